@@ -1,0 +1,181 @@
+"""The report of one analysis: the one schema that Python, the command line and HTTP share.
+
+Numbers are finite or null. Absent parts are null. The same input, options, seed and device give the same
+report, ``timings`` aside. Symbols: t = tr H, q = ‖H‖_F², P the number of parameters, N of samples.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = "1.0"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Engine(_Part):
+    """What computed the report."""
+
+    version: str
+    torch: str
+    device: str
+    dtype: Literal["float64", "float32"]
+    seed: int
+    sandbox: list[str] | None = None
+    """Protections that were active; null when the engine ran unconfined in the caller's own process."""
+
+
+class ParameterTensor(_Part):
+    name: str
+    shape: list[int]
+    count: int
+
+
+class Parameters(_Part):
+    count: int
+    tensors: list[ParameterTensor]
+    tied: list[str]
+    """Names of tensors that the model uses more than once; each counts once."""
+
+
+class Parity(_Part):
+    """Agreement of our logits with an independent runtime on the same batch."""
+
+    reference: str
+    max_abs_error: float
+
+
+class Model(_Part):
+    format: Literal["onnx", "torchscript", "module"]
+    sha256: str | None
+    architecture: Literal["mlp", "general"]
+    parameters: Parameters
+    activations: list[str]
+    smooth: bool
+    nonsmooth_operators: list[str]
+    head: str
+    parity: Parity | None
+
+
+class BatchSummary(_Part):
+    sha256: str | None
+    samples: int
+    classes: int
+    """Number of classes; 2 for one binary logit."""
+
+
+class Loss(_Part):
+    kind: Literal["cross_entropy", "binary_cross_entropy"]
+    value: float
+    gradient_norm: float
+    accuracy: float
+    """Weighted share of samples whose most probable class is the label's."""
+
+
+class Moments(_Part):
+    method: Literal["closed_form", "basis", "probes"]
+    exact: bool
+    trace: float
+    frobenius_squared: float
+    failure_probability: float | None = None
+
+
+class Interval(_Part):
+    lower: float
+    upper: float
+
+
+class ExtremeBounds(_Part):
+    lambda_max: Interval
+    lambda_min: Interval
+
+
+class Bounds(_Part):
+    wolkowicz_styan: ExtremeBounds
+
+
+class CertifiedInterval(_Part):
+    lower: float
+    upper: float
+    relative_gap: float
+    kind: Literal["deterministic", "probabilistic"]
+    failure_probability: float | None
+
+
+class Enclosure(_Part):
+    lambda_max: CertifiedInterval
+    lambda_min: CertifiedInterval
+    hessian_vector_products: int
+
+
+class Density(_Part):
+    grid: list[float]
+    values: list[float]
+
+
+class SpectrumResult(_Part):
+    method: Literal["dense", "lanczos"]
+    eigenvalues: list[float]
+    """Descending."""
+    residuals: list[float] | None
+    density: Density | None
+
+
+class LayerCurvature(_Part):
+    name: str
+    parameters: int
+    trace: float
+    frobenius_squared: float
+    wolkowicz_styan_upper: float
+
+
+class SampleShare(_Part):
+    row: int
+    share: float
+
+
+class Orthogonality(_Part):
+    coherence: float
+    """Largest |cos| between two different samples' inputs to the first layer."""
+    cross_sample_share: float
+    """Share of q that comes from pairs of different samples."""
+    sample_shares: list[SampleShare]
+    """The largest ones, Σ_t of q by sample."""
+
+
+class Check(_Part):
+    name: str
+    passed: bool
+    value: float | None
+    tolerance: float | None
+
+
+class ReportWarning(_Part):
+    code: str
+    message: str
+
+
+class Report(_Part):
+    """Sharpness of one classifier on one batch."""
+
+    schema_version: str = SCHEMA_VERSION
+    engine: Engine
+    model: Model
+    batch: BatchSummary
+    loss: Loss
+    moments: Moments | None
+    bounds: Bounds | None
+    enclosure: Enclosure | None
+    spectrum: SpectrumResult | None
+    layers: list[LayerCurvature] | None
+    blocks: list[list[float]] | None
+    """‖H_lk‖_F, layer × layer, in the order of ``layers``."""
+    orthogonality: Orthogonality | None
+    checks: list[Check]
+    warnings: list[ReportWarning]
+    timings: dict[str, float]
+    """Seconds by phase; ``total`` covers all of them."""
