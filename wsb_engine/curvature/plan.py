@@ -1,0 +1,189 @@
+"""Cost and memory model of the closed form: which way each block of H is summed, and in tiles of how many samples.
+
+A block (l, k) of H = Σ_s w_s ã_l ⊗ M_s is summed in one of these ways, all exact:
+
+    pairs, packed   ⟨h_s, h_t⟩ for all pairs of samples, from Gram matrices of flattened blocks
+    pairs, factor   the same with A = R Rᵀ + diag(v), for the last hidden layer (‖R_sᵀ R_t‖², better for wide layers)
+    block           the block itself, formed in chunks of its rows: better when samples outnumber parameters
+
+Costs are floating-point operations plus a charge for memory traffic; they rank ways and promise no times.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from wsb_engine.curvature.mlp import Network
+from wsb_engine.errors import ResourceError
+
+Form = Literal["packed", "factor", "block"]
+
+MAX_TILE = 1024
+"""Samples in a tile: beyond this, products of Gram matrices gain nothing."""
+MIN_TILE = 64
+"""Smaller tiles cost more in calls than they save."""
+MIN_TILES = 4
+"""Tiles to aim for: the symmetry in (s, t) saves up to half of the work only between different tiles."""
+TRAFFIC = 12.0
+"""Operations that touching a number once costs, next to one multiply-add of a matrix product."""
+BLOCK_TOUCHES = 8
+"""Times that each entry of a sample's rows is touched when a block is formed."""
+
+
+def triangle(n: int) -> int:
+    """Entries of a packed symmetric n × n matrix."""
+    return n * (n + 1) // 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to sum."""
+
+    forms: dict[tuple[int, int], Form]
+    """By block (l, k), l ≤ k, of layers that learn."""
+    tile: int
+    """Samples in a tile."""
+    cached: bool
+    """Whether the tiles of all samples fit in memory at once."""
+    memory: int
+    """Bytes to work in."""
+    itemsize: int
+    """Of the working dtype."""
+    cost: float
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return [block for block, form in self.forms.items() if form != "block"]
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        return [block for block, form in self.forms.items() if form == "block"]
+
+
+def plan(
+    net: Network, samples: int, *, memory: int, itemsize: int, prefer: Literal["auto", "pairs", "block"] = "auto"
+) -> Plan:
+    """Chooses the cheapest way for each block and the largest useful tile.
+
+    Args:
+        net: The network.
+        samples: N.
+        memory: Bytes to work in.
+        itemsize: Of the working dtype.
+        prefer: Forces one way; for tests and benchmarks.
+
+    Raises:
+        ResourceError: ``memory_limit`` when not even single samples fit.
+    """
+    learning = [index for index, layer in enumerate(net.layers) if layer.width]
+    forms: dict[tuple[int, int], Form] = {}
+    cost = 0.0
+    for l in learning:  # noqa: E741
+        for k in learning:
+            if k < l:
+                continue
+            costs = _costs(net, l, k, samples, memory, itemsize)
+            allowed = {form: c for form, c in costs.items() if prefer == "auto" or (form == "block") == (prefer == "block")}
+            best = min(allowed or costs, key=costs.__getitem__)
+            forms[l, k] = best
+            cost += costs[best]
+    tile, cached = _tile(net, forms, samples, memory, itemsize)
+    return Plan(forms, tile, cached, memory, itemsize, cost)
+
+
+def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> dict[Form, float]:  # noqa: E741
+    row, column = net.layers[l], net.layers[k]
+    pairs = n * (n + 1) / 2
+    gram = 2.0 * (row.width + column.width) + 4 * TRAFFIC
+    costs: dict[Form, float] = {}
+    if l == k:
+        costs["packed"] = pairs * (gram + 2 * triangle(row.d_out))
+        if l == len(net.layers) - 2:
+            c = net.classes
+            costs["factor"] = pairs * (gram + c * c * (2 * row.d_out + TRAFFIC) + 6 * row.d_out)
+        shape = (triangle(row.width), triangle(row.d_out))
+    else:
+        costs["packed"] = pairs * (gram + 2.0 * _pair_width(net, l, k))
+        shape = (row.width, row.d_out * column.parameters)
+    if block_row_bytes(net, l, k, itemsize) <= memory / 2:
+        # Twice: a second pass for the samples' shares.
+        costs["block"] = 2 * n * (2.0 * shape[0] * shape[1] + BLOCK_TOUCHES * TRAFFIC * sum(shape))
+    return costs
+
+
+def _pair_width(net: Network, l: int, k: int) -> float:  # noqa: E741
+    """Multiply-adds a pair of samples costs in an off-diagonal block."""
+    row, column = net.layers[l], net.layers[k]
+    width = float(row.d_out * column.d_out)
+    if column.learns_weight:
+        if k == l + 1:
+            width += 2 * width + row.d_out + column.d_out
+        else:
+            width += row.d_out * column.d_in + column.d_out
+            width += 2 * row.d_out * (column.d_out + column.d_in + TRAFFIC)
+    return width
+
+
+def block_row_bytes(net: Network, l: int, k: int, itemsize: int) -> int:  # noqa: E741
+    """Bytes that the smallest chunk of block (l, k) needs: a row of units, summed in float64."""
+    row, column = net.layers[l], net.layers[k]
+    columns = triangle(row.d_out) if l == k else row.width * column.parameters
+    return 8 * columns + itemsize * columns
+
+
+def sample_bytes(net: Network, forms: dict[tuple[int, int], Form], itemsize: int) -> tuple[int, int]:
+    """Bytes of one sample's quantities: those kept in a tile, and those only needed while it is made."""
+    layers = net.layers
+    squares = [layer.d_out**2 for layer in layers[square_rows(forms, len(layers)) :]]
+    transient = sum(squares) + 2 * max(squares, default=0)
+    count = sum(layer.d_in + 4 * layer.d_out for layer in layers)
+    for (l, k), form in forms.items():
+        row, column = layers[l], layers[k]
+        if form == "factor":
+            count += net.classes * row.d_out + 2 * row.d_out
+        elif form == "packed" and l == k:
+            count += triangle(row.d_out)
+        elif l != k:
+            count += row.d_out * (column.d_out + column.d_in * (k > l + 1))
+            transient = max(transient, 2 * row.d_out * column.d_out)
+    return count * itemsize, transient * itemsize
+
+
+def square_rows(forms: dict[tuple[int, int], Form], layers: int) -> int:
+    """Lowest layer whose A_ll must be formed as a d × d matrix."""
+    wanted = [l if form != "factor" else l + 1 for (l, k), form in forms.items() if l == k]
+    wanted += [k for l, k in forms if l != k]
+    return min(wanted, default=layers)
+
+
+def _pair_bytes(net: Network, forms: dict[tuple[int, int], Form]) -> int:
+    """Bytes that one pair of samples takes while a pair of tiles is summed."""
+    numbers = 12
+    for (l, k), form in forms.items():
+        if form == "factor":
+            numbers = max(numbers, 12 + 2 * net.classes**2)
+        elif form == "packed" and k > l + 1:
+            numbers = max(numbers, 12 + 3 * net.layers[l].d_out)
+    return 8 * numbers
+
+
+def _tile(
+    net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int
+) -> tuple[int, bool]:
+    (kept, transient), pair = sample_bytes(net, forms, itemsize), _pair_bytes(net, forms)
+    # 2·one·B + pair·B² ≤ memory/2: two tiles and their pairs; the other half is for blocks or cached tiles.
+    one, half = kept + transient / 2, memory / 2
+    fits = int((math.sqrt(one * one + pair * half) - one) / pair)
+    if fits < 1:
+        needed = int(2 * one + pair)
+        raise ResourceError(
+            f"one pair of samples needs {needed:,} bytes, of the memory limit {int(half):,} are left for it",
+            code="memory_limit",
+            advice="Raise memory_limit, or analyse a narrower set of layers with the parameters option.",
+            needed=needed,
+            limit=memory,
+        )
+    return min(fits, MAX_TILE, max(MIN_TILE, math.ceil(n / MIN_TILES))), n * kept <= half
+
