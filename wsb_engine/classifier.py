@@ -28,8 +28,8 @@ class Input:
     name: str
     shape: tuple[int | None, ...] | None
     """None where the file declares no shape."""
-    dtype: torch.dtype
-    """As the file declares it; floating inputs are cast to the working dtype."""
+    dtype: torch.dtype | None
+    """As the file declares it, None where it doesn't; floating inputs are cast to the working dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,9 +33,7 @@ class EngineError(Exception):
         return (_rebuild, (type(self), self.message, self.code, self.advice, self.details))
 
 
-def _rebuild(
-    cls: type[EngineError], message: str, code: str, advice: str, details: dict[str, Any]
-) -> EngineError:
+def _rebuild(cls: type[EngineError], message: str, code: str, advice: str, details: dict[str, Any]) -> EngineError:
     return cls(message, code=code, advice=advice, **details)
 
 

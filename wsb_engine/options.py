@@ -26,9 +26,7 @@ class Options(BaseModel):
     moments: Moments = Field("auto", description="How tr H and ‖H‖_F² are got.")
     enclosure: bool = Field(True, description="Certify λ_max and λ_min from both sides.")
     relative_gap: float = Field(1e-6, gt=0, lt=1, description="Width of the enclosure at which to stop.")
-    failure_probability: float = Field(
-        1e-9, ge=1e-300, le=0.5, description="Of a probabilistic bound; 0 < δ ≤ 1/2."
-    )
+    failure_probability: float = Field(1e-9, ge=1e-300, le=0.5, description="Of a probabilistic bound; 0 < δ ≤ 1/2.")
     max_products: int = Field(300, ge=1, le=1_000_000, description="Hessian-vector products for the enclosure.")
     spectrum: Spectrum = Field("none", description="Eigenvalues to compute besides the bounds.")
     top: int = Field(10, ge=1, le=10_000, description="How many eigenvalues with spectrum = top.")

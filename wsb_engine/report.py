@@ -76,8 +76,11 @@ class Loss(_Part):
     """Weighted share of samples whose most probable class is the label's."""
 
 
+MomentsMethod = Literal["closed_form", "basis", "probes"]
+
+
 class Moments(_Part):
-    method: Literal["closed_form", "basis", "probes"]
+    method: MomentsMethod
     exact: bool
     trace: float
     frobenius_squared: float
@@ -139,10 +142,11 @@ class SampleShare(_Part):
 
 
 class Orthogonality(_Part):
-    coherence: float
-    """Largest |cos| between two different samples' inputs to the first layer."""
+    coherence: float | None
+    """Largest |cos| between two different samples' ã = [x; 1] (x without a bias) at the first layer; null where
+    the samples are too many to compare and q did not need it."""
     cross_sample_share: float
-    """Share of q that comes from pairs of different samples."""
+    """Share of q that comes from pairs of different samples; negative where they cancel."""
     sample_shares: list[SampleShare]
     """The largest ones, Σ_t of q by sample."""
 

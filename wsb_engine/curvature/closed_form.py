@@ -1,4 +1,4 @@
-"""Exact tr H and ‖H‖_F² of a smooth MLP without forming H (mathematics.md, section 3; arXiv 2604.10202 for three layers).
+"""Exact tr H and ‖H‖_F² of a smooth MLP without forming H (mathematics.md, section 3; arXiv 2604.10202).
 
 With H = Σ_s w_s h_s over samples, t = Σ_s w_s tr h_s and q = Σ_{s,t} w_s w_t ⟨h_s, h_t⟩, block by block of layers:
 
@@ -12,6 +12,7 @@ dtype, sums over samples in float64. Nothing larger than a tile of samples is he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -105,12 +106,8 @@ def closed_form(
         progress: Called with the fraction done; may raise to stop.
     """
     count, samples = len(net.layers), len(weights)
-    new = {"dtype": torch.float64, "device": weights.device}
     sums = _Sums(
-        torch.zeros(count, count, **new),
-        torch.zeros(count, **new),
-        torch.zeros(samples, **new),
-        torch.zeros((), **new),
+        weights.new_zeros(count, count), weights.new_zeros(count), weights.new_zeros(samples), weights.new_zeros(())
     )
     starts = range(0, samples, plan.tile)
 
@@ -182,7 +179,7 @@ def _tile(net: Network, plan: Plan, start: int, run: Passes, w: Tensor) -> _Tile
 def _descend(net: Network, run: Passes, top: Tensor, level: int, lowest: int) -> Iterator[tuple[int, Tensor]]:
     """(l, Xᵀ) for l = level − 1 down to ``lowest``, from Xᵀ at ``level``."""
     block = top
-    for l in range(level - 1, lowest - 1, -1):  # noqa: E741
+    for l in range(level - 1, lowest - 1, -1):
         block = step_down(net, run, l, block)
         yield l, block
 
@@ -194,7 +191,8 @@ def _pack(square: Tensor) -> Tensor:
 
 
 def _off_diagonal_scale(rows: Tensor, columns: Tensor, like: Tensor) -> Tensor:
-    return torch.where(rows == columns, 1.0, 2.0**0.5).to(like.dtype)
+    one = torch.ones((), dtype=like.dtype, device=like.device)
+    return torch.where(rows == columns, one, one * math.sqrt(2))
 
 
 def _learning(plan: Plan) -> list[int]:
@@ -206,7 +204,7 @@ def _gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _add_traces(net: Network, plan: Plan, tile: _Tile, sums: _Sums) -> None:
-    for l in _learning(plan):  # noqa: E741
+    for l in _learning(plan):
         if plan.forms[l, l] == "factor":
             _, diagonal, v = tile.factor[l, l]
             trace = (diagonal + v).double().sum(dim=1)
@@ -244,7 +242,7 @@ def _add_pairs(net: Network, plan: Plan, first: _Tile, second: _Tile, sums: _Sum
 def _add_coherence(
     net: Network, plan: Plan, K: dict[int, Tensor], first: _Tile, second: _Tile, same: bool, sums: _Sums
 ) -> None:
-    l = _learning(plan)[0]  # noqa: E741
+    l = _learning(plan)[0]
     norms = [net.layers[l].augmented(tile.run.a[l]).double().square().sum(dim=1) for tile in (first, second)]
     scale = (norms[0].unsqueeze(1) * norms[1]).sqrt()
     cosine = torch.where(scale > 0, K[l].abs() / scale, 0.0)
@@ -253,18 +251,18 @@ def _add_coherence(
     sums.coherence = max(sums.coherence, min(float(cosine.max()), 1.0))
 
 
-def _square_products(plan: Plan, l: int, first: _Tile, second: _Tile) -> Tensor:  # noqa: E741
+def _square_products(plan: Plan, l: int, first: _Tile, second: _Tile) -> Tensor:
     """⟨A_ll,s , A_ll,t⟩, (B, B′) float64."""
     if plan.forms[l, l] == "packed":
         return _gram(first.packed[l, l], second.packed[l, l])
     (R, rr, v), (R2, rr2, v2) = first.factor[l, l], second.factor[l, l]
     # A = R Rᵀ + diag(v): ‖R_sᵀ R_t‖² + diag(R_s R_sᵀ)·v_t + v_s·diag(R_t R_tᵀ) + v_s·v_t
     inner = R.flatten(0, 1) @ R2.flatten(0, 1).T
-    squares = inner.square_().unflatten(0, R.shape[:2]).unflatten(2, R2.shape[:2]).sum(dim=(1, 3))
+    squares: Tensor = inner.square_().unflatten(0, R.shape[:2]).unflatten(2, R2.shape[:2]).sum(dim=(1, 3))
     return squares.double() + _gram(rr + v, v2) + _gram(v, rr2)
 
 
-def _cross_products(net: Network, l: int, k: int, K: Tensor, first: _Tile, second: _Tile) -> Tensor:  # noqa: E741
+def _cross_products(net: Network, l: int, k: int, K: Tensor, first: _Tile, second: _Tile) -> Tensor:
     """K_k ⟨A, A⟩ + (δ·δ) ⟨J, J⟩ + c(s,t) + c(t,s) of block (l, k), (B, B′) float64."""
     products = K * _gram(first.packed[l, k], second.packed[l, k])
     if not net.layers[k].learns_weight:
@@ -276,7 +274,7 @@ def _cross_products(net: Network, l: int, k: int, K: Tensor, first: _Tile, secon
     return products
 
 
-def _mixed(l: int, k: int, first: _Tile, second: _Tile) -> Tensor:  # noqa: E741
+def _mixed(l: int, k: int, first: _Tile, second: _Tile) -> Tensor:
     """c_lk(s, t) for s in ``first``, t in ``second``: (B, B′) float64."""
     A, a, delta = first.packed[l, k], first.run.a[k], second.run.delta[k]
     if l == k - 1:
@@ -289,14 +287,13 @@ def _mixed(l: int, k: int, first: _Tile, second: _Tile) -> Tensor:  # noqa: E741
 
 def _add_block(net: Network, plan: Plan, block: Block, tiles: Callable[[], Iterator[_Tile]], sums: _Sums) -> None:
     """Forms block (l, k) in chunks of rows: H_lk = Σ_s w_s X_sᵀ Y_s, then ‖·‖² and each sample's share of it."""
-    l, k = block  # noqa: E741
+    l, k = block
     factor = 1 if l == k else 2
     for chunk in _chunks(net, plan, block):
-        H: Tensor | float = 0.0
+        H = sums.shares.new_zeros(())
         for tile in tiles():
             X, Y = _outer(net, block, tile, chunk)
             H = H + ((tile.w.to(X.dtype).unsqueeze(1) * X).T @ Y).double()
-        assert isinstance(H, Tensor)
         sums.block_squares[l, k] += H.square().sum()
         for tile in tiles():
             X, Y = _outer(net, block, tile, chunk)
@@ -306,11 +303,12 @@ def _add_block(net: Network, plan: Plan, block: Block, tiles: Callable[[], Itera
 
 def _row_dots(x: Tensor, y: Tensor) -> Tensor:
     """x_s·y_s, (B,) float64."""
-    return torch.linalg.vecdot(x, y, dim=1).double()
+    dots: Tensor = torch.linalg.vecdot(x, y, dim=1)
+    return dots.double()
 
 
 def _chunks(net: Network, plan: Plan, block: Block) -> Iterator[slice]:
-    l, k = block  # noqa: E741
+    l, k = block
     row, column = net.layers[l], net.layers[k]
     if l == k:
         total, unit = triangle(row.width), triangle(row.d_out) * 8 * 2 + 2 * plan.tile * plan.itemsize
@@ -323,7 +321,7 @@ def _chunks(net: Network, plan: Plan, block: Block) -> Iterator[slice]:
 
 def _outer(net: Network, block: Block, tile: _Tile, chunk: slice) -> tuple[Tensor, Tensor]:
     """X (B, r) and Y (B, c) with h_s[chunk of block] = X_sᵀ Y_s."""
-    l, k = block  # noqa: E741
+    l, k = block
     row, column = net.layers[l], net.layers[k]
     augmented = row.augmented(tile.run.a[l])
     if l == k:
@@ -339,5 +337,7 @@ def _outer(net: Network, block: Block, tile: _Tile, chunk: slice) -> tuple[Tenso
             M[..., : column.d_in] += delta * tile.jacobian[l, k][:, :, chunk].transpose(1, 2).unsqueeze(2)
         else:
             units = torch.arange(chunk.start, chunk.stop, device=A.device)
-            M[:, units - chunk.start, :, units] += (tile.run.phi1[l][:, chunk].unsqueeze(2) * delta[:, 0, :, 0].unsqueeze(1)).transpose(0, 1)
+            M[:, units - chunk.start, :, units] += (
+                tile.run.phi1[l][:, chunk].unsqueeze(2) * delta[:, 0, :, 0].unsqueeze(1)
+            ).transpose(0, 1)
     return augmented, M.flatten(1)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsb_engine.classifier import MLP, Activation, LogitModel, Tensors
+from wsb_engine.classifier import MLP, Activation, Tensors
 from wsb_engine.curvature.activations import derivatives
 from wsb_engine.curvature.loss import probabilities
 
@@ -71,11 +71,10 @@ class Network:
         return self.layers[-1].d_out
 
 
-def network(model: LogitModel, mlp: MLP, parameters: Tensors, selected: frozenset[str]) -> Network:
+def network(mlp: MLP, parameters: Tensors, selected: frozenset[str]) -> Network:
     """Lays the named tensors out as [d_out, d_in] layers.
 
     Args:
-        model: The logits that ``mlp`` is the structure of.
         mlp: The structure.
         parameters: Tensors in the working dtype, on the working device.
         selected: Names of those that are differentiated.
@@ -151,12 +150,12 @@ def last_hidden_factor(net: Network, run: Passes) -> Tensor:
     return factor * run.phi1[-1].unsqueeze(1)
 
 
-def diagonal_term(net: Network, run: Passes, l: int) -> Tensor:  # noqa: E741
+def diagonal_term(net: Network, run: Passes, l: int) -> Tensor:
     """v_l = φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}, (B, d_l)."""
     return run.phi2[l] * (run.delta[l + 1] @ net.layers[l + 1].W)
 
 
-def step_down(net: Network, run: Passes, l: int, block: Tensor) -> Tensor:  # noqa: E741
+def step_down(net: Network, run: Passes, l: int, block: Tensor) -> Tensor:
     """(D_l W_{l+1}ᵀ X)ᵀ from Xᵀ = ``block`` (B, m, d_{l+1}): the recursion that A and J share."""
     return (block @ net.layers[l + 1].W) * run.phi1[l].unsqueeze(1)
 

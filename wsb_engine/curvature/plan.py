@@ -80,12 +80,14 @@ def plan(
     learning = [index for index, layer in enumerate(net.layers) if layer.width]
     forms: dict[tuple[int, int], Form] = {}
     cost = 0.0
-    for l in learning:  # noqa: E741
+    for l in learning:
         for k in learning:
             if k < l:
                 continue
             costs = _costs(net, l, k, samples, memory, itemsize)
-            allowed = {form: c for form, c in costs.items() if prefer == "auto" or (form == "block") == (prefer == "block")}
+            allowed = {
+                form: c for form, c in costs.items() if prefer == "auto" or (form == "block") == (prefer == "block")
+            }
             best = min(allowed or costs, key=costs.__getitem__)
             forms[l, k] = best
             cost += costs[best]
@@ -93,7 +95,7 @@ def plan(
     return Plan(forms, tile, cached, memory, itemsize, cost)
 
 
-def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> dict[Form, float]:  # noqa: E741
+def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> dict[Form, float]:
     row, column = net.layers[l], net.layers[k]
     pairs = n * (n + 1) / 2
     gram = 2.0 * (row.width + column.width) + 4 * TRAFFIC
@@ -113,7 +115,7 @@ def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> 
     return costs
 
 
-def _pair_width(net: Network, l: int, k: int) -> float:  # noqa: E741
+def _pair_width(net: Network, l: int, k: int) -> float:
     """Multiply-adds a pair of samples costs in an off-diagonal block."""
     row, column = net.layers[l], net.layers[k]
     width = float(row.d_out * column.d_out)
@@ -126,7 +128,7 @@ def _pair_width(net: Network, l: int, k: int) -> float:  # noqa: E741
     return width
 
 
-def block_row_bytes(net: Network, l: int, k: int, itemsize: int) -> int:  # noqa: E741
+def block_row_bytes(net: Network, l: int, k: int, itemsize: int) -> int:
     """Bytes that the smallest chunk of block (l, k) needs: a row of units, summed in float64."""
     row, column = net.layers[l], net.layers[k]
     columns = triangle(row.d_out) if l == k else row.width * column.parameters
@@ -169,9 +171,7 @@ def _pair_bytes(net: Network, forms: dict[tuple[int, int], Form]) -> int:
     return 8 * numbers
 
 
-def _tile(
-    net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int
-) -> tuple[int, bool]:
+def _tile(net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int) -> tuple[int, bool]:
     (kept, transient), pair = sample_bytes(net, forms, itemsize), _pair_bytes(net, forms)
     # 2·one·B + pair·B² ≤ memory/2: two tiles and their pairs; the other half is for blocks or cached tiles.
     one, half = kept + transient / 2, memory / 2
@@ -186,4 +186,3 @@ def _tile(
             limit=memory,
         )
     return min(fits, MAX_TILE, max(MIN_TILE, math.ceil(n / MIN_TILES))), n * kept <= half
-

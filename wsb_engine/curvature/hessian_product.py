@@ -1,0 +1,116 @@
+"""Loss, gradient and Hessian-vector products by automatic differentiation, for any logits.
+
+Samples are taken in chunks; each chunk's loss carries its samples' own weights, so that ragged chunks add up right.
+Products of a chunk run in the working dtype, sums over chunks in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from wsb_engine.classifier import Tensors
+from wsb_engine.curvature.loss import Targets, sample_losses
+
+Logits = Callable[[Tensors, Tensors], Tensor]
+
+GRADIENT_SAMPLES = 1024
+"""Samples in a chunk of a gradient."""
+PRODUCT_SAMPLES = 128
+"""Samples in a chunk of a block of products, which holds that many intermediates for each column."""
+COLUMNS = 64
+"""Vectors multiplied at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """L as a function of the selected parameters, over all samples."""
+
+    function: Logits
+    selected: Mapping[str, Tensor]
+    """What is differentiated, in the working dtype and on the working device."""
+    fixed: Mapping[str, Tensor]
+    """Parameters that are not."""
+    inputs: Mapping[str, Tensor]
+    """As loaded; cast and moved chunk by chunk."""
+    targets: Targets
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.selected.values())
+
+    def chunks(self, size: int = GRADIENT_SAMPLES) -> Iterator[slice]:
+        samples = len(self.targets.weights)
+        return (slice(start, min(start + size, samples)) for start in range(0, samples, size))
+
+    def chunk_inputs(self, rows: slice) -> dict[str, Tensor]:
+        return {
+            name: tensor[rows].to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.inputs.items()
+        }
+
+    def logits(self, rows: slice) -> Tensor:
+        """z of shape (B, C)."""
+        return self.function({**self.fixed, **self.selected}, self.chunk_inputs(rows))
+
+    def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
+        """Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
+        inputs = self.chunk_inputs(rows)
+        y, w = self.targets.y[rows].to(self.dtype), self.targets.weights[rows].to(self.dtype)
+
+        def loss(selected: Tensors) -> Tensor:
+            return (w * sample_losses(self.function({**self.fixed, **selected}, inputs), y)).sum()
+
+        return loss
+
+    def flatten(self, tensors: Tensors) -> Tensor:
+        """Concatenates in the order of ``selected``; (P,)."""
+        return torch.cat([tensors[name].reshape(-1) for name in self.selected])
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Inverse of ``flatten``."""
+        pieces = vector.split([tensor.numel() for tensor in self.selected.values()])
+        return {name: piece.view_as(self.selected[name]) for name, piece in zip(self.selected, pieces, strict=True)}
+
+    def gradient(self) -> Tensor:
+        """∇L, (P,) float64."""
+        total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
+        for rows in self.chunks():
+            total += self.flatten(grad(self.chunk_loss(rows))(dict(self.selected)))
+        return total
+
+
+class HessianProduct:
+    """H·V by forward-over-reverse differentiation, a block of columns at a time."""
+
+    def __init__(self, objective: Objective, columns: int = COLUMNS) -> None:
+        self._objective = objective
+        self.columns = min(columns, objective.parameters)
+        self.parameters = objective.parameters
+        self.dtype, self.device = objective.dtype, objective.device
+
+    def __call__(self, V: Tensor) -> Tensor:
+        """H·V, (P, m) float64, for V of shape (P, m) in the working dtype."""
+        objective = self._objective
+        total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
+        point = dict(objective.selected)
+        for rows in objective.chunks(PRODUCT_SAMPLES):
+            gradient = grad(objective.chunk_loss(rows))
+
+            def product(v: Tensor, gradient: Callable[[Tensors], Tensors] = gradient) -> Tensor:
+                return objective.flatten(jvp(gradient, (point,), (objective.unflatten(v),))[1])
+
+            total += vmap(product, in_dims=1, out_dims=1)(V)
+        return total
+
+    def basis(self, start: int, stop: int) -> Tensor:
+        """Columns ``start`` to ``stop`` of the identity, (P, stop − start)."""
+        columns = torch.zeros(self.parameters, stop - start, dtype=self.dtype, device=self.device)
+        columns[start:stop].fill_diagonal_(1)
+        return columns

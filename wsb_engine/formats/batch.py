@@ -1,0 +1,339 @@
+"""Labelled batches: .npz (never with pickles) and .safetensors files, or arrays from memory.
+
+A file holds ``y`` and ``x``, or one array per model input by its name, and optionally ``weights``. Headers are
+checked against the bytes that are there before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsb_engine.errors import BatchError
+
+MAX_BYTES = 8 << 30
+"""Of all arrays of a batch, uncompressed."""
+MAX_ARRAYS = 256
+SIMPLEX_TOLERANCE = 1e-4
+"""How far from 1 a row of probabilities may sum (float16 and float32 files round); rows are rescaled."""
+
+ArrayLike = Any
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and labels of N samples.
+
+    Args:
+        x: One array (N, …), or a mapping from input name to array.
+        y: Integer labels (N,), or probabilities (N, C); for one logit also (N,) or (N, 1) in [0, 1]. Strings are
+            allowed where the model names its classes.
+        weights: (N,) non-negative, not all 0; the loss is Σ w_s ℓ_s / Σ w_s. None weighs all the same.
+
+    Raises:
+        BatchError: ``empty_batch``, ``row_count_mismatch``, ``batch_not_finite``, ``object_array``,
+            ``unsupported_array_dtype``, ``labels_shape``, ``labels_not_probabilities``, ``weights_invalid``.
+    """
+
+    x: Mapping[str, Tensor]
+    """Input tensors by name; the name is "x" for a sole array."""
+    y: NDArray[Any]
+    weights: NDArray[np.float64] | None = None
+    sha256: str | None = field(default=None, kw_only=True)
+
+    def __init__(
+        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, *, sha256: str | None = None
+    ) -> None:
+        arrays = dict(x) if isinstance(x, Mapping) else {"x": x}
+        if not arrays:
+            raise BatchError("the batch has no input array", code="inputs_missing", advice="Add an array x.")
+        tensors = {str(name): _tensor(str(name), value) for name, value in arrays.items()}
+        labels = _labels(y)
+        for name, tensor in tensors.items():
+            if tensor.ndim == 0 or len(tensor) != len(labels):
+                rows = len(tensor) if tensor.ndim else "no"
+                raise BatchError(
+                    f"array {name!r} has {rows} rows, y has {len(labels)}",
+                    code="row_count_mismatch",
+                    advice="Give every array one row for each sample.",
+                    array=name,
+                )
+        object.__setattr__(self, "x", tensors)
+        object.__setattr__(self, "y", labels)
+        object.__setattr__(self, "weights", None if weights is None else _weights(weights, len(labels)))
+        object.__setattr__(self, "sha256", sha256)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
+    """Reads a batch file; the format is told from its first bytes.
+
+    Args:
+        source: A path, or the file's bytes.
+
+    Raises:
+        BatchError: as ``Batch``, and ``batch_not_found``, ``batch_empty_file``, ``batch_unrecognized``,
+            ``batch_invalid``, ``batch_too_large``, ``labels_missing``, ``inputs_missing``, ``pickle_refused``.
+    """
+    data = _read(source)
+    if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        arrays: dict[str, ArrayLike] = dict(_read_npz(data))
+    elif _looks_like_safetensors(data):
+        arrays = dict(_read_safetensors(data))
+    else:
+        raise _unrecognized(data)
+    y = arrays.pop("y", None)
+    weights = arrays.pop("weights", None)
+    if y is None:
+        raise BatchError(
+            "the batch has no array y",
+            code="labels_missing",
+            advice="Add y: integer labels [N], or probabilities [N, C].",
+            arrays=sorted(arrays)[:20],
+        )
+    if not arrays:
+        raise BatchError(
+            "the batch has no input array",
+            code="inputs_missing",
+            advice="Add an array x, or one array per model input under its name.",
+        )
+    return Batch(arrays, y, weights, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _read(source: str | os.PathLike[str] | bytes) -> bytes:
+    if isinstance(source, bytes):
+        data = source
+    else:
+        path = Path(source)
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise _too_large(path.stat().st_size)
+            data = path.read_bytes()
+        except OSError as error:
+            raise BatchError(
+                f"the batch can't be read: {error.strerror}",
+                code="batch_not_found",
+                advice="Give the path of a readable .npz or .safetensors file.",
+            ) from error
+    if not data:
+        raise BatchError(
+            "the batch file is empty", code="batch_empty_file", advice="Write the file again and check its size."
+        )
+    return data
+
+
+def _unrecognized(data: bytes) -> BatchError:
+    if data[:1] == b"\x80":
+        return BatchError(
+            "the file is a Python pickle, which is never loaded",
+            code="pickle_refused",
+            advice="Save the arrays with numpy.savez(file, x=x, y=y).",
+        )
+    advice = "Send .npz (numpy.savez(file, x=x, y=y)) or .safetensors."
+    if data.startswith(b"\x93NUMPY"):
+        return BatchError(
+            "the file is a single .npy array; a batch needs x and y", code="batch_unrecognized", advice=advice
+        )
+    return BatchError("the file is neither .npz nor .safetensors", code="batch_unrecognized", advice=advice)
+
+
+def _too_large(size: int) -> BatchError:
+    return BatchError(
+        f"the batch holds {size:,} bytes, the limit is {MAX_BYTES:,}",
+        code="batch_too_large",
+        advice="Send fewer samples.",
+        size=size,
+        limit=MAX_BYTES,
+    )
+
+
+def _invalid(reason: str) -> BatchError:
+    return BatchError(
+        f"the batch file can't be read: {reason}",
+        code="batch_invalid",
+        advice="The file is damaged or incomplete: write it again and compare its size and checksum.",
+    )
+
+
+def _read_npz(data: bytes) -> dict[str, NDArray[Any]]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_ARRAYS:
+                raise BatchError(
+                    f"the batch has {len(members)} arrays, the limit is {MAX_ARRAYS}",
+                    code="batch_too_large",
+                    advice="Keep x, y, weights or one array per model input.",
+                )
+            total = sum(member.file_size for member in members)
+            if total > MAX_BYTES:
+                raise _too_large(total)
+            arrays = {}
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                if name in arrays:
+                    raise _invalid(f"array {name!r} appears twice")
+                arrays[name] = _read_npy(archive, member, name)
+            return arrays
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise _invalid(str(error) or type(error).__name__) from error
+
+
+def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> NDArray[Any]:
+    with archive.open(member) as stream:
+        try:
+            version = np.lib.format.read_magic(stream)
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            elif version == (2, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+            else:
+                raise _invalid(f"array {name!r} has .npy version {version}")
+        except ValueError as error:
+            raise _invalid(f"array {name!r}: {str(error).splitlines()[0]}") from error
+        if dtype.hasobject:
+            raise _object_array(name)
+        content = stream.read()
+    count = math.prod(shape)
+    if any(size < 0 for size in shape) or count * dtype.itemsize != len(content):
+        raise _invalid(f"array {name!r} declares shape {shape} of {dtype}, but holds {len(content):,} bytes")
+    array: NDArray[Any] = np.frombuffer(content, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
+    return array
+
+
+def _object_array(name: str) -> BatchError:
+    return BatchError(
+        f"array {name!r} holds Python objects, which would need a pickle",
+        code="object_array",
+        advice="Convert it to a numeric dtype before saving (rows of different lengths make object arrays).",
+        array=name,
+    )
+
+
+def _looks_like_safetensors(data: bytes) -> bool:
+    return len(data) > 8 and 2 <= int.from_bytes(data[:8], "little") <= 100_000_000 and data[8:9] == b"{"
+
+
+def _read_safetensors(data: bytes) -> dict[str, Tensor]:
+    import safetensors
+    import safetensors.torch
+
+    try:
+        return dict(safetensors.torch.load(data))
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise _invalid(str(error)) from error
+
+
+def _tensor(name: str, value: ArrayLike) -> Tensor:
+    """A real floating or integer tensor, finite."""
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        if tensor.is_complex() or tensor.is_quantized:
+            raise _unsupported_dtype(name, str(tensor.dtype))
+    else:
+        array = np.asarray(value)
+        if array.dtype.hasobject:
+            raise _object_array(name)
+        if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+            raise _unsupported_dtype(name, str(array.dtype))
+        if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+            if array.size and int(array.max()) > np.iinfo(np.int64).max:
+                raise _unsupported_dtype(name, f"{array.dtype} above the range of int64")
+            array = array.astype(np.int64)
+        array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if tensor.is_floating_point():
+        _require_finite(name, bool(torch.isfinite(tensor).all()))
+    return tensor
+
+
+def _unsupported_dtype(name: str, dtype: str) -> BatchError:
+    return BatchError(
+        f"array {name!r} has dtype {dtype}",
+        code="unsupported_array_dtype",
+        advice="Use a real floating, integer or boolean dtype of at most 64 bits.",
+        array=name,
+    )
+
+
+def _require_finite(name: str, finite: bool) -> None:
+    if not finite:
+        raise BatchError(
+            f"array {name!r} contains NaN or infinity",
+            code="batch_not_finite",
+            advice="Remove or replace the rows that are not finite.",
+            array=name,
+        )
+
+
+def _labels(y: ArrayLike) -> NDArray[Any]:
+    """int64 (N,), str (N,), or float64 (N,) or (N, C) probabilities."""
+    array: NDArray[Any] = (
+        (y.detach().cpu().double() if y.is_floating_point() else y.detach().cpu()).numpy()
+        if isinstance(y, Tensor)
+        else np.asarray(y)
+    )
+    if array.dtype.hasobject:
+        raise _object_array("y")
+    if array.dtype.kind not in "fiubU":
+        raise _unsupported_dtype("y", str(array.dtype))
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim not in (1, 2) or (array.ndim == 2 and (array.dtype.kind == "U" or array.shape[1] == 0)):
+        raise BatchError(
+            f"y has shape {array.shape}",
+            code="labels_shape",
+            advice="Give integer labels [N], or probabilities [N, C].",
+        )
+    if len(array) == 0:
+        raise BatchError("the batch has no samples", code="empty_batch", advice="Send at least one row.")
+    if array.dtype.kind == "f":
+        _require_finite("y", bool(np.isfinite(array).all()))
+        if array.ndim == 1 and bool((array == np.floor(array)).all()):
+            return array.astype(np.int64)
+        return _simplex(array.astype(np.float64))
+    if array.ndim == 2:
+        return _simplex(array.astype(np.float64))
+    return array if array.dtype.kind == "U" else array.astype(np.int64)
+
+
+def _simplex(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows rescaled to sum 1 exactly; a column of single probabilities stays as it is."""
+    sums = y.sum(axis=1) if y.ndim == 2 else np.ones(len(y))
+    outside = (y < 0).any() or (y > 1 + SIMPLEX_TOLERANCE).any()
+    if outside or (np.abs(sums - 1) > SIMPLEX_TOLERANCE).any():
+        row = int(np.argmax(np.abs(sums - 1))) if not outside else int(np.argwhere((y < 0) | (y > 1))[0][0])
+        raise BatchError(
+            f"row {row} of y is not a probability distribution",
+            code="labels_not_probabilities",
+            advice="Floating y must hold rows of non-negative numbers that sum to 1; cast class labels to integers.",
+            row=row,
+        )
+    return y / sums[:, None] if y.ndim == 2 else y
+
+
+def _weights(weights: ArrayLike, samples: int) -> NDArray[np.float64]:
+    array = _tensor("weights", weights).double().numpy()
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (samples,) or (array < 0).any() or not 0 < array.sum() < np.inf:
+        raise BatchError(
+            f"weights of shape {array.shape} do not weigh {samples} samples",
+            code="weights_invalid",
+            advice="Give one non-negative weight for each row, not all of them 0.",
+        )
+    return array

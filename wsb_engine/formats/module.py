@@ -1,0 +1,317 @@
+"""Live torch modules. Unlike files they are trusted: the module runs as Python code in this process."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from wsb_engine.classifier import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
+from wsb_engine.errors import ModelError
+from wsb_engine.formats.heads import apply_head
+from wsb_engine.options import Head
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation of a traced forward pass that has a single tensor input."""
+
+    kind: str
+    """linear, flatten, passive, softmax, log_softmax, an activation's kind, or other."""
+    name: str
+    source: fx.Node
+    weight: str | None = None
+    bias: str | None = None
+    alpha: float = 1.0
+
+
+_FUNCTIONS: dict[Any, str] = {
+    torch.tanh: "tanh",
+    F.tanh: "tanh",
+    "tanh": "tanh",
+    torch.sigmoid: "sigmoid",
+    F.sigmoid: "sigmoid",
+    "sigmoid": "sigmoid",
+    F.silu: "silu",
+    F.dropout: "passive",
+    "contiguous": "passive",
+    torch.flatten: "flatten",
+    "flatten": "flatten",
+    "view": "flatten",
+    "reshape": "flatten",
+    torch.reshape: "flatten",
+    F.softmax: "softmax",
+    torch.softmax: "softmax",
+    "softmax": "softmax",
+    F.log_softmax: "log_softmax",
+    torch.log_softmax: "log_softmax",
+    "log_softmax": "log_softmax",
+}
+_MODULES: dict[type[nn.Module], str] = {
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+    nn.Identity: "passive",
+    nn.Dropout: "passive",
+    nn.Flatten: "flatten",
+    nn.Softmax: "softmax",
+    nn.LogSoftmax: "log_softmax",
+}
+_ACTIVATIONS = frozenset({"tanh", "sigmoid", "softplus", "gelu", "gelu_tanh", "silu", "elu"})
+_HEADS = frozenset({"softmax", "log_softmax", "sigmoid"})
+
+
+def from_module(module: nn.Module) -> Classifier:
+    """Wraps a live module; a copy is taken in evaluation mode, so later training doesn't change it.
+
+    Args:
+        module: Maps one tensor, or several by name, of N samples to (N, C) logits or probabilities, (N, 1) or (N,).
+
+    Raises:
+        ModelError: ``model_no_parameters``, ``model_not_finite``.
+    """
+    return _ModuleClassifier(module)
+
+
+class _ModuleClassifier(Classifier):
+    format = "module"
+    sha256 = None
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.parameters = {name: tensor.detach() for name, tensor in self._module.named_parameters()}
+        if not self.parameters:
+            raise ModelError(
+                "the module has no parameters", code="model_no_parameters", advice="Wrap the module that was trained."
+            )
+        for name, tensor in self.parameters.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ModelError(
+                    f"parameter {name!r} contains NaN or infinity",
+                    code="model_not_finite",
+                    advice="Training has diverged: take an earlier checkpoint.",
+                    tensor=name,
+                )
+        self._tied = _tied(self._module)
+        self.inputs = tuple(
+            Input(name=name, shape=None, dtype=None)
+            for name, parameter in inspect.signature(self._module.forward).parameters.items()
+            if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        )
+
+    def resolve(self, *, head: Head = "auto", output: str | None = None) -> LogitModel:
+        if output is not None:
+            raise ModelError(
+                f"a module has no output named {output!r}",
+                code="unknown_output",
+                advice="Leave output unset, or wrap the module so that it returns the logits alone.",
+            )
+        module, stripped = self._module, "none"
+        graph = _trace(self._module)
+        if graph is not None and head not in ("logits", "log_probabilities", "binary_logit"):
+            module, graph, stripped = _strip(self._module, graph)
+        steps = None if graph is None else _chain(self._module, graph)
+        call = self._caller(module)
+        function, applied = apply_head(call, head, stripped)
+        mlp = _mlp(steps, self._tied, self.parameters) if steps and function is call else None
+        return LogitModel(
+            function=function,
+            parameters=self.parameters,
+            mlp=mlp,
+            activations=_activations(self._module, graph),
+            nonsmooth_operators=(),
+            tied=self._tied,
+            head=applied,
+            classes=None,
+            reference=None,
+            reference_name=None,
+        )
+
+    def _caller(self, module: nn.Module) -> Callable[[Tensors, Tensors], Tensor]:
+        names = [entry.name for entry in self.inputs]
+        buffers = dict(self._module.named_buffers())
+
+        def call(parameters: Tensors, inputs: Tensors) -> Tensor:
+            dtype = next(iter(parameters.values())).dtype
+            state = {
+                name: tensor.to(tensor.device, dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in buffers.items()
+            }
+            z = functional_call(module, {**state, **parameters}, tuple(inputs[name] for name in names))
+            if not isinstance(z, Tensor):
+                raise ModelError(
+                    f"the module returns {type(z).__name__}, not a tensor",
+                    code="unsupported_output",
+                    advice="Wrap the module so that it returns the logits alone.",
+                )
+            return z.unsqueeze(1) if z.ndim == 1 else z
+
+        return call
+
+
+def _tied(module: nn.Module) -> tuple[str, ...]:
+    owners: dict[int, list[str]] = {}
+    for name, tensor in module.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(tensor), []).append(name)
+    return tuple(names[0] for names in owners.values() if len(names) > 1)
+
+
+def _trace(module: nn.Module) -> fx.Graph | None:
+    try:
+        return fx.symbolic_trace(module).graph
+    except Exception:
+        # Tracing runs the module's own code on proxies, which may raise anything: then it is a general function.
+        return None
+
+
+def _step(module: nn.Module, node: fx.Node) -> _Step | None:
+    """What a node does, or None where it isn't an operation on one tensor."""
+    tensors = node.all_input_nodes
+    if node.op == "call_module":
+        return _module_step(module.get_submodule(str(node.target)), node) if len(tensors) == 1 else None
+    if node.op not in ("call_function", "call_method") or not tensors or tensors[0].op == "get_attr":
+        return None
+    source = tensors[0]
+    if node.target is F.linear:
+        return _linear_step(node)
+    if any(other.op != "get_attr" and not _is_shape(other) for other in tensors[1:]):
+        return None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    if node.target is F.gelu:
+        return _Step("gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu", "gelu", source)
+    if node.target is F.softplus and not node.args[1:] and not node.kwargs:
+        return _Step("softplus", "softplus", source)
+    if node.target is F.elu:
+        alpha = node.args[1] if len(node.args) > 1 else node.kwargs.get("alpha", 1.0)
+        return _Step("elu", "elu", source, alpha=float(alpha))  # type: ignore[arg-type]
+    kind = _FUNCTIONS.get(node.target, "other")
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if kind in ("softmax", "log_softmax") and dim not in (-1, 1):
+        kind = "other"
+    return _Step(kind, name, source)
+
+
+def _is_shape(node: fx.Node) -> bool:
+    """x.size(0), x.shape[0] and the like: numbers for a reshape."""
+    return node.target in ("size",) or getattr(node.target, "__name__", "") in ("getattr", "getitem")
+
+
+def _module_step(child: nn.Module, node: fx.Node) -> _Step:
+    source, name = node.all_input_nodes[0], type(child).__name__
+    if type(child) is nn.Linear:
+        bias = f"{node.target}.bias" if child.bias is not None else None
+        return _Step("linear", name, source, f"{node.target}.weight", bias)
+    if type(child) is nn.GELU:
+        return _Step("gelu_tanh" if child.approximate == "tanh" else "gelu", name, source)
+    if type(child) is nn.Softplus and child.beta == 1:
+        return _Step("softplus", name, source)
+    if type(child) is nn.ELU:
+        return _Step("elu", name, source, alpha=float(child.alpha))
+    kind = _MODULES.get(type(child), "other")
+    if (kind in ("softmax", "log_softmax") and child.dim not in (-1, 1)) or (
+        isinstance(child, nn.Flatten) and (child.start_dim, child.end_dim) != (1, -1)
+    ):
+        kind = "other"
+    return _Step(kind, name, source)
+
+
+def _linear_step(node: fx.Node) -> _Step | None:
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return None
+    if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
+        return None
+    return _Step(
+        "linear",
+        "linear",
+        node.all_input_nodes[0],
+        str(weight.target),
+        None if bias is None else str(bias.target),
+    )
+
+
+def _result(graph: fx.Graph) -> fx.Node | None:
+    value = next(node for node in graph.nodes if node.op == "output").args[0]
+    return value if isinstance(value, fx.Node) else None
+
+
+def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, str]:
+    """The module without its softmax, log-softmax or sigmoid at the end, if it has one."""
+    result = _result(graph)
+    step = None if result is None else _step(module, result)
+    if step is None or step.kind not in _HEADS:
+        return module, graph, "none"
+    shorter = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    shorter.graph_copy(graph, mapping)
+    shorter.output(mapping[step.source])
+    shorter.eliminate_dead_code()
+    return fx.GraphModule(module, shorter), shorter, step.kind
+
+
+def _chain(module: nn.Module, graph: fx.Graph) -> list[_Step] | None:
+    """Steps from the input to the result, or None where the graph branches."""
+    node = _result(graph)
+    steps: list[_Step] = []
+    while node is not None and node.op != "placeholder":
+        step = _step(module, node)
+        if step is None:
+            return None
+        steps.insert(0, step)
+        node = step.source
+    return steps if node is not None else None
+
+
+def _mlp(steps: list[_Step], tied: tuple[str, ...], parameters: Tensors) -> MLP | None:
+    layers: list[DenseLayer] = []
+    activations: list[Activation] = []
+    flat = False
+    for step in (step for step in steps if step.kind != "passive"):
+        if step.kind == "flatten" and not layers:
+            flat = True
+        elif step.kind == "linear" and step.weight is not None and step.weight in parameters:
+            if len(layers) > len(activations):
+                activations.append(Activation(kind="identity"))
+            layers.append(DenseLayer(weight=step.weight, transposed=False, bias=step.bias))
+        elif step.kind in _ACTIVATIONS and len(layers) == len(activations) + 1 and _smooth(step):
+            activations.append(Activation(kind=step.kind, alpha=step.alpha))
+        else:
+            return None
+    names = [name for layer in layers for name in (layer.weight, layer.bias) if name is not None]
+    distinct = len(set(names)) == len(names) and set(names) <= set(parameters) and not set(names) & set(tied)
+    if not layers or len(layers) != len(activations) + 1 or not distinct:
+        return None
+    return MLP(layers=tuple(layers), activations=tuple(activations), features=_flattened if flat else _first)
+
+
+def _smooth(step: _Step) -> bool:
+    return step.kind != "elu" or step.alpha == 1.0
+
+
+def _first(inputs: Tensors) -> Tensor:
+    return next(iter(inputs.values()))
+
+
+def _flattened(inputs: Tensors) -> Tensor:
+    return _first(inputs).flatten(1)
+
+
+def _activations(module: nn.Module, graph: fx.Graph | None) -> tuple[str, ...]:
+    """Names of the elementwise functions met."""
+    if graph is None:
+        names = [type(child).__name__ for child in module.modules() if type(child).__module__ == _ACTIVATION_HOME]
+    else:
+        steps = [_step(module, node) for node in graph.nodes]
+        names = [step.name for step in steps if step is not None and step.kind in _ACTIVATIONS | {"other"}]
+    return tuple(dict.fromkeys(name.lower() for name in names))
+
+
+_ACTIVATION_HOME = nn.Tanh.__module__

@@ -1,0 +1,98 @@
+"""Running a graph that was exported for a fixed number of samples on any number of them.
+
+Exporters write the example's batch size into the graph, as the target of a Reshape for instance. Two ways around it:
+rescale those targets to the batch at hand, which is fast, or run the graph on slices of the size it was exported
+for, under vmap, which is always right where the graph treats samples independently. The first is used where it
+gives the same values as the second on random inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wsb_engine.classifier import Input, Tensors
+from wsb_engine.errors import ModelError
+from wsb_engine.formats.onnx.program import Program
+
+_AGREEMENT = 1e-6
+"""Relative, in float64: rounding is 1e-10 at most, a mix-up of samples is of order one."""
+
+
+def declared_batch(inputs: tuple[Input, ...]) -> int | None:
+    """The number of samples that the file is fixed to, or None where it leaves it free."""
+    sizes = {entry.shape[0] if entry.shape else None for entry in inputs}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+class BatchProgram:
+    """A program whose inputs all have the samples on their first axis, for any number of samples.
+
+    Args:
+        program: One output with the samples on its first axis.
+        stored: The parameters' values in the file.
+    """
+
+    def __init__(self, program: Program, stored: Tensors) -> None:
+        self.program = program
+        self.declared = declared_batch(program.inputs)
+        self._sliced = self.declared is not None and not self._rescales(stored, self.declared)
+
+    def __call__(self, parameters: Tensors, inputs: Tensors) -> Tensor:
+        """The program's output for any number of samples; errors as for ``Program``."""
+        samples = {inputs[entry.name].shape[0] for entry in self.program.inputs if entry.name in inputs}
+        if self.declared is None or samples == {self.declared}:
+            return self.program(parameters, inputs)[0]
+        if self._sliced:
+            return self._slices(parameters, inputs, self.declared)
+        return self.program(parameters, inputs, declared=self.declared)[0]
+
+    def random_inputs(self, samples: int) -> Tensors | None:
+        """Normal numbers (0 or 1 for integers) of the declared shapes; None where a size is not declared."""
+        generator = torch.Generator().manual_seed(0)
+        inputs = {}
+        for entry in self.program.inputs:
+            if entry.shape is None or None in entry.shape[1:]:
+                return None
+            sizes = [samples, *(size or 1 for size in entry.shape[1:])]
+            if entry.dtype.is_floating_point:
+                inputs[entry.name] = torch.randn(sizes, generator=generator, dtype=torch.float64)
+            else:
+                inputs[entry.name] = torch.randint(0, 2, sizes, generator=generator).to(entry.dtype)
+        return inputs
+
+    def _rescales(self, stored: Tensors, declared: int) -> bool:
+        """Whether the graph with rescaled targets gives what its slices give, on random inputs."""
+        inputs = self.random_inputs(2 * declared)
+        if inputs is None:
+            return True  # a file that leaves sizes free computes its targets from them
+        parameters = {name: stored[name].to(torch.float64) for name in self.program.parameters}
+        try:
+            whole = self.program(parameters, inputs, declared=declared)[0]
+        except ModelError:
+            return False
+        halves = [
+            self.program(parameters, {name: x[start : start + declared] for name, x in inputs.items()})[0]
+            for start in (0, declared)
+        ]
+        parts = torch.cat(halves) if halves[0].ndim else torch.stack(halves)
+        return whole.shape == parts.shape and torch.allclose(
+            whole, parts, rtol=_AGREEMENT, atol=_AGREEMENT, equal_nan=True
+        )
+
+    def _slices(self, parameters: Tensors, inputs: Tensors, size: int) -> Tensor:
+        names = [entry.name for entry in self.program.inputs]
+        samples = inputs[names[0]].shape[0]
+        short = -samples % size
+        stacked = {}
+        for name in names:
+            x = inputs[name]
+            if short:  # the last slice is filled up with copies, which are cut off again
+                x = torch.cat([x, x[-1:].expand(short, *x.shape[1:])])
+            stacked[name] = x.reshape(-1, size, *x.shape[1:])
+
+        def one(part: Tensors) -> Tensor:
+            return self.program(parameters, part)[0]
+
+        made: Tensor = torch.func.vmap(one)(stacked)
+        return made.reshape(-1, *made.shape[2:])[:samples]

@@ -1,0 +1,205 @@
+"""An ONNX file as a Classifier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsb_engine.classifier import MLP, Classifier, LogitModel, Tensors
+from wsb_engine.errors import ModelError
+from wsb_engine.formats.onnx import head as heads
+from wsb_engine.formats.onnx import operators
+from wsb_engine.formats.onnx.batching import BatchProgram
+from wsb_engine.formats.onnx.build import build
+from wsb_engine.formats.onnx.graph import Graph, Node
+from wsb_engine.formats.onnx.head import Head
+from wsb_engine.formats.onnx.mlp import find_mlp
+from wsb_engine.formats.onnx.parameters import find_parameters
+from wsb_engine.formats.onnx.program import Program, Shapes
+from wsb_engine.formats.onnx.proto import parse
+from wsb_engine.formats.onnx.reference import NAME, Reference, make_reference
+from wsb_engine.options import Head as HeadOption
+
+_PROBED = 16
+"""Random samples by which a head that the graph does not show is told."""
+_SHAPE_PROBLEMS = ("evaluation_failed", "data_dependent_shape")
+_SAMPLES = 3
+"""Batch size that shapes are told with, where the file leaves it free."""
+
+
+class OnnxClassifier(Classifier):
+    """A classifier read from the bytes of an ONNX file; nothing in it has been executed.
+
+    Args:
+        data: The file's bytes.
+
+    Raises:
+        ModelError: with a code for everything that can be wrong with the file; see ``proto``, ``build``,
+            ``parameters``, and ``unsupported_operator``.
+    """
+
+    format: Literal["onnx", "torchscript", "module"] = "onnx"
+
+    def __init__(self, data: bytes) -> None:
+        self._model = parse(data)
+        self._graph = build(self._model)
+        _require_an_output(self._graph)
+        self._found = find_parameters(self._graph)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.inputs = self._graph.inputs
+        self.parameters: Tensors = self._found.tensors
+
+    def resolve(self, *, head: HeadOption = "auto", output: str | None = None) -> LogitModel:
+        """Picks the output, strips its head and gives the logits as a pure function.
+
+        Args:
+            head: What the output means; ``auto`` reads it off the graph.
+            output: Name of the output; None takes the only one, or the one that leads to logits.
+
+        Raises:
+            ModelError: ``unknown_output``, ``ambiguous_output``, ``ambiguous_head``, ``unsupported_head``,
+                ``multilabel_unsupported``, ``single_class``, ``unsupported_operator``, ``model_no_parameters``.
+        """
+        evidence = heads.Evidence(columns=self._columns, sample=self._sample)
+        chosen = heads.find_head(self._graph, head, output, evidence)
+        program = Program(self._graph, (chosen.tensor,), self.parameters)
+        if not program.parameters:
+            raise ModelError(
+                f"the logits {chosen.tensor!r} depend on no trainable tensor",
+                code="model_no_parameters",
+                advice="Name the output that the classifier's layers lead to.",
+            )
+        if not program.inputs:
+            raise ModelError(
+                f"the logits {chosen.tensor!r} depend on no input",
+                code="logits_constant",
+                advice="Name the output that depends on the samples.",
+            )
+        used = {name: self.parameters[name] for name in program.parameters}
+        tied = self._found.tied(program.nodes)
+        mlp = self._mlp(program, chosen, used) if not tied else None
+        trained = self._graph.depends_on(set(used))
+        return LogitModel(
+            function=_logits(BatchProgram(program, used), chosen),
+            parameters=used,
+            mlp=mlp,
+            activations=_activations(program, trained, mlp),
+            nonsmooth_operators=_nonsmooth(program, trained, mlp),
+            tied=tied,
+            head=chosen.name,
+            classes=chosen.classes,
+            reference=self._reference(program, chosen),
+            reference_name=NAME,
+        )
+
+    def _columns(self, value: str) -> int | None:
+        """Elements of a value for each sample, where the file's shapes tell."""
+        shapes = self._shapes(Program(self._graph, (value,), self.parameters))
+        if shapes is None or not shapes.get(value):
+            return None
+        return int(np.prod(shapes[value][1:], dtype=np.int64))
+
+    def _sample(self, value: str) -> Tensor | None:
+        """A value for random inputs, where the file declares their shapes."""
+        program = Program(self._graph, (value,), self.parameters)
+        batched = BatchProgram(program, self.parameters)
+        inputs = batched.random_inputs(_PROBED)
+        if not inputs:
+            return None
+        try:
+            return batched({name: tensor.to(torch.float64) for name, tensor in self.parameters.items()}, inputs)
+        except ModelError as error:
+            if error.code in _SHAPE_PROBLEMS:
+                return None
+            raise
+
+    def _shapes(self, program: Program) -> Shapes | None:
+        """Shapes of a program's values for the declared inputs; None where some feature size is not declared."""
+        inputs: dict[str, Tensor] = {}
+        for entry in program.inputs:
+            if not entry.shape or None in entry.shape[1:]:
+                return None
+            sizes = [entry.shape[0] or _SAMPLES, *(size or 1 for size in entry.shape[1:])]
+            dtype = torch.float64 if entry.dtype.is_floating_point else entry.dtype
+            inputs[entry.name] = torch.empty(sizes, dtype=dtype, device="meta")
+        parameters = {
+            name: torch.empty(self.parameters[name].shape, dtype=torch.float64, device="meta")
+            for name in program.parameters
+        }
+        try:
+            return program.plan(parameters, inputs, torch.float64, torch.device("cpu")).shapes
+        except ModelError as error:
+            if error.code in _SHAPE_PROBLEMS:
+                return None
+            raise
+
+    def _mlp(self, program: Program, chosen: Head, used: Tensors) -> MLP | None:
+        if chosen.finish != "none":
+            return None
+
+        def features(value: str) -> Callable[[Tensors], Tensor]:
+            part = BatchProgram(Program(self._graph, (value,), ()), {})
+            return lambda inputs: part({}, inputs)
+
+        return find_mlp(self._graph, chosen.tensor, used, self._shapes(program), features)
+
+    def _reference(self, program: Program, chosen: Head) -> Reference:
+        nodes = frozenset(node.index for node in program.nodes)
+        run = make_reference(self._model, nodes, program.inputs, chosen.tensor)
+
+        def reference(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+            return heads.finished(chosen, torch.from_numpy(run(inputs))).numpy()
+
+        return reference
+
+
+def _logits(program: BatchProgram, chosen: Head) -> Callable[[Tensors, Tensors], Tensor]:
+    def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
+        return heads.finished(chosen, program(parameters, inputs))
+
+    return logits
+
+
+def _require_an_output(graph: Graph) -> None:
+    """Some output must be computable with the operator table; a label sibling need not be."""
+    failures = []
+    for output in graph.outputs:
+        missing = [node for node in graph.needed((output,)) if not _known(node)]
+        if not missing:
+            return
+        failures.append(missing[0])
+    operators.require(failures[0])
+
+
+def _known(node: Node) -> bool:
+    return operators.find(node) is not None or (node.domain, node.operator) in heads.NOT_EXECUTED
+
+
+def _nonsmooth(program: Program, trained: set[str], mlp: MLP | None) -> tuple[str, ...]:
+    """Operators applied to parameter-dependent values that have a kink somewhere."""
+    if mlp is not None:  # whatever its activations are written with, they are smooth, but for ELU
+        return ("Elu",) if any(activation.kind == "elu" for activation in mlp.activations) else ()
+    found = [
+        node.operator
+        for node in program.nodes
+        if not operators.require(node).smooth and trained.intersection(node.reads)
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _activations(program: Program, trained: set[str], mlp: MLP | None) -> tuple[str, ...]:
+    """Names of the nonlinearities, in order, without repetition."""
+    if mlp is not None:
+        names = [activation.kind for activation in mlp.activations if activation.kind != "identity"]
+    else:
+        names = [
+            node.operator.lower()
+            for node in program.nodes
+            if node.operator in operators.ACTIVATIONS and trained.intersection(node.reads)
+        ]
+    return tuple(dict.fromkeys(names))

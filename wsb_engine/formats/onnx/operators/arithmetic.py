@@ -1,0 +1,165 @@
+"""Elementwise arithmetic, comparison, logic and elementary functions, with ONNX's broadcasting (numpy's)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wsb_engine.formats.onnx.operators.registry import Call, Kernel, operator
+
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
+    "Asin": torch.asin,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
+    "Atanh": torch.atanh,
+    "BitwiseNot": torch.bitwise_not,
+    "Cos": torch.cos,
+    "Cosh": torch.cosh,
+    "Erf": torch.erf,
+    "Exp": torch.exp,
+    "IsNaN": torch.isnan,
+    "Log": torch.log,
+    "Neg": torch.neg,
+    "Not": torch.logical_not,
+    "Reciprocal": torch.reciprocal,
+    "Sin": torch.sin,
+    "Sinh": torch.sinh,
+    "Sqrt": torch.sqrt,
+    "Tan": torch.tan,
+}
+_UNARY_NONSMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
+    "Abs": torch.abs,
+    "Ceil": torch.ceil,
+    "Floor": torch.floor,
+    "Round": torch.round,  # halves to even, as ONNX wants
+    "Sign": torch.sign,
+}
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Add": torch.add,
+    "And": torch.logical_and,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
+    "Equal": torch.eq,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
+    "Mul": torch.mul,
+    "Or": torch.logical_or,
+    "Sub": torch.sub,
+    "Xor": torch.logical_xor,
+}
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Kernel:
+    def kernel(call: Call, x: Tensor) -> Tensor:
+        return function(x)
+
+    return kernel
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
+    def kernel(call: Call, a: Tensor, b: Tensor) -> Tensor:
+        return function(a, b)
+
+    return kernel
+
+
+for _name, _function in _UNARY.items():
+    operator(_name)(_unary(_function))
+for _name, _function in _UNARY_NONSMOOTH.items():
+    operator(_name, smooth=False)(_unary(_function))
+for _name, _pair in _BINARY.items():
+    operator(_name)(_binary(_pair))
+
+
+@operator("Div")
+def div(call: Call, a: Tensor, b: Tensor) -> Tensor:
+    """Integers divide towards zero."""
+    whole = not a.is_floating_point() and not b.is_floating_point()
+    return torch.div(a, b, rounding_mode="trunc") if whole else torch.div(a, b)
+
+
+@operator("Pow")
+def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
+    """The result has the base's type."""
+    return torch.pow(base, exponent).to(base.dtype)
+
+
+@operator("Mod", smooth=False)
+def mod(call: Call, a: Tensor, b: Tensor) -> Tensor:
+    """fmod = 1 takes the sign of the dividend, otherwise of the divisor."""
+    return torch.fmod(a, b) if call.get("fmod", 0) else torch.remainder(a, b)
+
+
+@operator("IsInf")
+def is_inf(call: Call, x: Tensor) -> Tensor:
+    positive = torch.isposinf(x) if call.get("detect_positive", 1) else torch.zeros_like(x, dtype=torch.bool)
+    negative = torch.isneginf(x) if call.get("detect_negative", 1) else torch.zeros_like(x, dtype=torch.bool)
+    return positive | negative
+
+
+@operator("BitShift")
+def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
+    direction = call.get("direction", "")
+    if direction not in ("LEFT", "RIGHT"):
+        raise call.wrong(f"direction {direction!r} is neither LEFT nor RIGHT")
+    if a.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return _wide_shift(a, b, left=direction == "LEFT")
+    return torch.bitwise_left_shift(a, b) if direction == "LEFT" else torch.bitwise_right_shift(a, b)
+
+
+def _wide_shift(a: Tensor, b: Tensor, *, left: bool) -> Tensor:
+    """Shifts of the unsigned types that torch has no kernel for, in int64 (values of 64 bits must be below 2⁶³)."""
+    x, y = a.to(torch.int64), b.to(torch.int64)
+    shifted = torch.bitwise_left_shift(x, y) if left else torch.bitwise_right_shift(x, y)
+    return shifted.to(a.dtype)
+
+
+@operator("Clip", smooth=False)
+def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """Bounds are attributes before opset 11, inputs since."""
+    if call.version < 11:
+        bounds = (call.get("min", -math.inf), call.get("max", math.inf))
+        return torch.clamp(x, *bounds)
+    if low is not None:
+        x = torch.maximum(x, low)
+    return x if high is None else torch.minimum(x, high)
+
+
+@operator("Sum")
+def total(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
+    for each in rest:
+        first = first + each
+    return first
+
+
+@operator("Mean")
+def mean(call: Call, *values: Tensor) -> Tensor:
+    return total(call, *values) / len(values)
+
+
+@operator("Max", smooth=False)
+def maximum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
+    for each in rest:
+        first = torch.maximum(first, each)
+    return first
+
+
+@operator("Min", smooth=False)
+def minimum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
+    for each in rest:
+        first = torch.minimum(first, each)
+    return first
+
+
+@operator("Where", smooth=False)
+def where(call: Call, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Smooth where the condition is fixed: see ``Program.nonsmooth``."""
+    return torch.where(condition, yes, no)

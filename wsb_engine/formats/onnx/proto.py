@@ -1,0 +1,165 @@
+"""Bytes → ModelProto, refusing what is not a model, what is cut short, and what points outside the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from wsb_engine.errors import ModelError
+from wsb_engine.formats.onnx import problems
+from wsb_engine.formats.onnx.limits import LIMITS
+
+# Field number → wire type of ModelProto (onnx.proto): 0 is a varint, 2 is length-delimited.
+_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
+_MINIMUM_OPSET = 7
+_DOMAIN_ALIASES = {"ai.onnx": ""}
+
+
+def parse(data: bytes) -> onnx.ModelProto:
+    """Parses an ONNX model.
+
+    Raises:
+        ModelError: ``model_too_large``, ``model_unrecognized``, ``model_truncated``, ``model_invalid``,
+            ``external_data_refused`` or ``unsupported_opset``.
+    """
+    if len(data) > LIMITS.file_bytes:
+        raise ModelError(
+            f"the file has {len(data)} bytes, more than the {LIMITS.file_bytes} that an ONNX file can hold",
+            code="model_too_large",
+            advice="Export a smaller model.",
+            limit=LIMITS.file_bytes,
+        )
+    _scan(data)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise problems.invalid("the file is malformed, or nested too deeply, for an ONNX model") from error
+    if not model.HasField("graph") or not (model.graph.node or model.graph.output):
+        raise problems.invalid("the file has no graph; it may be cut short")
+    _refuse_external_data(model)
+    return model
+
+
+def opsets(model: onnx.ModelProto) -> dict[str, int]:
+    """Domain → opset version, with the default domain as ``""``.
+
+    Raises:
+        ModelError: ``unsupported_opset`` or ``model_invalid``.
+    """
+    found = imported_opsets(model.opset_import)
+    if "" not in found:
+        raise problems.invalid("the model imports no opset of the default domain")
+    newest = onnx.defs.onnx_opset_version()
+    if not _MINIMUM_OPSET <= found[""] <= newest:
+        raise ModelError(
+            f"the model uses opset {found['']}; opsets {_MINIMUM_OPSET} to {newest} are supported",
+            code="unsupported_opset",
+            advice=f"Export with an opset between {_MINIMUM_OPSET} and {newest}, or use onnx.version_converter.",
+            opset=found[""],
+        )
+    return found
+
+
+def imported_opsets(imports: object) -> dict[str, int]:
+    """The same for any list of OperatorSetIdProto, without judging the versions."""
+    return {canonical_domain(entry.domain): int(entry.version) for entry in imports}  # type: ignore[attr-defined]
+
+
+def canonical_domain(domain: str) -> str:
+    """``ai.onnx`` is another name of the default domain."""
+    return _DOMAIN_ALIASES.get(domain, domain)
+
+
+def _scan(data: bytes) -> None:
+    """Walks the outermost fields: protobuf's parser does not say whether a message was cut short."""
+    position, known = 0, 0
+    while position < len(data):
+        tag = _varint(data, position)
+        if tag is None:
+            raise _truncated(len(data)) if known else _unrecognized()
+        key, position = tag
+        number, wire = key >> 3, key & 7
+        if _MODEL_FIELDS.get(number) != wire:
+            raise _unrecognized() if known < 2 else problems.invalid(f"field {number} does not belong to an ONNX model")
+        value = _varint(data, position)
+        if value is None:
+            raise _truncated(len(data)) if known else _unrecognized()
+        length, position = value
+        if wire == 2:
+            position += length
+        if position > len(data):
+            raise _truncated(len(data), position) if known else _unrecognized()
+        known += 1
+    if not known:
+        raise _unrecognized()
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int] | None:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            return None
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    return None
+
+
+def _truncated(size: int, needed: int | None = None) -> ModelError:
+    more = f"; it declares at least {needed}" if needed is not None else ""
+    return ModelError(
+        f"the ONNX file ends after {size} bytes{more}",
+        code="model_truncated",
+        advice="Copy or upload the file again; the transfer was cut short.",
+        size=size,
+    )
+
+
+def _unrecognized() -> ModelError:
+    return ModelError(
+        "the file is not a model that can be read",
+        code="model_unrecognized",
+        advice="Give an ONNX file (torch.onnx.export, tf2onnx, skl2onnx).",
+    )
+
+
+def _refuse_external_data(model: onnx.ModelProto) -> None:
+    for tensor in _tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise ModelError(
+                f"tensor {tensor.name[: LIMITS.name_bytes]!r} keeps its data in another file",
+                code="external_data_refused",
+                advice="Save the model as one file: onnx.save_model(model, path, save_as_external_data=False).",
+                tensor=tensor.name[: LIMITS.name_bytes],
+            )
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the file, wherever it hides: initialisers, attributes, subgraphs, functions, training graphs."""
+    graphs = [model.graph]
+    for training in model.training_info:
+        graphs += [training.initialization, training.algorithm]
+    attributes: list[onnx.AttributeProto] = []
+    for function in model.functions:
+        attributes += function.attribute_proto
+        attributes += [attribute for node in function.node for attribute in node.attribute]
+    while graphs or attributes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            attributes += [attribute for node in graph.node for attribute in node.attribute]
+            continue
+        attribute = attributes.pop()
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        if attribute.HasField("g"):
+            graphs.append(attribute.g)
+        graphs += attribute.graphs

@@ -1,0 +1,150 @@
+"""The first stage of an analysis: everything that can be refused is refused here, before any long work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+import wsb_engine
+from wsb_engine import setting
+from wsb_engine.classifier import Classifier, LogitModel, Tensors
+from wsb_engine.curvature import loss
+from wsb_engine.curvature.hessian_product import Objective
+from wsb_engine.curvature.mlp import Network, network, passes
+from wsb_engine.curvature.smoothness import nonsmooth_operators
+from wsb_engine.errors import ModelError, OptionsError
+from wsb_engine.formats.batch import Batch
+from wsb_engine.formats.heads import looks_like_probabilities
+from wsb_engine.options import Options
+from wsb_engine.run import Run
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The MLP behind the logits."""
+
+    net: Network
+    features: Callable[[Tensors], Tensor]
+    """Model inputs → a_0."""
+    error: float
+    """max |z_mlp − z| on the first chunk."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A well-posed analysis."""
+
+    model: LogitModel
+    objective: Objective
+    logits: Tensor
+    """(N, C) float64 on the CPU."""
+    structure: Structure | None
+    """Where the closed form applies."""
+    nonsmooth: tuple[str, ...]
+    memory: int
+
+
+def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Problem:
+    """Checks model, batch and options against each other and evaluates the logits.
+
+    Raises:
+        ModelError, BatchError, OptionsError: with a code and advice.
+    """
+    _refuse_unsupported(options)
+    device = setting.device(options)
+    model = classifier.resolve(head=options.head, output=options.output)
+    inputs = setting.match_inputs(classifier.inputs, batch)
+    names = setting.select(model.parameters, options.parameters)
+    dtype = setting.dtype(options, device, sum(model.parameters[name].numel() for name in names))
+    tensors = {name: tensor.to(device, dtype) for name, tensor in model.parameters.items()}
+    objective = Objective(
+        function=model.function,
+        selected={name: tensors[name] for name in names},
+        fixed={name: tensor for name, tensor in tensors.items() if name not in names},
+        inputs=inputs,
+        targets=loss.Targets(torch.zeros(0, 1), torch.ones(len(batch))),
+        dtype=dtype,
+        device=device,
+    )
+    logits = _logits(objective, run)
+    if options.head == "auto" and model.head == "none" and looks_like_probabilities(logits):
+        model = classifier.resolve(head="probabilities", output=options.output)
+        run.warn("head_probed", "every output row is a probability distribution: logits are taken as its logarithm")
+        objective = replace(objective, function=model.function)
+        logits = _logits(objective, run)
+    objective = replace(objective, targets=setting.targets(batch, logits.shape[1], model.classes, device))
+    first = objective.chunk_inputs(slice(0, 1))
+    nonsmooth = model.nonsmooth_operators
+    if classifier.format == "module":
+        nonsmooth = tuple(nonsmooth_operators(model.function, tensors, first))
+    if nonsmooth:
+        run.warn(
+            "not_smooth",
+            f"{', '.join(nonsmooth)}: the Hessian exists only almost everywhere, and its closed form does not apply",
+        )
+    structure = None if nonsmooth else _structure(model, objective, logits, run)
+    return Problem(model, objective, logits, structure, nonsmooth, setting.memory_limit(options, device))
+
+
+def _refuse_unsupported(options: Options) -> None:
+    for name, value, given in (
+        ("moments", "probes", options.moments == "probes"),
+        ("spectrum", "top", options.spectrum == "top"),
+        ("density", "true", options.density),
+    ):
+        if given:
+            raise OptionsError(
+                f"{name} = {value} is not available in version {wsb_engine.__version__}",
+                code="unsupported_option",
+                advice="Use spectrum = dense for all eigenvalues, and moments = auto.",
+                option=name,
+            )
+
+
+def _logits(objective: Objective, run: Run) -> Tensor:
+    parts = []
+    with torch.no_grad():
+        for rows in objective.chunks():
+            z = objective.logits(rows)
+            if z.ndim != 2 or len(z) != rows.stop - rows.start or z.shape[1] == 0:
+                raise ModelError(
+                    f"the model gives shape {list(z.shape)} for {rows.stop - rows.start} samples, not [N, C]",
+                    code="unsupported_output",
+                    advice="A classifier puts out one row of logits or probabilities a sample; choose it with output.",
+                )
+            parts.append(z.double().cpu())
+            run.report(rows.stop / len(objective.targets.weights))
+    logits = torch.cat(parts)
+    if not bool(torch.isfinite(logits).all()):
+        row = int(torch.nonzero(~torch.isfinite(logits).all(dim=1))[0])
+        raise ModelError(
+            f"the logits of row {row} are not finite",
+            code="logits_not_finite",
+            advice="Check the scale of the inputs; probabilities that underflow to 0 need the logits exported instead.",
+            row=row,
+        )
+    return logits
+
+
+def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run) -> Structure | None:
+    """The MLP that the reader recognised, if its own forward pass agrees with the logits."""
+    if model.mlp is None:
+        return None
+    net = network(model.mlp, {**objective.fixed, **objective.selected}, frozenset(objective.selected))
+    rows = next(objective.chunks())
+    a0 = model.mlp.features(objective.chunk_inputs(rows))
+    if a0.ndim == 2 and a0.shape[1] == net.layers[0].d_in:
+        z = passes(net, a0, objective.targets.y[rows].to(objective.dtype)).z.double().cpu()
+        error = float((z - logits[rows]).abs().max())
+        if error <= structure_tolerance(objective, logits):
+            return Structure(net, model.mlp.features, error)
+    run.warn("structure_mismatch", "the network looked like an MLP but does not evaluate as one: treated as general")
+    return None
+
+
+def structure_tolerance(objective: Objective, logits: Tensor) -> float:
+    """How far two ways of evaluating the same network may differ by rounding."""
+    return 1e4 * torch.finfo(objective.dtype).eps * max(1.0, float(logits.abs().max()))

@@ -1,0 +1,51 @@
+"""Clock, progress and warnings of one analysis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from wsb_engine.errors import ResourceError
+from wsb_engine.options import Options
+from wsb_engine.progress import Progress, ProgressCallback
+from wsb_engine.report import ReportWarning
+
+
+@dataclass
+class Run:
+    """What the stages of one analysis share: nothing else does."""
+
+    options: Options
+    callback: ProgressCallback | None
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[ReportWarning] = field(default_factory=list)
+    current: str = ""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.current, start = name, time.perf_counter()
+        self.report(0.0)
+        yield
+        self.report(1.0)
+        self.seconds[name] = time.perf_counter() - start
+
+    def report(self, fraction: float, products: int = 0) -> None:
+        limit = self.options.time_limit
+        if limit is not None and time.perf_counter() - self.started > limit:
+            raise ResourceError(
+                f"the time limit of {limit:g} s passed during {self.current}",
+                code="time_limit",
+                advice="Raise time_limit, send fewer samples, or ask for less.",
+                phase=self.current,
+            )
+        if self.callback is not None:
+            self.callback(Progress(phase=self.current, fraction=fraction, hessian_vector_products=products))
+
+    def warn(self, code: str, message: str) -> None:
+        self.warnings.append(ReportWarning(code=code, message=message))
+
+    def timings(self) -> dict[str, float]:
+        return {**self.seconds, "total": time.perf_counter() - self.started}

@@ -1,0 +1,72 @@
+"""The whole spectrum, from the Hessian formed column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsb_engine.curvature.hessian_product import HessianProduct
+from wsb_engine.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class DenseSpectrum:
+    """All eigenvalues of H, and the moments of the same matrix."""
+
+    eigenvalues: Tensor
+    """(P,) float64, descending."""
+    trace: float
+    frobenius_squared: float
+    asymmetry: float
+    """max |H − Hᵀ| / max |H| as formed, before symmetrising."""
+
+
+def form_hessian(
+    operator: HessianProduct, *, memory: int, progress: Callable[[float, int], None] = lambda *_: None
+) -> Tensor:
+    """H of shape (P, P), unsymmetrised, in float64 on the operator's device.
+
+    Args:
+        operator: Gives H·V for blocks of columns.
+        memory: Bytes to work in; H takes 8 P², the eigen-solve twice as much again.
+        progress: Called with the fraction of columns done and the products so far; may raise to stop.
+
+    Raises:
+        ResourceError: ``memory_limit``.
+    """
+    P = operator.parameters
+    needed = 3 * 8 * P * P
+    if needed > memory:
+        raise ResourceError(
+            f"the dense spectrum of {P:,} parameters needs {needed:,} bytes, the memory limit is {memory:,}",
+            code="memory_limit",
+            advice="Raise memory_limit, or leave spectrum at none: the bounds do not need it.",
+            needed=needed,
+            limit=memory,
+        )
+    H = torch.empty(P, P, dtype=torch.float64, device=operator.device)
+    for start in range(0, P, operator.columns):
+        stop = min(start + operator.columns, P)
+        H[:, start:stop] = operator(operator.basis(start, stop))
+        progress(stop / P, stop)
+    return H
+
+
+def dense_spectrum(H: Tensor) -> DenseSpectrum:
+    """Eigenvalues of (H + Hᵀ)/2; overwrites H.
+
+    Raises:
+        torch.linalg.LinAlgError: if the solver does not converge.
+    """
+    scale = float(H.abs().max())
+    asymmetry = float((H - H.T).abs().max()) / scale if scale else 0.0
+    H = H.add_(H.T.clone()).mul_(0.5)
+    return DenseSpectrum(
+        eigenvalues=torch.linalg.eigvalsh(H).flip(0).cpu(),
+        trace=float(H.trace()),
+        frobenius_squared=float(torch.linalg.vector_norm(H) ** 2),
+        asymmetry=asymmetry,
+    )
