@@ -49,7 +49,7 @@ def analyze(
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
     """
     options = options or Options()
-    run = Run(options, progress)
+    run = Run(options, progress, classifier.load_seconds + batch.load_seconds)
     with run.phase("setup"):
         problem = pose(classifier, batch, options, run)
     with run.phase("loss"):

@@ -101,6 +101,8 @@ class Classifier(ABC):
     inputs: tuple[Input, ...]
     parameters: Tensors
     """All trainable tensors of the file by name, as stored."""
+    load_seconds: float = 0.0
+    """That reading the file took."""
 
     @abstractmethod
     def resolve(self, *, head: Head = "auto", output: str | None = None) -> LogitModel:

@@ -19,6 +19,8 @@ class Run:
 
     options: Options
     callback: ProgressCallback | None
+    load_seconds: float
+    """Spent on reading the files, before this run; part of its total."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[ReportWarning] = field(default_factory=list)
@@ -48,4 +50,5 @@ class Run:
         self.warnings.append(ReportWarning(code=code, message=message))
 
     def timings(self) -> dict[str, float]:
-        return {**self.seconds, "total": time.perf_counter() - self.started}
+        elapsed = time.perf_counter() - self.started
+        return {"load": self.load_seconds, **self.seconds, "total": self.load_seconds + elapsed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
             ``torchscript_unsupported``, ``external_data_refused``, ``unsupported_operator``,
             ``unsupported_opset``, ``model_not_finite``, ``model_no_parameters``, ….
     """
+    start = time.perf_counter()
     data = source if isinstance(source, bytes) else _read(Path(source))
     if not data:
         raise ModelError("the model file is empty", code="model_empty", advice="Check how the file was written.")
@@ -34,7 +36,9 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
     # Imported here so that the formats' names are cheap to import: the reader needs torch and onnx.
     from wsb_engine.formats.onnx import OnnxClassifier
 
-    return OnnxClassifier(data)
+    classifier = OnnxClassifier(data)
+    classifier.load_seconds = time.perf_counter() - start
+    return classifier
 
 
 def _read(path: Path) -> bytes:

@@ -10,9 +10,10 @@ import hashlib
 import io
 import math
 import os
+import time
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,19 @@ class Batch:
     """Input tensors by name; the name is "x" for a sole array."""
     y: NDArray[Any]
     weights: NDArray[np.float64] | None = None
-    sha256: str | None = field(default=None, kw_only=True)
+    sha256: str | None = None
+    """Hex digest of the file; None for arrays from memory."""
+    load_seconds: float = 0.0
+    """That reading the file took."""
 
     def __init__(
-        self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None, *, sha256: str | None = None
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        weights: ArrayLike | None = None,
+        *,
+        sha256: str | None = None,
+        load_seconds: float = 0.0,
     ) -> None:
         arrays = dict(x) if isinstance(x, Mapping) else {"x": x}
         if not arrays:
@@ -74,6 +84,7 @@ class Batch:
         object.__setattr__(self, "y", labels)
         object.__setattr__(self, "weights", None if weights is None else _weights(weights, len(labels)))
         object.__setattr__(self, "sha256", sha256)
+        object.__setattr__(self, "load_seconds", load_seconds)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -89,6 +100,7 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
         BatchError: as ``Batch``, and ``batch_not_found``, ``batch_empty_file``, ``batch_unrecognized``,
             ``batch_invalid``, ``batch_too_large``, ``labels_missing``, ``inputs_missing``, ``pickle_refused``.
     """
+    start = time.perf_counter()
     data = _read(source)
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         arrays: dict[str, ArrayLike] = dict(_read_npz(data))
@@ -111,7 +123,8 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
             code="inputs_missing",
             advice="Add an array x, or one array per model input under its name.",
         )
-    return Batch(arrays, y, weights, sha256=hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    return Batch(arrays, y, weights, sha256=digest, load_seconds=time.perf_counter() - start)
 
 
 def _read(source: str | os.PathLike[str] | bytes) -> bytes:

@@ -253,8 +253,10 @@ def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, str
     mapping: dict[fx.Node, fx.Node] = {}
     shorter.graph_copy(graph, mapping)
     shorter.output(mapping[step.source])
-    shorter.eliminate_dead_code()
-    return fx.GraphModule(module, shorter), shorter, step.kind
+    body = fx.GraphModule(module, shorter)
+    body.graph.eliminate_dead_code()
+    body.recompile()
+    return body, body.graph, step.kind
 
 
 def _chain(module: nn.Module, graph: fx.Graph) -> list[_Step] | None:

@@ -55,7 +55,7 @@ class BatchProgram:
             if entry.shape is None or None in entry.shape[1:]:
                 return None
             sizes = [samples, *(size or 1 for size in entry.shape[1:])]
-            if entry.dtype.is_floating_point:
+            if entry.dtype is None or entry.dtype.is_floating_point:
                 inputs[entry.name] = torch.randn(sizes, generator=generator, dtype=torch.float64)
             else:
                 inputs[entry.name] = torch.randint(0, 2, sizes, generator=generator).to(entry.dtype)

@@ -125,7 +125,7 @@ class OnnxClassifier(Classifier):
             if not entry.shape or None in entry.shape[1:]:
                 return None
             sizes = [entry.shape[0] or _SAMPLES, *(size or 1 for size in entry.shape[1:])]
-            dtype = torch.float64 if entry.dtype.is_floating_point else entry.dtype
+            dtype = torch.float64 if entry.dtype is None or entry.dtype.is_floating_point else entry.dtype
             inputs[entry.name] = torch.empty(sizes, dtype=dtype, device="meta")
         parameters = {
             name: torch.empty(self.parameters[name].shape, dtype=torch.float64, device="meta")
