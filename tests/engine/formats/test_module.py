@@ -1,0 +1,207 @@
+"""Live modules: structure, heads, smoothness, independence from later training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import wsb_engine as wsb
+
+X = torch.randn(7, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+
+
+def mlp(*extra: nn.Module, first: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    body = [nn.Flatten(), nn.Linear(4, 5), first or nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3), *extra]
+    return nn.Sequential(*body).double()
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x.view(x.size(0), -1)))
+        return F.log_softmax(F.linear(h, self.b.weight, self.b.bias), dim=1)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        z: Tensor = self.b(x + torch.tanh(self.a(x)))
+        return z if z.shape[0] > 0 else -z
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.b = self.a
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(torch.tanh(self.b(torch.tanh(self.a(x.flatten(1))))))
+        return out
+
+
+def exact_moments(module: nn.Module, loss: nn.Module | None = None) -> tuple[float, float]:
+    module = module.eval()
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    sizes = [p.numel() for p in parameters.values()]
+
+    def objective(flat: Tensor) -> Tensor:
+        pieces = {n: piece.view_as(p) for (n, p), piece in zip(parameters.items(), flat.split(sizes), strict=True)}
+        return (loss or nn.CrossEntropyLoss())(torch.func.functional_call(module, pieces, (X,)), Y)
+
+    H = torch.func.hessian(objective)(torch.cat([p.reshape(-1) for p in parameters.values()]))
+    return float(H.trace()), float(H.square().sum())
+
+
+@pytest.mark.parametrize(
+    ("module", "architecture", "head"),
+    [
+        (mlp(), "mlp", "none"),
+        (mlp(nn.Identity()), "mlp", "none"),
+        (mlp(first=nn.GELU(approximate="tanh")), "mlp", "none"),
+        (mlp(first=nn.Softplus()), "mlp", "none"),
+        (mlp(first=nn.ELU()), "mlp", "none"),
+        (mlp(nn.LogSoftmax(-1)), "mlp", "log_softmax"),
+        (Functional().double(), "mlp", "log_softmax"),
+        (Branching().double(), "general", "none"),
+        (Tied().double(), "general", "none"),
+        (mlp(first=nn.Softplus(beta=2)), "general", "none"),
+        (mlp(first=nn.Mish()), "general", "none"),
+    ],
+)
+def test_moments_equal_second_derivatives_of_the_module(module: nn.Module, architecture: str, head: str) -> None:
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, Y))
+    t, q = exact_moments(module)
+    assert report.model.architecture == architecture
+    assert report.model.head == head
+    assert report.model.smooth
+    assert report.moments is not None
+    assert report.moments.method == ("closed_form" if architecture == "mlp" else "basis")
+    assert report.moments.trace == pytest.approx(t, rel=1e-10)
+    assert report.moments.frobenius_squared == pytest.approx(q, rel=1e-10)
+
+
+def test_a_softmax_at_the_end_is_stripped() -> None:
+    plain, with_head = (wsb.analyze(wsb.from_module(m), wsb.Batch(X, Y)) for m in (mlp(), mlp(nn.Softmax(1))))
+    assert with_head.model.head == "softmax"
+    assert with_head.moments == plain.moments
+
+
+def test_probabilities_that_no_graph_explains_are_probed() -> None:
+    class Opaque(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.body(x).exp()
+            if z.sum() > 0:  # tracing can't follow
+                z = z / z.sum(dim=1, keepdim=True)
+            return z
+
+    report = wsb.analyze(wsb.from_module(Opaque()), wsb.Batch(X, Y), wsb.Options(moments="none"))
+    assert report.model.head == "probabilities"
+    assert [w.code for w in report.warnings] == ["head_probed"]
+
+
+def test_two_layers_with_nothing_between_are_still_an_mlp() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 3)).double()
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, Y))
+    t, q = exact_moments(module)
+    assert report.model.architecture == "mlp"
+    assert report.moments is not None
+    assert report.moments.trace == pytest.approx(t, rel=1e-10)
+    assert report.moments.frobenius_squared == pytest.approx(q, rel=1e-10)
+
+
+def test_tied_tensors_are_reported_once() -> None:
+    report = wsb.analyze(wsb.from_module(Tied().double()), wsb.Batch(X, Y))
+    assert report.model.parameters.tied == ["a.weight", "a.bias"]
+    assert report.model.parameters.count == 4 * 4 + 4 + 4 * 3 + 3
+
+
+@pytest.mark.parametrize("kink", [nn.ReLU(), nn.LeakyReLU(), nn.Hardswish(), nn.SELU(), nn.ELU(alpha=0.5)])
+def test_kinks_are_reported_and_leave_no_closed_form(kink: nn.Module) -> None:
+    report = wsb.analyze(wsb.from_module(mlp(first=kink)), wsb.Batch(X, Y))
+    assert not report.model.smooth
+    assert report.model.nonsmooth_operators
+    assert report.model.architecture == "general"
+    assert "not_smooth" in [w.code for w in report.warnings]
+
+
+def test_later_training_does_not_change_the_classifier() -> None:
+    module = mlp()
+    classifier = wsb.from_module(module)
+    before = wsb.analyze(classifier, wsb.Batch(X, Y)).loss
+    with torch.no_grad():
+        module[1].weight.zero_()
+    assert wsb.analyze(classifier, wsb.Batch(X, Y)).loss == before
+
+
+def test_dropout_and_batch_norm_are_evaluated_as_in_inference() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    module.train()
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, Y))
+    assert module.training
+    t, q = exact_moments(module)
+    assert report.moments is not None
+    assert report.moments.trace == pytest.approx(t, rel=1e-10)
+    assert report.moments.frobenius_squared == pytest.approx(q, rel=1e-10)
+
+
+def test_one_logit_may_come_flat() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            z: Tensor = self.body(x).squeeze(1)
+            return z
+
+    report = wsb.analyze(wsb.from_module(Flat()), wsb.Batch(X, (Y > 0).long()))
+    assert report.loss.kind == "binary_cross_entropy"
+
+
+def test_several_inputs_are_matched_by_name() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f, self.g = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            z: Tensor = self.f(left) * torch.tanh(self.g(right))
+            return z
+
+    rows = X.flatten(1)
+    report = wsb.analyze(wsb.from_module(Pair()), wsb.Batch({"right": rows, "left": 2 * rows}, Y))
+    assert report.moments is not None
+    assert report.moments.method == "basis"
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        (nn.Tanh(), "model_no_parameters"),
+        (nn.Linear(4, 3).requires_grad_(False).apply(lambda m: m.weight.data.fill_(float("nan"))), "model_not_finite"),
+    ],
+)
+def test_a_module_that_is_no_trained_classifier_is_refused(module: nn.Module, code: str) -> None:
+    with pytest.raises(wsb.ModelError) as caught:
+        wsb.from_module(module)
+    assert caught.value.code == code

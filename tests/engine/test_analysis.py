@@ -1,0 +1,239 @@
+"""analyze(): options, refusals, progress, limits; the mathematics has tests of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from support.golden import Golden
+from torch import nn
+
+import wsb_engine as wsb
+
+GOLDEN = Golden("paper_three_layer_tanh")
+
+
+def classifier() -> wsb.Classifier:
+    return wsb.load_model(GOLDEN.onnx())
+
+
+def batch(**changes: object) -> wsb.Batch:
+    return wsb.Batch(**{"x": GOLDEN.x, "y": GOLDEN.y, **changes})
+
+
+def code_of(model: wsb.Classifier, data: wsb.Batch, options: wsb.Options | None = None) -> str:
+    with pytest.raises(wsb.EngineError) as caught:
+        wsb.analyze(model, data, options)
+    assert caught.value.advice
+    return caught.value.code
+
+
+def wide(parameters: int) -> wsb.Classifier:
+    return wsb.from_module(nn.Linear(parameters, 1, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"x": GOLDEN.x[:, :3]}, "feature_count_mismatch"),
+        ({"x": GOLDEN.x[:, :, None]}, "feature_count_mismatch"),
+        ({"y": GOLDEN.y + 1}, "labels_out_of_range"),
+        ({"y": GOLDEN.y - 1}, "labels_out_of_range"),
+        ({"y": np.full((12, 2), 0.5)}, "label_classes_mismatch"),
+        ({"y": np.full(12, 0.5)}, "label_classes_mismatch"),
+        ({"y": np.array(["cat"] * 12)}, "labels_unknown"),
+        ({"x": {"pixels": GOLDEN.x}}, "input_missing"),
+        ({"x": {"x": GOLDEN.x, "mask": GOLDEN.x}}, "input_unknown"),
+    ],
+)
+def test_a_batch_that_does_not_fit_has_its_code(changes: dict[str, object], code: str) -> None:
+    with pytest.raises(wsb.BatchError) as caught:
+        wsb.analyze(classifier(), batch(**changes))
+    assert caught.value.code == code
+    assert caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (wsb.Options(device="cuda:97"), "device_unavailable"),
+        (wsb.Options(parameters=("nothing*",)), "parameter_pattern_unmatched"),
+        (wsb.Options(parameters=("*", "!*")), "no_parameters_selected"),
+        (wsb.Options(moments="probes"), "unsupported_option"),
+        (wsb.Options(spectrum="top"), "unsupported_option"),
+        (wsb.Options(density=True), "unsupported_option"),
+        (wsb.Options(output="nothing"), "unknown_output"),
+        (wsb.Options(spectrum="dense", time_limit=1e-9), "time_limit"),
+    ],
+)
+def test_an_option_that_can_not_be_met_has_its_code(options: wsb.Options, code: str) -> None:
+    assert code_of(classifier(), batch(), options) == code
+
+
+def test_the_closed_form_is_refused_where_there_is_none() -> None:
+    model = wsb.from_module(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)))
+    assert code_of(model, batch(), wsb.Options(moments="closed_form")) == "closed_form_unavailable"
+
+
+def test_a_dense_spectrum_above_the_memory_limit_is_refused_before_work() -> None:
+    data = wsb.Batch(np.zeros((2, 1000)), np.array([0, 1]))
+    assert code_of(wide(1000), data, wsb.Options(spectrum="dense", memory_limit=1 << 20)) == "memory_limit"
+
+
+def test_logits_that_overflow_are_named() -> None:
+    data = wsb.Batch(np.full((2, 3), 1e300), np.array([0, 1]))
+    model = wsb.from_module(nn.Linear(3, 2).double())
+    with torch.no_grad():
+        model.parameters["weight"].fill_(1e10)
+    assert code_of(model, data) == "logits_not_finite"
+
+
+def test_an_output_that_is_no_row_of_logits_is_refused() -> None:
+    data = wsb.Batch(np.zeros((2, 3, 3)), np.array([0, 1]))
+    assert code_of(wsb.from_module(nn.Linear(3, 2)), data) == "unsupported_output"
+
+
+def test_options_refuse_unknown_names_and_values() -> None:
+    for wrong in ({"moment": "auto"}, {"seed": -1}, {"device": "tpu"}, {"relative_gap": math.nan}, {"top": 0}):
+        with pytest.raises(ValidationError):
+            wsb.Options(**wrong)
+
+
+def test_weights_count_samples_as_often_as_they_say() -> None:
+    counts = np.array([2, 1, 3] + [1] * 9)
+    repeated = np.repeat(np.arange(12), counts)
+    weighted = wsb.analyze(classifier(), batch(weights=counts))
+    explicit = wsb.analyze(classifier(), batch(x=GOLDEN.x[repeated], y=GOLDEN.y[repeated]))
+    assert weighted.moments is not None
+    assert explicit.moments is not None
+    assert weighted.loss.value == pytest.approx(explicit.loss.value, rel=1e-13)
+    assert weighted.loss.accuracy == pytest.approx(explicit.loss.accuracy, rel=1e-13)
+    assert weighted.loss.gradient_norm == pytest.approx(explicit.loss.gradient_norm, rel=1e-13)
+    assert weighted.moments.trace == pytest.approx(explicit.moments.trace, rel=1e-12)
+    assert weighted.moments.frobenius_squared == pytest.approx(explicit.moments.frobenius_squared, rel=1e-12)
+
+
+def test_soft_labels_at_the_corners_equal_hard_labels() -> None:
+    hard = wsb.analyze(classifier(), batch())
+    soft = wsb.analyze(classifier(), batch(y=np.eye(3)[GOLDEN.y]))
+    assert soft.loss == hard.loss
+    assert soft.moments == hard.moments
+
+
+def test_one_logit_takes_two_columns_one_column_or_numbers() -> None:
+    binary = Golden("softplus_single_logit")
+    model = wsb.load_model(binary.onnx())
+    p = binary.y * 0.8 + 0.1
+    reports = [wsb.analyze(model, wsb.Batch(binary.x, y)) for y in (p, p[:, None], np.stack([1 - p, p], axis=1))]
+    assert reports[0].batch.classes == 2
+    for other in reports[1:]:
+        assert other.moments is not None
+        assert reports[0].moments is not None
+        assert other.moments.trace == pytest.approx(reports[0].moments.trace, rel=1e-12)
+
+
+def test_a_subset_of_parameters_is_a_principal_block_of_the_hessian() -> None:
+    names = [t.name for t in wsb.analyze(classifier(), batch()).model.parameters.tensors]
+    last = tuple(name for name in names if name.endswith("1"))
+    options = wsb.Options(parameters=last, spectrum="dense")
+    report = wsb.analyze(classifier(), batch(), options)
+    excluded = wsb.Options(parameters=tuple(f"!{name}" for name in names if name not in last))
+    other = wsb.analyze(classifier(), batch(), excluded)
+    assert report.model.parameters.count == 6 * 3 + 3
+    assert all(check.passed for check in report.checks)
+    assert other.moments == report.moments
+
+
+def test_the_basis_gives_the_same_moments_as_the_closed_form() -> None:
+    closed, basis = (wsb.analyze(classifier(), batch(), wsb.Options(moments=m)) for m in ("closed_form", "basis"))
+    assert closed.moments is not None
+    assert basis.moments is not None
+    assert basis.moments.method == "basis"
+    assert basis.moments.trace == pytest.approx(closed.moments.trace, rel=1e-12)
+    assert basis.moments.frobenius_squared == pytest.approx(closed.moments.frobenius_squared, rel=1e-12)
+
+
+def test_no_moments_means_no_bounds() -> None:
+    report = wsb.analyze(classifier(), batch(), wsb.Options(moments="none"))
+    assert report.moments is None
+    assert report.bounds is None
+
+
+def test_float32_is_close_and_says_so() -> None:
+    single, double = (wsb.analyze(classifier(), batch(), wsb.Options(dtype=d)) for d in ("float32", "float64"))
+    assert single.engine.dtype == "float32"
+    assert single.moments is not None
+    assert double.moments is not None
+    assert single.moments.frobenius_squared == pytest.approx(double.moments.frobenius_squared, rel=1e-4)
+
+
+def test_layers_and_samples_add_up_to_the_whole() -> None:
+    report = wsb.analyze(classifier(), batch())
+    assert report.moments is not None
+    assert report.layers is not None
+    assert report.blocks is not None
+    assert report.orthogonality is not None
+    q = report.moments.frobenius_squared
+    assert sum(layer.trace for layer in report.layers) == pytest.approx(report.moments.trace, rel=1e-12)
+    assert sum(norm**2 for row in report.blocks for norm in row) == pytest.approx(q, rel=1e-12)
+    assert [layer.frobenius_squared for layer in report.layers] == pytest.approx(
+        [report.blocks[i][i] ** 2 for i in range(2)], rel=1e-12
+    )
+    shares = [entry.share for entry in report.orthogonality.sample_shares]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) <= 1 + 1e-9
+
+
+def test_progress_names_its_phases_and_never_goes_back() -> None:
+    seen: list[wsb.Progress] = []
+    wsb.analyze(classifier(), batch(), wsb.Options(spectrum="dense"), progress=seen.append)
+    assert {"setup", "moments", "spectrum"} <= {event.phase for event in seen}
+    for phase in {event.phase for event in seen}:
+        fractions = [event.fraction for event in seen if event.phase == phase]
+        assert fractions == sorted(fractions)
+        assert 0 <= fractions[0] <= fractions[-1] == 1
+
+
+def test_raising_in_progress_stops_the_analysis() -> None:
+    def stop(_: wsb.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wsb.analyze(classifier(), batch(), progress=stop)
+
+
+def test_a_report_survives_json() -> None:
+    report = wsb.analyze(classifier(), batch(), wsb.Options(spectrum="dense"))
+    text = report.model_dump_json()
+    assert wsb.Report.model_validate_json(text) == report
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert json.loads(text)["enclosure"] is None
+
+
+def test_timings_cover_the_phases() -> None:
+    timings = wsb.analyze(classifier(), batch()).timings
+    assert {"load", "moments", "total"} <= set(timings)
+    assert sum(seconds for phase, seconds in timings.items() if phase != "total") <= timings["total"]
+
+
+def test_the_report_schema_and_options_need_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, wsb_engine; wsb_engine.Report; wsb_engine.Options(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_agrees_with_the_cpu() -> None:
+    here, there = (wsb.analyze(classifier(), batch(), wsb.Options(device=d, spectrum="dense")) for d in ("cpu", "cuda"))
+    assert here.moments is not None
+    assert there.moments is not None
+    assert there.moments.frobenius_squared == pytest.approx(here.moments.frobenius_squared, rel=1e-9)
+    assert there.engine.device == "cuda:0"
