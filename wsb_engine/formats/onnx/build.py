@@ -1,21 +1,20 @@
-"""ModelProto → Graph: names resolved, structure checked, limits kept."""
+"""ModelProto → Graph: names resolved, local functions inlined, structure checked, limits kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
-import torch
-from torch import Tensor
 
 from wsb_engine.classifier import Input
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.onnx import problems
-from wsb_engine.formats.onnx.graph import Graph, Node, Strings
+from wsb_engine.formats.onnx.graph import Graph, Node
 from wsb_engine.formats.onnx.limits import LIMITS
-from wsb_engine.formats.onnx.proto import canonical_domain, opsets
+from wsb_engine.formats.onnx.proto import canonical_domain, imported_opsets, opsets
+from wsb_engine.formats.onnx.scope import Scope, checked, limit, text
 from wsb_engine.formats.onnx.tensors import dtype_of, element_count, to_torch
 
 _AP = onnx.AttributeProto
@@ -27,109 +26,132 @@ def build(model: onnx.ModelProto) -> Graph:
     Raises:
         ModelError: ``model_invalid``, ``model_too_complex``, ``unsupported_opset``, ``unsupported_dtype``, ….
     """
-    _limit("functions", len(model.functions), LIMITS.functions)
-    return _Builder(opsets(model)).graph(model.graph, outer=None, depth=0, prefix="")
-
-
-def _limit(what: str, found: int, limit: int) -> None:
-    if found > limit:
-        raise problems.too_complex(what, found, limit)
-
-
-def _checked_name(name: str) -> str:
-    _limit("bytes in a name", len(name.encode()), LIMITS.name_bytes)
-    return name
+    limit("functions", len(model.functions), LIMITS.functions)
+    functions = {(canonical_domain(each.domain), each.name, each.overload): each for each in model.functions}
+    scope = Scope(prefix="", outer=None, versions=opsets(model), taken=set())
+    return _Builder(functions).graph(model.graph, scope)
 
 
 @dataclass
 class _Builder:
-    versions: Mapping[str, int]
+    functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
     nodes: int = 0
-    subgraphs: int = 0
+    bodies: int = 0
 
-    def graph(self, proto: onnx.GraphProto, *, outer: _Scope | None, depth: int, prefix: str) -> Graph:
-        _limit("levels of nested graphs", depth, LIMITS.nesting)
-        _limit("initialisers", len(proto.initializer), LIMITS.initialisers)
+    def graph(self, proto: onnx.GraphProto, scope: Scope) -> Graph:
+        limit("initialisers", len(proto.initializer), LIMITS.initialisers)
         if proto.sparse_initializer:
             raise ModelError(
                 "the model stores a sparse tensor",
                 code="unsupported_sparse_tensor",
                 advice="Export with dense tensors.",
             )
-        scope = _Scope(prefix=prefix, outer=outer)
         for tensor in proto.initializer:
-            scope.add_constant(_checked_name(tensor.name), tensor)
+            scope.add_tensor(checked(tensor.name), tensor)
         inputs = []
         for value in proto.input:
             if value.name not in scope.names:  # IR version 3 lists initialisers among the inputs
-                inputs.append(_input(value, scope.define(_checked_name(value.name), f"input {value.name!r}")))
-        nodes = [node for node in self._nodes(proto.node, scope, depth) if node is not None]
+                inputs.append(_input(value, scope.define(checked(value.name), f"input {value.name!r}")))
+        nodes = tuple(self._nodes(proto.node, scope))
         outputs = tuple(scope.resolve(value.name, "the graph's outputs") for value in proto.output)
         if not outputs:
             raise problems.invalid("the graph has no outputs")
         return Graph(
-            nodes=tuple(nodes),
-            inputs=tuple(inputs),
-            outputs=outputs,
-            constants=scope.constants,
-            strings=scope.strings,
+            nodes=nodes, inputs=tuple(inputs), outputs=outputs, constants=scope.constants, strings=scope.strings
         )
 
-    def _nodes(self, protos: Sequence[onnx.NodeProto], scope: _Scope, depth: int) -> Iterable[Node | None]:
-        for index, proto in enumerate(protos):
+    def _nodes(self, protos: Sequence[onnx.NodeProto], scope: Scope) -> Iterator[Node]:
+        for position, proto in enumerate(protos):
             self.nodes += 1
-            _limit("nodes", self.nodes, LIMITS.nodes)
-            yield self._node(proto, index, scope, depth)
+            limit("nodes", self.nodes, LIMITS.nodes)
+            yield from self._node(proto, position if scope.index is None else scope.index, scope)
 
-    def _node(self, proto: onnx.NodeProto, index: int, scope: _Scope, depth: int) -> Node | None:
+    def _node(self, proto: onnx.NodeProto, index: int, scope: Scope) -> Iterable[Node]:
         domain = canonical_domain(proto.domain)
         where = f"node {index} '{proto.op_type[:64]}'"
-        for text in (proto.name, proto.op_type, domain, *proto.input, *proto.output):
-            _checked_name(text)
-        if domain not in self.versions:
+        for name in (proto.name, proto.op_type, domain, *proto.input, *proto.output):
+            checked(name)
+        if domain not in scope.versions:
             raise problems.invalid(f"{where}: the model imports no opset of domain {domain!r}")
         inputs = tuple(scope.resolve(name, where) if name else "" for name in proto.input)
+        attributes = _own_attributes(proto, where, scope)
+        function = self.functions.get((domain, proto.op_type, proto.overload))
+        if function is not None:
+            return self._call(function, proto, index, inputs, attributes, scope)
         if domain == "" and proto.op_type == "Constant":
-            _constant(proto, where, scope)
-            return None
-        attributes = self._attributes(proto, where, scope, depth)
+            if len(attributes) != 1 or len(proto.output) != 1:
+                raise problems.invalid(f"{where} must have one attribute and one output")
+            scope.add_constant_node(proto.output[0], next(iter(attributes.values())), where)
+            return ()
+        values = {name: self._value(each, where, index, scope) for name, each in attributes.items()}
         outputs = tuple(scope.define(name, where) if name else "" for name in proto.output)
         if not any(outputs):
             raise problems.invalid(f"{where} has no outputs")
-        return Node(
-            operator=proto.op_type,
-            domain=domain,
-            version=self.versions[domain],
-            name=proto.name,
-            index=index,
-            inputs=inputs,
-            outputs=outputs,
-            attributes=attributes,
+        return (
+            Node(
+                operator=proto.op_type,
+                domain=domain,
+                version=scope.versions[domain],
+                name=proto.name,
+                index=index,
+                inputs=inputs,
+                outputs=outputs,
+                attributes=values,
+            ),
         )
 
-    def _attributes(self, proto: onnx.NodeProto, where: str, scope: _Scope, depth: int) -> dict[str, Any]:
-        _limit(f"attributes of {where}", len(proto.attribute), LIMITS.attributes)
-        found: dict[str, Any] = {}
-        for attribute in proto.attribute:
-            if attribute.name in found:
-                raise problems.invalid(f"{where} has attribute {attribute.name!r} twice")
-            found[_checked_name(attribute.name)] = self._attribute(attribute, where, scope, depth)
-        return found
+    def _call(
+        self,
+        function: onnx.FunctionProto,
+        proto: onnx.NodeProto,
+        index: int,
+        inputs: tuple[str, ...],
+        attributes: Mapping[str, onnx.AttributeProto],
+        scope: Scope,
+    ) -> Iterable[Node]:
+        """The function's body in place of the call."""
+        where = f"node {index}, function {function.name[:64]!r}"
+        if len(inputs) > len(function.input) or len(proto.output) > len(function.output):
+            raise problems.invalid(f"{where} is called with too many inputs or outputs")
+        defaults = {each.name: each for each in function.attribute_proto}
+        self.bodies += 1
+        versions = {**scope.versions, **imported_opsets(function.opset_import)}
+        body = scope.body(f"{self.bodies}/", index, versions, {**defaults, **attributes})
+        for name, given in zip(function.input, (*inputs, *[""] * len(function.input)), strict=False):
+            body.names[checked(name)] = given
+        yield from self._nodes(function.node, body)
+        scope.constants.update(body.constants)
+        scope.strings.update(body.strings)
+        for name, own in zip(proto.output, function.output, strict=False):
+            if name:
+                yield Node(
+                    operator="Identity",
+                    domain="",
+                    version=scope.versions.get("", 1),
+                    name=proto.name,
+                    index=index,
+                    inputs=(body.resolve(own, where),),
+                    outputs=(scope.define(name, where),),
+                    attributes={},
+                )
 
-    def _attribute(self, proto: onnx.AttributeProto, where: str, scope: _Scope, depth: int) -> Any:
+    def _value(self, proto: onnx.AttributeProto, where: str, index: int, scope: Scope) -> Any:
+        """The attribute as a plain value."""
         kind = proto.type
         place = f"{where}, attribute {proto.name!r}"
         if kind == _AP.GRAPH:
-            self.subgraphs += 1
-            return self.graph(proto.g, outer=scope, depth=depth + 1, prefix=f"{self.subgraphs}/")
+            self.bodies += 1
+            inner = scope.inner(f"{self.bodies}/")
+            inner.index = index
+            return self.graph(proto.g, inner)
         if kind == _AP.TENSOR:
             return to_torch(proto.t, place)
         if kind == _AP.TENSORS:
             return tuple(to_torch(tensor, place) for tensor in proto.tensors)
         if kind == _AP.STRING:
-            return _text(proto.s, place)
+            return text(proto.s, place)
         if kind == _AP.STRINGS:
-            return tuple(_text(value, place) for value in proto.strings)
+            return tuple(text(value, place) for value in proto.strings)
         simple: dict[int, Any] = {
             _AP.FLOAT: proto.f,
             _AP.INT: proto.i,
@@ -141,82 +163,21 @@ class _Builder:
         return simple[kind]
 
 
-@dataclass
-class _Scope:
-    """Names visible in a graph that is being built."""
-
-    prefix: str
-    outer: _Scope | None
-    names: dict[str, str] = field(default_factory=dict)
-    """Name in the file → unique name."""
-    constants: dict[str, Tensor] = field(default_factory=dict)
-    strings: dict[str, Strings] = field(default_factory=dict)
-
-    def find(self, name: str) -> str | None:
-        """The unique name of a visible value."""
-        scope: _Scope | None = self
-        while scope is not None:
-            if name in scope.names:
-                return scope.names[name]
-            scope = scope.outer
-        return None
-
-    def define(self, name: str, where: str) -> str:
-        if not name:
-            raise problems.invalid(f"{where} has no name")
-        if self.find(name) is not None:
-            raise problems.invalid(f"{where} defines {name!r}, which is defined already", name=name)
-        self.names[name] = self.prefix + name
-        return self.names[name]
-
-    def resolve(self, name: str, where: str) -> str:
-        found = self.find(name)
-        if found is None:
-            raise problems.invalid(
-                f"{where} uses {name!r}, which nothing defines before it (the graph has a cycle or is not sorted)",
-                name=name,
-            )
-        return found
-
-    def add_constant(self, name: str, proto: onnx.TensorProto) -> None:
-        where = f"tensor {name!r}"
-        unique = self.define(name, where)
-        if proto.data_type == onnx.TensorProto.STRING:
-            count = element_count(tuple(proto.dims), where)
-            if count != len(proto.string_data):
-                raise problems.invalid(f"{where} declares {count} strings but holds {len(proto.string_data)}")
-            self.strings[unique] = tuple(_text(value, where) for value in proto.string_data)
-        else:
-            self.constants[unique] = to_torch(proto, where)
-
-
-def _constant(proto: onnx.NodeProto, where: str, scope: _Scope) -> None:
-    """Adds what a Constant node makes; the operator has one attribute out of several."""
-    if len(proto.attribute) != 1 or len(proto.output) != 1:
-        raise problems.invalid(f"{where} must have one attribute and one output")
-    attribute, name = proto.attribute[0], proto.output[0]
-    if attribute.name == "value" and attribute.type == _AP.TENSOR:
-        scope.add_constant(name, attribute.t)
-    elif attribute.name == "value_string":
-        scope.strings[scope.define(name, where)] = (_text(attribute.s, where),)
-    elif attribute.name == "value_strings":
-        scope.strings[scope.define(name, where)] = tuple(_text(value, where) for value in attribute.strings)
-    elif attribute.name in ("value_float", "value_floats"):
-        floats = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-        scope.constants[scope.define(name, where)] = torch.tensor(floats, dtype=torch.float32)
-    elif attribute.name in ("value_int", "value_ints"):
-        ints = attribute.i if attribute.name == "value_int" else list(attribute.ints)
-        scope.constants[scope.define(name, where)] = torch.tensor(ints, dtype=torch.int64)
-    else:
-        raise problems.invalid(f"{where} has attribute {attribute.name!r}, which is not supported")
-
-
-def _text(value: bytes, where: str) -> str:
-    _limit(f"bytes in a string of {where}", len(value), LIMITS.string_bytes)
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise problems.invalid(f"{where} holds a string that is not UTF-8") from error
+def _own_attributes(proto: onnx.NodeProto, where: str, scope: Scope) -> dict[str, onnx.AttributeProto]:
+    """A node's attributes, with references to its function's attributes replaced by what they refer to."""
+    limit(f"attributes of {where}", len(proto.attribute), LIMITS.attributes)
+    found: dict[str, onnx.AttributeProto] = {}
+    for attribute in proto.attribute:
+        if attribute.name in found:
+            raise problems.invalid(f"{where} has attribute {attribute.name!r} twice")
+        if not attribute.ref_attr_name:
+            found[checked(attribute.name)] = attribute
+        elif attribute.ref_attr_name in scope.attributes:
+            referred = onnx.AttributeProto()
+            referred.CopyFrom(scope.attributes[attribute.ref_attr_name])
+            referred.name = checked(attribute.name)
+            found[referred.name] = referred
+    return found
 
 
 def _input(value: onnx.ValueInfoProto, name: str) -> Input:

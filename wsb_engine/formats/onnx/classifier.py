@@ -16,6 +16,7 @@ from wsb_engine.formats.onnx import head as heads
 from wsb_engine.formats.onnx import operators
 from wsb_engine.formats.onnx.batching import BatchProgram
 from wsb_engine.formats.onnx.build import build
+from wsb_engine.formats.onnx.control import resolve_branches
 from wsb_engine.formats.onnx.graph import Graph, Node
 from wsb_engine.formats.onnx.head import Head
 from wsb_engine.formats.onnx.mlp import find_mlp
@@ -47,7 +48,7 @@ class OnnxClassifier(Classifier):
 
     def __init__(self, data: bytes) -> None:
         self._model = parse(data)
-        self._graph = build(self._model)
+        self._graph = resolve_branches(build(self._model))
         _require_an_output(self._graph)
         self._found = find_parameters(self._graph)
         self.sha256 = hashlib.sha256(data).hexdigest()

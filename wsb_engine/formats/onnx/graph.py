@@ -27,7 +27,7 @@ class Node:
     """Opset version of the node's domain."""
     name: str
     index: int
-    """Position in the file's graph (or in the function that the node comes from)."""
+    """Position in the file's graph of the node, or of the node whose subgraph or function it comes from."""
     inputs: tuple[str, ...]
     """Value names; ``""`` for an optional input left out."""
     outputs: tuple[str, ...]

@@ -50,10 +50,8 @@ def opsets(model: onnx.ModelProto) -> dict[str, int]:
         ModelError: ``unsupported_opset`` or ``model_invalid``.
     """
     found = imported_opsets(model.opset_import)
-    if "" not in found:
-        raise problems.invalid("the model imports no opset of the default domain")
     newest = onnx.defs.onnx_opset_version()
-    if not _MINIMUM_OPSET <= found[""] <= newest:
+    if "" in found and not _MINIMUM_OPSET <= found[""] <= newest:
         raise ModelError(
             f"the model uses opset {found['']}; opsets {_MINIMUM_OPSET} to {newest} are supported",
             code="unsupported_opset",

@@ -13,7 +13,7 @@ from wsb_engine.formats.onnx.operators.registry import Call, operator
 ACTIVATIONS = frozenset(
     {
         "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu",
-        "Shrink", "Sigmoid", "Softmax", "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
+        "Shrink", "Sigmoid", "Softmax", "Softplus", "Softsign", "SwiGLU", "Swish", "Tanh", "ThresholdedRelu",
     }
 )  # fmt: skip
 """Operators that a report names as a network's nonlinearities; Erf stands for a GELU written out."""
@@ -48,6 +48,11 @@ def gelu(call: Call, x: Tensor) -> Tensor:
 @operator("Swish")
 def swish(call: Call, x: Tensor) -> Tensor:
     return x * torch.sigmoid(call.get("alpha", 1.0) * x)
+
+
+@operator("SwiGLU")
+def swiglu(call: Call, gate: Tensor, x: Tensor) -> Tensor:
+    return swish(call, gate) * x
 
 
 @operator("Mish")

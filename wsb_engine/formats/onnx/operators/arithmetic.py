@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -57,6 +58,25 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
+
+def _signed(kernel: Kernel) -> Kernel:
+    """Lets a kernel take the unsigned types that torch can't compute with: in int64, which is exact below 2⁶³."""
+
+    @functools.wraps(kernel)
+    def exact(call: Call, *arguments: Tensor | None) -> Tensor:
+        dtypes = {a.dtype for a in arguments if a is not None and a.dtype in _UNSIGNED}
+        if not dtypes:
+            return kernel(call, *arguments)  # type: ignore[no-any-return]
+        made: Tensor = kernel(
+            call, *(a.to(torch.int64) if a is not None and a.dtype in _UNSIGNED else a for a in arguments)
+        )
+        return made.to(dtypes.pop()) if made.dtype == torch.int64 else made
+
+    return exact
+
+
 def _unary(function: Callable[[Tensor], Tensor]) -> Kernel:
     def kernel(call: Call, x: Tensor) -> Tensor:
         return function(x)
@@ -68,7 +88,7 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
     def kernel(call: Call, a: Tensor, b: Tensor) -> Tensor:
         return function(a, b)
 
-    return kernel
+    return _signed(kernel)
 
 
 for _name, _function in _UNARY.items():
@@ -80,6 +100,7 @@ for _name, _pair in _BINARY.items():
 
 
 @operator("Div")
+@_signed
 def div(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """Integers divide towards zero."""
     whole = not a.is_floating_point() and not b.is_floating_point()
@@ -93,6 +114,7 @@ def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
 
 
 @operator("Mod", smooth=False)
+@_signed
 def mod(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """fmod = 1 takes the sign of the dividend, otherwise of the divisor."""
     return torch.fmod(a, b) if call.get("fmod", 0) else torch.remainder(a, b)
@@ -106,23 +128,16 @@ def is_inf(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("BitShift")
+@_signed
 def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
     direction = call.get("direction", "")
     if direction not in ("LEFT", "RIGHT"):
         raise call.wrong(f"direction {direction!r} is neither LEFT nor RIGHT")
-    if a.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        return _wide_shift(a, b, left=direction == "LEFT")
     return torch.bitwise_left_shift(a, b) if direction == "LEFT" else torch.bitwise_right_shift(a, b)
 
 
-def _wide_shift(a: Tensor, b: Tensor, *, left: bool) -> Tensor:
-    """Shifts of the unsigned types that torch has no kernel for, in int64 (values of 64 bits must be below 2⁶³)."""
-    x, y = a.to(torch.int64), b.to(torch.int64)
-    shifted = torch.bitwise_left_shift(x, y) if left else torch.bitwise_right_shift(x, y)
-    return shifted.to(a.dtype)
-
-
 @operator("Clip", smooth=False)
+@_signed
 def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Bounds are attributes before opset 11, inputs since."""
     if call.version < 11:
@@ -146,6 +161,7 @@ def mean(call: Call, *values: Tensor) -> Tensor:
 
 
 @operator("Max", smooth=False)
+@_signed
 def maximum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     for each in rest:
         first = torch.maximum(first, each)
@@ -153,6 +169,7 @@ def maximum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
 
 
 @operator("Min", smooth=False)
+@_signed
 def minimum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     for each in rest:
         first = torch.minimum(first, each)

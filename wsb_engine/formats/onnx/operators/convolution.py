@@ -53,9 +53,7 @@ def conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = 
     full = _TRANSPOSED[dims](x, weight, None, stride=strides, dilation=dilations, groups=call.get("group", 1))
     sizes = [size + more for size, more in zip(full.shape[2:], extra, strict=True)]
     begin, end = _cropped(call, x, sizes, strides)
-    made = pad_ends(
-        full, [-size for size in begin], [more - size for more, size in zip(extra, end, strict=True)]
-    )
+    made = pad_ends(full, [-size for size in begin], [more - size for more, size in zip(extra, end, strict=True)])
     return made if bias is None else made + bias.reshape(-1, *[1] * dims)
 
 

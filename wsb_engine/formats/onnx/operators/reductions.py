@@ -135,8 +135,9 @@ def _arg(call: Call, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
     axis, keep = call.get("axis", 0), bool(call.get("keepdims", 1))
     if not call.get("select_last_index", 0):
         return function(x, dim=axis, keepdim=keep)
-    last = x.shape[axis] - 1
-    return last - function(x.flip(axis), dim=axis, keepdim=keep)
+    from_end = function(x.flip(axis), dim=axis, keepdim=keep)
+    made: Tensor = x.shape[axis] - 1 - from_end
+    return made
 
 
 @operator("TopK", static=(1,), smooth=False)
@@ -150,4 +151,5 @@ def top_k(call: Call, x: Tensor, k: Static | None = None) -> tuple[Tensor, Tenso
 
 @operator("Det")
 def det(call: Call, x: Tensor) -> Tensor:
-    return torch.linalg.det(x)
+    made: Tensor = torch.linalg.det(x)
+    return made

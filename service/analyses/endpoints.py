@@ -1,0 +1,270 @@
+"""/v1/analyses: ask for a report, follow it, fetch it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from http import HTTPStatus
+from typing import Annotated, Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service import queue
+from service.analyses import repository
+from service.analyses.errors import (
+    AnalysisCancelledError,
+    AnalysisCrashedError,
+    AnalysisFinalError,
+    AnalysisNotFoundError,
+    AnalysisRejectedError,
+    AnalysisTimedOutError,
+    DeviceUnavailableError,
+    InvalidFormError,
+    NoReportError,
+    QueueFullError,
+    ReportNotReadyError,
+    ended,
+)
+from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis, AnalysisPage, AnalysisRequest, FormRequest
+from service.analyses.submission import submit
+from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
+from service.analyses.waiting import not_found, wait_until_ended
+from service.blobs import UPLOAD_ERRORS, BlobNotFoundError
+from service.context import InContext
+from service.errors import FieldError, InternalError, InvalidRequestError, declare
+from service.headers import matches, preferred_wait
+from wsb_engine.report import Report
+
+_CREATE = """\
+Either JSON that names an uploaded model and batch, or one multipart request that brings both files.
+
+With `Prefer: wait=N` the answer is the report itself (201) when it is done in time. Otherwise it is the analysis
+(202), to be followed at `Location`. An analysis that fails within the wait is answered as a problem that says why.
+"""
+
+router = APIRouter(prefix="/v1/analyses", tags=["analyses"])
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_IMMUTABLE = "private, max-age=31536000, immutable"
+_MAX_SEQUENCE = 2**63 - 1
+
+
+def _analysis_id(analysis_id: Annotated[str, Path(description="Identifier of the analysis.")]) -> UUID:
+    if _UUID.fullmatch(analysis_id) is None:
+        raise not_found(analysis_id)
+    return UUID(analysis_id)
+
+
+AnalysisId = Annotated[UUID, Depends(_analysis_id)]
+IfNoneMatch = Annotated[str | None, Header(description="Entity tag of a copy that the client has.")]
+Prefer = Annotated[
+    str | None,
+    Header(
+        description="`wait=N`: answer with the report if the analysis ends within N seconds, at most 60.",
+        examples=["wait=30"],
+    ),
+]
+States = Annotated[list[State] | None, Query(alias="state", description="Only in one of these states.", max_length=7)]
+Labels = Annotated[
+    list[Annotated[str, Query(pattern=f"^{LABEL_KEY}(:{LABEL_VALUE})?$")]] | None,
+    Query(
+        alias="label",
+        description="Only with this label: `key:value`, or `key` with any value. Repeatable.",
+        max_length=32,
+    ),
+]
+Limit = Annotated[int, Query(ge=1, le=200, description="Most analyses on a page.")]
+After = Annotated[str | None, Query(max_length=40, description="Cursor, as `next` of the page before has it.")]
+
+
+def _request_body() -> dict[str, Any]:
+    def reference(model: type) -> dict[str, str]:
+        return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+    file = {"type": "string", "format": "binary"}
+    form = {
+        "type": "object",
+        "properties": {
+            "model": {**file, "description": "ONNX file or TorchScript archive."},
+            "batch": {**file, "description": ".npz or .safetensors file with arrays x and y."},
+            "request": reference(FormRequest),
+        },
+    }
+    encoding = {"request": {"contentType": "application/json"}}
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": reference(AnalysisRequest)},
+            "multipart/form-data": {"schema": form, "encoding": encoding},
+        },
+    }
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    response_model=Report,
+    summary="Analyse a model on a batch",
+    description=_CREATE,
+    responses={
+        202: {"model": Analysis, "description": "Accepted; follow it at Location."},
+        **declare(
+            *UPLOAD_ERRORS,
+            *(
+                BlobNotFoundError,
+                InvalidRequestError,
+                InvalidFormError,
+                DeviceUnavailableError,
+                QueueFullError,
+                InternalError,
+            ),
+            *(AnalysisRejectedError, AnalysisCrashedError, AnalysisTimedOutError, AnalysisCancelledError),
+        ),
+    },
+    openapi_extra={"requestBody": _request_body()},
+)
+async def create_analysis(request: Request, context: InContext, prefer: Prefer = None) -> Response:
+    analysis = await submit(request, context)
+    wait = preferred_wait(prefer, context.settings.max_wait_seconds)
+    row = await wait_until_ended(context, analysis, wait or 0)
+    url = f"/v1/analyses/{row.id}"
+    headers = {"Location": url}
+    if wait is not None:
+        headers["Preference-Applied"] = f"wait={wait:g}"
+    if row.state == "succeeded":
+        async with context.database.transaction() as session:
+            report = await repository.find_report(session, analysis)
+        return _report_response(report, HTTPStatus.CREATED, {**headers, "Content-Location": f"{url}/report"})
+    if row.state in FINAL_STATES:
+        raise ended(row)
+    content = Analysis.of(row).model_dump(mode="json")
+    return JSONResponse(content, HTTPStatus.ACCEPTED, {**headers, "Retry-After": "1"})
+
+
+@router.get("", summary="List analyses, newest first", responses=declare(InvalidRequestError))
+async def list_analyses(
+    context: InContext, state: States = None, label: Labels = None, limit: Limit = 50, after: After = None
+) -> AnalysisPage:
+    before = None if after is None else _sequence(after)
+    pairs = [text.partition(":") for text in label or ()]
+    async with context.database.transaction() as session:
+        rows = await repository.newest(
+            session,
+            states=state or (),
+            labels=[{key: value} for key, colon, value in pairs if colon],
+            label_keys=[key for key, colon, _ in pairs if not colon],
+            before=before,
+            limit=limit + 1,
+        )
+    page = rows[:limit]
+    following = None
+    if len(rows) > limit:
+        query = [*(("state", item) for item in state or ()), *(("label", item) for item in label or ())]
+        query += [("limit", str(limit)), ("after", _cursor(page[-1].sequence))]
+        following = f"/v1/analyses?{urlencode(query)}"
+    return AnalysisPage(items=[Analysis.of(row) for row in page], next=following)
+
+
+@router.get(
+    "/{analysis_id}",
+    response_model=Analysis,
+    summary="See how an analysis stands",
+    description="200 whatever the state; a failed one has its error in the body.",
+    responses={
+        304: {"description": "Nothing has changed since the copy named by If-None-Match."},
+        **declare(AnalysisNotFoundError),
+    },
+)
+async def get_analysis(analysis: AnalysisId, context: InContext, if_none_match: IfNoneMatch = None) -> Response:
+    async with context.database.transaction() as session:
+        row = await repository.find(session, analysis)
+    if row is None:
+        raise not_found(str(analysis))
+    headers = {"ETag": f'"{row.revision}-{row.id.hex}"', "Cache-Control": "private, no-cache"}
+    if matches(if_none_match, headers["ETag"]):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return JSONResponse(Analysis.of(row).model_dump(mode="json"), headers=headers)
+
+
+@router.get(
+    "/{analysis_id}/report",
+    response_model=Report,
+    summary="Fetch the report",
+    description="It never changes; its entity tag is strong.",
+    responses={
+        304: {"description": "The copy named by If-None-Match is the report."},
+        **declare(AnalysisNotFoundError, ReportNotReadyError, NoReportError),
+    },
+)
+async def get_report(analysis: AnalysisId, context: InContext, if_none_match: IfNoneMatch = None) -> Response:
+    async with context.database.transaction() as session:
+        row = await repository.find(session, analysis)
+        report = await repository.find_report(session, analysis)
+    if row is None:
+        raise not_found(str(analysis))
+    if row.state not in FINAL_STATES:
+        raise ReportNotReadyError(f"The analysis is {row.state}.", headers={"Retry-After": "1"}, analysis=str(row.id))
+    if row.state != "succeeded":
+        raise _no_report(row)
+    if report is not None and matches(if_none_match, f'"{report.sha256}"'):
+        headers = {"ETag": f'"{report.sha256}"', "Cache-Control": _IMMUTABLE}
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return _report_response(report, HTTPStatus.OK, {"Cache-Control": _IMMUTABLE})
+
+
+@router.post(
+    "/{analysis_id}/cancel",
+    status_code=HTTPStatus.ACCEPTED,
+    summary="Cancel an analysis",
+    description="A waiting one is cancelled at once, a running one is stopped. Cancelling again changes nothing.",
+    responses=declare(AnalysisNotFoundError, AnalysisFinalError),
+)
+async def cancel_analysis(analysis: AnalysisId, context: InContext) -> Analysis:
+    async with context.database.transaction() as session:
+        row = await repository.request_cancel(session, analysis)
+        if row is not None and row.job_id is not None:
+            await queue.abort(session, context.queue, row.job_id)
+        row = row or await repository.find(session, analysis)
+    if row is None:
+        raise not_found(str(analysis))
+    if row.state not in ("cancelling", "cancelled"):
+        raise AnalysisFinalError(f"The analysis has {row.state.replace('_', ' ')}.", analysis=str(row.id))
+    return Analysis.of(row)
+
+
+def _report_response(report: ReportRow | None, status: HTTPStatus, headers: dict[str, str]) -> Response:
+    if report is None:
+        raise InternalError("The analysis has succeeded, but its report is missing.")
+    headers = {**headers, "ETag": f'"{report.sha256}"'}
+    return Response(report.body, status, headers, media_type="application/json")
+
+
+def _no_report(row: AnalysisRow) -> NoReportError:
+    outcome = ended(row)
+    return NoReportError(
+        f"The analysis ended as {row.state}: {outcome.detail}",
+        advice=outcome.advice,
+        analysis=str(row.id),
+        details={"state": row.state, "code": outcome.problem_code},
+    )
+
+
+def _cursor(sequence: int) -> str:
+    return base64.urlsafe_b64encode(str(sequence).encode()).decode().rstrip("=")
+
+
+def _sequence(cursor: str) -> int:
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (ValueError, binascii.Error):
+        text = ""
+    if re.fullmatch(r"[0-9]{1,19}", text) is None or int(text) > _MAX_SEQUENCE:
+        raise InvalidRequestError(
+            "The cursor is none that this service gave.",
+            errors=[FieldError(pointer="/query/after", detail="Use the next of a page.")],
+        )
+    return int(text)

@@ -1,0 +1,105 @@
+"""Problems of analyses."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from service.analyses.table import AnalysisRow
+from service.breakdowns import is_breakdown
+from service.errors import InvalidRequestError, NotFoundError, ServiceError
+
+
+class AnalysisNotFoundError(NotFoundError):
+    code = "analysis_not_found"
+    title = "No such analysis"
+
+
+class InvalidFormError(InvalidRequestError):
+    """Parts of a multipart request that are missing, unknown or given twice."""
+
+    code = "invalid_form"
+    title = "The form has the wrong parts"
+    codes: ClassVar[tuple[str, ...]] = ("missing_part", "unexpected_part", "duplicate_part")
+
+    @classmethod
+    def _code_schema(cls) -> dict[str, Any]:
+        return {"enum": list(cls.codes)}
+
+
+class DeviceUnavailableError(ServiceError):
+    status = HTTPStatus(422)
+    code = "device_unavailable"
+    title = "No worker has the device that was asked for"
+
+
+class QueueFullError(ServiceError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "queue_full"
+    title = "Too many analyses are waiting"
+
+
+class AnalysisFinalError(ServiceError):
+    status = HTTPStatus.CONFLICT
+    code = "analysis_final"
+    title = "The analysis has already ended"
+
+
+class ReportNotReadyError(ServiceError):
+    status = HTTPStatus.CONFLICT
+    code = "report_not_ready"
+    title = "The analysis has not ended yet"
+
+
+class NoReportError(ServiceError):
+    status = HTTPStatus.CONFLICT
+    code = "no_report"
+    title = "The analysis ended without a report"
+
+
+class _EndedError(ServiceError):
+    """An analysis that ended without a report while the client waited; the code says why."""
+
+    @classmethod
+    def _code_schema(cls) -> dict[str, Any]:
+        return {"type": "string"}
+
+
+class AnalysisRejectedError(_EndedError):
+    status = HTTPStatus(422)
+    code = "analysis_rejected"
+    title = "The model, the batch or the options can't be analysed"
+
+
+class AnalysisCrashedError(_EndedError):
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    code = "crashed"
+    title = "The analysis broke down"
+
+
+class AnalysisTimedOutError(_EndedError):
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    code = "timed_out"
+    title = "The analysis took longer than its time limit"
+
+
+class AnalysisCancelledError(_EndedError):
+    status = HTTPStatus.CONFLICT
+    code = "cancelled"
+    title = "The analysis was cancelled"
+
+
+def ended(row: AnalysisRow) -> ServiceError:
+    """The problem that tells how an analysis ended, for one that ended without a report."""
+    error = row.error or {}
+    kinds: dict[str, type[_EndedError]] = {"timed_out": AnalysisTimedOutError, "cancelled": AnalysisCancelledError}
+    code = str(error.get("code") or row.state)
+    kind = kinds.get(row.state) or (AnalysisCrashedError if is_breakdown(code) else AnalysisRejectedError)
+    return kind(
+        str(error.get("message") or kind.title + "."),
+        code=code,
+        advice=error.get("advice") or None,
+        headers={"Location": f"/v1/analyses/{row.id}"},
+        analysis=str(row.id),
+        details=error.get("details") or None,
+    )

@@ -1,0 +1,137 @@
+"""What clients send and get about analyses."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from service.analyses.table import FINAL_STATES, AnalysisRow, State
+from service.blobs import identifier
+from wsb_engine.options import Options
+
+LABEL_KEY = r"[A-Za-z0-9_.\-/]{1,64}"
+LABEL_VALUE = r"[^\x00-\x1f\x7f]{0,256}"
+
+LabelKey = Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}$")]
+LabelValue = Annotated[str, StringConstraints(pattern=f"^{LABEL_VALUE}$")]
+
+_EXAMPLE_ID = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_EXAMPLE_BATCH = "sha256:60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
+
+
+class AnalysisSettings(BaseModel):
+    """How to analyse; what a request holds besides its model and batch."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    options: Options = Field(default_factory=Options, description="Options of the engine.")
+    labels: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=32, description="Names and values to find the analysis by."
+    )
+    priority: int = Field(0, ge=-100, le=100, description="Higher ones leave the queue first.")
+    timeout_s: float | None = Field(
+        None, gt=0, description="Wall-clock seconds after which the analysis is stopped; at most the service's limit."
+    )
+
+
+class AnalysisRequest(AnalysisSettings):
+    """An analysis of a model on a batch, both uploaded before."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": _EXAMPLE_ID,
+                    "batch": _EXAMPLE_BATCH,
+                    "options": {"spectrum": "dense"},
+                    "labels": {"run": "tanh-64", "epoch": "12"},
+                }
+            ]
+        }
+    )
+
+    model: str = Field(max_length=200, description="Identifier that POST /v1/models returned.")
+    batch: str = Field(max_length=200, description="Identifier that POST /v1/batches returned.")
+
+
+class FormRequest(AnalysisSettings):
+    """The ``request`` part of a multipart body; a file that was uploaded before can be named instead of sent."""
+
+    model: str | None = Field(None, max_length=200, description="Identifier, instead of the part of this name.")
+    batch: str | None = Field(None, max_length=200, description="Identifier, instead of the part of this name.")
+
+
+class AnalysisProgress(BaseModel):
+    """How far a running analysis is."""
+
+    phase: str = Field(description="load, moments, enclosure, spectrum, …")
+    fraction: float = Field(description="Of this phase, 0 to 1.")
+    hessian_vector_products: int = 0
+
+
+class AnalysisError(BaseModel):
+    """Why an analysis ended without a report."""
+
+    model_config = ConfigDict(ser_json_inf_nan="null")
+
+    code: str
+    message: str
+    advice: str = ""
+    details: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Links(BaseModel):
+    self: str
+    report: str | None = Field(None, description="Where the report is, once there is one.")
+    cancel: str | None = Field(None, description="Where to cancel, while that is possible.")
+
+
+class Analysis(BaseModel):
+    """One analysis: what was asked for and how it stands."""
+
+    id: UUID
+    state: State
+    model: str
+    batch: str
+    options: Options
+    labels: dict[str, str]
+    priority: int
+    timeout_s: float
+    attempts: int = Field(description="How often it was started; above one after a worker was lost.")
+    progress: AnalysisProgress | None
+    error: AnalysisError | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    links: Links
+
+    @classmethod
+    def of(cls, row: AnalysisRow) -> Analysis:
+        url = f"/v1/analyses/{row.id}"
+        return cls.model_validate(
+            {
+                **{name: getattr(row, name) for name in cls.model_fields if name not in ("model", "batch", "links")},
+                "model": identifier(row.model),
+                "batch": identifier(row.batch),
+                "links": Links(
+                    self=url,
+                    report=f"{url}/report" if row.state == "succeeded" else None,
+                    cancel=None if row.state in FINAL_STATES else f"{url}/cancel",
+                ),
+            }
+        )
+
+
+class AnalysisPage(BaseModel):
+    """Some analyses, newest first."""
+
+    items: list[Analysis]
+    next: str | None = Field(description="Address of the page after this one; null on the last page.")
+
+
+def progress_document(progress: dict[str, Any]) -> dict[str, Any]:
+    """A child's progress message, reduced to what the resource shows."""
+    return AnalysisProgress.model_validate(progress).model_dump(mode="json")

@@ -1,0 +1,54 @@
+"""Tables of analyses and their reports."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal, get_args
+from uuid import UUID, uuid4
+
+from sqlalchemy import JSON, BigInteger, DateTime, Float, ForeignKey, Identity, Integer, Text, Uuid, func
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.database import Base
+
+LiveState = Literal["queued", "running", "cancelling"]
+FinalState = Literal["succeeded", "failed", "cancelled", "timed_out"]
+State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled", "timed_out"]
+
+LIVE_STATES: tuple[LiveState, ...] = get_args(LiveState)
+FINAL_STATES: tuple[FinalState, ...] = get_args(FinalState)
+
+
+class AnalysisRow(Base):
+    __tablename__ = "analyses"
+
+    id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
+    sequence: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
+    """Order of creation; what lists and cursors go by."""
+    model: Mapped[str] = mapped_column(Text)
+    """Hex digest; the blob may be deleted once the analysis has ended."""
+    batch: Mapped[str] = mapped_column(Text)
+    # JSON and not JSONB: texts from a client may hold \u0000, which JSONB refuses.
+    options: Mapped[dict[str, Any]] = mapped_column(JSON)
+    labels: Mapped[dict[str, str]] = mapped_column(JSONB)
+    priority: Mapped[int] = mapped_column(Integer)
+    timeout_s: Mapped[float] = mapped_column(Float)
+    state: Mapped[State] = mapped_column(Text)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    job_id: Mapped[int | None] = mapped_column(BigInteger)
+    revision: Mapped[int] = mapped_column(Integer, default=1)
+    """Counts the changes of this row; the entity tag."""
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class ReportRow(Base):
+    __tablename__ = "reports"
+
+    analysis: Mapped[UUID] = mapped_column(ForeignKey("analyses.id", ondelete="CASCADE"), primary_key=True)
+    body: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(Text)

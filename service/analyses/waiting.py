@@ -1,0 +1,45 @@
+"""Waiting for an analysis to end, woken by notifications."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+from service.analyses.errors import AnalysisNotFoundError
+from service.analyses.repository import find
+from service.analyses.table import FINAL_STATES, AnalysisRow
+from service.context import Context
+
+
+async def wait_until_ended(context: Context, analysis: UUID, seconds: float) -> AnalysisRow:
+    """The analysis as it stands when it has ended, the time is up or the server stops, whichever is first.
+
+    Raises:
+        AnalysisNotFoundError: when there is none.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    with context.notifications.subscribe(analysis) as changed:
+        while True:
+            changed.clear()
+            async with context.database.transaction() as session:
+                row = await find(session, analysis)
+            if row is None:
+                raise not_found(str(analysis))
+            remaining = deadline - asyncio.get_running_loop().time()
+            if row.state in FINAL_STATES or remaining <= 0 or context.stopping.is_set():
+                return row
+            # The poll is for notifications that got lost.
+            await _first_of(changed, context.stopping, timeout=min(remaining, context.settings.poll_seconds))
+
+
+def not_found(analysis: str) -> AnalysisNotFoundError:
+    return AnalysisNotFoundError(f"There is no analysis {analysis[:80]}.")
+
+
+async def _first_of(*events: asyncio.Event, timeout: float) -> None:  # noqa: ASYNC109 - no error when it is over
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

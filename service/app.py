@@ -1,0 +1,110 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypedDict
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+import wsb_engine
+from service import capabilities, errors, openapi
+from service.analyses import endpoints as analyses
+from service.analyses.schemas import AnalysisRequest, FormRequest
+from service.batches import endpoints as batches
+from service.context import Context
+from service.database import Database
+from service.middleware import RequestLog
+from service.models import endpoints as models
+from service.notifications import Notifications
+from service.postgres import embedded_postgres
+from service.queue import open_queue
+from service.settings import Settings
+from service.storage import BlobStore
+
+_DESCRIPTION = """\
+How sharp is a trained classifier, with proof: bounds on the largest and smallest eigenvalue of the Hessian of the
+cross-entropy, for a model and a batch that you upload.
+
+One call does it all: `POST /v1/analyses` as multipart/form-data with the parts `model` and `batch`, and
+`Prefer: wait=30` to get the report in the answer. Errors are RFC 9457 problems with a stable `code`.
+"""
+
+_TAGS = [
+    {"name": "analyses", "description": "Ask for a report, follow the analysis, fetch the report."},
+    {"name": "models", "description": "Trained classifiers: ONNX files and TorchScript archives."},
+    {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
+    {"name": "service", "description": "What the service can do, and how it is."},
+]
+
+
+class State(TypedDict):
+    """What the lifespan gives to requests."""
+
+    context: Context
+
+
+def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> FastAPI:
+    """The application; everything it holds is made when it starts and undone when it stops.
+
+    Args:
+        settings: Without a database URL an embedded Postgres is started.
+        stopping: Set it to make requests that wait answer at once.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        async with open_context(settings, stopping or asyncio.Event()) as context:
+            yield {"context": context}
+
+    app = FastAPI(
+        title="wsb",
+        version=wsb_engine.__version__,
+        summary="Certified sharpness of trained classifiers.",
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        generate_unique_id_function=_operation_id,
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    app.add_middleware(RequestLog)
+    for router in (analyses.router, models.router, batches.router, capabilities.router):
+        app.include_router(router)
+    errors.install(app)
+    openapi.install(app, extra_models=(AnalysisRequest, FormRequest))
+    return app
+
+
+@asynccontextmanager
+async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIterator[Context]:
+    """Database (embedded, where none is given), migrations, blobs, queue and notifications."""
+    async with AsyncExitStack() as stack:
+        url = settings.database_url
+        if url is None:
+            embedded = embedded_postgres(settings.data_dir)
+            url = await run_in_threadpool(embedded.__enter__)
+            stack.push_async_callback(run_in_threadpool, embedded.__exit__, None, None, None)
+        database = Database(url)
+        stack.push_async_callback(database.close)
+        await database.migrate()
+        blobs = stack.enter_context(BlobStore(settings.blob_dir))
+        notifications = Notifications(url)
+        await stack.enter_async_context(notifications.listening())
+        yield Context(
+            settings=settings,
+            database=database,
+            blobs=blobs,
+            queue=open_queue(url),
+            notifications=notifications,
+            stopping=stopping,
+        )
+
+
+def _operation_id(route: APIRoute) -> str:
+    return f"head_{route.name.removeprefix('get_')}" if route.methods == {"HEAD"} else route.name

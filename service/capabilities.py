@@ -1,0 +1,117 @@
+"""What this service can do and how it is: capabilities, liveness, readiness."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import SQLAlchemyError
+
+import wsb_engine
+from service import workers
+from service.context import Context, InContext
+from service.errors import UnavailableError, declare
+from wsb_engine.report import SCHEMA_VERSION
+
+router = APIRouter(tags=["service"])
+
+ModelFormat = Literal["onnx"]
+BatchFormat = Literal["npz", "safetensors"]
+
+
+class EngineVersions(BaseModel):
+    version: str
+    report_schema: str = Field(description="Version of the report's schema.")
+
+
+class Formats(BaseModel):
+    models: list[ModelFormat]
+    batches: list[BatchFormat]
+
+
+class Limits(BaseModel):
+    model_bytes: int
+    batch_bytes: int
+    request_bytes: int
+    queued_analyses: int
+    wait_seconds: float
+    job_seconds: float
+    attempts: int
+
+
+class Sandbox(BaseModel):
+    protections: list[str] = Field(description="What confines analyses on every worker that is alive.")
+
+
+class Capabilities(BaseModel):
+    """What can be asked of this service at this time."""
+
+    engine: EngineVersions
+    workers: int = Field(description="Workers that are alive.")
+    devices: list[str] = Field(description="Devices that they offer; an analysis may ask for one.")
+    formats: Formats
+    limits: Limits
+    sandbox: Sandbox
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    status: Literal["ready"] = "ready"
+
+
+@router.get("/v1/capabilities", summary="Versions, devices, formats, limits and protections")
+async def get_capabilities(context: InContext) -> Capabilities:
+    settings = context.settings
+    async with context.database.transaction() as session:
+        present = await workers.alive(session, within_seconds=settings.stalled_seconds)
+    common = set[str].intersection(*(set(worker.protections) for worker in present)) if present else set[str]()
+    return Capabilities(
+        engine=EngineVersions(version=wsb_engine.__version__, report_schema=SCHEMA_VERSION),
+        workers=len(present),
+        devices=sorted({worker.device for worker in present}),
+        formats=Formats(models=list(get_args(ModelFormat)), batches=list(get_args(BatchFormat))),
+        limits=Limits(
+            model_bytes=settings.max_model_bytes,
+            batch_bytes=settings.max_batch_bytes,
+            request_bytes=settings.max_request_bytes,
+            queued_analyses=settings.max_queue,
+            wait_seconds=settings.max_wait_seconds,
+            job_seconds=settings.job_seconds,
+            attempts=settings.max_attempts,
+        ),
+        sandbox=Sandbox(protections=sorted(common)),
+    )
+
+
+@router.get("/healthz", summary="Whether this process answers")
+async def get_health() -> Health:
+    return Health()
+
+
+@router.get(
+    "/readyz",
+    summary="Whether analyses can be accepted and run",
+    description="503 names what is missing: the database, current tables, or a worker that is alive.",
+    responses=declare(UnavailableError),
+)
+async def get_readiness(context: InContext) -> Readiness:
+    missing = await _missing(context)
+    if missing is not None:
+        part, detail = missing
+        raise UnavailableError(detail, headers={"Retry-After": "1"}, details={"missing": part})
+    return Readiness()
+
+
+async def _missing(context: Context) -> tuple[str, str] | None:
+    try:
+        if not await context.database.is_current():
+            return "migrations", "The database's tables are of another version."
+        async with context.database.transaction() as session:
+            present = await workers.alive(session, within_seconds=context.settings.stalled_seconds)
+    except (SQLAlchemyError, OSError):
+        return "database", "The database does not answer."
+    return None if present else ("worker", "No worker has been seen lately.")

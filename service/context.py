@@ -1,0 +1,34 @@
+"""What a request handler can reach: the parts that the lifespan made, typed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated
+
+import procrastinate
+from fastapi import Depends, Request
+
+from service.database import Database
+from service.notifications import Notifications
+from service.settings import Settings
+from service.storage import BlobStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    settings: Settings
+    database: Database
+    blobs: BlobStore
+    queue: procrastinate.App
+    notifications: Notifications
+    stopping: asyncio.Event
+    """Set when the server is about to stop: whoever waits answers now."""
+
+
+def _of_request(request: Request) -> Context:
+    context: Context = request.state.context
+    return context
+
+
+InContext = Annotated[Context, Depends(_of_request)]

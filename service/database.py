@@ -1,0 +1,149 @@
+"""The database: engine, sessions, migrations at start, locks by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from procrastinate.schema import SchemaManager
+from sqlalchemy import Connection, MetaData, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+
+_MIGRATION_LOCK = 0x777362
+
+
+class Base(DeclarativeBase):
+    """Base of the service's tables; constraint names are spelled out, so that migrations can address them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Database:
+    """One engine and its sessions.
+
+    Args:
+        url: postgresql://…, as ``Settings.database_url`` has it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.conninfo = url
+        address = "postgresql+psycopg://" + url.split("://", 1)[1]
+        self.engine: AsyncEngine = create_async_engine(address, pool_pre_ping=True)
+        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """A session whose changes are committed together at the end, or not at all."""
+        async with self._sessions.begin() as session:
+            yield session
+
+    @asynccontextmanager
+    async def locked(self, name: str) -> AsyncIterator[None]:
+        """Holds the lock ``name`` across transactions, against other processes too; see ``lock``."""
+        async with self.engine.connect() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(name)})
+            yield
+
+    async def ping(self) -> None:
+        """Raises when the database does not answer."""
+        async with self.engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    async def migrate(self) -> None:
+        """Brings our tables and the queue's up to date; processes that start together take turns."""
+        async with self.engine.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            await _migrate_queue(connection)
+            await connection.run_sync(_migrate_tables)
+
+    async def is_current(self) -> bool:
+        """Whether the tables are those that this version of the service was written for."""
+        async with self.engine.connect() as connection:
+            known = await connection.scalar(text("SELECT to_regclass('alembic_version')"))
+            if known is None:
+                return False
+            return bool(await connection.scalar(text("SELECT version_num FROM alembic_version")) == latest_revision())
+
+
+async def lock(session: AsyncSession, name: str) -> None:
+    """Holds the lock ``name`` until the session's transaction ends."""
+    await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(name)})
+
+
+async def driver_connection(session: AsyncSession) -> psycopg.AsyncConnection[Any]:
+    """The psycopg connection under a session's transaction, for libraries that write through one."""
+    connection = await session.connection()
+    raw = await connection.get_raw_connection()
+    driver = raw.driver_connection
+    if not isinstance(driver, psycopg.AsyncConnection):
+        raise TypeError(f"the driver is {type(driver).__name__}, psycopg was expected")
+    return driver
+
+
+def latest_revision() -> str | None:
+    return ScriptDirectory.from_config(_alembic_config()).get_current_head()
+
+
+def _lock_key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _migrate_tables(connection: Connection) -> None:
+    config = _alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def _migrate_queue(connection: AsyncConnection) -> None:
+    """Installs Procrastinate's schema, or the migrations that its newer version brought."""
+    files = _queue_migrations()
+    await connection.execute(text("CREATE TABLE IF NOT EXISTS queue_migrations (name text PRIMARY KEY)"))
+    fresh = await connection.scalar(text("SELECT to_regclass('procrastinate_jobs')")) is None
+    if fresh:
+        await _run_script(connection, SchemaManager.get_schema())
+    applied = set((await connection.scalars(text("SELECT name FROM queue_migrations"))).all())
+    for file in files:
+        if file.name in applied:
+            continue
+        if not fresh:
+            await _run_script(connection, file.read_text(encoding="utf-8"))
+        await connection.execute(text("INSERT INTO queue_migrations VALUES (:name)"), {"name": file.name})
+
+
+def _queue_migrations() -> list[Path]:
+    return sorted(Path(SchemaManager.get_migrations_path()).glob("*.sql"))
+
+
+async def _run_script(connection: AsyncConnection, script: str) -> None:
+    raw = await connection.get_raw_connection()
+    driver = raw.driver_connection
+    if driver is None:
+        raise TypeError("the connection is closed")
+    # Straight to the driver: a script has many statements, and its % signs are no parameters.
+    await driver.execute(script.encode())

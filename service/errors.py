@@ -1,0 +1,244 @@
+"""Errors of the HTTP interface as RFC 9457 problems: each class knows its status, code, title and schema."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldError(BaseModel):
+    """One thing that is wrong with a field of the request."""
+
+    pointer: str = Field(description="JSON pointer into the body, or the name of a parameter.")
+    detail: str
+
+
+class Problem(BaseModel):
+    """An error as RFC 9457 describes it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="Relative URI of the kind of problem.")
+    title: str
+    status: int
+    detail: str = Field(description="What was found, and where.")
+    code: str = Field(description="Stable identifier for programs.")
+    advice: str | None = Field(None, description="What to do about it.")
+    errors: list[FieldError] | None = Field(None, description="Field by field, where fields are at fault.")
+    analysis: str | None = Field(None, description="Identifier of the analysis that ended this way.")
+    details: dict[str, JsonValue] | None = Field(None, description="Facts for programs.")
+
+
+class ServiceError(Exception):
+    """Base class of every answer that is a problem.
+
+    Args:
+        detail: What was found, and where.
+        advice: What to do about it.
+        errors: Field by field.
+        headers: Extra response headers.
+        code: Replaces the class's code where one class stands for a family of codes.
+        members: Further members of the problem document.
+    """
+
+    status: ClassVar[HTTPStatus]
+    code: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        advice: str | None = None,
+        errors: Iterable[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        code: str | None = None,
+        **members: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.advice = advice
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+        self.problem_code = code or self.code
+        self.members = members
+
+    def problem(self) -> Problem:
+        """The document of this error."""
+        return Problem(
+            type=f"/problems/{self.problem_code}",
+            title=self.title,
+            status=int(self.status),
+            detail=self.detail,
+            code=self.problem_code,
+            advice=self.advice,
+            errors=self.errors or None,
+            **self.members,
+        )
+
+    def response(self) -> Response:
+        return JSONResponse(
+            self.problem().model_dump(mode="json", exclude_none=True),
+            status_code=self.status,
+            headers=self.headers,
+            media_type=MEDIA_TYPE,
+        )
+
+    @classmethod
+    def schema_name(cls) -> str:
+        return f"{cls.__name__.removesuffix('Error')}Problem"
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The problem document narrowed to this error."""
+        return {
+            "allOf": [
+                {"$ref": "#/components/schemas/Problem"},
+                {
+                    "type": "object",
+                    "properties": {"status": {"const": int(cls.status)}, "code": cls._code_schema()},
+                },
+            ],
+            "title": cls.schema_name(),
+            "description": cls.title,
+        }
+
+    @classmethod
+    def _code_schema(cls) -> dict[str, Any]:
+        return {"const": cls.code}
+
+
+class MalformedRequestError(ServiceError):
+    status = HTTPStatus.BAD_REQUEST
+    code = "malformed_request"
+    title = "The request can't be read"
+
+
+class NotFoundError(ServiceError):
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
+    title = "There is nothing here"
+
+
+class MethodNotAllowedError(ServiceError):
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    code = "method_not_allowed"
+    title = "This resource does not answer that method"
+
+
+class BodyTooLargeError(ServiceError):
+    status = HTTPStatus(413)
+    code = "body_too_large"
+    title = "The body is larger than the limit"
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    code = "unsupported_media_type"
+    title = "The body is of a type that isn't accepted here"
+
+
+class InvalidRequestError(ServiceError):
+    status = HTTPStatus(422)
+    code = "invalid_request"
+    title = "The request is well formed, but has invalid values"
+
+
+class EmptyBodyError(ServiceError):
+    status = HTTPStatus(422)
+    code = "empty_body"
+    title = "The body has no content"
+
+
+class InternalError(ServiceError):
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    code = "internal_error"
+    title = "The service failed"
+
+
+class UnavailableError(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "not_ready"
+    title = "The service is not ready"
+
+
+class OtherHTTPError(ServiceError):
+    """What the framework raises beyond the classes above, under a code made from its status."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "http_error"
+    title = "The request was refused"
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail, headers=headers, code=f"http_{status}")
+        self.status = HTTPStatus(status)  # type: ignore[misc]
+
+
+def field_errors(error: ValidationError | RequestValidationError) -> list[FieldError]:
+    """pydantic's list of errors as JSON pointers with a sentence each."""
+    result = []
+    for item in error.errors():
+        path = [str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]]
+        result.append(FieldError(pointer="/" + "/".join(path) if path else "", detail=item["msg"]))
+    return result
+
+
+def declare(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's ``responses`` for these errors, grouped by status."""
+    grouped: dict[int, list[type[ServiceError]]] = defaultdict(list)
+    for error in errors:
+        grouped[int(error.status)].append(error)
+    result: dict[int | str, dict[str, Any]] = {}
+    for status, group in sorted(grouped.items()):
+        references = [{"$ref": f"#/components/schemas/{error.schema_name()}"} for error in group]
+        result[status] = {
+            "description": "; ".join(error.title for error in group) + ".",
+            "content": {MEDIA_TYPE: {"schema": references[0] if len(references) == 1 else {"anyOf": references}}},
+        }
+    return result
+
+
+def every_error() -> list[type[ServiceError]]:
+    """All concrete error classes that have been defined, in the order of their schema names."""
+    found: set[type[ServiceError]] = set()
+    pending: list[type[ServiceError]] = [ServiceError]
+    while pending:
+        for subclass in pending.pop().__subclasses__():
+            found.add(subclass)
+            pending.append(subclass)
+    return sorted(found, key=lambda error: error.schema_name())
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error that leaves a route, or the framework, a problem document."""
+
+    async def service_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)  # noqa: S101 - the registration below says so
+        return error.response()
+
+    async def validation_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        return InvalidRequestError("A parameter has an invalid value.", errors=field_errors(error)).response()
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            return NotFoundError(f"{request.url.path} does not exist.").response()
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            detail = f"{request.url.path} does not answer {request.method}."
+            return MethodNotAllowedError(detail, headers=error.headers).response()
+        return OtherHTTPError(error.status_code, str(error.detail), error.headers).response()
+
+    app.add_exception_handler(ServiceError, service_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)

@@ -1,0 +1,11 @@
+"""Runs one job at a time in a child process of its own, forked from a preloaded process, and says how it ended.
+
+``Zygote`` is the caller's handle. The sandbox knows entry functions by their dotted names only, and what they
+say by JSON only: nothing that a child sends is executed or unpickled.
+"""
+
+from service.sandbox.errors import SandboxError
+from service.sandbox.job import Job, JobError, Limits, Outcome
+from service.sandbox.parent import ProgressCallback, Zygote
+
+__all__ = ["Job", "JobError", "Limits", "Outcome", "ProgressCallback", "SandboxError", "Zygote"]

@@ -1,0 +1,132 @@
+"""What runs in the forked child: confinement, the entry function, its frames, and the end."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from service.sandbox.confinement import child_environment, confine
+from service.sandbox.job import JobError, Limits
+from service.sandbox.protocol import encode_error, encode_progress, encode_result, is_code
+
+Entry = Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], str]
+
+
+def run_child(request: int, pipe: int, log: int, *, parent: int, protections: Sequence[str]) -> NoReturn:
+    """Runs one job to its end in the process that calls this; never returns.
+
+    Args:
+        request: Descriptor of a file with the job as JSON.
+        pipe: Descriptor to write frames to.
+        log: Descriptor that takes stdout and stderr.
+        parent: Process id of the zygote.
+        protections: Names of what the zygote does to confine its children.
+    """
+    delivered = False
+    try:
+        _restore_signals()
+        job = json.loads(_read_all(request))
+        _keep_only(pipe, log)
+        _send(pipe, _work(job, pipe, parent, protections))
+        delivered = True
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(OSError, ValueError):  # the log may be full; that must not turn a result into a crash
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # not sys.exit: the handlers and frames on the way out belong to the zygote
+        os._exit(0 if delivered else 1)
+
+
+def _work(job: dict[str, Any], pipe: int, parent: int, protections: Sequence[str]) -> bytes:
+    out_of_memory = encode_error(_OUT_OF_MEMORY)  # encoded while there is memory for it
+    try:
+        folder, threads, limits = Path(job["folder"]), job["threads"], Limits(**job["limits"])
+        os.chdir(folder)
+        environment = child_environment(folder, threads)
+        active = [*protections, *confine(limits, parent=parent, environment=environment)]
+        tempfile.tempdir = None  # a preloaded module may have made it remember another folder
+        faulthandler.enable()
+        gc.enable()
+        entry = _load(job["entry"])
+        request = {**job["request"], "threads": threads, "sandbox": active}
+        body = entry(request, lambda fields: _send(pipe, encode_progress(fields)))
+        if not isinstance(body, str):
+            raise TypeError(f"{job['entry']} returned {type(body).__name__}, not str")
+        return encode_result(body, frame_bytes=limits.frame_bytes)
+    except MemoryError:
+        return out_of_memory
+    except BaseException as error:
+        known = _stated(error)
+        if known is None:
+            with suppress(OSError):  # the log may be full
+                traceback.print_exc()
+        return encode_error(known or _INTERNAL_ERROR)
+
+
+def _load(entry: str) -> Entry:
+    module, _, function = entry.partition(":")
+    loaded: Entry = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def _stated(error: BaseException) -> JobError | None:
+    """The error in its own words, where it has a code, a message, advice and details; None for a surprise."""
+    match [getattr(error, name, None) for name in ("code", "message", "advice", "details")]:
+        case [str(code), str(message), str(advice), Mapping() as details] if is_code(code):
+            return JobError(code=code, message=message, advice=advice, details=dict(details))
+    return None
+
+
+def _restore_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _keep_only(pipe: int, log: int) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in (0, 1, 2, pipe):
+            with suppress(OSError):  # the descriptor that listed the folder is closed by now
+                os.close(int(name))
+
+
+def _read_all(descriptor: int) -> bytes:
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def _send(pipe: int, frame: bytes) -> None:
+    rest = memoryview(frame)
+    while rest:
+        rest = rest[os.write(pipe, rest) :]
+
+
+_OUT_OF_MEMORY = JobError(
+    code="out_of_memory",
+    message="The job ran out of memory.",
+    advice="Use a smaller model or batch, or allow the job more memory.",
+)
+
+_INTERNAL_ERROR = JobError(
+    code="internal_error",
+    message="The job failed in a way that nobody foresaw.",
+    advice="Ask the operator of the service, who finds the cause in the log.",
+)

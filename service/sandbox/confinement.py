@@ -1,0 +1,128 @@
+"""What a child gives up before it sees a stranger's file, and the names under which reports say so."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from service.sandbox.errors import SandboxError
+from service.sandbox.job import Limits
+
+KEPT_VARIABLES = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ")
+"""All that is kept of the caller's environment: what finds devices and libraries, and locale."""
+
+THREAD_VARIABLES = (
+    "BLIS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)
+
+QUIET_VARIABLES = {"ORT_DISABLE_TELEMETRY": "1"}
+"""ONNX Runtime otherwise starts an uploader thread on import and reports on the models that it loads."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def confine(limits: Limits, *, parent: int, environment: Mapping[str, str]) -> list[str]:
+    """Gives up, for this process and for good, what a job does not need.
+
+    To be called once, in the child, with the job folder as the working directory.
+
+    Args:
+        limits: Ceilings on resources.
+        parent: Process id of the zygote, with which this process is to die.
+        environment: The whole of the environment from here on.
+
+    Returns:
+        The names of the protections that are active now.
+
+    Raises:
+        SandboxError: ``confinement_failed`` if the host refuses one that every host has.
+    """
+    try:
+        os.setsid()
+        die_with_parent(parent, signal.SIGKILL)
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _lower(resource.RLIMIT_CORE, 0)
+        _lower(resource.RLIMIT_NOFILE, limits.open_files)
+        _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
+    except OSError as error:
+        raise SandboxError(
+            f"The child could not be confined: {error}.",
+            code="confinement_failed",
+            advice="Run on Linux 3.5 or later, under no container policy that forbids setsid, prctl or setrlimit.",
+        ) from error
+    os.environ.clear()
+    os.environ.update(environment)
+    active = ["setsid", "parent_death_signal", "no_new_privs", "rlimit_core", "rlimit_nofile", "rlimit_fsize"]
+    active.append("empty_environment")
+    if _prefer_as_oom_victim():
+        active.append("oom_score")
+    return active
+
+
+def die_with_parent(parent: int, signal_number: signal.Signals) -> None:
+    """Asks the kernel for ``signal_number`` when the parent dies, and ends at once if that has happened already.
+
+    Raises:
+        OSError: if the kernel refuses.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal_number)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of every descendant whose own parent ends.
+
+    Raises:
+        OSError: if the kernel refuses.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def zygote_environment(python_path: str) -> dict[str, str]:
+    """The environment of the zygote, which its children can read in /proc: nothing secret may be in it."""
+    single = dict.fromkeys(THREAD_VARIABLES, "1")  # no library may start a pool of threads before the fork
+    home = {"HOME": os.environ.get("HOME", "/")}
+    return {**_kept(), **QUIET_VARIABLES, **single, **home, "PYTHONPATH": python_path, "PYTHONUTF8": "1"}
+
+
+def child_environment(folder: Path, threads: int | None) -> dict[str, str]:
+    """The environment of a child: homes and temporary files are in the job folder."""
+    pools = {} if threads is None else dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return {**_kept(), **QUIET_VARIABLES, **pools, "HOME": str(folder), "TMPDIR": str(folder)}
+
+
+def _kept() -> dict[str, str]:
+    return {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+
+
+def _lower(kind: int, ceiling: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def _prctl(option: int, argument: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _prefer_as_oom_victim() -> bool:
+    """Out of memory, the kernel should end the job rather than the worker or the database; some hosts forbid asking."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        return False
+    return True

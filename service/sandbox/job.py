@@ -1,0 +1,91 @@
+"""What is asked of the sandbox, and what comes back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+LOG_NAME = "child.log"
+"""File in the job folder that takes the child's stdout and stderr."""
+
+Status = Literal["succeeded", "failed", "timed_out", "crashed", "out_of_memory"]
+
+_ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Ceilings of one child; a lower hard limit of the host stays in force."""
+
+    open_files: int = 1024
+    file_bytes: int = 256 << 20
+    """Largest file that the child can write, its log included."""
+    frame_bytes: int = 64 << 20
+    """Longest frame, the result's included, on the pipe to the parent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One call of an entry function in a fresh child.
+
+    The function is called as ``function(request, emit_progress)`` with the job folder as its working directory and
+    returns the result as a string. ``request`` reaches it with two keys added: ``threads``, as given here, and
+    ``sandbox``, the names of the active protections.
+
+    Args:
+        folder: An existing folder that is this job's alone.
+        entry: ``package.module:function``, importable where the zygote's caller can import it.
+        request: JSON-compatible argument of the entry; numbers must be finite.
+        seconds: Wall-clock limit from the fork on.
+        threads: How many threads the entry may use; None leaves it to the entry.
+        limits: Ceilings on what the child can open, write and send.
+
+    Raises:
+        ValueError: if ``entry``, ``seconds`` or ``threads`` makes no sense.
+    """
+
+    folder: Path
+    entry: str
+    request: dict[str, Any]
+    seconds: float
+    threads: int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not _ENTRY.fullmatch(self.entry):
+            raise ValueError(f"entry {self.entry!r} is not of the form package.module:function")
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be positive, not {self.seconds}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobError:
+    """Why a job gave no result: a stable code, what was found, what to do about it, facts for programs."""
+
+    code: str
+    message: str
+    advice: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended; exactly one of ``result`` and ``error`` is there."""
+
+    status: Status
+    result: str | None
+    error: JobError | None
+    exit_code: int | None
+    """Of the child; None if a signal ended it, or nobody saw it end."""
+    exit_signal: int | None
+    peak_memory_bytes: int | None
+    """Largest resident set of the child, pages shared with the zygote included."""
+    seconds: float
+    """Wall-clock time from the fork to the end."""
+    log: str = field(repr=False)
+    """The end of what the child wrote to stdout and stderr; for operators only, as tracebacks are in it. Take it from
+    here rather than from the job folder, where the child could have put a link to another file in its place."""

@@ -1,0 +1,201 @@
+"""The caller's handle: runs jobs in children of a zygote, and starts another zygote when one has died."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import inspect
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from service.sandbox.errors import SandboxError
+from service.sandbox.job import LOG_NAME, Job, JobError, Outcome
+from service.sandbox.process import Running, ZygoteProcess, first_done
+from service.sandbox.protocol import FrameDecoder, Progress, ProtocolError
+from service.sandbox.verdict import Evidence, judge, oom_kill_count
+
+ProgressCallback = Callable[[dict[str, Any]], Awaitable[None] | None]
+"""Takes the fields of one progress frame. What it awaits holds the child up, and counts against its time."""
+
+_CHUNK_BYTES = 64 << 10
+_LOG_TAIL_BYTES = 16 << 10
+
+
+class Zygote:
+    """Runs jobs, each in a fresh child forked from one preloaded process; several at a time if asked to.
+
+    Use it in one event loop, as an async context manager or with ``start`` and ``close``. The loop's thread has to
+    outlive it, as the kernel ends the zygote, and with it the children, when that thread ends.
+
+    Args:
+        preload: Modules to import before the first fork. None of them may start a thread on import.
+        python_path: Folders to import from, ahead of those of this process.
+        start_seconds: How long the imports may take.
+    """
+
+    def __init__(
+        self, preload: Sequence[str] = (), *, python_path: Sequence[Path] = (), start_seconds: float = 120.0
+    ) -> None:
+        self._preload = tuple(preload)
+        self._python_path = tuple(python_path)
+        self._start_seconds = start_seconds
+        self._process: ZygoteProcess | None = None
+        self._starting = asyncio.Lock()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the zygote; None if there is none now."""
+        return self._process.pid if self._process is not None and self._process.alive else None
+
+    async def start(self) -> None:
+        """Starts the zygote now rather than with the first job.
+
+        Raises:
+            SandboxError: if it can't be started.
+        """
+        await self._live_process()
+
+    async def close(self) -> None:
+        """Ends the zygote; jobs that are running end as crashed."""
+        self._closed = True
+        async with self._starting:
+            if self._process is not None:
+                await self._process.stop()
+                self._process = None
+
+    async def run(self, job: Job, on_progress: ProgressCallback | None = None) -> Outcome:
+        """Runs one job to its end.
+
+        Cancelling this kills the child with its process group, and waits until both are gone. So does an exception in
+        ``on_progress``, which then propagates.
+
+        Raises:
+            SandboxError: if no zygote can be started or no child forked; the job has not begun then.
+            OSError: if the job folder can't take a log file.
+            TypeError, ValueError: if the request is not JSON-compatible.
+        """
+        process = await self._live_process()
+        log = os.open(job.folder / LOG_NAME, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        try:
+            started = time.monotonic()
+            evidence = await _attend(process, job, log, on_progress)
+            status, ending = judge(evidence, seconds=job.seconds)
+            return Outcome(
+                status=status,
+                result=ending if isinstance(ending, str) else None,
+                error=ending if isinstance(ending, JobError) else None,
+                exit_code=None if evidence.exit is None else evidence.exit.code,
+                exit_signal=None if evidence.exit is None else evidence.exit.signal,
+                peak_memory_bytes=None if evidence.exit is None else evidence.exit.peak_memory_bytes,
+                seconds=time.monotonic() - started,
+                log=_tail(log),
+            )
+        finally:
+            os.close(log)
+
+    async def _live_process(self) -> ZygoteProcess:
+        async with self._starting:
+            if self._closed:
+                raise RuntimeError("this Zygote is closed")
+            if self._process is None or not self._process.alive:
+                self._process = await ZygoteProcess.start(self._preload, self._python_path, self._start_seconds)
+            return self._process
+
+
+async def _attend(process: ZygoteProcess, job: Job, log: int, on_progress: ProgressCallback | None) -> Evidence:
+    """Sees one child through from fork to end, whichever way it ends."""
+    evidence = Evidence()
+    oom_kills = oom_kill_count()
+    running: Running | None = None
+    limit = asyncio.timeout(job.seconds)
+    try:
+        async with limit:
+            async with process.turn:
+                running = process.launch(job, log)
+                await first_done(running.forked)
+            await _hear(running, FrameDecoder(job.limits.frame_bytes), evidence, on_progress)
+            if evidence.violation is None:
+                await first_done(running.ended)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        evidence.timed_out = True
+    finally:
+        if running is not None:
+            os.close(running.pipe)
+            await process.end(running)
+    if running is not None and running.fork_failure is not None:
+        raise SandboxError(
+            f"No process could be forked for the job: {running.fork_failure}.",
+            code="fork_failed",
+            advice="Give the worker more memory, or a higher limit on processes.",
+        )
+    evidence.exit = None if running is None else running.ended.result()
+    evidence.oom_kills = oom_kill_count() != oom_kills
+    return evidence
+
+
+async def _hear(
+    running: Running, decoder: FrameDecoder, evidence: Evidence, on_progress: ProgressCallback | None
+) -> None:
+    """Reads frames until the stream ends or breaks the protocol."""
+    size, child_is_gone = _CHUNK_BYTES, False
+    while not child_is_gone:
+        await _readable(running)
+        if child_is_gone := running.ended.done():
+            # A process that the child forked may hold the pipe and go on writing. What the child itself wrote is the
+            # first that one pipe's capacity can hold.
+            size = fcntl.fcntl(running.pipe, fcntl.F_GETPIPE_SZ)
+        try:
+            data = os.read(running.pipe, size)
+        except BlockingIOError:
+            return
+        if not data:
+            return
+        try:
+            frames = decoder.feed(data)
+        except ProtocolError as error:
+            evidence.violation = str(error)
+            return
+        for frame in frames:
+            if not isinstance(frame, Progress):
+                evidence.last_frame = frame
+            elif on_progress is not None:
+                waiting = on_progress(frame.fields)
+                if inspect.isawaitable(waiting):
+                    await waiting
+
+
+async def _readable(running: Running) -> None:
+    """Waits until there are bytes, the pipe is closed, or the child has ended."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(running.pipe, _wake, readable)
+    try:
+        await first_done(readable, running.ended)
+    finally:
+        loop.remove_reader(running.pipe)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _tail(log: int) -> str:
+    size = os.fstat(log).st_size
+    return os.pread(log, _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES)).decode(errors="replace")

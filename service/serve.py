@@ -1,0 +1,172 @@
+"""`wsb serve`: database, API and workers under one process, which leaves nothing behind when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+
+import structlog
+import uvicorn
+
+from service.app import create_app
+from service.database import Database
+from service.devices import offered_devices
+from service.postgres import embedded_postgres
+from service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_FIRST_BACKOFF, _LONGEST_BACKOFF, _STEADY = 0.5, 30.0, 60.0
+_KILL_MARGIN = 10.0
+_DRAIN_SECONDS = 10
+
+
+def serve(settings: Settings, *, host: str, port: int, workers: int | None, announce: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        settings: Without a database URL an embedded Postgres runs alongside.
+        host, port: Where to listen; port 0 takes a free one.
+        workers: How many; None gives one to each device.
+        announce: Told the URL once requests are answered.
+
+    Raises:
+        OSError: when the address can't be bound.
+        DataFolderInUseError: when another process serves from the same data folder.
+    """
+    devices = offered_devices()
+    count = len(devices) if workers is None else workers
+    listener = _listen(host, port)
+    given = settings.database_url
+    with listener, nullcontext(given) if given else embedded_postgres(settings.data_dir) as url:
+        connected = settings.model_copy(update={"database_url": url})
+        asyncio.run(_serve(connected, listener, [devices[i % len(devices)] for i in range(count)], announce))
+
+
+async def _serve(
+    settings: Settings, listener: socket.socket, devices: Sequence[str], announce: Callable[[str], None]
+) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await _migrate(settings)
+    config = uvicorn.Config(
+        create_app(settings, stopping=stop),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
+    server = _Server(config)
+    async with _supervised(settings, devices):
+        serving = asyncio.create_task(server.serve([listener]), name="api")
+        ready = asyncio.create_task(server.ready.wait())
+        await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
+        if server.ready.is_set():
+            announce(_url(listener))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        server.should_exit = True
+        await serving
+
+
+async def _migrate(settings: Settings) -> None:
+    """Before the workers start, so that none of them finds half a schema."""
+    database = Database(str(settings.database_url))
+    try:
+        await database.migrate()
+    finally:
+        await database.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which leaves the signals to us and says when it answers."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _supervised(settings: Settings, devices: Sequence[str]) -> AsyncIterator[None]:
+    """A worker process for each device, restarted when it dies, gone at the end of the block."""
+    tasks = [asyncio.create_task(_keep_running(settings, device), name=f"worker {device}") for device in devices]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _keep_running(settings: Settings, device: str) -> None:
+    backoff = _FIRST_BACKOFF
+    while True:
+        started = time.monotonic()
+        process = await _start_worker(settings, device)
+        log.info("worker_started", device=device, process=process.pid)
+        try:
+            code = await process.wait()
+        finally:
+            await _end_worker(process, settings.shutdown_seconds + _KILL_MARGIN)
+        lived = time.monotonic() - started
+        backoff = _FIRST_BACKOFF if lived > _STEADY else min(2 * backoff, _LONGEST_BACKOFF)
+        log.error("worker_died", device=device, process=process.pid, code=code, restart_in=backoff)
+        await asyncio.sleep(backoff)
+
+
+async def _start_worker(settings: Settings, device: str) -> asyncio.subprocess.Process:
+    # Its stdin is a pipe that this process holds: when this process dies in whatever way, the worker sees the end.
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service.cli", "worker", "--device", device, "--supervised"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=sys.stderr,
+        env={**os.environ, "WSB_DATABASE_URL": str(settings.database_url), "WSB_DATA_DIR": str(settings.data_dir)},
+        start_new_session=True,
+    )
+
+
+async def _end_worker(process: asyncio.subprocess.Process, patience: float) -> None:
+    """Asks the worker to stop, and kills its process group if it does not."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(patience):
+                await process.wait()
+        except TimeoutError:
+            log.warning("worker_killed", process=process.pid)
+    # What a worker that died suddenly has left in its group goes with it.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=2048)
+    # Inherited by connections. asyncio sets it only on sockets made for IPPROTO_TCP by name; without it the body
+    # of a response waits 40 ms for the client to acknowledge the headers.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,65 @@
+"""A report in a few lines for people."""
+
+from __future__ import annotations
+
+from wsb_engine.report import Interval, Report
+
+
+def summarize(report: Report) -> str:
+    """What was analysed, the bounds, what confirms them, and what to be wary of."""
+    rows = [
+        ("model", _model(report)),
+        ("batch", f"{report.batch.samples} samples, {report.batch.classes} classes"),
+        (
+            "loss",
+            f"{report.loss.kind.replace('_', ' ')} {report.loss.value:.6g}, accuracy {report.loss.accuracy:.4g}, "
+            f"gradient norm {report.loss.gradient_norm:.6g}",
+        ),
+    ]
+    if report.moments is not None:
+        moments = report.moments
+        exact = "exact" if moments.exact else "estimated"
+        norm = moments.frobenius_squared**0.5
+        rows.append(
+            ("moments", f"tr H = {moments.trace:.6g}, ‖H‖_F = {norm:.6g} ({moments.method.replace('_', ' ')}, {exact})")
+        )
+    rows += _extremes(report)
+    rows += [("check", f"FAILED: {check.name} ({check.value})") for check in report.checks if not check.passed]
+    rows += [("warning", f"{warning.message} [{warning.code}]") for warning in report.warnings]
+    if "total" in report.timings:
+        rows.append(("time", f"{report.timings['total']:.3g} s on {report.engine.device} in {report.engine.dtype}"))
+    return "\n".join(f"{name:<10}{text}" for name, text in rows)
+
+
+def _model(report: Report) -> str:
+    model = report.model
+    smooth = "" if model.smooth else f"; not smooth: {', '.join(model.nonsmooth_operators)}"
+    activations = ", ".join(model.activations) or "no activation"
+    kind = "MLP" if model.architecture == "mlp" else "general model"
+    return f"{kind} with {activations}, {model.parameters.count} parameters, from {model.format}{smooth}"
+
+
+def _extremes(report: Report) -> list[tuple[str, str]]:
+    rows = []
+    eigenvalues = report.spectrum.eigenvalues if report.spectrum is not None else []
+    if report.bounds is not None:
+        upper = report.bounds.wolkowicz_styan.lambda_max.upper
+        rows.append(("λ_max", f"{_interval(report.bounds.wolkowicz_styan.lambda_max)} (Wolkowicz-Styan)"))
+        if eigenvalues:
+            ratio = f", the bound is {upper / eigenvalues[0]:.3g} times that" if eigenvalues[0] > 0 else ""
+            rows.append(("", f"{eigenvalues[0]:.6g} by the {_spectrum(report)} spectrum{ratio}"))
+        rows.append(("λ_min", f"{_interval(report.bounds.wolkowicz_styan.lambda_min)} (Wolkowicz-Styan)"))
+    elif eigenvalues:
+        rows.append(("λ_max", f"{eigenvalues[0]:.6g} by the {_spectrum(report)} spectrum"))
+    if report.enclosure is not None:
+        for name, interval in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
+            rows.append((name, f"in [{interval.lower:.9g}, {interval.upper:.9g}] ({interval.kind} enclosure)"))
+    return rows
+
+
+def _interval(interval: Interval) -> str:
+    return f"in [{interval.lower:.6g}, {interval.upper:.6g}]"
+
+
+def _spectrum(report: Report) -> str:
+    return report.spectrum.method if report.spectrum is not None else ""

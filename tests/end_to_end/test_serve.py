@@ -1,0 +1,181 @@
+"""The real `wsb serve`, started as a user starts it: database, API, worker, sandbox and engine together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from support.golden import Golden
+from support.service import npz_batch, onnx_mlp, until
+
+
+@dataclass
+class Server:
+    process: psutil.Popen
+    client: httpx.Client
+    folder: Path
+    log: Path
+
+    def family(self) -> list[psutil.Process]:
+        """The server, its descendants, and its Postgres, which is a daemon of its own."""
+        daemons = [process for process in psutil.process_iter(["cmdline"]) if self._is_postgres(process)]
+        return [self.process, *self.process.children(recursive=True), *daemons]
+
+    def worker(self) -> psutil.Process | None:
+        workers = [child for child in self.process.children() if "worker" in child.cmdline()]
+        return workers[0] if workers else None
+
+    def ready(self) -> bool:
+        return self.client.get("/readyz").status_code == 200
+
+    def _is_postgres(self, process: psutil.Process) -> bool:
+        return str(self.folder / "postgres") in (process.info["cmdline"] or ())
+
+
+@contextmanager
+def serving(**settings: str) -> Iterator[Server]:
+    # Not below pytest's folder, which is closed to the user that Postgres runs as when the tests run as root.
+    with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
+        folder = Path(name)
+        log = folder / "log"
+        environment = {**os.environ, "WSB_DATA_DIR": str(folder / "data"), "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        with log.open("wb") as errors:
+            process = psutil.Popen(
+                command, env={**environment, **settings}, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder
+            )
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("wsb serves http://127.0.0.1:"), log.read_text()
+            with httpx.Client(base_url=line.split()[-1], timeout=90) as client:
+                server = Server(process, client, folder / "data", log)
+                until(server.ready, seconds=60)
+                yield server
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(30)
+            process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+def post(server: Server, model: bytes, batch: bytes, *, wait: int = 60, **options: Any) -> httpx.Response:
+    files = {"model": model, "batch": batch, "request": json.dumps({"options": options}).encode()}
+    return server.client.post("/v1/analyses", files=files, headers={"Prefer": f"wait={wait}"})
+
+
+def test_a_model_and_a_batch_give_a_report_from_within_the_sandbox(server: Server) -> None:
+    response = post(server, onnx_mlp(), npz_batch(), spectrum="dense")
+    assert response.status_code == 201, response.text
+    report = response.json()
+    assert report["spectrum"]["eigenvalues"][0] <= report["bounds"]["wolkowicz_styan"]["lambda_max"]["upper"]
+    assert "no_new_privs" in report["engine"]["sandbox"]
+
+
+@pytest.mark.parametrize("name", ["paper_three_layer_tanh", "gelu_soft_labels", "softplus_single_logit"])
+def test_a_golden_case_comes_back_over_http_to_nine_digits(server: Server, name: str) -> None:
+    case = Golden(name)
+    response = post(server, case.onnx(), case.npz(), spectrum="dense")
+    assert response.status_code == 201, response.text
+    report, expected = response.json(), case.expected
+    close = {"rel": 1e-9, "abs": 0}
+    assert report["loss"]["value"] == pytest.approx(expected["loss"], **close)
+    assert report["loss"]["gradient_norm"] == pytest.approx(expected["gradient_norm"], **close)
+    assert report["moments"]["trace"] == pytest.approx(expected["trace"], **close)
+    assert report["moments"]["frobenius_squared"] == pytest.approx(expected["frobenius_squared"], **close)
+    for end in ("lambda_max", "lambda_min"):
+        assert report["bounds"]["wolkowicz_styan"][end] == pytest.approx(expected["wolkowicz_styan"][end], **close)
+    scale = np.abs(case.eigenvalues).max()
+    np.testing.assert_allclose(report["spectrum"]["eigenvalues"], case.eigenvalues, rtol=1e-9, atol=1e-9 * scale)
+
+
+def test_a_batch_that_does_not_fit_is_a_problem_with_advice(server: Server) -> None:
+    response = post(server, onnx_mlp(), npz_batch(features=7))
+    assert response.status_code == 422, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["advice"]
+    assert "Traceback" not in response.text
+
+
+def test_job_folders_and_uploads_leave_nothing(server: Server) -> None:
+    def leftovers() -> list[Path]:
+        places = [server.folder / "jobs", server.folder / "blobs" / "incoming"]
+        return [path for place in places for path in place.glob("scratch-*/*") if path.name != ".owner"]
+
+    post(server, onnx_mlp(), npz_batch())
+    post(server, b"no model", npz_batch())
+    until(lambda: not leftovers())
+
+
+def test_a_report_comes_although_the_worker_is_killed_in_the_middle() -> None:
+    with serving() as server:
+        response = post(
+            server, onnx_mlp((64, 40, 10)), npz_batch(features=64, classes=10, samples=300), wait=0, spectrum="dense"
+        )
+        path = response.headers["location"]
+        until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
+        worker = server.worker()
+        assert worker is not None
+        victims = [worker, *worker.children(recursive=True)]
+        assert len(victims) >= 3
+        for victim in victims:
+            victim.kill()
+        killed = time.monotonic()
+        until(lambda: (w := server.worker()) and w.pid != worker.pid)
+        until(lambda: server.client.get(path).json()["attempts"] == 2, seconds=60)
+        print(f"started again {time.monotonic() - killed:.1f} s after the kill")
+        analysis = until(lambda: (a := server.client.get(path).json())["finished_at"] and a, seconds=120)
+        assert analysis["state"] == "succeeded", server.log.read_text()
+        assert len(server.client.get(analysis["links"]["report"]).json()["spectrum"]["eigenvalues"]) == 3010
+        assert not any(victim.is_running() for victim in victims)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.Signals) -> None:
+    with serving(WSB_SHUTDOWN_SECONDS="0.5") as server:
+        response = post(server, onnx_mlp((64, 40, 10)), npz_batch(features=64, classes=10), wait=0, spectrum="dense")
+        until(lambda: server.client.get(response.headers["location"]).json()["state"] == "running")
+        family = server.family()
+        assert len(family) >= 5
+        server.process.send_signal(number)
+        assert server.process.wait(30) == 0, server.log.read_text()
+        until(lambda: not any(member.is_running() for member in family), seconds=5)
+
+
+def test_an_analysis_survives_a_restart_of_everything() -> None:
+    with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
+        with serving(WSB_DATA_DIR=name) as server:
+            server.worker().suspend()  # type: ignore[union-attr]
+            path = post(server, onnx_mlp(), npz_batch(), wait=0).headers["location"]
+            server.worker().resume()  # type: ignore[union-attr]
+        with serving(WSB_DATA_DIR=name) as server:
+            until(lambda: server.client.get(path).json()["state"] == "succeeded", seconds=60)
+
+
+def test_a_second_server_on_the_same_data_is_refused() -> None:
+    with serving() as server:
+        environment = {**os.environ, "WSB_DATA_DIR": str(server.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 2
+        assert "in use by another wsb process" in second.stderr
+        assert server.ready()

@@ -1,0 +1,78 @@
+"""A zygote with the test entries in it, and ways to watch processes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from service.sandbox import Job, Limits, Outcome, Zygote
+
+HERE = Path(__file__).parent
+
+T = TypeVar("T")
+
+
+class Processes:
+    """Looks at processes from outside."""
+
+    @staticmethod
+    def is_alive(pid: int) -> bool:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] not in "ZX"  # a zombie is as dead as its parent lets it be
+
+    def wait_until_gone(self, *pids: int, seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while alive := [pid for pid in pids if self.is_alive(pid)]:
+            assert time.monotonic() < deadline, f"still there after {seconds} s: {alive}"
+            time.sleep(0.005)
+
+
+class Sandbox:
+    """Runs test entries, each in a job folder under ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._jobs = 0
+        self.progress: list[dict[str, Any]] = []
+
+    def zygote(self, *preload: str) -> Zygote:
+        return Zygote(preload or ["sandbox_entries"], python_path=[HERE, self._root])
+
+    def job(self, function: str, *, limits: Limits | None = None, **request: Any) -> Job:
+        self._jobs += 1
+        folder = self._root / f"job-{self._jobs}"
+        folder.mkdir()
+        job = Job(folder=folder, entry=f"sandbox_entries:{function}", request=request, seconds=60.0)
+        return job if limits is None else replace(job, limits=limits)
+
+    def scenario(self, play: Callable[[Zygote], Awaitable[T]], *preload: str) -> T:
+        """Plays something in an event loop with a zygote of its own."""
+
+        async def main() -> T:
+            async with self.zygote(*preload) as zygote:
+                return await play(zygote)
+
+        return asyncio.run(asyncio.wait_for(main(), 60))
+
+    def run(self, job: Job) -> Outcome:
+        """Runs one job, keeping its progress."""
+        return self.scenario(lambda zygote: zygote.run(job, self.progress.append))
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
+
+
+@pytest.fixture
+def processes() -> Processes:
+    return Processes()

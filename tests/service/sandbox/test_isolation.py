@@ -1,0 +1,89 @@
+"""What a child has, and what it has not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from service.sandbox import Limits
+from service.sandbox.confinement import KEPT_VARIABLES, QUIET_VARIABLES, THREAD_VARIABLES
+
+
+def test_the_environment_holds_nothing_that_the_caller_had(sandbox, monkeypatch):
+    monkeypatch.setenv("WSB_DATABASE_URL", "postgresql://wsb:hunter2@db/wsb")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    seen = json.loads(sandbox.run(sandbox.job("environment")).result)
+
+    assert "hunter2" not in json.dumps(seen)
+
+
+def test_the_environment_is_short(sandbox, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    job = replace(sandbox.job("environment"), threads=3)
+    now = json.loads(sandbox.run(job).result)["now"]
+
+    assert now.pop("CUDA_VISIBLE_DEVICES") == "1"
+    assert now.pop("OMP_NUM_THREADS") == "3"
+    assert now.pop("HOME") == now.pop("TMPDIR") == str(job.folder)
+    assert set(now) - set(KEPT_VARIABLES) == set(THREAD_VARIABLES) - {"OMP_NUM_THREADS"} | set(QUIET_VARIABLES)
+
+
+def test_a_child_is_confined_and_says_so(sandbox):
+    limits = Limits(open_files=100, file_bytes=12345)
+    job = replace(sandbox.job("surroundings", limits=limits), threads=2)
+    seen = json.loads(sandbox.run(job).result)
+
+    protections = set(seen.pop("sandbox"))
+    if "oom_score" in protections:
+        assert seen["oom_score"] == "1000"
+    del seen["oom_score"]
+    assert protections - {"oom_score", "descendant_reaper"} == {
+        "setsid",
+        "parent_death_signal",
+        "no_new_privs",
+        "rlimit_core",
+        "rlimit_nofile",
+        "rlimit_fsize",
+        "empty_environment",
+    }
+    assert seen == {
+        "folder": str(job.folder),
+        "temporary_folder": str(job.folder),
+        "stdin": "",
+        "descriptors": [0, 1, 2, seen["descriptors"][-1]],
+        "leads_session": True,
+        "no_new_privs": "1",
+        "blocked_signals": 0,
+        "sigterm_is_default": True,
+        "core": [0, 0],
+        "open_files": [100, 100],
+        "file_bytes": [12345, 12345],
+        "threads": 2,
+    }
+
+
+def test_two_jobs_do_not_see_each_others_state(sandbox):
+    async def play(zygote):
+        return [(await zygote.run(sandbox.job("remember"))).result for _ in range(2)]
+
+    assert sandbox.scenario(play) == ["1", "1"]
+
+
+def test_a_job_cannot_be_told_to_use_another_jobs_protections(sandbox):
+    outcome = sandbox.run(sandbox.job("surroundings", sandbox=["pretended"], threads=99))
+
+    seen = json.loads(outcome.result)
+    assert "pretended" not in seen["sandbox"]
+    assert seen["threads"] is None
+
+
+def test_a_log_file_that_is_a_link_is_refused(sandbox, tmp_path):
+    job = sandbox.job("echo")
+    (tmp_path / "victim").write_text("precious")
+    (job.folder / "child.log").symlink_to(tmp_path / "victim")
+
+    with pytest.raises(OSError, match="symbolic link"):
+        sandbox.run(job)
+    assert (tmp_path / "victim").read_text() == "precious"

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from support.service import Service, StartService, until
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
+    return {"model": model_bytes, "batch": batch_bytes}
+
+
+def request_part(**content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+def commanded(files: Files, command: str, **content: Any) -> Files:
+    """The files with a request that tells the fake entry what to do."""
+    return {**files, "request": request_part(options={"output": command}, **content)}
+
+
+def post(service: Service, files: Files, *, wait: float | None = None) -> Any:
+    headers = {} if wait is None else {"Prefer": f"wait={wait}"}
+    return service.client.post("/v1/analyses", files=files, headers=headers)
+
+
+def test_one_multipart_call_gives_the_report(service: Service, files: Files) -> None:
+    response = post(service, files, wait=20)
+    assert response.status_code == 201
+    assert response.json()["model"]["parameters"]["count"] == len(files["model"])
+    assert response.headers["preference-applied"] == "wait=20"
+    assert response.headers["content-location"] == response.headers["location"] + "/report"
+    assert service.leftovers() == []
+
+
+def test_uploaded_files_are_analysed_by_their_identifiers(service: Service, files: Files) -> None:
+    model = service.client.post("/v1/models", content=files["model"]).json()["id"]
+    batch = service.client.post("/v1/batches", content=files["batch"]).json()["id"]
+    body = {"model": model, "batch": batch, "options": {"spectrum": "dense"}, "labels": {"run": "a"}, "priority": 3}
+    response = service.client.post("/v1/analyses", json=body, headers={"Prefer": "wait=20"})
+    assert response.status_code == 201
+    analysis = service.client.get(response.headers["location"]).json()
+    assert (analysis["model"], analysis["batch"], analysis["state"]) == (model, batch, "succeeded")
+    assert (analysis["options"]["spectrum"], analysis["labels"], analysis["priority"]) == ("dense", {"run": "a"}, 3)
+
+
+def test_a_form_may_name_a_file_that_was_uploaded_before(service: Service, files: Files) -> None:
+    model = service.client.post("/v1/models", content=files["model"]).json()["id"]
+    form = {"batch": files["batch"], "request": request_part(model=model)}
+    assert post(service, form, wait=20).status_code == 201
+
+
+def test_without_prefer_the_answer_is_202_and_where_to_look(service: Service, files: Files) -> None:
+    response = post(service, files)
+    assert (response.status_code, response.headers["retry-after"]) == (202, "1")
+    assert "preference-applied" not in response.headers
+    analysis = service.ended(response.json()["id"])
+    assert response.headers["location"] == analysis["links"]["self"]
+    assert service.client.get(analysis["links"]["report"]).status_code == 200
+
+
+def test_an_analysis_that_outlasts_the_wait_is_answered_202(service: Service, files: Files) -> None:
+    response = post(service, commanded(files, "sleep:2"), wait=1)
+    assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=1")
+    assert response.json()["state"] in ("queued", "running")
+
+
+def test_the_end_of_an_analysis_wakes_the_waiter_without_a_poll(start_service: StartService, files: Files) -> None:
+    service = start_service(poll_seconds=30)
+    started = time.monotonic()
+    assert post(service, files, wait=20).status_code == 201
+    assert time.monotonic() - started < 10
+
+
+def test_a_server_that_stops_answers_who_waits(api: Service, files: Files) -> None:
+    api.loop.call_soon_threadsafe(api.stopping.set)
+    started = time.monotonic()
+    assert post(api, files, wait=20).status_code == 202
+    assert time.monotonic() - started < 10
+
+
+def test_an_input_error_within_the_wait_is_a_problem_with_the_engines_code(service: Service, files: Files) -> None:
+    response = post(service, commanded(files, "fail"), wait=20)
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (422, "unsupported_operator")
+    assert problem["detail"] == "node 3 'Foo': no such operator"
+    assert (problem["advice"], problem["details"]) == ("Export again.", {"node": 3})
+    analysis = service.client.get(f"/v1/analyses/{problem['analysis']}")
+    assert (analysis.status_code, analysis.json()["state"]) == (200, "failed")
+    assert analysis.json()["error"]["code"] == "unsupported_operator"
+
+
+@pytest.mark.parametrize(("command", "code"), [("crash", "worker_child_killed"), ("garbage", "invalid_report")])
+def test_a_breakdown_within_the_wait_is_a_500_that_names_it(
+    service: Service, files: Files, command: str, code: str
+) -> None:
+    response = post(service, commanded(files, command), wait=20)
+    assert (response.status_code, response.json()["code"]) == (500, code)
+    assert service.leftovers() == []
+
+
+def test_an_analysis_that_takes_too_long_is_timed_out(service: Service, files: Files) -> None:
+    response = post(service, commanded(files, "sleep:60", timeout_s=0.3), wait=20)
+    assert (response.status_code, response.json()["code"]) == (504, "time_limit_exceeded")
+    analysis = service.client.get(response.headers["location"]).json()
+    assert (analysis["state"], analysis["timeout_s"]) == ("timed_out", 0.3)
+
+
+def test_progress_shows_in_the_analysis(start_service: StartService, files: Files) -> None:
+    service = start_service(progress_seconds=0.05)
+    path = post(service, commanded(files, "sleep:20")).headers["location"]
+    progress = until(lambda: service.client.get(path).json()["progress"])
+    assert progress == {"phase": "moments", "fraction": 0.5, "hessian_vector_products": 3}
+
+
+def test_an_analysis_that_has_not_changed_is_304(api: Service, files: Files) -> None:
+    path = post(api, files).headers["location"]
+    first = api.client.get(path)
+    again = api.client.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    api.client.post(f"{path}/cancel")
+    assert api.client.get(path, headers={"If-None-Match": first.headers["etag"]}).status_code == 200
+
+
+def test_the_report_never_changes_and_is_304_to_who_has_it(service: Service, files: Files) -> None:
+    created = post(service, files, wait=20)
+    path = created.headers["content-location"]
+    report = service.client.get(path)
+    assert report.content == created.content
+    assert report.headers["etag"] == created.headers["etag"]
+    assert "immutable" in report.headers["cache-control"]
+    assert service.client.get(path, headers={"If-None-Match": report.headers["etag"]}).status_code == 304
+
+
+def test_there_is_no_report_before_the_end(api: Service, files: Files) -> None:
+    path = post(api, files).headers["location"]
+    response = api.client.get(f"{path}/report")
+    assert (response.status_code, response.json()["code"]) == (409, "report_not_ready")
+
+
+def test_a_failed_analysis_has_no_report_and_says_why(service: Service, files: Files) -> None:
+    path = post(service, commanded(files, "fail"), wait=20).headers["location"]
+    response = service.client.get(f"{path}/report")
+    assert (response.status_code, response.json()["code"]) == (409, "no_report")
+    assert response.json()["details"] == {"state": "failed", "code": "unsupported_operator"}
+
+
+@pytest.mark.parametrize("path", ["", "/report", "/cancel"])
+@pytest.mark.parametrize("identifier", ["00000000-0000-0000-0000-000000000000", "nonsense", "%00"])
+def test_an_unknown_analysis_is_not_found(api: Service, identifier: str, path: str) -> None:
+    method = "POST" if path == "/cancel" else "GET"
+    response = api.client.request(method, f"/v1/analyses/{identifier}{path}")
+    assert (response.status_code, response.json()["code"]) == (404, "analysis_not_found")
+
+
+def test_a_waiting_analysis_is_cancelled_at_once_and_leaves_the_queue(api: Service, files: Files) -> None:
+    path = post(api, files).headers["location"]
+    response = api.client.post(f"{path}/cancel")
+    assert (response.status_code, response.json()["state"]) == (202, "cancelled")
+    assert api.sql("SELECT count(*) FROM procrastinate_jobs") == [(0,)]
+
+
+def test_cancelling_twice_changes_nothing(api: Service, files: Files) -> None:
+    path = post(api, files).headers["location"]
+    assert api.client.post(f"{path}/cancel").json() == api.client.post(f"{path}/cancel").json()
+
+
+def test_a_running_analysis_is_killed_within_seconds(service: Service, files: Files) -> None:
+    path = post(service, commanded(files, "sleep:60")).headers["location"]
+    until(lambda: service.client.get(path).json()["state"] == "running")
+    started = time.monotonic()
+    assert service.client.post(f"{path}/cancel").json()["state"] in ("cancelling", "cancelled")
+    until(lambda: service.client.get(path).json()["state"] == "cancelled")
+    assert time.monotonic() - started < 5
+    until(lambda: not service.leftovers())
+    assert post(service, files, wait=20).status_code == 201
+
+
+def test_what_has_ended_cannot_be_cancelled(service: Service, files: Files) -> None:
+    path = post(service, files, wait=20).headers["location"]
+    response = service.client.post(f"{path}/cancel")
+    assert (response.status_code, response.json()["code"]) == (409, "analysis_final")
+
+
+def test_a_file_that_a_live_analysis_needs_is_not_deleted(api: Service, files: Files) -> None:
+    analysis = post(api, files).json()
+    for kind, blob in (("models", analysis["model"]), ("batches", analysis["batch"])):
+        response = api.client.delete(f"/v1/{kind}/{blob}")
+        assert (response.status_code, response.json()["code"]) == (409, "blob_in_use")
+    api.client.post(analysis["links"]["cancel"])
+    assert api.client.delete(f"/v1/models/{analysis['model']}").status_code == 204
+
+
+def test_a_higher_priority_leaves_the_queue_first(start_service: StartService, files: Files) -> None:
+    service = start_service()
+    post(service, commanded(files, "sleep:1"))
+    low, high = (post(service, {**files, "request": request_part(priority=p)}).json()["id"] for p in (0, 5))
+    assert service.ended(high)["finished_at"] < service.ended(low)["finished_at"]
+
+
+def test_a_full_queue_is_answered_429(start_service: StartService, files: Files) -> None:
+    api = start_service(worker=False, max_queue=2)
+    codes = [post(api, files).status_code for _ in range(3)]
+    assert codes == [202, 202, 429]
+    assert post(api, files).headers["retry-after"] == "5"
+
+
+def test_a_device_that_no_worker_has_is_refused(service: Service, files: Files) -> None:
+    form = {**files, "request": request_part(options={"device": "cuda:1"})}
+    response = post(service, form)
+    assert (response.status_code, response.json()["code"]) == (422, "device_unavailable")
+    assert response.json()["details"] == {"devices": ["cpu"]}
+
+
+def test_a_device_by_kind_is_served_by_its_worker(service: Service, files: Files) -> None:
+    form = {**files, "request": request_part(options={"device": "cpu"})}
+    assert post(service, form, wait=20).json()["engine"]["device"] == "cpu"

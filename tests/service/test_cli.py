@@ -1,0 +1,169 @@
+"""The command, with the real engine in the real sandbox."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from support.service import Service, npz_batch, onnx_mlp, until
+
+import wsb_engine
+from wsb_engine.options import Options
+from wsb_engine.report import Report
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "model.onnx").write_bytes(onnx_mlp())
+    (tmp_path / "batch.npz").write_bytes(npz_batch())
+    return str(tmp_path / "model.onnx"), str(tmp_path / "batch.npz")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "service.cli", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200", "NO_COLOR": "1", **more}
+
+
+def wsb(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), env=environment(**more), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_version_is_printed() -> None:
+    assert wsb("--version").stdout.strip() == wsb_engine.__version__
+
+
+def test_help_comes_without_torch() -> None:
+    program = (
+        "import sys\nfrom service.cli import app\napp(['--help'], standalone_mode=False)\nprint('torch' in sys.modules)"
+    )
+    run = [sys.executable, "-c", program]
+    result = subprocess.run(run, env=environment(), capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "False"
+
+
+def test_every_option_of_the_engine_is_a_flag() -> None:
+    text = wsb("analyze", "--help").stdout
+    assert [name for name in Options.model_fields if f"--{name.replace('_', '-')}" not in text] == []
+
+
+def test_analyze_prints_a_summary_and_writes_the_report(files: tuple[str, str], tmp_path: Path) -> None:
+    flags = ("--spectrum", "dense", "--json", str(tmp_path / "report.json"), "--seed", "3", "--no-enclosure")
+    result = wsb("analyze", *files, *flags)
+    assert result.returncode == 0, result.stderr
+    report = Report.model_validate_json((tmp_path / "report.json").read_text())
+    assert report.spectrum is not None
+    assert report.engine.seed == 3
+    assert report.engine.sandbox
+    assert f"{report.spectrum.eigenvalues[0]:.6g} by the dense spectrum" in result.stdout
+    assert "moments 100%" in result.stderr
+
+
+def test_json_to_stdout_is_nothing_but_json(files: tuple[str, str]) -> None:
+    result = wsb("analyze", *files, "--json", "-")
+    assert Report.model_validate_json(result.stdout).model.architecture == "mlp"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--head", "nonsense"), "nonsense"),
+        (("--relative-gap", "2"), "--relative-gap"),
+        (("--device", "tpu"), "--device"),
+        (("--no-such-flag",), "--no-such-flag"),
+    ],
+)
+def test_a_bad_flag_is_a_usage_error(files: tuple[str, str], flags: tuple[str, ...], told: str) -> None:
+    result = wsb("analyze", *files, *flags)
+    assert result.returncode == 2
+    assert told in result.stderr
+
+
+def test_a_missing_file_is_a_usage_error(files: tuple[str, str]) -> None:
+    assert wsb("analyze", "/nonexistent.onnx", files[1]).returncode == 2
+
+
+def test_a_bad_model_ends_with_2_and_the_engines_code(files: tuple[str, str]) -> None:
+    result = wsb("analyze", files[1], files[1])
+    assert result.returncode == 2
+    assert "[model_unrecognized]" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_analysis_that_takes_too_long_ends_with_3(files: tuple[str, str]) -> None:
+    result = wsb("analyze", *files, "--timeout", "0.001")
+    assert result.returncode == 3
+    assert "[time_limit_exceeded]" in result.stderr
+
+
+def test_a_bad_setting_is_named_as_its_variable(files: tuple[str, str]) -> None:
+    result = wsb("analyze", *files, WSB_JOB_SECONDS="-1")
+    assert result.returncode == 2
+    assert "WSB_JOB_SECONDS" in result.stderr
+
+
+def test_a_worker_without_a_database_says_what_to_set() -> None:
+    result = wsb("worker", WSB_DATABASE_URL="")
+    assert result.returncode == 2
+    assert "set WSB_DATABASE_URL" in result.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    (tmp_path / "model.onnx").write_bytes(onnx_mlp((64, 100, 10)))
+    (tmp_path / "batch.npz").write_bytes(npz_batch(features=64, classes=10, samples=200))
+    run = command("analyze", str(tmp_path / "model.onnx"), str(tmp_path / "batch.npz"), "--spectrum", "dense")
+    with subprocess.Popen(run, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        until(lambda: "spectrum" in process.stderr.readline())  # type: ignore[union-attr]
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2
+        process.send_signal(number)
+        assert process.wait(20) == code
+        process.stderr.close()
+    until(lambda: not any(member.is_running() for member in family))
+
+
+def test_a_server_is_used_where_one_is_named(service: Service, files: tuple[str, str], tmp_path: Path) -> None:
+    result = wsb("analyze", *files, "--url", service.url, "--json", str(tmp_path / "report.json"))
+    assert result.returncode == 0, result.stderr
+    # The server of these tests answers with the size of the model.
+    count = json.loads((tmp_path / "report.json").read_text())["model"]["parameters"]["count"]
+    assert count == len(Path(files[0]).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "told"),
+    [
+        ("fail", 2, "[unsupported_operator]"),
+        ("crash", 3, "[worker_child_killed]"),
+        ("sleep:60", 3, "[time_limit_exceeded]"),
+    ],
+)
+def test_a_failure_on_a_server_ends_as_one_here_does(
+    service: Service, files: tuple[str, str], output: str, code: int, told: str
+) -> None:
+    result = wsb("analyze", *files, "--url", service.url, "--output", output, "--timeout", "1")
+    assert (result.returncode, told in result.stderr) == (code, True), result.stderr
+
+
+def test_a_refusal_by_a_server_ends_with_2(service: Service, files: tuple[str, str]) -> None:
+    result = wsb("analyze", *files, "--url", service.url, "--device", "cuda:3")
+    assert result.returncode == 2
+    assert "[device_unavailable]" in result.stderr
+
+
+def test_a_server_out_of_reach_ends_with_3(files: tuple[str, str]) -> None:
+    result = wsb("analyze", *files, "--url", "http://127.0.0.1:9")
+    assert result.returncode == 3
+    assert "can't be reached" in result.stderr

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from service.archives import NotAnArchiveError, member_names
+from service.batches.formats import batch_format
+from service.blobs import TruncatedFileError, UnknownFormatError
+from service.models.formats import model_format
+
+
+def archive(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in names:
+            file.writestr(name, b"content")
+    return buffer.getvalue()
+
+
+def written(folder: Path, content: bytes) -> Path:
+    path = folder / "file"
+    path.write_bytes(content)
+    return path
+
+
+def test_an_onnx_file_is_recognised(tmp_path: Path, model_bytes: bytes) -> None:
+    assert model_format(written(tmp_path, model_bytes)) == "onnx"
+
+
+def test_a_torchscript_archive_is_recognised(tmp_path: Path) -> None:
+    content = archive("m/data.pkl", "m/constants.pkl", "m/code/__torch__.py", "m/version")
+    assert model_format(written(tmp_path, content)) == "torchscript"
+
+
+def test_every_prefix_of_an_onnx_file_is_refused(tmp_path: Path, model_bytes: bytes) -> None:
+    for length in range(len(model_bytes)):
+        with pytest.raises((UnknownFormatError, TruncatedFileError)):
+            model_format(written(tmp_path, model_bytes[:length]))
+
+
+def test_an_onnx_file_that_lacks_its_end_is_called_truncated(tmp_path: Path, model_bytes: bytes) -> None:
+    with pytest.raises(TruncatedFileError, match="bytes before its content does"):
+        model_format(written(tmp_path, model_bytes[: len(model_bytes) // 2]))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"hello", "neither an ONNX file nor"),
+        (b"\x80\x02}q\x00.", "neither an ONNX file nor"),
+        (b"\x00" * 64, "neither an ONNX file nor"),
+        (b"<!doctype html><html></html>", "neither an ONNX file nor"),
+        (b'{"json": true}', "neither an ONNX file nor"),
+        (b"\x08\x07", "neither an ONNX file nor"),
+        (archive("m/data.pkl", "m/data/0", "m/version"), "torch.save"),
+        (archive("m/archive_format", "m/models/model.json"), ".pt2"),
+        (archive("word/document.xml"), "not a TorchScript one"),
+    ],
+)
+def test_another_file_is_no_model(tmp_path: Path, content: bytes, told: str) -> None:
+    with pytest.raises(UnknownFormatError, match=told):
+        model_format(written(tmp_path, content))
+
+
+def test_a_cut_off_archive_is_called_truncated(tmp_path: Path) -> None:
+    content = archive("m/data.pkl", "m/constants.pkl", "m/code/x.py")
+    for reader in (model_format, batch_format):
+        with pytest.raises(TruncatedFileError):
+            reader(written(tmp_path, content[: len(content) // 2]))
+
+
+def test_the_two_batch_formats_are_recognised(tmp_path: Path, batch_bytes: bytes) -> None:
+    assert batch_format(written(tmp_path, batch_bytes)) == "npz"
+    assert batch_format(written(tmp_path, save({"x": np.zeros((2, 3))}))) == "safetensors"
+
+
+@pytest.mark.parametrize("content", [b"x,y\n1,2\n", b"\x93NUMPY", archive("x.npy", "evil.pkl"), archive(), b"{"])
+def test_another_file_is_no_batch(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(UnknownFormatError):
+        batch_format(written(tmp_path, content))
+
+
+def test_a_safetensors_header_beyond_the_file_is_called_truncated(tmp_path: Path) -> None:
+    with pytest.raises(TruncatedFileError):
+        batch_format(written(tmp_path, struct.pack("<Q", 5000) + b'{"x"'))
+
+
+def test_names_of_a_zip64_archive_are_read(tmp_path: Path) -> None:
+    names = [f"folder/{index}.npy" for index in range(70_000)]
+    assert member_names(written(tmp_path, archive(*names))) == names
+
+
+def test_a_directory_that_claims_too_many_entries_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(NotAnArchiveError):
+        member_names(written(tmp_path, archive("a", "b", "c")), limit=2)

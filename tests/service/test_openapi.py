@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openapi_spec_validator import validate
+
+from service.app import create_app
+from service.openapi import render
+from service.settings import Settings
+
+COMMITTED = Path(__file__).parents[2] / "openapi" / "openapi.json"
+
+
+@pytest.fixture(scope="module")
+def specification() -> dict[str, Any]:
+    return create_app(Settings(_env_file=None)).openapi()
+
+
+def operations(specification: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (path, method, operation)
+        for path, methods in specification["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+def test_the_committed_specification_is_the_one_that_the_code_gives() -> None:
+    current = render(create_app(Settings(_env_file=None)))
+    assert COMMITTED.read_text(encoding="utf-8") == current, "run: wsb openapi > openapi/openapi.json"
+
+
+def test_the_specification_is_valid(specification: dict[str, Any]) -> None:
+    validate(specification)
+
+
+def test_the_specification_does_not_depend_on_settings(monkeypatch: pytest.MonkeyPatch, specification: object) -> None:
+    monkeypatch.setenv("WSB_MAX_MODEL_BYTES", "5")
+    assert create_app(Settings(_env_file=None)).openapi() == specification
+
+
+def test_every_operation_has_a_summary_and_an_identifier_of_its_own(specification: dict[str, Any]) -> None:
+    assert all(operation["summary"] for _, _, operation in operations(specification))
+    identifiers = [operation["operationId"] for _, _, operation in operations(specification)]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_every_error_is_declared_as_a_problem(specification: dict[str, Any]) -> None:
+    for path, method, operation in operations(specification):
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                assert list(response["content"]) == ["application/problem+json"], (path, method, status)
+
+
+def test_creating_an_analysis_declares_each_status_it_can_give(specification: dict[str, Any]) -> None:
+    responses = specification["paths"]["/v1/analyses"]["post"]["responses"]
+    assert sorted(responses) == ["201", "202", "400", "404", "409", "413", "415", "422", "429", "500", "504"]
+
+
+def test_every_reference_leads_somewhere(specification: dict[str, Any]) -> None:
+    text = json.dumps(specification)
+    for name in specification["components"]["schemas"]:
+        text = text.replace(f'"#/components/schemas/{name}"', "")
+    assert "#/components/" not in text
+
+
+def test_the_specification_is_printed_without_a_database_and_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from service.cli import app\n"
+        "app(['openapi'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules and 'onnxruntime' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "WSB_DATA_DIR": str(tmp_path / "data")}
+    run = [sys.executable, "-c", program]
+    result = subprocess.run(run, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["openapi"].startswith("3.1")
+    assert list(tmp_path.iterdir()) == []

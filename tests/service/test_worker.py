@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from uuid import UUID
+
+import psycopg
+import pytest
+from support.service import Service, StartService, until
+
+from service.database import Database
+from service.notifications import Notifications
+from service.queue import open_queue
+from service.worker import rescue
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
+    return {"model": model_bytes, "batch": batch_bytes}
+
+
+def submit(service: Service, files: Files, command: str = "") -> str:
+    form = {**files, "request": json.dumps({"options": {"output": command or None}}).encode()}
+    identifier: str = service.client.post("/v1/analyses", files=form).json()["id"]
+    return identifier
+
+
+def state(service: Service, analysis: str) -> str:
+    found: str = service.client.get(f"/v1/analyses/{analysis}").json()["state"]
+    return found
+
+
+def lose_worker(service: Service, analysis: str, *, attempts: int = 1, state: str = "running") -> None:
+    """Leaves the analysis as a worker does that was killed while it ran it."""
+    service.sql("INSERT INTO procrastinate_workers (last_heartbeat) VALUES (now() - interval '1 hour')")
+    service.sql(
+        "UPDATE procrastinate_jobs SET status = 'doing', worker_id = (SELECT max(id) FROM procrastinate_workers)"
+    )
+    service.sql("UPDATE analyses SET state = %s, attempts = %s WHERE id = %s", state, attempts, analysis)
+
+
+def run_rescue(service: Service) -> None:
+    async def act() -> None:
+        database = Database(str(service.settings.database_url))
+        queue = open_queue(str(service.settings.database_url))
+        async with queue.open_async():
+            await rescue(service.settings, database, queue)
+        await database.close()
+
+    asyncio.run(act())
+
+
+def jobs(service: Service) -> list[tuple[object, ...]]:
+    return service.sql("SELECT status::text FROM procrastinate_jobs")
+
+
+def test_the_job_of_a_lost_worker_goes_back_to_the_queue(api: Service, files: Files) -> None:
+    analysis = submit(api, files)
+    lose_worker(api, analysis)
+    run_rescue(api)
+    assert jobs(api) == [("todo",)]
+
+
+def test_a_worker_takes_over_what_a_lost_one_has_left(start_service: StartService, api: Service, files: Files) -> None:
+    analysis = submit(api, files)
+    lose_worker(api, analysis)
+    start_service()
+    ended = api.ended(analysis)
+    assert (ended["state"], ended["attempts"]) == ("succeeded", 2)
+
+
+def test_after_the_last_attempt_the_analysis_fails_as_worker_lost(api: Service, files: Files) -> None:
+    analysis = submit(api, files)
+    lose_worker(api, analysis, attempts=3)
+    run_rescue(api)
+    ended = api.ended(analysis)
+    assert (ended["state"], ended["error"]["code"]) == ("failed", "worker_lost")
+    assert jobs(api) == []
+
+
+def test_what_a_lost_worker_was_cancelling_is_cancelled(api: Service, files: Files) -> None:
+    analysis = submit(api, files)
+    lose_worker(api, analysis, state="cancelling")
+    run_rescue(api)
+    assert (state(api, analysis), jobs(api)) == ("cancelled", [])
+
+
+def test_an_analysis_that_the_queue_has_forgotten_does_not_wait_for_ever(api: Service, files: Files) -> None:
+    analysis = submit(api, files)
+    api.sql("DELETE FROM procrastinate_events")
+    api.sql("DELETE FROM procrastinate_jobs")
+    run_rescue(api)
+    assert api.ended(analysis)["error"]["code"] == "worker_lost"
+
+
+def test_a_live_worker_is_not_taken_for_lost(service: Service, files: Files) -> None:
+    analysis = submit(service, files, "sleep:60")
+    until(lambda: state(service, analysis) == "running")
+    run_rescue(service)
+    assert jobs(service) == [("doing",)]
+
+
+def test_a_worker_that_stops_lets_a_short_analysis_finish(start_service: StartService, files: Files) -> None:
+    service = start_service(shutdown_seconds=5)
+    analysis = submit(service, files, "sleep:1")
+    until(lambda: state(service, analysis) == "running")
+    service.loop.call_soon_threadsafe(service.worker_stop.set)
+    assert service.ended(analysis)["state"] == "succeeded"
+
+
+def test_a_worker_that_stops_puts_a_long_analysis_back(start_service: StartService, files: Files) -> None:
+    service = start_service(shutdown_seconds=0.2)
+    analysis = submit(service, files, "sleep:60")
+    until(lambda: state(service, analysis) == "running")
+    service.loop.call_soon_threadsafe(service.worker_stop.set)
+    until(lambda: jobs(service) == [("todo",)])
+    found = service.client.get(f"/v1/analyses/{analysis}").json()
+    assert (found["state"], found["attempts"]) == ("queued", 0)
+    assert service.leftovers() == []
+
+
+def test_a_model_that_was_lost_from_the_disk_is_told(api: Service, start_service: StartService, files: Files) -> None:
+    analysis = submit(api, files)
+    for path in api.stored():
+        path.unlink()
+    start_service()
+    assert api.ended(analysis)["error"]["code"] == "blob_missing"
+
+
+def test_a_worker_is_seen_while_it_lives_and_gone_when_it_stops(service: Service) -> None:
+    found = service.client.get("/v1/capabilities").json()
+    assert (found["workers"], found["devices"]) == (1, ["cpu"])
+    assert "no_new_privs" in found["sandbox"]["protections"]
+    service.loop.call_soon_threadsafe(service.worker_stop.set)
+    until(lambda: service.client.get("/v1/capabilities").json()["workers"] == 0)
+    assert service.client.get("/readyz").json()["details"] == {"missing": "worker"}
+
+
+def test_the_limits_are_told(start_service: StartService) -> None:
+    api = start_service(worker=False, max_model_bytes=123)
+    found = api.client.get("/v1/capabilities").json()
+    assert found["limits"]["model_bytes"] == 123
+    assert found["formats"] == {"models": ["onnx"], "batches": ["npz", "safetensors"]}
+    assert found["sandbox"]["protections"] == []
+
+
+def test_without_current_tables_the_service_is_not_ready(api: Service) -> None:
+    api.sql("UPDATE alembic_version SET version_num = 'older'")
+    response = api.client.get("/readyz")
+    assert (response.status_code, response.json()["details"]) == (503, {"missing": "migrations"})
+    assert api.client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_a_lost_notification_connection_is_replaced(database_url: str) -> None:
+    analysis = UUID(int=5)
+
+    async def act() -> None:
+        notifications = Notifications(database_url, retry_seconds=0.05)
+        async with notifications.listening():
+            with notifications.subscribe(analysis) as changed:
+                await asyncio.to_thread(end_other_connections, database_url)
+                # Everybody is woken after the gap, since nobody knows what was missed in it.
+                await asyncio.wait_for(changed.wait(), 10)
+                changed.clear()
+                await asyncio.to_thread(notify, database_url, analysis)
+                await asyncio.wait_for(changed.wait(), 10)
+
+    asyncio.run(act())
+
+
+def end_other_connections(url: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+def notify(url: str, analysis: UUID) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT pg_notify('wsb_analyses', %s)", (str(analysis),))

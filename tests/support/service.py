@@ -1,0 +1,152 @@
+"""The real application over a real socket, and files to send to it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import psycopg
+import uvicorn
+from onnx import TensorProto, helper, numpy_helper
+
+from service.app import create_app
+from service.sandbox import Zygote
+from service.settings import Settings
+from service.worker import work
+
+FAKE_ENTRY = Path(__file__).parents[1] / "service" / "fake"
+DEADLINE = 30.0
+
+
+def until(condition: Callable[[], Any], *, seconds: float = DEADLINE) -> Any:
+    """Waits for the condition to be true and returns what it gave."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+@dataclass
+class Service:
+    """A running service as a test sees it."""
+
+    url: str
+    client: httpx.Client
+    settings: Settings
+    stopping: asyncio.Event
+    loop: asyncio.AbstractEventLoop
+    worker_stop: asyncio.Event
+
+    def leftovers(self) -> list[Path]:
+        """Files of uploads that are not kept and of jobs that are over."""
+        incoming = self.settings.blob_dir / "incoming"
+        folders = [*incoming.glob("scratch-*"), *self.settings.job_dir.glob("scratch-*")]
+        return [path for folder in folders for path in folder.iterdir() if path.name != ".owner"]
+
+    def stored(self) -> list[Path]:
+        return [
+            path
+            for kind in ("models", "batches")
+            for path in (self.settings.blob_dir / kind).rglob("*")
+            if path.is_file()
+        ]
+
+    def ended(self, analysis: str) -> dict[str, Any]:
+        """The analysis once it has ended."""
+        return until(lambda: (a := self.client.get(f"/v1/analyses/{analysis}").json())["finished_at"] and a)
+
+    def sql(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with psycopg.connect(str(self.settings.database_url), autocommit=True) as connection:
+            cursor = connection.execute(query, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+
+StartService = Callable[..., Service]
+
+
+@contextmanager
+def running_service(settings: Settings, *, worker: bool) -> Iterator[Service]:
+    started: threading.Event = threading.Event()
+    box: dict[str, Any] = {}
+
+    async def main() -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        stopping, worker_stop = asyncio.Event(), asyncio.Event()
+        config = uvicorn.Config(create_app(settings, stopping=stopping), log_config=None, lifespan="on")
+        server = uvicorn.Server(config)
+        box.update(loop=asyncio.get_running_loop(), server=server, stopping=stopping, worker_stop=worker_stop)
+        box["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        tasks = [asyncio.create_task(server.serve([listener]))]
+        if worker:
+            zygote = Zygote((), python_path=[FAKE_ENTRY])
+            url = str(settings.database_url)
+            job = work(settings, url, device="cpu", stop=worker_stop, zygote=zygote, entry="fake_entry:run")
+            tasks.append(asyncio.create_task(job))
+        started.set()
+        await asyncio.gather(*tasks)
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    started.wait(DEADLINE)
+    with httpx.Client(base_url=box["url"], timeout=DEADLINE) as client:
+        until(lambda: box["server"].started)
+        if worker:
+            until(lambda: client.get("/readyz").status_code == 200)
+        yield Service(
+            url=box["url"],
+            client=client,
+            settings=settings,
+            stopping=box["stopping"],
+            loop=box["loop"],
+            worker_stop=box["worker_stop"],
+        )
+    box["loop"].call_soon_threadsafe(box["stopping"].set)
+    box["loop"].call_soon_threadsafe(box["worker_stop"].set)
+    box["server"].should_exit = True
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
+def onnx_mlp(sizes: tuple[int, ...] = (4, 5, 3), *, seed: int = 0) -> bytes:
+    """A tanh network of these layer sizes with random float64 weights."""
+    random = np.random.default_rng(seed)
+    nodes, weights, value = [], [], "x"
+    for layer, (rows, columns) in enumerate(itertools.pairwise(sizes)):
+        shapes = {"w": (rows, columns), "b": (columns,)}
+        for name, shape in shapes.items():
+            array = random.normal(size=shape) / np.sqrt(rows)
+            weights.append(numpy_helper.from_array(array, f"{name}{layer}"))
+        nodes.append(helper.make_node("Gemm", [value, f"w{layer}", f"b{layer}"], [f"h{layer}"]))
+        value = f"h{layer}"
+        if layer < len(sizes) - 2:
+            nodes.append(helper.make_node("Tanh", [value], [f"a{layer}"]))
+            value = f"a{layer}"
+    inputs = [helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["n", sizes[0]])]
+    outputs = [helper.make_tensor_value_info(value, TensorProto.DOUBLE, ["n", sizes[-1]])]
+    graph = helper.make_graph(nodes, "mlp", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def npz_batch(*, features: int = 4, classes: int = 3, samples: int = 8, seed: int = 0) -> bytes:
+    """Random samples with random labels."""
+    random = np.random.default_rng(seed)
+    buffer = io.BytesIO()
+    np.savez(buffer, x=random.normal(size=(samples, features)), y=random.integers(0, classes, samples))
+    return buffer.getvalue()

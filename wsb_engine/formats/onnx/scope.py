@@ -1,0 +1,157 @@
+"""Names while a graph is being built: who defines what, and what a name in the file stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+import torch
+from torch import Tensor
+
+from wsb_engine.formats.onnx import problems
+from wsb_engine.formats.onnx.graph import Strings
+from wsb_engine.formats.onnx.limits import LIMITS
+from wsb_engine.formats.onnx.tensors import element_count, to_torch
+
+_AP = onnx.AttributeProto
+Attributes = Mapping[str, onnx.AttributeProto]
+
+
+def limit(what: str, found: int, most: int) -> None:
+    """Raises ``model_too_complex`` past a limit."""
+    if found > most:
+        raise problems.too_complex(what, found, most)
+
+
+def checked(name: str) -> str:
+    """A name of bearable length."""
+    limit("bytes in a name", len(name.encode()), LIMITS.name_bytes)
+    return name
+
+
+def text(value: bytes, where: str) -> str:
+    """A string attribute or element."""
+    limit(f"bytes in a string of {where}", len(value), LIMITS.string_bytes)
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise problems.invalid(f"{where} holds a string that is not UTF-8") from error
+
+
+@dataclass
+class Scope:
+    """Names visible in the body of a graph, a subgraph or a function."""
+
+    prefix: str
+    """Of unique names that are made here."""
+    outer: Scope | None
+    versions: Mapping[str, int]
+    """Domain → opset version."""
+    taken: set[str]
+    """All unique names of the model; shared by its scopes."""
+    depth: int = 0
+    index: int | None = None
+    """Position of the outermost node that this scope belongs to."""
+    attributes: Attributes = field(default_factory=dict)
+    """What attribute references in a function's body refer to."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Name in the file → unique name."""
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    strings: dict[str, Strings] = field(default_factory=dict)
+
+    def inner(self, prefix: str) -> Scope:
+        """The scope of a subgraph, which sees all that this one sees."""
+        limit("levels of nested graphs and functions", self.depth + 1, LIMITS.nesting)
+        return Scope(
+            prefix=prefix,
+            outer=self,
+            versions=self.versions,
+            taken=self.taken,
+            depth=self.depth + 1,
+            index=self.index,
+            attributes=self.attributes,
+        )
+
+    def body(self, prefix: str, index: int, versions: Mapping[str, int], attributes: Attributes) -> Scope:
+        """The scope of a function's body, which sees its inputs only."""
+        limit("levels of nested graphs and functions", self.depth + 1, LIMITS.nesting)
+        return Scope(
+            prefix=prefix,
+            outer=None,
+            versions=versions,
+            taken=self.taken,
+            depth=self.depth + 1,
+            index=index,
+            attributes=attributes,
+        )
+
+    def find(self, name: str) -> str | None:
+        """The unique name of a visible value."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return scope.names[name]
+            scope = scope.outer
+        return None
+
+    def define(self, name: str, where: str) -> str:
+        """Makes a name known, and gives its unique form.
+
+        Raises:
+            ModelError: ``model_invalid`` if it is empty or known already.
+        """
+        if not name:
+            raise problems.invalid(f"{where} has no name")
+        if self.find(name) is not None:
+            raise problems.invalid(f"{where} defines {name!r}, which is defined already", name=name)
+        unique = self.prefix + name
+        while unique in self.taken:
+            unique += "'"
+        self.taken.add(unique)
+        self.names[name] = unique
+        return unique
+
+    def resolve(self, name: str, where: str) -> str:
+        """The unique name of a value that must be known.
+
+        Raises:
+            ModelError: ``model_invalid``.
+        """
+        found = self.find(name)
+        if found is None:
+            raise problems.invalid(
+                f"{where} uses {name!r}, which nothing defines before it (the graph has a cycle or is not sorted)",
+                name=name,
+            )
+        return found
+
+    def add_tensor(self, name: str, proto: onnx.TensorProto) -> None:
+        """A constant from a tensor of the file."""
+        where = f"tensor {name!r}"
+        unique = self.define(name, where)
+        if proto.data_type == onnx.TensorProto.STRING:
+            count = element_count(tuple(proto.dims), where)
+            if count != len(proto.string_data):
+                raise problems.invalid(f"{where} declares {count} strings but holds {len(proto.string_data)}")
+            self.strings[unique] = tuple(text(value, where) for value in proto.string_data)
+        else:
+            self.constants[unique] = to_torch(proto, where)
+
+    def add_constant_node(self, name: str, attribute: onnx.AttributeProto, where: str) -> None:
+        """What a Constant node makes of its one attribute."""
+        kind = attribute.name
+        if kind == "value" and attribute.type == _AP.TENSOR:
+            self.add_tensor(name, attribute.t)
+        elif kind == "value_string":
+            self.strings[self.define(name, where)] = (text(attribute.s, where),)
+        elif kind == "value_strings":
+            self.strings[self.define(name, where)] = tuple(text(value, where) for value in attribute.strings)
+        elif kind in ("value_float", "value_floats"):
+            floats = attribute.f if kind == "value_float" else list(attribute.floats)
+            self.constants[self.define(name, where)] = torch.tensor(floats, dtype=torch.float32)
+        elif kind in ("value_int", "value_ints"):
+            ints = attribute.i if kind == "value_int" else list(attribute.ints)
+            self.constants[self.define(name, where)] = torch.tensor(ints, dtype=torch.int64)
+        else:
+            raise problems.invalid(f"{where} has attribute {kind!r}, which is not supported")
