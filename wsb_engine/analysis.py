@@ -16,7 +16,7 @@ from wsb_engine.classifier import Classifier
 from wsb_engine.curvature import loss
 from wsb_engine.curvature.basis import basis_moments
 from wsb_engine.curvature.closed_form import ClosedForm, closed_form
-from wsb_engine.curvature.hessian_product import HessianProduct
+from wsb_engine.curvature.hessian_product import AutodiffProduct
 from wsb_engine.curvature.plan import plan
 from wsb_engine.errors import ModelError, OptionsError, ResourceError
 from wsb_engine.formats.batch import Batch
@@ -56,11 +56,12 @@ def analyze(
         loss_part = _loss(problem)
     with run.phase("parity"):
         parity = _parity(problem, run)
-    spectrum = None
+    spectrum, disagreement = None, None
     with run.phase("spectrum"):
         if options.spectrum == "dense":
-            operator = HessianProduct(problem.objective)
-            spectrum = dense_spectrum(form_hessian(operator, memory=problem.memory, progress=run.report))
+            hessian = form_hessian(problem.hessian_product(), memory=problem.memory, progress=run.report)
+            disagreement = _disagreement(problem, hessian, options.seed)
+            spectrum = dense_spectrum(hessian)
     with run.phase("moments"):
         moments, closed = _moments(problem, options, spectrum, run)
     bounds = None if moments is None else _bounds(moments, problem.objective.parameters)
@@ -76,7 +77,7 @@ def analyze(
         layers=_layers(problem, closed),
         blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
         orthogonality=_orthogonality(closed),
-        checks=checks(problem, moments, bounds, spectrum, parity),
+        checks=checks(problem, moments, bounds, spectrum, parity, disagreement),
         warnings=run.warnings,
         timings=run.timings(),
     )
@@ -108,6 +109,15 @@ def _parity(problem: Problem, run: Run) -> r.Parity | None:
     return r.Parity(reference=model.reference_name, max_abs_error=float(difference.max()))
 
 
+def _disagreement(problem: Problem, hessian: Tensor, seed: int) -> float:
+    """‖Hv − H′v‖ / ‖H′v‖ for a random v, where H′v is by automatic differentiation of the file's own graph."""
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(len(hessian), 1, generator=generator, dtype=torch.float64).to(hessian.device)
+    reference = AutodiffProduct(problem.objective)(v.to(problem.objective.dtype))
+    scale = float(torch.linalg.vector_norm(reference))
+    return float(torch.linalg.vector_norm(hessian @ v - reference)) / scale if scale else 0.0
+
+
 def _moments(
     problem: Problem, options: Options, spectrum: DenseSpectrum | None, run: Run
 ) -> tuple[r.Moments | None, ClosedForm | None]:
@@ -133,7 +143,7 @@ def _moments(
             "no moments; ask for moments = basis if the time does not matter",
         )
         return None, None
-    t, q = basis_moments(HessianProduct(problem.objective), progress=run.report)
+    t, q = basis_moments(problem.hessian_product(), progress=run.report)
     return _moments_part("basis", t, q), None
 
 
@@ -148,16 +158,10 @@ def _moments_part(method: r.MomentsMethod, trace: float, frobenius_squared: floa
 
 
 def _closed_form(problem: Problem, structure: Structure, run: Run) -> ClosedForm:
-    objective = problem.objective
-
-    def source(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        rows = slice(start, stop)
-        return structure.features(objective.chunk_inputs(rows)), objective.targets.y[rows].to(objective.dtype)
-
-    weights = objective.targets.weights
-    layout = plan(structure.net, len(weights), memory=problem.memory, itemsize=objective.dtype.itemsize)
+    weights, itemsize = problem.objective.targets.weights, problem.objective.dtype.itemsize
+    layout = plan(structure.net, len(weights), memory=problem.memory, itemsize=itemsize)
     with torch.no_grad():
-        return closed_form(structure.net, source, weights, layout, progress=run.report)
+        return closed_form(structure.net, problem.tile, weights, layout, progress=run.report)
 
 
 def _bounds(moments: r.Moments, parameters: int) -> r.Bounds:

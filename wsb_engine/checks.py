@@ -20,6 +20,7 @@ def checks(
     bounds: r.Bounds | None,
     spectrum: DenseSpectrum | None,
     parity: r.Parity | None,
+    disagreement: float | None,
 ) -> list[r.Check]:
     """Theorems that must hold, and agreements that must be close."""
     eps = torch.finfo(problem.objective.dtype).eps
@@ -39,6 +40,8 @@ def checks(
         check("trace_within_frobenius", t * t / (P * q) if q > 0 else 0.0, 1 + 100 * eps)
     if spectrum is not None:
         check("hessian_symmetry", spectrum.asymmetry, 1e5 * eps)
+    if disagreement is not None:
+        check("hessian_product", disagreement, 1e6 * eps)
     if spectrum is not None and moments is not None and bounds is not None:
         scale = math.sqrt(spectrum.frobenius_squared)
         slack = 1e5 * eps * scale

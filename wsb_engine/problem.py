@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +9,11 @@ from torch import Tensor
 
 import wsb_engine
 from wsb_engine import setting
-from wsb_engine.classifier import Classifier, LogitModel, Tensors
+from wsb_engine.classifier import MLP, Classifier, LogitModel
 from wsb_engine.curvature import loss
-from wsb_engine.curvature.hessian_product import Objective
+from wsb_engine.curvature.hessian_product import AutodiffProduct, HessianProduct, Objective
 from wsb_engine.curvature.mlp import Network, network, passes
+from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.curvature.smoothness import nonsmooth_operators
 from wsb_engine.errors import ModelError, OptionsError
 from wsb_engine.formats.batch import Batch
@@ -26,9 +26,8 @@ from wsb_engine.run import Run
 class Structure:
     """The MLP behind the logits."""
 
+    mlp: MLP
     net: Network
-    features: Callable[[Tensors], Tensor]
-    """Model inputs → a_0."""
     error: float
     """max |z_mlp − z| on the first chunk."""
 
@@ -45,6 +44,20 @@ class Problem:
     """Where the closed form applies."""
     nonsmooth: tuple[str, ...]
     memory: int
+
+    def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """a_0 and targets of some samples in the working dtype, where there is a structure."""
+        if self.structure is None:
+            raise ValueError("only an MLP has a first layer")
+        rows, objective = slice(start, stop), self.objective
+        a0 = self.structure.mlp.features(objective.chunk_inputs(rows))
+        return a0, objective.targets.y[rows].to(objective.dtype)
+
+    def hessian_product(self) -> HessianProduct:
+        """The fastest that there is."""
+        if self.structure is None:
+            return AutodiffProduct(self.objective)
+        return MLPProduct(self.objective, self.structure.mlp, self.structure.net, self.tile, memory=self.memory)
 
 
 def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Problem:
@@ -140,7 +153,7 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run
         z = passes(net, a0, objective.targets.y[rows].to(objective.dtype)).z.double().cpu()
         error = float((z - logits[rows]).abs().max())
         if error <= structure_tolerance(objective, logits):
-            return Structure(net, model.mlp.features, error)
+            return Structure(model.mlp, net, error)
     run.warn("structure_mismatch", "the network looked like an MLP but does not evaluate as one: treated as general")
     return None
 

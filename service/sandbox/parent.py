@@ -21,7 +21,9 @@ from service.sandbox.verdict import Evidence, judge, oom_kill_count
 ProgressCallback = Callable[[dict[str, Any]], Awaitable[None] | None]
 """Takes the fields of one progress frame. What it awaits holds the child up, and counts against its time."""
 
-_CHUNK_BYTES = 64 << 10
+_CHUNK_BYTES = 16 << 10
+"""Read at once: few enough that the frames in them keep the event loop for milliseconds only."""
+
 _LOG_TAIL_BYTES = 16 << 10
 
 

@@ -52,6 +52,7 @@ def test_onnx_logits_agree_with_an_independent_runtime() -> None:
 def test_the_same_input_gives_the_same_report() -> None:
     case = Golden("gelu_soft_labels")
     first, second = (
-        wsb.analyze(*load(case, "onnx"), wsb.Options(spectrum="dense")).model_dump(exclude={"timings"}) for _ in range(2)
+        wsb.analyze(*load(case, "onnx"), wsb.Options(spectrum="dense")).model_dump(exclude={"timings"})
+        for _ in range(2)
     )
     assert first == second

@@ -61,7 +61,9 @@ class Golden:
         parts: list[nn.Module] = []
         for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             linear = nn.Linear(w.shape[1], w.shape[0], bias=b is not None, dtype=torch.float64)
-            linear.load_state_dict({"weight": torch.from_numpy(w)} | ({} if b is None else {"bias": torch.from_numpy(b)}))
+            linear.load_state_dict(
+                {"weight": torch.from_numpy(w)} | ({} if b is None else {"bias": torch.from_numpy(b)})
+            )
             parts.append(linear)
             if i + 1 < len(self.weights) and self.activation is not None:
                 parts.append(_MODULES[self.activation]())

@@ -6,6 +6,7 @@ Products of a chunk run in the working dtype, sums over chunks in float64.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -86,17 +87,31 @@ class Objective:
         return total
 
 
-class HessianProduct:
-    """H·V by forward-over-reverse differentiation, a block of columns at a time."""
+class HessianProduct(ABC):
+    """H·V for blocks of columns; the order of H is that of the objective's selected parameters."""
 
     def __init__(self, objective: Objective, columns: int = COLUMNS) -> None:
         self._objective = objective
         self.columns = min(columns, objective.parameters)
+        """Columns to multiply at a time."""
         self.parameters = objective.parameters
         self.dtype, self.device = objective.dtype, objective.device
 
+    @abstractmethod
     def __call__(self, V: Tensor) -> Tensor:
         """H·V, (P, m) float64, for V of shape (P, m) in the working dtype."""
+
+    def basis(self, start: int, stop: int) -> Tensor:
+        """Columns ``start`` to ``stop`` of the identity, (P, stop − start)."""
+        columns = torch.zeros(self.parameters, stop - start, dtype=self.dtype, device=self.device)
+        columns[start:stop].fill_diagonal_(1)
+        return columns
+
+
+class AutodiffProduct(HessianProduct):
+    """Forward-over-reverse differentiation: any logits that torch can differentiate twice."""
+
+    def __call__(self, V: Tensor) -> Tensor:
         objective = self._objective
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
         point = dict(objective.selected)
@@ -108,9 +123,3 @@ class HessianProduct:
 
             total += vmap(product, in_dims=1, out_dims=1)(V)
         return total
-
-    def basis(self, start: int, stop: int) -> Tensor:
-        """Columns ``start`` to ``stop`` of the identity, (P, stop − start)."""
-        columns = torch.zeros(self.parameters, stop - start, dtype=self.dtype, device=self.device)
-        columns[start:stop].fill_diagonal_(1)
-        return columns

@@ -186,9 +186,7 @@ def test_float32_agrees_with_float64_to_single_precision() -> None:
     prefer=st.sampled_from(["auto", "pairs", "block"]),
     seed=st.integers(0, 10**6),
 )
-def test_the_way_of_summing_does_not_matter(
-    dims: list[int], samples: int, tile: int, prefer: str, seed: int
-) -> None:
+def test_the_way_of_summing_does_not_matter(dims: list[int], samples: int, tile: int, prefer: str, seed: int) -> None:
     case = make(dims, samples=samples, seed=seed)
     want = case.closed_form(case.plan("pairs"))
     got = case.closed_form(case.plan(prefer, tile))

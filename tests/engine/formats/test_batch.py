@@ -149,9 +149,10 @@ def test_a_bad_batch_has_its_code(source: Any, code: str) -> None:
 def test_a_member_that_appears_twice_is_refused() -> None:
     buffer = io.BytesIO()
     content = npy_header((3,)) + bytes(24)
-    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(buffer, "w") as file:
+    with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("x.npy", content)
-        file.writestr("x.npy", content)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            file.writestr("x.npy", content)
     assert code_of(buffer.getvalue()) == "batch_invalid"
 
 

@@ -18,12 +18,15 @@ from wsb_engine.formats.onnx.batching import BatchProgram
 from wsb_engine.formats.onnx.build import build
 from wsb_engine.formats.onnx.control import resolve_branches
 from wsb_engine.formats.onnx.graph import Graph, Node
-from wsb_engine.formats.onnx.head import Head
+from wsb_engine.formats.onnx.lowering import lower
 from wsb_engine.formats.onnx.mlp import find_mlp
 from wsb_engine.formats.onnx.parameters import find_parameters
+from wsb_engine.formats.onnx.peeling import Head
 from wsb_engine.formats.onnx.program import Program, Shapes
 from wsb_engine.formats.onnx.proto import parse
 from wsb_engine.formats.onnx.reference import NAME, Reference, make_reference
+from wsb_engine.formats.onnx.simplify import simplify
+from wsb_engine.formats.onnx.smoothness import nonsmooth_operators
 from wsb_engine.options import Head as HeadOption
 
 _PROBED = 16
@@ -47,8 +50,8 @@ class OnnxClassifier(Classifier):
     format: Literal["onnx", "torchscript", "module"] = "onnx"
 
     def __init__(self, data: bytes) -> None:
-        self._model = parse(data)
-        self._graph = resolve_branches(build(self._model))
+        self._model = lower(parse(data))
+        self._graph = simplify(resolve_branches(build(self._model)))
         _require_an_output(self._graph)
         self._found = find_parameters(self._graph)
         self.sha256 = hashlib.sha256(data).hexdigest()
@@ -84,18 +87,19 @@ class OnnxClassifier(Classifier):
         used = {name: self.parameters[name] for name in program.parameters}
         tied = self._found.tied(program.nodes)
         mlp = self._mlp(program, chosen, used) if not tied else None
-        trained = self._graph.depends_on(set(used))
+        trained = self._graph.depends_on(set(used), shapes=False)
+        reference = self._reference(program, chosen)
         return LogitModel(
             function=_logits(BatchProgram(program, used), chosen),
             parameters=used,
             mlp=mlp,
             activations=_activations(program, trained, mlp),
-            nonsmooth_operators=_nonsmooth(program, trained, mlp),
+            nonsmooth_operators=nonsmooth_operators(program.nodes, trained),
             tied=tied,
             head=chosen.name,
             classes=chosen.classes,
-            reference=self._reference(program, chosen),
-            reference_name=NAME,
+            reference=reference,
+            reference_name=NAME if reference is not None else None,
         )
 
     def _columns(self, value: str) -> int | None:
@@ -149,9 +153,11 @@ class OnnxClassifier(Classifier):
 
         return find_mlp(self._graph, chosen.tensor, used, self._shapes(program), features)
 
-    def _reference(self, program: Program, chosen: Head) -> Reference:
-        nodes = frozenset(node.index for node in program.nodes)
-        run = make_reference(self._model, nodes, program.inputs, chosen.tensor)
+    def _reference(self, program: Program, chosen: Head) -> Reference | None:
+        """The logits by onnxruntime; None for a value within a function, which a runtime does not show."""
+        if all(chosen.tensor not in node.output for node in self._model.graph.node):
+            return None
+        run = make_reference(self._model, program.inputs, chosen.tensor)
 
         def reference(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
             return heads.finished(chosen, torch.from_numpy(run(inputs))).numpy()
@@ -179,18 +185,6 @@ def _require_an_output(graph: Graph) -> None:
 
 def _known(node: Node) -> bool:
     return operators.find(node) is not None or (node.domain, node.operator) in heads.NOT_EXECUTED
-
-
-def _nonsmooth(program: Program, trained: set[str], mlp: MLP | None) -> tuple[str, ...]:
-    """Operators applied to parameter-dependent values that have a kink somewhere."""
-    if mlp is not None:  # whatever its activations are written with, they are smooth, but for ELU
-        return ("Elu",) if any(activation.kind == "elu" for activation in mlp.activations) else ()
-    found = [
-        node.operator
-        for node in program.nodes
-        if not operators.require(node).smooth and trained.intersection(node.reads)
-    ]
-    return tuple(dict.fromkeys(found))
 
 
 def _activations(program: Program, trained: set[str], mlp: MLP | None) -> tuple[str, ...]:

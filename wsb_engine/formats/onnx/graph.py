@@ -94,10 +94,17 @@ class Graph:
                 wanted.update(node.reads)
         return tuple(reversed(kept))
 
-    def depends_on(self, sources: set[str]) -> set[str]:
-        """All values that depend on any of the sources, the sources included."""
+    def depends_on(self, sources: set[str], *, shapes: bool = True) -> set[str]:
+        """All values that depend on any of the sources, the sources included.
+
+        Args:
+            sources: Names of values.
+            shapes: Whether what depends on a value's shape alone counts.
+        """
         reached = set(sources)
         for node in self.nodes:
+            if not shapes and node.domain == "" and node.operator in ("Shape", "Size"):
+                continue
             if reached.intersection(node.reads):
                 reached.update(filter(None, node.outputs))
         return reached

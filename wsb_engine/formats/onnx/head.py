@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +16,9 @@ from torch.nn import functional
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.onnx.graph import Graph, Node
 from wsb_engine.formats.onnx.operators import ML
+from wsb_engine.formats.onnx.peeling import Head, is_affine, peel, producer
 from wsb_engine.options import Head as HeadOption
 
-Finish = Literal["none", "log", "logit", "log_sigmoid"]
-
-_WRAPPERS = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 NOT_EXECUTED = frozenset({(ML, "ArrayFeatureExtractor"), (ML, "LabelEncoder"), (ML, "ZipMap")})
 """Operators that only dress up the output; they are read, never run."""
 _LABEL_MAKERS = {
@@ -30,22 +27,9 @@ _LABEL_MAKERS = {
     (ML, "ArrayFeatureExtractor"),
     (ML, "LabelEncoder"),
 }
+_LOOKUPS = frozenset({"ArrayFeatureExtractor", "LabelEncoder"})
 _SUM_TOLERANCE = 1e-4
 """How far from 1 a row of probabilities may sum: a model may round, clip or smooth them."""
-_AFFINE = frozenset({"Gemm", "MatMul", "Conv"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """How z is got from the graph: ``finish`` applied to ``tensor``, as a matrix of one row a sample."""
-
-    tensor: str
-    finish: Finish = "none"
-    name: str = "none"
-    """What was taken off the output."""
-    single: bool = False
-    """Whether there must be one column: the logit of class 1 of two."""
-    classes: tuple[int | str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,64 +150,14 @@ def _head(graph: Graph, output: str, option: HeadOption) -> Head | None:
     elif option == "binary_logit":
         found = Head(tensor=output, single=True)
     else:
-        found = _strip(graph, output)
+        found = peel(graph, output)
         if found is None and option == "probabilities":
             found = Head(tensor=output, finish="log", name="probabilities")
         elif option == "binary_probability" and (found is None or not found.single):
             found = Head(tensor=output, finish="logit", name="probability", single=True)
-        elif found is None and _is_affine(graph, output):
+        elif found is None and is_affine(graph, output):
             found = Head(tensor=output)
     return None if found is None else replace(found, classes=classes)
-
-
-def _strip(graph: Graph, output: str) -> Head | None:
-    """Takes off the operator that makes probabilities, and what is wrapped around it."""
-    node = _producer(graph, output)
-    if node is None or node.domain != "":
-        return None
-    kind = node.operator
-    if kind in ("Softmax", "LogSoftmax"):
-        _check_axis(node)
-        return Head(tensor=node.inputs[0], name="softmax" if kind == "Softmax" else "log_softmax")
-    if kind == "Log":
-        inner = _producer(graph, node.inputs[0])
-        if inner is not None and inner.domain == "" and inner.operator == "Softmax":
-            _check_axis(inner)
-            return Head(tensor=inner.inputs[0], name="log_softmax")
-        return Head(tensor=node.outputs[0], name="log")
-    if kind == "Sigmoid":
-        return Head(tensor=node.inputs[0], name="sigmoid", single=True)
-    if kind == "Concat":
-        return _complement(graph, node)
-    return None
-
-
-def _complement(graph: Graph, node: Node) -> Head | None:
-    """[1 − p, p] of scikit-learn's binary classifiers: the logit of p."""
-    if len(node.inputs) != 2:
-        return None
-    negative, positive = node.inputs
-    subtraction = _producer(graph, negative)
-    if subtraction is None or subtraction.operator != "Sub" or subtraction.inputs[1] != positive:
-        return None
-    one = graph.constants.get(subtraction.inputs[0])
-    if one is None or one.numel() != 1 or float(one) != 1.0:
-        return None
-    inner = _strip(graph, positive)
-    if inner is not None and inner.single:
-        return inner
-    return Head(tensor=positive, finish="logit", name="complement", single=True)
-
-
-def _check_axis(node: Node) -> None:
-    axis = node.attributes.get("axis", 1 if node.version < 13 else -1)
-    if axis not in (1, -1):
-        raise ModelError(
-            f"{node.label} normalises over axis {axis}, not over the classes of each sample",
-            code="unsupported_head",
-            advice="Export the model with samples on the first axis and classes on the second.",
-            axis=axis,
-        )
 
 
 def _check_columns(head: Head, columns: int | None, option: HeadOption) -> None:
@@ -250,14 +184,6 @@ def _multilabel(columns: int) -> ModelError:
     )
 
 
-def _producer(graph: Graph, name: str) -> Node | None:
-    """The node that makes a value, not counting wrappers."""
-    node = graph.producers.get(name)
-    while node is not None and node.domain == "" and node.operator in _WRAPPERS:
-        node = graph.producers.get(node.inputs[0])
-    return node
-
-
 def _unzip(graph: Graph, name: str) -> tuple[str, tuple[int | str, ...] | None]:
     node = graph.producers.get(name)
     if node is not None and (node.domain, node.operator) == (ML, "ZipMap"):
@@ -274,30 +200,34 @@ def _zipmap_classes(node: Node) -> tuple[int | str, ...] | None:
 
 
 def _is_label(graph: Graph, name: str) -> bool:
-    node = _producer(graph, name)
+    node = producer(graph, name)
     return node is not None and (node.domain, node.operator) in _LABEL_MAKERS
-
-
-def _is_affine(graph: Graph, name: str) -> bool:
-    node = _producer(graph, name)
-    if node is not None and node.domain == "" and node.operator == "Add":
-        terms = [_producer(graph, each) for each in node.inputs]
-        return any(term is not None and term.domain == "" and term.operator in _AFFINE for term in terms)
-    return node is not None and node.domain == "" and node.operator in _AFFINE
 
 
 def _classes(graph: Graph) -> tuple[int | str, ...] | None:
     """Class labels that a sibling of the probabilities looks up."""
     for node in graph.nodes:
-        if (node.domain, node.operator) == (ML, "ZipMap"):
+        if node.domain != ML:
+            continue
+        if node.operator == "ZipMap":
             return _zipmap_classes(node)
-        if (node.domain, node.operator) == (ML, "ArrayFeatureExtractor"):
-            index = _producer(graph, node.inputs[1])
-            if index is None or index.operator != "ArgMax":
-                continue
-            if node.inputs[0] in graph.strings:
-                return graph.strings[node.inputs[0]]
-            labels = graph.constants.get(node.inputs[0])
-            if labels is not None and not labels.is_floating_point():
-                return tuple(int(label) for label in labels.reshape(-1).tolist())
+        index = producer(graph, node.inputs[-1]) if node.operator in _LOOKUPS else None
+        if index is None or index.operator != "ArgMax":
+            continue
+        if node.operator == "LabelEncoder":
+            return _encoded_classes(node)
+        if node.inputs[0] in graph.strings:
+            return graph.strings[node.inputs[0]]
+        labels = graph.constants.get(node.inputs[0])
+        if labels is not None and not labels.is_floating_point():
+            return tuple(int(label) for label in labels.reshape(-1).tolist())
     return None
+
+
+def _encoded_classes(node: Node) -> tuple[int | str, ...] | None:
+    """Labels that a LabelEncoder gives to the positions 0..C−1."""
+    keys = node.attributes.get("keys_int64s")
+    labels = node.attributes.get("values_strings") or node.attributes.get("values_int64s")
+    if not keys or not labels or sorted(keys) != list(range(len(labels))):
+        return None
+    return tuple(labels[keys.index(position)] for position in range(len(labels)))

@@ -66,7 +66,7 @@ class _Finder:
         self.graph = graph
         self.parameters = parameters
         self.shapes = shapes
-        self.trained = graph.depends_on(set(parameters))
+        self.trained = graph.depends_on(set(parameters), shapes=False)
         self.variable = graph.depends_on({entry.name for entry in graph.inputs})
 
     def find(self, logits: str, features: Callable[[str], Callable[[Tensors], Tensor]]) -> MLP | None:

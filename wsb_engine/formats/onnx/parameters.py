@@ -39,6 +39,11 @@ WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
 """Operator → positions of its trainable inputs."""
 
 _LINEAR = frozenset({"Conv", "ConvTranspose", "DeformConv", "Einsum", "Gemm", "MatMul"})
+_NORMALISATIONS = frozenset(
+    {"BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"}
+)
+_SWITCHED_OFF = -1e4
+"""Masks use −∞, the lowest float, or −10000 and below; no trained weight comes near."""
 VIEWS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that change neither the elements nor their number."""
 
@@ -65,12 +70,7 @@ def find_parameters(graph: Graph) -> ParameterSet:
     Raises:
         ModelError: ``model_not_finite`` for a NaN or an infinity in a parameter, ``model_no_parameters``.
     """
-    consumers: dict[str, list[Node]] = {}
-    origins = _Origins(graph)
-    for node in graph.nodes:
-        for name in _trainable_inputs(graph, node, origins):
-            for source in origins.trainable(name):
-                consumers.setdefault(source, []).append(node)
+    consumers = _Search(graph).consumers()
     tensors = {name: tensor for name, tensor in graph.constants.items() if name in consumers}
     if not tensors:
         raise ModelError(
@@ -90,28 +90,99 @@ def find_parameters(graph: Graph) -> ParameterSet:
     return ParameterSet(tensors, {name: tuple(consumers[name]) for name in tensors})
 
 
-def _trainable_inputs(graph: Graph, node: Node, origins: _Origins) -> list[str]:
-    """Names of a node's constant inputs that sit in a trainable slot."""
-    if node.domain != "":
+class _Search:
+    """Walks a graph in order and notes what sits in a trainable slot."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._origins = _Origins(graph)
+        self._trained: set[str] = set()
+        """Values that depend on a parameter found so far."""
+
+    def consumers(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self._graph.nodes:
+            sources = dict.fromkeys(
+                source for name in self._trainable_inputs(node) for source in self._origins.trainable(name)
+            )
+            for source in sources:
+                found.setdefault(source, []).append(node)
+            if sources or self._trained.intersection(node.reads):
+                self._trained.update(filter(None, node.outputs))
+        return found
+
+    def _trainable_inputs(self, node: Node) -> list[str]:
+        """Names of a node's constant inputs that sit in a trainable slot."""
+        if node.domain != "":
+            return []
+        if node.operator in WEIGHT_SLOTS and not self._is_plain(node):
+            inputs = [node.inputs[slot] for slot in WEIGHT_SLOTS[node.operator] if slot < len(node.inputs)]
+            return [name for name in inputs if name and self._origins.constant(name)]
+        if node.operator in ("Add", "Mul") and len(node.inputs) == 2:
+            pairs = (node.inputs, node.inputs[::-1])
+            return [name for name, other in pairs if self._is_scale_or_shift(node, name, other)]
+        if node.operator == "Concat":  # a learned token put beside computed ones
+            return [name for name in node.inputs if self._trained.intersection(node.inputs) and self._varies(name)]
         return []
-    if node.operator in WEIGHT_SLOTS:
-        slots = WEIGHT_SLOTS[node.operator]
-        inputs = [node.inputs[slot] for slot in slots if slot < len(node.inputs)]
-        return [name for name in inputs if name and origins.constant(name)]
-    if node.operator == "Add" and len(node.inputs) == 2:
-        return [
-            name
-            for name, other in (node.inputs, node.inputs[::-1])
-            if origins.constant(name) and not origins.constant(other) and _is_linear(graph, other)
-        ]
-    return []
 
+    def _is_plain(self, node: Node) -> bool:
+        """An instance normalisation without scale and shift of its own: a step of a group normalisation."""
+        if node.operator != "InstanceNormalization":
+            return False
+        scale, shift = (self._graph.constants.get(name) for name in node.inputs[1:3])
+        return scale is not None and shift is not None and bool((scale == 1).all()) and bool((shift == 0).all())
 
-def _is_linear(graph: Graph, name: str) -> bool:
-    node = graph.producers.get(name)
-    while node is not None and node.domain == "" and node.operator in VIEWS:
-        node = graph.producers.get(node.inputs[0])
-    return node is not None and node.domain == "" and node.operator in _LINEAR
+    def _is_scale_or_shift(self, node: Node, name: str, other: str) -> bool:
+        """Whether a constant is added to, or scales, what a layer computes."""
+        if not self._origins.constant(name) or self._origins.constant(other):
+            return False
+        before = self._before(other)
+        if before is None:
+            return False
+        if before.operator in _LINEAR and node.operator == "Add":
+            return True
+        if self._is_normalised(before) or (before.operator == "Mul" and self._is_normalised(self._scaled(before))):
+            return not self._is_number(name)
+        return other in self._trained and self._varies(name) and not self._is_mask(node, name)
+
+    def _before(self, name: str) -> Node | None:
+        """The node that makes a value, not counting views."""
+        node = self._graph.producers.get(name)
+        while node is not None and node.domain == "" and node.operator in VIEWS:
+            node = self._graph.producers.get(node.inputs[0])
+        return node if node is not None and node.domain == "" else None
+
+    def _scaled(self, node: Node) -> Node | None:
+        variable = [name for name in node.inputs if not self._origins.constant(name)]
+        return self._before(variable[0]) if len(variable) == 1 else None
+
+    def _is_normalised(self, node: Node | None) -> bool:
+        """A normalisation, fused or written out as (x − mean) / √(variance + ε)."""
+        if node is None or node.domain != "":
+            return False
+        if node.operator in _NORMALISATIONS:
+            return True
+        roots = {"Div": ("Sqrt",), "Mul": ("Reciprocal", "Div")}.get(node.operator, ())
+        return any(
+            factor is not None and factor.operator in roots and not self._origins.constant(name)
+            for name, factor in ((name, self._before(name)) for name in node.inputs)
+        ) and not any(self._origins.constant(name) for name in node.inputs)
+
+    def _is_number(self, name: str) -> bool:
+        tensor = self._graph.constants.get(name)
+        return tensor is not None and tensor.numel() == 1
+
+    def _varies(self, name: str) -> bool:
+        """Whether a constant comes from a stored tensor whose finite elements are not all the same."""
+        if not self._origins.constant(name):
+            return False
+        stored = [self._graph.constants[source] for source in self._origins.trainable(name)]
+        return any(tensor.numel() > 1 and bool((tensor != tensor.reshape(-1)[0]).any()) for tensor in stored)
+
+    def _is_mask(self, node: Node, name: str) -> bool:
+        """Numbers that switch positions off before a softmax: infinite, or as good as."""
+        stored = [self._graph.constants[source] for source in self._origins.trainable(name)]
+        return node.operator == "Add" and any(bool((tensor < _SWITCHED_OFF).any()) for tensor in stored)
 
 
 class _Origins:

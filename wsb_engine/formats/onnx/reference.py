@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,12 @@ NAME = "onnxruntime"
 Reference = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
-def make_reference(model: onnx.ModelProto, nodes: frozenset[int], inputs: tuple[Input, ...], tensor: str) -> Reference:
+def make_reference(model: onnx.ModelProto, inputs: tuple[Input, ...], tensor: str) -> Reference:
     """A function that computes one value of the graph with onnxruntime.
 
     Args:
-        model: The file; it is not changed.
-        nodes: Positions of the nodes that the value depends on. The others are left out, so that nothing runs
-            that has not been read and checked.
+        model: The file; it is not changed. Only the nodes that the value depends on are given to the runtime, so
+            that nothing runs that has not been read and checked.
         inputs: The inputs that the value depends on.
         tensor: The value's name.
     """
@@ -29,22 +29,21 @@ def make_reference(model: onnx.ModelProto, nodes: frozenset[int], inputs: tuple[
 
     def reference(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         nonlocal session
-        session = session or _session(_extract(model, nodes, inputs, tensor))
+        session = session or _session(_extract(model, inputs, tensor))
         return _run(session, inputs, tensor, arrays)
 
     return reference
 
 
-def _extract(model: onnx.ModelProto, nodes: frozenset[int], inputs: tuple[Input, ...], tensor: str) -> onnx.ModelProto:
+def _extract(model: onnx.ModelProto, inputs: tuple[Input, ...], tensor: str) -> onnx.ModelProto:
+    nodes, names = _needed(model.graph, tensor)
     part = onnx.ModelProto()
     part.ir_version = model.ir_version
     part.opset_import.extend(model.opset_import)
     part.functions.extend(model.functions)
     part.graph.name = model.graph.name or "classifier"
-    part.graph.node.extend(
-        node for position, node in enumerate(model.graph.node) if position in nodes or node.op_type == "Constant"
-    )
-    part.graph.initializer.extend(model.graph.initializer)
+    part.graph.node.extend(nodes)
+    part.graph.initializer.extend(each for each in model.graph.initializer if each.name in names)
     wanted = {entry.name for entry in inputs}
     part.graph.input.extend(value for value in model.graph.input if value.name in wanted)
     output = onnx.ValueInfoProto()  # the type is inferred
@@ -53,7 +52,30 @@ def _extract(model: onnx.ModelProto, nodes: frozenset[int], inputs: tuple[Input,
     return part
 
 
+def _needed(graph: onnx.GraphProto, tensor: str) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes that a value depends on, in order, and the names of all values that they use."""
+    names = {tensor}
+    nodes = []
+    for node in reversed(graph.node):
+        if names.intersection(node.output):
+            nodes.append(node)
+            names.update(_used(node))
+    return nodes[::-1], names
+
+
+def _used(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node reads, in its subgraphs too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from _used(inner)
+
+
 def _session(model: onnx.ModelProto) -> Any:
+    # Read on import: without it onnxruntime starts a thread that reports on the models it loads.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -12,7 +12,7 @@ from wsb_engine.formats.onnx.operators.registry import Call, operator
 
 ACTIVATIONS = frozenset(
     {
-        "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu",
+        "Attention", "Celu", "Elu", "Erf", "GRU", "Gelu", "HardSigmoid", "HardSwish", "LSTM", "LeakyRelu", "Mish", "PRelu", "RNN", "Relu", "Selu",
         "Shrink", "Sigmoid", "Softmax", "Softplus", "Softsign", "SwiGLU", "Swish", "Tanh", "ThresholdedRelu",
     }
 )  # fmt: skip

@@ -176,7 +176,6 @@ def minimum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     return first
 
 
-@operator("Where", smooth=False)
+@operator("Where")
 def where(call: Call, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Smooth where the condition is fixed: see ``Program.nonsmooth``."""
     return torch.where(condition, yes, no)

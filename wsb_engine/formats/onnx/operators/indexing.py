@@ -23,7 +23,7 @@ def gather(call: Call, data: Tensor, indices: Tensor) -> Tensor:
     axis = axis_of(call, call.get("axis", 0), data.ndim)
     index = _from_front(indices, data.shape[axis])
     rows = torch.index_select(data, axis, index.reshape(-1))
-    return rows.reshape(*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
+    return rows.reshape((*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]))
 
 
 @operator("GatherElements", since=11)
@@ -51,7 +51,7 @@ def _positions(data: Tensor, indices: Tensor, batch: int = 0) -> tuple[Tensor, .
     return (*rows, *own)
 
 
-@operator("ScatterND", since=11, smooth=False)
+@operator("ScatterND", since=11)
 def scatter_nd(call: Call, data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     reduction = call.get("reduction", "none")
     positions = _positions(data, indices)
@@ -74,7 +74,7 @@ def scatter_nd(call: Call, data: Tensor, indices: Tensor, updates: Tensor) -> Te
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
-@operator("ScatterElements", "Scatter", since=9, smooth=False)
+@operator("ScatterElements", "Scatter", since=9)
 def scatter_elements(call: Call, data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     axis = axis_of(call, call.get("axis", 0), data.ndim)
     index = _from_front(indices, data.shape[axis])

@@ -1,0 +1,141 @@
+"""Fused classifiers of ai.onnx.ml written out as layers, before anything else looks at the file.
+
+A LinearClassifier keeps its weights in attributes and its softmax inside. Written as Gemm and Softmax its weights
+are parameters like any other, and its scores are values that can be taken as logits and compared with a runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from wsb_engine.errors import ModelError
+from wsb_engine.formats.onnx import problems
+from wsb_engine.formats.onnx.operators import ML
+
+_DEFAULT_OPSET = 13
+_POST = {"NONE": "Identity", "SOFTMAX": "Softmax", "LOGISTIC": "Sigmoid"}
+
+
+def lower(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its LinearClassifier nodes replaced; the model itself where it has none.
+
+    Raises:
+        ModelError: ``model_invalid``, or ``unsupported_operator`` for a transform that no exporter writes.
+    """
+    if not any(_is_linear_classifier(node) for node in model.graph.node):
+        return model
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(model)
+    if not any(entry.domain in ("", "ai.onnx") for entry in lowered.opset_import):
+        lowered.opset_import.append(helper.make_opsetid("", _DEFAULT_OPSET))
+    names = _Names(lowered)
+    del lowered.graph.node[:]
+    for index, node in enumerate(model.graph.node):
+        if _is_linear_classifier(node):
+            lowered.graph.node.extend(_linear_classifier(node, index, lowered.graph, names))
+        else:
+            lowered.graph.node.append(node)
+    return lowered
+
+
+def _is_linear_classifier(node: NodeProto) -> bool:
+    return bool(node.domain == ML and node.op_type == "LinearClassifier")
+
+
+@dataclass
+class _Names:
+    """Makes names that the graph does not have yet."""
+
+    model: onnx.ModelProto
+    taken: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        graph = self.model.graph
+        self.taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+        self.taken.update(name for node in graph.node for name in node.output)
+
+    def new(self, wanted: str) -> str:
+        while wanted in self.taken:
+            wanted += "'"
+        self.taken.add(wanted)
+        return wanted
+
+
+def _linear_classifier(node: NodeProto, index: int, graph: onnx.GraphProto, names: _Names) -> Iterator[NodeProto]:
+    label = f"node {index} 'LinearClassifier'"
+    attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    weight, bias, mirrored = _weights(attributes, label)
+    transform = _text(attributes.get("post_transform", b"NONE"))
+    if transform not in _POST or (mirrored and transform != "LOGISTIC"):
+        raise ModelError(
+            f"{label}: post_transform {transform!r} with {weight.shape[0]} rows of coefficients is not supported",
+            code="unsupported_operator",
+            advice="Export the classifier with skl2onnx.",
+            operator="LinearClassifier",
+            domain=ML,
+            index=index,
+        )
+    prefix = node.name or "LinearClassifier"
+
+    def constant(name: str, value: np.ndarray[Any, np.dtype[Any]]) -> str:
+        unique = names.new(f"{prefix}.{name}")
+        graph.initializer.append(numpy_helper.from_array(value, unique))
+        return unique
+
+    floats, scores = names.new(f"{prefix}.input"), names.new(f"{prefix}.scores")
+    yield helper.make_node("Cast", [node.input[0]], [floats], to=TensorProto.FLOAT)
+    inputs = [floats, constant("coefficients", weight), constant("intercepts", bias)]
+    yield helper.make_node("Gemm", inputs, [scores], transB=1)
+    made = node.output[1] if len(node.output) > 1 and node.output[1] else names.new(f"{prefix}.probabilities")
+    if mirrored:
+        positive, negative = names.new(f"{prefix}.positive"), names.new(f"{prefix}.negative")
+        yield helper.make_node("Sigmoid", [scores], [positive])
+        yield helper.make_node("Sub", [constant("one", np.ones(1, np.float32)), positive], [negative])
+        yield helper.make_node("Concat", [negative, positive], [made], axis=1)
+    else:
+        last = helper.make_node(_POST[transform], [scores], [made])
+        if transform == "SOFTMAX":
+            last.attribute.append(helper.make_attribute("axis", 1))
+        yield last
+    if node.output[0]:
+        yield from _labels(node, attributes, made, names, graph)
+
+
+def _weights(
+    attributes: dict[str, Any], label: str
+) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]], bool]:
+    """Coefficients (C, d), intercepts (C,), and whether they are one class's, the other being its mirror image."""
+    classes = len(attributes.get("classlabels_ints") or attributes.get("classlabels_strings") or ())
+    flat = np.array(attributes.get("coefficients", ()), np.float32)
+    bias = np.array(attributes.get("intercepts") or [0.0] * max(classes, 1), np.float32)
+    if classes < 2 or bias.size not in (1, classes) or not flat.size or flat.size % bias.size:
+        raise problems.invalid(f"{label} has coefficients and intercepts that do not fit its {classes} classes")
+    weight = flat.reshape(bias.size, -1)
+    if bias.size == 1:
+        return weight, bias, True
+    transform = _text(attributes.get("post_transform", b"NONE"))
+    if classes == 2 and transform == "LOGISTIC" and (weight[0] == -weight[1]).all() and bias[0] == -bias[1]:
+        return weight[1:], bias[1:], True
+    return weight, bias, False
+
+
+def _labels(
+    node: NodeProto, attributes: dict[str, Any], probabilities: str, names: _Names, graph: onnx.GraphProto
+) -> Iterator[NodeProto]:
+    """The label of the most probable class."""
+    position, classes = names.new(f"{node.output[0]}.position"), names.new(f"{node.output[0]}.classes")
+    labels = attributes.get("classlabels_ints") or attributes.get("classlabels_strings")
+    kind = TensorProto.INT64 if attributes.get("classlabels_ints") else TensorProto.STRING
+    graph.initializer.append(helper.make_tensor(classes, kind, [len(labels or ())], labels or ()))
+    yield helper.make_node("ArgMax", [probabilities], [position], axis=1, keepdims=0)
+    yield helper.make_node("ArrayFeatureExtractor", [classes, position], [node.output[0]], domain=ML)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
