@@ -93,7 +93,8 @@ def find_head(graph: Graph, option: HeadOption, output: str | None, evidence: Ev
         )
     head = next(iter(recognised.values()))
     _check_columns(head, evidence.columns(head.tensor), option)
-    return replace(head, classes=head.classes or _classes(graph))
+    count = 2 if head.single else evidence.columns(head.tensor)
+    return replace(head, classes=head.classes or _classes(graph, count))
 
 
 def finished(head: Head, value: Tensor) -> Tensor:
@@ -204,24 +205,27 @@ def _is_label(graph: Graph, name: str) -> bool:
     return node is not None and (node.domain, node.operator) in _LABEL_MAKERS
 
 
-def _classes(graph: Graph) -> tuple[int | str, ...] | None:
-    """Class labels that a sibling of the probabilities looks up."""
-    for node in graph.nodes:
-        if node.domain != ML:
-            continue
-        if node.operator == "ZipMap":
-            return _zipmap_classes(node)
-        index = producer(graph, node.inputs[-1]) if node.operator in _LOOKUPS else None
-        if index is None or index.operator != "ArgMax":
-            continue
-        if node.operator == "LabelEncoder":
-            return _encoded_classes(node)
-        if node.inputs[0] in graph.strings:
-            return graph.strings[node.inputs[0]]
-        labels = graph.constants.get(node.inputs[0])
-        if labels is not None and not labels.is_floating_point():
-            return tuple(int(label) for label in labels.reshape(-1).tolist())
-    return None
+def _classes(graph: Graph, count: int | None) -> tuple[int | str, ...] | None:
+    """Class labels that a sibling of the probabilities looks up; the last of as many labels as there are classes."""
+    found = [labels for node in graph.nodes if node.domain == ML and (labels := _labels(graph, node)) is not None]
+    fitting = [labels for labels in found if count is None or len(labels) == count]
+    return fitting[-1] if fitting else None
+
+
+def _labels(graph: Graph, node: Node) -> tuple[int | str, ...] | None:
+    if node.operator == "ZipMap":
+        return _zipmap_classes(node)
+    index = producer(graph, node.inputs[-1]) if node.operator in _LOOKUPS else None
+    if index is None or index.operator != "ArgMax":
+        return None
+    if node.operator == "LabelEncoder":
+        return _encoded_classes(node)
+    if node.inputs[0] in graph.strings:
+        return graph.strings[node.inputs[0]]
+    labels = graph.constants.get(node.inputs[0])
+    if labels is None or labels.is_floating_point():
+        return None
+    return tuple(int(label) for label in labels.reshape(-1).tolist())
 
 
 def _encoded_classes(node: Node) -> tuple[int | str, ...] | None:

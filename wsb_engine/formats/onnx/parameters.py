@@ -190,7 +190,7 @@ class _Origins:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._variable = graph.depends_on({entry.name for entry in graph.inputs})
+        self._variable = graph.depends_on({entry.name for entry in graph.inputs}, shapes=False)
 
     def constant(self, name: str) -> bool:
         return name not in self._variable
@@ -215,7 +215,7 @@ class _Origins:
                     found[current] = None
                 continue
             node = self._graph.producers.get(current)
-            if node is None:
+            if node is None or (node.domain == "" and node.operator in ("Shape", "Size")):
                 continue
             entry = operators.find(node)
             static = entry.static if entry is not None else frozenset()

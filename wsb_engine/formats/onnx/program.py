@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -61,7 +61,10 @@ class Plan:
         """Runs the steps on parameters and inputs by name; ``values`` is used up."""
         for step in self.steps:
             arguments = [values[a] if isinstance(a, str) else a for a in step.arguments]
-            made = step.kernel(step.call, *arguments)
+            try:
+                made = step.kernel(step.call, *arguments)
+            except _KERNEL_FAILURES as error:
+                raise _evaluation_error(step.call.node, arguments, error) from error
             values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False))
             for name in step.finished:
                 values.pop(name, None)
@@ -128,6 +131,22 @@ class Program:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
+
+
+def _evaluation_error(node: Node, arguments: Sequence[Any], error: Exception) -> Exception:
+    """An error about a node; running out of memory is not the model's fault and stays what it is."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
+        return error
+    shapes = [list(a.shape) for a in arguments if a is not None]
+    return ModelError(
+        f"{node.label} can't be applied to shapes {shapes}: {(text.splitlines() or [''])[0]}",
+        code="evaluation_failed",
+        advice="Check that the batch has the shape that the model was exported for, and that the model runs in "
+        "onnxruntime.",
+        shapes=shapes,
+        **operators.facts(node),
+    )
 
 
 def _given(inputs: Tensors, name: str) -> Tensor:
@@ -250,15 +269,7 @@ class _Planner:
         try:
             made = entry.kernel(Call(node=node, working=self.working, device=device), *arguments)
         except _KERNEL_FAILURES as error:
-            shapes = [list(a.shape) for a in arguments if a is not None]
-            raise ModelError(
-                f"{node.label} can't be applied to shapes {shapes}: {str(error).splitlines()[0]}",
-                code="evaluation_failed",
-                advice="Check that the batch has the shape that the model was exported for, and that the model runs "
-                "in onnxruntime.",
-                shapes=shapes,
-                **operators.facts(node),
-            ) from error
+            raise _evaluation_error(node, arguments, error) from error
         values = made if isinstance(made, tuple) else (made,)
         if any(node.outputs[len(values) :]):
             raise Call(node=node, working=self.working, device=device).unsupported(

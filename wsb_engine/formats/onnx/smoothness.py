@@ -1,4 +1,4 @@
-"""Which operators of a program make it less than twice differentiable in its parameters."""
+"""Which operators of a program have a kink or a jump. A continuous slope counts as smooth (ELU, CELU)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def _is_smooth(node: Node, trained: set[str]) -> bool:
             return node.inputs[0] not in trained
         if node.operator in ("ScatterElements", "ScatterND"):
             return node.attributes.get("reduction", "none") in ("none", "add")
+        if node.operator == "Elu":  # its slope is continuous with α = 1 only
+            return bool(node.attributes.get("alpha", 1.0) == 1.0)
         if node.operator == "Cast":
             dtype = DTYPES.get(node.attributes.get("to", 0))
             return dtype is None or dtype.is_floating_point

@@ -12,8 +12,9 @@ from wsb_engine.formats.onnx.operators.registry import Call, operator
 
 ACTIVATIONS = frozenset(
     {
-        "Attention", "Celu", "Elu", "Erf", "GRU", "Gelu", "HardSigmoid", "HardSwish", "LSTM", "LeakyRelu", "Mish", "PRelu", "RNN", "Relu", "Selu",
-        "Shrink", "Sigmoid", "Softmax", "Softplus", "Softsign", "SwiGLU", "Swish", "Tanh", "ThresholdedRelu",
+        "Attention", "Celu", "Elu", "Erf", "GRU", "Gelu", "HardSigmoid", "HardSwish", "LSTM", "LeakyRelu", "Mish",
+        "PRelu", "RNN", "Relu", "Selu", "Shrink", "Sigmoid", "Softmax", "Softplus", "Softsign", "SwiGLU", "Swish",
+        "Tanh", "ThresholdedRelu",
     }
 )  # fmt: skip
 """Operators that a report names as a network's nonlinearities; Erf stands for a GELU written out."""
@@ -60,13 +61,12 @@ def mish(call: Call, x: Tensor) -> Tensor:
     return x * torch.tanh(softplus(call, x))
 
 
-@operator("Elu", smooth=False)
+@operator("Elu")
 def elu(call: Call, x: Tensor) -> Tensor:
-    """The second derivative jumps at 0."""
     return functional.elu(x, alpha=call.get("alpha", 1.0))
 
 
-@operator("Celu", smooth=False)
+@operator("Celu")
 def celu(call: Call, x: Tensor) -> Tensor:
     return functional.celu(x, alpha=call.get("alpha", 1.0))
 

@@ -81,7 +81,7 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Kernel:
     def kernel(call: Call, x: Tensor) -> Tensor:
         return function(x)
 
-    return kernel
+    return _signed(kernel)
 
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
