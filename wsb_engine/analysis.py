@@ -10,6 +10,7 @@ from torch import Tensor
 
 import wsb_engine
 from wsb_engine import report as r
+from wsb_engine.bounds.enclosure import End, ExactMoments, enclose
 from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan
 from wsb_engine.checks import checks
 from wsb_engine.classifier import Classifier
@@ -25,6 +26,7 @@ from wsb_engine.problem import Problem, Structure, pose
 from wsb_engine.progress import ProgressCallback
 from wsb_engine.run import Run
 from wsb_engine.spectrum.dense import DenseSpectrum, dense_spectrum, form_hessian
+from wsb_engine.spectrum.lanczos import ROWS, Lanczos
 
 BASIS_PARAMETERS = 20_000
 """Up to this many parameters ``moments="auto"`` multiplies the whole basis where there is no closed form."""
@@ -65,6 +67,8 @@ def analyze(
     with run.phase("moments"):
         moments, closed = _moments(problem, options, spectrum, run)
     bounds = None if moments is None else _bounds(moments, problem.objective.parameters)
+    with run.phase("enclosure"):
+        enclosure = _enclosure(problem, options, moments, run) if options.enclosure else None
     return r.Report(
         engine=_engine(problem, options),
         model=_model(classifier, problem, parity),
@@ -72,12 +76,12 @@ def analyze(
         loss=loss_part,
         moments=moments,
         bounds=bounds,
-        enclosure=None,
+        enclosure=enclosure,
         spectrum=_spectrum(spectrum),
         layers=_layers(problem, closed),
         blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
         orthogonality=_orthogonality(closed),
-        checks=checks(problem, moments, bounds, spectrum, parity, disagreement),
+        checks=checks(problem, moments, bounds, enclosure, spectrum, parity, disagreement),
         warnings=run.warnings,
         timings=run.timings(),
     )
@@ -171,6 +175,53 @@ def _bounds(moments: r.Moments, parameters: int) -> r.Bounds:
             lambda_max=r.Interval(lower=b.lambda_max_lower, upper=b.lambda_max_upper),
             lambda_min=r.Interval(lower=b.lambda_min_lower, upper=b.lambda_min_upper),
         )
+    )
+
+
+def _enclosure(problem: Problem, options: Options, moments: r.Moments | None, run: Run) -> r.Enclosure:
+    product = problem.hessian_product(columns=1)
+    limit = min(options.max_products, product.parameters)
+    # The basis is kept in float64, besides a few vectors for the product itself.
+    fits = max(1, problem.memory // (8 * product.parameters) - ROWS)
+    if fits < limit:
+        run.warn("enclosure_memory", f"the memory limit holds {fits} products of the {limit} that were allowed")
+    found = enclose(
+        Lanczos(
+            product.vector,
+            product.parameters,
+            product.device,
+            options.seed,
+            unit=torch.finfo(product.dtype).eps,
+        ),
+        moments=ExactMoments(moments.trace, moments.frobenius_squared)
+        if moments is not None and moments.exact
+        else None,
+        failure_probability=options.failure_probability,
+        relative_gap=options.relative_gap,
+        max_products=min(limit, fits),
+        progress=lambda now: run.report(now.products / limit, now.products),
+    )
+    if found.lambda_max.relative_gap > options.relative_gap:
+        run.warn(
+            "enclosure_open",
+            f"after {found.products} products the gap of λ_max is {found.lambda_max.relative_gap:.3g} of its size, not "
+            f"{options.relative_gap:g}: allow more with max_products",
+        )
+    return r.Enclosure(
+        lambda_max=_certified(found.lambda_max),
+        lambda_min=_certified(found.lambda_min),
+        hessian_vector_products=found.products,
+        rounding_slack=found.slack,
+    )
+
+
+def _certified(end: End) -> r.CertifiedInterval:
+    return r.CertifiedInterval(
+        lower=end.lower,
+        upper=end.upper,
+        relative_gap=end.relative_gap if math.isfinite(end.relative_gap) else None,
+        kind=end.kind,
+        failure_probability=None if end.kind == "deterministic" else end.failure_probability,
     )
 
 

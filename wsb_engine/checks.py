@@ -18,6 +18,7 @@ def checks(
     problem: Problem,
     moments: r.Moments | None,
     bounds: r.Bounds | None,
+    enclosure: r.Enclosure | None,
     spectrum: DenseSpectrum | None,
     parity: r.Parity | None,
     disagreement: float | None,
@@ -42,6 +43,17 @@ def checks(
         check("hessian_symmetry", spectrum.asymmetry, 1e5 * eps)
     if disagreement is not None:
         check("hessian_product", disagreement, 1e6 * eps)
+    if enclosure is not None and bounds is not None:
+        scale = max(abs(enclosure.lambda_max.upper), abs(enclosure.lambda_min.lower))
+        limits = bounds.wolkowicz_styan
+        # Two intervals for one number must meet.
+        check("enclosure_meets_bound", enclosure.lambda_max.lower - limits.lambda_max.upper, 1e3 * eps * scale)
+        check("enclosure_meets_lower_bound", limits.lambda_max.lower - enclosure.lambda_max.upper, 1e3 * eps * scale)
+    if enclosure is not None and spectrum is not None:
+        top, bottom = float(spectrum.eigenvalues[0]), float(spectrum.eigenvalues[-1])
+        slack = 1e4 * eps * max(abs(top), abs(bottom))
+        check("lambda_max_enclosed", _outside(top, enclosure.lambda_max), slack)
+        check("lambda_min_enclosed", _outside(bottom, enclosure.lambda_min), slack)
     if spectrum is not None and moments is not None and bounds is not None:
         scale = math.sqrt(spectrum.frobenius_squared)
         slack = 1e5 * eps * scale
@@ -52,3 +64,8 @@ def checks(
         check("lambda_max_within_bound", float(spectrum.eigenvalues[0]) - limits.lambda_max.upper, slack)
         check("lambda_min_within_bound", limits.lambda_min.lower - float(spectrum.eigenvalues[-1]), slack)
     return results
+
+
+def _outside(value: float, interval: r.CertifiedInterval) -> float:
+    """How far a value lies outside an interval."""
+    return max(interval.lower - value, value - interval.upper, 0.0)

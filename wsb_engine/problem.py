@@ -11,7 +11,7 @@ import wsb_engine
 from wsb_engine import setting
 from wsb_engine.classifier import MLP, Classifier, LogitModel
 from wsb_engine.curvature import loss
-from wsb_engine.curvature.hessian_product import AutodiffProduct, HessianProduct, Objective
+from wsb_engine.curvature.hessian_product import COLUMNS, AutodiffProduct, HessianProduct, Objective
 from wsb_engine.curvature.mlp import Network, network, passes
 from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.curvature.smoothness import nonsmooth_operators
@@ -53,11 +53,12 @@ class Problem:
         a0 = self.structure.mlp.features(objective.chunk_inputs(rows))
         return a0, objective.targets.y[rows].to(objective.dtype)
 
-    def hessian_product(self) -> HessianProduct:
-        """The fastest that there is."""
+    def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
+        """The fastest that there is, for blocks of so many columns."""
         if self.structure is None:
-            return AutodiffProduct(self.objective)
-        return MLPProduct(self.objective, self.structure.mlp, self.structure.net, self.tile, memory=self.memory)
+            return AutodiffProduct(self.objective, columns)
+        mlp, net = self.structure.mlp, self.structure.net
+        return MLPProduct(self.objective, mlp, net, self.tile, memory=self.memory, columns=columns)
 
 
 def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Problem:

@@ -102,17 +102,23 @@ class Bounds(_Part):
 
 
 class CertifiedInterval(_Part):
+    """An interval that holds the eigenvalue: always, or but for the failure probability."""
+
     lower: float
     upper: float
-    relative_gap: float
+    relative_gap: float | None
+    """(upper − lower) / |λ_max|; for λ_min over the larger of |λ_max| and |λ_min|. Null where only that is 0."""
     kind: Literal["deterministic", "probabilistic"]
     failure_probability: float | None
+    """Null for a deterministic interval."""
 
 
 class Enclosure(_Part):
     lambda_max: CertifiedInterval
     lambda_min: CertifiedInterval
     hessian_vector_products: int
+    rounding_slack: float
+    """By how much each end was moved outwards for rounding."""
 
 
 class Density(_Part):

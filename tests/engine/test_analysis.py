@@ -163,6 +163,39 @@ def test_no_moments_means_no_bounds() -> None:
     assert report.bounds is None
 
 
+def test_the_enclosure_holds_the_dense_eigenvalues() -> None:
+    report = wsb.analyze(classifier(), batch(), wsb.Options(spectrum="dense"))
+    assert report.enclosure is not None
+    assert report.spectrum is not None
+    top, bottom = report.enclosure.lambda_max, report.enclosure.lambda_min
+    assert top.lower <= report.spectrum.eigenvalues[0] <= top.upper
+    assert bottom.lower <= report.spectrum.eigenvalues[-1] <= bottom.upper
+    assert top.kind == "deterministic"
+    assert top.failure_probability is None
+    assert top.relative_gap is not None
+    assert top.relative_gap < 1e-6
+    assert report.enclosure.rounding_slack > 0
+
+
+def test_without_moments_the_enclosure_is_probabilistic() -> None:
+    report = wsb.analyze(classifier(), batch(), wsb.Options(moments="none", failure_probability=1e-6))
+    assert report.enclosure is not None
+    assert report.enclosure.lambda_max.kind == "probabilistic"
+    assert report.enclosure.lambda_max.failure_probability == 1e-6
+
+
+def test_an_enclosure_that_runs_out_of_products_says_so() -> None:
+    report = wsb.analyze(classifier(), batch(), wsb.Options(max_products=2))
+    assert report.enclosure is not None
+    assert report.enclosure.hessian_vector_products == 2
+    assert report.enclosure.lambda_max.lower < report.enclosure.lambda_max.upper
+    assert "enclosure_open" in [warning.code for warning in report.warnings]
+
+
+def test_no_enclosure_is_made_where_none_is_wanted() -> None:
+    assert wsb.analyze(classifier(), batch(), wsb.Options(enclosure=False)).enclosure is None
+
+
 def test_float32_is_close_and_says_so() -> None:
     single, double = (wsb.analyze(classifier(), batch(), wsb.Options(dtype=d)) for d in ("float32", "float64"))
     assert single.engine.dtype == "float32"
@@ -212,7 +245,7 @@ def test_a_report_survives_json() -> None:
     assert wsb.Report.model_validate_json(text) == report
     assert "NaN" not in text
     assert "Infinity" not in text
-    assert json.loads(text)["enclosure"] is None
+    assert json.loads(text)["spectrum"]["density"] is None
 
 
 def test_timings_cover_the_phases() -> None:

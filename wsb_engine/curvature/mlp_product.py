@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wsb_engine.classifier import MLP
 from wsb_engine.curvature.closed_form import TileSource
-from wsb_engine.curvature.hessian_product import HessianProduct, Objective
+from wsb_engine.curvature.hessian_product import COLUMNS, HessianProduct, Objective
 from wsb_engine.curvature.mlp import Network, diagonal_term, passes
 
 CACHE_SHARE = 0.25
@@ -53,10 +53,20 @@ class MLPProduct(HessianProduct):
         net: The same layers with their tensors.
         source: Gives tiles of a_0 and targets.
         memory: Bytes to work in.
+        columns: Columns to multiply at a time.
     """
 
-    def __init__(self, objective: Objective, mlp: MLP, net: Network, source: TileSource, *, memory: int) -> None:
-        super().__init__(objective)
+    def __init__(
+        self,
+        objective: Objective,
+        mlp: MLP,
+        net: Network,
+        source: TileSource,
+        *,
+        memory: int,
+        columns: int = COLUMNS,
+    ) -> None:
+        super().__init__(objective, columns)
         self._mlp, self._net, self._source = mlp, net, source
         widths = sum(layer.d_in + layer.d_out for layer in net.layers)
         samples = len(objective.targets.weights)
