@@ -203,18 +203,22 @@ async def delete_blob(
 ) -> None:
     """DELETE: forgets a stored file, unless ``is_used`` says that a live analysis needs it."""
     sha256 = digest(blob_id, kind)
-    async with context.database.locked(_lock_name(kind, sha256)):
-        async with context.database.transaction() as session:
-            row = await session.scalar(_query(kind, sha256).with_for_update())
-            if row is None:
-                raise not_found(blob_id, kind)
-            if await is_used(session, kind, sha256):
-                raise BlobInUseError(
-                    f"A queued or running analysis needs {blob_id}.", advice="Cancel it, or wait until it has ended."
-                )
-            await session.delete(row)
-        # After the commit: a file without a row is only waste, a row without a file is a lie.
-        await context.blobs.remove(kind, sha256)
+    async with context.database.transaction() as session:
+        await lock(session, _lock_name(kind, sha256))
+        row = await session.scalar(_query(kind, sha256).with_for_update())
+        if row is None:
+            raise not_found(blob_id, kind)
+        if await is_used(session, kind, sha256):
+            raise BlobInUseError(
+                f"A queued or running analysis needs {blob_id}.", advice="Cancel it, or wait until it has ended."
+            )
+        await session.delete(row)
+    # The file goes after the row is gone for certain: a file without a row is only waste, a row without a file is
+    # a lie. An upload that has come in between keeps it.
+    async with context.database.transaction() as session:
+        await lock(session, _lock_name(kind, sha256))
+        if await session.scalar(_query(kind, sha256)) is None:
+            await context.blobs.remove(kind, sha256)
 
 
 def _query(kind: Kind, sha256: str) -> Select[BlobRow]:

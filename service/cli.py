@@ -58,6 +58,8 @@ def serve(
 
     Prints one line with the URL on stdout when it is ready, and logs on stderr.
     """
+    from sqlalchemy.exc import OperationalError
+
     from service.postgres import DataFolderInUseError
     from service.serve import serve as run
 
@@ -66,6 +68,8 @@ def serve(
         run(settings, host=host, port=port, workers=workers, announce=_announce)
     except (DataFolderInUseError, OSError) as error:
         _end(str(error), Exit.INVALID)
+    except OperationalError as error:
+        _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
 
 
 @app.command()
@@ -74,6 +78,8 @@ def worker(
     supervised: Annotated[bool, typer.Option(hidden=True, help="Stop when stdin closes.")] = False,
 ) -> None:
     """Run one worker for the database in WSB_DATABASE_URL; its device runs one analysis at a time."""
+    from sqlalchemy.exc import OperationalError
+
     from service.analyses.job import PRELOAD
     from service.devices import offered_devices
     from service.sandbox import Zygote
@@ -90,7 +96,10 @@ def worker(
         chosen = device or offered_devices()[0]
         await work(settings, url, device=chosen, stop=stop, zygote=Zygote(PRELOAD))
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except OperationalError as error:
+        _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,6 @@ class Database:
         async with self._sessions.begin() as session:
             yield session
 
-    @asynccontextmanager
-    async def locked(self, name: str) -> AsyncIterator[None]:
-        """Holds the lock ``name`` across transactions, against other processes too; see ``lock``."""
-        async with self.engine.connect() as connection:
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(name)})
-            yield
-
-    async def ping(self) -> None:
-        """Raises when the database does not answer."""
-        async with self.engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
-
     async def close(self) -> None:
         await self.engine.dispose()
 
@@ -99,7 +88,9 @@ async def driver_connection(session: AsyncSession) -> psycopg.AsyncConnection[An
     return driver
 
 
+@cache
 def latest_revision() -> str | None:
+    """Of the migrations in this package, which don't change while a process runs."""
     return ScriptDirectory.from_config(_alembic_config()).get_current_head()
 
 

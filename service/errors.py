@@ -214,8 +214,9 @@ def every_error() -> list[type[ServiceError]]:
     pending: list[type[ServiceError]] = [ServiceError]
     while pending:
         for subclass in pending.pop().__subclasses__():
-            found.add(subclass)
             pending.append(subclass)
+            if not subclass.__name__.startswith("_"):
+                found.add(subclass)
     return sorted(found, key=lambda error: error.schema_name())
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _WAIT = re.compile(r"""wait\s*=\s*"?(\d{1,9})"?\s*(?:;.*)?""", re.IGNORECASE)
+
+
+def described(headers: dict[str, str]) -> dict[str, Any]:
+    """Response headers with a sentence each, as the specification has them."""
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()}
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:

@@ -54,5 +54,7 @@ class RequestLog:
             await problem.response()(scope, receive, send_with_id)
         finally:
             milliseconds = round((time.perf_counter() - started) * 1000, 1)
-            log.info("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds)
+            # Probes ask every few seconds; they would hide the rest.
+            note = log.debug if scope["path"] in ("/healthz", "/readyz") else log.info
+            note("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds)
             structlog.contextvars.unbind_contextvars("request_id")

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from http import HTTPStatus
+from typing import Any, Protocol
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import InvalidRequestError, MalformedRequestError
+from service.errors import MalformedRequestError, ServiceError
 from service.uploads import Body, too_large
 
 _ROOM_FOR_HEADERS = 1 << 16
+
+
+class InvalidFormError(ServiceError):
+    """Parts that are missing, unknown or given twice; the code says which."""
+
+    status = HTTPStatus(422)
+    code = "invalid_form"
+    title = "The form has the wrong parts"
+
+    @classmethod
+    def _code_schema(cls) -> dict[str, Any]:
+        return {"enum": ["missing_part", "unexpected_part", "duplicate_part"]}
 
 
 class Writer(Protocol):
@@ -45,7 +58,7 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
 
     Raises:
         MalformedRequestError: for anything that is not a complete multipart body.
-        InvalidRequestError: for a part that comes twice.
+        InvalidFormError: for a part that comes twice.
         BodyTooLargeError: past the limit.
     """
     _, parameters = parse_options_header(request.headers.get("content-type"))
@@ -109,7 +122,7 @@ class _Form:
             raise MalformedRequestError("A part has no Content-Disposition: form-data with a name.")
         name = parameters[b"name"].decode("utf-8", errors="replace")
         if name in self._names:
-            raise InvalidRequestError(f"The part {name[:80]!r} comes twice.", code="duplicate_part")
+            raise InvalidFormError(f"The part {name[:80]!r} comes twice.", code="duplicate_part")
         self._writer = self._open_part(name)
         self._names.add(name)
 

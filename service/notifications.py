@@ -14,17 +14,18 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 CHANNEL = "wsb_analyses"
+_ENDED, _CHANGED = "ended", "changed"
 
 log = structlog.get_logger(__name__)
 
 
-async def announce(session: AsyncSession, analysis: UUID) -> None:
-    """Tells every process, when the session's transaction commits, that the analysis has changed."""
-    await session.execute(select(func.pg_notify(CHANNEL, str(analysis))))
+async def announce(session: AsyncSession, analysis: UUID, *, ended: bool) -> None:
+    """Tells every process, when the session's transaction commits, that the analysis has changed, or has ended."""
+    await session.execute(select(func.pg_notify(CHANNEL, f"{analysis} {_ENDED if ended else _CHANGED}")))
 
 
 class Notifications:
-    """Wakes waiters when the analysis they wait for changes.
+    """Wakes waiters when the analysis they wait for has ended.
 
     A notification that is lost with its connection is made up for by waking every waiter after a reconnect;
     waiters read the state themselves.
@@ -37,7 +38,7 @@ class Notifications:
 
     @contextmanager
     def subscribe(self, analysis: UUID) -> Iterator[asyncio.Event]:
-        """An event that is set at each change from now on; the waiter clears it."""
+        """An event that is set when the analysis ends, or may have ended unnoticed; the waiter clears it."""
         key, event = str(analysis), asyncio.Event()
         self._waiters[key].add(event)
         try:
@@ -73,7 +74,9 @@ class Notifications:
                         self._wake(key)
                 async with connection:
                     async for notification in connection.notifies():
-                        self._wake(notification.payload)
+                        analysis, _, what = notification.payload.partition(" ")
+                        if what == _ENDED:
+                            self._wake(analysis)
             except psycopg.OperationalError as error:
                 log.warning("notifications_lost", error=str(error))
                 await asyncio.sleep(self._retry_seconds)

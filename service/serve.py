@@ -22,6 +22,7 @@ from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FIRST_BACKOFF, _LONGEST_BACKOFF, _STEADY = 0.5, 30.0, 60.0
 _KILL_MARGIN = 10.0
 _DRAIN_SECONDS = 10
@@ -44,16 +45,29 @@ def serve(settings: Settings, *, host: str, port: int, workers: int | None, anno
     count = len(devices) if workers is None else workers
     listener = _listen(host, port)
     given = settings.database_url
+    noted: list[int] = []
+    _note_signals(noted)
     with listener, nullcontext(given) if given else embedded_postgres(settings.data_dir) as url:
+        if noted:
+            return
         connected = settings.model_copy(update={"database_url": url})
-        asyncio.run(_serve(connected, listener, [devices[i % len(devices)] for i in range(count)], announce))
+        try:
+            asyncio.run(_serve(connected, listener, [devices[i % len(devices)] for i in range(count)], announce))
+        finally:
+            _note_signals(noted)
+
+
+def _note_signals(noted: list[int]) -> None:
+    """Has signals only noted, while ending at once would leave a Postgres behind that is starting or stopping."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda received, _: noted.append(received))
 
 
 async def _serve(
     settings: Settings, listener: socket.socket, devices: Sequence[str], announce: Callable[[str], None]
 ) -> None:
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await _migrate(settings)
     config = uvicorn.Config(
@@ -67,15 +81,21 @@ async def _serve(
     server = _Server(config)
     async with _supervised(settings, devices):
         serving = asyncio.create_task(server.serve([listener]), name="api")
-        ready = asyncio.create_task(server.ready.wait())
-        await asyncio.wait([serving, ready], return_when=asyncio.FIRST_COMPLETED)
-        if server.ready.is_set():
+        if await _first(serving, server.ready):
             announce(_url(listener))
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await _first(serving, stop)
+        # Whoever waits for an analysis answers now, and the server takes nothing new.
         stop.set()
         server.should_exit = True
         await serving
+
+
+async def _first(serving: asyncio.Task[None], event: asyncio.Event) -> bool:
+    """Whether the event comes before the server ends."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    return event.is_set()
 
 
 async def _migrate(settings: Settings) -> None:

@@ -21,7 +21,9 @@ class Settings(BaseSettings):
         pydantic.ValidationError: for a value outside its range or an address of an unknown kind.
     """
 
-    model_config = SettingsConfigDict(env_prefix="WSB_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="WSB_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     data_dir: Path = Field(
         default_factory=lambda: platformdirs.user_data_path("wsb"),

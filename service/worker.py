@@ -69,7 +69,7 @@ async def work(
                 _add_task(queue, runner)
                 worker = _queue_worker(settings, queue, device)
                 protections = await _protections(zygote, scratch.path)
-                async with _signs_of_life(settings, database, queue, worker, device, protections):
+                async with _signs_of_life(settings, database, queue, worker, runner, protections):
                     await _run_until(worker, stop)
         finally:
             await database.close()
@@ -137,14 +137,15 @@ async def _signs_of_life(
     database: Database,
     queue: procrastinate.App,
     worker: Worker,
-    device: str,
+    runner: Runner,
     protections: list[str],
 ) -> AsyncIterator[None]:
     async with database.transaction() as session:
-        identity = await workers.register(session, device=device, protections=protections)
-    log.info("worker_ready", device=device, protections=protections)
+        identity = await workers.register(session, device=runner.device, protections=protections)
+    log.info("worker_ready", device=runner.device, protections=protections)
 
     async def beat() -> None:
+        unfinished: set[int] = set()
         while True:
             try:
                 async with database.transaction() as session:
@@ -152,6 +153,7 @@ async def _signs_of_life(
                 # The queue's worker stops its own heartbeat before it waits for the running job at shutdown.
                 if worker.worker_id is not None:
                     await queue.job_manager.update_heartbeat(worker.worker_id)
+                    unfinished = await _retry_unfinished(queue, worker.worker_id, runner.running, unfinished)
                 await rescue(settings, database, queue)
             except (SQLAlchemyError, ConnectorException, OSError) as error:
                 log.warning("heartbeat_failed", error=str(error))
@@ -166,6 +168,18 @@ async def _signs_of_life(
             await task
         async with database.transaction() as session:
             await workers.unregister(session, identity)
+
+
+async def _retry_unfinished(
+    queue: procrastinate.App, worker_id: int, running: set[int], seen_before: set[int]
+) -> set[int]:
+    """Retries this worker's jobs whose end could not be written, when a second look still finds them unfinished."""
+    jobs = await queue.job_manager.list_jobs_async(status=Status.DOING.value, worker_id=worker_id)
+    unfinished = {job.id: job for job in jobs if job.id is not None and job.id not in running}
+    for number in unfinished.keys() & seen_before:
+        log.warning("job_unfinished", job=number)
+        await queue.job_manager.retry_job(unfinished[number])
+    return set(unfinished)
 
 
 async def rescue(settings: Settings, database: Database, queue: procrastinate.App) -> None:

@@ -23,7 +23,6 @@ from service.analyses.errors import (
     AnalysisRejectedError,
     AnalysisTimedOutError,
     DeviceUnavailableError,
-    InvalidFormError,
     NoReportError,
     QueueFullError,
     ReportNotReadyError,
@@ -36,7 +35,8 @@ from service.analyses.waiting import not_found, wait_until_ended
 from service.blobs import UPLOAD_ERRORS, BlobNotFoundError
 from service.context import InContext
 from service.errors import FieldError, InternalError, InvalidRequestError, declare
-from service.headers import matches, preferred_wait
+from service.headers import described, matches, preferred_wait
+from service.multipart import InvalidFormError
 from wsb_engine.report import Report
 
 _CREATE = """\
@@ -111,7 +111,28 @@ def _request_body() -> dict[str, Any]:
     summary="Analyse a model on a batch",
     description=_CREATE,
     responses={
-        202: {"model": Analysis, "description": "Accepted; follow it at Location."},
+        201: {
+            "description": "The report.",
+            "headers": described(
+                {
+                    "Location": "Address of the analysis.",
+                    "Content-Location": "Address of the report.",
+                    "ETag": "Entity tag of the report.",
+                    "Preference-Applied": "The wait that was granted.",
+                }
+            ),
+        },
+        202: {
+            "model": Analysis,
+            "description": "Accepted; follow it at Location.",
+            "headers": described(
+                {
+                    "Location": "Address of the analysis.",
+                    "Retry-After": "Seconds until it is worth asking.",
+                    "Preference-Applied": "The wait that was granted, where one was asked for.",
+                }
+            ),
+        },
         **declare(
             *UPLOAD_ERRORS,
             *(
@@ -130,14 +151,12 @@ def _request_body() -> dict[str, Any]:
 async def create_analysis(request: Request, context: InContext, prefer: Prefer = None) -> Response:
     analysis = await submit(request, context)
     wait = preferred_wait(prefer, context.settings.max_wait_seconds)
-    row = await wait_until_ended(context, analysis, wait or 0)
+    row, report = await wait_until_ended(context, analysis, wait or 0)
     url = f"/v1/analyses/{row.id}"
     headers = {"Location": url}
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait:g}"
     if row.state == "succeeded":
-        async with context.database.transaction() as session:
-            report = await repository.find_report(session, analysis)
         return _report_response(report, HTTPStatus.CREATED, {**headers, "Content-Location": f"{url}/report"})
     if row.state in FINAL_STATES:
         raise ended(row)
@@ -175,6 +194,7 @@ async def list_analyses(
     summary="See how an analysis stands",
     description="200 whatever the state; a failed one has its error in the body.",
     responses={
+        200: {"headers": described({"ETag": "Changes with the analysis."})},
         304: {"description": "Nothing has changed since the copy named by If-None-Match."},
         **declare(AnalysisNotFoundError),
     },
@@ -196,6 +216,7 @@ async def get_analysis(analysis: AnalysisId, context: InContext, if_none_match: 
     summary="Fetch the report",
     description="It never changes; its entity tag is strong.",
     responses={
+        200: {"headers": described({"ETag": "Strong, and for ever.", "Cache-Control": "Allows to keep it."})},
         304: {"description": "The copy named by If-None-Match is the report."},
         **declare(AnalysisNotFoundError, ReportNotReadyError, NoReportError),
     },

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
 from service.analyses.table import AnalysisRow
 from service.breakdowns import is_breakdown
-from service.errors import InvalidRequestError, NotFoundError, ServiceError
+from service.errors import NotFoundError, ServiceError
 
 
 class AnalysisNotFoundError(NotFoundError):
     code = "analysis_not_found"
     title = "No such analysis"
-
-
-class InvalidFormError(InvalidRequestError):
-    """Parts of a multipart request that are missing, unknown or given twice."""
-
-    code = "invalid_form"
-    title = "The form has the wrong parts"
-    codes: ClassVar[tuple[str, ...]] = ("missing_part", "unexpected_part", "duplicate_part")
-
-    @classmethod
-    def _code_schema(cls) -> dict[str, Any]:
-        return {"enum": list(cls.codes)}
 
 
 class DeviceUnavailableError(ServiceError):

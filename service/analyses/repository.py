@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.analyses.table import LIVE_STATES, AnalysisRow, FinalState, ReportRow, State
+from service.analyses.table import FINAL_STATES, LIVE_STATES, AnalysisRow, FinalState, ReportRow, State
 from service.notifications import announce
 from service.storage import Kind
 
@@ -83,7 +83,7 @@ async def requeue(session: AsyncSession, analysis: UUID, attempt: int) -> None:
         .values(state="queued", attempts=attempt - 1, progress=None, revision=AnalysisRow.revision + 1)
     )
     await session.execute(query)
-    await announce(session, analysis)
+    await announce(session, analysis, ended=False)
 
 
 async def request_cancel(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:
@@ -141,5 +141,5 @@ async def _change(session: AsyncSession, analysis: UUID, allowed: Sequence[State
     )
     row = await session.scalar(query)
     if row is not None:
-        await announce(session, analysis)
+        await announce(session, analysis, ended=row.state in FINAL_STATES)
     return row

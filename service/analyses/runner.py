@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,6 +15,7 @@ from uuid import UUID
 import structlog
 from procrastinate.job_context import AbortReason, JobContext
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.analyses import repository
 from service.analyses.job import BATCH_FILE, MODEL_FILE
@@ -42,6 +43,8 @@ class Runner:
     device: str
     folder: Path
     """Where job folders are made."""
+    running: set[int] = field(default_factory=set)
+    """Jobs of the queue that are being worked on."""
 
     async def run(self, analysis: UUID, job: JobContext) -> None:
         """One attempt. An exception that leaves it makes the queue try again later.
@@ -50,25 +53,33 @@ class Runner:
             asyncio.CancelledError: when the worker stops; the analysis is back in the queue then.
             SandboxError: when no child could be started, and there are attempts left.
         """
-        with structlog.contextvars.bound_contextvars(analysis=str(analysis)):
-            row = await self._start(analysis)
-            if row is None:
-                return
-            log.info("analysis_started", attempt=row.attempts)
-            try:
-                outcome = await self._attempt(row)
-            except asyncio.CancelledError:
-                await self._stopped(row, job)
-                return
-            except BlobMissingError as error:
-                message = f"The file {error} is not stored any more."
-                await self._fail(row, AnalysisError(code="blob_missing", message=message))
-            except SandboxError as error:
-                if row.attempts < self.settings.max_attempts:
-                    raise
-                await self._fail(row, AnalysisError(code=error.code, message=error.message, advice=error.advice))
-            else:
-                await self._conclude(row, outcome)
+        number = job.job.id or 0
+        self.running.add(number)
+        try:
+            with structlog.contextvars.bound_contextvars(analysis=str(analysis)):
+                await self._run(analysis, job)
+        finally:
+            self.running.discard(number)
+
+    async def _run(self, analysis: UUID, job: JobContext) -> None:
+        row = await self._start(analysis)
+        if row is None:
+            return
+        log.info("analysis_started", attempt=row.attempts)
+        try:
+            outcome = await self._attempt(row)
+        except asyncio.CancelledError:
+            await self._stopped(row, job)
+            return
+        except BlobMissingError as error:
+            message = f"The file {error} is not stored any more."
+            await self._fail(row, AnalysisError(code="blob_missing", message=message))
+        except SandboxError as error:
+            if row.attempts < self.settings.max_attempts:
+                raise
+            await self._fail(row, AnalysisError(code=error.code, message=error.message, advice=error.advice))
+        else:
+            await self._conclude(row, outcome)
 
     async def _start(self, analysis: UUID) -> AnalysisRow | None:
         async with self.database.transaction() as session:
@@ -111,10 +122,15 @@ class Runner:
                     progress = progress_document(latest)
                 except ValidationError:
                     continue  # nothing yet, or a child that says something else than the engine does
-                if progress != written:
+                if progress == written:
+                    continue
+                try:
                     async with self.database.transaction() as session:
                         await repository.report_progress(session, analysis, progress)
-                    written = progress
+                except (SQLAlchemyError, OSError) as error:
+                    log.warning("progress_not_written", error=str(error))
+                    continue
+                written = progress
 
         task = asyncio.create_task(write(), name="progress")
         try:
@@ -127,7 +143,7 @@ class Runner:
     async def _stopped(self, row: AnalysisRow, job: JobContext) -> None:
         """The child is gone: because somebody cancelled the analysis, or because this worker stops."""
         task = asyncio.current_task()
-        if job.abort_reason() is not AbortReason.SHUTDOWN:
+        if job.abort_reason() is AbortReason.USER_REQUEST:
             if task is not None:
                 task.uncancel()
             async with self.database.transaction() as session:

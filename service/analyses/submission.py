@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import queue, workers
 from service.analyses import repository
-from service.analyses.errors import DeviceUnavailableError, InvalidFormError, QueueFullError
+from service.analyses.errors import DeviceUnavailableError, QueueFullError
 from service.analyses.schemas import AnalysisRequest, AnalysisSettings, FormRequest
 from service.analyses.table import AnalysisRow
 from service.batches.formats import batch_format
@@ -26,7 +26,7 @@ from service.errors import (
     field_errors,
 )
 from service.models.formats import model_format
-from service.multipart import LimitedWriter, Writer, read_form
+from service.multipart import InvalidFormError, LimitedWriter, Writer, read_form
 from service.storage import Kind, Upload
 from service.uploads import read
 

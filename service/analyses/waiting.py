@@ -6,30 +6,31 @@ import asyncio
 from uuid import UUID
 
 from service.analyses.errors import AnalysisNotFoundError
-from service.analyses.repository import find
-from service.analyses.table import FINAL_STATES, AnalysisRow
+from service.analyses.repository import find, find_report
+from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow
 from service.context import Context
 
 
-async def wait_until_ended(context: Context, analysis: UUID, seconds: float) -> AnalysisRow:
-    """The analysis as it stands when it has ended, the time is up or the server stops, whichever is first.
+async def wait_until_ended(context: Context, analysis: UUID, seconds: float) -> tuple[AnalysisRow, ReportRow | None]:
+    """The analysis, and its report, as it is when it has ended, the time is up or the server stops.
 
     Raises:
         AnalysisNotFoundError: when there is none.
     """
     deadline = asyncio.get_running_loop().time() + seconds
-    with context.notifications.subscribe(analysis) as changed:
+    with context.notifications.subscribe(analysis) as ended:
         while True:
-            changed.clear()
+            ended.clear()
             async with context.database.transaction() as session:
                 row = await find(session, analysis)
+                report = await find_report(session, analysis) if row and row.state == "succeeded" else None
             if row is None:
                 raise not_found(str(analysis))
             remaining = deadline - asyncio.get_running_loop().time()
             if row.state in FINAL_STATES or remaining <= 0 or context.stopping.is_set():
-                return row
+                return row, report
             # The poll is for notifications that got lost.
-            await _first_of(changed, context.stopping, timeout=min(remaining, context.settings.poll_seconds))
+            await _first_of(ended, context.stopping, timeout=min(remaining, context.settings.poll_seconds))
 
 
 def not_found(analysis: str) -> AnalysisNotFoundError:

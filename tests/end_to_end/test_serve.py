@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,18 +31,23 @@ class Server:
 
     def family(self) -> list[psutil.Process]:
         """The server, its descendants, and its Postgres, which is a daemon of its own."""
-        daemons = [process for process in psutil.process_iter(["cmdline"]) if self._is_postgres(process)]
+        data = str(self.folder / "postgres")
+        daemons = [process for process in psutil.process_iter() if data in arguments_of(process)]
         return [self.process, *self.process.children(recursive=True), *daemons]
 
     def worker(self) -> psutil.Process | None:
-        workers = [child for child in self.process.children() if "worker" in child.cmdline()]
+        workers = [child for child in self.process.children() if "worker" in arguments_of(child)]
         return workers[0] if workers else None
 
     def ready(self) -> bool:
         return self.client.get("/readyz").status_code == 200
 
-    def _is_postgres(self, process: psutil.Process) -> bool:
-        return str(self.folder / "postgres") in (process.info["cmdline"] or ())
+
+def arguments_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 @contextmanager
@@ -126,34 +130,33 @@ def test_job_folders_and_uploads_leave_nothing(server: Server) -> None:
     until(lambda: not leftovers())
 
 
-def test_a_report_comes_although_the_worker_is_killed_in_the_middle() -> None:
-    with serving() as server:
-        response = post(
-            server, onnx_mlp((64, 40, 10)), npz_batch(features=64, classes=10, samples=300), wait=0, spectrum="dense"
-        )
-        path = response.headers["location"]
-        until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
-        worker = server.worker()
-        assert worker is not None
-        victims = [worker, *worker.children(recursive=True)]
-        assert len(victims) >= 3
-        for victim in victims:
-            victim.kill()
-        killed = time.monotonic()
-        until(lambda: (w := server.worker()) and w.pid != worker.pid)
-        until(lambda: server.client.get(path).json()["attempts"] == 2, seconds=60)
-        print(f"started again {time.monotonic() - killed:.1f} s after the kill")
-        analysis = until(lambda: (a := server.client.get(path).json())["finished_at"] and a, seconds=120)
-        assert analysis["state"] == "succeeded", server.log.read_text()
-        assert len(server.client.get(analysis["links"]["report"]).json()["spectrum"]["eigenvalues"]) == 3010
-        assert not any(victim.is_running() for victim in victims)
+def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Server) -> None:
+    response = post(
+        server, onnx_mlp((64, 40, 10)), npz_batch(features=64, classes=10, samples=300), wait=0, spectrum="dense"
+    )
+    path = response.headers["location"]
+    until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
+    worker = server.worker()
+    assert worker is not None
+    victims = [worker, *worker.children(recursive=True)]
+    assert len(victims) >= 3
+    for victim in victims:
+        victim.kill()
+    until(lambda: (w := server.worker()) and w.pid != worker.pid)
+    until(lambda: server.client.get(path).json()["attempts"] == 2, seconds=60)
+    analysis = until(lambda: (a := server.client.get(path).json())["finished_at"] and a, seconds=120)
+    assert analysis["state"] == "succeeded", server.log.read_text()
+    assert len(server.client.get(analysis["links"]["report"]).json()["spectrum"]["eigenvalues"]) == 3010
+    assert not any(victim.is_running() for victim in victims)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.Signals) -> None:
     with serving(WSB_SHUTDOWN_SECONDS="0.5") as server:
-        response = post(server, onnx_mlp((64, 40, 10)), npz_batch(features=64, classes=10), wait=0, spectrum="dense")
-        until(lambda: server.client.get(response.headers["location"]).json()["state"] == "running")
+        batch = npz_batch(features=64, classes=10, samples=300)
+        path = post(server, onnx_mlp((64, 80, 10)), batch, wait=0, spectrum="dense").headers["location"]
+        until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
+        # The server, its Postgres, the worker, the zygote and the child.
         family = server.family()
         assert len(family) >= 5
         server.process.send_signal(number)
@@ -171,11 +174,33 @@ def test_an_analysis_survives_a_restart_of_everything() -> None:
             until(lambda: server.client.get(path).json()["state"] == "succeeded", seconds=60)
 
 
-def test_a_second_server_on_the_same_data_is_refused() -> None:
-    with serving() as server:
-        environment = {**os.environ, "WSB_DATA_DIR": str(server.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+def test_a_killed_server_takes_its_workers_along_and_the_next_one_takes_over() -> None:
+    with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
+        with serving(WSB_DATA_DIR=name) as server:
+            path = post(server, onnx_mlp(), npz_batch()).headers["location"]
+            workers = server.process.children(recursive=True)
+            server.process.kill()
+            until(lambda: not any(worker.is_running() for worker in workers))
+        with serving(WSB_DATA_DIR=name) as server:
+            assert server.client.get(path).json()["state"] == "succeeded"
+        assert [process for process in psutil.process_iter() if f"{name}/postgres" in arguments_of(process)] == []
+
+
+def test_a_signal_while_the_database_starts_leaves_no_database() -> None:
+    with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
+        environment = {**os.environ, "WSB_DATA_DIR": name, "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
-        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-        assert second.returncode == 2
-        assert "in use by another wsb process" in second.stderr
-        assert server.ready()
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            until((Path(name) / "postgres" / "postmaster.pid").exists)
+            process.terminate()
+            assert process.wait(30) == 0
+        assert [found for found in psutil.process_iter() if f"{name}/postgres" in arguments_of(found)] == []
+
+
+def test_a_second_server_on_the_same_data_is_refused(server: Server) -> None:
+    environment = {**os.environ, "WSB_DATA_DIR": str(server.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 2
+    assert "in use by another wsb process" in second.stderr
+    assert server.ready()

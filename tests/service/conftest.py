@@ -60,7 +60,13 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[StartService]:
     running = []
 
     def start(*, worker: bool = True, **overrides: Any) -> Service:
-        values = {"database_url": database_url, "data_dir": tmp_path / "data", "poll_seconds": 0.5, **overrides}
+        values = {
+            "database_url": database_url,
+            "data_dir": tmp_path / "data",
+            "poll_seconds": 0.5,
+            "shutdown_seconds": 0.5,
+            **overrides,
+        }
         context = running_service(Settings(_env_file=None, **values), worker=worker)
         running.append(context)
         return context.__enter__()

@@ -118,6 +118,15 @@ def test_a_worker_without_a_database_says_what_to_set() -> None:
     assert "set WSB_DATABASE_URL" in result.stderr
 
 
+@pytest.mark.parametrize("subcommand", [("serve", "--port", "0"), ("worker", "--device", "cpu")])
+def test_a_database_out_of_reach_ends_with_3(subcommand: tuple[str, ...], tmp_path: Path) -> None:
+    url = "postgresql://127.0.0.1:9/nothing"
+    result = wsb(*subcommand, WSB_DATABASE_URL=url, WSB_DATA_DIR=str(tmp_path))
+    assert result.returncode == 3, result.stderr
+    assert "The database can't be used" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_mlp((64, 100, 10)))

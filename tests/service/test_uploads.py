@@ -3,8 +3,10 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from support.service import Service, StartService, until
 
@@ -130,8 +132,30 @@ def test_a_client_that_goes_away_leaves_nothing(api: Service) -> None:
     assert api.client.get("/healthz").status_code == 200
 
 
-def test_deleting_waits_for_no_upload_of_other_content(api: Service, model_bytes: bytes, batch_bytes: bytes) -> None:
+def test_deleting_one_file_leaves_others(api: Service, model_bytes: bytes, batch_bytes: bytes) -> None:
     api.client.post("/v1/models", content=model_bytes)
     batch = api.client.post("/v1/batches", content=batch_bytes)
     assert api.client.delete(batch.headers["location"]).status_code == 204
     assert len(api.stored()) == 1
+
+
+def test_uploads_and_deletions_of_the_same_content_at_the_same_time_never_lose_its_file(
+    api: Service, model_bytes: bytes
+) -> None:
+    path = f"/v1/models/sha256:{hashlib.sha256(model_bytes).hexdigest()}"
+
+    def churn(_: int) -> list[int]:
+        with httpx.Client(base_url=api.url, timeout=60) as client:
+            codes = []
+            for _ in range(10):
+                codes.append(client.post("/v1/models", content=model_bytes).status_code)
+                codes.append(client.delete(path).status_code)
+            return codes
+
+    with ThreadPoolExecutor(8) as pool:
+        codes = {code for result in pool.map(churn, range(8)) for code in result}
+    assert codes <= {200, 201, 204, 404}
+    known = api.client.head(path).status_code == 200
+    assert len(api.stored()) == known
+    api.client.post("/v1/models", content=model_bytes)
+    assert [file.read_bytes() for file in api.stored()] == [model_bytes]

@@ -102,6 +102,20 @@ def test_a_live_worker_is_not_taken_for_lost(service: Service, files: Files) -> 
     assert jobs(service) == [("doing",)]
 
 
+def test_a_job_whose_end_could_not_be_written_is_looked_at_again(service: Service, files: Files) -> None:
+    analysis = submit(service, files)
+    service.ended(analysis)
+    until(lambda: jobs(service) == [])
+    service.sql(
+        "INSERT INTO procrastinate_jobs (queue_name, task_name, args, status, worker_id)"
+        " SELECT 'analyses', 'run_analysis', jsonb_build_object('analysis', %s::text), 'doing', max(id)"
+        " FROM procrastinate_workers",
+        analysis,
+    )
+    until(lambda: jobs(service) == [])
+    assert service.ended(analysis)["attempts"] == 1
+
+
 def test_a_worker_that_stops_lets_a_short_analysis_finish(start_service: StartService, files: Files) -> None:
     service = start_service(shutdown_seconds=5)
     analysis = submit(service, files, "sleep:1")
@@ -180,4 +194,4 @@ def end_other_connections(url: str) -> None:
 
 def notify(url: str, analysis: UUID) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SELECT pg_notify('wsb_analyses', %s)", (str(analysis),))
+        connection.execute("SELECT pg_notify('wsb_analyses', %s)", (f"{analysis} ended",))

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from service.errors import every_error
+from service.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_every_setting_is_in_the_table() -> None:
+    documented = set(
+        re.findall(r"^\| `(WSB_\w+)` \|", (DOCS / "settings.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert documented == {f"WSB_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_code_of_a_problem_is_in_the_guide() -> None:
+    guide = (DOCS / "api.md").read_text(encoding="utf-8")
+    codes: set[str] = set()
+    for error in every_error():
+        schema = error.json_schema()["allOf"][1]["properties"]["code"]
+        codes |= {schema["const"]} if "const" in schema else set(schema.get("enum", ()))
+    assert [code for code in sorted(codes - {"http_error"}) if f"`{code}`" not in guide] == []
