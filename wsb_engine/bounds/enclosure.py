@@ -83,47 +83,56 @@ def enclose(
         for _ in range(1 if run.steps < EVERY_STEP else 10):
             if not run.exhausted and run.steps < max_products:
                 run.step()
-        best = evaluate(run, moments=moments, failure_probability=failure_probability)
+        best = evaluate(run, moments=moments, failure_probability=failure_probability, relative_gap=relative_gap)
         progress(best)
     return best
 
 
-def evaluate(run: Lanczos, *, moments: ExactMoments | None, failure_probability: float) -> Enclosures:
-    """What the run certifies now."""
+def evaluate(
+    run: Lanczos, *, moments: ExactMoments | None, failure_probability: float, relative_gap: float
+) -> Enclosures:
+    """What the run certifies now; a deterministic bound that is tight enough goes before a tighter one that may fail."""
     T, n, unit = run.tridiagonal, run.parameters, run.unit
     values = run.leading_ritz_values(run.steps)
     beta = run.betas[-1]
     scale = run.scale if moments is None else max(run.scale, math.sqrt(moments.frobenius_squared))
     slack = SLACK * unit * math.sqrt(run.steps) * scale
-    uppers: list[tuple[float, Kind]] = []
-    lowers: list[tuple[float, Kind]] = []
-    if run.exhausted:
-        uppers.append((values[-1], "deterministic"))
-        lowers.append((values[0], "deterministic"))
-    elif moments is not None:
+    rest = None
+    if moments is not None:
         rest = remainder(moments.trace, moments.frobenius_squared, n, T, beta, unit=unit)
-        if rest is not None:
-            uppers.append((bordered_maximum(T, beta, rest.largest), "deterministic"))
-            lowers.append((-bordered_maximum(-T, beta, -rest.smallest), "deterministic"))
+    deterministic: tuple[float, float] | None = None
+    if run.exhausted:
+        deterministic = values[0], values[-1]
+    elif rest is not None:
+        deterministic = -bordered_maximum(-T, beta, -rest.smallest), bordered_maximum(T, beta, rest.largest)
     # Only the steps from the start vector, before a restart, have its polynomial.
     first = run.first_breakdown or run.steps
-    ritz = run.leading_ritz_values(first)
-    betas = run.betas[:first]
-    uppers.append((max(largest_eigenvalue_bound(ritz, betas, n, failure_probability), values[-1]), "probabilistic"))
-    mirrored = largest_eigenvalue_bound([-value for value in ritz], betas, n, failure_probability)
-    lowers.append((min(-mirrored, values[0]), "probabilistic"))
-    upper, upper_kind = min(uppers, key=lambda pair: pair[0])
-    lower, lower_kind = max(lowers, key=lambda pair: pair[0])
+    ritz, betas = run.leading_ritz_values(first), run.betas[:first]
+    upper = max(largest_eigenvalue_bound(ritz, betas, n, failure_probability), values[-1])
+    lower = min(-largest_eigenvalue_bound([-value for value in ritz], betas, n, failure_probability), values[0])
     norm = max(abs(values[0]), abs(values[-1]))
+
+    def chosen(likely: End, certain: End | None) -> End:
+        if certain is None:
+            return likely
+        enough = certain.relative_gap <= relative_gap
+        return certain if enough or certain.relative_gap <= likely.relative_gap else likely
+
+    def top(bound: float, risk: float) -> End:
+        return _end(values[-1] - slack, bound + slack, risk, abs(values[-1]))
+
+    def bottom(bound: float, risk: float) -> End:
+        return _end(bound - slack, values[0] + slack, risk, norm)
+
     return Enclosures(
-        lambda_max=_end(values[-1] - slack, upper + slack, upper_kind, failure_probability, abs(values[-1])),
-        lambda_min=_end(lower - slack, values[0] + slack, lower_kind, failure_probability, norm),
+        lambda_max=chosen(top(upper, failure_probability), deterministic and top(deterministic[1], 0.0)),
+        lambda_min=chosen(bottom(lower, failure_probability), deterministic and bottom(deterministic[0], 0.0)),
         products=run.steps,
         slack=slack,
     )
 
 
-def _end(lower: float, upper: float, kind: Kind, failure_probability: float, scale: float) -> End:
+def _end(lower: float, upper: float, risk: float, scale: float) -> End:
     gap = upper - lower
     relative = gap / scale if scale > 0 else (0.0 if gap == 0 else math.inf)
-    return End(lower, upper, kind, 0.0 if kind == "deterministic" else failure_probability, relative)
+    return End(lower, upper, "probabilistic" if risk else "deterministic", risk, relative)
