@@ -11,7 +11,6 @@ from typing import Any
 ENTRY = "service.analyses.job:run"
 PROTECTIONS_ENTRY = "service.analyses.job:protections"
 PRELOAD = (
-    "service.analyses.openmp",
     *("numpy", "onnx", "onnxruntime", "torch"),
     "torch._dynamo",  # torch.func imports it at the first transform, which takes a second
     *("wsb_engine.analysis", "wsb_engine.formats.onnx", __name__),

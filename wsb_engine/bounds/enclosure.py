@@ -91,7 +91,7 @@ def enclose(
 def evaluate(
     run: Lanczos, *, moments: ExactMoments | None, failure_probability: float, relative_gap: float
 ) -> Enclosures:
-    """What the run certifies now; a deterministic bound that is tight enough goes before a tighter one that may fail."""
+    """What the run certifies now; certainty goes before tightness beyond ``relative_gap``."""
     T, n, unit = run.tridiagonal, run.parameters, run.unit
     values = run.leading_ritz_values(run.steps)
     beta = run.betas[-1]
