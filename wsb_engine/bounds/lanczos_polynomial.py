@@ -17,8 +17,8 @@ HALVINGS = 200
 def overlap_quantile(n: int, failure_probability: float) -> float:
     """c with P(|u·v| < c) ≤ δ for a unit vector u and v uniform on the sphere in R^n.
 
-    u·v has a density proportional to (1 − x²)^((n−3)/2), which for n ≥ 3 is largest at 0: c is then δ over twice
-    that value, at most a rounding error below the exact quantile for small δ.
+    u·v has a density proportional to (1 − x²)^((n−3)/2), which for n ≥ 3 is largest at 0, where it is
+    Γ(n/2) / (√π Γ((n−1)/2)) ≤ √((n−1)/(2π)): c is δ over twice that.
 
     Args:
         n: Dimension, at least 1.
@@ -28,8 +28,7 @@ def overlap_quantile(n: int, failure_probability: float) -> float:
         return 1.0
     if n == 2:
         return math.sin(math.pi * failure_probability / 2)
-    log_peak = math.lgamma(n / 2) - math.lgamma((n - 1) / 2) - 0.5 * math.log(math.pi)
-    return min(1.0, failure_probability / 2 / math.exp(log_peak))
+    return min(1.0, failure_probability / 2 / math.sqrt((n - 1) / (2 * math.pi)))
 
 
 def largest_eigenvalue_bound(ritz_values: Sequence[float], betas: Sequence[float], n: int, delta: float) -> float:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
@@ -137,6 +137,8 @@ def test_probabilistic_bounds_fail_no_more_often_than_they_say() -> None:
 
 
 @given(st.integers(1, 10**8), st.floats(1e-12, 0.5))
+@example(10**8, 1e-12)
+@example(3, 0.5)
 def test_the_overlap_quantile_is_never_above_the_exact_one(n: int, delta: float) -> None:
     c = overlap_quantile(n, delta)
     if n == 1:
