@@ -12,6 +12,7 @@ from wsb_engine import setting
 from wsb_engine.classifier import MLP, Classifier, LogitModel
 from wsb_engine.curvature import loss
 from wsb_engine.curvature.hessian_product import COLUMNS, AutodiffProduct, HessianProduct, Objective
+from wsb_engine.curvature.linearized_product import single_product
 from wsb_engine.curvature.mlp import Network, network, passes
 from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.curvature.smoothness import nonsmooth_operators
@@ -56,7 +57,12 @@ class Problem:
     def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
         """The fastest that there is, for blocks of so many columns."""
         if self.structure is None:
-            return AutodiffProduct(self.objective, columns)
+            single = columns == 1 and self.objective.parameters > 1
+            return (
+                single_product(self.objective, memory=self.memory)
+                if single
+                else AutodiffProduct(self.objective, columns)
+            )
         mlp, net = self.structure.mlp, self.structure.net
         return MLPProduct(self.objective, mlp, net, self.tile, memory=self.memory, columns=columns)
 

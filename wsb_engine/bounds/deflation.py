@@ -55,11 +55,17 @@ def remainder(t: float, q: float, n: int, T: Tensor, beta: float, *, unit: float
     return Remainder(min(b.lambda_max_upper, frobenius), max(b.lambda_min_lower, -frobenius), frobenius)
 
 
-def bordered_maximum(T: Tensor, beta: float, corner: float) -> float:
-    """λ_max [ T  βe_k ; βe_kᵀ  φ ]."""
+def bordered_eigenvalues(T: Tensor, beta: float, corner: float) -> Tensor:
+    """Eigenvalues of [ T  βe_k ; βe_kᵀ  φ ], ascending; (k + 1,)."""
     k = len(T)
     M = torch.zeros(k + 1, k + 1, dtype=torch.float64)
     M[:k, :k] = T
     M[k - 1, k] = M[k, k - 1] = beta
     M[k, k] = corner
-    return float(torch.linalg.eigvalsh(M)[-1])
+    values: Tensor = torch.linalg.eigvalsh(M)
+    return values
+
+
+def bordered_maximum(T: Tensor, beta: float, corner: float) -> float:
+    """λ_max [ T  βe_k ; βe_kᵀ  φ ]."""
+    return float(bordered_eigenvalues(T, beta, corner)[-1])

@@ -6,12 +6,14 @@ import io
 import os
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from wsb_engine.classifier import Classifier
 from wsb_engine.errors import ModelError
 
 _ONNX_ADVICE = "Export the model to ONNX: torch.onnx.export(model, example_inputs, 'model.onnx', dynamo=True)."
+_ZIP_MAGIC = b"PK\x03\x04"
 _ZIP_ENTRIES = 100_000
 _LARGEST_FILE = 2**31 - 1
 
@@ -25,20 +27,31 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
     Raises:
         ModelError: ``model_not_found``, ``model_empty``, ``model_too_large``, ``model_unrecognized``,
             ``model_truncated``, ``model_invalid``, ``pickle_refused``, ``pt2_refused``,
-            ``torchscript_unsupported``, ``external_data_refused``, ``unsupported_operator``,
-            ``unsupported_opset``, ``model_not_finite``, ``model_no_parameters``, ….
+            ``torchscript_code_refused``, ``torchscript_mobile_refused``, ``external_data_refused``,
+            ``unsupported_operator``, ``unsupported_opset``, ``model_not_finite``, ``model_no_parameters``, ….
+
+    A TorchScript archive is checked from its bytes and never run, but it is torch that loads what passed the check.
+    Load archives of unknown origin in a process that has nothing to lose, as the service does.
     """
     start = time.perf_counter()
     data = source if isinstance(source, bytes) else _read(Path(source))
     if not data:
         raise ModelError("the model file is empty", code="model_empty", advice="Check how the file was written.")
     _refuse_other_formats(data)
-    # Imported here so that the formats' names are cheap to import: the reader needs torch and onnx.
-    from wsb_engine.formats.onnx import OnnxClassifier
-
-    classifier = OnnxClassifier(data)
+    classifier = _reader(data)(data)
     classifier.load_seconds = time.perf_counter() - start
     return classifier
+
+
+def _reader(data: bytes) -> Callable[[bytes], Classifier]:
+    # Imported here so that the formats' names are cheap to import: the readers need torch and onnx.
+    if data[:4] == _ZIP_MAGIC:
+        from wsb_engine.formats.torchscript import TorchScriptClassifier
+
+        return TorchScriptClassifier
+    from wsb_engine.formats.onnx import OnnxClassifier
+
+    return OnnxClassifier
 
 
 def _read(path: Path) -> bytes:
@@ -68,8 +81,8 @@ def _refuse_other_formats(data: bytes) -> None:
     """Names the formats that people send by mistake, each with what to do instead."""
     if data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise _pickle()
-    if data[:4] == b"PK\x03\x04":
-        raise _zip(data)
+    if data[:4] == _ZIP_MAGIC:
+        _refuse_other_archives(data)
     if data[:8] == b"\x89HDF\r\n\x1a\n":
         raise _other("an HDF5 file (Keras)", "Export the model to ONNX with tf2onnx or keras.Model.export.")
     if data[4:8] == b"TFL3":
@@ -90,22 +103,22 @@ def _other(what: str, advice: str) -> ModelError:
     return ModelError(f"the file is {what}, not a model that can be read", code="model_unrecognized", advice=advice)
 
 
-def _zip(data: bytes) -> ModelError:
-    """What kind of archive this is, by the names of its members; nothing is unpacked."""
+def _refuse_other_archives(data: bytes) -> None:
+    """Lets TorchScript pass, by the names of an archive's members; nothing is unpacked."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()[:_ZIP_ENTRIES]
-    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError):
-        return _other("a damaged or truncated zip archive", "Copy or upload the file again.")
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
+        raise _other("a damaged or truncated zip archive", "Copy or upload the file again.") from error
     members = {name.partition("/")[2] for name in names} | set(names)
     if any(name.startswith("models/") or name.endswith("exported_program.json") for name in members):
-        return ModelError(
+        raise ModelError(
             "the file is a torch.export archive (.pt2), which can run code when it is loaded",
             code="pt2_refused",
             advice=_ONNX_ADVICE,
         )
-    if "constants.pkl" in members:
-        return ModelError("the file is a TorchScript archive", code="torchscript_unsupported", advice=_ONNX_ADVICE)
+    if "constants.pkl" in members or "bytecode.pkl" in members:
+        return
     if "data.pkl" in members:
-        return _pickle()
-    return _other("a zip archive", "Give the model file itself.")
+        raise _pickle()
+    raise _other("a zip archive", "Give the model file itself.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wsb_engine.classifier import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
 from wsb_engine.errors import ModelError
@@ -144,7 +145,9 @@ class _ModuleClassifier(Classifier):
                 name: tensor.to(tensor.device, dtype) if tensor.is_floating_point() else tensor
                 for name, tensor in buffers.items()
             }
-            z = functional_call(module, {**state, **parameters}, tuple(inputs[name] for name in names))
+            # The fused attention kernels have no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                z = functional_call(module, {**state, **parameters}, tuple(inputs[name] for name in names))
             if not isinstance(z, Tensor):
                 raise ModelError(
                     f"the module returns {type(z).__name__}, not a tensor",

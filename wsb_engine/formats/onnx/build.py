@@ -15,6 +15,7 @@ from wsb_engine.formats.onnx.graph import Graph, Node
 from wsb_engine.formats.onnx.limits import LIMITS
 from wsb_engine.formats.onnx.proto import canonical_domain, imported_opsets, opsets
 from wsb_engine.formats.onnx.scope import Scope, checked, limit, text
+from wsb_engine.formats.onnx.signature import check_signature
 from wsb_engine.formats.onnx.tensors import dtype_of, element_count, to_torch
 
 _AP = onnx.AttributeProto
@@ -78,6 +79,7 @@ class _Builder:
         function = self.functions.get((domain, proto.op_type, proto.overload))
         if function is not None:
             return self._call(function, proto, index, inputs, attributes, scope)
+        check_signature(proto, attributes, domain, scope.versions[domain], where)
         if domain == "" and proto.op_type == "Constant":
             if len(attributes) != 1 or len(proto.output) != 1:
                 raise problems.invalid(f"{where} must have one attribute and one output")
@@ -193,7 +195,7 @@ def _input(value: onnx.ValueInfoProto, name: str) -> Input:
     dtype = dtype_of(tensor_type.elem_type, where)
     if not tensor_type.HasField("shape"):
         return Input(name=name, shape=None, dtype=dtype)
-    sizes = [size.dim_value if size.HasField("dim_value") else None for size in tensor_type.shape.dim]
-    element_count(tuple(1 if size is None else size for size in sizes), where)
-    # A declared size of 0 is how some exporters write a free dimension.
-    return Input(name=name, shape=tuple(size or None for size in sizes), dtype=dtype)
+    # A declared size of 0 or −1 is how some exporters write a free dimension.
+    sizes = tuple(size.dim_value if size.dim_value > 0 else None for size in tensor_type.shape.dim)
+    element_count(tuple(size or 1 for size in sizes), where)
+    return Input(name=name, shape=sizes, dtype=dtype)

@@ -57,6 +57,7 @@ class OnnxClassifier(Classifier):
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.inputs = self._graph.inputs
         self.parameters: Tensors = self._found.tensors
+        self._programs: dict[str, Program] = {}
 
     def resolve(self, *, head: HeadOption = "auto", output: str | None = None) -> LogitModel:
         """Picks the output, strips its head and gives the logits as a pure function.
@@ -71,7 +72,7 @@ class OnnxClassifier(Classifier):
         """
         evidence = heads.Evidence(columns=self._columns, sample=self._sample)
         chosen = heads.find_head(self._graph, head, output, evidence)
-        program = Program(self._graph, (chosen.tensor,), self.parameters)
+        program = self._program(chosen.tensor)
         if not program.parameters:
             raise ModelError(
                 f"the logits {chosen.tensor!r} depend on no trainable tensor",
@@ -102,17 +103,22 @@ class OnnxClassifier(Classifier):
             reference_name=NAME if reference is not None else None,
         )
 
+    def _program(self, value: str) -> Program:
+        """The program of one value; it is kept, since it remembers its plans."""
+        if value not in self._programs:
+            self._programs[value] = Program(self._graph, (value,), self.parameters)
+        return self._programs[value]
+
     def _columns(self, value: str) -> int | None:
         """Elements of a value for each sample, where the file's shapes tell."""
-        shapes = self._shapes(Program(self._graph, (value,), self.parameters))
+        shapes = self._shapes(self._program(value))
         if shapes is None or not shapes.get(value):
             return None
         return int(np.prod(shapes[value][1:], dtype=np.int64))
 
     def _sample(self, value: str) -> Tensor | None:
         """A value for random inputs, where the file declares their shapes."""
-        program = Program(self._graph, (value,), self.parameters)
-        batched = BatchProgram(program, self.parameters)
+        batched = BatchProgram(self._program(value), self.parameters)
         inputs = batched.random_inputs(_PROBED)
         if not inputs:
             return None

@@ -11,7 +11,9 @@ from dataclasses import replace
 import torch
 
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.onnx import problems
 from wsb_engine.formats.onnx.graph import Graph, Node
+from wsb_engine.formats.onnx.limits import LIMITS
 from wsb_engine.formats.onnx.operators import facts
 from wsb_engine.formats.onnx.program import Program
 
@@ -23,13 +25,15 @@ def resolve_branches(graph: Graph) -> Graph:
     """The graph without If nodes.
 
     Raises:
-        ModelError: ``data_dependent_control_flow``; ``model_invalid`` for an If that lacks a branch.
+        ModelError: ``data_dependent_control_flow``, ``model_too_complex``; ``model_invalid`` for an If that lacks a
+            branch.
     """
-    while True:
+    for _ in range(LIMITS.subgraphs):
         position = next((i for i, node in enumerate(graph.nodes) if _is_if(node)), None)
         if position is None:
             return graph
         graph = _spliced(graph, position)
+    raise problems.too_complex("If nodes", LIMITS.subgraphs + 1, LIMITS.subgraphs)
 
 
 def _is_if(node: Node) -> bool:

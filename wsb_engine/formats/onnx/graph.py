@@ -6,7 +6,7 @@ graphs held by their node's attributes; their values get unique names, so that a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,10 @@ from torch import Tensor
 from wsb_engine.classifier import Input
 
 Strings = tuple[str, ...]
+
+
+RESHAPING = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators of inference that keep the elements of their first input, and their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +80,6 @@ class Graph:
         own = {*self.constants, *self.producers, *self.strings, *(entry.name for entry in self.inputs)}
         wanted = [name for node in self.nodes for name in node.reads] + list(self.outputs)
         return tuple(dict.fromkeys(name for name in wanted if name not in own))
-
-    def walk(self) -> Iterator[Graph]:
-        """This graph and all graphs within it."""
-        yield self
-        for node in self.nodes:
-            for graph in node.subgraphs:
-                yield from graph.walk()
 
     def needed(self, outputs: Sequence[str]) -> tuple[Node, ...]:
         """The nodes that the values depend on, in order."""

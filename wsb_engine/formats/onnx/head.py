@@ -16,7 +16,7 @@ from torch.nn import functional
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.onnx.graph import Graph, Node
 from wsb_engine.formats.onnx.operators import ML
-from wsb_engine.formats.onnx.peeling import Head, is_affine, peel, producer
+from wsb_engine.formats.onnx.peeling import Head, is_affine, peel, producer, suspects
 from wsb_engine.options import Head as HeadOption
 
 NOT_EXECUTED = frozenset({(ML, "ArrayFeatureExtractor"), (ML, "LabelEncoder"), (ML, "ZipMap")})
@@ -27,6 +27,8 @@ _LABEL_MAKERS = {
     (ML, "ArrayFeatureExtractor"),
     (ML, "LabelEncoder"),
 }
+_SAME = 1e-9
+"""In float64, of two ways to write the same softmax."""
 _LOOKUPS = frozenset({"ArrayFeatureExtractor", "LabelEncoder"})
 _SUM_TOLERANCE = 1e-4
 """How far from 1 a row of probabilities may sum: a model may round, clip or smooth them."""
@@ -73,7 +75,9 @@ def find_head(graph: Graph, option: HeadOption, output: str | None, evidence: Ev
     heads = [_head(graph, name, option) for name in candidates]
     if len(candidates) == 1 and heads[0] is None:
         tensor, classes = _unzip(graph, candidates[0])
-        found = _probed(tensor, evidence.sample(tensor))
+        found = _probed(graph, tensor, evidence)
+        if option == "probabilities" and (found is None or found.name != "softmax"):
+            found = Head(tensor=tensor, finish="log", name="probabilities")
         heads = [None if found is None else replace(found, classes=classes)]
     recognised = {head.tensor: head for head in reversed(heads) if head is not None}
     if len(recognised) > 1 or (not recognised and len(candidates) > 1):
@@ -127,8 +131,13 @@ def _as_rows(head: Head, value: Tensor) -> Tensor:
     return rows
 
 
-def _probed(tensor: str, value: Tensor | None) -> Head | None:
+def _probed(graph: Graph, tensor: str, evidence: Evidence) -> Head | None:
     """What a value is, by its rows for random inputs; None where they leave it open."""
+    value = evidence.sample(tensor)
+    for suspect in suspects(graph, tensor):
+        logits = evidence.sample(suspect)
+        if value is not None and logits is not None and logits.ndim == 2 and _same(logits.softmax(1), value):
+            return Head(tensor=suspect, name="softmax")
     if value is None or value.ndim == 0 or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
         return None
     rows = value.reshape(value.shape[0], -1)
@@ -142,6 +151,10 @@ def _probed(tensor: str, value: Tensor | None) -> Head | None:
     return None
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=_SAME, atol=_SAME)
+
+
 def _head(graph: Graph, output: str, option: HeadOption) -> Head | None:
     """The head of one output; None where the graph does not say what it means."""
     output, classes = _unzip(graph, output)
@@ -152,11 +165,9 @@ def _head(graph: Graph, output: str, option: HeadOption) -> Head | None:
         found = Head(tensor=output, single=True)
     else:
         found = peel(graph, output)
-        if found is None and option == "probabilities":
-            found = Head(tensor=output, finish="log", name="probabilities")
-        elif option == "binary_probability" and (found is None or not found.single):
+        if option == "binary_probability" and (found is None or not found.single):
             found = Head(tensor=output, finish="logit", name="probability", single=True)
-        elif found is None and is_affine(graph, output):
+        elif found is None and option == "auto" and is_affine(graph, output):
             found = Head(tensor=output)
     return None if found is None else replace(found, classes=classes)
 

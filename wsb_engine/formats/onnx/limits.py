@@ -11,7 +11,7 @@ class Limits:
 
     file_bytes: int = 2**31 - 1
     """Largest message that protobuf itself can hold."""
-    nodes: int = 200_000
+    nodes: int = 50_000
     """After local functions are inlined."""
     initialisers: int = 100_000
     functions: int = 10_000
@@ -25,8 +25,14 @@ class Limits:
     rank: int = 32
     tensor_elements: int = 2**31
     """Of any value that the graph computes."""
-    folded_elements: int = 2**28
+    folded_elements: int = 2**27
     """Of a value that the graph computes from constants alone; all of them together may have four times as many."""
+    constant_chain: int = 10_000
+    """Values that one constant operand is computed from."""
+    time_steps: int = 10_000
+    """Of a recurrent layer, which is unrolled."""
+    subgraphs: int = 100
+    """If nodes, each of which takes a look at the whole graph to be settled."""
 
 
 LIMITS = Limits()

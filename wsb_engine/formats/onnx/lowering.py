@@ -17,8 +17,11 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.onnx import problems
 from wsb_engine.formats.onnx.operators import ML
+from wsb_engine.formats.onnx.signature import check_signature
 
 _DEFAULT_OPSET = 13
+_ML_VERSION = 1
+"""Of LinearClassifier, which has not changed since."""
 _POST = {"NONE": "Identity", "SOFTMAX": "Softmax", "LOGISTIC": "Sigmoid"}
 
 
@@ -69,6 +72,7 @@ class _Names:
 
 def _linear_classifier(node: NodeProto, index: int, graph: onnx.GraphProto, names: _Names) -> Iterator[NodeProto]:
     label = f"node {index} 'LinearClassifier'"
+    check_signature(node, {each.name: each for each in node.attribute}, ML, _ML_VERSION, label)
     attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     weight, bias, mirrored = _weights(attributes, label)
     transform = _text(attributes.get("post_transform", b"NONE"))

@@ -17,18 +17,16 @@ from wsb_engine.classifier import MLP, Activation, DenseLayer, Tensors
 from wsb_engine.curvature.activations import KINDS, derivatives
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.onnx import operators
-from wsb_engine.formats.onnx.graph import Graph, Node
+from wsb_engine.formats.onnx.graph import RESHAPING, Graph, Node
 from wsb_engine.formats.onnx.operators import Call
 from wsb_engine.formats.onnx.program import Shapes
 
 _ELEMENTWISE = frozenset(
     {
-        "Add", "Cast", "Celu", "Div", "Dropout", "Elu", "Erf", "Exp", "Gelu", "Greater", "Identity", "Less", "Log",
-        "Mul", "Neg", "Pow", "Reciprocal", "Sigmoid", "Softplus", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "Where",
+        "Add", "Cast", "Celu", "Div", "Dropout", "Elu", "Erf", "Exp", "Gelu", "Identity", "Log", "Mish", "Mul", "Neg",
+        "Pow", "Reciprocal", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh",
     }
 )  # fmt: skip
-_WRAPPERS = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-_BIAS_VIEWS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 _LARGEST_REGION = 32
 """Nodes of one activation; the longest spelling in use has ten."""
 _TOLERANCE = 1e-6
@@ -106,7 +104,7 @@ class _Finder:
     def _unwrap(self, name: str) -> str:
         """Goes back through operators that leave a matrix as it is."""
         node = self._node(name)
-        while node is not None and node.operator in _WRAPPERS and self._same_shape(name, node):
+        while node is not None and node.operator in RESHAPING and self._same_shape(name, node):
             name = node.inputs[0]
             node = self._node(name)
         return name
@@ -192,7 +190,7 @@ class _Finder:
 
     def _with_bias(self, layer: DenseLayer, source: str, bias: str) -> _Affine | None:
         node = self._node(bias)
-        while node is not None and node.operator in _BIAS_VIEWS:
+        while node is not None and node.operator in RESHAPING:
             bias = node.inputs[0]
             node = self._node(bias)
         if bias not in self.parameters:
@@ -244,20 +242,13 @@ class _Finder:
                 if tensor is None or tensor.numel() != 1 or each in self.parameters:
                     return None
                 constants[each] = tensor.reshape(()).to(torch.float64)
-        grid = _grid(constants.values()).requires_grad_()
+        # Smooth functions that agree here, with two derivatives, are the same.
+        grid = torch.linspace(-30, 30, 1201, dtype=torch.float64).requires_grad_()
         try:
             value = _evaluate(name, {**constants, source: grid}, region)
         except (ModelError, RuntimeError, TypeError):
             return None  # not a function of one variable after all, or one that can't be evaluated
         return _match(value, grid)
-
-
-def _grid(constants: object) -> Tensor:
-    """Points that tell smooth functions apart, and both sides of every constant that may be a threshold."""
-    points = torch.linspace(-30, 30, 1201, dtype=torch.float64)
-    thresholds = [each for each in constants if bool(each.abs() < 1e3)]  # type: ignore[attr-defined]
-    around = [each + offset for each in thresholds for offset in (-1e-3, 1e-3)]
-    return torch.cat([points, *(each.reshape(1) for each in around)])
 
 
 def _evaluate(name: str, values: dict[str, Tensor], region: dict[str, Node]) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx import operators
-from wsb_engine.formats.onnx.graph import Graph, Node
+from wsb_engine.formats.onnx import operators, problems
+from wsb_engine.formats.onnx.graph import RESHAPING, Graph, Node
+from wsb_engine.formats.onnx.limits import LIMITS
 
 WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (1, 2),
@@ -44,7 +45,7 @@ _NORMALISATIONS = frozenset(
 )
 _SWITCHED_OFF = -1e4
 """Masks use −∞, the lowest float, or −10000 and below; no trained weight comes near."""
-VIEWS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_VIEWS = RESHAPING | {"Transpose"}
 """Operators that change neither the elements nor their number."""
 
 
@@ -79,15 +80,23 @@ def find_parameters(graph: Graph) -> ParameterSet:
             code="model_no_parameters",
             advice="Export a trained classifier with its weights in the file.",
         )
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+    _require_finite(graph, set(tensors))
+    return ParameterSet(tensors, {name: tuple(consumers[name]) for name in tensors})
+
+
+def _require_finite(graph: Graph, parameters: set[str]) -> None:
+    """Infinity is legitimate in a mask, but not in a parameter; NaN is legitimate nowhere."""
+    for name, tensor in graph.constants.items():
+        if not tensor.is_floating_point():
+            continue
+        broken = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
+        if bool(broken.any()):
             raise ModelError(
-                f"parameter {name!r} has a value that is NaN or infinite",
+                f"tensor {name!r} has a value that is NaN or infinite",
                 code="model_not_finite",
                 advice="The training diverged, or the export overflowed in float16; export finite weights.",
                 tensor=name,
             )
-    return ParameterSet(tensors, {name: tuple(consumers[name]) for name in tensors})
 
 
 class _Search:
@@ -148,7 +157,7 @@ class _Search:
     def _before(self, name: str) -> Node | None:
         """The node that makes a value, not counting views."""
         node = self._graph.producers.get(name)
-        while node is not None and node.domain == "" and node.operator in VIEWS:
+        while node is not None and node.domain == "" and node.operator in _VIEWS:
             node = self._graph.producers.get(node.inputs[0])
         return node if node is not None and node.domain == "" else None
 
@@ -209,6 +218,8 @@ class _Origins:
             if current in seen:
                 continue
             seen.add(current)
+            if len(seen) > LIMITS.constant_chain:
+                raise problems.too_complex(f"constants behind {name!r}", len(seen), LIMITS.constant_chain)
             tensor = self._graph.constants.get(current)
             if tensor is not None:
                 if tensor.is_floating_point() and tensor.numel() > (0 if direct else 1):
@@ -219,7 +230,7 @@ class _Origins:
                 continue
             entry = operators.find(node)
             static = entry.static if entry is not None else frozenset()
-            view = node.domain == "" and node.operator in VIEWS
+            view = node.domain == "" and node.operator in _VIEWS
             pending += [
                 (each, direct and view) for position, each in enumerate(node.inputs) if each and position not in static
             ]

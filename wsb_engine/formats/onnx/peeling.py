@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx.graph import Graph, Node
+from wsb_engine.formats.onnx.graph import RESHAPING, Graph, Node
 from wsb_engine.formats.onnx.operators import ML
 
 Finish = Literal["none", "log", "logit", "log_sigmoid"]
 
-_WRAPPERS = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
 
 
@@ -31,7 +30,7 @@ class Head:
 def producer(graph: Graph, name: str) -> Node | None:
     """The node that makes a value, not counting wrappers that keep its elements."""
     node = graph.producers.get(name)
-    while node is not None and node.domain == "" and node.operator in _WRAPPERS:
+    while node is not None and node.domain == "" and node.operator in RESHAPING:
         node = graph.producers.get(node.inputs[0])
     return node
 
@@ -73,6 +72,17 @@ def peel(graph: Graph, output: str) -> Head | None:
     return None
 
 
+def suspects(graph: Graph, output: str) -> tuple[str, ...]:
+    """Values whose softmax an output may be, where the way it is written leaves it open: eᵘ⁻ᵐ over something."""
+    node = producer(graph, output)
+    exponential = producer(graph, node.inputs[0]) if node is not None and _is(node, "Div") else None
+    if exponential is None or not _is(exponential, "Exp"):
+        return ()
+    inner = producer(graph, exponential.inputs[0])
+    shifted = (inner.inputs[0],) if inner is not None and _is(inner, "Sub") else ()
+    return (*shifted, exponential.inputs[0])
+
+
 def _logarithm(graph: Graph, node: Node) -> Head:
     inner = producer(graph, node.inputs[0])
     if inner is not None and _is(inner, "Softmax"):
@@ -92,9 +102,9 @@ def _complement(graph: Graph, node: Node) -> Head | None:
     one = graph.constants.get(subtraction.inputs[0])
     if one is None or one.numel() != 1 or float(one) != 1.0:
         return None
-    inner = peel(graph, positive)
-    if inner is not None and inner.single:
-        return inner
+    inner = producer(graph, positive)
+    if inner is not None and _is(inner, "Sigmoid"):
+        return Head(tensor=inner.inputs[0], name="sigmoid", single=True)
     return Head(tensor=positive, finish="logit", name="complement", single=True)
 
 

@@ -64,6 +64,8 @@ class Plan:
             try:
                 made = step.kernel(step.call, *arguments)
             except _KERNEL_FAILURES as error:
+                if _is_out_of_memory(error):
+                    raise
                 raise _evaluation_error(step.call.node, arguments, error) from error
             values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False))
             for name in step.finished:
@@ -133,14 +135,15 @@ class Program:
         return self._plans[key]
 
 
-def _evaluation_error(node: Node, arguments: Sequence[Any], error: Exception) -> Exception:
-    """An error about a node; running out of memory is not the model's fault and stays what it is."""
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
-        return error
+def _is_out_of_memory(error: Exception) -> bool:
+    """Not the model's fault: it stays the error that it is. On a CPU torch has no type of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _evaluation_error(node: Node, arguments: Sequence[Any], error: Exception) -> ModelError:
     shapes = [list(a.shape) for a in arguments if a is not None]
     return ModelError(
-        f"{node.label} can't be applied to shapes {shapes}: {(text.splitlines() or [''])[0]}",
+        f"{node.label} can't be applied to shapes {shapes}: {(str(error).splitlines() or [''])[0]}",
         code="evaluation_failed",
         advice="Check that the batch has the shape that the model was exported for, and that the model runs in "
         "onnxruntime.",
@@ -269,6 +272,8 @@ class _Planner:
         try:
             made = entry.kernel(Call(node=node, working=self.working, device=device), *arguments)
         except _KERNEL_FAILURES as error:
+            if _is_out_of_memory(error):
+                raise
             raise _evaluation_error(node, arguments, error) from error
         values = made if isinstance(made, tuple) else (made,)
         if any(node.outputs[len(values) :]):

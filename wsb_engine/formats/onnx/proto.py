@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.onnx import problems
@@ -39,6 +39,7 @@ def parse(data: bytes) -> onnx.ModelProto:
         raise problems.invalid("the file is malformed, or nested too deeply, for an ONNX model") from error
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise problems.invalid("the file has no graph; it may be cut short")
+    _require_text(model)
     _refuse_external_data(model)
     return model
 
@@ -124,6 +125,24 @@ def _unrecognized() -> ModelError:
         code="model_unrecognized",
         advice="Give an ONNX file (torch.onnx.export, tf2onnx, skl2onnx).",
     )
+
+
+def _require_text(message: Message) -> None:
+    """protobuf hands out a string that is not UTF-8 as bytes, which nothing after this expects."""
+    pending = [message]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, onnx.TensorProto):
+            texts: list[str | bytes] = [current.name]  # of the rest nothing is used as text, and much of it is large
+        else:
+            texts = []
+            for field, value in current.ListFields():
+                if field.type == field.TYPE_STRING:
+                    texts += [value] if isinstance(value, str | bytes) else value
+                elif field.type == field.TYPE_MESSAGE:
+                    pending += [value] if isinstance(value, Message) else value
+        if not all(isinstance(text, str) for text in texts):
+            raise problems.invalid("the file holds a name that is not UTF-8")
 
 
 def _refuse_external_data(model: onnx.ModelProto) -> None:

@@ -177,3 +177,71 @@ def test_the_class_labels_of_a_zipmap_are_reported(labels: list[Any], build: Any
     model = load_model(build.bytes(nodes, weights(**THREE), outputs=("i", "z"), domains=ML)).resolve()
     assert model.classes == tuple(labels)
     assert model.head == "softmax"
+
+
+WRITTEN_OUT: dict[str, list[NodeProto]] = {
+    "softmax": [
+        node("ReduceMax", ["v"], ["m"], axes=[1]),
+        node("Sub", ["v", "m"], ["s"]),
+        node("Exp", ["s"], ["e"]),
+        node("ReduceSum", ["e", "axis"], ["t"]),
+        node("Div", ["e", "t"], ["z"]),
+    ],
+    "softmax without a kept axis": [
+        node("ReduceMax", ["v"], ["m"], axes=[1], keepdims=0),
+        node("Unsqueeze", ["m", "axis"], ["n"]),
+        node("Sub", ["v", "n"], ["s"]),
+        node("Exp", ["s"], ["e"]),
+        node("ReduceSum", ["e", "axis"], ["t"], keepdims=0),
+        node("Unsqueeze", ["t", "axis"], ["u"]),
+        node("Div", ["e", "u"], ["z"]),
+    ],
+    "log_softmax": [
+        node("Exp", ["v"], ["e"]),
+        node("ReduceSum", ["e", "axis"], ["t"]),
+        node("Log", ["t"], ["l"]),
+        node("Sub", ["v", "l"], ["z"]),
+    ],
+    "log_softmax by log-sum-exp": [
+        node("ReduceLogSumExp", ["v"], ["l"], axes=[1]),
+        node("Sub", ["v", "l"], ["z"]),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "nodes"), WRITTEN_OUT.items(), ids=WRITTEN_OUT.keys())
+def test_a_softmax_written_out_is_stripped(name: str, nodes: list[NodeProto], build: Any, weights: Any) -> None:
+    data = build.bytes([*AFFINE, *nodes], weights(**THREE) | {"axis": np.array([1])})
+    model = load_model(data).resolve()
+    assert model.head == name.partition(" ")[0]
+    assert model.mlp is not None
+
+
+def test_independent_probabilities_divided_by_their_sum_are_a_softmax_of_their_logarithms(
+    build: Any, weights: Any, logits: Any
+) -> None:
+    values = weights(**THREE)
+    nodes = [
+        *AFFINE,
+        node("Sigmoid", ["v"], ["p"]),
+        node("Normalizer", ["p"], ["z"], norm="L1", domain="ai.onnx.ml"),
+    ]
+    model = load_model(build.bytes(nodes, values, domains=ML)).resolve()
+    p = torch.sigmoid(_affine(values))
+    torch.testing.assert_close(logits(model, X).softmax(1), p / p.sum(1, keepdim=True))
+    assert model.mlp is None
+
+
+@pytest.mark.parametrize(("shift", "head"), [(0.0, "probabilities"), (2.0, "none")])
+def test_an_output_that_the_graph_does_not_explain_is_told_by_its_values(
+    shift: float, head: str, build: Any, weights: Any
+) -> None:
+    nodes = [
+        *AFFINE,
+        node("Softplus", ["v"], ["s"]),
+        node("ReduceSum", ["s", "axis"], ["t"]),
+        node("Div", ["s", "t"], ["p"]),
+        node("Add", ["p", "shift"], ["z"]),
+    ]
+    constants = {"axis": np.array([1]), "shift": np.float32(shift)}
+    assert load_model(build.bytes(nodes, weights(**THREE) | constants)).resolve().head == head

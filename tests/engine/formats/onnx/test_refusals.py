@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,10 @@ def _external(tensor: TensorProto, location: str = "../../etc/passwd") -> None:
 
 
 def _nested(levels: int) -> onnx.GraphProto:
-    graph = helper.make_graph([node("Identity", ["x"], ["y"])], "leaf", [], [onnx.ValueInfoProto(name="y")])
+    leaf = helper.make_graph([node("Identity", ["x"], ["y"])], "leaf", [], [onnx.ValueInfoProto(name="y")])
+    graph = leaf
     for level in range(levels):
-        inner = node("If", ["x"], [f"y{level}"], then_branch=graph)
+        inner = node("If", ["x"], [f"y{level}"], then_branch=graph, else_branch=leaf)
         graph = helper.make_graph([inner], f"g{level}", [], [onnx.ValueInfoProto(name=f"y{level}")])
     return graph
 
@@ -61,6 +63,9 @@ CHANGES: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "a value defined twice": (lambda m: m.graph.node.append(node("Identity", ["x"], ["z"])), "model_invalid"),
     "an unknown output": (lambda m: m.graph.output.add(name="nothing"), "model_invalid"),
     "no outputs": (lambda m: m.graph.ClearField("output"), "model_invalid"),
+    "an input left out": (lambda m: m.graph.node[0].input.pop(), "model_invalid"),
+    "an empty input": (lambda m: m.graph.node[0].input.__setitem__(1, ""), "model_invalid"),
+    "too many outputs": (lambda m: m.graph.node[0].output.append("extra"), "model_invalid"),
     "no opset": (lambda m: m.ClearField("opset_import"), "model_invalid"),
     "an old opset": (lambda m: setattr(m.opset_import[0], "version", 6), "unsupported_opset"),
     "an opset to come": (lambda m: setattr(m.opset_import[0], "version", 999), "unsupported_opset"),
@@ -93,7 +98,7 @@ CHANGES: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
         lambda m: m.graph.node[0].CopyFrom(node("Foo", ["x"], ["z"], domain="evil")),
         "model_invalid",
     ),
-    "a long name": (lambda m: m.graph.node[0].output.append("n" * 100_000), "model_too_complex"),
+    "a long name": (lambda m: setattr(m.graph.node[0], "name", "n" * 100_000), "model_too_complex"),
     "deep nesting": (lambda m: m.graph.node[0].attribute.add(name="g", type=5, g=_nested(20)), "model_too_complex"),
     "an attribute twice": (
         lambda m: [m.graph.node[0].attribute.add(name="a", type=2, i=1) for _ in range(2)],
@@ -159,6 +164,30 @@ def test_external_data_is_refused_wherever_it_hides(change: Callable[..., Any], 
     assert _code(_edited(build, change)) == "external_data_refused"
 
 
+def test_a_name_that_is_not_text_is_refused(build: Any) -> None:
+    data = build.bytes([node("Gemm", ["x", "w"], ["z"], name="some-name")], {"w": W})
+    assert _code(data.replace(b"some-name", b"some\xffname")) == "model_invalid"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_file_ends_in_a_result_or_an_error_with_a_code(seed: int, build: Any, weights: Any) -> None:
+    nodes = [
+        node("Gemm", ["x", "w1", "b"], ["h"]),
+        node("Tanh", ["h"], ["a"]),
+        node("MatMul", ["a", "w2"], ["v"]),
+        node("Softmax", ["v"], ["z"]),
+    ]
+    whole = build.bytes(nodes, weights(w1=(4, 5), b=(5,), w2=(5, 3)))
+    rng = np.random.default_rng(seed)
+    for _ in range(50):
+        data = bytearray(whole)
+        for position in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[position] = rng.integers(0, 256)
+        with suppress(ModelError):
+            model = load_model(bytes(data)).resolve()
+            model.function(model.parameters, {"x": torch.zeros(2, 4)})
+
+
 def test_an_unsupported_operator_is_named_with_node_domain_and_opset(build: Any) -> None:
     data = build.bytes(
         [node("Gemm", ["x", "w"], ["v"]), node("Foo", ["v"], ["z"], name="me", domain="evil")],
@@ -189,10 +218,7 @@ def test_a_small_file_that_asks_for_a_huge_constant_is_refused_before_it_is_made
 
 def test_an_attribute_of_the_wrong_type_is_refused(build: Any) -> None:
     nodes = [node("Gemm", ["x", "w"], ["z"], alpha="two")]
-    classifier = load_model(build.bytes(nodes, {"w": W}))
-    with pytest.raises(ModelError) as caught:
-        classifier.resolve(head="probabilities")
-    assert caught.value.code == "model_invalid"
+    assert _code(build.bytes(nodes, {"w": W})) == "model_invalid"
 
 
 def test_shapes_that_do_not_fit_name_the_node(build: Any) -> None:

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from wsb_engine.formats.onnx.operators.registry import Call, operator
 from wsb_engine.formats.onnx.operators.shapes import axis_of
@@ -90,6 +91,9 @@ def local_response_normalization(call: Call, x: Tensor) -> Tensor:
     """Across a window of neighbouring channels."""
     size = call.get("size", 1)
     before, after = math.floor((size - 1) / 2), math.ceil((size - 1) / 2)
-    squares = torch.nn.functional.pad(x.square().movedim(1, -1), (before, after)).unfold(-1, size, 1).sum(-1)
+    rows = functional.pad(x.square().movedim(1, -1), (before, after))
+    ones = torch.ones(1, 1, size, dtype=x.dtype, device=x.device)
+    sums = functional.conv1d(rows.reshape(-1, 1, rows.shape[-1]), ones)
+    squares = sums.reshape(*rows.shape[:-1], x.shape[1])
     scale = call.get("bias", 1.0) + call.get("alpha", 1e-4) / size * squares.movedim(-1, 1)
     return x / scale.pow(call.get("beta", 0.75))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wsb_engine.formats.onnx import problems
+from wsb_engine.formats.onnx.limits import LIMITS
 from wsb_engine.formats.onnx.operators.registry import Call, operator
 
 _State = tuple[Tensor, ...]
@@ -102,6 +104,9 @@ def _layer(call: Call, x: Tensor, recurrent: Tensor, lengths: Tensor | None) -> 
     direction = call.get("direction", "forward")
     if direction not in names:
         raise call.wrong(f"direction {direction!r} is unknown")
+    steps = x.shape[1 if batch_first else 0]
+    if steps > LIMITS.time_steps:
+        raise problems.too_complex(f"time steps in {call.node.label}", steps, LIMITS.time_steps)
     return _Layer(
         call, x.transpose(0, 1) if batch_first else x, lengths, recurrent.shape[2], names[direction], batch_first
     )

@@ -91,6 +91,7 @@ def _resample(
             index = torch.as_tensor(np.clip(_rounded(call, where, rounding), 0, plan.size - 1), device=x.device)
             made = torch.index_select(made, axis, index)
         else:
+            element_count((plan.target, plan.size), call.node.label)
             matrix = torch.as_tensor(_matrix(call, plan, where), dtype=made.dtype, device=x.device)
             made = torch.tensordot(made, matrix, dims=([axis], [1])).movedim(-1, axis)
         if coordinates == "tf_crop_and_resize":

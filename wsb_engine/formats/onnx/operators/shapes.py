@@ -141,7 +141,7 @@ def slice_(
             index = (slice(None),) * dim + (slice(taken.start, max(taken.stop, taken.start), taken.step),)
             x = x[index]
         else:
-            x = torch.index_select(x, dim, torch.tensor(list(taken), dtype=torch.int64, device=x.device))
+            x = torch.index_select(x, dim, torch.arange(taken.start, taken.stop, taken.step, device=x.device))
     return x
 
 
@@ -180,21 +180,21 @@ def pad(
         pairs = [amount for axis in reversed(range(x.ndim)) for amount in ends.get(axis, (0, 0))]
         return torch.nn.functional.pad(x, pairs, value=fill)
     for axis, (before, after) in ends.items():
-        index = _border(call, mode, x.shape[axis], before, after)
-        x = torch.index_select(x, axis, torch.tensor(index, dtype=torch.int64, device=x.device))
+        positions = torch.arange(-before, x.shape[axis] + after, device=x.device)
+        x = torch.index_select(x, axis, _border(call, mode, x.shape[axis], positions))
     return x
 
 
-def _border(call: Call, mode: str, size: int, before: int, after: int) -> list[int]:
+def _border(call: Call, mode: str, size: int, positions: Tensor) -> Tensor:
     """Which element each position of a padded axis repeats."""
-    positions = range(-before, size + after)
     if mode == "edge":
-        return [min(max(i, 0), size - 1) for i in positions]
+        return positions.clamp(0, size - 1)
     if mode == "wrap":
-        return [i % size for i in positions]
+        return positions.remainder(size)
     if mode == "reflect":
         period = max(2 * (size - 1), 1)
-        return [min(i % period, period - i % period) if size > 1 else 0 for i in positions]
+        folded = positions.remainder(period)
+        return torch.minimum(folded, period - folded) if size > 1 else torch.zeros_like(positions)
     raise call.wrong(f"mode {mode!r} is unknown")
 
 

@@ -1,0 +1,93 @@
+"""Attention, written out: torch's fused kernels have no second derivative on a CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from wsb_engine.formats.torchscript.values import Call
+
+
+def scaled_dot_product_attention(
+    call: Call, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0,
+    causal: bool = False, scale: float | None = None, grouped: bool = False,
+) -> Tensor:  # fmt: skip
+    """softmax(Q Kᵀ·scale + mask) V over the last two axes; dropout as in inference."""
+    if grouped:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = query @ key.transpose(-2, -1) * factor
+    if causal:
+        rows = torch.arange(query.shape[-2], device=call.device).reshape(-1, 1)
+        allowed = torch.arange(key.shape[-2], device=call.device) <= rows
+        scores = scores.masked_fill(~allowed, -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return torch.softmax(scores, -1) @ value
+
+
+def _self_attention(
+    call: Call, x: Tensor, heads: int, weight: Tensor, bias: Tensor | None, out: Tensor, out_bias: Tensor | None
+) -> Tensor:
+    """Multi-head attention of (N, T, D) with itself, the three projections packed in one weight."""
+    projected = functional.linear(x, weight, bias)
+    split = projected.reshape(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+    made = scaled_dot_product_attention(call, split[0], split[1], split[2])
+    return functional.linear(made.transpose(1, 2).flatten(2), out, out_bias)
+
+
+def encoder_layer(
+    call: Call, x: Tensor, width: int, heads: int, qkv: Tensor, qkv_bias: Tensor, out: Tensor, out_bias: Tensor,
+    use_gelu: bool, norm_first: bool, epsilon: float, norm_weight_1: Tensor, norm_bias_1: Tensor,
+    norm_weight_2: Tensor, norm_bias_2: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor,
+    mask: Tensor | None = None, mask_type: int | None = None,
+) -> Tensor:  # fmt: skip
+    """The fast path of ``nn.TransformerEncoderLayer``, as its slow path computes it."""
+    if mask is not None:
+        raise call.unsupported("a mask")
+    if x.ndim != 3:
+        raise call.unsupported("an input without a batch axis")
+
+    def norm_1(y: Tensor) -> Tensor:
+        return _layer_norm(y, norm_weight_1, norm_bias_1, epsilon)
+
+    def norm_2(y: Tensor) -> Tensor:
+        return _layer_norm(y, norm_weight_2, norm_bias_2, epsilon)
+
+    def attend(y: Tensor) -> Tensor:
+        return _self_attention(call, y, heads, qkv, qkv_bias, out, out_bias)
+
+    def feed_forward(y: Tensor) -> Tensor:
+        hidden = functional.linear(y, weight_1, bias_1)
+        return functional.linear(functional.gelu(hidden) if use_gelu else torch.relu(hidden), weight_2, bias_2)
+
+    if norm_first:
+        x = x + attend(norm_1(x))
+        return x + feed_forward(norm_2(x))
+    x = norm_1(x + attend(x))
+    return norm_2(x + feed_forward(x))
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + epsilon) * weight + bias
+
+
+def native_multi_head_attention(
+    call: Call, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, qkv: Tensor, qkv_bias: Tensor,
+    out: Tensor, out_bias: Tensor, mask: Tensor | None = None, need_weights: bool = True, *_: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The fast path of ``nn.MultiheadAttention``, for attention of an input with itself."""
+    if mask is not None:
+        raise call.unsupported("a mask")
+    if key is not query or value is not query:
+        raise call.unsupported("attention to another tensor")
+    if need_weights:
+        raise call.unsupported("giving out the attention weights")
+    made = _self_attention(call, query, heads, qkv, qkv_bias, out, out_bias)
+    return made, torch.zeros(0, dtype=made.dtype, device=call.device)

@@ -1,0 +1,205 @@
+"""A TorchScript archive as a Classifier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wsb_engine.classifier import MLP, Classifier, LogitModel, Tensors
+from wsb_engine.errors import ModelError
+from wsb_engine.formats.onnx import head as heads
+from wsb_engine.formats.onnx.graph import Graph
+from wsb_engine.formats.onnx.mlp import find_mlp
+from wsb_engine.formats.onnx.peeling import Head
+from wsb_engine.formats.torchscript.archive import checked_archive
+from wsb_engine.formats.torchscript.interpreter import Walk
+from wsb_engine.formats.torchscript.loading import Script, load
+from wsb_engine.formats.torchscript.parameters import ParameterSet, parameters
+from wsb_engine.formats.torchscript.program import (
+    Program,
+    Shapes,
+    arguments,
+    input_values,
+    inputs_of,
+    outputs_of,
+    released,
+)
+from wsb_engine.formats.torchscript.smoothness import kinks, nonlinearities
+from wsb_engine.formats.torchscript.structure import structure
+from wsb_engine.formats.torchscript.values import Step, Value
+from wsb_engine.options import Head as HeadOption
+
+_SAMPLES = 3
+"""Batch size with which the shapes of a perceptron are told."""
+
+
+class TorchScriptClassifier(Classifier):
+    """A classifier read from the bytes of a TorchScript archive; nothing in it has been executed.
+
+    Args:
+        data: The file's bytes.
+
+    Raises:
+        ModelError: with a code for everything that can be wrong with the file; see ``archive``, ``loading``,
+            ``interpreter`` and ``parameters``.
+    """
+
+    format: Literal["onnx", "torchscript", "module"] = "torchscript"
+
+    def __init__(self, data: bytes) -> None:
+        self._script = load(checked_archive(data))
+        self.inputs = inputs_of(self._script)
+        first, outputs = _walk(self._script, ParameterSet(self._script.parameters, {}))
+        self._found = parameters(self._script.parameters, structure(first, input_values(self._script), outputs))
+        self._open_walk, outputs = _walk(self._script, self._found)
+        self._graph = structure(self._open_walk, input_values(self._script), outputs)
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.parameters: Tensors = self._found.tensors
+
+    def resolve(self, *, head: HeadOption = "auto", output: str | None = None) -> LogitModel:
+        """Picks the output, strips its head and gives the logits as a pure function.
+
+        Args:
+            head: What the output means; ``auto`` reads it off the graph, and takes an output that the graph tells
+                nothing about for logits.
+            output: Key of the output in a dictionary, or its position in a tuple: ``"0"``, ``"1"``, ….
+
+        Raises:
+            ModelError: ``unknown_output``, ``ambiguous_output``, ``unsupported_head``, ``multilabel_unsupported``,
+                ``model_no_parameters``, ``logits_constant``.
+        """
+        chosen, told = _chosen(self._graph, head, output)
+        value = self._value(chosen.tensor)
+        steps = [step for step, _ in released(self._open_walk.steps, value)]
+        reads = {name for step in steps for name in step.reads} | {value}
+        used = {name: tensor for name, tensor in self.parameters.items() if name in reads}
+        self._require_dependence(chosen, used, reads)
+        tied = tuple(name for name in used if self._open_walk.uses[name] > 1 or name in self._script.shared)
+        mlp = self._mlp(chosen, used) if not tied else None
+        program = Program(self._script, self._found.constants, tuple(used), value)
+        return LogitModel(
+            function=_logits(program, chosen, told),
+            parameters=used,
+            mlp=mlp,
+            activations=_activations(steps, mlp),
+            nonsmooth_operators=tuple(dict.fromkeys(_nonsmooth(steps))),
+            tied=tied,
+            head=chosen.name,
+            classes=None,
+            reference=None,
+            reference_name=None,
+        )
+
+    def _value(self, name: str) -> str:
+        """The value behind an output's label."""
+        node = self._graph.producers.get(name)
+        return node.inputs[0] if name in self._graph.outputs and node is not None else name
+
+    def _require_dependence(self, chosen: Head, used: Tensors, reads: set[str]) -> None:
+        if not used:
+            raise ModelError(
+                f"the logits {chosen.tensor!r} depend on no trainable tensor",
+                code="model_no_parameters",
+                advice="Name the output that the classifier's layers lead to.",
+            )
+        if not reads.intersection(input_values(self._script)):
+            raise ModelError(
+                f"the logits {chosen.tensor!r} depend on no input",
+                code="logits_constant",
+                advice="Name the output that depends on the samples.",
+            )
+
+    def _mlp(self, chosen: Head, used: Tensors) -> MLP | None:
+        if chosen.finish != "none" or len(self.inputs) != 1:
+            return None
+
+        def features(value: str) -> Callable[[Tensors], Tensor]:
+            part = Program(self._script, self._found.constants, (), self._value(value))
+            return lambda inputs: part({}, inputs)
+
+        return find_mlp(self._graph, chosen.tensor, used, self._perceptron_shapes(used), features)
+
+    def _perceptron_shapes(self, used: Tensors) -> Shapes | None:
+        """Shapes of all values, if this is a perceptron: for rows as wide as its first layer.
+
+        The file declares no shapes. A network that takes images and flattens them first takes rows just as well.
+        """
+        width = next(_first_widths(self._graph, used), None)
+        if width is None:
+            return None
+        program = Program(self._script, self._found.constants, (), self._value(self._graph.outputs[0]))
+        rows = ((_SAMPLES, width), torch.float64)
+        try:
+            shapes = dict(program.plan((rows,), torch.float64, torch.device("cpu")).shapes)
+        except ModelError:
+            return None
+        for label in self._graph.outputs:
+            if self._value(label) in shapes:
+                shapes[label] = shapes[self._value(label)]
+        return shapes
+
+
+def _walk(script: Script, found: ParameterSet) -> tuple[Walk, dict[str, str]]:
+    """A walk without the shapes of the inputs, and the outputs that it leads to."""
+    walk = Walk(script, frozenset(found.tensors), found.constants, candidates=True)
+    given = [Value(name, None) for name in input_values(script)]
+    return walk, outputs_of(script, walk.run(arguments(script, given)))
+
+
+def _chosen(graph: Graph, head: HeadOption, output: str | None) -> tuple[Head, bool]:
+    """The head, and whether the graph or the caller has told it."""
+    evidence = heads.Evidence(columns=lambda _: None, sample=lambda _: None)
+    try:
+        return heads.find_head(graph, head, output, evidence), True
+    except ModelError as error:
+        if error.code != "ambiguous_head":
+            raise
+        # Without shapes nothing can be tried out here; the batch tells probabilities from logits later.
+        return Head(tensor=str(error.details["output"])), False
+
+
+def _logits(program: Program, chosen: Head, told: bool) -> Callable[[Tensors, Tensors], Tensor]:
+    def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
+        z = heads.finished(chosen, program(parameters, inputs))
+        if not told and z.shape[1] == 1:
+            raise ModelError(
+                "the model gives one number for each sample; the graph does not say whether it is a logit",
+                code="ambiguous_head",
+                advice='Say it with the option head: "binary_logit" or "binary_probability".',
+            )
+        return z
+
+    return logits
+
+
+def _first_widths(graph: Graph, used: Tensors) -> Iterator[int]:
+    """Input widths of the layers that a perceptron may begin with, in the order of the graph."""
+    for node in graph.nodes:
+        if node.domain != "" or node.operator not in ("Gemm", "MatMul"):
+            continue
+        for name in node.inputs[:2]:
+            source, swapped = name, bool(node.attributes.get("transB"))
+            before = graph.producers.get(source)
+            while before is not None and before.operator in ("Identity", "Transpose"):
+                swapped ^= before.operator == "Transpose"
+                source = before.inputs[0]
+                before = graph.producers.get(source)
+            if source in used and used[source].ndim == 2:
+                yield used[source].shape[1 if swapped else 0]
+
+
+def _nonsmooth(steps: list[Step]) -> Iterator[str]:
+    return (name for step in steps if step.trained for name in kinks(step))
+
+
+def _activations(steps: list[Step], mlp: MLP | None) -> tuple[str, ...]:
+    """Names of the nonlinearities, in order, without repetition."""
+    if mlp is not None:
+        names = [activation.kind for activation in mlp.activations if activation.kind != "identity"]
+    else:
+        names = [name for step in steps if step.trained for name in nonlinearities(step)]
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,360 @@
+"""Walks a graph with shapes instead of elements, and writes down the kernel calls on the way.
+
+Numbers, strings and containers are computed as they are met; so are branches and loops, which may hang on constants
+and shapes only. What is left is a list of calls on tensors. Where the shapes of the inputs are given, that list is
+a plan to run; where they are not, decisions stay open, and the list shows the structure of the network.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsb_engine.errors import ModelError
+from wsb_engine.formats.onnx.limits import LIMITS
+from wsb_engine.formats.torchscript import control, problems, queries, scalars
+from wsb_engine.formats.torchscript.graph import Block, Operation
+from wsb_engine.formats.torchscript.loading import Script
+from wsb_engine.formats.torchscript.operators import TABLE, Operator
+from wsb_engine.formats.torchscript.values import Call, Memory, Name, Step, Value, flattened, replaced
+
+_META, _CPU = torch.device("meta"), torch.device("cpu")
+_KERNEL_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, AttributeError)
+_STRUCTURAL = frozenset(
+    {
+        *("__getitem__", "_set_item", "append", "clear", "copy", "dict", "extend", "get", "insert", "items", "keys"),
+        *("len", "list", "pop", "reverse", "slice", "values"),
+    }
+)
+"""Operators on containers that do not look at the items."""
+_INDEXING = frozenset({"__getitem__", "pop", "slice"})
+"""Those that look at their other arguments."""
+
+
+@dataclass
+class Walk:
+    """One walk through the graph of forward.
+
+    Args:
+        script: The loaded module.
+        parameters: Names of the tensors that are parameters.
+        constants: Name of a constant of the graph → name of the parameter that it is.
+        working: The floating type that everything is computed in.
+        device: Where the steps will run.
+        candidates: Whether constants that may turn out to be parameters are kept apart, as values to be told.
+    """
+
+    script: Script
+    parameters: frozenset[str]
+    constants: Mapping[str, str]
+    working: torch.dtype = torch.float64
+    device: torch.device = _CPU
+    candidates: bool = False
+    steps: list[Step] = field(default_factory=list)
+    stored: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors of the file that steps use, by name."""
+    defined: dict[str, tuple[str, tuple[int, ...] | None]] = field(default_factory=dict)
+    """Value of the graph → its name among the steps when it was defined, and its shape."""
+    uses: Counter[str] = field(default_factory=Counter)
+    """How often a parameter is used on the longest of the paths."""
+    _values: dict[str, Any] = field(default_factory=dict)
+    _tensors: dict[str, Value] = field(default_factory=dict)
+    suffix: str = ""
+    """Which iterations of which loops the walk is in; makes the names of values unique."""
+    undecided: int = 0
+    """How many open branches deep the walk is."""
+    _containers: dict[int, tuple[object, int]] = field(default_factory=dict)
+    """Containers made so far, with how many open branches deep the walk was."""
+    _changed: dict[int, Value] = field(default_factory=dict)
+    """What stands for a container that an open branch has changed."""
+    _operations: int = 0
+    _folded: int = 0
+
+    def run(self, arguments: Iterable[Any]) -> Any:
+        """Walks forward.
+
+        Args:
+            arguments: Those of forward, the module left out.
+
+        Returns:
+            What forward returns, with a ``Value`` for each tensor.
+
+        Raises:
+            ModelError: ``unsupported_operator``, ``data_dependent_control_flow``, ``evaluation_failed``,
+                ``tensor_too_large``, ``model_too_complex``, ``unsupported_dtype``.
+        """
+        block = self.script.block
+        self.bind(block.inputs, (self.script.root, *arguments))
+        return self.block(block)[0]
+
+    def block(self, block: Block) -> tuple[Any, ...]:
+        for operation in block.operations:
+            self.spend()
+            self.bind(operation.outputs, self._operation(operation))
+        outputs = tuple(self._values[name] for name in block.outputs)
+        _require_fresh(outputs, "return", "")
+        return outputs
+
+    def spend(self) -> None:
+        self._operations += 1
+        if self._operations > LIMITS.nodes:
+            raise problems.too_complex("operations, once its loops are unrolled,", self._operations, LIMITS.nodes)
+
+    def bind(self, names: tuple[str, ...], values: Iterable[Any]) -> None:
+        for name, value in zip(names, values, strict=True):
+            self._values[name] = value
+            if isinstance(value, Value):
+                shape = None if value.shadow is None else tuple(value.shadow.shape)
+                self.defined[name + self.suffix] = (value.name, shape)
+            elif isinstance(value, (list, dict)) and id(value) not in self._containers:
+                self._containers[id(value)] = (value, self.undecided)
+
+    def _operation(self, operation: Operation) -> tuple[Any, ...]:
+        inputs = tuple(self._contents(self._values[name]) for name in operation.inputs)
+        _require_fresh(inputs, operation.kind, operation.location)
+        if operation.kind in control.TABLE:
+            return control.TABLE[operation.kind](self, operation, inputs)
+        if operation.kind in queries.TABLE:
+            return self._query(operation, inputs)
+        name = operation.name
+        container = bool(inputs) and isinstance(inputs[0], (list, tuple, dict, str))
+        numbers = name not in TABLE or not any(isinstance(each, Value) for each in inputs)
+        if name in scalars.TABLE and (container or numbers):
+            return self._scalar(operation, inputs)
+        if operation.kind.startswith("aten::"):
+            return self._tensor_operation(operation, inputs)
+        raise problems.unsupported(operation.kind, operation.location)
+
+    def tensor(self, tensor: Tensor, path: str, position: int = 0) -> Value:
+        """A tensor of the file; the same value each time."""
+        where = path if position == 0 else f"{path}.{position}"
+        name = self.constants.get(where) or self.script.name_of(tensor, where)
+        if name in self._tensors:
+            return self._tensors[name]
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            raise ModelError(
+                f"tensor {name!r} is sparse, quantised or complex",
+                code="unsupported_dtype",
+                advice="Save the model with dense tensors of floating, integer or boolean type.",
+                tensor=name,
+            )
+        plain = tensor.detach()
+        shadow = torch.empty(
+            plain.shape, dtype=self.working if plain.is_floating_point() else plain.dtype, device=_META
+        )
+        candidate = self.candidates and where.startswith("%") and plain.is_floating_point()
+        if name in self.parameters or candidate:
+            value = Value(name, shadow, trained=name in self.parameters)
+        else:
+            value = Value(name, shadow, known=plain.to(self.working) if plain.is_floating_point() else plain)
+        self._tensors[name] = value
+        self.stored[name] = plain
+        return value
+
+    def reads(self, block: Block) -> list[Value]:
+        """Values made so far that a block looks at."""
+        found: dict[int, Value] = {}
+        pending = [block]
+        while pending:
+            current = pending.pop()
+            names = [name for operation in current.operations for name in operation.inputs] + list(current.outputs)
+            for item in flattened([self._contents(self._values[name]) for name in names if name in self._values]):
+                if isinstance(item, Value):
+                    found[id(item)] = item
+            pending += [inner for operation in current.operations for inner in operation.blocks]
+        return list(found.values())
+
+    def _contents(self, value: Any) -> Any:
+        """A container, or what stands for it once an open branch has changed it."""
+        return self._changed.get(id(value), value) if self._changed else value
+
+    # Numbers
+
+    def _query(self, operation: Operation, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Something about a tensor other than its elements, or the number in a tensor that is known."""
+        opaque = any(isinstance(each, Value) and each.opaque for each in inputs)
+        if opaque and operation.kind not in queries.OF_ANYTHING:
+            return (self.note(operation, operation.outputs[0], inputs),)
+        result = queries.TABLE[operation.kind](operation, self.working, *inputs)
+        if result is NotImplemented:
+            return self._scalar(operation, inputs)
+        if isinstance(result, Tensor):
+            result = self._known(result, operation.outputs[0])
+        return (result,) * len(operation.outputs)
+
+    def _scalar(self, operation: Operation, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        name = operation.name
+        if name in ("__is__", "__isnot__") and any(isinstance(each, Value) and each.merged for each in inputs):
+            return (self.note(operation, operation.outputs[0], inputs),)
+        looked_at: Iterable[Any] = flattened(inputs)
+        if name in ("__is__", "__isnot__"):
+            looked_at = ()
+        elif name in _STRUCTURAL:
+            looked_at = inputs if name in _INDEXING else inputs[:1]
+        opaque = any(isinstance(item, Value) and item.opaque for item in looked_at)
+        if name in scalars.MUTATING:
+            container = self._values[operation.inputs[0]]
+            if opaque or self._containers.get(id(container), (None, 0))[1] < self.undecided:
+                changed = self.note(operation, f"{operation.kind} {self._operations}", inputs)
+                self._changed[id(container)] = changed
+                return (changed,) * len(operation.outputs)
+        if opaque:
+            return (self.note(operation, operation.outputs[0], inputs),)
+        try:
+            result = scalars.compute(name, inputs)
+        except scalars.UnsupportedScalarError as error:
+            raise problems.unsupported(operation.kind, operation.location, f"can't be computed: {error}") from error
+        return (result,) if operation.outputs else ()
+
+    # Tensors
+
+    def _tensor_operation(self, operation: Operation, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        name = operation.name
+        in_place = name.endswith("_") and not name.endswith("__") and bool(inputs) and isinstance(inputs[0], Value)
+        entry = TABLE.get(name.removesuffix("_") if in_place else name)
+        if entry is None:
+            raise problems.unsupported(operation.kind, operation.location)
+        if name.startswith("detach") and any(isinstance(each, Value) and each.trained for each in inputs):
+            raise problems.unsupported(operation.kind, operation.location, "hides parameters from the derivative")
+        made = self._apply(operation, entry, inputs)
+        if in_place:
+            target: Value = inputs[0]
+            self._overwrite(operation, target, made[0])
+            return (target,)
+        if inputs and isinstance(inputs[0], Value) and (entry.keeps or _is_view(name, operation.overload)):
+            for value in flattened(made):
+                value.memory, value.seen = inputs[0].memory, inputs[0].memory.writes
+        return made
+
+    def _overwrite(self, operation: Operation, target: Value, made: Value) -> None:
+        if target.shadow is not None and made.shadow is not None and target.shadow.shape != made.shadow.shape:
+            raise problems.unsupported(operation.kind, operation.location, "in place would change the shape")
+        target.name, target.shadow, target.known, target.trained = made.name, made.shadow, made.known, made.trained
+        target.memory.writes += 1
+        target.seen = target.memory.writes
+
+    def _apply(self, operation: Operation, entry: Operator, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        values = [item for item in flattened(inputs) if isinstance(item, Value)]
+        if any(value.opaque for value in values):
+            return tuple(self.note(operation, name, inputs, entry) for name in operation.outputs)
+        made = self._evaluated(operation, entry, inputs, _META)
+        for each in made:
+            limit = (
+                LIMITS.folded_elements if all(value.known is not None for value in values) else LIMITS.tensor_elements
+            )
+            if each.numel() > limit:
+                raise problems.tensor_too_large(operation.kind, operation.location, each.numel(), limit)
+        if all(value.known is not None for value in values):
+            made = self._evaluated(operation, entry, inputs, _CPU)
+            self._folded += sum(each.numel() for each in made)
+            if self._folded > 4 * LIMITS.folded_elements:
+                raise problems.tensor_too_large(
+                    operation.kind, operation.location, self._folded, 4 * LIMITS.folded_elements
+                )
+            return self._shaped(operation, [self._known(each, operation.outputs[0]) for each in made], made)
+        trained = any(value.trained for value in values)
+        names = self._output_names(operation, len(made))
+        results = [Value(name, each, trained=trained) for name, each in zip(names, made, strict=True)]
+        self._emit(operation, entry, inputs, names, trained)
+        return self._shaped(operation, results, made)
+
+    def _output_names(self, operation: Operation, count: int) -> tuple[str, ...]:
+        own = [name + self.suffix for name in operation.outputs]
+        return tuple(own) if len(own) == count else tuple(f"{own[0]}#{index}" for index in range(count))
+
+    def _shaped(self, operation: Operation, values: list[Value], made: _Made) -> tuple[Any, ...]:
+        if made.is_list:
+            return (values,)
+        if len(values) < len(operation.outputs):
+            raise problems.unsupported(operation.kind, operation.location, "has outputs that are not supported")
+        return tuple(values[: len(operation.outputs)])
+
+    def _evaluated(self, operation: Operation, entry: Operator, inputs: tuple[Any, ...], device: torch.device) -> _Made:
+        def element(item: Any) -> Any:
+            if not isinstance(item, Value):
+                return item
+            return item.shadow if device == _META else item.known
+
+        call = Call(operation=operation, working=self.working, device=device)
+        try:
+            made = entry.kernel(call, *replaced(inputs, element))
+        except _KERNEL_FAILURES as error:
+            shapes = [list(v.shadow.shape) for v in flattened(inputs) if isinstance(v, Value) and v.shadow is not None]
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise problems.evaluation_failed(
+                operation.kind, operation.location, f"can't be applied to shapes {shapes}: {reason[0][:300]}"
+            ) from error
+        if isinstance(made, list) or (isinstance(made, tuple) and len(operation.outputs) == 1):
+            return _Made(made, True)
+        return _Made(made if isinstance(made, tuple) else (made,), False)
+
+    def _known(self, tensor: Tensor, name: str) -> Value:
+        plain = tensor.to(self.working) if tensor.is_floating_point() else tensor
+        return Value(name + self.suffix, plain.to(_META), known=plain)
+
+    def _emit(
+        self, operation: Operation, entry: Operator | None, inputs: tuple[Any, ...], outputs: tuple[str, ...],
+        trained: bool,
+    ) -> None:  # fmt: skip
+        def argument(item: Any) -> Any:
+            if not isinstance(item, Value):
+                return item
+            if item.known is None or self.candidates:
+                if item.known is not None:
+                    self.stored.setdefault(item.name, item.known)
+                return Name(item.name)
+            return item.known.to(self.device)
+
+        call = Call(operation=operation, working=self.working, device=self.device)
+        kernel = None if entry is None else entry.kernel
+        step = Step(call, kernel, replaced(inputs, argument), outputs, trained)
+        self.steps.append(step)
+        self.uses.update(name for name in step.reads if name in self.parameters)
+
+    def note(
+        self, operation: Operation, name: str, inputs: Iterable[Any], entry: Operator | None = None, *,
+        merged: bool = False,
+    ) -> Value:  # fmt: skip
+        """Writes down an operator whose result is not known yet, not even its shape."""
+        arguments = tuple(inputs)
+        trained = any(isinstance(item, Value) and item.trained for item in flattened(arguments))
+        self._emit(operation, entry, arguments, (name + self.suffix,), trained)
+        return self.opaque(name, trained=trained, merged=merged)
+
+    def opaque(self, name: str, *, trained: bool = False, merged: bool = False) -> Value:
+        return Value(name + self.suffix, None, trained=trained, memory=Memory(), merged=merged)
+
+
+def _require_fresh(values: Any, kind: str, location: str) -> None:
+    for value in flattened(values):
+        if isinstance(value, Value) and value.stale:
+            raise problems.unsupported(kind, location, "reads a tensor after a view of it was changed in place")
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Tensors that a kernel gives."""
+
+    tensors: Any
+    is_list: bool
+    """Whether they are one list, rather than one value each."""
+
+    def __iter__(self) -> Any:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+@functools.cache
+def _is_view(name: str, overload: str) -> bool:
+    """Whether torch's schema says that the result shares memory with the first argument."""
+    packet = getattr(torch.ops.aten, name, None)
+    function = getattr(packet, overload or "default", None)
+    return function is not None and "(a" in str(function._schema).partition("->")[2]

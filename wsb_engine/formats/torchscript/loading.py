@@ -1,0 +1,181 @@
+"""A checked archive → parameters, attributes and graph, by torch's own loader, nothing executed.
+
+``torch._C.import_ir_module_from_buffer`` is what ``torch.jit.load`` calls. It is called here directly because it lets
+the functions be counted before they are inlined: inlining is exponential in the worst case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsb_engine.errors import ModelError
+from wsb_engine.formats.onnx.limits import LIMITS
+from wsb_engine.formats.torchscript import problems
+from wsb_engine.formats.torchscript.graph import Block, read_graph
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MODULES = 100_000
+"""Submodules, counted with repetition."""
+
+
+@dataclass(frozen=True)
+class Submodule:
+    """A module as a value of the graph, of which attributes are read."""
+
+    path: str
+    module: Any
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of forward, the module itself left out."""
+
+    name: str
+    type: str
+    has_default: bool
+    default: Any
+
+
+@dataclass
+class Script:
+    """A loaded module. Nothing of it runs."""
+
+    block: Block
+    """Of forward; its first input is the module."""
+    arguments: tuple[Argument, ...]
+    root: Submodule
+    parameters: dict[str, Tensor]
+    """Floating parameters by name; one that has several names has the first."""
+    shared: tuple[str, ...]
+    """Names of parameters that have several."""
+    _names: dict[object, str] = field(default_factory=dict)
+
+    def name_of(self, tensor: Tensor, path: str) -> str:
+        """The parameter's name where the tensor is one, else its path."""
+        return self._names.get(_identity(tensor, path), path)
+
+
+def load(archive: bytes) -> Script:
+    """Loads an archive that ``checked_archive`` has let pass.
+
+    Raises:
+        ModelError: ``model_invalid`` where torch can't read it, ``model_too_complex``, ``unsupported_operator``.
+    """
+    unit = torch._C.CompilationUnit()
+    import_module: Any = torch._C.import_ir_module_from_buffer  # torch's type stub has another signature
+    try:
+        module = import_module(unit, archive, torch.device("cpu"), {}, False)
+        if not module._has_method("forward"):
+            raise problems.invalid("the module has no method forward")
+        if module._get_forward_hooks() or module._get_forward_pre_hooks():
+            raise problems.unsupported("forward hook", "", "is not supported")
+        forward = module._get_method("forward")
+        _check_expansion(unit, f"{module.qualified_name}.forward")
+        block = read_graph(forward.inlined_graph)
+        arguments = tuple(
+            Argument(each.name, str(each.type), each.has_default_value(), each.default_value)
+            for each in forward.schema.arguments[1:]
+        )
+    except (RuntimeError, ValueError) as error:
+        raise problems.invalid(f"torch can't load the module: {_first_line(error)}") from error
+    return _with_parameters(block, arguments, module)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _check_expansion(unit: Any, name: str) -> None:
+    """Counts the nodes that inlining all calls would make.
+
+    The archive's check has bounded the depth of calls, so the recursion here is no deeper than that.
+    """
+    counts: dict[str, int] = {}
+
+    def count(function: str) -> int:
+        if function not in counts:
+            found = unit.find_function(function)
+            counts[function] = 1 if found is None else sum(count_node(node) for node in _all_nodes(found.graph))
+        if counts[function] > LIMITS.nodes:
+            raise problems.too_complex("operations, once its calls are inlined,", counts[function], LIMITS.nodes)
+        return counts[function]
+
+    def count_node(node: Any) -> int:
+        if node.kind() == "prim::CallFunction":
+            return count(node.inputsAt(0).type().annotation_str)
+        if node.kind() == "prim::CallMethod":
+            return count(f"{node.inputsAt(0).type().annotation_str}.{node.s('name')}")
+        return 1
+
+    count(name)
+
+
+def _all_nodes(block: Any) -> Iterator[Any]:
+    """Nodes of a block and of the blocks within it, whose nesting the archive's check has bounded."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _all_nodes(inner)
+
+
+def _with_parameters(block: Block, arguments: tuple[Argument, ...], module: Any) -> Script:
+    parameters: dict[str, Tensor] = {}
+    names: dict[object, str] = {}
+    shared: dict[str, None] = {}
+    for path, tensor in _parameters(module):
+        _require_dense(tensor, path)
+        if not tensor.is_floating_point():
+            continue
+        first = names.setdefault(_identity(tensor, path), path)
+        if first != path:
+            shared[first] = None
+        else:
+            parameters[path] = tensor.detach()
+    return Script(block, arguments, Submodule("", module), parameters, tuple(shared), names)
+
+
+def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by their dotted names, a module's own before those of its submodules."""
+    pending = [("", module)]
+    count = 0
+    while pending:
+        path, current = pending.pop()
+        count += 1
+        if count > _MODULES:
+            raise problems.too_complex("submodules", count, _MODULES)
+        own: Any = torch._C.ParameterDict(current)
+        inner: Any = torch._C.ModuleDict(current)
+        for name, value in own.items():
+            if isinstance(value, Tensor):
+                yield path + name, value
+        pending += [(f"{path}{name}.", each) for name, each in reversed(inner.items())]
+
+
+def _require_dense(tensor: Tensor, path: str) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        raise ModelError(
+            f"tensor {path!r} is sparse, quantised or complex",
+            code="unsupported_dtype",
+            advice="Save the model with dense tensors of float16, float32 or float64.",
+            tensor=path,
+        )
+    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+        raise ModelError(
+            f"tensor {path!r} has dtype {tensor.dtype}",
+            code="unsupported_dtype",
+            advice="Save the model with dense tensors of float16, float32 or float64.",
+            tensor=path,
+        )
+
+
+def _identity(tensor: Tensor, path: str) -> object:
+    """Equal for two tensors of the same elements in memory."""
+    if tensor.numel() == 0 or tensor.layout != torch.strided:
+        return path
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype

@@ -1,0 +1,320 @@
+"""The operators of ``aten`` on tensors that a graph may use, as pure torch functions.
+
+Most are torch's own, called by their overload. Those that torch implements without a second derivative, that depend
+on the mode (training or not), or whose memory layout ``torch.func`` does not keep, are written out. As for every
+kernel of the readers: no writing in place, no Python decision on values, works on meta tensors and under transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from wsb_engine.formats.torchscript.attention import (
+    encoder_layer,
+    native_multi_head_attention,
+    scaled_dot_product_attention,
+)
+from wsb_engine.formats.torchscript.values import Call
+
+Kernel = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An entry of the table."""
+
+    kernel: Kernel
+    smooth: bool
+    """Whether it is twice differentiable everywhere in its floating arguments."""
+    keeps: bool = False
+    """Whether the result may be the first argument itself, without torch's schema saying so."""
+
+
+TABLE: dict[str, Operator] = {}
+"""Name without namespace → operator; one that works in place is found without its underscore."""
+
+
+def _enter(*names: str, smooth: bool = True, keeps: bool = False) -> Callable[[Kernel], Kernel]:
+    def enter(kernel: Kernel) -> Kernel:
+        for name in names:
+            TABLE[name] = Operator(kernel, smooth, keeps)
+        return kernel
+
+    return enter
+
+
+_OPTIONS = frozenset({"layout", "pin_memory", "memory_format", "non_blocking"})
+
+
+def native(call: Call, *arguments: Any) -> Any:
+    """torch's own operator, with floating dtypes made the working one, on the working device."""
+    return _own(call, call.operation.name.removesuffix("_"), call.operation.overload, arguments)
+
+
+def _own(call: Call, name: str, overload: str, arguments: tuple[Any, ...]) -> Any:
+    function = getattr(getattr(torch.ops.aten, name), overload or "default")
+    positional, keywords = [], {}
+    for parameter, given in zip(function._schema.arguments, arguments, strict=False):
+        if parameter.name in _OPTIONS:
+            continue
+        value = given
+        if parameter.name == "dtype":
+            value = call.dtype(given)
+        elif parameter.name == "device":
+            value = None
+        if parameter.kwarg_only:
+            keywords[parameter.name] = value
+        else:
+            positional.append(value)
+    if any(parameter.name == "device" for parameter in function._schema.arguments) and name in FACTORIES:
+        keywords["device"] = call.device
+    return function(*positional, **keywords)
+
+
+FACTORIES = frozenset({"arange", "eye", "full", "linspace", "ones", "zeros"})
+"""Operators that make tensors out of numbers."""
+
+_SMOOTH = """
+    _convolution_mode acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add addbmm addcdiv
+    addcmul addmm addmv all any arange argmax argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d
+    avg_pool3d baddbmm bitwise_and bitwise_not bitwise_or bmm broadcast_tensors broadcast_to cat celu
+    channel_shuffle chunk clone concat concatenate constant_pad_nd conv1d conv2d conv3d conv_transpose1d
+    conv_transpose2d conv_transpose3d cos cosh cosine_similarity cumprod cumsum diagonal div divide dot einsum
+    eq erf erfc exp exp2 expand expand_as expm1 eye flatten flip full full_like gather ge gelu greater
+    greater_equal gt hstack index index_add index_put index_select inner isfinite isinf isnan le less less_equal
+    linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not logical_or
+    logical_xor logsumexp lt masked_fill matmul mean meshgrid mish mm movedim mul multiply mv narrow ne neg
+    negative new_full new_ones new_zeros not_equal numpy_T one_hot ones ones_like outer permute pixel_shuffle
+    pixel_unshuffle pow prod reciprocal reflection_pad1d reflection_pad2d reflection_pad3d repeat
+    repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90 rsqrt rsub scatter
+    scatter_add select select_scatter sigmoid silu sin sinh slice slice_scatter softmax softsign split
+    split_with_sizes sqrt square squeeze stack std std_mean sub subtract sum swapaxes swapdims t take_along_dim
+    tan tanh tensor_split tile transpose tril triu true_divide unbind unflatten unsqueeze upsample_bicubic2d
+    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    upsample_trilinear3d var var_mean vstack where xlogy zeros zeros_like
+"""
+_KINKED = """
+    abs absolute adaptive_max_pool1d adaptive_max_pool2d amax amin ceil clamp clamp_max clamp_min clip cummax
+    floor floor_divide fmod frac hardshrink hardtanh leaky_relu linalg_vector_norm max max_pool1d max_pool2d
+    max_pool3d maximum median min minimum norm relu relu6 remainder round selu sign softshrink sort threshold
+    topk trunc
+"""
+for _name in _SMOOTH.split():
+    TABLE[_name] = Operator(native, True)
+for _name in _KINKED.split():
+    TABLE[_name] = Operator(native, False)
+
+
+@_enter("alias", "contiguous", "lift_fresh", "lift_fresh_copy", "cpu", "cuda", "requires_grad", keeps=True)
+def identity(call: Call, x: Tensor, *_: Any) -> Tensor:
+    return x
+
+
+@_enter("alpha_dropout", "dropout", "feature_alpha_dropout", "feature_dropout", keeps=True)
+def dropout(call: Call, x: Tensor, p: float, train: bool) -> Tensor:
+    """As in inference, whatever the flag."""
+    return x
+
+
+@_enter("detach")
+def detach(call: Call, x: Tensor) -> Tensor:
+    return x.detach()
+
+
+@_enter("view", "view_as", "reshape", "reshape_as")
+def reshape(call: Call, x: Tensor, shape: Any) -> Tensor:
+    """A view under a transform may lack the strides that it has outside, so views are reshapes."""
+    if call.operation.overload == "dtype":
+        raise call.unsupported("a view as another dtype")
+    return x.reshape(shape.shape if isinstance(shape, Tensor) else shape)
+
+
+@_enter("to", "type_as", "float", "double", "half", keeps=True)
+def convert(call: Call, x: Tensor, *arguments: Any) -> Tensor:
+    """Every floating type is the working one; devices are left alone."""
+    kind = (call.operation.name, call.operation.overload)
+    if call.operation.name in ("float", "double", "half"):
+        return x.to(call.working)
+    if kind in (("to", "other"), ("type_as", "")):
+        other: torch.dtype = arguments[0].dtype
+        return x.to(call.working if other.is_floating_point else other)
+    position = {"dtype": 0, "dtype_layout": 0, "device": 1, "prim_dtype": 0, "prim_device": 1}
+    if call.operation.overload not in position:
+        raise call.unsupported(f"the overload {call.operation.overload!r}")
+    dtype = call.dtype(arguments[position[call.operation.overload]])
+    return x if dtype is None else x.to(dtype)
+
+
+@_enter("tensor", "as_tensor", "scalar_tensor")
+def tensor(call: Call, data: Any, dtype: int | None = None, *_: Any) -> Tensor:
+    if isinstance(data, Tensor):
+        return data if dtype is None else data.to(call.dtype(dtype))
+    return torch.tensor(data, dtype=call.dtype(dtype), device=call.device)
+
+
+@_enter("fill")
+def fill(call: Call, x: Tensor, value: Any) -> Tensor:
+    return value.to(x.dtype).expand(x.shape) if isinstance(value, Tensor) else torch.full_like(x, value)
+
+
+@_enter("zero")
+def zero(call: Call, x: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+@_enter("copy")
+def copy(call: Call, x: Tensor, source: Tensor, *_: Any) -> Tensor:
+    return source.to(x.dtype).expand(x.shape)
+
+
+@_enter("linear")
+def linear(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.linear(x, weight, bias)
+
+
+@_enter("_convolution", "convolution")
+def convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Any:
+    """The flags of the backend, which follow the groups, have no meaning here."""
+    return torch.ops.aten.convolution(x, weight, bias, *arguments[:6])
+
+
+@_enter("embedding")
+def embedding(call: Call, weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
+    rows = torch.index_select(weight, 0, indices.reshape(-1))
+    return rows.reshape(*indices.shape, weight.shape[1])
+
+
+SURE = 15
+"""Threshold from which on torch's softplus and the function itself agree to single precision."""
+
+
+@_enter("softplus")
+def softplus(call: Call, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """torch's default threshold of 20 is off by 2e-9; beyond 40 the identity is exact in float64."""
+    return functional.softplus(x, beta, 40.0 if threshold >= SURE else threshold)
+
+
+@_enter("elu", smooth=False)
+def elu(call: Call, x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    return scale * torch.where(x > 0, x, functional.elu(input_scale * x, alpha=alpha))
+
+
+@_enter("hardsigmoid", smooth=False)
+def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
+    return torch.clamp(x / 6 + 0.5, 0, 1)
+
+
+@_enter("hardswish", smooth=False)
+def hard_swish(call: Call, x: Tensor) -> Tensor:
+    return x * torch.clamp(x / 6 + 0.5, 0, 1)
+
+
+@_enter("unfold")
+def unfold(call: Call, x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    dim = dim % x.ndim
+    count = (x.shape[dim] - size) // step + 1
+    starts = torch.arange(count, device=call.device).reshape(-1, 1) * step
+    index = (starts + torch.arange(size, device=call.device)).reshape(-1)
+    return torch.index_select(x, dim, index).unflatten(dim, (count, size)).movedim(dim + 1, -1)
+
+
+@_enter("prelu", smooth=False)
+def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
+    if slope.numel() > 1 and x.ndim > 1:
+        slope = slope.reshape(-1, *[1] * (x.ndim - 2))
+    return torch.where(x > 0, x, slope * x)
+
+
+@_enter("rrelu", smooth=False)
+def rrelu(call: Call, x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Tensor:
+    return functional.leaky_relu(x, (lower + upper) / 2)
+
+
+@_enter("glu")
+def glu(call: Call, x: Tensor, dim: int = -1) -> Tensor:
+    value, gate = x.chunk(2, dim)
+    return value * torch.sigmoid(gate)
+
+
+@_enter("pad", smooth=True)
+def pad(call: Call, x: Tensor, amounts: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    return functional.pad(x, amounts, mode, value)
+
+
+@_enter("batch_norm")
+def batch_norm(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None,
+    training: bool, momentum: float, epsilon: float, *_: Any,
+) -> Tensor:  # fmt: skip
+    """As in inference: with the running statistics."""
+    if mean is None or variance is None:
+        raise call.unsupported("a batch normalisation without running statistics, which mixes the samples,")
+    factor = torch.rsqrt(variance + epsilon)
+    factor = factor if weight is None else factor * weight
+    made = (x - _by_channel(mean, x)) * _by_channel(factor, x)
+    return made if bias is None else made + _by_channel(bias, x)
+
+
+def _by_channel(parameter: Tensor, x: Tensor) -> Tensor:
+    """(C,) → (C, 1, …), to broadcast against (N, C, …)."""
+    return parameter.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def standardised(x: Tensor, dims: list[int], epsilon: float) -> Tensor:
+    """(x − mean) / √(variance + ε)."""
+    centred = x - x.mean(dim=dims, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dim=dims, keepdim=True) + epsilon)
+
+
+def scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+@_enter("layer_norm")
+def layer_norm(
+    call: Call, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, epsilon: float, *_: Any
+) -> Tensor:
+    return scaled(standardised(x, list(range(-len(shape), 0)), epsilon), weight, bias)
+
+
+@_enter("rms_norm")
+def rms_norm(call: Call, x: Tensor, shape: list[int], weight: Tensor | None, epsilon: float | None) -> Tensor:
+    square = x.square().mean(dim=list(range(-len(shape), 0)), keepdim=True)
+    small = torch.finfo(x.dtype).eps if epsilon is None else epsilon
+    return scaled(x * torch.rsqrt(square + small), weight, None)
+
+
+@_enter("group_norm")
+def group_norm(
+    call: Call, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, epsilon: float, *_: Any
+) -> Tensor:
+    normal = standardised(x.reshape(x.shape[0], groups, -1), [2], epsilon).reshape(x.shape)
+    return scaled(normal, _channels(weight, x), _channels(bias, x))
+
+
+def _channels(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if parameter is None else _by_channel(parameter, x)
+
+
+@_enter("instance_norm")
+def instance_norm(
+    call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None,
+    use_input_stats: bool, momentum: float, epsilon: float, *_: Any,
+) -> Tensor:  # fmt: skip
+    if not use_input_stats and mean is not None and variance is not None:
+        normal = (x - _by_channel(mean, x)) * _by_channel(torch.rsqrt(variance + epsilon), x)
+    else:
+        normal = standardised(x, list(range(2, x.ndim)), epsilon)
+    return scaled(normal, _channels(weight, x), _channels(bias, x))
+
+
+_enter("scaled_dot_product_attention")(scaled_dot_product_attention)
+_enter("_transformer_encoder_layer_fwd")(encoder_layer)
+_enter("_native_multi_head_attention")(native_multi_head_attention)

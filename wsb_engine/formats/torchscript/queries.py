@@ -1,0 +1,108 @@
+"""Operators that ask something about a tensor, or about the mode that the module runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from wsb_engine.formats.torchscript import problems
+from wsb_engine.formats.torchscript.graph import Operation
+from wsb_engine.formats.torchscript.values import Value, number_of
+
+_Query = Callable[..., Any]
+"""(operation, working dtype, *arguments) → the answer, or NotImplemented if no argument is a tensor."""
+
+
+def _about(answer: Callable[..., Any]) -> _Query:
+    """A question about the shape or type of a tensor."""
+
+    def query(operation: Operation, working: torch.dtype, value: Any, *arguments: Any) -> Any:
+        if not isinstance(value, Value):
+            return NotImplemented
+        try:
+            return answer(value.shadow, *arguments)
+        except (IndexError, RuntimeError, TypeError) as error:
+            shape = [] if value.shadow is None else list(value.shadow.shape)
+            raise problems.evaluation_failed(
+                operation.kind, operation.location, f"asks for an axis that shape {shape} does not have"
+            ) from error
+
+    return query
+
+
+def _always(answer: Any) -> _Query:
+    return lambda operation, working, *arguments: answer
+
+
+def _number(kind: Callable[[Any], Any]) -> _Query:
+    """The number in a tensor, which must be known."""
+
+    def query(operation: Operation, working: torch.dtype, value: Any, *_: Any) -> Any:
+        if not isinstance(value, Value):
+            return NotImplemented
+        if value.known is None or value.known.numel() != 1:
+            raise problems.data_dependent(operation.kind, operation.location)
+        return kind(value.known.item())
+
+    return query
+
+
+def _to_tensor(operation: Operation, working: torch.dtype, value: Any) -> Any:
+    return torch.tensor(value, dtype=working if isinstance(value, float) else None)
+
+
+def _size(shadow: Any, *dim: int) -> Any:
+    return shadow.shape[dim[0]] if dim else list(shadow.shape)
+
+
+def _requires_grad(operation: Operation, working: torch.dtype, value: Any) -> bool:
+    """As while training, for all that depends on a parameter."""
+    return isinstance(value, Value) and value.trained
+
+
+def _device_type(operation: Operation, working: torch.dtype, device: Any) -> str:
+    return str(getattr(device, "type", "cpu"))
+
+
+TABLE: Mapping[str, _Query] = {
+    "aten::Bool": _number(bool),
+    "aten::Float": _number(float),
+    "aten::FloatImplicit": _number(float),
+    "aten::Int": _number(int),
+    "aten::IntImplicit": _number(int),
+    "aten::ScalarImplicit": _number(lambda number: number),
+    "aten::_shape_as_tensor": _about(lambda shadow: torch.tensor(list(shadow.shape))),
+    "aten::dim": _about(lambda shadow: shadow.ndim),
+    "aten::is_autocast_enabled": _always(False),
+    "aten::is_complex": _always(False),
+    "aten::is_contiguous": _always(True),
+    "aten::is_floating_point": _about(lambda shadow: shadow.is_floating_point()),
+    "aten::is_grad_enabled": _always(True),
+    "aten::item": _number(lambda number: number),
+    "aten::len": _about(lambda shadow: shadow.shape[0]),
+    "aten::numel": _about(lambda shadow: shadow.numel()),
+    "aten::size": _about(_size),
+    "prim::NumToTensor": _to_tensor,
+    "prim::device": _always(torch.device("cpu")),
+    "prim::dtype": _about(lambda shadow: number_of(shadow.dtype)),
+    "prim::is_cpu": _always(True),
+    "prim::is_cuda": _always(False),
+    "prim::is_mkldnn": _always(False),
+    "prim::is_nested": _always(False),
+    "prim::is_quantized": _always(False),
+    "prim::is_sparse": _always(False),
+    "prim::layout": _always(0),
+    "prim::requires_grad": _requires_grad,
+    "prim::type": _device_type,
+}
+
+OF_ANYTHING = frozenset(
+    {
+        *("aten::is_autocast_enabled", "aten::is_complex", "aten::is_contiguous", "aten::is_grad_enabled"),
+        *("prim::device", "prim::is_cpu", "prim::is_cuda", "prim::is_mkldnn", "prim::is_nested"),
+        *("prim::is_quantized", "prim::is_sparse", "prim::layout", "prim::requires_grad", "prim::type"),
+    }
+)
+"""Questions whose answer does not hang on the shape."""
