@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsb_engine.analysis import analyze
     from wsb_engine.classifier import Classifier
+    from wsb_engine.curvature.penalty import wolkowicz_styan_penalty
     from wsb_engine.errors import BatchError, EngineError, ModelError, OptionsError, ResourceError
     from wsb_engine.formats import load_model
     from wsb_engine.formats.batch import Batch, load_batch
@@ -37,6 +38,7 @@ _HOME = {
     "from_module": "wsb_engine.formats.module",
     "load_batch": "wsb_engine.formats.batch",
     "load_model": "wsb_engine.formats",
+    "wolkowicz_styan_penalty": "wsb_engine.curvature.penalty",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "from_module",
     "load_batch",
     "load_model",
+    "wolkowicz_styan_penalty",
 ]
 
 

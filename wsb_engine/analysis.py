@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import wsb_engine
+from wsb_engine import krylov
 from wsb_engine import report as r
-from wsb_engine.bounds.enclosure import End, ExactMoments, enclose
 from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan
-from wsb_engine.checks import checks
+from wsb_engine.checks import Evidence, checks
 from wsb_engine.classifier import Classifier
 from wsb_engine.curvature import loss
 from wsb_engine.curvature.basis import basis_moments
 from wsb_engine.curvature.closed_form import ClosedForm, closed_form
+from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
 from wsb_engine.curvature.hessian_product import AutodiffProduct
 from wsb_engine.curvature.plan import plan
 from wsb_engine.errors import ModelError, OptionsError, ResourceError
@@ -24,9 +26,9 @@ from wsb_engine.formats.batch import Batch
 from wsb_engine.options import Options
 from wsb_engine.problem import Problem, Structure, pose
 from wsb_engine.progress import ProgressCallback
-from wsb_engine.run import Run
-from wsb_engine.spectrum.dense import DenseSpectrum, dense_spectrum, form_hessian
-from wsb_engine.spectrum.lanczos import ROWS, Lanczos
+from wsb_engine.run import Run, TimeLimitError
+from wsb_engine.spectrum.dense import dense_spectrum, form_hessian
+from wsb_engine.spectrum.density import DensityEstimate
 
 BASIS_PARAMETERS = 20_000
 """Up to this many parameters ``moments="auto"`` multiplies the whole basis where there is no closed form."""
@@ -58,17 +60,32 @@ def analyze(
         loss_part = _loss(problem)
     with run.phase("parity"):
         parity = _parity(problem, run)
-    spectrum, disagreement = None, None
-    with run.phase("spectrum"):
-        if options.spectrum == "dense":
-            hessian = form_hessian(problem.hessian_product(), memory=problem.memory, progress=run.report)
-            disagreement = _disagreement(problem, hessian, options.seed)
-            spectrum = dense_spectrum(hessian)
+    hessian = None
     with run.phase("moments"):
-        moments, closed = _moments(problem, options, spectrum, run)
+        if options.spectrum == "dense" and problem.structure is None:
+            hessian = _form(problem, run)
+        moments, closed = _moments(problem, options, hessian, run)
+        if moments is not None:
+            moments = moments.model_copy(update={"gauss_newton_trace": _gauss_newton(problem)})
     bounds = None if moments is None else _bounds(moments, problem.objective.parameters)
+    shared = krylov.krylov(problem, options, moments, run)
+    evidence = Evidence()
+    enclosure = None
     with run.phase("enclosure"):
-        enclosure = _enclosure(problem, options, moments, run) if options.enclosure else None
+        if options.enclosure:
+            enclosure = krylov.enclosure(shared, options, run)
+            evidence = replace(evidence, symmetry=krylov.symmetry_error(shared, options.seed))
+            if problem.objective.dtype == torch.float32:
+                drift = krylov.float32_drift(problem.objective, shared, options.seed)
+                evidence = replace(evidence, float32_drift=drift)
+    spectrum = None
+    with run.phase("spectrum"):
+        try:
+            spectrum, evidence = _spectrum(problem, options, shared, hessian, evidence, run)
+        except TimeLimitError as error:
+            if enclosure is None:
+                raise
+            run.warn("time_limit", f"{error.message}: the report is partial, without a spectrum")
     return r.Report(
         engine=_engine(problem, options),
         model=_model(classifier, problem, parity),
@@ -77,11 +94,11 @@ def analyze(
         moments=moments,
         bounds=bounds,
         enclosure=enclosure,
-        spectrum=_spectrum(spectrum),
+        spectrum=spectrum,
         layers=_layers(problem, closed),
         blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
         orthogonality=_orthogonality(closed),
-        checks=checks(problem, moments, bounds, enclosure, spectrum, parity, disagreement),
+        checks=checks(problem, moments, bounds, enclosure, spectrum, parity, evidence),
         warnings=run.warnings,
         timings=run.timings(),
     )
@@ -113,17 +130,68 @@ def _parity(problem: Problem, run: Run) -> r.Parity | None:
     return r.Parity(reference=model.reference_name, max_abs_error=float(difference.max()))
 
 
+def _form(problem: Problem, run: Run) -> Tensor:
+    return form_hessian(problem.hessian_product(), memory=problem.memory, progress=run.report)
+
+
+def _spectrum(
+    problem: Problem, options: Options, shared: krylov.Krylov, hessian: Tensor | None, evidence: Evidence, run: Run
+) -> tuple[r.SpectrumResult | None, Evidence]:
+    drawn = krylov.spectral_density(shared, options, run) if options.density else None
+    density = None if drawn is None else _density(drawn)
+    if options.spectrum == "dense":
+        H = _form(problem, run) if hessian is None else hessian
+        disagreement = _disagreement(problem, H, options.seed)
+        dense = dense_spectrum(H)
+        result = r.SpectrumResult(
+            method="dense",
+            eigenvalues=dense.eigenvalues.tolist(),
+            residuals=None,
+            upper_bounds=None,
+            density=density,
+        )
+        return result, replace(evidence, asymmetry=dense.asymmetry, disagreement=disagreement)
+    if options.spectrum == "top":
+        found = krylov.top(shared, options, run)
+        result = r.SpectrumResult(
+            method="lanczos",
+            eigenvalues=found.eigenvalues.tolist(),
+            residuals=found.residuals.tolist(),
+            upper_bounds=found.upper_bounds,
+            density=density,
+        )
+        return result, evidence
+    if density is None:
+        return None, evidence
+    return (
+        r.SpectrumResult(method="lanczos", eigenvalues=[], residuals=[], upper_bounds=None, density=density),
+        evidence,
+    )
+
+
+def _density(drawn: DensityEstimate) -> r.Density:
+    return r.Density(
+        grid=drawn.grid.tolist(),
+        values=drawn.values.tolist(),
+        sigma=drawn.sigma,
+        mean=drawn.mean,
+        mean_error=drawn.mean_error,
+        second_moment=drawn.second_moment,
+        second_moment_error=drawn.second_moment_error,
+    )
+
+
 def _disagreement(problem: Problem, hessian: Tensor, seed: int) -> float:
     """‖Hv − H′v‖ / ‖H′v‖ for a random v, where H′v is by automatic differentiation of the file's own graph."""
     generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(len(hessian), 1, generator=generator, dtype=torch.float64).to(hessian.device)
-    reference = AutodiffProduct(problem.objective)(v.to(problem.objective.dtype))
+    v = torch.randn(len(hessian), generator=generator, dtype=torch.float64).to(hessian.device)
+    reference = AutodiffProduct(problem.objective, columns=1).vector(v)
     scale = float(torch.linalg.vector_norm(reference))
     return float(torch.linalg.vector_norm(hessian @ v - reference)) / scale if scale else 0.0
 
 
 def _moments(
-    problem: Problem, options: Options, spectrum: DenseSpectrum | None, run: Run
+    problem: Problem, options: Options, hessian: Tensor | None, run: Run
 ) -> tuple[r.Moments | None, ClosedForm | None]:
     method = options.moments
     if method == "closed_form" and problem.structure is None:
@@ -138,8 +206,9 @@ def _moments(
     if problem.structure is not None and method in ("auto", "closed_form"):
         closed = _closed_form(problem, problem.structure, run)
         return _moments_part("closed_form", closed.trace, closed.frobenius_squared), closed
-    if spectrum is not None:
-        return _moments_part("basis", spectrum.trace, spectrum.frobenius_squared), None
+    if hessian is not None:
+        t, q = float(hessian.trace()), float(torch.linalg.vector_norm(hessian) ** 2)
+        return _moments_part("basis", t, q), None
     if method == "auto" and problem.objective.parameters > BASIS_PARAMETERS:
         run.warn(
             "moments_unavailable",
@@ -168,6 +237,13 @@ def _closed_form(problem: Problem, structure: Structure, run: Run) -> ClosedForm
         return closed_form(structure.net, problem.tile, weights, layout, progress=run.report)
 
 
+def _gauss_newton(problem: Problem) -> float | None:
+    if problem.structure is None:
+        return general_trace(problem.objective, problem.logits.shape[1])
+    with torch.no_grad():
+        return mlp_trace(problem.structure.net, problem.tile, problem.objective.targets.weights)
+
+
 def _bounds(moments: r.Moments, parameters: int) -> r.Bounds:
     b = wolkowicz_styan(moments.trace, moments.frobenius_squared, parameters)
     return r.Bounds(
@@ -175,53 +251,6 @@ def _bounds(moments: r.Moments, parameters: int) -> r.Bounds:
             lambda_max=r.Interval(lower=b.lambda_max_lower, upper=b.lambda_max_upper),
             lambda_min=r.Interval(lower=b.lambda_min_lower, upper=b.lambda_min_upper),
         )
-    )
-
-
-def _enclosure(problem: Problem, options: Options, moments: r.Moments | None, run: Run) -> r.Enclosure:
-    product = problem.hessian_product(columns=1)
-    limit = min(options.max_products, product.parameters)
-    # The basis is kept in float64, besides a few vectors for the product itself.
-    fits = max(1, problem.memory // (8 * product.parameters) - ROWS)
-    if fits < limit:
-        run.warn("enclosure_memory", f"the memory limit holds {fits} products of the {limit} that were allowed")
-    found = enclose(
-        Lanczos(
-            product.vector,
-            product.parameters,
-            product.device,
-            options.seed,
-            unit=torch.finfo(product.dtype).eps,
-        ),
-        moments=ExactMoments(moments.trace, moments.frobenius_squared)
-        if moments is not None and moments.exact
-        else None,
-        failure_probability=options.failure_probability,
-        relative_gap=options.relative_gap,
-        max_products=min(limit, fits),
-        progress=lambda now: run.report(now.products / limit, now.products),
-    )
-    if found.lambda_max.relative_gap > options.relative_gap:
-        run.warn(
-            "enclosure_open",
-            f"after {found.products} products the gap of λ_max is {found.lambda_max.relative_gap:.3g} of its size, not "
-            f"{options.relative_gap:g}: allow more with max_products",
-        )
-    return r.Enclosure(
-        lambda_max=_certified(found.lambda_max),
-        lambda_min=_certified(found.lambda_min),
-        hessian_vector_products=found.products,
-        rounding_slack=found.slack,
-    )
-
-
-def _certified(end: End) -> r.CertifiedInterval:
-    return r.CertifiedInterval(
-        lower=end.lower,
-        upper=end.upper,
-        relative_gap=end.relative_gap if math.isfinite(end.relative_gap) else None,
-        kind=end.kind,
-        failure_probability=None if end.kind == "deterministic" else end.failure_probability,
     )
 
 
@@ -255,12 +284,6 @@ def _model(classifier: Classifier, problem: Problem, parity: r.Parity | None) ->
         head=problem.model.head,
         parity=parity,
     )
-
-
-def _spectrum(spectrum: DenseSpectrum | None) -> r.SpectrumResult | None:
-    if spectrum is None:
-        return None
-    return r.SpectrumResult(method="dense", eigenvalues=spectrum.eigenvalues.tolist(), residuals=None, density=None)
 
 
 def _layers(problem: Problem, closed: ClosedForm | None) -> list[r.LayerCurvature] | None:

@@ -110,18 +110,13 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
 
 
 def _refuse_unsupported(options: Options) -> None:
-    for name, value, given in (
-        ("moments", "probes", options.moments == "probes"),
-        ("spectrum", "top", options.spectrum == "top"),
-        ("density", "true", options.density),
-    ):
-        if given:
-            raise OptionsError(
-                f"{name} = {value} is not available in version {wsb_engine.__version__}",
-                code="unsupported_option",
-                advice="Use spectrum = dense for all eigenvalues, and moments = auto.",
-                option=name,
-            )
+    if options.moments == "probes":
+        raise OptionsError(
+            f"moments = probes is not available in version {wsb_engine.__version__}",
+            code="unsupported_option",
+            advice="Use moments = auto; the enclosure needs none.",
+            option="moments",
+        )
 
 
 def _logits(objective: Objective, run: Run) -> Tensor:

@@ -85,6 +85,9 @@ class Moments(_Part):
     trace: float
     frobenius_squared: float
     failure_probability: float | None = None
+    gauss_newton_trace: float | None = None
+    """tr G of the generalised Gauss-Newton matrix: the part of the trace that is the loss's own curvature; null where
+    the samples' Jacobians are too large."""
 
 
 class Interval(_Part):
@@ -122,15 +125,29 @@ class Enclosure(_Part):
 
 
 class Density(_Part):
+    """Density of the eigenvalues, (1/P) Σ_i δ(λ − λ_i), with each node drawn as a Gaussian."""
+
     grid: list[float]
     values: list[float]
+    sigma: float
+    """Standard deviation of the Gaussians."""
+    mean: float
+    """Estimate of t/P."""
+    mean_error: float
+    """Its standard error over the random starts."""
+    second_moment: float
+    """Estimate of q/P."""
+    second_moment_error: float
 
 
 class SpectrumResult(_Part):
     method: Literal["dense", "lanczos"]
     eigenvalues: list[float]
-    """Descending."""
+    """Descending; all of them where dense, the largest where lanczos."""
     residuals: list[float] | None
+    """‖Hv − θv‖ of each, by a product of its own; null where dense."""
+    upper_bounds: list[float | None] | None
+    """Certified: the i-th largest eigenvalue is not above the i-th of these; null where that can't be had."""
     density: Density | None
 
 

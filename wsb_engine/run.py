@@ -13,6 +13,10 @@ from wsb_engine.progress import Progress, ProgressCallback
 from wsb_engine.report import ReportWarning
 
 
+class TimeLimitError(ResourceError):
+    """Time passed before anything of this stage could be had."""
+
+
 @dataclass
 class Run:
     """What the stages of one analysis share: nothing else does."""
@@ -29,20 +33,34 @@ class Run:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         self.current, start = name, time.perf_counter()
-        self.report(0.0)
+        self.tell(0.0)
         yield
-        self.report(1.0)
+        self.tell(1.0)
         self.seconds[name] = time.perf_counter() - start
 
-    def report(self, fraction: float, products: int = 0) -> None:
+    @property
+    def expired(self) -> bool:
+        """Whether the time limit has passed."""
         limit = self.options.time_limit
-        if limit is not None and time.perf_counter() - self.started > limit:
-            raise ResourceError(
-                f"the time limit of {limit:g} s passed during {self.current}",
+        return limit is not None and time.perf_counter() - self.started > limit
+
+    def report(self, fraction: float, products: int = 0) -> None:
+        """Tells the caller; raises once the time limit has passed.
+
+        Raises:
+            TimeLimitError: ``time_limit``.
+        """
+        if self.expired:
+            raise TimeLimitError(
+                f"the time limit of {self.options.time_limit:g} s passed during {self.current}",
                 code="time_limit",
                 advice="Raise time_limit, send fewer samples, or ask for less.",
                 phase=self.current,
             )
+        self.tell(fraction, products)
+
+    def tell(self, fraction: float, products: int = 0) -> None:
+        """Tells the caller, whatever the time."""
         if self.callback is not None:
             self.callback(Progress(phase=self.current, fraction=fraction, hessian_vector_products=products))
 

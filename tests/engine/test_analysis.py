@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from support.golden import Golden
+from support.golden import NAMES, Golden
 from torch import nn
 
 import wsb_engine as wsb
@@ -64,10 +64,8 @@ def test_a_batch_that_does_not_fit_has_its_code(changes: dict[str, object], code
         (wsb.Options(parameters=("nothing*",)), "parameter_pattern_unmatched"),
         (wsb.Options(parameters=("*", "!*")), "no_parameters_selected"),
         (wsb.Options(moments="probes"), "unsupported_option"),
-        (wsb.Options(spectrum="top"), "unsupported_option"),
-        (wsb.Options(density=True), "unsupported_option"),
         (wsb.Options(output="nothing"), "unknown_output"),
-        (wsb.Options(spectrum="dense", time_limit=1e-9), "time_limit"),
+        (wsb.Options(moments="closed_form", time_limit=1e-9), "time_limit"),
     ],
 )
 def test_an_option_that_can_not_be_met_has_its_code(options: wsb.Options, code: str) -> None:
@@ -190,6 +188,47 @@ def test_an_enclosure_that_runs_out_of_products_says_so() -> None:
     assert report.enclosure.hessian_vector_products == 2
     assert report.enclosure.lambda_max.lower < report.enclosure.lambda_max.upper
     assert "enclosure_open" in [warning.code for warning in report.warnings]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_top_of_the_spectrum_equals_the_dense_one(name: str) -> None:
+    case = Golden(name)
+    options = wsb.Options(spectrum="top", relative_gap=1e-9)
+    report = wsb.analyze(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y), options)
+    assert report.spectrum is not None
+    assert report.spectrum.method == "lanczos"
+    assert report.spectrum.residuals is not None
+    scale = np.abs(case.eigenvalues).max()
+    np.testing.assert_allclose(report.spectrum.eigenvalues, case.eigenvalues[:10], rtol=0, atol=1e-8 * scale)
+    assert max(report.spectrum.residuals) <= 1e-7 * scale
+    assert report.enclosure is not None
+    assert abs(report.enclosure.lambda_max.lower - case.eigenvalues[0]) <= 1e-8 * scale
+    assert abs(report.enclosure.lambda_min.upper - case.eigenvalues[-1]) <= 1e-8 * scale
+
+
+def test_the_density_comes_with_its_moments() -> None:
+    report = wsb.analyze(classifier(), batch(), wsb.Options(density=True))
+    assert report.spectrum is not None
+    assert report.moments is not None
+    density = report.spectrum.density
+    assert density is not None
+    P = report.model.parameters.count
+    integral = np.trapezoid(density.values, density.grid)
+    assert integral == pytest.approx(1.0, abs=1e-6)
+    assert abs(density.mean - report.moments.trace / P) <= 4 * density.mean_error
+    assert abs(density.second_moment - report.moments.frobenius_squared / P) <= 4 * density.second_moment_error
+
+
+def test_a_time_limit_returns_what_is_certified_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(event: wsb.Progress) -> None:
+        if event.phase == "enclosure" and event.hessian_vector_products == 3:
+            monkeypatch.setattr("wsb_engine.run.Run.expired", True)
+
+    report = wsb.analyze(classifier(), batch(), wsb.Options(spectrum="dense", time_limit=3600), progress=late)
+    assert report.enclosure is not None
+    assert report.enclosure.hessian_vector_products == 3
+    assert report.spectrum is None
+    assert {"enclosure_open", "time_limit"} <= {warning.code for warning in report.warnings}
 
 
 def test_no_enclosure_is_made_where_none_is_wanted() -> None:

@@ -14,22 +14,31 @@ import numpy as np, torch
 import wsb_engine as wsb
 from torch import nn
 
-samples = int(sys.argv[1])
+samples, widths = int(sys.argv[1]), [int(word) for word in sys.argv[2].split("-")]
 torch.manual_seed(0)
-model = wsb.from_module(nn.Sequential(nn.Linear(784, 128), nn.Tanh(), nn.Linear(128, 10)))
+layers = [part for a, b in zip(widths, widths[1:]) for part in (nn.Linear(a, b), nn.Tanh())]
+model = wsb.from_module(nn.Sequential(*layers[:-1]))
 rng = np.random.default_rng(0)
-batch = wsb.Batch(rng.random((samples, 784), dtype=np.float32), rng.integers(0, 10, samples))
-wsb.analyze(model, wsb.Batch(batch.x["x"][:64], batch.y[:64]))
+batch = wsb.Batch(rng.random((samples, widths[0]), dtype=np.float32), rng.integers(0, 10, samples))
+small = wsb.from_module(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
+wsb.analyze(small, wsb.Batch(np.zeros((2, 4)), np.array([0, 1])))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 report = wsb.analyze(model, batch)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": report.timings["moments"], "bytes": (after - before) * 1024, "dtype": report.engine.dtype,
-                  "failed": [check.name for check in report.checks if not check.passed]}))
+print(json.dumps({
+    "seconds": report.timings["moments"],
+    "total": report.timings["total"],
+    "parameters": report.model.parameters.count,
+    "products": report.enclosure.hessian_vector_products,
+    "bytes": (after - before) * 1024,
+    "dtype": report.engine.dtype,
+    "failed": [check.name for check in report.checks if not check.passed],
+}))
 """
 
 
-def measure(samples: int) -> dict[str, object]:
-    command = [sys.executable, "-c", MEASURE, str(samples)]
+def measure(samples: int, widths: str = "784-128-10") -> dict[str, object]:
+    command = [sys.executable, "-c", MEASURE, str(samples), widths]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     measured: dict[str, object] = json.loads(result.stdout)
     print(measured)
@@ -48,4 +57,12 @@ def test_a_thousand_samples_of_784_features_take_less_than_a_second() -> None:
 def test_twenty_thousand_samples_stay_within_two_gibibytes() -> None:
     measured = measure(20_000)
     assert measured["bytes"] < 2 << 30
+    assert not measured["failed"]
+
+
+@pytest.mark.slow
+def test_five_million_parameters_stay_within_four_gibibytes() -> None:
+    measured = measure(300, "1000-2000-1490-10")
+    assert measured["parameters"] >= 4_990_000
+    assert measured["bytes"] < 4 << 30
     assert not measured["failed"]

@@ -63,6 +63,7 @@ def enclose(
     relative_gap: float,
     max_products: int,
     progress: Callable[[Enclosures], None] = lambda _: None,
+    expired: Callable[[], bool] = lambda: False,
 ) -> Enclosures:
     """Continues the run until both gaps are small enough, everything is spanned, or the products are used up.
 
@@ -73,12 +74,14 @@ def enclose(
         relative_gap: At which to stop.
         max_products: Steps of the run, those taken before included.
         progress: Called with what is certified so far; may raise to stop.
+        expired: Asked after each step; what is certified by then is returned.
     """
     best: Enclosures | None = None
     while best is None or not (
         max(best.lambda_max.relative_gap, best.lambda_min.relative_gap) <= relative_gap
         or run.exhausted
         or run.steps >= max_products
+        or expired()
     ):
         for _ in range(1 if run.steps < EVERY_STEP else 10):
             if not run.exhausted and run.steps < max_products:

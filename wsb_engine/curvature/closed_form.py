@@ -30,6 +30,7 @@ from wsb_engine.curvature.mlp import (
     step_down,
 )
 from wsb_engine.curvature.plan import Plan, square_rows, triangle
+from wsb_engine.errors import ResourceError
 
 Block = tuple[int, int]
 TileSource = Callable[[int, int], tuple[Tensor, Tensor]]
@@ -132,6 +133,35 @@ def closed_form(
     return _finish(sums, visited)
 
 
+def differentiable_moments(net: Network, a0: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """t and q of an unweighted batch as float64 scalars that autograd can follow; all pairs of samples at once.
+
+    Args:
+        net: The network, whose tensors may require gradients.
+        a0: (N, d_0) inputs.
+        y: (N, C) targets.
+        plan: For N samples, of pairs only.
+
+    Raises:
+        ResourceError: ``memory_limit`` where the plan needs more than one tile.
+    """
+    if plan.tile < len(a0):
+        raise ResourceError(
+            f"{len(a0)} samples need more memory than the penalty's limit allows; {plan.tile} fit",
+            code="memory_limit",
+            advice="Use smaller batches.",
+            samples=plan.tile,
+        )
+    w = torch.full((len(a0),), 1 / len(a0), dtype=torch.float64, device=a0.device)
+    tile = _tile(net, plan, 0, passes(net, a0, y), w)
+    t = sum((_trace(net, plan, tile, l) for l in _learning(plan)), w.new_zeros(()))
+    q = sum(
+        ((1 if l == k else 2) * (w @ products @ w) for (l, k), products in _products(net, plan, tile, tile)),
+        w.new_zeros(()),
+    )
+    return t, q
+
+
 class _Steps:
     def __init__(self, progress: Callable[[float], None], total: int) -> None:
         self._progress, self._total, self._count = progress, total, 0
@@ -205,29 +235,42 @@ def _gram(x: Tensor, y: Tensor) -> Tensor:
 
 def _add_traces(net: Network, plan: Plan, tile: _Tile, sums: _Sums) -> None:
     for l in _learning(plan):
-        if plan.forms[l, l] == "factor":
-            _, diagonal, v = tile.factor[l, l]
-            trace = (diagonal + v).double().sum(dim=1)
+        sums.layer_traces[l] += _trace(net, plan, tile, l)
+
+
+def _trace(net: Network, plan: Plan, tile: _Tile, l: int) -> Tensor:
+    """Σ_s w_s K_l(s,s) tr A_ll,s over a tile."""
+    if plan.forms[l, l] == "factor":
+        _, diagonal, v = tile.factor[l, l]
+        trace = (diagonal + v).double().sum(dim=1)
+    else:
+        d = net.layers[l].d_out
+        rows, columns = torch.triu_indices(d, d, device=tile.w.device)
+        trace = tile.packed[l, l][:, rows == columns].double().sum(dim=1)
+    norm = net.layers[l].augmented(tile.run.a[l]).double().square().sum(dim=1)
+    return (tile.w * norm * trace).sum()
+
+
+def _products(net: Network, plan: Plan, first: _Tile, second: _Tile) -> Iterator[tuple[Block, Tensor]]:
+    """⟨h_s, h_t⟩ by block for s in ``first``, t in ``second``, (B, B′) float64; of l < k without the mirrored block."""
+    needed = sorted({index for block in plan.pairs for index in block})
+    K = {l: _input_gram(net, l, first, second) for l in needed}
+    for l, k in plan.pairs:
+        if l == k:
+            yield (l, k), K[l].square() * _square_products(plan, l, first, second)
         else:
-            d = net.layers[l].d_out
-            rows, columns = torch.triu_indices(d, d, device=tile.w.device)
-            trace = tile.packed[l, l][:, rows == columns].double().sum(dim=1)
-        norm = net.layers[l].augmented(tile.run.a[l]).double().square().sum(dim=1)
-        sums.layer_traces[l] += (tile.w * norm * trace).sum()
+            yield (l, k), K[l] * _cross_products(net, l, k, K[k], first, second)
+
+
+def _input_gram(net: Network, l: int, first: _Tile, second: _Tile) -> Tensor:
+    """K_l, (B, B′) float64."""
+    return _gram(net.layers[l].augmented(first.run.a[l]), net.layers[l].augmented(second.run.a[l]))
 
 
 def _add_pairs(net: Network, plan: Plan, first: _Tile, second: _Tile, sums: _Sums) -> None:
     same = first is second or first.start == second.start
-    K = {
-        l: _gram(net.layers[l].augmented(first.run.a[l]), net.layers[l].augmented(second.run.a[l]))
-        for l in sorted({index for block in plan.pairs for index in block} | {_learning(plan)[0]})
-    }
-    total = torch.zeros(len(first.w), len(second.w), dtype=torch.float64, device=first.w.device)
-    for l, k in plan.pairs:
-        if l == k:
-            products = K[l].square() * _square_products(plan, l, first, second)
-        else:
-            products = K[l] * _cross_products(net, l, k, K[k], first, second)
+    total = first.w.new_zeros(len(first.w), len(second.w))
+    for (l, k), products in _products(net, plan, first, second):
         square = first.w @ products @ second.w
         sums.block_squares[l, k] += square if same else 2 * square
         total += products if l == k else 2 * products
@@ -236,16 +279,14 @@ def _add_pairs(net: Network, plan: Plan, first: _Tile, second: _Tile, sums: _Sum
         sums.self_share += (first.w.square() * total.diagonal()).sum()
     else:
         sums.shares[second.rows] += second.w * (first.w @ total)
-    _add_coherence(net, plan, K, first, second, same, sums)
+    _add_coherence(net, plan, first, second, same, sums)
 
 
-def _add_coherence(
-    net: Network, plan: Plan, K: dict[int, Tensor], first: _Tile, second: _Tile, same: bool, sums: _Sums
-) -> None:
+def _add_coherence(net: Network, plan: Plan, first: _Tile, second: _Tile, same: bool, sums: _Sums) -> None:
     l = _learning(plan)[0]
     norms = [net.layers[l].augmented(tile.run.a[l]).double().square().sum(dim=1) for tile in (first, second)]
     scale = (norms[0].unsqueeze(1) * norms[1]).sqrt()
-    cosine = torch.where(scale > 0, K[l].abs() / scale, 0.0)
+    cosine = torch.where(scale > 0, _input_gram(net, l, first, second).abs() / scale, 0.0)
     if same:
         cosine.fill_diagonal_(0)
     sums.coherence = max(sums.coherence, min(float(cosine.max()), 1.0))
@@ -258,7 +299,7 @@ def _square_products(plan: Plan, l: int, first: _Tile, second: _Tile) -> Tensor:
     (R, rr, v), (R2, rr2, v2) = first.factor[l, l], second.factor[l, l]
     # A = R Rᵀ + diag(v): ‖R_sᵀ R_t‖² + diag(R_s R_sᵀ)·v_t + v_s·diag(R_t R_tᵀ) + v_s·v_t
     inner = R.flatten(0, 1) @ R2.flatten(0, 1).T
-    squares: Tensor = inner.square_().unflatten(0, R.shape[:2]).unflatten(2, R2.shape[:2]).sum(dim=(1, 3))
+    squares: Tensor = inner.square().unflatten(0, R.shape[:2]).unflatten(2, R2.shape[:2]).sum(dim=(1, 3))
     return squares.double() + _gram(rr + v, v2) + _gram(v, rr2)
 
 

@@ -63,7 +63,13 @@ class Plan:
 
 
 def plan(
-    net: Network, samples: int, *, memory: int, itemsize: int, prefer: Literal["auto", "pairs", "block"] = "auto"
+    net: Network,
+    samples: int,
+    *,
+    memory: int,
+    itemsize: int,
+    prefer: Literal["auto", "pairs", "block"] = "auto",
+    tiles: int = MIN_TILES,
 ) -> Plan:
     """Chooses the cheapest way for each block and the largest useful tile.
 
@@ -72,7 +78,8 @@ def plan(
         samples: N.
         memory: Bytes to work in.
         itemsize: Of the working dtype.
-        prefer: Forces one way; for tests and benchmarks.
+        prefer: Forces one way.
+        tiles: How many to aim for, where memory allows fewer.
 
     Raises:
         ResourceError: ``memory_limit`` when not even single samples fit.
@@ -91,7 +98,7 @@ def plan(
             best = min(allowed or costs, key=costs.__getitem__)
             forms[l, k] = best
             cost += costs[best]
-    tile, cached = _tile(net, forms, samples, memory, itemsize)
+    tile, cached = _tile(net, forms, samples, memory, itemsize, tiles)
     return Plan(forms, tile, cached, memory, itemsize, cost)
 
 
@@ -171,7 +178,9 @@ def _pair_bytes(net: Network, forms: dict[tuple[int, int], Form]) -> int:
     return 8 * numbers
 
 
-def _tile(net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int) -> tuple[int, bool]:
+def _tile(
+    net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int, tiles: int
+) -> tuple[int, bool]:
     (kept, transient), pair = sample_bytes(net, forms, itemsize), _pair_bytes(net, forms)
     # 2·one·B + pair·B² ≤ memory/2: two tiles and their pairs; the other half is for blocks or cached tiles.
     one, half = kept + transient / 2, memory / 2
@@ -185,4 +194,4 @@ def _tile(net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int,
             needed=needed,
             limit=memory,
         )
-    return min(fits, MAX_TILE, max(MIN_TILE, math.ceil(n / MIN_TILES))), n * kept <= half
+    return min(fits, MAX_TILE, max(MIN_TILE, math.ceil(n / tiles))), n * kept <= half

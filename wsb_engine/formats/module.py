@@ -81,6 +81,16 @@ def from_module(module: nn.Module) -> Classifier:
     return _ModuleClassifier(module)
 
 
+def live_mlp(module: nn.Module) -> MLP | None:
+    """The MLP that a live module is, up to a softmax, log-softmax or sigmoid at its end; None where it is none."""
+    graph = _trace(module)
+    if graph is None:
+        return None
+    stripped, graph, _ = _strip(module, graph)
+    steps = _chain(stripped, graph)
+    return _mlp(steps, _tied(module), dict(module.named_parameters())) if steps else None
+
+
 class _ModuleClassifier(Classifier):
     format = "module"
     sha256 = None

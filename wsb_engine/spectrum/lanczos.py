@@ -29,11 +29,21 @@ class Lanczos:
         device: Where the vectors live.
         seed: Of the start vector, which is uniform on the sphere.
         unit: Rounding unit of the products.
+        locked: (m, P) orthonormal rows; the run stays in their complement and sees H compressed to it.
     """
 
     def __init__(
-        self, product: Callable[[Tensor], Tensor], parameters: int, device: torch.device, seed: int, unit: float
+        self,
+        product: Callable[[Tensor], Tensor],
+        parameters: int,
+        device: torch.device,
+        seed: int,
+        unit: float,
+        locked: Tensor | None = None,
     ) -> None:
+        self._locked = [] if locked is None else [locked]
+        self.dimension = parameters - (0 if locked is None else len(locked))
+        """Of the space that the run can span."""
         self._product, self._device, self.unit = product, device, unit
         self._generator = torch.Generator().manual_seed(seed)
         self._blocks: list[Tensor] = []
@@ -45,7 +55,7 @@ class Lanczos:
         """Steps after which the space of the start vector was exhausted."""
         self.scale = 0.0
         """Largest ‖H q‖ seen: a lower bound on ‖H‖."""
-        self._next: Tensor | None = self._random()
+        self._next: Tensor | None = self._random() if self.dimension else None
 
     @property
     def steps(self) -> int:
@@ -54,7 +64,7 @@ class Lanczos:
     @property
     def exhausted(self) -> bool:
         """Whether Q spans everything: then T has all eigenvalues of H."""
-        return self.steps == self.parameters
+        return self.steps == self.dimension
 
     @property
     def basis(self) -> Tensor:
@@ -117,6 +127,6 @@ class Lanczos:
     def _orthogonalised(self, v: Tensor) -> Tensor:
         # Twice is enough (Kahan, Parlett); rows of a block that are not filled yet are 0.
         for _ in range(2):
-            for Q in self._blocks:
+            for Q in (*self._locked, *self._blocks):
                 v = v - Q.T @ (Q @ v)
         return v

@@ -25,7 +25,8 @@ from wsb_engine.formats.torchscript.operators import TABLE, Operator
 from wsb_engine.formats.torchscript.values import Call, Memory, Name, Step, Value, flattened, replaced
 
 _META, _CPU = torch.device("meta"), torch.device("cpu")
-_KERNEL_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, AttributeError)
+_ITEMS = 10_000_000
+"""Looked at in one walk."""
 _STRUCTURAL = frozenset(
     {
         *("__getitem__", "_set_item", "append", "clear", "copy", "dict", "extend", "get", "insert", "items", "keys"),
@@ -74,6 +75,7 @@ class Walk:
     _changed: dict[int, Value] = field(default_factory=dict)
     """What stands for a container that an open branch has changed."""
     _operations: int = 0
+    _items: int = 0
     _folded: int = 0
 
     def run(self, arguments: Iterable[Any]) -> Any:
@@ -117,7 +119,9 @@ class Walk:
 
     def _operation(self, operation: Operation) -> tuple[Any, ...]:
         inputs = tuple(self._contents(self._values[name]) for name in operation.inputs)
-        _require_fresh(inputs, operation.kind, operation.location)
+        self._items += _require_fresh(inputs, operation.kind, operation.location)
+        if self._items > _ITEMS:
+            raise problems.too_complex("items in the containers that its operations read", self._items, _ITEMS)
         if operation.kind in control.TABLE:
             return control.TABLE[operation.kind](self, operation, inputs)
         if operation.kind in queries.TABLE:
@@ -282,14 +286,7 @@ class Walk:
             return item.shadow if device == _META else item.known
 
         call = Call(operation=operation, working=self.working, device=device)
-        try:
-            made = entry.kernel(call, *replaced(inputs, element))
-        except _KERNEL_FAILURES as error:
-            shapes = [list(v.shadow.shape) for v in flattened(inputs) if isinstance(v, Value) and v.shadow is not None]
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise problems.evaluation_failed(
-                operation.kind, operation.location, f"can't be applied to shapes {shapes}: {reason[0][:300]}"
-            ) from error
+        made = call.run(entry.kernel, replaced(inputs, element))
         if isinstance(made, list) or (isinstance(made, tuple) and len(operation.outputs) == 1):
             return _Made(made, True)
         return _Made(made if isinstance(made, tuple) else (made,), False)
@@ -331,10 +328,12 @@ class Walk:
         return Value(name + self.suffix, None, trained=trained, memory=Memory(), merged=merged)
 
 
-def _require_fresh(values: Any, kind: str, location: str) -> None:
-    for value in flattened(values):
-        if isinstance(value, Value) and value.stale:
-            raise problems.unsupported(kind, location, "reads a tensor after a view of it was changed in place")
+def _require_fresh(values: Any, kind: str, location: str) -> int:
+    """Refuses values that miss a change of their memory; says how many items there are."""
+    items = list(flattened(values))
+    if any(isinstance(item, Value) and item.stale for item in items):
+        raise problems.unsupported(kind, location, "reads a tensor after a view of it was changed in place")
+    return len(items)
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,8 @@ def unfold(call: Call, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     count = (x.shape[dim] - size) // step + 1
     starts = torch.arange(count, device=call.device).reshape(-1, 1) * step
     index = (starts + torch.arange(size, device=call.device)).reshape(-1)
-    return torch.index_select(x, dim, index).unflatten(dim, (count, size)).movedim(dim + 1, -1)
+    windows: Tensor = torch.index_select(x, dim, index).unflatten(dim, (count, size))
+    return windows.movedim(dim + 1, -1)
 
 
 @_enter("prelu", smooth=False)

@@ -41,7 +41,7 @@ class Plan:
         for step, finished in self.steps:
             if step.kernel is None:  # a walk with all shapes given decides everything
                 raise RuntimeError(f"{step.call.operation.kind} was left open")
-            made = step.kernel(step.call, *replaced(step.arguments, element))
+            made = step.call.run(step.kernel, replaced(step.arguments, element))
             values.update(zip(step.outputs, made if isinstance(made, (tuple, list)) else (made,), strict=False))
             for name in finished:
                 values.pop(name, None)

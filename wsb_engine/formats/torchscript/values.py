@@ -26,6 +26,11 @@ DTYPES: Mapping[int, torch.dtype] = {
     15: torch.bfloat16,
 }
 """Number of a dtype in TorchScript → dtype, for those that the reader computes with."""
+NESTING = 64
+"""Containers within containers."""
+ITEMS = 1 << 20
+"""Of a container and all within it."""
+_KERNEL_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError, AttributeError)
 _NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
 
@@ -81,6 +86,26 @@ class Call:
     device: torch.device
     """Where a kernel makes new tensors; the meta device while shapes are planned."""
 
+    def run(self, kernel: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        """What a kernel makes of its arguments.
+
+        Raises:
+            ModelError: ``evaluation_failed`` where they don't fit. Running out of memory stays the error that it is.
+        """
+        try:
+            return kernel(self, *arguments)
+        except _KERNEL_FAILURES as error:
+            # On a CPU torch has no type of its own for it.
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise
+            shapes = [list(item.shape) for item in flattened(tuple(arguments)) if isinstance(item, Tensor)]
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise problems.evaluation_failed(
+                self.operation.kind,
+                self.operation.location,
+                f"can't be applied to shapes {shapes}: {reason[0][:300]}",
+            ) from error
+
     def dtype(self, number: int | None) -> torch.dtype | None:
         """A dtype of the graph, where every floating type is the working one.
 
@@ -128,15 +153,26 @@ class Step:
 
 
 def flattened(value: Any) -> Iterator[Any]:
-    """The items of nested lists, tuples and dictionaries."""
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from flattened(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from flattened(item)
-    else:
-        yield value
+    """The items of nested lists, tuples and dictionaries.
+
+    Raises:
+        ModelError: ``model_too_complex`` for absurdly many, or absurdly deep ones.
+    """
+    pending = [iter((value,))]
+    count = 0
+    while pending:
+        for item in pending[-1]:
+            if isinstance(item, (list, tuple, dict)):
+                pending.append(iter(item.values() if isinstance(item, dict) else item))
+                if len(pending) > NESTING:
+                    raise problems.too_complex("levels of nested containers", len(pending), NESTING)
+                break
+            count += 1
+            if count > ITEMS:
+                raise problems.too_complex("items in nested containers", count, ITEMS)
+            yield item
+        else:
+            pending.pop()
 
 
 def replaced(value: Any, change: Callable[[Any], Any]) -> Any:

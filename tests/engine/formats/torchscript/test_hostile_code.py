@@ -143,6 +143,10 @@ CASES: dict[str, tuple[Callable[[str], str], str]] = {
         "model_too_complex",
     ),
     "a list of 10¹⁰ items": (_in_forward("l = torch.mul([1, 2], 10000000000)", "x = torch.add(x, torch.len(l))"), "model_too_complex"),
+    "lists 2000 deep": (
+        _in_forward("l0 = [x]", *(f"l{i + 1} = [l{i}]" for i in range(2000)), "x = torch.add(x, torch.len(l2000))"),
+        "model_too_complex",
+    ),
     "a tensor of 40 GB": (_in_forward("y = torch.zeros([100000, 100000])", USED), "tensor_too_large"),
     "a tensor that grows with the batch": (
         _in_forward("y = torch.expand(torch.unsqueeze(x, 0), [4000000000, -1, -1])", USED),

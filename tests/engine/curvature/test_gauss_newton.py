@@ -1,0 +1,61 @@
+"""tr G against Jacobians written out, and against the trace where they must be equal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.golden import NAMES, Golden
+
+import wsb_engine as wsb
+from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
+from wsb_engine.curvature.loss import probabilities
+from wsb_engine.curvature.mlp import output_curvature
+from wsb_engine.problem import Problem, pose
+from wsb_engine.run import Run
+
+
+def posed(name: str, **options: object) -> Problem:
+    case, chosen = Golden(name), wsb.Options(**options)
+    return pose(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y), chosen, Run(chosen, None, 0.0))
+
+
+def written_out(problem: Problem) -> float:
+    objective = problem.objective
+    rows = slice(0, len(objective.targets.weights))
+    inputs = objective.chunk_inputs(rows)
+    jacobian = torch.func.jacrev(lambda selected: objective.function({**objective.fixed, **selected}, inputs))(
+        dict(objective.selected)
+    )
+    J = torch.cat([part.flatten(2) for part in jacobian.values()], dim=2)
+    S = output_curvature(probabilities(objective.logits(rows)))
+    return float(torch.einsum("s,scp,scd,sdp->", objective.targets.weights, J, S, J))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_ways_equal_the_jacobians_written_out(name: str) -> None:
+    problem = posed(name)
+    want = written_out(problem)
+    assert problem.structure is not None
+    weights = problem.objective.targets.weights
+    assert mlp_trace(problem.structure.net, problem.tile, weights) == pytest.approx(want, rel=1e-11)
+    assert general_trace(problem.objective, problem.logits.shape[1]) == pytest.approx(want, rel=1e-11)
+
+
+def test_a_subset_of_parameters_counts_alone() -> None:
+    problem = posed("deep_tanh", parameters=("w1", "b2"))
+    assert problem.structure is not None
+    got = mlp_trace(problem.structure.net, problem.tile, problem.objective.targets.weights)
+    assert got == pytest.approx(written_out(problem), rel=1e-11)
+
+
+def test_without_hidden_layers_it_is_the_trace() -> None:
+    case = Golden("linear_softmax")
+    moments = wsb.analyze(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y)).moments
+    assert moments is not None
+    assert moments.gauss_newton_trace == pytest.approx(moments.trace, rel=1e-12)
+
+
+def test_jacobians_that_are_too_many_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsb_engine.curvature.gauss_newton.WORK", 10)
+    problem = posed("deep_tanh")
+    assert general_trace(problem.objective, problem.logits.shape[1]) is None

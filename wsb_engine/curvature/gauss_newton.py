@@ -1,0 +1,78 @@
+"""Trace of the generalised Gauss-Newton matrix G = Σ_s w_s J_sᵀ S_s J_s, J_s = ∂z_s/∂θ (Schraudolph 2002).
+
+H = G + Σ_s w_s Σ_c g_c ∇²z_c: tr G is the part of t that the loss's own curvature makes, the rest is the network's.
+With S = ℒ ℒᵀ, tr G = Σ_s w_s ‖ℒ_sᵀ J_s‖_F², and ℒᵀ z has the entries √p_j (z_j − p·z) with p held fixed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from wsb_engine.classifier import Tensors
+from wsb_engine.curvature.closed_form import TileSource
+from wsb_engine.curvature.hessian_product import Objective
+from wsb_engine.curvature.loss import probabilities
+from wsb_engine.curvature.mlp import Network, passes, step_down
+
+WORK = 4 << 30
+"""Entries of all samples' Jacobians beyond which a general model's trace is not computed."""
+ROWS = 64
+"""Samples of an MLP at a time."""
+ENTRIES = 1 << 24
+"""Of Jacobians held at a time, for other models."""
+
+
+def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float:
+    """tr G of an MLP, by one backward recursion of ℒᵀJ for each sample.
+
+    Args:
+        net: The network, in the working dtype.
+        source: Gives tiles of a_0 and targets.
+        weights: (N,) float64, of sum 1.
+    """
+    total = weights.new_zeros(())
+    for start in range(0, len(weights), ROWS):
+        w = weights[start : start + ROWS]
+        run = passes(net, *source(start, start + len(w)))
+        p = run.p
+        # (ℒᵀ)_ji = √p_j (δ_ji − p_i)
+        factor = torch.diag_embed(p.sqrt()) - p.sqrt().unsqueeze(2) * p.unsqueeze(1)
+        if p.shape[1] == 1:
+            factor = (p * (1 - p)).sqrt().unsqueeze(2)
+        for l in range(len(net.layers) - 1, -1, -1):
+            if net.layers[l].width:
+                norm = net.layers[l].augmented(run.a[l]).double().square().sum(dim=1)
+                total += (w * norm * factor.double().square().sum(dim=(1, 2))).sum()
+            if l > 0:
+                factor = step_down(net, run, l - 1, factor)
+    return float(total)
+
+
+def general_trace(objective: Objective, classes: int) -> float | None:
+    """tr G of any logits from per-sample Jacobians; None where they are too many."""
+    size = objective.parameters * classes
+    samples = len(objective.targets.weights)
+    if size * samples > WORK or size > ENTRIES:
+        return None
+    total = torch.zeros((), dtype=torch.float64, device=objective.device)
+    for rows in objective.chunks(max(1, ENTRIES // size)):
+        inputs = objective.chunk_inputs(rows)
+        with torch.no_grad():
+            p = probabilities(objective.logits(rows))
+        squares = vmap(lambda one, fixed: _square(objective, one, fixed))(inputs, p)
+        total += (objective.targets.weights[rows] * squares.double()).sum()
+    return float(total)
+
+
+def _square(objective: Objective, inputs: Tensors, p: Tensor) -> Tensor:
+    """‖ℒᵀJ‖_F² of one sample, whose inputs come without a sample axis."""
+    batch = {name: tensor.unsqueeze(0) for name, tensor in inputs.items()}
+
+    def weighted(selected: Tensors) -> Tensor:
+        z = objective.function({**objective.fixed, **selected}, batch)[0]
+        return (p * (1 - p)).sqrt() * z if len(p) == 1 else p.sqrt() * (z - p @ z)
+
+    jacobian = jacrev(weighted)(dict(objective.selected))
+    return sum((part.square().sum() for part in jacobian.values()), torch.zeros_like(p[0]))

@@ -1,0 +1,156 @@
+"""The stages of an analysis that multiply by the Hessian: enclosure, largest eigenvalues, density."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wsb_engine import report as r
+from wsb_engine.bounds.deflation import remainder
+from wsb_engine.bounds.enclosure import End, ExactMoments, enclose
+from wsb_engine.curvature.hessian_product import AutodiffProduct, HessianProduct, Objective
+from wsb_engine.options import Options
+from wsb_engine.problem import Problem
+from wsb_engine.run import Run
+from wsb_engine.spectrum.density import DensityEstimate, density
+from wsb_engine.spectrum.lanczos import ROWS, Lanczos
+from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """A run that the stages share, its product, and what is known exactly."""
+
+    run: Lanczos
+    product: HessianProduct
+    moments: ExactMoments | None
+    limit: int
+    """Steps that options and memory allow."""
+
+
+def krylov(problem: Problem, options: Options, moments: r.Moments | None, run: Run) -> Krylov:
+    """Starts a run at the seed; multiplies nothing yet."""
+    product = problem.hessian_product(columns=1)
+    wanted = min(options.max_products, product.parameters)
+    # The basis is kept in float64, besides a few vectors for the product itself.
+    fits = max(1, problem.memory // (8 * product.parameters) - ROWS)
+    if fits < wanted:
+        run.warn("enclosure_memory", f"the memory limit holds {fits} products of the {wanted} that were allowed")
+    unit = torch.finfo(product.dtype).eps
+    exact = None
+    if moments is not None and moments.exact:
+        exact = ExactMoments(moments.trace, moments.frobenius_squared)
+    lanczos = Lanczos(product.vector, product.parameters, product.device, options.seed, unit=unit)
+    return Krylov(lanczos, product, exact, min(wanted, fits))
+
+
+def enclosure(shared: Krylov, options: Options, run: Run) -> r.Enclosure:
+    """Both ends of the spectrum, as tight as options, memory and time allow."""
+    found = enclose(
+        shared.run,
+        moments=shared.moments,
+        failure_probability=options.failure_probability,
+        relative_gap=options.relative_gap,
+        max_products=shared.limit,
+        progress=lambda now: run.tell(now.products / shared.limit, now.products),
+        expired=lambda: run.expired,
+    )
+    if found.lambda_max.relative_gap > options.relative_gap:
+        cause = "the time limit passed" if run.expired else "allow more with max_products"
+        run.warn(
+            "enclosure_open",
+            f"after {found.products} products the gap of λ_max is {found.lambda_max.relative_gap:.3g} of its size, not "
+            f"{options.relative_gap:g}: {cause}",
+        )
+    return r.Enclosure(
+        lambda_max=_certified(found.lambda_max),
+        lambda_min=_certified(found.lambda_min),
+        hessian_vector_products=found.products,
+        rounding_slack=found.slack,
+    )
+
+
+def _certified(end: End) -> r.CertifiedInterval:
+    return r.CertifiedInterval(
+        lower=end.lower,
+        upper=end.upper,
+        relative_gap=end.relative_gap if math.isfinite(end.relative_gap) else None,
+        kind=end.kind,
+        failure_probability=None if end.kind == "deterministic" else end.failure_probability,
+    )
+
+
+def top(shared: Krylov, options: Options, run: Run) -> TopEigenvalues:
+    """The largest eigenvalues by continuing the run."""
+
+    def largest_left(now: Lanczos) -> float | None:
+        if shared.moments is None:
+            return None
+        t, q = shared.moments.trace, shared.moments.frobenius_squared
+        rest = remainder(t, q, now.parameters, now.tridiagonal, now.betas[-1], unit=now.unit)
+        return None if rest is None else rest.largest
+
+    limit = max(shared.limit, min(2 * options.top, shared.product.parameters))
+    found = top_eigenvalues(
+        shared.run,
+        shared.product.vector,
+        options.top,
+        largest_left=largest_left,
+        max_products=limit,
+        failure_probability=options.failure_probability,
+        seed=options.seed,
+        progress=lambda products: run.report(products / (2 * limit), products),
+    )
+    if not found.converged:
+        run.warn(
+            "top_not_converged",
+            f"after {found.products} products some of the {options.top} largest eigenvalues still move, or one may be "
+            "missing: see their residuals, or allow more with max_products",
+        )
+    return found
+
+
+def spectral_density(shared: Krylov, options: Options, run: Run) -> DensityEstimate:
+    """The density of all eigenvalues, by runs of their own."""
+    product = shared.product
+    return density(
+        product.vector,
+        product.parameters,
+        product.device,
+        seed=options.seed,
+        unit=shared.run.unit,
+        steps=min(shared.limit, 60),
+        progress=run.report,
+    )
+
+
+def symmetry_error(shared: Krylov, seed: int) -> float:
+    """|uᵀHv − vᵀHu| / (‖Hu‖ ‖v‖ + ‖Hv‖ ‖u‖) for random u and v: 0 but for rounding."""
+    u, v = _random(shared, seed).unbind(dim=1)
+    image_u, image_v = shared.product.vector(u), shared.product.vector(v)
+    norm = torch.linalg.vector_norm
+    scale = float(norm(image_u) * norm(v) + norm(image_v) * norm(u))
+    return abs(float(v @ image_u - u @ image_v)) / scale if scale else 0.0
+
+
+def float32_drift(objective: Objective, shared: Krylov, seed: int) -> float:
+    """‖Hv − H′v‖ / ‖H′v‖ with H′v in float64, for a random v."""
+    double = replace(
+        objective,
+        selected={name: tensor.double() for name, tensor in objective.selected.items()},
+        fixed={name: tensor.double() for name, tensor in objective.fixed.items()},
+        dtype=torch.float64,
+    )
+    v = _random(shared, seed)[:, 0]
+    want = AutodiffProduct(double, columns=1).vector(v)
+    scale = float(torch.linalg.vector_norm(want))
+    return float(torch.linalg.vector_norm(shared.product.vector(v) - want)) / scale if scale else 0.0
+
+
+def _random(shared: Krylov, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(shared.product.parameters, 2, generator=generator, dtype=torch.float64)
+    return vectors.to(shared.product.device, shared.product.dtype).double()
