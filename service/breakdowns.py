@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 _BREAKDOWNS = frozenset(
-    {"blob_missing", "confinement_failed", "fork_failed", "internal_error", "invalid_report", "out_of_memory"}
+    {
+        "blob_missing",
+        "confinement_failed",
+        "fork_failed",
+        "internal_error",
+        "invalid_report",
+        "out_of_memory",
+        "sandbox_insufficient",
+    }
 )
 _BREAKDOWN_PREFIXES = ("worker_", "zygote_")
 _LIMITS = frozenset({"memory_limit", "time_limit", "time_limit_exceeded"})

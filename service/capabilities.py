@@ -10,13 +10,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import wsb_engine
 from service import workers
+from service.analyses.job import torchscript_accepted
 from service.context import Context, InContext
 from service.errors import UnavailableError, declare
 from wsb_engine.report import SCHEMA_VERSION
 
 router = APIRouter(tags=["service"])
 
-ModelFormat = Literal["onnx"]
+ModelFormat = Literal["onnx", "torchscript"]
 BatchFormat = Literal["npz", "safetensors"]
 
 
@@ -26,7 +27,9 @@ class EngineVersions(BaseModel):
 
 
 class Formats(BaseModel):
-    models: list[ModelFormat]
+    models: list[ModelFormat] = Field(
+        description="TorchScript is among them where WSB_TORCHSCRIPT, and what confines analyses, let it be loaded."
+    )
     batches: list[BatchFormat]
 
 
@@ -69,11 +72,14 @@ async def get_capabilities(context: InContext) -> Capabilities:
     async with context.database.transaction() as session:
         present = await workers.alive(session, within_seconds=settings.stalled_seconds)
     common = set[str].intersection(*(set(worker.protections) for worker in present)) if present else set[str]()
+    models: list[ModelFormat] = ["onnx"]
+    if torchscript_accepted(settings.torchscript, common):
+        models.append("torchscript")
     return Capabilities(
         engine=EngineVersions(version=wsb_engine.__version__, report_schema=SCHEMA_VERSION),
         workers=len(present),
         devices=sorted({worker.device for worker in present}),
-        formats=Formats(models=list(get_args(ModelFormat)), batches=list(get_args(BatchFormat))),
+        formats=Formats(models=models, batches=list(get_args(BatchFormat))),
         limits=Limits(
             model_bytes=settings.max_model_bytes,
             batch_bytes=settings.max_batch_bytes,

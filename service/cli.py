@@ -61,12 +61,13 @@ def serve(
     from sqlalchemy.exc import OperationalError
 
     from service.postgres import DataFolderInUseError
+    from service.sandbox import SandboxError
     from service.serve import serve as run
 
     settings = _settings()
     try:
         run(settings, host=host, port=port, workers=workers, announce=_announce)
-    except (DataFolderInUseError, OSError) as error:
+    except (DataFolderInUseError, SandboxError, OSError) as error:
         _end(str(error), Exit.INVALID)
     except OperationalError as error:
         _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
@@ -82,7 +83,7 @@ def worker(
 
     from service.analyses.job import PRELOAD
     from service.devices import offered_devices
-    from service.sandbox import Zygote
+    from service.sandbox import SandboxError, Zygote
     from service.worker import stop_on_signals, work
 
     settings = _settings()
@@ -98,6 +99,8 @@ def worker(
 
     try:
         asyncio.run(run())
+    except SandboxError as error:
+        _end(str(error), Exit.INVALID)
     except OperationalError as error:
         _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
 
@@ -129,8 +132,8 @@ def analyze(
             else:
                 here = evaluate_here(
                     *(model, batch, options),
+                    settings=settings,
                     seconds=timeout or settings.job_seconds,
-                    threads=settings.job_threads,
                     progress=progress,
                 )
                 report = asyncio.run(here)

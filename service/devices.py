@@ -10,9 +10,14 @@ _NVIDIA = Path("/dev/nvidiactl")
 _COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 
 
+def has_gpu() -> bool:
+    """Whether there is a GPU's driver, at least."""
+    return _NVIDIA.exists()
+
+
 def offered_devices() -> list[str]:
     """cuda:0, cuda:1, … where torch can use them, else cpu."""
-    if not _NVIDIA.exists():
+    if not has_gpu():
         return ["cpu"]
     # In a process of its own: CUDA must not be initialised in one that forks.
     found = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, check=True, timeout=300)  # noqa: S603 - our own interpreter and text

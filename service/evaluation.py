@@ -16,8 +16,11 @@ from pydantic import ValidationError
 
 from service.analyses.job import BATCH_FILE, ENTRY, MODEL_FILE, PRELOAD
 from service.breakdowns import is_breakdown, is_limit
+from service.devices import has_gpu
 from service.progress import ProgressSink
+from service.protections import required
 from service.sandbox import Job, SandboxError, Zygote
+from service.settings import Settings
 from wsb_engine.options import Options
 from wsb_engine.report import Report
 
@@ -37,15 +40,15 @@ class NotEvaluatedError(Exception):
 
 
 async def evaluate_here(
-    model: Path, batch: Path, options: Options, *, seconds: float, threads: int | None, progress: ProgressSink
+    model: Path, batch: Path, options: Options, *, settings: Settings, seconds: float, progress: ProgressSink
 ) -> Report:
     """Runs the engine in a sandboxed child of this process.
 
     Args:
         model, batch: Files.
         options: Of the engine.
+        settings: Its threads, memory and sandbox.
         seconds: Wall-clock limit.
-        threads: Of the engine; None: every core.
         progress: Told how far the analysis is.
 
     Raises:
@@ -59,8 +62,16 @@ async def evaluate_here(
         folder = Path(name)
         shutil.copyfile(model, folder / MODEL_FILE)
         shutil.copyfile(batch, folder / BATCH_FILE)
-        request = {"options": options.model_dump(mode="json")}
-        job = Job(folder=folder, entry=ENTRY, request=request, seconds=seconds, threads=threads)
+        job = Job(
+            folder=folder,
+            entry=ENTRY,
+            request={"options": options.model_dump(mode="json"), "torchscript": settings.torchscript},
+            seconds=seconds,
+            threads=settings.job_threads,
+            limits=settings.job_limits,
+            gpu=options.device != "cpu" and has_gpu(),
+            required=required(settings),
+        )
         try:
             async with Zygote(PRELOAD) as zygote:
                 outcome = await zygote.run(job, progress)

@@ -18,6 +18,9 @@ from service.app import create_app
 from service.database import Database
 from service.devices import offered_devices
 from service.postgres import embedded_postgres
+from service.protections import active_protections, required
+from service.sandbox import Zygote
+from service.scratch import ScratchFolder
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -40,9 +43,12 @@ def serve(settings: Settings, *, host: str, port: int, workers: int | None, anno
     Raises:
         OSError: when the address can't be bound.
         DataFolderInUseError: when another process serves from the same data folder.
+        SandboxError: when analyses can't be confined here as the settings require.
     """
     devices = offered_devices()
     count = len(devices) if workers is None else workers
+    if count > 0 and required(settings):
+        asyncio.run(_try_sandbox(settings, devices[0]))
     listener = _listen(host, port)
     given = settings.database_url
     noted: list[int] = []
@@ -55,6 +61,13 @@ def serve(settings: Settings, *, host: str, port: int, workers: int | None, anno
             asyncio.run(_serve(connected, listener, [devices[i % len(devices)] for i in range(count)], announce))
         finally:
             _note_signals(noted)
+
+
+async def _try_sandbox(settings: Settings, device: str) -> None:
+    """Before anything is served: a worker that refuses to run would only be started again and again."""
+    with ScratchFolder(settings.job_dir) as scratch:
+        async with Zygote() as zygote:
+            await active_protections(settings, zygote, scratch.path, device=device)
 
 
 def _note_signals(noted: list[int]) -> None:

@@ -10,6 +10,8 @@ import platformdirs
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.sandbox import Limits, usable_memory_bytes
+
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -44,8 +46,18 @@ class Settings(BaseSettings):
 
     job_seconds: float = Field(3600, gt=0, le=1e7, description="Wall-clock limit of one analysis.")
     job_threads: int | None = Field(None, ge=1, le=1024, description="Threads of one analysis; unset: every core.")
+    job_memory_bytes: int | None = Field(
+        None, ge=256 * MIB, description="Memory of one analysis; unset: three quarters of the machine's."
+    )
     max_attempts: int = Field(3, ge=1, le=100, description="Times an analysis is started before worker_lost.")
     progress_seconds: float = Field(0.5, ge=0, le=60, description="Least time between two progress updates of a row.")
+
+    sandbox: Literal["auto", "require"] = Field(
+        "auto", description="auto confines analyses as well as the host can; require refuses to run with less than all."
+    )
+    torchscript: Literal["auto", "always", "never"] = Field(
+        "auto", description="Whether TorchScript is loaded; auto: only where files and network are out of its reach."
+    )
 
     heartbeat_seconds: float = Field(1.0, gt=0, le=60, description="Interval of a worker's sign of life.")
     stalled_seconds: float = Field(6.0, gt=0, le=3600, description="Silence after which a worker counts as lost.")
@@ -86,6 +98,11 @@ class Settings(BaseSettings):
             return self.data_dir / "blobs"
         parts = urlsplit(self.blob_url)
         return Path(unquote(parts.path) if parts.scheme == "file" else self.blob_url)
+
+    @property
+    def job_limits(self) -> Limits:
+        """Of the child that runs an analysis."""
+        return Limits(memory_bytes=self.job_memory_bytes or usable_memory_bytes() * 3 // 4)
 
     @property
     def job_dir(self) -> Path:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from uuid import UUID
 
 import procrastinate
@@ -23,19 +20,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import workers
 from service.analyses import repository
-from service.analyses.job import ENTRY, PROTECTIONS_ENTRY
+from service.analyses.job import ENTRY
 from service.analyses.runner import Runner, worker_lost
 from service.analyses.table import FINAL_STATES
 from service.database import Database
+from service.protections import active_protections
 from service.queue import RUN_ANALYSIS, open_queue, queues_of
-from service.sandbox import Job, Zygote
+from service.sandbox import Zygote
 from service.scratch import ScratchFolder
 from service.settings import Settings
 from service.storage import BlobStore
 
 log = structlog.get_logger(__name__)
-
-_PROBE_SECONDS = 60.0
 
 
 async def work(
@@ -50,6 +46,9 @@ async def work(
         stop: Ends the work.
         zygote: Not started yet; has the modules of ``entry`` preloaded.
         entry: What a child runs.
+
+    Raises:
+        SandboxError: when no child can be run on this host, or is confined less than the settings require.
     """
     database = Database(database_url)
     queue = open_queue(database_url)
@@ -68,7 +67,7 @@ async def work(
                 )
                 _add_task(queue, runner)
                 worker = _queue_worker(settings, queue, device)
-                protections = await _protections(zygote, scratch.path)
+                protections = await active_protections(settings, zygote, scratch.path, device=device)
                 async with _signs_of_life(settings, database, queue, worker, runner, protections):
                     await _run_until(worker, stop)
         finally:
@@ -120,15 +119,6 @@ async def _run_until(worker: Worker, stop: asyncio.Event) -> None:
     stopping.cancel()
     worker.stop()  # type: ignore[no-untyped-call]
     await running
-
-
-async def _protections(zygote: Zygote, folder: Path) -> list[str]:
-    with tempfile.TemporaryDirectory(dir=folder) as job_folder:
-        job = Job(folder=Path(job_folder), entry=PROTECTIONS_ENTRY, request={}, seconds=_PROBE_SECONDS)
-        outcome = await zygote.run(job)
-    if outcome.result is None:
-        raise RuntimeError(f"no child can run on this host: {outcome.error}; {outcome.log}")
-    return [str(name) for name in json.loads(outcome.result)]
 
 
 @asynccontextmanager

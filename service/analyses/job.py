@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -13,36 +13,77 @@ PROTECTIONS_ENTRY = "service.analyses.job:protections"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
     "torch._dynamo",  # torch.func imports it at the first transform, which takes a second
-    *("wsb_engine.analysis", "wsb_engine.formats.onnx", __name__),
+    *("wsb_engine.analysis", "wsb_engine.formats.onnx", "wsb_engine.formats.torchscript", __name__),
 )
 """What the zygote imports, in this order, so that a child starts in milliseconds."""
 
+TORCHSCRIPT_NEEDS = frozenset({"landlock", "seccomp"})
+"""Protections of files and of the network: it is torch that loads an archive, and torch does not promise that to be
+safe."""
+
 MODEL_FILE = "model"
 BATCH_FILE = "batch"
+
+_ARCHIVE = b"PK\x03\x04"
 
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
     """The report of ``model`` and ``batch`` in the working directory, as JSON.
 
     Args:
-        request: ``options`` for the engine; ``threads`` and ``sandbox``, which the sandbox adds.
+        request: ``options`` for the engine; ``torchscript``, the setting; ``threads`` and ``sandbox``, which the
+            sandbox adds.
         emit_progress: Takes the engine's progress.
 
     Raises:
         EngineError: for input that can't be analysed.
+        MemoryError: if there is not enough memory.
     """
+    _gate(request["torchscript"], request["sandbox"])
+
     import torch
 
     from wsb_engine import Options, analyze, load_batch, load_model
 
     torch.set_num_threads(request["threads"] or len(os.sched_getaffinity(0)))
-    classifier = load_model(MODEL_FILE)
-    batch = load_batch(BATCH_FILE)
-    options = Options.model_validate(request["options"])
-    report = analyze(classifier, batch, options, progress=lambda progress: emit_progress(asdict(progress)))
+    try:
+        classifier = load_model(MODEL_FILE)
+        batch = load_batch(BATCH_FILE)
+        options = Options.model_validate(request["options"])
+        report = analyze(classifier, batch, options, progress=lambda progress: emit_progress(asdict(progress)))
+    except Exception as error:
+        # torch and ONNX Runtime each have a text for it, and torch a class where it was a GPU's memory
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
     engine = report.engine.model_copy(update={"sandbox": request["sandbox"]})
     document: str = report.model_copy(update={"engine": engine}).model_dump_json()
     return document
+
+
+def torchscript_accepted(policy: str, active: Collection[str]) -> bool:
+    """Whether TorchScript may be loaded.
+
+    Args:
+        policy: The setting: auto, always or never.
+        active: Names of the protections of the process that would load it.
+    """
+    return policy == "always" or (policy == "auto" and set(active) >= TORCHSCRIPT_NEEDS)
+
+
+def _gate(policy: str, active: Collection[str]) -> None:
+    """Keeps archives, which is what TorchScript files are, from those who may not load them."""
+    from wsb_engine.errors import ModelError
+
+    with open(MODEL_FILE, "rb") as file:
+        is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+    if is_archive and not torchscript_accepted(policy, active):
+        raise ModelError(
+            "the model is an archive, as TorchScript is, which is not loaded here",
+            code="torchscript_refused",
+            advice="Export the model to ONNX: torch.onnx.export. Or have the operator allow TorchScript, which by "
+            "default takes a host with Landlock and seccomp: WSB_TORCHSCRIPT.",
+        )
 
 
 def protections(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]], None]) -> str:

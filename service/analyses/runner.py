@@ -22,6 +22,7 @@ from service.analyses.job import BATCH_FILE, MODEL_FILE
 from service.analyses.schemas import AnalysisError, progress_document
 from service.analyses.table import AnalysisRow
 from service.database import Database
+from service.protections import required
 from service.sandbox import Job, Outcome, SandboxError, Zygote
 from service.settings import Settings
 from service.storage import BlobMissingError, BlobStore
@@ -102,9 +103,15 @@ class Runner:
             job = Job(
                 folder=folder,
                 entry=self.entry,
-                request={"options": {**row.options, "device": self.device}},
+                request={
+                    "options": {**row.options, "device": self.device},
+                    "torchscript": self.settings.torchscript,
+                },
                 seconds=row.timeout_s,
                 threads=self.settings.job_threads,
+                limits=self.settings.job_limits,
+                gpu=self.device != "cpu",
+                required=required(self.settings),
             )
             latest: dict[str, Any] = {}
             async with self._writing_progress(row.id, latest):

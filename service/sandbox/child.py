@@ -11,19 +11,23 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from service.sandbox.confinement import child_environment, confine
+from service.sandbox.confinement import child_environment, confine, seal
+from service.sandbox.errors import SandboxError
+from service.sandbox.grants import code_paths
 from service.sandbox.job import JobError, Limits
 from service.sandbox.protocol import encode_error, encode_progress, encode_result, is_code
 
 Entry = Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], str]
 
 
-def run_child(request: int, pipe: int, log: int, *, parent: int, protections: Sequence[str]) -> NoReturn:
+def run_child(
+    request: int, pipe: int, log: int, *, parent: int, protections: Sequence[str], code: Collection[str]
+) -> NoReturn:
     """Runs one job to its end in the process that calls this; never returns.
 
     Args:
@@ -32,13 +36,14 @@ def run_child(request: int, pipe: int, log: int, *, parent: int, protections: Se
         log: Descriptor that takes stdout and stderr.
         parent: Process id of the zygote.
         protections: Names of what the zygote does to confine its children.
+        code: Paths of the code that the zygote has imported.
     """
     delivered = False
     try:
         _restore_signals()
         job = json.loads(_read_all(request))
         _keep_only(pipe, log)
-        _send(pipe, _work(job, pipe, parent, protections))
+        _send(pipe, _work(job, pipe, parent, protections, code))
         delivered = True
     except BaseException:
         traceback.print_exc()
@@ -50,17 +55,21 @@ def run_child(request: int, pipe: int, log: int, *, parent: int, protections: Se
         os._exit(0 if delivered else 1)
 
 
-def _work(job: dict[str, Any], pipe: int, parent: int, protections: Sequence[str]) -> bytes:
+def _work(job: dict[str, Any], pipe: int, parent: int, protections: Sequence[str], code: Collection[str]) -> bytes:
     out_of_memory = encode_error(_OUT_OF_MEMORY)  # encoded while there is memory for it
     try:
         folder, threads, limits = Path(job["folder"]), job["threads"], Limits(**job["limits"])
         os.chdir(folder)
         environment = child_environment(folder, threads)
-        active = [*protections, *confine(limits, parent=parent, environment=environment)]
-        tempfile.tempdir = None  # a preloaded module may have made it remember another folder
+        seconds, gpu = job["seconds"], job["gpu"]
+        active = confine(limits, parent=parent, environment=environment, seconds=seconds, gpu=gpu)
+        tempfile.tempdir = str(folder)  # rather than the first that it finds it can write to
         faulthandler.enable()
         gc.enable()
+        preloaded = job["entry"].partition(":")[0] in sys.modules
         entry = _load(job["entry"])
+        active = [*protections, *active, *seal(folder, code if preloaded else code_paths(), gpu=gpu)]
+        _check(active, job["required"])
         request = {**job["request"], "threads": threads, "sandbox": active}
         body = entry(request, lambda fields: _send(pipe, encode_progress(fields)))
         if not isinstance(body, str):
@@ -74,6 +83,19 @@ def _work(job: dict[str, Any], pipe: int, parent: int, protections: Sequence[str
             with suppress(OSError):  # the log may be full
                 traceback.print_exc()
         return encode_error(known or _INTERNAL_ERROR)
+
+
+def _check(active: Sequence[str], required: Sequence[str]) -> None:
+    missing = sorted(set(required) - set(active))
+    if missing:
+        raise SandboxError(
+            f"This host does not confine jobs as it has to; what is missing: {', '.join(missing)}.",
+            code="sandbox_insufficient",
+            advice="Use Linux 5.13 or later on x86-64 or AArch64, with Landlock and seccomp, and keep job folders out "
+            "of the folders of Python and of the system; or ask for less protection.",
+            missing=missing,
+            active=sorted(active),
+        )
 
 
 def _load(entry: str) -> Entry:

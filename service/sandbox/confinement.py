@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from service.sandbox.errors import SandboxError
+from service.sandbox.grants import gpu_devices, grants
 from service.sandbox.job import Limits
+from service.sandbox.kernel import prctl
+from service.sandbox.landlock import TRUNCATE_VERSION, landlock, landlock_version
+from service.sandbox.privileges import become_nobody
+from service.sandbox.rlimits import limit_resources
+from service.sandbox.seccomp import Filter, seccomp
 
 KEPT_VARIABLES = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ")
 """All that is kept of the caller's environment: what finds devices and libraries, and locale."""
@@ -33,15 +37,17 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def confine(limits: Limits, *, parent: int, environment: Mapping[str, str]) -> list[str]:
-    """Gives up, for this process and for good, what a job does not need.
+def confine(limits: Limits, *, parent: int, environment: Mapping[str, str], seconds: float, gpu: bool) -> list[str]:
+    """Gives up, for this process and for good, what a job does not need; files and system calls are left to ``seal``.
 
-    To be called once, in the child, with the job folder as the working directory.
+    To be called once, in the child.
 
     Args:
         limits: Ceilings on resources.
         parent: Process id of the zygote, with which this process is to die.
         environment: The whole of the environment from here on.
+        seconds: Wall-clock limit of the job.
+        gpu: Whether the job may use the devices of GPUs.
 
     Returns:
         The names of the protections that are active now.
@@ -51,11 +57,11 @@ def confine(limits: Limits, *, parent: int, environment: Mapping[str, str]) -> l
     """
     try:
         os.setsid()
-        die_with_parent(parent, signal.SIGKILL)
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        _lower(resource.RLIMIT_CORE, 0)
-        _lower(resource.RLIMIT_NOFILE, limits.open_files)
-        _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
+        active = ["setsid", "oom_score"] if _prefer_as_oom_victim() else ["setsid"]
+        active += become_nobody([os.stat(path).st_gid for path in gpu_devices(gpu)])
+        die_with_parent(parent, signal.SIGKILL)  # a change of user cancels it
+        prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        active += ["parent_death_signal", "no_new_privs", *limit_resources(limits, seconds=seconds, gpu=gpu)]
     except OSError as error:
         raise SandboxError(
             f"The child could not be confined: {error}.",
@@ -64,11 +70,35 @@ def confine(limits: Limits, *, parent: int, environment: Mapping[str, str]) -> l
         ) from error
     os.environ.clear()
     os.environ.update(environment)
-    active = ["setsid", "parent_death_signal", "no_new_privs", "rlimit_core", "rlimit_nofile", "rlimit_fsize"]
-    active.append("empty_environment")
-    if _prefer_as_oom_victim():
-        active.append("oom_score")
-    return active
+    return [*active, "empty_environment"]
+
+
+def seal(folder: Path, code: Iterable[str], *, gpu: bool) -> list[str]:
+    """Gives up, for this process and for good, every file that is not granted, and system calls.
+
+    To be called once, in the child, with its own code imported and no stranger's file seen; there must be one thread.
+
+    Args:
+        folder: Of the job. It may be read; nothing on any disk may be written to.
+        code: Paths of the code that may be imported from here on.
+        gpu: Whether the job may use the devices of GPUs.
+
+    Returns:
+        The names of the protections that are active now; fewer where the kernel is older.
+
+    Raises:
+        SandboxError: ``confinement_failed`` if a kernel that offers Landlock refuses it then.
+    """
+    try:
+        files = landlock(grants(folder, code, gpu=gpu), beside=folder)
+    except OSError as error:
+        raise SandboxError(
+            f"The child could not be kept from other files: {error}.",
+            code="confinement_failed",
+            advice="Look for what the security modules of this kernel, or a container policy, forbid.",
+        ) from error
+    truncates = landlock_version() < TRUNCATE_VERSION
+    return files + seccomp(Filter(pid=os.getpid(), refuse_truncation=truncates, shared_memory=gpu))
 
 
 def die_with_parent(parent: int, signal_number: signal.Signals) -> None:
@@ -77,7 +107,7 @@ def die_with_parent(parent: int, signal_number: signal.Signals) -> None:
     Raises:
         OSError: if the kernel refuses.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal_number)
+    prctl(_PR_SET_PDEATHSIG, signal_number)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -88,7 +118,7 @@ def adopt_orphans() -> None:
     Raises:
         OSError: if the kernel refuses.
     """
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def zygote_environment(python_path: str) -> dict[str, str]:
@@ -106,19 +136,6 @@ def child_environment(folder: Path, threads: int | None) -> dict[str, str]:
 
 def _kept() -> dict[str, str]:
     return {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-
-
-def _lower(kind: int, ceiling: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    value = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
-    resource.setrlimit(kind, (value, value))
-
-
-def _prctl(option: int, argument: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def _prefer_as_oom_victim() -> bool:

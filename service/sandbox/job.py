@@ -24,6 +24,10 @@ class Limits:
     """Largest file that the child can write, its log included."""
     frame_bytes: int = 64 << 20
     """Longest frame, the result's included, on the pipe to the parent."""
+    threads: int = 1024
+    """Threads that the child can have at one time; it can have no further processes."""
+    memory_bytes: int | None = None
+    """Memory that the child can take besides what it shares with the zygote; None is no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +39,15 @@ class Job:
     ``sandbox``, the names of the active protections.
 
     Args:
-        folder: An existing folder that is this job's alone.
-        entry: ``package.module:function``, importable where the zygote's caller can import it.
+        folder: An existing folder that is this job's alone; the child can read it, and can't write to it.
+        entry: ``package.module:function``, importable where the zygote's caller can import it. What the module needs
+            from outside the Python installation it has to import when it is imported itself.
         request: JSON-compatible argument of the entry; numbers must be finite.
         seconds: Wall-clock limit from the fork on.
         threads: How many threads the entry may use; None leaves it to the entry.
-        limits: Ceilings on what the child can open, write and send.
+        limits: Ceilings on what the child can open, write, send and use.
+        gpu: Whether the entry may use the devices of GPUs.
+        required: Names of protections without which the job is not to run; it fails as ``sandbox_insufficient`` then.
 
     Raises:
         ValueError: if ``entry``, ``seconds`` or ``threads`` makes no sense.
@@ -52,6 +59,8 @@ class Job:
     seconds: float
     threads: int | None = None
     limits: Limits = field(default_factory=Limits)
+    gpu: bool = False
+    required: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _ENTRY.fullmatch(self.entry):

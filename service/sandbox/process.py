@@ -219,8 +219,11 @@ def _request(job: Job) -> int:
         "folder": str(job.folder.absolute()),
         "entry": job.entry,
         "request": job.request,
+        "seconds": job.seconds,
         "threads": job.threads,
         "limits": asdict(job.limits),
+        "gpu": job.gpu,
+        "required": job.required,
     }
     payload = memoryview(json.dumps(content, allow_nan=False).encode())
     descriptor = os.memfd_create("job")

@@ -50,10 +50,11 @@ def judge(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError
     """
     if evidence.violation is not None:
         return "crashed", _violation(evidence.violation)
-    if evidence.timed_out:
+    used_up = evidence.exit is not None and evidence.exit.signal == signal.SIGXCPU
+    if evidence.timed_out or used_up:
         return "timed_out", JobError(
             code="time_limit_exceeded",
-            message=f"The job was stopped after {seconds:g} seconds.",
+            message=f"The job was stopped after {seconds:g} seconds" + (" on every core." if used_up else "."),
             advice="Use a smaller model or batch, ask for less, or allow the job more time.",
             details={"seconds": seconds},
         )

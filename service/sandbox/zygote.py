@@ -30,6 +30,7 @@ from typing import Any
 
 from service.sandbox.child import run_child
 from service.sandbox.confinement import adopt_orphans, die_with_parent
+from service.sandbox.grants import code_paths
 from service.sandbox.protocol import CONTROL_BYTES
 
 _PASSED_DESCRIPTORS = 3
@@ -68,6 +69,7 @@ class _Server:
         self._pids: dict[int, int] = {}
         """Process id by job number, of children that are not reaped yet."""
         self._children_file = Path(f"/proc/self/task/{os.getpid()}/children")
+        self._code = code_paths()
         self._protections = ["descendant_reaper"] if self._children_file.exists() else []
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -116,7 +118,7 @@ class _Server:
             reply = {"failed": number, "reason": str(error)}
         else:
             if pid == 0:
-                run_child(request, pipe, log, parent=zygote, protections=self._protections)
+                run_child(*(request, pipe, log), parent=zygote, protections=self._protections, code=self._code)
             self._pids[number] = pid
             reply = {"forked": number, "pid": pid}
         for descriptor in descriptors:

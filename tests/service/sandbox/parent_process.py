@@ -1,6 +1,7 @@
 """A process that tests kill: it runs a job that hangs, and says who its descendants are.
 
-Run as ``parent_process.py FOLDER ENTRY [hold]``; with ``hold``, another process keeps all of its descriptors open.
+Run as ``parent_process.py FOLDER ENTRY [hold] [brief]``; with ``hold``, another process keeps all of its descriptors
+open; with ``brief``, the job has a second to run.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from service.sandbox import Job, Zygote
 
 
-async def main(folder: Path, entry: str, *, hold: bool) -> None:
-    async with Zygote(["sandbox_entries"], python_path=[Path(__file__).parent]) as zygote:
+async def main(folder: Path, entry: str, *, hold: bool, seconds: float) -> None:
+    async with Zygote(["unsealed", "sandbox_entries"], python_path=[Path(__file__).parent]) as zygote:
         pids = {"zygote": zygote.pid}
 
         def report(fields: dict[str, int]) -> None:
@@ -28,7 +29,9 @@ async def main(folder: Path, entry: str, *, hold: bool) -> None:
             sys.stdout.write(json.dumps(pids) + "\n")
             sys.stdout.flush()
 
-        await zygote.run(Job(folder=folder, entry=f"sandbox_entries:{entry}", request={}, seconds=600), report)
+        await zygote.run(Job(folder=folder, entry=f"sandbox_entries:{entry}", request={}, seconds=seconds), report)
 
 
-asyncio.run(main(Path(sys.argv[1]), sys.argv[2], hold="hold" in sys.argv))
+asyncio.run(
+    main(Path(sys.argv[1]), sys.argv[2], hold="hold" in sys.argv, seconds=1.0 if "brief" in sys.argv else 600.0)
+)

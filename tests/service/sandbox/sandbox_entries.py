@@ -54,12 +54,12 @@ def remember(request: Request, emit: Emit) -> str:
     return str(calls)
 
 
-def meet(request: Request, emit: Emit) -> str:
-    """Succeeds only if the other one runs at the same time."""
-    Path(request["mine"]).touch()
-    while not Path(request["other"]).exists():
+def wait_for_company(request: Request, emit: Emit) -> str:
+    """Says that it is here, and stays until it is told that others are."""
+    emit({"pid": os.getpid()})
+    while not Path("company").exists():
         time.sleep(0.005)
-    return "met"
+    return "in company"
 
 
 def refuse(request: Request, emit: Emit) -> str:
@@ -102,6 +102,12 @@ def exhaust_memory(request: Request, emit: Emit) -> str:
 def hang(request: Request, emit: Emit) -> str:
     emit({"pid": os.getpid()})
     _pause_forever()
+
+
+def spin(request: Request, emit: Emit) -> NoReturn:
+    emit({"pid": os.getpid()})
+    while True:
+        pass
 
 
 def hang_with_descendants(request: Request, emit: Emit) -> str:
@@ -186,6 +192,11 @@ def surroundings(request: Request, emit: Emit) -> str:
             "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
             "file_bytes": resource.getrlimit(resource.RLIMIT_FSIZE),
             "oom_score": Path("/proc/self/oom_score_adj").read_text().strip(),
+            "user": os.getresuid(),
+            "groups": [*os.getresgid(), *os.getgroups()],
+            "capabilities": [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")],
+            "cpu_seconds": resource.getrlimit(resource.RLIMIT_CPU),
+            "tasks": resource.getrlimit(resource.RLIMIT_NPROC),
             "sandbox": request["sandbox"],
             "threads": request["threads"],
         }

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
 
 from service.sandbox import Limits
 from service.sandbox.confinement import KEPT_VARIABLES, QUIET_VARIABLES, THREAD_VARIABLES
+
+DEPENDING_ON_HOST = {
+    *("oom_score", "descendant_reaper", "private_user", "rlimit_nproc"),
+    *("landlock", "landlock_tcp", "landlock_scope", "seccomp"),
+}
 
 
 def test_the_environment_holds_nothing_that_the_caller_had(sandbox, monkeypatch):
@@ -32,22 +38,33 @@ def test_the_environment_is_short(sandbox, monkeypatch):
 
 def test_a_child_is_confined_and_says_so(sandbox):
     limits = Limits(open_files=100, file_bytes=12345)
-    job = replace(sandbox.job("surroundings", limits=limits), threads=2)
+    job = replace(sandbox.job("surroundings", limits=limits), threads=2, seconds=30.0)
     seen = json.loads(sandbox.run(job).result)
 
     protections = set(seen.pop("sandbox"))
+    user, groups, tasks = seen.pop("user"), seen.pop("groups"), seen.pop("tasks")
+    if "private_user" in protections:
+        assert len({*user, *groups}) == 1
+        assert user[0] > 1 << 30
+    oom_score, capabilities = seen.pop("oom_score"), seen.pop("capabilities")
     if "oom_score" in protections:
-        assert seen["oom_score"] == "1000"
-    del seen["oom_score"]
-    assert protections - {"oom_score", "descendant_reaper"} == {
+        assert oom_score == "1000"
+    if "rlimit_nproc" in protections:
+        assert tasks[0] == tasks[1] >= limits.threads
+    override_modes, read_all_files = 1 << 1, 1 << 2
+    assert {int(mask, 16) for mask in capabilities} <= {0, override_modes, read_all_files}
+    assert protections - DEPENDING_ON_HOST == {
         "setsid",
         "parent_death_signal",
         "no_new_privs",
+        "capabilities",
         "rlimit_core",
         "rlimit_nofile",
         "rlimit_fsize",
+        "rlimit_cpu",
         "empty_environment",
     }
+    cores = len(os.sched_getaffinity(0))
     assert seen == {
         "folder": str(job.folder),
         "temporary_folder": str(job.folder),
@@ -60,6 +77,7 @@ def test_a_child_is_confined_and_says_so(sandbox):
         "core": [0, 0],
         "open_files": [100, 100],
         "file_bytes": [12345, 12345],
+        "cpu_seconds": [30 * cores, 30 * cores + 2],
         "threads": 2,
     }
 

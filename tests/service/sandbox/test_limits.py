@@ -27,7 +27,7 @@ def test_a_timeout_kills_what_the_child_forked_too(sandbox, processes):
         await zygote.run(replace(sandbox.job("hang_with_descendants"), seconds=0.5), sandbox.progress.append)
         processes.wait_until_gone(*sandbox.progress[0].values())
 
-    sandbox.scenario(play)
+    sandbox.scenario(play, *sandbox.unsealed)
 
     assert set(sandbox.progress[0]) == {"pid", "in_group", "fled"}
 
@@ -38,7 +38,7 @@ def test_a_result_leaves_no_descendants_behind_either(sandbox, processes):
         processes.wait_until_gone(*sandbox.progress[0].values())
         return outcome
 
-    assert sandbox.scenario(play).result == "left them"
+    assert sandbox.scenario(play, *sandbox.unsealed).result == "left them"
 
 
 def test_a_flood_of_progress_stops_neither_the_clock_nor_the_loop(sandbox):
@@ -67,7 +67,7 @@ def test_cancelling_kills_the_child_within_a_second(sandbox, processes):
         processes.wait_until_gone(*pids.values(), seconds=1.0)
         assert time.monotonic() - started < 1.0
 
-    sandbox.scenario(play)
+    sandbox.scenario(play, *sandbox.unsealed)
 
 
 def test_a_job_that_is_cancelled_before_its_fork_leaves_no_child(sandbox):

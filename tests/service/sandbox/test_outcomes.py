@@ -89,7 +89,9 @@ def test_a_traceback_goes_to_the_log_and_nowhere_else(sandbox):
 
 
 def test_the_log_has_what_the_child_wrote_even_if_it_hides_the_file(sandbox):
-    outcome = sandbox.run(sandbox.job("write_log"))
+    job = sandbox.job("write_log")
+    job.folder.chmod(0o777)
+    outcome = sandbox.run(job, *sandbox.unsealed)
 
     assert sorted(outcome.log.splitlines()) == ["to stderr", "to stdout"]
 
@@ -125,6 +127,12 @@ def test_a_child_that_the_kernel_killed_for_memory_is_out_of_memory():
     status, error = judge(Evidence(exit=killed, oom_kills=True), seconds=1.0)
 
     assert (status, error.code) == ("out_of_memory", "out_of_memory")
+
+
+def test_a_child_at_the_end_of_its_cpu_time_has_timed_out():
+    status, error = judge(Evidence(exit=Exit(status=signal.SIGXCPU, peak_memory_bytes=1)), seconds=1.0)
+
+    assert (status, error.code) == ("timed_out", "time_limit_exceeded")
 
 
 def test_an_outcome_says_how_much_memory_and_time_the_child_took(sandbox):

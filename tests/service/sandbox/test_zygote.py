@@ -20,15 +20,20 @@ from service.sandbox import SandboxError, Zygote
 HERE = Path(__file__).parent
 
 
-def test_jobs_run_side_by_side(sandbox, tmp_path):
-    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+def test_jobs_run_side_by_side(sandbox):
+    jobs = [sandbox.job("wait_for_company") for _ in range(2)]
+    there = []
+
+    def note(fields):
+        there.append(fields)
+        if len(there) == len(jobs):
+            for job in jobs:
+                (job.folder / "company").touch()
 
     async def play(zygote):
-        return await asyncio.gather(
-            zygote.run(sandbox.job("meet", mine=one, other=two)), zygote.run(sandbox.job("meet", mine=two, other=one))
-        )
+        return await asyncio.gather(*(zygote.run(job, note) for job in jobs))
 
-    assert [outcome.result for outcome in sandbox.scenario(play)] == ["met", "met"]
+    assert [outcome.result for outcome in sandbox.scenario(play)] == ["in company"] * 2
 
 
 def test_many_jobs_at_once_all_end_with_their_own_result(sandbox):
@@ -74,7 +79,7 @@ def test_the_death_of_the_zygote_is_a_crash_and_the_next_job_gets_another(sandbo
         assert zygote.pid is None
         return crashed, await zygote.run(sandbox.job("echo"))
 
-    crashed, succeeded = sandbox.scenario(play)
+    crashed, succeeded = sandbox.scenario(play, *sandbox.unsealed)
 
     assert (crashed.status, crashed.error.code) == ("crashed", "worker_zygote_died")
     assert succeeded.status == "succeeded"
@@ -100,7 +105,7 @@ def test_terminating_the_zygote_ends_its_jobs_and_all_that_they_forked(sandbox, 
         processes.wait_until_gone(*sandbox.progress[0].values())
         return outcome
 
-    assert sandbox.scenario(play).status == "crashed"
+    assert sandbox.scenario(play, *sandbox.unsealed).status == "crashed"
 
 
 @contextmanager
@@ -141,6 +146,13 @@ def test_a_child_ends_with_its_zygote_even_if_the_parent_is_busy(tmp_path, proce
         processes.wait_until_gone(pids["pid"])
 
 
+def test_a_child_that_nobody_stops_comes_to_the_end_of_its_cpu_time(tmp_path, processes):
+    with parent_process(tmp_path, "spin", "brief") as (parent, pids):
+        parent.send_signal(signal.SIGSTOP)
+
+        processes.wait_until_gone(pids["pid"], seconds=10 * len(os.sched_getaffinity(0)))
+
+
 @pytest.mark.parametrize(("returns", "status"), [(True, "succeeded"), (False, "timed_out")])
 def test_a_process_group_ends_with_its_job_where_the_kernel_does_not_list_children(
     sandbox, processes, tmp_path, returns, status
@@ -154,7 +166,7 @@ def test_a_process_group_ends_with_its_job_where_the_kernel_does_not_list_childr
     job = sandbox.job("hang_with_descendants", **{"return": returns})
     job = replace(job, seconds=60.0 if returns else 0.5)
 
-    outcome = sandbox.scenario(lambda zygote: zygote.run(job, sandbox.progress.append), "old_kernel")
+    outcome = sandbox.scenario(lambda zygote: zygote.run(job, sandbox.progress.append), "old_kernel", *sandbox.unsealed)
 
     pids = sandbox.progress[0]
     os.kill(pids["fled"], signal.SIGKILL)
@@ -177,7 +189,7 @@ def test_a_process_that_fled_cannot_hold_a_job_up_after_the_death_of_the_zygote(
         finally:
             os.kill(sandbox.progress[0]["flooder"], signal.SIGKILL)
 
-    outcome = sandbox.scenario(play)
+    outcome = sandbox.scenario(play, *sandbox.unsealed)
 
     assert outcome.error.code == "worker_zygote_died"
     assert outcome.seconds < 10

@@ -1,0 +1,36 @@
+"""System calls that Python has no function for; each raises OSError where the kernel refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, argument: int, pointer: int = 0) -> None:
+    """Calls prctl(2).
+
+    Raises:
+        OSError: if the kernel refuses.
+    """
+    arguments = (argument, pointer, 0, 0)
+    if _LIBC.prctl(ctypes.c_int(option), *map(ctypes.c_ulong, arguments)) != 0:
+        raise _error()
+
+
+def system_call(number: int, *arguments: int) -> int:
+    """Makes a system call with integers, or addresses, as its arguments.
+
+    Raises:
+        OSError: if the kernel refuses, or doesn't know the call.
+    """
+    result = int(_LIBC.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
+    if result < 0:
+        raise _error()
+    return result
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,81 @@
+"""Ceilings of the kernel on what one process uses (setrlimit(2)), and how much memory there is to give."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+from service.sandbox.job import Limits
+
+_CPU_GRACE_SECONDS = 2
+"""Between the signal that tells of the CPU limit, and the one that can't be ignored."""
+
+_ADDRESSES_PER_BYTE = 16
+"""Libraries reserve many more addresses than they use; one that isn't used costs 1/512 byte, of page tables."""
+
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Of a container, as it sees its own control group."""
+
+
+def limit_resources(limits: Limits, *, seconds: float, gpu: bool) -> list[str]:
+    """Lowers limits for good; a lower hard limit of the host stays in force.
+
+    Args:
+        limits: Of the job.
+        seconds: Wall-clock limit of the job. The CPU time that it can use until then is the limit on that, in case
+            nobody is there to stop the job.
+        gpu: Whether the job may use the devices of GPUs, whose driver reserves addresses for all of their memory: the
+            address space is not limited then.
+
+    Returns:
+        The names of the limits that are active now.
+
+    Raises:
+        OSError: if the kernel refuses.
+    """
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_NOFILE, limits.open_files)
+    _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
+    _lower(resource.RLIMIT_CPU, math.ceil(seconds * len(os.sched_getaffinity(0))), grace=_CPU_GRACE_SECONDS)
+    active = ["rlimit_core", "rlimit_nofile", "rlimit_fsize", "rlimit_cpu"]
+    if os.getuid() != 0:  # which is exempt
+        _lower(resource.RLIMIT_NPROC, _threads() + limits.threads)
+        active.append("rlimit_nproc")
+    if limits.memory_bytes is not None:
+        addresses, data = _used()
+        _lower(resource.RLIMIT_DATA, data + limits.memory_bytes)
+        active.append("rlimit_data")
+        if not gpu:
+            _lower(resource.RLIMIT_AS, addresses + _ADDRESSES_PER_BYTE * limits.memory_bytes)
+            active.append("rlimit_as")
+    return active
+
+
+def usable_memory_bytes() -> int:
+    """Memory of this machine, or of the container that this process is in."""
+    amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in _MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # another version of control groups, or no limit ("max")
+            amounts.append(int(Path(path).read_text()))
+    return min(amounts)
+
+
+def _lower(kind: int, ceiling: int, *, grace: int = 0) -> None:
+    _, hard = resource.getrlimit(kind)
+    unlimited = hard == resource.RLIM_INFINITY
+    highest = ceiling + grace if unlimited else min(ceiling + grace, hard)
+    resource.setrlimit(kind, (min(ceiling, highest), highest))
+
+
+def _threads() -> int:
+    """Threads on this machine: no fewer than this user has, which is what the kernel counts."""
+    return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
+
+
+def _used() -> tuple[int, int]:
+    """Bytes of address space, and of private memory, that this process has already."""
+    pages = Path("/proc/self/statm").read_text().split()
+    return int(pages[0]) * resource.getpagesize(), int(pages[5]) * resource.getpagesize()

@@ -1,0 +1,168 @@
+"""What the settings make of the sandbox: require, TorchScript, memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.service import StartService, npz_batch, onnx_mlp
+
+from service.analyses.job import ENTRY, MODEL_FILE, TORCHSCRIPT_NEEDS, torchscript_accepted
+from service.protections import REQUIRED, active_protections
+from service.sandbox import Job, Outcome, Zygote
+from service.settings import Settings
+
+ARCHIVE = b"PK\x03\x04 and no more"
+
+
+def wsb(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "model").write_bytes(onnx_mlp())
+    (tmp_path / "batch").write_bytes(npz_batch())
+    return str(tmp_path / "model"), str(tmp_path / "batch")
+
+
+@pytest.fixture
+def exposed(tmp_path: Path) -> dict[str, str]:
+    """Variables by which job folders lie among libraries: every job may read those, and so what is beside its own."""
+    folder = tmp_path / "libraries"
+    folder.mkdir()
+    return {"LD_LIBRARY_PATH": str(folder), "TMPDIR": str(folder), "WSB_DATA_DIR": str(folder / "data")}
+
+
+def gate(folder: Path, policy: str) -> Outcome:
+    (folder / MODEL_FILE).write_bytes(ARCHIVE)
+    request = {"options": {}, "torchscript": policy}
+
+    async def main() -> Outcome:
+        async with Zygote(["wsb_engine"]) as zygote:
+            return await zygote.run(Job(folder=folder, entry=ENTRY, request=request, seconds=60))
+
+    return asyncio.run(main())
+
+
+def test_this_host_gives_all_that_can_be_required(tmp_path: Path) -> None:
+    async def main() -> list[str]:
+        async with Zygote() as zygote:
+            return await active_protections(Settings(_env_file=None), zygote, tmp_path, device="cpu")
+
+    missing = set(REQUIRED) - set(asyncio.run(main()))
+
+    if missing and os.environ.get("CI") != "true":
+        pytest.skip(f"this host has no {', '.join(sorted(missing))}")
+    assert missing == set()
+
+
+def test_an_analysis_runs_where_all_that_is_required_is_there(files: tuple[str, str]) -> None:
+    result = wsb("analyze", *files, WSB_SANDBOX="require")
+
+    if "sandbox_insufficient" in result.stderr and os.environ.get("CI") != "true":
+        pytest.skip(result.stderr)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_analysis_does_not_run_with_less_than_is_required(files: tuple[str, str], exposed: dict[str, str]) -> None:
+    result = wsb("analyze", *files, WSB_SANDBOX="require", **exposed)
+
+    assert result.returncode == 3
+    assert "landlock" in result.stderr
+    assert "[sandbox_insufficient]" in result.stderr
+
+
+def test_an_analysis_runs_with_less_where_nothing_is_required(files: tuple[str, str], exposed: dict[str, str]) -> None:
+    assert wsb("analyze", *files, **exposed).returncode == 0
+
+
+def test_a_worker_refuses_to_start_with_less_than_is_required(database_url: str, exposed: dict[str, str]) -> None:
+    variables = {"WSB_DATABASE_URL": database_url, "WSB_LOG_LEVEL": "error", **exposed}
+    result = wsb("worker", WSB_SANDBOX="require", **variables)
+
+    assert result.returncode == 2
+    assert result.stderr.startswith("This host does not confine jobs as it has to; what is missing: landlock.")
+    assert "Traceback" not in result.stderr
+
+
+def test_serve_refuses_to_start_with_less_than_is_required(exposed: dict[str, str]) -> None:
+    result = wsb("serve", "--port", "0", WSB_SANDBOX="require", **exposed)
+
+    assert result.returncode == 2
+    assert "[sandbox_insufficient]" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("policy", "active", "accepted"),
+    [
+        ("always", set(), True),
+        ("never", TORCHSCRIPT_NEEDS, False),
+        ("auto", TORCHSCRIPT_NEEDS, True),
+        ("auto", TORCHSCRIPT_NEEDS - {"landlock"}, False),
+        ("auto", TORCHSCRIPT_NEEDS - {"seccomp"}, False),
+    ],
+)
+def test_torchscript_is_accepted_by_policy_and_protections(policy: str, active: set[str], accepted: bool) -> None:
+    assert torchscript_accepted(policy, active) is accepted
+
+
+def test_an_archive_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    outcome = gate(tmp_path, "never")
+
+    assert outcome.error is not None
+    assert (outcome.status, outcome.error.code) == ("failed", "torchscript_refused")
+    assert "WSB_TORCHSCRIPT" in outcome.error.advice
+
+
+def test_an_archive_comes_to_be_parsed_where_the_policy_says_so(tmp_path: Path) -> None:
+    outcome = gate(tmp_path, "always")
+
+    assert outcome.error is not None
+    assert outcome.error.code == "model_unrecognized"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_analysed_in_the_sandbox(files: tuple[str, str], tmp_path: Path) -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    torch.jit.save(torch.jit.script(layers.double()), tmp_path / "model.pt")
+
+    result = wsb("analyze", str(tmp_path / "model.pt"), files[1], WSB_TORCHSCRIPT="always")
+
+    assert result.returncode == 0, result.stderr
+    assert "from torchscript" in result.stdout
+
+
+def test_capabilities_list_torchscript_where_it_is_accepted(start_service: StartService) -> None:
+    offers = {
+        policy: start_service(torchscript=policy).client.get("/v1/capabilities").json()["formats"]["models"]
+        for policy in ("always", "never")
+    }
+
+    assert offers == {"always": ["onnx", "torchscript"], "never": ["onnx"]}
+
+
+def test_capabilities_do_not_promise_torchscript_without_a_worker(start_service: StartService) -> None:
+    capabilities = start_service(worker=False).client.get("/v1/capabilities").json()
+
+    assert capabilities["formats"]["models"] == ["onnx"]
+
+
+def test_an_analysis_over_its_memory_is_out_of_memory(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(onnx_mlp((1000, 8, 3)))
+    x, y = np.zeros((50_000, 1000), dtype=np.float32), np.zeros(50_000, dtype=np.int64)
+    np.savez_compressed(tmp_path / "batch.npz", x=x, y=y)
+
+    result = wsb("analyze", str(tmp_path / "model"), str(tmp_path / "batch.npz"), WSB_JOB_MEMORY_BYTES=str(256 << 20))
+
+    assert result.returncode == 3
+    assert "[out_of_memory]" in result.stderr
