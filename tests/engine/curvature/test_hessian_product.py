@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import wsb_engine as wsb
 from wsb_engine.curvature.hessian_product import AutodiffProduct, Objective
+from wsb_engine.curvature.linearized_product import LinearizedProduct, single_product
 from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.problem import Problem, pose
 from wsb_engine.run import Run
@@ -88,3 +89,46 @@ def test_a_convolutional_network_has_products_too() -> None:
     product = posed.hessian_product()
     assert isinstance(product, AutodiffProduct)
     torch.testing.assert_close(product(V), H @ V, rtol=1e-11, atol=1e-13)
+
+
+class Encoder(nn.Module):
+    """Attention and layer normalisation, whose kernels are the ones without reliable second derivatives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(4, 2, 6, activation="gelu", batch_first=True, dropout=0.0)
+        self.body, self.out = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.out(self.body(x).mean(dim=1))
+        return z
+
+
+def test_products_of_a_transformer_equal_differences_of_its_gradient() -> None:
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    posed = problem(wsb.from_module(Encoder().double()), wsb.Batch(x, torch.tensor([0, 1, 2, 0, 1])))
+    objective, step = posed.objective, 1e-5
+    v = columns(objective.parameters)[:, 0]
+    flat = objective.flatten(objective.selected)
+
+    def gradient(sign: float) -> Tensor:
+        return replace(objective, selected=objective.unflatten(flat + sign * step * v)).gradient()
+
+    want = (8 * (gradient(1) - gradient(-1)) - (gradient(2) - gradient(-2))) / (12 * step)
+    for product in (AutodiffProduct(objective, columns=1), LinearizedProduct(objective)):
+        torch.testing.assert_close(product.vector(v), want, rtol=1e-7, atol=1e-8)
+    block = AutodiffProduct(objective)(columns(objective.parameters))
+    torch.testing.assert_close(block[:, 0], want, rtol=1e-7, atol=1e-8)
+
+
+def test_a_linearised_product_is_taken_where_it_pays_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    posed = golden("deep_tanh")
+    assert isinstance(single_product(posed.objective, memory=1 << 30), AutodiffProduct)
+    monkeypatch.setattr("wsb_engine.curvature.linearized_product.WORTHWHILE", 0)
+    chosen = single_product(posed.objective, memory=1 << 30)
+    assert isinstance(chosen, LinearizedProduct)
+    assert isinstance(single_product(posed.objective, memory=1 << 10), AutodiffProduct)
+    H = dense(posed.objective)
+    V = columns(len(H))
+    torch.testing.assert_close(chosen(V), H @ V, rtol=1e-11, atol=1e-13)
