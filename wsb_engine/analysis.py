@@ -20,7 +20,7 @@ from wsb_engine.curvature.basis import basis_moments
 from wsb_engine.curvature.closed_form import ClosedForm, closed_form
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
 from wsb_engine.curvature.hessian_product import AutodiffProduct
-from wsb_engine.curvature.plan import plan
+from wsb_engine.curvature.plan import Plan, plan
 from wsb_engine.errors import ModelError, OptionsError, ResourceError
 from wsb_engine.formats.batch import Batch
 from wsb_engine.options import Options
@@ -32,6 +32,8 @@ from wsb_engine.spectrum.density import DensityEstimate
 
 BASIS_PARAMETERS = 20_000
 """Up to this many parameters ``moments="auto"`` multiplies the whole basis where there is no closed form."""
+AUTO_OPERATIONS = 1e14
+"""Up to this cost, most of an hour on two cores, ``moments="auto"`` sums the closed form."""
 PARITY_SAMPLES = 4096
 """Samples whose logits are compared with an independent runtime."""
 TOP_SHARES = 10
@@ -204,7 +206,15 @@ def _moments(
     if method == "none":
         return None, None
     if problem.structure is not None and method in ("auto", "closed_form"):
-        closed = _closed_form(problem, problem.structure, run)
+        layout = _layout(problem, problem.structure)
+        if method == "auto" and layout.cost > AUTO_OPERATIONS:
+            run.warn(
+                "moments_unavailable",
+                f"the closed form would take about {layout.cost:.1e} operations, more than {AUTO_OPERATIONS:.0e}: no "
+                "moments; ask for moments = closed_form, with a higher memory_limit, if the time does not matter",
+            )
+            return None, None
+        closed = _closed_form(problem, problem.structure, layout, run)
         return _moments_part("closed_form", closed.trace, closed.frobenius_squared), closed
     if hessian is not None:
         t, q = float(hessian.trace()), float(torch.linalg.vector_norm(hessian) ** 2)
@@ -230,11 +240,14 @@ def _moments_part(method: r.MomentsMethod, trace: float, frobenius_squared: floa
     return r.Moments(method=method, exact=True, trace=trace, frobenius_squared=frobenius_squared)
 
 
-def _closed_form(problem: Problem, structure: Structure, run: Run) -> ClosedForm:
-    weights, itemsize = problem.objective.targets.weights, problem.objective.dtype.itemsize
-    layout = plan(structure.net, len(weights), memory=problem.memory, itemsize=itemsize)
+def _layout(problem: Problem, structure: Structure) -> Plan:
+    samples, itemsize = len(problem.objective.targets.weights), problem.objective.dtype.itemsize
+    return plan(structure.net, samples, memory=problem.memory, itemsize=itemsize)
+
+
+def _closed_form(problem: Problem, structure: Structure, layout: Plan, run: Run) -> ClosedForm:
     with torch.no_grad():
-        return closed_form(structure.net, problem.tile, weights, layout, progress=run.report)
+        return closed_form(structure.net, problem.tile, problem.objective.targets.weights, layout, progress=run.report)
 
 
 def _gauss_newton(problem: Problem) -> float | None:

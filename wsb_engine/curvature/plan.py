@@ -52,6 +52,7 @@ class Plan:
     itemsize: int
     """Of the working dtype."""
     cost: float
+    """Operations, roughly: 1e11 take seconds on two cores."""
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -99,6 +100,10 @@ def plan(
             forms[l, k] = best
             cost += costs[best]
     tile, cached = _tile(net, forms, samples, memory, itemsize, tiles)
+    count = math.ceil(samples / tile)
+    passes = count + 2 * sum(form == "block" for form in forms.values())
+    builds = count if cached else count * passes / 2
+    cost += builds * tile * _build_cost(net, forms)
     return Plan(forms, tile, cached, memory, itemsize, cost)
 
 
@@ -120,6 +125,17 @@ def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> 
         # Twice: a second pass for the samples' shares.
         costs["block"] = 2 * n * (2.0 * shape[0] * shape[1] + BLOCK_TOUCHES * TRAFFIC * sum(shape))
     return costs
+
+
+def _build_cost(net: Network, forms: dict[tuple[int, int], Form]) -> float:
+    """Operations that making one sample's blocks takes, which is paid again where tiles are not kept."""
+    widths, cost = [layer.d_out for layer in net.layers], 0.0
+    for l in range(square_rows(forms, len(widths)), len(widths) - 1):
+        cost += 2.0 * widths[l] * widths[l + 1] * (widths[l] + widths[l + 1])
+    for l, k in forms:
+        if l < k:
+            cost += 2.0 * widths[l] * widths[l + 1] * (widths[k] + net.layers[k].d_in * (k > l + 1))
+    return cost
 
 
 def _pair_width(net: Network, l: int, k: int) -> float:
