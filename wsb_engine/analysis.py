@@ -61,7 +61,7 @@ def analyze(
     with run.phase("loss"):
         loss_part = _loss(problem)
     with run.phase("parity"):
-        parity = _parity(problem, run)
+        parity = _parity(problem, classifier, run)
     hessian = None
     with run.phase("moments"):
         if options.spectrum == "dense" and problem.structure is None:
@@ -117,9 +117,11 @@ def _loss(problem: Problem) -> r.Loss:
     )
 
 
-def _parity(problem: Problem, run: Run) -> r.Parity | None:
+def _parity(problem: Problem, classifier: Classifier, run: Run) -> r.Parity | None:
     model = problem.model
     if model.reference is None or model.reference_name is None:
+        if classifier.format != "module":
+            run.warn("parity_none", "there is no other runtime to compare these logits with")
         return None
     rows = slice(0, PARITY_SAMPLES)
     arrays = {name: tensor[rows].numpy() for name, tensor in problem.objective.inputs.items()}

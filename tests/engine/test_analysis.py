@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
@@ -319,3 +320,16 @@ def test_a_gpu_agrees_with_the_cpu() -> None:
     assert there.moments is not None
     assert there.moments.frobenius_squared == pytest.approx(here.moments.frobenius_squared, rel=1e-9)
     assert there.engine.device == "cuda:0"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.save. is deprecated:DeprecationWarning")
+def test_a_torchscript_file_is_read_and_its_missing_parity_is_said() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double().eval()
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), buffer)
+    report = wsb.analyze(wsb.load_model(buffer.getvalue()), batch())
+    assert report.model.format == "torchscript"
+    assert report.model.architecture == "mlp"
+    assert report.model.parity is None
+    assert "parity_none" in [warning.code for warning in report.warnings]
