@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +20,7 @@ from wsb_engine.curvature.closed_form import ClosedForm, closed_form
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
 from wsb_engine.curvature.hessian_product import AutodiffProduct
 from wsb_engine.curvature.plan import Plan, plan
-from wsb_engine.errors import ModelError, OptionsError, ResourceError
+from wsb_engine.errors import ModelError, OptionsError, finite
 from wsb_engine.formats.batch import Batch
 from wsb_engine.options import Options
 from wsb_engine.problem import Problem, Structure, pose
@@ -70,16 +69,12 @@ def analyze(
         if moments is not None:
             moments = moments.model_copy(update={"gauss_newton_trace": _gauss_newton(problem)})
     bounds = None if moments is None else _bounds(moments, problem.objective.parameters)
-    shared = krylov.krylov(problem, options, moments, run)
-    evidence = Evidence()
-    enclosure = None
+    shared = krylov.krylov(problem, options, moments, run) if krylov.wanted(options) else None
+    enclosure, evidence = None, Evidence()
     with run.phase("enclosure"):
-        if options.enclosure:
+        if options.enclosure and shared is not None:
             enclosure = krylov.enclosure(shared, options, run)
-            evidence = replace(evidence, symmetry=krylov.symmetry_error(shared, options.seed))
-            if problem.objective.dtype == torch.float32:
-                drift = krylov.float32_drift(problem.objective, shared, options.seed)
-                evidence = replace(evidence, float32_drift=drift)
+            evidence = _evidence(problem, shared, options.seed)
     spectrum = None
     with run.phase("spectrum"):
         try:
@@ -111,8 +106,8 @@ def _loss(problem: Problem) -> r.Loss:
     y, w = targets.y.cpu(), targets.weights.cpu()
     return r.Loss(
         kind=targets.kind,
-        value=float((w * loss.sample_losses(logits, y)).sum()),
-        gradient_norm=float(torch.linalg.vector_norm(problem.objective.gradient())),
+        value=finite(float((w * loss.sample_losses(logits, y)).sum()), "the loss"),
+        gradient_norm=finite(float(torch.linalg.vector_norm(problem.objective.gradient())), "the gradient's norm"),
         accuracy=loss.accuracy(logits, loss.Targets(y, w)),
     )
 
@@ -130,8 +125,26 @@ def _parity(problem: Problem, classifier: Classifier, run: Run) -> r.Parity | No
     except ModelError as error:
         run.warn("parity_unavailable", f"{model.reference_name} can't run this model: {error.message}")
         return None
-    difference = np.abs(np.asarray(expected, dtype=np.float64) - problem.logits[rows].numpy())
+    theirs, ours = np.asarray(expected, dtype=np.float64), problem.logits[rows].numpy()
+    comparable = np.isfinite(theirs)
+    if not comparable.all():
+        # A probability that underflows in the file's precision has no logarithm there.
+        run.warn(
+            "parity_partial", f"{comparable.size - comparable.sum()} of the logits overflow in {model.reference_name}"
+        )
+    if not comparable.any():
+        return None
+    difference = np.abs(theirs - ours)[comparable]
     return r.Parity(reference=model.reference_name, max_abs_error=float(difference.max()))
+
+
+def _evidence(problem: Problem, shared: krylov.Krylov, seed: int) -> Evidence:
+    """How well the products behave, on random vectors."""
+    single = problem.objective.dtype == torch.float32
+    return Evidence(
+        symmetry=krylov.symmetry_error(shared, seed),
+        float32_drift=krylov.float32_drift(problem.objective, shared, seed) if single else None,
+    )
 
 
 def _form(problem: Problem, run: Run) -> Tensor:
@@ -139,9 +152,14 @@ def _form(problem: Problem, run: Run) -> Tensor:
 
 
 def _spectrum(
-    problem: Problem, options: Options, shared: krylov.Krylov, hessian: Tensor | None, evidence: Evidence, run: Run
+    problem: Problem,
+    options: Options,
+    shared: krylov.Krylov | None,
+    hessian: Tensor | None,
+    evidence: Evidence,
+    run: Run,
 ) -> tuple[r.SpectrumResult | None, Evidence]:
-    drawn = krylov.spectral_density(shared, options, run) if options.density else None
+    drawn = krylov.spectral_density(shared, options, run) if options.density and shared is not None else None
     density = None if drawn is None else _density(drawn)
     if options.spectrum == "dense":
         H = _form(problem, run) if hessian is None else hessian
@@ -155,7 +173,7 @@ def _spectrum(
             density=density,
         )
         return result, replace(evidence, asymmetry=dense.asymmetry, disagreement=disagreement)
-    if options.spectrum == "top":
+    if options.spectrum == "top" and shared is not None:
         found = krylov.top(shared, options, run)
         result = r.SpectrumResult(
             method="lanczos",
@@ -233,13 +251,12 @@ def _moments(
 
 
 def _moments_part(method: r.MomentsMethod, trace: float, frobenius_squared: float) -> r.Moments:
-    if not (math.isfinite(trace) and math.isfinite(frobenius_squared)):
-        raise ResourceError(
-            "the Hessian's moments overflow",
-            code="overflow",
-            advice="Rescale the inputs or weights, or use dtype float64.",
-        )
-    return r.Moments(method=method, exact=True, trace=trace, frobenius_squared=frobenius_squared)
+    return r.Moments(
+        method=method,
+        exact=True,
+        trace=finite(trace, "the Hessian's trace"),
+        frobenius_squared=finite(frobenius_squared, "the Hessian's Frobenius norm"),
+    )
 
 
 def _layout(problem: Problem, structure: Structure) -> Plan:
@@ -254,9 +271,11 @@ def _closed_form(problem: Problem, structure: Structure, layout: Plan, run: Run)
 
 def _gauss_newton(problem: Problem) -> float | None:
     if problem.structure is None:
-        return general_trace(problem.objective, problem.logits.shape[1])
-    with torch.no_grad():
-        return mlp_trace(problem.structure.net, problem.tile, problem.objective.targets.weights)
+        trace = general_trace(problem.objective, problem.logits.shape[1])
+    else:
+        with torch.no_grad():
+            trace = mlp_trace(problem.structure.net, problem.tile, problem.objective.targets.weights)
+    return None if trace is None else finite(trace, "the Gauss-Newton trace")
 
 
 def _bounds(moments: r.Moments, parameters: int) -> r.Bounds:

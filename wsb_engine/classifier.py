@@ -47,11 +47,14 @@ class DenseLayer:
 class Activation:
     """A smooth elementwise function between two layers.
 
-    ``kind`` names an entry of ``wsb_engine.curvature.activations``; ``alpha`` is its parameter where it has one (ELU).
+    ``kind`` names an entry of ``wsb_engine.curvature.activations``. ELU has its slope in ``alpha``. A GELU that a file
+    writes out has rounded constants, and they are what the file computes: ``alpha`` multiplies 1/√2 in the erf form and
+    √(2/π) in the tanh form, ``beta`` multiplies 0.044715.
     """
 
     kind: str
     alpha: float = 1.0
+    beta: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

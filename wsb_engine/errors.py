@@ -6,6 +6,7 @@ what was found and where, the advice says what to do about it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -51,3 +52,18 @@ class OptionsError(EngineError):
 
 class ResourceError(EngineError):
     """A stated limit (memory, size) would be exceeded."""
+
+
+def finite(value: float, what: str) -> float:
+    """The value itself.
+
+    Raises:
+        ResourceError: ``overflow`` where it is infinite or NaN.
+    """
+    if not math.isfinite(value):
+        raise ResourceError(
+            f"{what} overflows the working precision",
+            code="overflow",
+            advice="Rescale the inputs or weights, or use dtype float64.",
+        )
+    return value

@@ -15,7 +15,7 @@ from wsb_engine.curvature.hessian_product import AutodiffProduct, HessianProduct
 from wsb_engine.options import Options
 from wsb_engine.problem import Problem
 from wsb_engine.run import Run
-from wsb_engine.spectrum.density import DensityEstimate, density
+from wsb_engine.spectrum.density import STEPS, DensityEstimate, density
 from wsb_engine.spectrum.lanczos import ROWS, Lanczos
 from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
 
@@ -29,6 +29,11 @@ class Krylov:
     moments: ExactMoments | None
     limit: int
     """Steps that options and memory allow."""
+
+
+def wanted(options: Options) -> bool:
+    """Whether any stage of these options multiplies single vectors."""
+    return options.enclosure or options.density or options.spectrum == "top"
 
 
 def krylov(problem: Problem, options: Options, moments: r.Moments | None, run: Run) -> Krylov:
@@ -122,7 +127,7 @@ def spectral_density(shared: Krylov, options: Options, run: Run) -> DensityEstim
         product.device,
         seed=options.seed,
         unit=shared.run.unit,
-        steps=min(shared.limit, 60),
+        steps=min(shared.limit, STEPS),
         progress=run.report,
     )
 

@@ -97,8 +97,8 @@ def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]
         BatchError: ``input_missing``, ``input_unknown``, ``feature_count_mismatch``, ``input_kind_mismatch``.
     """
     arrays = dict(batch.x)
-    if len(declared) == 1 and len(arrays) == 1 and declared[0].name not in arrays:
-        arrays = {declared[0].name: next(iter(arrays.values()))} if set(arrays) == {"x"} else arrays
+    if len(declared) == 1 and set(arrays) == {"x"}:
+        arrays = {declared[0].name: arrays["x"]}
     wanted = [entry.name for entry in declared]
     missing, unknown = [n for n in wanted if n not in arrays], [n for n in arrays if n not in wanted]
     if missing:

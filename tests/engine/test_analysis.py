@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,50 @@ def test_logits_that_overflow_are_named() -> None:
     with torch.no_grad():
         model.parameters["weight"].fill_(1e10)
     assert code_of(model, data) == "logits_not_finite"
+
+
+@pytest.mark.parametrize("scale", [1e100, 1e170])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"moments": "none"},
+        {"moments": "none", "enclosure": False, "spectrum": "dense"},
+        {"moments": "none", "enclosure": False, "spectrum": "top"},
+        {"moments": "none", "enclosure": False, "density": True},
+    ],
+)
+def test_a_hessian_that_overflows_has_its_code(options: dict[str, object], scale: float) -> None:
+    torch.manual_seed(0)
+    model = wsb.from_module(nn.Linear(3, 2).double().apply(lambda m: m.weight.data.mul_(1e-200)))
+    data = wsb.Batch(np.full((2, 3), scale), np.array([0, 1]))
+    assert code_of(model, data, wsb.Options(**options)) == "overflow"
+
+
+def test_logits_that_overflow_in_the_reference_are_left_out_of_the_comparison() -> None:
+    model = classifier()
+    resolve = model.resolve
+
+    def underflowing(**options: object) -> object:
+        resolved = resolve(**options)
+
+        def reference(arrays: object) -> np.ndarray:
+            z = np.array(resolved.reference(arrays))
+            z[0, 0] = -np.inf
+            return z
+
+        return replace(resolved, reference=reference)
+
+    model.resolve = underflowing
+    report = wsb.analyze(model, batch())
+    assert report.model.parity is not None
+    assert report.model.parity.max_abs_error < 1e-12
+    assert "parity_partial" in [warning.code for warning in report.warnings]
+
+
+def test_what_nothing_needs_is_not_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsb_engine.krylov.Lanczos", None)
+    assert wsb.analyze(classifier(), batch(), wsb.Options(enclosure=False)).bounds is not None
 
 
 def test_an_output_that_is_no_row_of_logits_is_refused() -> None:

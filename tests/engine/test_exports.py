@@ -35,15 +35,23 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def exported(module: nn.Module, x: Tensor, *, dynamo: bool) -> bytes:
+def exported(module: nn.Module, x: Tensor, *, dynamo: bool, opset: int | None = None) -> bytes:
     buffer = io.BytesIO()
     with quietly():
         if dynamo:
-            program = torch.onnx.export(module, (x[:2],), dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},))
+            program = torch.onnx.export(
+                module, (x[:2],), dynamo=True, opset_version=opset, dynamic_shapes=({0: torch.export.Dim("n")},)
+            )
             assert program is not None
             program.save(buffer)
         else:
-            torch.onnx.export(module, (x[:2],), buffer, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "n"}})
+            torch.onnx.export(
+                *(module, (x[:2],), buffer),
+                dynamo=False,
+                opset_version=opset,
+                input_names=["x"],
+                dynamic_axes={"x": {0: "n"}},
+            )
     return buffer.getvalue()
 
 
@@ -86,6 +94,24 @@ def test_a_torch_export_equals_its_module(activation: str, head: str, dynamo: bo
         wsb.load_model(exported(module, x, dynamo=dynamo)), wsb.Batch(x, y), wsb.Options(spectrum="dense")
     )
     plain = module[:6].double()
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(torch.func.functional_call(plain, parameters, (x.double(),)), y)
+
+    check(report, exact(dict(plain.named_parameters()), loss))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize(("dynamo", "opset"), [(False, 13), (False, 18), (True, 18)])
+def test_a_gelu_that_is_written_out_keeps_the_closed_form_of_its_own_constants(
+    activation: str, dynamo: bool, opset: int
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), ACTIVATIONS[activation], nn.Linear(5, 3)).eval()
+    x, y = 3 * torch.randn(9, 6), torch.randint(3, (9,))
+    data = exported(module, x, dynamo=dynamo, opset=opset)
+    report = wsb.analyze(wsb.load_model(data), wsb.Batch(x, y), wsb.Options(spectrum="dense"))
+    plain = module.double()
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(torch.func.functional_call(plain, parameters, (x.double(),)), y)

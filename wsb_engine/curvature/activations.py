@@ -16,39 +16,42 @@ from wsb_engine.classifier import Activation
 Derivatives = tuple[Tensor, Tensor, Tensor]
 
 
-def _identity(h: Tensor, _: float) -> Derivatives:
+def _identity(h: Tensor, _: Activation) -> Derivatives:
     return h, torch.ones_like(h), torch.zeros_like(h)
 
 
-def _tanh(h: Tensor, _: float) -> Derivatives:
+def _tanh(h: Tensor, _: Activation) -> Derivatives:
     a = torch.tanh(h)
     # sech² from σ(2h)σ(−2h): 1 − a² loses every digit once |h| > 18.
     first = 4 * torch.sigmoid(2 * h) * torch.sigmoid(-2 * h)
     return a, first, -2 * a * first
 
 
-def _sigmoid(h: Tensor, _: float) -> Derivatives:
+def _sigmoid(h: Tensor, _: Activation) -> Derivatives:
     a, complement = torch.sigmoid(h), torch.sigmoid(-h)
     first = a * complement
     return a, first, first * (complement - a)
 
 
-def _softplus(h: Tensor, _: float) -> Derivatives:
+def _softplus(h: Tensor, _: Activation) -> Derivatives:
     # logaddexp, since torch's softplus turns linear above a threshold.
     value = torch.logaddexp(h, torch.zeros_like(h))
     first = torch.sigmoid(h)
     return value, first, first * torch.sigmoid(-h)
 
 
-def _gelu(h: Tensor, _: float) -> Derivatives:
-    cdf = 0.5 * torch.special.erfc(-h / math.sqrt(2))
-    pdf = torch.exp(-0.5 * h * h) / math.sqrt(2 * math.pi)
-    return h * cdf, cdf + h * pdf, pdf * (2 - h * h)
+def _gelu(h: Tensor, activation: Activation) -> Derivatives:
+    # φ = h Φ(αh)
+    alpha = activation.alpha
+    g = alpha * h
+    cdf = 0.5 * torch.special.erfc(-g / math.sqrt(2))
+    pdf = torch.exp(-0.5 * g * g) / math.sqrt(2 * math.pi)
+    return h * cdf, cdf + g * pdf, alpha * pdf * (2 - g * g)
 
 
-def _gelu_tanh(h: Tensor, _: float) -> Derivatives:
-    # φ = h σ(2u), u = √(2/π) (h + 0.044715 h³)
-    c, k = math.sqrt(2 / math.pi), 0.044715
+def _gelu_tanh(h: Tensor, activation: Activation) -> Derivatives:
+    # φ = h σ(2u), u = α √(2/π) (h + β 0.044715 h³)
+    c, k = activation.alpha * math.sqrt(2 / math.pi), activation.beta * 0.044715
     u = c * (h + k * h**3)
     u1, u2 = c * (1 + 3 * k * h * h), 6 * c * k * h
     s, complement = torch.sigmoid(2 * u), torch.sigmoid(-2 * u)
@@ -57,12 +60,13 @@ def _gelu_tanh(h: Tensor, _: float) -> Derivatives:
     return h * s, s + h * s1, 2 * s1 + h * s2
 
 
-def _silu(h: Tensor, _: float) -> Derivatives:
+def _silu(h: Tensor, _: Activation) -> Derivatives:
     s, complement = torch.sigmoid(h), torch.sigmoid(-h)
     return h * s, s * (1 + h * complement), s * complement * (2 + h * (complement - s))
 
 
-def _elu(h: Tensor, alpha: float) -> Derivatives:
+def _elu(h: Tensor, activation: Activation) -> Derivatives:
+    alpha = activation.alpha
     negative = h.clamp(max=0)
     exponential = alpha * torch.exp(negative)
     positive = h > 0
@@ -74,7 +78,7 @@ def _elu(h: Tensor, alpha: float) -> Derivatives:
     )
 
 
-_TABLE: dict[str, Callable[[Tensor, float], Derivatives]] = {
+_TABLE: dict[str, Callable[[Tensor, Activation], Derivatives]] = {
     "identity": _identity,
     "tanh": _tanh,
     "sigmoid": _sigmoid,
@@ -94,4 +98,4 @@ def derivatives(activation: Activation, h: Tensor) -> Derivatives:
     Raises:
         KeyError: if ``activation.kind`` is not in ``KINDS``.
     """
-    return _TABLE[activation.kind](h, activation.alpha)
+    return _TABLE[activation.kind](h, activation)

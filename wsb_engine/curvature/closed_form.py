@@ -155,8 +155,9 @@ def differentiable_moments(net: Network, a0: Tensor, y: Tensor, plan: Plan) -> t
     w = torch.full((len(a0),), 1 / len(a0), dtype=torch.float64, device=a0.device)
     tile = _tile(net, plan, 0, passes(net, a0, y), w)
     t = sum((_trace(net, plan, tile, l) for l in _learning(plan)), w.new_zeros(()))
+    grams = _input_grams(net, plan, tile, tile)
     q = sum(
-        ((1 if l == k else 2) * (w @ products @ w) for (l, k), products in _products(net, plan, tile, tile)),
+        ((1 if l == k else 2) * (w @ products @ w) for (l, k), products in _products(net, plan, tile, tile, grams)),
         w.new_zeros(()),
     )
     return t, q
@@ -251,10 +252,10 @@ def _trace(net: Network, plan: Plan, tile: _Tile, l: int) -> Tensor:
     return (tile.w * norm * trace).sum()
 
 
-def _products(net: Network, plan: Plan, first: _Tile, second: _Tile) -> Iterator[tuple[Block, Tensor]]:
+def _products(
+    net: Network, plan: Plan, first: _Tile, second: _Tile, K: dict[int, Tensor]
+) -> Iterator[tuple[Block, Tensor]]:
     """⟨h_s, h_t⟩ by block for s in ``first``, t in ``second``, (B, B′) float64; of l < k without the mirrored block."""
-    needed = sorted({index for block in plan.pairs for index in block})
-    K = {l: _input_gram(net, l, first, second) for l in needed}
     for l, k in plan.pairs:
         if l == k:
             yield (l, k), K[l].square() * _square_products(plan, l, first, second)
@@ -262,15 +263,17 @@ def _products(net: Network, plan: Plan, first: _Tile, second: _Tile) -> Iterator
             yield (l, k), K[l] * _cross_products(net, l, k, K[k], first, second)
 
 
-def _input_gram(net: Network, l: int, first: _Tile, second: _Tile) -> Tensor:
-    """K_l, (B, B′) float64."""
-    return _gram(net.layers[l].augmented(first.run.a[l]), net.layers[l].augmented(second.run.a[l]))
+def _input_grams(net: Network, plan: Plan, first: _Tile, second: _Tile) -> dict[int, Tensor]:
+    """K_l of the layers that pair sums need and of the first, for its coherence; (B, B′) float64 each."""
+    needed = sorted({index for block in plan.pairs for index in block} | {_learning(plan)[0]})
+    return {l: _gram(*(net.layers[l].augmented(tile.run.a[l]) for tile in (first, second))) for l in needed}
 
 
 def _add_pairs(net: Network, plan: Plan, first: _Tile, second: _Tile, sums: _Sums) -> None:
     same = first is second or first.start == second.start
     total = first.w.new_zeros(len(first.w), len(second.w))
-    for (l, k), products in _products(net, plan, first, second):
+    K = _input_grams(net, plan, first, second)
+    for (l, k), products in _products(net, plan, first, second, K):
         square = first.w @ products @ second.w
         sums.block_squares[l, k] += square if same else 2 * square
         total += products if l == k else 2 * products
@@ -279,14 +282,14 @@ def _add_pairs(net: Network, plan: Plan, first: _Tile, second: _Tile, sums: _Sum
         sums.self_share += (first.w.square() * total.diagonal()).sum()
     else:
         sums.shares[second.rows] += second.w * (first.w @ total)
-    _add_coherence(net, plan, first, second, same, sums)
-
-
-def _add_coherence(net: Network, plan: Plan, first: _Tile, second: _Tile, same: bool, sums: _Sums) -> None:
     l = _learning(plan)[0]
+    _add_coherence(net, l, K[l], first, second, same, sums)
+
+
+def _add_coherence(net: Network, l: int, K: Tensor, first: _Tile, second: _Tile, same: bool, sums: _Sums) -> None:
     norms = [net.layers[l].augmented(tile.run.a[l]).double().square().sum(dim=1) for tile in (first, second)]
     scale = (norms[0].unsqueeze(1) * norms[1]).sqrt()
-    cosine = torch.where(scale > 0, _input_gram(net, l, first, second).abs() / scale, 0.0)
+    cosine = torch.where(scale > 0, K.abs() / scale, 0.0)
     if same:
         cosine.fill_diagonal_(0)
     sums.coherence = max(sums.coherence, min(float(cosine.max()), 1.0))

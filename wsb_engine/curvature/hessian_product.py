@@ -16,6 +16,7 @@ from torch.func import grad, jvp, vmap
 
 from wsb_engine.classifier import Tensors
 from wsb_engine.curvature.loss import Targets, sample_losses
+from wsb_engine.errors import finite
 
 Logits = Callable[[Tensors, Tensors], Tensor]
 
@@ -102,8 +103,14 @@ class HessianProduct(ABC):
         """H·V, (P, m) float64, for V of shape (P, m) in the working dtype."""
 
     def vector(self, v: Tensor) -> Tensor:
-        """H·v, (P,) float64, for v of shape (P,) in any floating dtype."""
-        return self(v.to(self.dtype).unsqueeze(1)).squeeze(1)
+        """H·v, (P,) float64, for v of shape (P,) in any floating dtype.
+
+        Raises:
+            ResourceError: ``overflow`` where its norm is not finite.
+        """
+        image = self(v.to(self.dtype).unsqueeze(1)).squeeze(1)
+        finite(float(torch.linalg.vector_norm(image)), "a Hessian-vector product")
+        return image
 
     def basis(self, start: int, stop: int) -> Tensor:
         """Columns ``start`` to ``stop`` of the identity, (P, stop − start)."""

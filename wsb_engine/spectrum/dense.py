@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.curvature.hessian_product import HessianProduct
-from wsb_engine.errors import ResourceError
+from wsb_engine.errors import ResourceError, finite
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def form_hessian(
         progress: Called with the fraction of columns done and the products so far; may raise to stop.
 
     Raises:
-        ResourceError: ``memory_limit``.
+        ResourceError: ``memory_limit``, or ``overflow`` where the norm of H is not finite.
     """
     P = operator.parameters
     needed = 3 * 8 * P * P
@@ -52,6 +52,7 @@ def form_hessian(
         stop = min(start + operator.columns, P)
         H[:, start:stop] = operator(operator.basis(start, stop))
         progress(stop / P, stop)
+    finite(float(torch.linalg.vector_norm(H)), "the Hessian")
     return H
 
 

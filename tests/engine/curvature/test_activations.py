@@ -59,6 +59,22 @@ def test_elu_takes_its_slope() -> None:
     torch.testing.assert_close(second, torch.stack([2 * e, torch.zeros_like(e)]))
 
 
+def test_the_constants_of_a_gelu_may_be_a_file_s_own() -> None:
+    h = torch.linspace(-4, 4, 81, dtype=torch.float64).requires_grad_()
+    alpha, beta = 1.01, 0.97
+    u = alpha * (2 / torch.pi) ** 0.5 * (h + beta * 0.044715 * h**3)
+    written = {
+        "gelu": 0.5 * h * (1 + torch.erf(alpha * h / 2**0.5)),
+        "gelu_tanh": 0.5 * h * (1 + torch.tanh(u)),
+    }
+    for kind, value in written.items():
+        (first,) = torch.autograd.grad(value.sum(), h, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), h)
+        got = derivatives(Activation(kind=kind, alpha=alpha, beta=beta), h.detach())
+        for mine, want in zip(got, (value, first, second), strict=True):
+            torch.testing.assert_close(mine, want.detach(), rtol=1e-10, atol=1e-13)
+
+
 def test_an_unknown_kind_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         derivatives(Activation(kind="relu"), torch.zeros(1))

@@ -7,6 +7,7 @@ computes, value and two derivatives on a grid, against the table that the closed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,8 @@ _LARGEST_REGION = 32
 """Nodes of one activation; the longest spelling in use has ten."""
 _TOLERANCE = 1e-6
 """Exporters store the constants of an activation in float32."""
+_FIT_ROUNDING = 1e-13
+"""Of constants that are fitted to values of a function in float64."""
 
 
 @dataclass(frozen=True)
@@ -281,5 +284,27 @@ def _match(value: Tensor, grid: Tensor) -> Activation | None:
     for kind in sorted(KINDS - {"identity", "elu"}):
         expected = derivatives(Activation(kind=kind), grid.detach())
         if all(torch.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE) for a, b in zip(found, expected, strict=True)):
-            return Activation(kind=kind)
+            return _refined(kind, found[0], grid.detach())
     return None
+
+
+def _refined(kind: str, value: Tensor, grid: Tensor) -> Activation:
+    """The activation with the constants that the file has written out, which single precision has rounded."""
+    one, half = (int((grid - h).abs().argmin()) for h in (1.0, 0.5))
+    # φ/h is Φ(αh) in the erf form, σ(2u) in the tanh form
+    share = value[[one, half]] / grid[[one, half]]
+    h = grid[[one, half]]
+    if kind == "gelu":
+        return Activation(kind=kind, alpha=_snapped(float(torch.special.ndtri(share[0]) / h[0])))
+    if kind == "gelu_tanh":
+        slope = 0.5 * torch.logit(share) / h  # c (1 + k h²)
+        bend = (slope[0] - slope[1]) / (h[0] ** 2 - h[1] ** 2)
+        c = slope[0] - bend * h[0] ** 2
+        alpha, beta = float(c / math.sqrt(2 / math.pi)), float(bend / c / 0.044715)
+        return Activation(kind=kind, alpha=_snapped(alpha), beta=_snapped(beta))
+    return Activation(kind=kind)
+
+
+def _snapped(factor: float) -> float:
+    """1 where it is 1 but for the rounding of the fit."""
+    return 1.0 if abs(factor - 1) < _FIT_ROUNDING else factor
