@@ -1,0 +1,79 @@
+"""Numbers for people: as many digits as tell something."""
+
+from __future__ import annotations
+
+import math
+import sys
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Protocol
+
+DIGITS = 6
+"""Significant digits of a number, and the least of an interval's ends."""
+MAX_DIGITS = 17
+"""Significant digits that tell any two float64 numbers apart."""
+
+
+class Ends(Protocol):
+    """Anything with a lower and an upper end."""
+
+    @property
+    def lower(self) -> float: ...
+
+    @property
+    def upper(self) -> float: ...
+
+
+def number(value: float | None, digits: int = DIGITS) -> str:
+    """``value`` to so many significant digits; whole numbers in groups of three; a dash for none."""
+    if value is None:
+        return "—"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return _tidy(f"{value + 0.0:.{digits}g}")
+
+
+def percent(share: float) -> str:
+    return f"{number(100 * share, 3)} %"
+
+
+def ends(interval: Ends) -> tuple[str, str]:
+    """Both ends with as many digits as show their difference, rounded outwards: what is shown holds what is meant."""
+    lower, upper = interval.lower, interval.upper
+    digits = _digits(lower, upper)
+    return _rounded(lower, digits, ROUND_FLOOR), _rounded(upper, digits, ROUND_CEILING)
+
+
+def interval(value: Ends) -> str:
+    lower, upper = ends(value)
+    return f"[{lower}, {upper}]"
+
+
+def middle(value: Ends) -> float:
+    return value.lower / 2 + value.upper / 2
+
+
+def width(value: Ends) -> float:
+    return min(value.upper - value.lower, sys.float_info.max)
+
+
+def _digits(lower: float, upper: float) -> int:
+    """Two more than the ends have in common."""
+    largest = max(abs(lower), abs(upper))
+    gap = abs(upper / largest - lower / largest) if largest > 0 else 0.0
+    if gap == 0:
+        return DIGITS
+    return min(MAX_DIGITS, max(DIGITS, math.ceil(-math.log10(gap)) + 2))
+
+
+def _rounded(value: float, digits: int, rounding: str) -> str:
+    rounded = float(Context(prec=digits, rounding=rounding).create_decimal(Decimal(value)))
+    if not math.isfinite(rounded):  # the largest float64 numbers, rounded upwards
+        return number(value, MAX_DIGITS)
+    # with their zeros, long ends are of one length and can be compared at sight
+    return _tidy(f"{rounded:#.{digits}g}") if digits > DIGITS else number(rounded, digits)
+
+
+def _tidy(text: str) -> str:
+    """1e-09 as 1e-9."""
+    mantissa, mark, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if mark else text

@@ -1,0 +1,50 @@
+"""Whatever the schema allows is rendered: parts absent, lists empty or too short, any number, any text."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+from xml.etree import ElementTree
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, JsonValue
+
+from service.policies.verdict import Verdict
+from service.rendering import render_html, render_junit, render_markdown
+from wsb_engine.report import Report
+
+SCALARS: dict[Any, st.SearchStrategy[Any]] = {
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    int: st.integers(0, 10**12),
+    str: st.text(max_size=30),
+    bool: st.booleans(),
+    type(None): st.none(),
+    JsonValue: st.text(max_size=5),
+}
+
+
+def anything_for(kind: Any) -> st.SearchStrategy[Any]:
+    """Any value that the schema allows there."""
+    if kind in SCALARS:
+        return SCALARS[kind]
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return st.sampled_from(arguments)
+    if origin in (Union, types.UnionType):
+        return st.one_of(*(anything_for(argument) for argument in arguments))
+    if origin is list:
+        return st.lists(anything_for(arguments[0]), max_size=4)
+    if origin is dict:
+        return st.dictionaries(anything_for(arguments[0]), anything_for(arguments[1]), max_size=3)
+    assert issubclass(kind, BaseModel)
+    fields = {name: anything_for(field.annotation) for name, field in kind.model_fields.items()}
+    return st.fixed_dictionaries(fields).map(kind.model_validate)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None, max_examples=60)
+@given(report=anything_for(Report), verdict=st.none() | anything_for(Verdict))
+def test_any_report_and_verdict_can_be_rendered(report: Report, verdict: Verdict | None) -> None:
+    assert render_html(report, verdict).endswith("</html>")
+    assert render_markdown(report, verdict)
+    ElementTree.fromstring(render_junit(report, verdict))  # noqa: S314 - ours
