@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wsb_engine.analysis import analyze
     from wsb_engine.classifier import Classifier
     from wsb_engine.curvature.penalty import wolkowicz_styan_penalty
+    from wsb_engine.eigenvectors import Eigenpairs, eigenpairs
     from wsb_engine.errors import BatchError, EngineError, ModelError, OptionsError, ResourceError
     from wsb_engine.formats import load_model
     from wsb_engine.formats.batch import Batch, load_batch
@@ -27,6 +28,7 @@ _HOME = {
     "Batch": "wsb_engine.formats.batch",
     "BatchError": "wsb_engine.errors",
     "Classifier": "wsb_engine.classifier",
+    "Eigenpairs": "wsb_engine.eigenvectors",
     "EngineError": "wsb_engine.errors",
     "ModelError": "wsb_engine.errors",
     "Options": "wsb_engine.options",
@@ -35,6 +37,7 @@ _HOME = {
     "Report": "wsb_engine.report",
     "ResourceError": "wsb_engine.errors",
     "analyze": "wsb_engine.analysis",
+    "eigenpairs": "wsb_engine.eigenvectors",
     "from_module": "wsb_engine.formats.module",
     "load_batch": "wsb_engine.formats.batch",
     "load_model": "wsb_engine.formats",
@@ -45,6 +48,7 @@ __all__ = [
     "Batch",
     "BatchError",
     "Classifier",
+    "Eigenpairs",
     "EngineError",
     "ModelError",
     "Options",
@@ -54,6 +58,7 @@ __all__ = [
     "ResourceError",
     "__version__",
     "analyze",
+    "eigenpairs",
     "from_module",
     "load_batch",
     "load_model",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -9,30 +11,23 @@ import torch
 from torch import Tensor
 
 import wsb_engine
-from wsb_engine import krylov
+from wsb_engine import krylov, moments
 from wsb_engine import report as r
+from wsb_engine.bounds.enclosure import Moments
 from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan
 from wsb_engine.checks import Evidence, checks
 from wsb_engine.classifier import Classifier
 from wsb_engine.curvature import loss
-from wsb_engine.curvature.basis import basis_moments
-from wsb_engine.curvature.closed_form import ClosedForm, closed_form
-from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
-from wsb_engine.curvature.hessian_product import AutodiffProduct
-from wsb_engine.curvature.plan import Plan, plan
-from wsb_engine.errors import ModelError, OptionsError, finite
+from wsb_engine.curvature.closed_form import ClosedForm
+from wsb_engine.errors import ModelError, finite
 from wsb_engine.formats.batch import Batch
 from wsb_engine.options import Options
-from wsb_engine.problem import Problem, Structure, pose
+from wsb_engine.problem import Problem, pose
 from wsb_engine.progress import ProgressCallback
 from wsb_engine.run import Run, TimeLimitError
 from wsb_engine.spectrum.dense import dense_spectrum, form_hessian
 from wsb_engine.spectrum.density import DensityEstimate
 
-BASIS_PARAMETERS = 20_000
-"""Up to this many parameters ``moments="auto"`` multiplies the whole basis where there is no closed form."""
-AUTO_OPERATIONS = 1e14
-"""Up to this cost, most of an hour on two cores, ``moments="auto"`` sums the closed form."""
 PARITY_SAMPLES = 4096
 """Samples whose logits are compared with an independent runtime."""
 TOP_SHARES = 10
@@ -61,44 +56,53 @@ def analyze(
         loss_part = _loss(problem)
     with run.phase("parity"):
         parity = _parity(problem, classifier, run)
-    hessian = None
-    with run.phase("moments"):
-        if options.spectrum == "dense" and problem.structure is None:
-            hessian = _form(problem, run)
-        moments, closed = _moments(problem, options, hessian, run)
-        if moments is not None:
-            moments = moments.model_copy(update={"gauss_newton_trace": _gauss_newton(problem)})
-    bounds = None if moments is None else _bounds(moments, problem.objective.parameters)
-    shared = krylov.krylov(problem, options, moments, run) if krylov.wanted(options) else None
+    choice = moments.choose(problem, options, run)
+    probing = choice is not None and choice.method == "probes"
+    shared = krylov.krylov(problem, options, run) if probing or krylov.wanted(options) else None
+    hessian, found = None, None
+    with run.phase("moments"), _partial(run, "moments", options.enclosure):
+        if choice is not None:
+            if options.spectrum == "dense" and problem.structure is None and not probing:
+                hessian = _form(problem, run)
+            found = moments.compute(problem, options, choice, hessian, shared, run)
+            found = moments.with_gauss_newton(found, problem)
+    known = None if found is None else found.known
     enclosure, evidence = None, Evidence()
     with run.phase("enclosure"):
         if options.enclosure and shared is not None:
-            enclosure = krylov.enclosure(shared, options, run)
-            evidence = _evidence(problem, shared, options.seed)
+            enclosure = krylov.enclosure(problem, shared, known, options, run)
+            evidence = _evidence(problem, shared, options.seed, run)
     spectrum = None
-    with run.phase("spectrum"):
-        try:
-            spectrum, evidence = _spectrum(problem, options, shared, hessian, evidence, run)
-        except TimeLimitError as error:
-            if enclosure is None:
-                raise
-            run.warn("time_limit", f"{error.message}: the report is partial, without a spectrum")
+    with run.phase("spectrum"), _partial(run, "a spectrum", enclosure is not None):
+        spectrum, evidence = _spectrum(problem, options, shared, known, hessian, evidence, run)
+    part, bounds, closed = (None, None, None) if found is None else (found.part, found.bounds, found.closed)
     return r.Report(
         engine=_engine(problem, options),
         model=_model(classifier, problem, parity),
         batch=r.BatchSummary(sha256=batch.sha256, samples=len(batch), classes=max(problem.logits.shape[1], 2)),
         loss=loss_part,
-        moments=moments,
+        moments=part,
         bounds=bounds,
         enclosure=enclosure,
         spectrum=spectrum,
         layers=_layers(problem, closed),
         blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
         orthogonality=_orthogonality(closed),
-        checks=checks(problem, moments, bounds, enclosure, spectrum, parity, evidence),
+        checks=checks(problem, part, bounds, enclosure, spectrum, parity, evidence),
         warnings=run.warnings,
         timings=run.timings(),
     )
+
+
+@contextmanager
+def _partial(run: Run, what: str, something: bool) -> Iterator[None]:
+    """Leaves a part out once the time limit has passed, as long as the report will hold something without it."""
+    try:
+        yield
+    except TimeLimitError as error:
+        if not something:
+            raise
+        run.warn("time_limit", f"{error.message}: the report is partial, without {what}")
 
 
 def _loss(problem: Problem) -> r.Loss:
@@ -138,12 +142,14 @@ def _parity(problem: Problem, classifier: Classifier, run: Run) -> r.Parity | No
     return r.Parity(reference=model.reference_name, max_abs_error=float(difference.max()))
 
 
-def _evidence(problem: Problem, shared: krylov.Krylov, seed: int) -> Evidence:
-    """How well the products behave, on random vectors."""
+def _evidence(problem: Problem, shared: krylov.Krylov, seed: int, run: Run) -> Evidence:
+    """How well the products behave, on random vectors; none once time is up."""
+    if run.expired:
+        return Evidence()
     single = problem.objective.dtype == torch.float32
     return Evidence(
         symmetry=krylov.symmetry_error(shared, seed),
-        float32_drift=krylov.float32_drift(problem.objective, shared, seed) if single else None,
+        float32_drift=krylov.float32_drift(problem, shared, seed) if single else None,
     )
 
 
@@ -155,6 +161,7 @@ def _spectrum(
     problem: Problem,
     options: Options,
     shared: krylov.Krylov | None,
+    known: Moments | None,
     hessian: Tensor | None,
     evidence: Evidence,
     run: Run,
@@ -174,7 +181,7 @@ def _spectrum(
         )
         return result, replace(evidence, asymmetry=dense.asymmetry, disagreement=disagreement)
     if options.spectrum == "top" and shared is not None:
-        found = krylov.top(shared, options, run)
+        found = krylov.top(shared, known, options, run)
         result = r.SpectrumResult(
             method="lanczos",
             eigenvalues=found.eigenvalues.tolist(),
@@ -207,85 +214,9 @@ def _disagreement(problem: Problem, hessian: Tensor, seed: int) -> float:
     """‖Hv − H′v‖ / ‖H′v‖ for a random v, where H′v is by automatic differentiation of the file's own graph."""
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(len(hessian), generator=generator, dtype=torch.float64).to(hessian.device)
-    reference = AutodiffProduct(problem.objective, columns=1).vector(v)
+    reference = problem.from_scratch(problem.objective).vector(v)
     scale = float(torch.linalg.vector_norm(reference))
     return float(torch.linalg.vector_norm(hessian @ v - reference)) / scale if scale else 0.0
-
-
-def _moments(
-    problem: Problem, options: Options, hessian: Tensor | None, run: Run
-) -> tuple[r.Moments | None, ClosedForm | None]:
-    method = options.moments
-    if method == "closed_form" and problem.structure is None:
-        raise OptionsError(
-            "the closed form needs a smooth multi-layer perceptron, which this model is not",
-            code="closed_form_unavailable",
-            advice="Leave moments at auto.",
-            nonsmooth_operators=list(problem.nonsmooth),
-        )
-    if method == "none":
-        return None, None
-    if problem.structure is not None and method in ("auto", "closed_form"):
-        layout = _layout(problem, problem.structure)
-        if method == "auto" and layout.cost > AUTO_OPERATIONS:
-            run.warn(
-                "moments_unavailable",
-                f"the closed form would take about {layout.cost:.1e} operations, more than {AUTO_OPERATIONS:.0e}: no "
-                "moments; ask for moments = closed_form, with a higher memory_limit, if the time does not matter",
-            )
-            return None, None
-        closed = _closed_form(problem, problem.structure, layout, run)
-        return _moments_part("closed_form", closed.trace, closed.frobenius_squared), closed
-    if hessian is not None:
-        t, q = float(hessian.trace()), float(torch.linalg.vector_norm(hessian) ** 2)
-        return _moments_part("basis", t, q), None
-    if method == "auto" and problem.objective.parameters > BASIS_PARAMETERS:
-        run.warn(
-            "moments_unavailable",
-            f"{problem.objective.parameters:,} parameters without a closed form are more than {BASIS_PARAMETERS:,}: "
-            "no moments; ask for moments = basis if the time does not matter",
-        )
-        return None, None
-    t, q = basis_moments(problem.hessian_product(), progress=run.report)
-    return _moments_part("basis", t, q), None
-
-
-def _moments_part(method: r.MomentsMethod, trace: float, frobenius_squared: float) -> r.Moments:
-    return r.Moments(
-        method=method,
-        exact=True,
-        trace=finite(trace, "the Hessian's trace"),
-        frobenius_squared=finite(frobenius_squared, "the Hessian's Frobenius norm"),
-    )
-
-
-def _layout(problem: Problem, structure: Structure) -> Plan:
-    samples, itemsize = len(problem.objective.targets.weights), problem.objective.dtype.itemsize
-    return plan(structure.net, samples, memory=problem.memory, itemsize=itemsize)
-
-
-def _closed_form(problem: Problem, structure: Structure, layout: Plan, run: Run) -> ClosedForm:
-    with torch.no_grad():
-        return closed_form(structure.net, problem.tile, problem.objective.targets.weights, layout, progress=run.report)
-
-
-def _gauss_newton(problem: Problem) -> float | None:
-    if problem.structure is None:
-        trace = general_trace(problem.objective, problem.logits.shape[1])
-    else:
-        with torch.no_grad():
-            trace = mlp_trace(problem.structure.net, problem.tile, problem.objective.targets.weights)
-    return None if trace is None else finite(trace, "the Gauss-Newton trace")
-
-
-def _bounds(moments: r.Moments, parameters: int) -> r.Bounds:
-    b = wolkowicz_styan(moments.trace, moments.frobenius_squared, parameters)
-    return r.Bounds(
-        wolkowicz_styan=r.ExtremeBounds(
-            lambda_max=r.Interval(lower=b.lambda_max_lower, upper=b.lambda_max_upper),
-            lambda_min=r.Interval(lower=b.lambda_min_lower, upper=b.lambda_min_upper),
-        )
-    )
 
 
 def _engine(problem: Problem, options: Options) -> r.Engine:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-import wsb_engine
 from wsb_engine import setting
 from wsb_engine.classifier import MLP, Classifier, LogitModel
 from wsb_engine.curvature import loss
+from wsb_engine.curvature.footprint import PRODUCT_OPERATIONS, Footprint, gradient_footprint, logits_footprint
 from wsb_engine.curvature.hessian_product import COLUMNS, AutodiffProduct, HessianProduct, Objective
-from wsb_engine.curvature.linearized_product import single_product
+from wsb_engine.curvature.linearized_product import WORTHWHILE, LinearizedProduct
+from wsb_engine.curvature.memory import SteppingProduct
 from wsb_engine.curvature.mlp import Network, network, passes
 from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.curvature.smoothness import nonsmooth_operators
-from wsb_engine.errors import ModelError, OptionsError
+from wsb_engine.errors import ModelError
 from wsb_engine.formats.batch import Batch
 from wsb_engine.formats.heads import looks_like_probabilities
 from wsb_engine.options import Options
 from wsb_engine.run import Run
+
+BLOCK_SHARE = 0.125
+"""Of the memory limit, for a block of columns; products hold several of its size."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +50,45 @@ class Problem:
     """Where the closed form applies."""
     nonsmooth: tuple[str, ...]
     memory: int
+    footprint: Footprint
+    """Of one sample's gradient."""
+    warn: Callable[[str, str], None]
+    """Adds a code and a message to the report."""
+
+    @property
+    def samples(self) -> int:
+        return len(self.objective.targets.weights)
+
+    @property
+    def product_operations(self) -> float:
+        """What one Hessian-vector product costs."""
+        return PRODUCT_OPERATIONS * self.footprint.operations * self.samples
 
     def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """a_0 and targets of some samples in the working dtype, where there is a structure."""
+        """a_0 in the working dtype and targets of some samples, where there is a structure."""
         if self.structure is None:
             raise ValueError("only an MLP has a first layer")
         rows, objective = slice(start, stop), self.objective
         a0 = self.structure.mlp.features(objective.chunk_inputs(rows))
-        return a0, objective.targets.y[rows].to(objective.dtype)
+        return a0, objective.targets.y[rows]
 
     def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
-        """The fastest that there is, for blocks of so many columns."""
-        if self.structure is None:
-            single = columns == 1 and self.objective.parameters > 1
-            return (
-                single_product(self.objective, memory=self.memory)
-                if single
-                else AutodiffProduct(self.objective, columns)
-            )
-        mlp, net = self.structure.mlp, self.structure.net
-        return MLPProduct(self.objective, mlp, net, self.tile, memory=self.memory, columns=columns)
+        """The fastest that fits, for blocks of at most so many columns; it steps down where memory runs out."""
+        fitting = int(self.memory * BLOCK_SHARE) // (8 * self.objective.parameters)
+        return SteppingProduct(self._way(max(1, min(columns, fitting))), self.warn)
+
+    def from_scratch(self, objective: Objective) -> HessianProduct:
+        """Single products by automatic differentiation of the file's own graph, which share nothing with others."""
+        return SteppingProduct(AutodiffProduct(objective, columns=1), self.warn)
+
+    def _way(self, columns: int) -> HessianProduct:
+        if self.structure is not None:
+            mlp, net = self.structure.mlp, self.structure.net
+            return MLPProduct(self.objective, mlp, net, self.tile, memory=self.memory, columns=columns)
+        kept = self.footprint.bytes * self.samples
+        if columns == 1 and self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits:
+            return LinearizedProduct(self.objective)
+        return AutodiffProduct(self.objective, columns)
 
 
 def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Problem:
@@ -73,13 +97,13 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
     Raises:
         ModelError, BatchError, OptionsError: with a code and advice.
     """
-    _refuse_unsupported(options)
     device = setting.device(options)
     model = classifier.resolve(head=options.head, output=options.output)
     inputs = setting.match_inputs(classifier.inputs, batch)
     names = setting.select(model.parameters, options.parameters)
     dtype = setting.dtype(options, device, sum(model.parameters[name].numel() for name in names))
     tensors = {name: tensor.to(device, dtype) for name, tensor in model.parameters.items()}
+    memory = setting.memory_limit(options, device)
     objective = Objective(
         function=model.function,
         selected={name: tensors[name] for name in names},
@@ -89,6 +113,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
         dtype=dtype,
         device=device,
     )
+    objective = replace(objective, fits=logits_footprint(objective).fits(memory))
     logits = _logits(objective, run)
     if options.head == "auto" and model.head == "none" and looks_like_probabilities(logits):
         model = classifier.resolve(head="probabilities", output=options.output)
@@ -106,17 +131,9 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
             f"{', '.join(nonsmooth)}: the Hessian exists only almost everywhere, and its closed form does not apply",
         )
     structure = None if nonsmooth else _structure(model, objective, logits, run)
-    return Problem(model, objective, logits, structure, nonsmooth, setting.memory_limit(options, device))
-
-
-def _refuse_unsupported(options: Options) -> None:
-    if options.moments == "probes":
-        raise OptionsError(
-            f"moments = probes is not available in version {wsb_engine.__version__}",
-            code="unsupported_option",
-            advice="Use moments = auto; the enclosure needs none.",
-            option="moments",
-        )
+    footprint = gradient_footprint(objective)
+    objective = replace(objective, fits=footprint.fits(memory))
+    return Problem(model, objective, logits, structure, nonsmooth, memory, footprint, run.warn)
 
 
 def _logits(objective: Objective, run: Run) -> Tensor:
@@ -152,7 +169,7 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run
     rows = next(objective.chunks())
     a0 = model.mlp.features(objective.chunk_inputs(rows))
     if a0.ndim == 2 and a0.shape[1] == net.layers[0].d_in:
-        z = passes(net, a0, objective.targets.y[rows].to(objective.dtype)).z.double().cpu()
+        z = passes(net, a0, objective.targets.y[rows]).z.double().cpu()
         error = float((z - logits[rows]).abs().max())
         if error <= structure_tolerance(objective, logits):
             return Structure(model.mlp, net, error)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 class _Part(BaseModel):
@@ -83,8 +83,13 @@ class Moments(_Part):
     method: MomentsMethod
     exact: bool
     trace: float
+    """Exact, or with ``probes`` an unbiased estimate."""
     frobenius_squared: float
+    """Exact, or with ``probes`` an upper bound that holds but for the failure probability."""
     failure_probability: float | None = None
+    """Null where exact."""
+    trace_standard_error: float | None = None
+    """Of the estimate; null where exact."""
     gauss_newton_trace: float | None = None
     """tr G of the generalised Gauss-Newton matrix: the part of the trace that is the loss's own curvature; null where
     the samples' Jacobians are too large."""
@@ -116,12 +121,22 @@ class CertifiedInterval(_Part):
     """Null for a deterministic interval."""
 
 
+class EnclosureStep(_Part):
+    """What was certified after some products."""
+
+    products: int
+    lambda_max: Interval
+    lambda_min: Interval
+
+
 class Enclosure(_Part):
     lambda_max: CertifiedInterval
     lambda_min: CertifiedInterval
     hessian_vector_products: int
     rounding_slack: float
     """By how much each end was moved outwards for rounding."""
+    convergence: list[EnclosureStep] | None = None
+    """Both ends by number of products, some hundred rows at most; null in reports before schema 1.1."""
 
 
 class Density(_Part):

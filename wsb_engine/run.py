@@ -65,7 +65,9 @@ class Run:
             self.callback(Progress(phase=self.current, fraction=fraction, hessian_vector_products=products))
 
     def warn(self, code: str, message: str) -> None:
-        self.warnings.append(ReportWarning(code=code, message=message))
+        warning = ReportWarning(code=code, message=message)
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     def timings(self) -> dict[str, float]:
         elapsed = time.perf_counter() - self.started

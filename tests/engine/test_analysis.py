@@ -65,7 +65,6 @@ def test_a_batch_that_does_not_fit_has_its_code(changes: dict[str, object], code
         (wsb.Options(device="cuda:97"), "device_unavailable"),
         (wsb.Options(parameters=("nothing*",)), "parameter_pattern_unmatched"),
         (wsb.Options(parameters=("*", "!*")), "no_parameters_selected"),
-        (wsb.Options(moments="probes"), "unsupported_option"),
         (wsb.Options(output="nothing"), "unknown_output"),
         (wsb.Options(moments="closed_form", time_limit=1e-9), "time_limit"),
     ],
@@ -278,7 +277,7 @@ def test_a_time_limit_returns_what_is_certified_by_then(monkeypatch: pytest.Monk
 
 
 def test_a_closed_form_that_costs_too_much_is_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.analysis.AUTO_OPERATIONS", 1.0)
+    monkeypatch.setattr("wsb_engine.moments.AUTO_OPERATIONS", 1.0)
     report = wsb.analyze(classifier(), batch())
     assert report.moments is None
     assert report.enclosure is not None

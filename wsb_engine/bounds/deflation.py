@@ -33,11 +33,12 @@ class Remainder:
     """Upper bound on ‖F‖_F."""
 
 
-def remainder(t: float, q: float, n: int, T: Tensor, beta: float, *, unit: float) -> Remainder | None:
+def remainder(t: float | None, q: float, n: int, T: Tensor, beta: float, *, unit: float) -> Remainder | None:
     """Bounds on the complement of a Krylov space.
 
     Args:
-        t, q: Exact trace and squared Frobenius norm of H.
+        t: Exact trace of H, or None where it is not known; then φ = ‖F‖_F.
+        q: Squared Frobenius norm of H, or an upper bound on it.
         n: Order of H.
         T: (k, k).
         beta: Norm of the last residual.
@@ -50,8 +51,10 @@ def remainder(t: float, q: float, n: int, T: Tensor, beta: float, *, unit: float
     if left == 0:
         return None
     squares = max(q - float(T.square().sum()) - 2 * beta * beta, 0.0) + ROUNDING * unit * q
-    b = wolkowicz_styan(t - float(T.trace()), squares, left)
     frobenius = math.sqrt(squares)
+    if t is None:
+        return Remainder(frobenius, -frobenius, frobenius)
+    b = wolkowicz_styan(t - float(T.trace()), squares, left)
     return Remainder(min(b.lambda_max_upper, frobenius), max(b.lambda_min_lower, -frobenius), frobenius)
 
 

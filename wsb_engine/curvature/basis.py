@@ -21,8 +21,10 @@ def basis_moments(
     P = operator.parameters
     t = torch.zeros((), dtype=torch.float64, device=operator.device)
     q = torch.zeros_like(t)
-    for start in range(0, P, operator.columns):
-        stop = min(start + operator.columns, P)
+    stop = 0
+    while stop < P:
+        # Where memory runs out, an operator goes on with fewer columns.
+        start, stop = stop, min(stop + operator.columns, P)
         columns = operator(operator.basis(start, stop))
         t += columns[start:stop].diagonal().sum()
         q += columns.square().sum()

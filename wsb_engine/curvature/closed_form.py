@@ -34,7 +34,7 @@ from wsb_engine.errors import ResourceError
 
 Block = tuple[int, int]
 TileSource = Callable[[int, int], tuple[Tensor, Tensor]]
-"""(start, stop) → a_0 (B, d_0) and y (B, C) in the working dtype."""
+"""(start, stop) → a_0 (B, d_0) in the working dtype and y (B, C)."""
 
 COHERENCE_SAMPLES = 4096
 """Up to this many samples the Gram matrix of inputs is visited for its coherence even when q doesn't need it."""

@@ -41,6 +41,7 @@ def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float:
         factor = torch.diag_embed(p.sqrt()) - p.sqrt().unsqueeze(2) * p.unsqueeze(1)
         if p.shape[1] == 1:
             factor = (p * (1 - p)).sqrt().unsqueeze(2)
+        factor = factor.to(run.z.dtype)
         for l in range(len(net.layers) - 1, -1, -1):
             if net.layers[l].width:
                 norm = net.layers[l].augmented(run.a[l]).double().square().sum(dim=1)
@@ -71,7 +72,7 @@ def _square(objective: Objective, inputs: Tensors, p: Tensor) -> Tensor:
     batch = {name: tensor.unsqueeze(0) for name, tensor in inputs.items()}
 
     def weighted(selected: Tensors) -> Tensor:
-        z = objective.function({**objective.fixed, **selected}, batch)[0]
+        z = objective.function({**objective.fixed, **selected}, batch)[0].double()
         return (p * (1 - p)).sqrt() * z if len(p) == 1 else p.sqrt() * (z - p @ z)
 
     jacobian = jacrev(weighted)(dict(objective.selected))

@@ -6,6 +6,7 @@ Products of a chunk run in the working dtype, sums over chunks in float64.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,13 +43,16 @@ class Objective:
     targets: Targets
     dtype: torch.dtype
     device: torch.device
+    fits: int = sys.maxsize
+    """Samples whose gradients memory holds at once."""
 
     @property
     def parameters(self) -> int:
         return sum(tensor.numel() for tensor in self.selected.values())
 
     def chunks(self, size: int = GRADIENT_SAMPLES) -> Iterator[slice]:
-        samples = len(self.targets.weights)
+        """Slices of at most ``size`` samples, and of no more than fit."""
+        samples, size = len(self.targets.weights), max(1, min(size, self.fits))
         return (slice(start, min(start + size, samples)) for start in range(0, samples, size))
 
     def chunk_inputs(self, rows: slice) -> dict[str, Tensor]:
@@ -64,7 +68,7 @@ class Objective:
     def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
         """Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
         inputs = self.chunk_inputs(rows)
-        y, w = self.targets.y[rows].to(self.dtype), self.targets.weights[rows].to(self.dtype)
+        y, w = self.targets.y[rows], self.targets.weights[rows]
 
         def loss(selected: Tensors) -> Tensor:
             return (w * sample_losses(self.function({**self.fixed, **selected}, inputs), y)).sum()
@@ -92,7 +96,7 @@ class HessianProduct(ABC):
     """H·V for blocks of columns; the order of H is that of the objective's selected parameters."""
 
     def __init__(self, objective: Objective, columns: int = COLUMNS) -> None:
-        self._objective = objective
+        self.objective = objective
         self.columns = min(columns, objective.parameters)
         """Columns to multiply at a time."""
         self.parameters = objective.parameters
@@ -101,6 +105,15 @@ class HessianProduct(ABC):
     @abstractmethod
     def __call__(self, V: Tensor) -> Tensor:
         """H·V, (P, m) float64, for V of shape (P, m) in the working dtype."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """The way it multiplies, for a warning."""
+
+    def smaller(self) -> HessianProduct | None:
+        """The next way to the same product that takes less memory; None where there is none."""
+        return None
 
     def vector(self, v: Tensor) -> Tensor:
         """H·v, (P,) float64, for v of shape (P,) in any floating dtype.
@@ -120,13 +133,35 @@ class HessianProduct(ABC):
 
 
 class AutodiffProduct(HessianProduct):
-    """Forward-over-reverse differentiation: any logits that torch can differentiate twice."""
+    """Forward-over-reverse differentiation: any logits that torch can differentiate twice.
+
+    Args:
+        objective: The loss.
+        columns: Columns to multiply at a time.
+        samples: In a chunk; by default as many as are useful and fit.
+    """
+
+    def __init__(self, objective: Objective, columns: int = COLUMNS, samples: int | None = None) -> None:
+        super().__init__(objective, columns)
+        useful = GRADIENT_SAMPLES if self.columns == 1 else PRODUCT_SAMPLES
+        # A column brings a derivative of each intermediate of the gradient.
+        fitting = min(useful, objective.fits // (1 + self.columns), len(objective.targets.weights))
+        self.samples = max(1, fitting if samples is None else samples)
+
+    @property
+    def description(self) -> str:
+        return f"{self.samples} samples at a time, each product from scratch"
+
+    def smaller(self) -> AutodiffProduct | None:
+        if self.samples == 1:
+            return None
+        return AutodiffProduct(self.objective, self.columns, self.samples // 2)
 
     def __call__(self, V: Tensor) -> Tensor:
-        objective = self._objective
+        objective = self.objective
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
         point = dict(objective.selected)
-        for rows in objective.chunks(GRADIENT_SAMPLES if V.shape[1] == 1 else PRODUCT_SAMPLES):
+        for rows in objective.chunks(self.samples):
             gradient = grad(objective.chunk_loss(rows))
 
             def product(v: Tensor, gradient: Callable[[Tensors], Tensors] = gradient) -> Tensor:

@@ -2,6 +2,9 @@
 
 L(θ) = Σ_s w_s ℓ_s with Σ_s w_s = 1 (mathematics, section 1): softmax cross-entropy for C ≥ 2 logits, binary
 cross-entropy for one.
+
+Whatever the dtype of the logits, this is float64: p − y and diag(p) − p pᵀ are differences, and of a confident model
+they are a millionth of their terms.
 """
 
 from __future__ import annotations
@@ -30,14 +33,16 @@ class Targets:
 
 
 def sample_losses(z: Tensor, y: Tensor) -> Tensor:
-    """ℓ_s of shape (N,), from logits z and targets y of the same shape (N, C) or (N, 1)."""
+    """ℓ_s of shape (N,) float64, from logits z and targets y of the same shape (N, C) or (N, 1)."""
+    z, y = z.double(), y.double()
     if z.shape[1] == 1:
         return (torch.logaddexp(z, torch.zeros_like(z)) - y * z).squeeze(1)
     return torch.logsumexp(z, dim=1) - (y * z).sum(dim=1)
 
 
 def probabilities(z: Tensor) -> Tensor:
-    """p of z's shape: softmax rows, or σ(z) for one logit."""
+    """p of z's shape, float64: softmax rows, or σ(z) for one logit."""
+    z = z.double()
     return torch.sigmoid(z) if z.shape[1] == 1 else torch.softmax(z, dim=1)
 
 

@@ -104,6 +104,7 @@ class Passes:
     delta: list[Tensor]
     z: Tensor
     p: Tensor
+    """float64"""
 
 
 def passes(net: Network, a0: Tensor, y: Tensor) -> Passes:
@@ -126,14 +127,14 @@ def passes(net: Network, a0: Tensor, y: Tensor) -> Passes:
             phi1.append(first)
             phi2.append(second)
     p = probabilities(h)
-    delta = [p - y]
+    delta = [(p - y).to(h.dtype)]
     for index in range(len(net.layers) - 2, -1, -1):
         delta.insert(0, (delta[0] @ net.layers[index + 1].W) * phi1[index])
     return Passes(a, phi1, phi2, delta, h, p)
 
 
 def output_curvature(p: Tensor) -> Tensor:
-    """S = diag(p) − p pᵀ, (B, C, C); p(1 − p) for one logit."""
+    """S = diag(p) − p pᵀ, (B, C, C) float64; p(1 − p) for one logit."""
     if p.shape[1] == 1:
         return (p * (1 - p)).unsqueeze(2)
     return torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
@@ -141,13 +142,13 @@ def output_curvature(p: Tensor) -> Tensor:
 
 def last_hidden_factor(net: Network, run: Passes) -> Tensor:
     """Rᵀ of the last hidden layer, (B, C, d): A = R Rᵀ + diag(v), from S = ℒ ℒᵀ with ℒ = diag(√p) − p √pᵀ."""
-    W, p = net.layers[-1].W, run.p
+    W, p = net.layers[-1].W.double(), run.p
     if p.shape[1] == 1:
         factor = (p * (1 - p)).sqrt().unsqueeze(2) * W
     else:
         # (ℒᵀ W)_j = √p_j (W_j − Σ_i p_i W_i)
         factor = p.sqrt().unsqueeze(2) * (W - (p @ W).unsqueeze(1))
-    return factor * run.phi1[-1].unsqueeze(1)
+    return factor.to(run.z.dtype) * run.phi1[-1].unsqueeze(1)
 
 
 def diagonal_term(net: Network, run: Passes, l: int) -> Tensor:
@@ -163,7 +164,7 @@ def step_down(net: Network, run: Passes, l: int, block: Tensor) -> Tensor:
 def square_blocks(net: Network, run: Passes, lowest: int) -> dict[int, Tensor]:
     """A_ll for l = lowest..L−1, each (B, d_l, d_l) and symmetric."""
     last = len(net.layers) - 1
-    blocks = {last: output_curvature(run.p)}
+    blocks = {last: output_curvature(run.p).to(run.z.dtype)}
     for index in range(last - 1, lowest - 1, -1):
         half = step_down(net, run, index, blocks[index + 1])
         square = step_down(net, run, index, half.transpose(1, 2))

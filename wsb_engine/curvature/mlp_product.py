@@ -13,6 +13,7 @@ Arrays are laid out (d, m, B) for width d, m columns and B samples, so that each
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -77,14 +78,26 @@ class MLPProduct(HessianProduct):
     def __call__(self, V: Tensor) -> Tensor:
         directions = self._directions(V)
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
-        for start in range(0, len(self._objective.targets.weights), self._rows):
+        for start in range(0, len(self.objective.targets.weights), self._rows):
             parts = self._chunk_product(self._chunk(start), directions)
-            total += torch.cat([parts[name] for name in self._objective.selected]).double()
+            total += torch.cat([parts[name] for name in self.objective.selected]).double()
         return total
+
+    @property
+    def description(self) -> str:
+        kept = "nothing" if self._cached is None else "everything"
+        return f"{self._rows} samples at a time, {kept} kept between products"
+
+    def smaller(self) -> MLPProduct | None:
+        if self._rows == 1:
+            return None
+        less = copy.copy(self)
+        less._rows, less._cached = self._rows // 2, None
+        return less
 
     def _directions(self, V: Tensor) -> dict[str, Tensor]:
         """(d_out, m, d_in) by name of a weight, (d_out, m, 1) by name of a bias."""
-        selected = self._objective.selected
+        selected = self.objective.selected
         pieces = dict(zip(selected, V.split([tensor.numel() for tensor in selected.values()]), strict=True))
         for layer, dense in zip(self._net.layers, self._mlp.layers, strict=True):
             if layer.learns_weight:
@@ -98,9 +111,9 @@ class MLPProduct(HessianProduct):
     def _chunk(self, start: int) -> _Chunk:
         if self._cached is not None and start in self._cached:
             return self._cached[start]
-        stop = min(start + self._rows, len(self._objective.targets.weights))
+        stop = min(start + self._rows, len(self.objective.targets.weights))
         run = passes(self._net, *self._source(start, stop))
-        w = self._objective.targets.weights[start:stop].to(self.dtype)
+        w = self.objective.targets.weights[start:stop].to(self.dtype)
         chunk = _Chunk(
             a=[a.T.contiguous() for a in run.a],
             delta=[delta.T.contiguous() for delta in run.delta],
@@ -135,9 +148,10 @@ class MLPProduct(HessianProduct):
     def _backward(
         self, chunk: _Chunk, directions: dict[str, Tensor], rh: list[Tensor], ra: list[Tensor | None]
     ) -> dict[str, Tensor]:
-        p, rz, layers = chunk.p, rh[-1], self._net.layers
+        p, rz, layers = chunk.p, rh[-1].double(), self._net.layers
         # S R{z} = p ⊙ R{z} − p (p·R{z})
         rdelta = p * (1 - p) * rz if p.shape[0] == 1 else p * (rz - (p * rz).sum(dim=0, keepdim=True))
+        rdelta = rdelta.to(self.dtype)
         parts: dict[str, Tensor] = {}
         for l in range(len(layers) - 1, -1, -1):
             layer, dense, m = layers[l], self._mlp.layers[l], rdelta.shape[1]

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import time
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> N
                 shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
             else:
                 raise _invalid(f"array {name!r} has .npy version {version}")
-        except ValueError as error:
+        except (ValueError, SyntaxError, tokenize.TokenError) as error:
             raise _invalid(f"array {name!r}: {str(error).splitlines()[0]}") from error
         if dtype.hasobject:
             raise _object_array(name)
@@ -224,8 +225,10 @@ def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> N
     count = math.prod(shape)
     if any(size < 0 for size in shape) or count * dtype.itemsize != len(content):
         raise _invalid(f"array {name!r} declares shape {shape} of {dtype}, but holds {len(content):,} bytes")
-    array: NDArray[Any] = np.frombuffer(content, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
-    return array
+    try:
+        return np.frombuffer(content, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:
+        raise _invalid(f"array {name!r} of shape {shape}: {error}") from error
 
 
 def _object_array(name: str) -> BatchError:

@@ -22,6 +22,8 @@ class DenseSpectrum:
     frobenius_squared: float
     asymmetry: float
     """max |H − Hᵀ| / max |H| as formed, before symmetrising."""
+    eigenvectors: Tensor | None = None
+    """(P, P) float64, orthonormal columns in the order of the eigenvalues; None unless asked for."""
 
 
 def form_hessian(
@@ -48,16 +50,21 @@ def form_hessian(
             limit=memory,
         )
     H = torch.empty(P, P, dtype=torch.float64, device=operator.device)
-    for start in range(0, P, operator.columns):
-        stop = min(start + operator.columns, P)
+    stop = 0
+    while stop < P:
+        start, stop = stop, min(stop + operator.columns, P)
         H[:, start:stop] = operator(operator.basis(start, stop))
         progress(stop / P, stop)
     finite(float(torch.linalg.vector_norm(H)), "the Hessian")
     return H
 
 
-def dense_spectrum(H: Tensor) -> DenseSpectrum:
+def dense_spectrum(H: Tensor, *, eigenvectors: bool = False) -> DenseSpectrum:
     """Eigenvalues of (H + Hᵀ)/2; overwrites H.
+
+    Args:
+        H: (P, P) float64.
+        eigenvectors: Whether to give them too, which takes several times as long.
 
     Raises:
         torch.linalg.LinAlgError: if the solver does not converge.
@@ -65,9 +72,11 @@ def dense_spectrum(H: Tensor) -> DenseSpectrum:
     scale = float(H.abs().max())
     asymmetry = float((H - H.T).abs().max()) / scale if scale else 0.0
     H = H.add_(H.T.clone()).mul_(0.5)
+    values, vectors = torch.linalg.eigh(H) if eigenvectors else (torch.linalg.eigvalsh(H), None)
     return DenseSpectrum(
-        eigenvalues=torch.linalg.eigvalsh(H).flip(0).cpu(),
+        eigenvalues=values.flip(0).cpu(),
         trace=float(H.trace()),
         frobenius_squared=float(torch.linalg.vector_norm(H) ** 2),
         asymmetry=asymmetry,
+        eigenvectors=None if vectors is None else vectors.flip(1).cpu(),
     )

@@ -44,7 +44,7 @@ class Lanczos:
         self._locked = [] if locked is None else [locked]
         self.dimension = parameters - (0 if locked is None else len(locked))
         """Of the space that the run can span."""
-        self._product, self._device, self.unit = product, device, unit
+        self._product, self.device, self.unit = product, device, unit
         self._generator = torch.Generator().manual_seed(seed)
         self._blocks: list[Tensor] = []
         self.parameters = parameters
@@ -95,6 +95,10 @@ class Lanczos:
         self.first_breakdown = self.first_breakdown or self.steps
         self._next = None if self.exhausted else self._random()
 
+    def complement(self, v: Tensor) -> Tensor:
+        """v without its part in the basis."""
+        return self._orthogonalised(v)
+
     def leading_ritz_values(self, steps: int) -> list[float]:
         """Eigenvalues of the leading block of T, ascending."""
         values: list[float] = torch.linalg.eigvalsh(self.tridiagonal[:steps, :steps]).tolist()
@@ -103,19 +107,31 @@ class Lanczos:
     @property
     def tridiagonal(self) -> Tensor:
         """(k, k) float64 on the CPU."""
-        off = torch.tensor(self.betas[:-1], dtype=torch.float64)
+        off = torch.tensor(self.betas[: max(self.steps - 1, 0)], dtype=torch.float64)
         T = torch.diag(torch.tensor(self.alphas, dtype=torch.float64))
         return T + torch.diag(off, 1) + torch.diag(off, -1)
 
     def ritz_pairs(self) -> tuple[Tensor, Tensor]:
         """Ritz values, ascending, and vectors (P, k) on the working device."""
         values, vectors = torch.linalg.eigh(self.tridiagonal)
-        return values, self.basis.T @ vectors.to(self._device)
+        return values, self._combinations(vectors)
+
+    def outer_ritz_vectors(self) -> Tensor:
+        """Ritz vectors of the smallest and the largest Ritz value, (P, 2) on the working device."""
+        return self._combinations(torch.linalg.eigh(self.tridiagonal)[1][:, [0, -1]])
+
+    def _combinations(self, weights: Tensor) -> Tensor:
+        """Q W for W (k, m), without a copy of Q."""
+        parts = weights.to(self.device).split(ROWS)
+        total = weights.new_zeros(self.parameters, weights.shape[1], device=self.device)
+        for block, part in zip(self._blocks, parts, strict=True):
+            total += block[: len(part)].T @ part
+        return total
 
     def _random(self) -> Tensor:
         """A unit vector, uniform on the sphere of the complement of Q."""
         while True:
-            v = torch.randn(self.parameters, generator=self._generator, dtype=torch.float64).to(self._device)
+            v = torch.randn(self.parameters, generator=self._generator, dtype=torch.float64).to(self.device)
             v = self._orthogonalised(v)
             norm = float(torch.linalg.vector_norm(v))
             # In the last dimensions little of a random vector is left, and that little must not be rounding.

@@ -31,6 +31,8 @@ class TopEigenvalues:
     """(k,)"""
     residuals: Tensor
     """(k,) ‖Hv − θv‖, each by a product of its own."""
+    eigenvectors: Tensor
+    """(P, k) orthonormal columns, on the working device."""
     upper_bounds: list[float | None]
     """Certified: the i-th eigenvalue of H is not above the i-th of these; None where the argument doesn't reach."""
     converged: bool
@@ -102,7 +104,7 @@ def top_eigenvalues(
         for value, vector in zip(found.values, found.vectors, strict=True)
     ]
     residuals = torch.tensor(fresh, dtype=torch.float64)
-    return TopEigenvalues(found.values, residuals, bounds, complete, products + len(fresh))
+    return TopEigenvalues(found.values, residuals, found.vectors.T, bounds, complete, products + len(fresh))
 
 
 def _upper_bounds(run: Lanczos, found: _Pairs, phi: float | None) -> list[float | None]:

@@ -10,8 +10,9 @@ from support.golden import NAMES, Golden
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.curvature.hessian_product import AutodiffProduct, Objective
-from wsb_engine.curvature.linearized_product import LinearizedProduct, single_product
+from wsb_engine.curvature.hessian_product import COLUMNS, AutodiffProduct, HessianProduct, Objective
+from wsb_engine.curvature.linearized_product import LinearizedProduct
+from wsb_engine.curvature.memory import SteppingProduct
 from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.problem import Problem, pose
 from wsb_engine.run import Run
@@ -25,6 +26,13 @@ def problem(classifier: wsb.Classifier, batch: wsb.Batch, **options: object) -> 
 def golden(name: str, **options: object) -> Problem:
     case = Golden(name)
     return problem(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y), **options)
+
+
+def way(posed: Problem, columns: int = COLUMNS) -> HessianProduct:
+    """How a problem's product multiplies at first."""
+    product = posed.hessian_product(columns)
+    assert isinstance(product, SteppingProduct)
+    return product.way
 
 
 def dense(objective: Objective) -> Tensor:
@@ -42,7 +50,7 @@ def test_both_products_equal_the_dense_hessian(name: str) -> None:
     posed = golden(name)
     H = dense(posed.objective)
     V = columns(len(H))
-    by_hand = posed.hessian_product()
+    by_hand = way(posed)
     assert isinstance(by_hand, MLPProduct)
     for product in (by_hand, AutodiffProduct(posed.objective)):
         torch.testing.assert_close(product(V), H @ V, rtol=1e-11, atol=1e-13 * float(H.abs().max()))
@@ -65,7 +73,7 @@ def test_ragged_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     V = columns(len(H))
     monkeypatch.setattr("wsb_engine.curvature.hessian_product.PRODUCT_SAMPLES", 4)
     torch.testing.assert_close(AutodiffProduct(posed.objective)(V), H @ V, rtol=1e-11, atol=1e-13)
-    tight = replace(posed, memory=1 << 16).hessian_product()
+    tight = way(replace(posed, memory=1 << 16))
     assert isinstance(tight, MLPProduct)
     torch.testing.assert_close(tight(V), H @ V, rtol=1e-11, atol=1e-13)
 
@@ -86,7 +94,7 @@ def test_a_convolutional_network_has_products_too() -> None:
     posed = problem(wsb.from_module(module), wsb.Batch(x, torch.tensor([0, 1, 2, 0, 1, 2])))
     H = dense(posed.objective)
     V = columns(len(H))
-    product = posed.hessian_product()
+    product = way(posed)
     assert isinstance(product, AutodiffProduct)
     torch.testing.assert_close(product(V), H @ V, rtol=1e-11, atol=1e-13)
 
@@ -122,13 +130,21 @@ def test_products_of_a_transformer_equal_differences_of_its_gradient() -> None:
     torch.testing.assert_close(block[:, 0], want, rtol=1e-7, atol=1e-8)
 
 
+def convolutional(samples: int = 5, **options: object) -> Problem:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)).double()
+    x = torch.randn(samples, 1, 3, 3, dtype=torch.float64)
+    batch = wsb.Batch(x, torch.arange(samples) % 3, weights=torch.arange(1, samples + 1))
+    return problem(wsb.from_module(module), batch, **options)
+
+
 def test_a_linearised_product_is_taken_where_it_pays_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    posed = golden("deep_tanh")
-    assert isinstance(single_product(posed.objective, memory=1 << 30), AutodiffProduct)
-    monkeypatch.setattr("wsb_engine.curvature.linearized_product.WORTHWHILE", 0)
-    chosen = single_product(posed.objective, memory=1 << 30)
+    posed = convolutional()
+    assert isinstance(way(posed, 1), AutodiffProduct)
+    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
+    chosen = way(posed, 1)
     assert isinstance(chosen, LinearizedProduct)
-    assert isinstance(single_product(posed.objective, memory=1 << 10), AutodiffProduct)
+    assert isinstance(way(replace(posed, objective=replace(posed.objective, fits=4)), 1), AutodiffProduct)
     H = dense(posed.objective)
     V = columns(len(H))
     torch.testing.assert_close(chosen(V), H @ V, rtol=1e-11, atol=1e-13)

@@ -1,0 +1,160 @@
+"""Moments by random probes: how often their bound fails, and what an enclosure makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from wsb_engine.bounds.deflation import remainder
+from wsb_engine.bounds.enclosure import CertifiedNorm, Enclosures, evaluate
+from wsb_engine.bounds.probes import Probed, deflate, frobenius_bound, probe, probe_count
+from wsb_engine.spectrum.lanczos import Lanczos
+
+UNIT = float(np.finfo(np.float64).eps)
+
+
+def rotated(eigenvalues: np.ndarray, seed: int) -> torch.Tensor:
+    Q = stats.ortho_group.rvs(len(eigenvalues), random_state=seed)
+    A = (Q * eigenvalues) @ Q.T
+    return torch.from_numpy((A + A.T) / 2)
+
+
+def probed(A: torch.Tensor, seed: int, delta: float, steps: int = 300) -> tuple[Lanczos, Probed]:
+    run = Lanczos(lambda v: A @ v, len(A), torch.device("cpu"), seed, UNIT)
+    deflate(run, steps)
+    return run, probe(run, lambda v: A @ v, failure_probability=delta, seed=seed)
+
+
+def spectrum(kind: str, rng: np.random.Generator) -> np.ndarray:
+    if kind == "rank one":
+        return np.array([1.0] + [0.0] * 11)
+    if kind == "spread":
+        return rng.normal(size=30)
+    return np.concatenate([[9.0, -4.0], 0.1 * rng.normal(size=40)])
+
+
+@pytest.mark.parametrize("kind", ["rank one", "spread", "two outliers"])
+@pytest.mark.parametrize("probes", [13, 24])
+def test_the_bound_fails_no_more_often_than_it_says(kind: str, probes: int) -> None:
+    """With the fewest probes that bound anything, 4 ln(1/δ) = 12, and with twice as many; nothing deflated."""
+    runs, delta = 4000, 0.05
+    rng = np.random.default_rng(3)
+    squares = spectrum(kind, rng) ** 2
+    means = (rng.chisquare(1, (runs, probes, len(squares))) @ squares).mean(axis=1)
+    misses = np.mean([frobenius_bound(mean, probes, delta) < squares.sum() for mean in means])
+    assert misses <= delta + 3 * math.sqrt(delta * (1 - delta) / runs)
+
+
+@pytest.mark.parametrize("kind", ["rank one", "spread", "two outliers"])
+def test_bounds_of_whole_runs_fail_no_more_often_than_they_say(kind: str) -> None:
+    runs, delta = 200, 0.05
+    rng = np.random.default_rng(4)
+    misses = ends = 0
+    for seed in range(runs):
+        A = rotated(spectrum(kind, rng), seed)
+        run, found = probed(A, seed, delta / 2, steps=4)
+        misses += found.frobenius_squared < float(A.square().sum()) * (1 - 1e-12)
+        norm = CertifiedNorm(found.frobenius_squared, found.failure_probability)
+        top = evaluate(run, moments=norm, failure_probability=delta, relative_gap=1e-9).lambda_max
+        ends += not top.lower <= float(torch.linalg.eigvalsh(A)[-1]) <= top.upper
+    allowed = 3 * math.sqrt(delta * (1 - delta) / runs)
+    assert misses / runs <= delta / 2 + allowed
+    assert ends / runs <= delta + allowed
+
+
+def test_the_estimate_of_the_trace_is_within_its_error() -> None:
+    rng = np.random.default_rng(5)
+    deviations = []
+    for seed in range(40):
+        A = rotated(rng.normal(size=50), seed)
+        _, found = probed(A, seed, 1e-3, steps=5)
+        deviations.append((found.trace - float(A.trace())) / found.trace_error)
+    assert abs(np.mean(deviations)) < 3 / math.sqrt(40)
+    assert 0.6 < np.std(deviations) < 1.5
+
+
+def test_what_the_steps_before_hold_is_not_estimated() -> None:
+    A = rotated(np.array([9.0, 7.0, 5.0] + [0.0] * 40), 0)
+    _, found = probed(A, 0, 1e-9)
+    assert found.frobenius_squared == pytest.approx(155.0, rel=1e-9)
+    assert found.trace == pytest.approx(21.0, rel=1e-9)
+    assert found.trace_error < 1e-9
+
+
+def test_the_bound_is_about_twice_the_estimate() -> None:
+    A = rotated(np.random.default_rng(0).normal(size=400), 1)
+    run, found = probed(A, 0, 1e-9, steps=0)
+    assert run.steps == 0
+    assert 1.7 < found.frobenius_squared / float(A.square().sum()) < 2.3
+
+
+def test_too_few_probes_are_refused() -> None:
+    with pytest.raises(ValueError, match="bound nothing"):
+        frobenius_bound(1.0, 82, 1e-9)
+    assert probe_count(1e-9) == 332
+
+
+def test_no_probe_is_the_start_vector() -> None:
+    """A probe along the start vector would see nothing of the complement, whatever the seed."""
+    A = rotated(np.linspace(-1, 1, 30), 0)
+    for seed in (0, 7, 2**62):
+        run = Lanczos(lambda v: A @ v, 30, torch.device("cpu"), seed, UNIT)
+        deflate(run, 1)
+        sizes: list[float] = []
+
+        def product(v: torch.Tensor, sizes: list[float] = sizes) -> torch.Tensor:
+            sizes.append(float(torch.linalg.vector_norm(v)))
+            return A @ v
+
+        probe(run, product, failure_probability=0.05, seed=seed)
+        assert min(sizes) > 1.0
+
+
+def both(A: torch.Tensor) -> tuple[Enclosures, Enclosures, Lanczos, Probed]:
+    run, found = probed(A, 0, 5e-10)
+    for _ in range(3):
+        run.step()
+    norm = CertifiedNorm(found.frobenius_squared, found.failure_probability)
+    with_probes = evaluate(run, moments=norm, failure_probability=1e-9, relative_gap=1e-12)
+    without = evaluate(run, moments=None, failure_probability=1e-9, relative_gap=1e-12)
+    return with_probes, without, run, found
+
+
+def test_an_enclosure_with_probes_is_no_wider_than_half_the_risk_costs() -> None:
+    """Beside the probes the start vector has only half of δ; its bound alone must not be missed by more."""
+    for seed in range(10):
+        A = rotated(np.random.default_rng(seed).normal(size=120), seed)
+        with_probes, _, run, _ = both(A)
+        halved = evaluate(run, moments=None, failure_probability=5e-10, relative_gap=1e-12)
+        assert with_probes.lambda_max.upper <= halved.lambda_max.upper
+        assert with_probes.lambda_min.lower >= halved.lambda_min.lower
+
+
+def test_probes_tighten_an_enclosure_that_is_still_open() -> None:
+    A = rotated(np.concatenate([[30.0, 29.9], np.random.default_rng(0).normal(size=200)]), 0)
+    run, found = probed(A, 0, 5e-10, steps=4)
+    norm = CertifiedNorm(found.frobenius_squared, found.failure_probability)
+    with_probes = evaluate(run, moments=norm, failure_probability=1e-9, relative_gap=1e-6).lambda_max
+    without = evaluate(run, moments=None, failure_probability=1e-9, relative_gap=1e-6).lambda_max
+    assert with_probes.kind == "probabilistic"
+    assert with_probes.failure_probability == 1e-9
+    assert with_probes.lower <= 30.0 <= with_probes.upper < without.upper
+
+
+def test_a_bound_on_the_norm_without_a_trace_leaves_the_norm() -> None:
+    A = rotated(np.linspace(-1, 2, 20), 0)
+    run = Lanczos(lambda v: A @ v, 20, torch.device("cpu"), 0, UNIT)
+    for _ in range(5):
+        run.step()
+    q = float(A.square().sum())
+    rest = remainder(None, q, 20, run.tridiagonal, run.betas[-1], unit=UNIT)
+    exact = remainder(float(A.trace()), q, 20, run.tridiagonal, run.betas[-1], unit=UNIT)
+    assert rest is not None
+    assert exact is not None
+    assert rest.largest == rest.frobenius == -rest.smallest
+    assert exact.largest <= rest.largest
+    assert exact.smallest >= rest.smallest

@@ -1,0 +1,192 @@
+"""Moments by random probes through analyze(), what ``auto`` chooses, and what a time limit leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.golden import NAMES, Golden
+from torch import nn
+
+import wsb_engine as wsb
+from wsb_engine.curvature.plan import Plan, plan
+
+
+def case(name: str = "deep_tanh") -> tuple[wsb.Classifier, wsb.Batch, np.ndarray]:
+    golden = Golden(name)
+    return wsb.load_model(golden.onnx()), wsb.Batch(golden.x, golden.y), golden.eigenvalues
+
+
+def convolution() -> tuple[wsb.Classifier, wsb.Batch]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)).double()
+    x = torch.randn(7, 1, 3, 3, dtype=torch.float64)
+    return wsb.from_module(module), wsb.Batch(x, torch.arange(7) % 3)
+
+
+def codes(report: wsb.Report) -> list[str]:
+    return [warning.code for warning in report.warnings]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bounds_from_probes_hold_the_eigenvalues_and_the_norm(name: str) -> None:
+    classifier, batch, eigenvalues = case(name)
+    report = wsb.analyze(classifier, batch, wsb.Options(moments="probes", spectrum="dense"))
+    moments, bounds, enclosure = report.moments, report.bounds, report.enclosure
+    assert moments is not None
+    assert bounds is not None
+    assert enclosure is not None
+    slack = 1e-9 * np.abs(eigenvalues).max()
+    assert (moments.method, moments.exact) == ("probes", False)
+    assert moments.frobenius_squared >= float((eigenvalues**2).sum()) * (1 - 1e-9)
+    assert moments.trace_standard_error is not None
+    assert abs(moments.trace - eigenvalues.sum()) <= 5 * moments.trace_standard_error + slack
+    limits = bounds.wolkowicz_styan
+    assert limits.lambda_max.lower - slack <= eigenvalues[0] <= limits.lambda_max.upper + slack
+    assert limits.lambda_min.lower - slack <= eigenvalues[-1] <= limits.lambda_min.upper + slack
+    assert enclosure.lambda_max.lower - slack <= eigenvalues[0] <= enclosure.lambda_max.upper + slack
+    assert all(check.passed for check in report.checks), report.checks
+    assert "spectrum_frobenius_bound" in [check.name for check in report.checks]
+    assert report.layers is report.blocks is report.orthogonality is None
+
+
+def test_the_failures_of_probes_and_start_add_up_to_the_option() -> None:
+    classifier, batch, _ = case()
+    report = wsb.analyze(classifier, batch, wsb.Options(moments="probes", failure_probability=1e-6))
+    assert report.moments is not None
+    assert report.moments.failure_probability == 5e-7
+    assert report.enclosure is not None
+    assert report.enclosure.lambda_max.kind == "probabilistic"
+    assert report.enclosure.lambda_max.failure_probability == 1e-6
+
+
+def test_probes_stay_within_the_products_that_are_allowed_for_the_enclosure() -> None:
+    classifier, batch, _ = case()
+    report = wsb.analyze(classifier, batch, wsb.Options(moments="probes", max_products=3))
+    assert report.enclosure is not None
+    assert report.enclosure.hessian_vector_products == 3
+
+
+def test_probes_need_no_enclosure_and_one_parameter_is_enough() -> None:
+    module = nn.Linear(1, 1, bias=False).double()
+    data = wsb.Batch(np.array([[1.0], [2.0]]), np.array([0, 1]))
+    exact, probed = (
+        wsb.analyze(wsb.from_module(module), data, wsb.Options(moments=m, enclosure=False)) for m in ("basis", "probes")
+    )
+    assert exact.moments is not None
+    assert probed.moments is not None
+    assert probed.bounds is not None
+    assert probed.enclosure is None
+    limits = probed.bounds.wolkowicz_styan.lambda_max
+    assert limits.lower <= exact.moments.trace <= limits.upper
+    assert 1.2 < probed.moments.frobenius_squared / exact.moments.frobenius_squared < 3
+
+
+def test_the_seed_draws_the_probes() -> None:
+    classifier, batch, _ = case()
+    first, again, other = (
+        wsb.analyze(classifier, batch, wsb.Options(moments="probes", seed=seed)).moments for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_auto_takes_the_closed_form_of_an_mlp_and_says_nothing() -> None:
+    classifier, batch, _ = case()
+    report = wsb.analyze(classifier, batch)
+    assert report.moments is not None
+    assert report.moments.method == "closed_form"
+    assert not codes(report)
+
+
+def test_auto_takes_probes_of_an_mlp_whose_closed_form_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dear(*arguments: Any, **named: Any) -> Plan:
+        return replace(plan(*arguments, **named), cost=3e14)
+
+    monkeypatch.setattr("wsb_engine.moments.plan", dear)
+    classifier, batch, _ = case()
+    report = wsb.analyze(classifier, batch)
+    assert report.model.architecture == "mlp"
+    assert report.moments is not None
+    assert report.moments.method == "probes"
+    assert report.layers is report.orthogonality is None
+    (notice,) = [warning for warning in report.warnings if warning.code == "moments_probes"]
+    assert "the closed form would take 3.0e+14 operations" in notice.message
+
+
+def test_auto_goes_from_the_basis_to_probes_to_nothing_as_they_cost_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = convolution()
+    assert codes(wsb.analyze(model, data)) == []
+    monkeypatch.setattr("wsb_engine.moments.BASIS_PARAMETERS", 10)
+    probed = wsb.analyze(model, data)
+    assert probed.moments is not None
+    assert probed.moments.method == "probes"
+    assert codes(probed) == ["moments_probes"]
+    monkeypatch.setattr("wsb_engine.moments.PROBE_OPERATIONS", 1.0)
+    without = wsb.analyze(model, data)
+    assert without.moments is None
+    assert codes(without) == ["moments_unavailable"]
+    dense = wsb.analyze(model, data, wsb.Options(spectrum="dense"))
+    assert dense.moments is not None
+    assert dense.moments.method == "basis"
+
+
+def test_a_closed_form_that_does_not_fit_leaves_the_choice_to_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, batch, _ = case()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise wsb.ResourceError("one pair needs more", code="memory_limit", advice="Raise it.")
+
+    monkeypatch.setattr("wsb_engine.moments.plan", refuse)
+    assert codes(wsb.analyze(classifier, batch)) == ["moments_probes"]
+    with pytest.raises(wsb.ResourceError) as caught:
+        wsb.analyze(classifier, batch, wsb.Options(moments="closed_form"))
+    assert caught.value.code == "memory_limit"
+
+
+def at_the_first(phase: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[wsb.Progress], None]:
+    """Lets time run out as soon as this phase has begun."""
+
+    def late(event: wsb.Progress) -> None:
+        if event.phase == phase:
+            monkeypatch.setattr("wsb_engine.run.Run.expired", True)
+
+    return late
+
+
+@pytest.mark.parametrize(
+    ("options", "general"),
+    [
+        ({"moments": "closed_form"}, False),
+        ({"moments": "basis"}, False),
+        ({"moments": "probes"}, False),
+        ({"moments": "basis"}, True),
+        ({"moments": "probes"}, True),
+        ({"spectrum": "dense"}, True),
+    ],
+)
+def test_time_that_runs_out_during_moments_leaves_a_partial_report(
+    options: dict[str, object], general: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = convolution() if general else case()[:2]
+    late = at_the_first("moments", monkeypatch)
+    report = wsb.analyze(model, data, wsb.Options(time_limit=3600, **options), progress=late)
+    assert report.moments is None
+    assert report.bounds is None
+    assert report.spectrum is None
+    assert report.enclosure is not None
+    assert report.enclosure.hessian_vector_products >= 1
+    assert report.enclosure.lambda_max.lower < report.enclosure.lambda_max.upper
+    messages = [warning.message for warning in report.warnings if warning.code == "time_limit"]
+    assert any(message.endswith("the report is partial, without moments") for message in messages)
+
+
+def test_time_that_runs_out_with_nothing_else_to_say_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = convolution()
+    options = wsb.Options(time_limit=3600, enclosure=False)
+    with pytest.raises(wsb.ResourceError) as caught:
+        wsb.analyze(model, data, options, progress=at_the_first("moments", monkeypatch))
+    assert caught.value.code == "time_limit"

@@ -1,0 +1,60 @@
+"""Reports of earlier versions stay readable, and what the present version adds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.golden import Golden
+
+import wsb_engine as wsb
+
+STORED = Path(__file__).parent / "reports"
+"""Reports as version 1.0 of the schema wrote them; densities thinned."""
+
+
+@pytest.mark.parametrize("path", sorted(STORED.glob("*.json")), ids=lambda path: path.stem)
+def test_a_stored_report_of_schema_1_0_is_read_and_written_back(path: Path) -> None:
+    stored = json.loads(path.read_text())
+    assert stored["schema_version"] == "1.0"
+    report = wsb.Report.model_validate(stored)
+    assert report.schema_version == "1.0"
+    assert report.enclosure is not None
+    assert report.enclosure.convergence is None
+    written = report.model_dump(mode="json")
+    del written["enclosure"]["convergence"], written["moments"]["trace_standard_error"]
+    assert written == stored
+
+
+def test_there_are_stored_reports() -> None:
+    assert len(list(STORED.glob("*.json"))) == 2
+
+
+def analysed(**options: object) -> wsb.Report:
+    case = Golden("deep_tanh")
+    return wsb.analyze(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y), wsb.Options(**options))
+
+
+@pytest.mark.parametrize("moments", ["closed_form", "none"])
+def test_both_ends_are_listed_by_product_and_hold_the_eigenvalues(moments: str) -> None:
+    report = analysed(moments=moments, max_products=12)
+    eigenvalues = Golden("deep_tanh").eigenvalues
+    assert report.schema_version == "1.1"
+    assert report.enclosure is not None
+    rows = report.enclosure.convergence
+    assert rows is not None
+    assert [row.products for row in rows] == list(range(1, 13))
+    for row in rows:
+        assert row.lambda_max.lower <= eigenvalues[0] <= row.lambda_max.upper
+        assert row.lambda_min.lower <= eigenvalues[-1] <= row.lambda_min.upper
+    last = report.enclosure.lambda_max
+    assert (rows[-1].lambda_max.lower, rows[-1].lambda_max.upper) == (last.lower, last.upper)
+
+
+def test_long_runs_are_thinned_and_keep_their_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsb_engine.krylov.CONVERGENCE_ROWS", 5)
+    report = analysed(moments="none", max_products=12)
+    assert report.enclosure is not None
+    assert report.enclosure.convergence is not None
+    assert [row.products for row in report.enclosure.convergence] == [3, 6, 9, 12]

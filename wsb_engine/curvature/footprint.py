@@ -1,0 +1,71 @@
+"""What one more sample costs: bytes of intermediates and operations, counted on two samples and not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.func import grad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from wsb_engine.curvature.hessian_product import Objective
+from wsb_engine.curvature.plan import TRAFFIC
+
+WORKING_SHARE = 0.5
+"""Of the memory limit, for the intermediates of one product."""
+PRODUCT_OPERATIONS = 2.0
+"""A product's operations next to a gradient's: each operation has its own derivative once more."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one sample."""
+
+    bytes: int
+    """Of everything that is made on the way; more than is held at once."""
+    operations: float
+    """Multiplications and additions of matrix products, and a charge for each number made."""
+
+    def fits(self, memory: int) -> int:
+        """Samples that work side by side in a memory limit; at least 1."""
+        return max(1, int(memory * WORKING_SHARE) // max(self.bytes, 1))
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes, self.numbers = 0, 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.bytes += leaf.numel() * leaf.itemsize
+                self.numbers += leaf.numel()
+        return result
+
+
+def logits_footprint(objective: Objective) -> Footprint:
+    """Of the logits alone."""
+    return _one_more(objective, objective.logits)
+
+
+def gradient_footprint(objective: Objective) -> Footprint:
+    """Of the loss and its gradient."""
+    return _one_more(objective, lambda rows: grad(objective.chunk_loss(rows))(dict(objective.selected)))
+
+
+def _one_more(objective: Objective, function: Callable[[slice], object]) -> Footprint:
+    """The difference between two samples and one: what does not depend on their number is left out."""
+    sizes: list[tuple[int, float]] = [(0, 0.0)]
+    for count in range(1, min(2, len(objective.targets.weights)) + 1):
+        with FlopCounterMode(display=False) as flops, _Counter() as counter:
+            function(slice(0, count))
+        sizes.append((counter.bytes, flops.get_total_flops() + TRAFFIC * counter.numbers))
+    return Footprint(max(sizes[-1][0] - sizes[-2][0], 0), max(sizes[-1][1] - sizes[-2][1], 0.0))

@@ -1,0 +1,208 @@
+"""The second stage of an analysis: tr H and ‖H‖_F² by the way that options and cost suggest, and their bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsb_engine import krylov
+from wsb_engine import report as r
+from wsb_engine.bounds.enclosure import CertifiedNorm, ExactMoments
+from wsb_engine.bounds.enclosure import Moments as KnownMoments
+from wsb_engine.bounds.probes import DEFLATED, probe_count
+from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan
+from wsb_engine.curvature.basis import basis_moments
+from wsb_engine.curvature.closed_form import ClosedForm, closed_form
+from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
+from wsb_engine.curvature.plan import Plan, plan
+from wsb_engine.errors import OptionsError, ResourceError, finite
+from wsb_engine.options import Options
+from wsb_engine.problem import Problem, Structure
+from wsb_engine.run import Run
+
+BASIS_PARAMETERS = 20_000
+"""Up to this many parameters ``moments="auto"`` multiplies the whole basis where there is no closed form."""
+AUTO_OPERATIONS = 1e14
+"""Up to this cost, most of an hour on two cores, ``moments="auto"`` gets what it can for an MLP, and exact moments."""
+PROBE_OPERATIONS = 2e12
+"""Up to this cost, about a minute on two cores, ``moments="auto"`` takes probes of other models: an estimate is worth
+less."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method, and what it needs."""
+
+    method: r.MomentsMethod
+    layout: Plan | None = None
+    """Of the closed form."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What this stage found."""
+
+    part: r.Moments
+    bounds: r.Bounds
+    known: KnownMoments
+    """For the enclosure."""
+    closed: ClosedForm | None = None
+
+
+def probe_risk(options: Options) -> float:
+    """The probes' share of the failure probability; the other half is left for the enclosure's start vector."""
+    return options.failure_probability / 2
+
+
+def choose(problem: Problem, options: Options, run: Run) -> Choice | None:
+    """How moments are got; None where there are none to be had.
+
+    Raises:
+        OptionsError: ``closed_form_unavailable``.
+        ResourceError: ``memory_limit`` where the closed form was asked for and does not fit.
+    """
+    method, structure = options.moments, problem.structure
+    if method == "closed_form" and structure is None:
+        raise OptionsError(
+            "the closed form needs a smooth multi-layer perceptron, which this model is not",
+            code="closed_form_unavailable",
+            advice="Leave moments at auto.",
+            nonsmooth_operators=list(problem.nonsmooth),
+        )
+    if method == "none":
+        return None
+    if method == "closed_form" and structure is not None:
+        return Choice(method, _layout(problem, structure))
+    if method in ("basis", "probes"):
+        return Choice(method)
+    return _automatic(problem, options, run)
+
+
+def _automatic(problem: Problem, options: Options, run: Run) -> Choice | None:
+    P, each = problem.objective.parameters, problem.product_operations
+    if problem.structure is None:
+        if options.spectrum == "dense" or (P <= BASIS_PARAMETERS and P * each <= AUTO_OPERATIONS):
+            return Choice("basis")
+        reason, budget = f"the whole basis of {P:,} parameters would take {P * each:.1e} operations", PROBE_OPERATIONS
+    else:
+        budget = AUTO_OPERATIONS
+        try:
+            layout = _layout(problem, problem.structure)
+        except ResourceError as error:
+            reason = f"the closed form does not fit: {error.message}"
+        else:
+            if layout.cost <= AUTO_OPERATIONS:
+                return Choice("closed_form", layout)
+            reason = f"the closed form would take {layout.cost:.1e} operations"
+    probes = probe_count(probe_risk(options))
+    cost = (DEFLATED + probes) * each
+    if cost <= budget:
+        run.warn(
+            "moments_probes",
+            f"{reason}: {probes} random products estimate the trace and bound the Frobenius norm from above",
+        )
+        return Choice("probes")
+    run.warn(
+        "moments_unavailable",
+        f"{reason}, and {probes} random products {cost:.1e}, more than {budget:.0e}: no moments; ask for one of these "
+        "with moments if the time does not matter",
+    )
+    return None
+
+
+def compute(
+    problem: Problem, options: Options, choice: Choice, hessian: Tensor | None, shared: krylov.Krylov | None, run: Run
+) -> Moments:
+    """Moments and bounds by the method that was chosen.
+
+    Args:
+        problem: The analysis.
+        options: Its options.
+        choice: From ``choose``.
+        hessian: The dense Hessian, if it was formed.
+        shared: The Krylov run, for probes.
+        run: Told of progress.
+
+    Raises:
+        TimeLimitError: ``time_limit``.
+    """
+    if choice.method == "probes" and shared is not None:
+        found = _probed(problem, options, shared, run)
+    elif choice.layout is not None and problem.structure is not None:
+        closed = _closed_form(problem, problem.structure, choice.layout, run)
+        found = _exact(problem, "closed_form", closed.trace, closed.frobenius_squared, closed)
+    elif hessian is not None:
+        found = _exact(problem, "basis", float(hessian.trace()), float(torch.linalg.vector_norm(hessian) ** 2))
+    else:
+        found = _exact(problem, "basis", *basis_moments(problem.hessian_product(), progress=run.report))
+    return found
+
+
+def with_gauss_newton(moments: Moments, problem: Problem) -> Moments:
+    """The same with tr G, where that can be had."""
+    if problem.structure is None:
+        trace = general_trace(problem.objective, problem.logits.shape[1])
+    else:
+        with torch.no_grad():
+            trace = mlp_trace(problem.structure.net, problem.tile, problem.objective.targets.weights)
+    if trace is None:
+        return moments
+    part = moments.part.model_copy(update={"gauss_newton_trace": finite(trace, "the Gauss-Newton trace")})
+    return Moments(part, moments.bounds, moments.known, moments.closed)
+
+
+def _exact(
+    problem: Problem, method: r.MomentsMethod, trace: float, frobenius_squared: float, closed: ClosedForm | None = None
+) -> Moments:
+    t = finite(trace, "the Hessian's trace")
+    q = finite(frobenius_squared, "the Hessian's Frobenius norm")
+    b = wolkowicz_styan(t, q, problem.objective.parameters)
+    return Moments(
+        part=r.Moments(method=method, exact=True, trace=t, frobenius_squared=q),
+        bounds=_bounds((b.lambda_max_lower, b.lambda_max_upper), (b.lambda_min_lower, b.lambda_min_upper)),
+        known=ExactMoments(t, q),
+        closed=closed,
+    )
+
+
+def _probed(problem: Problem, options: Options, shared: krylov.Krylov, run: Run) -> Moments:
+    found, inner = krylov.probe(shared, options.seed, probe_risk(options), run)
+    t = finite(found.trace, "the Hessian's trace")
+    q = finite(found.frobenius_squared, "the Hessian's Frobenius norm")
+    # Without t all that q says is |λ| ≤ ‖H‖_F; the inner ends are Ritz values.
+    outer = math.sqrt(q)
+    smallest, largest = inner or (outer, -outer)
+    return Moments(
+        part=r.Moments(
+            method="probes",
+            exact=False,
+            trace=t,
+            frobenius_squared=q,
+            failure_probability=found.failure_probability,
+            trace_standard_error=finite(found.trace_error, "the trace's standard error"),
+        ),
+        bounds=_bounds((largest, outer), (-outer, smallest)),
+        known=CertifiedNorm(q, found.failure_probability),
+    )
+
+
+def _bounds(lambda_max: tuple[float, float], lambda_min: tuple[float, float]) -> r.Bounds:
+    return r.Bounds(
+        wolkowicz_styan=r.ExtremeBounds(
+            lambda_max=r.Interval(lower=lambda_max[0], upper=lambda_max[1]),
+            lambda_min=r.Interval(lower=lambda_min[0], upper=lambda_min[1]),
+        )
+    )
+
+
+def _layout(problem: Problem, structure: Structure) -> Plan:
+    itemsize = problem.objective.dtype.itemsize
+    return plan(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize)
+
+
+def _closed_form(problem: Problem, structure: Structure, layout: Plan, run: Run) -> ClosedForm:
+    with torch.no_grad():
+        return closed_form(structure.net, problem.tile, problem.objective.targets.weights, layout, progress=run.report)
