@@ -86,8 +86,9 @@ class Problem:
             mlp, net = self.structure.mlp, self.structure.net
             return MLPProduct(self.objective, mlp, net, self.tile, memory=self.memory, columns=columns)
         kept = self.footprint.bytes * self.samples
-        if columns == 1 and self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits:
-            return LinearizedProduct(self.objective)
+        if self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits:
+            # Also for blocks: at this size one column after another is faster than columns side by side from scratch.
+            return LinearizedProduct(self.objective, columns)
         return AutodiffProduct(self.objective, columns)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import grad, linearize
+from torch.func import grad
 
 from wsb_engine.classifier import Tensors
 from wsb_engine.curvature.hessian_product import AutodiffProduct, HessianProduct, Objective
+from wsb_engine.curvature.linearization import linearize
 
 WORTHWHILE = 64 << 20
 """Bytes of intermediates of one gradient from which on tracing pays off within a few dozen products."""
@@ -25,8 +26,8 @@ class NotLinearizableError(Exception):
 class LinearizedProduct(HessianProduct):
     """H·V one column after another; exact, as the derivative of the gradient at the same point."""
 
-    def __init__(self, objective: Objective) -> None:
-        super().__init__(objective, columns=1)
+    def __init__(self, objective: Objective, columns: int = 1) -> None:
+        super().__init__(objective, columns)
         self._parts: list[Callable[[Tensors], Tensors]] | None = None
 
     @property
@@ -34,7 +35,7 @@ class LinearizedProduct(HessianProduct):
         return "a gradient that was linearised once"
 
     def smaller(self) -> HessianProduct:
-        return AutodiffProduct(self.objective, columns=1)
+        return AutodiffProduct(self.objective, self.columns)
 
     def __call__(self, V: Tensor) -> Tensor:
         """H·V, (P, m) float64.
@@ -54,6 +55,6 @@ class LinearizedProduct(HessianProduct):
     def _linearized(self) -> list[Callable[[Tensors], Tensors]]:
         point = dict(self.objective.selected)
         try:
-            return [linearize(grad(self.objective.chunk_loss(rows)), point)[1] for rows in self.objective.chunks()]
+            return [linearize(grad(self.objective.chunk_loss(rows)), point) for rows in self.objective.chunks()]
         except Exception as error:  # what tracing can't follow shows as errors of any kind
             raise NotLinearizableError(str(error)) from error

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call, grad, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wsb_engine.classifier import Tensors
+from wsb_engine.curvature.linearization import WrittenInPlaceError, evaluate_constants, linearize
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.classify = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classify(self.encoder(x).mean(dim=1))
+        return logits
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def encoder_gradient() -> tuple[Any, Tensors, Tensors]:
+    torch.manual_seed(0)
+    module = Encoder().double().eval()
+    x, y = torch.randn(5, 4, 8, dtype=torch.float64), torch.randint(0, 3, (5,))
+    point = {name: tensor.detach() for name, tensor in module.named_parameters()}
+
+    def loss(parameters: Tensors) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return nn.functional.cross_entropy(functional_call(module, dict(parameters), (x,)), y)
+
+    return grad(loss), point, {name: torch.randn_like(tensor) for name, tensor in point.items()}
+
+
+def test_products_of_a_linearised_gradient_are_those_of_the_gradient() -> None:
+    gradient, point, v = encoder_gradient()
+    expected = jvp(gradient, (point,), (v,))[1]
+    found = linearize(gradient, point)(v)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-14)
+
+
+def test_what_does_not_depend_on_the_direction_is_evaluated_once() -> None:
+    gradient, point, v = encoder_gradient()
+    product = linearize(gradient, point)
+    with Operators() as seen:
+        product(v)
+    primal = {"native_layer_norm", "_safe_softmax", "softmax", "gelu", "logsumexp", "_log_softmax", "add_"}
+    assert seen.counts["mm"] > 0
+    assert not primal & seen.counts.keys()
+
+
+def test_a_product_is_linear_and_can_be_repeated() -> None:
+    gradient, point, v = encoder_gradient()
+    product = linearize(gradient, point)
+    first, again = product(v), product(v)
+    doubled = product({name: 2 * tensor for name, tensor in v.items()})
+    for name in v:
+        assert torch.equal(first[name], again[name])
+        torch.testing.assert_close(doubled[name], 2 * first[name], rtol=1e-12, atol=0)
+
+
+def test_a_factor_that_is_written_over_later_counts_as_it_was() -> None:
+    def function(point: Tensors) -> Tensors:
+        factor = torch.arange(3.0)
+        product = factor * point["a"]
+        factor.add_(1)
+        return {"a": product * factor}
+
+    product = linearize(function, {"a": torch.ones(3)})
+    assert product({"a": torch.ones(3)})["a"].tolist() == [0.0, 2.0, 6.0]
+
+
+def graph_that_writes(*, before: bool) -> fx.GraphModule:
+    """v · c, and c written over before or after that."""
+    graph = fx.Graph()
+    v = graph.placeholder("v")
+    c = graph.call_function(torch.ops.aten.arange.default, (3,))
+    if before:
+        graph.call_function(torch.ops.aten.add_.Tensor, (c, 1))
+    product = graph.call_function(torch.ops.aten.mul.Tensor, (v, c))
+    if not before:
+        graph.call_function(torch.ops.aten.add_.Tensor, (c, 1))
+    graph.output((product,))
+    return fx.GraphModule(nn.Module(), graph)
+
+
+def test_a_write_in_the_trace_counts_for_what_comes_after_it() -> None:
+    evaluated = evaluate_constants(graph_that_writes(before=True))
+    assert evaluated(torch.ones(3))[0].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_write_in_the_trace_over_what_was_read_before_is_refused() -> None:
+    with pytest.raises(WrittenInPlaceError):
+        evaluate_constants(graph_that_writes(before=False))
+
+
+def test_a_write_into_what_depends_on_the_direction_is_refused() -> None:
+    graph = fx.Graph()
+    v = graph.placeholder("v")
+    graph.output((graph.call_function(torch.ops.aten.add_.Tensor, (v, 1)),))
+    with pytest.raises(WrittenInPlaceError):
+        evaluate_constants(fx.GraphModule(nn.Module(), graph))
+
+
+def test_writing_before_anything_depends_on_the_direction_is_followed() -> None:
+    def function(point: Tensors) -> Tensors:
+        factor = torch.arange(3.0)
+        factor.add_(1)
+        return {"a": factor * point["a"] ** 2}
+
+    product = linearize(function, {"a": torch.ones(3)})
+    assert product({"a": torch.ones(3)})["a"].tolist() == [2.0, 4.0, 6.0]
