@@ -1,0 +1,62 @@
+"""Whether two reports can be compared: the same method, parameters, batch, loss and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import JsonValue
+
+from service.policies.policy import Mismatch, Policy
+from service.policies.verdict import BaselineComparison, Difference
+from wsb_engine.report import Report
+
+NAMED_TENSORS = 5
+"""Tensors that a difference names."""
+
+
+def compare(policy: Policy, report: Report, baseline: Report) -> BaselineComparison:
+    """The differences that matter, and whether the policy allows them all."""
+    spectrum = any(rule.needs_baseline and rule.metric.startswith("spectrum.") for rule in policy.rule)
+    differences = list(_differences(report, baseline, spectrum=spectrum))
+    names = {difference.name for difference in differences}
+    return BaselineComparison(
+        compatible=names <= set(policy.allow_mismatch),
+        differences=differences,
+        allowed=[name for name in policy.allow_mismatch if name in names],
+    )
+
+
+def _differences(report: Report, baseline: Report, *, spectrum: bool) -> Iterator[Difference]:
+    pairs: list[tuple[Mismatch, str, JsonValue, JsonValue]] = []
+    # Where one of the two has no such part, its numbers are missing, which is for the rule to say.
+    if report.moments is not None and baseline.moments is not None:
+        pairs.append(("method", "moments.method", report.moments.method, baseline.moments.method))
+    if spectrum and report.spectrum is not None and baseline.spectrum is not None:
+        pairs.append(("method", "spectrum.method", report.spectrum.method, baseline.spectrum.method))
+    pairs += [
+        ("parameters", "model.parameters.count", report.model.parameters.count, baseline.model.parameters.count),
+        ("parameters", "model.parameters.tensors", *_tensors(report, baseline)),
+        ("batch", "batch.sha256", report.batch.sha256, baseline.batch.sha256),
+        ("batch", "batch.samples", report.batch.samples, baseline.batch.samples),
+        ("batch", "batch.classes", report.batch.classes, baseline.batch.classes),
+        ("loss", "loss.kind", report.loss.kind, baseline.loss.kind),
+        ("dtype", "engine.dtype", report.engine.dtype, baseline.engine.dtype),
+    ]
+    for name, path, ours, theirs in pairs:
+        if ours != theirs:
+            yield Difference(name=name, path=path, candidate=ours, baseline=theirs)
+
+
+def _tensors(report: Report, baseline: Report) -> tuple[JsonValue, JsonValue]:
+    """The tensors that only one of the two has, each as name and shape."""
+    ours, theirs = (
+        {f"{tensor.name} {tensor.shape}": None for tensor in each.model.parameters.tensors}
+        for each in (report, baseline)
+    )
+    return _named(ours.keys() - theirs.keys()), _named(theirs.keys() - ours.keys())
+
+
+def _named(tensors: set[str]) -> list[JsonValue]:
+    names: list[JsonValue] = [*sorted(tensors)]
+    rest = len(names) - NAMED_TENSORS
+    return names if rest <= 0 else [*names[:NAMED_TENSORS], f"and {rest} more"]

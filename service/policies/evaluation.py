@@ -1,0 +1,190 @@
+"""evaluate(): policy + report → verdict, rule by rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from service.policies.baseline import compare
+from service.policies.decision import increases_at_most, increases_relatively_at_most, satisfies
+from service.policies.metrics import STABILITY_RATIO, Measurement, exact, measure, rounded
+from service.policies.policy import Policy, Rule
+from service.policies.verdict import BaselineComparison, Outcome, Range, RuleResult, Verdict
+from wsb_engine.report import Report
+
+_TIGHTEN = (
+    "Ask for a tighter enclosure (a smaller relative_gap, more max_products, dtype float64), or move the limit away "
+    "from the number."
+)
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    report: Report
+    baseline: Report | None
+    learning_rate: float | None
+    comparison: BaselineComparison | None
+
+
+def evaluate(
+    policy: Policy, report: Report, baseline: Report | None = None, learning_rate: float | None = None
+) -> Verdict:
+    """What the policy says about the report.
+
+    Args:
+        policy: The rules.
+        report: The candidate's.
+        baseline: For rules about increases.
+        learning_rate: For ``stability_ratio``; None: the policy's own.
+    """
+    comparison = None if baseline is None else compare(policy, report, baseline)
+    rate = policy.learning_rate if learning_rate is None else learning_rate
+    evidence = _Evidence(report, baseline, rate, comparison)
+    rules = [_judge(rule, evidence) for rule in policy.rule]
+    return _mismatch(rules, comparison) or _failed_check(policy, rules, evidence) or _sum_up(rules, comparison)
+
+
+def _judge(rule: Rule, evidence: _Evidence) -> RuleResult:
+    number = measure(evidence.report, rule.metric, evidence.learning_rate)
+    if number is None:
+        return _missing(rule, evidence, "missing", f"The report has no {rule.metric}.")
+    if not rule.needs_baseline:
+        return _against_limit(rule, number)
+    if evidence.baseline is None:
+        return _missing(rule, evidence, "baseline_missing", "There is no baseline to compare with.", number)
+    if evidence.comparison is not None and not evidence.comparison.compatible:
+        text = "The baseline can't be compared with."
+        return _result(rule, number, outcome="error", code="baseline_mismatch", message=text)
+    base = measure(evidence.baseline, rule.metric, evidence.learning_rate)
+    if base is None:
+        return _missing(rule, evidence, "missing", f"The baseline has no {rule.metric}.", number)
+    return _against_baseline(rule, number, base)
+
+
+def _against_limit(rule: Rule, number: Measurement) -> RuleResult:
+    assert rule.op is not None  # noqa: S101 - the schema says so
+    assert rule.limit is not None  # noqa: S101
+    target = f"{rule.op} {rule.limit:.9g}"
+    texts = f"it is {target}", f"it is not {target}", f"it is {target}"
+    holds = satisfies(number, rule.op, exact(rule.limit))
+    return _decided(rule, number, holds, f"{_subject(rule)} is {_text(number)}", texts)
+
+
+def _against_baseline(rule: Rule, number: Measurement, base: Measurement) -> RuleResult:
+    if rule.max_increase is not None:
+        holds = increases_at_most(number, base, exact(rule.max_increase))
+        most = f"{rule.max_increase:.9g}"
+    else:
+        assert rule.max_relative_increase is not None  # noqa: S101 - the schema says so
+        holds = increases_relatively_at_most(number, base, exact(rule.max_relative_increase))
+        most = f"{100 * rule.max_relative_increase:.9g} %"
+    found = f"{_subject(rule)} is {_text(number)}, and {_text(base)} in the baseline"
+    risen = f"it has risen by more than {most}"
+    texts = risen.replace("has risen by", "has not risen by"), risen, risen
+    result = _decided(rule, number, holds, found, texts)
+    return result.model_copy(update={"baseline": base.value, "baseline_interval": _range(base)})
+
+
+def _decided(
+    rule: Rule, number: Measurement, holds: bool | None, found: str, texts: tuple[str, str, str]
+) -> RuleResult:
+    """The result, told in the text for a rule that holds, one that does not, or one of which it isn't known."""
+    yes, no, whether = texts
+    if holds is None:
+        # Whichever it is, a rule that only warns does not stop anyone.
+        outcome: Outcome = "warn" if rule.severity == "warn" else "error"
+        message = f"{found}: that does not decide whether {whether}."
+        return _result(rule, number, outcome=outcome, code="undecided", message=message, advice=_TIGHTEN)
+    return _result(
+        rule, number, outcome="pass" if holds else rule.severity, message=f"{found}: {yes if holds else no}."
+    )
+
+
+def _missing(rule: Rule, evidence: _Evidence, code: str, message: str, number: Measurement | None = None) -> RuleResult:
+    outcome: Outcome = rule.severity if rule.on_missing == "fail" else rule.on_missing
+    advice = "Ask for the part of the report that has it, or set the rule's on_missing."
+    if code == "baseline_missing":
+        advice = "Give a baseline, or set the rule's on_missing to pass until there is one."
+    elif rule.metric == STABILITY_RATIO and evidence.learning_rate is None:
+        message, advice = "There is no learning rate.", "Give the option learning_rate, or set it in the policy."
+    elif any(warning.code == "time_limit" for warning in evidence.report.warnings):
+        message, advice = f"{message[:-1]}, which was cut short by its time limit.", "Allow it more time."
+    return _result(rule, number, outcome=outcome, code=code, message=message, advice=advice)
+
+
+def _result(rule: Rule, number: Measurement | None, **fields: Any) -> RuleResult:
+    return RuleResult(
+        **rule.model_dump(exclude={"on_missing"}),
+        value=None if number is None else number.value,
+        interval=None if number is None else _range(number),
+        **fields,
+    )
+
+
+def _mismatch(rules: list[RuleResult], comparison: BaselineComparison | None) -> Verdict | None:
+    if comparison is None or comparison.compatible:
+        return None
+    refused = [found for found in comparison.differences if found.name not in comparison.allowed]
+    paths = ", ".join(f"{found.path} ({found.candidate} here, {found.baseline} there)" for found in refused)
+    names = ", ".join(sorted({found.name for found in refused}))
+    return Verdict(
+        outcome="error",
+        code="baseline_mismatch",
+        message=f"The baseline was made otherwise: {paths}.",
+        advice=f"Make the baseline the same way, or allow the difference: allow_mismatch with {names}.",
+        rules=rules,
+        baseline=comparison,
+    )
+
+
+def _failed_check(policy: Policy, rules: list[RuleResult], evidence: _Evidence) -> Verdict | None:
+    if policy.allow_failed_checks:
+        return None
+    for name, report in (("report", evidence.report), ("baseline", evidence.baseline)):
+        failed = [] if report is None else [check.name for check in report.checks if not check.passed]
+        if failed:
+            return Verdict(
+                outcome="error",
+                code="failed_check",
+                message=f"Consistency checks of the {name} failed: {', '.join(failed)}.",
+                advice="Its numbers can't be relied on. Find out why, or set allow_failed_checks.",
+                rules=rules,
+                baseline=evidence.comparison,
+            )
+    return None
+
+
+def _sum_up(rules: list[RuleResult], comparison: BaselineComparison | None) -> Verdict:
+    """The gravest outcome; a rule that certainly fails weighs more than one that can't be decided."""
+    order: tuple[Outcome, ...] = ("fail", "error", "warn", "pass")
+    gravest = next(outcome for outcome in order if any(rule.outcome == outcome for rule in rules))
+    first = next(rule for rule in rules if rule.outcome == gravest)
+    words = {"fail": "failed", "error": "not decided", "warn": "warned", "pass": "passed"}
+    counts = {outcome: sum(rule.outcome == outcome for rule in rules) for outcome in order}
+    found = ", ".join(f"{count} {words[outcome]}" for outcome, count in counts.items() if count)
+    return Verdict(
+        outcome=gravest,
+        code=first.code if gravest == "error" else None,
+        message=f"{len(rules)} {'rule' if len(rules) == 1 else 'rules'}: {found}.",
+        advice=first.advice if gravest == "error" else None,
+        rules=rules,
+        baseline=comparison,
+    )
+
+
+def _range(number: Measurement) -> Range | None:
+    return Range(lower=rounded(number.low), upper=rounded(number.high)) if number.enclosed else None
+
+
+def _subject(rule: Rule) -> str:
+    """What the number at the metric's path is about."""
+    path, _, end = rule.metric.rpartition(".")
+    return path if path.startswith("enclosure.") and end in ("lower", "upper") else rule.metric
+
+
+def _text(number: Measurement) -> str:
+    low, high = rounded(number.low), rounded(number.high)
+    if not number.enclosed:
+        return f"{low:.9g}"
+    digits = next((n for n in (6, 9, 12) if f"{low:.{n}g}" != f"{high:.{n}g}"), 17)
+    return f"in [{low:.{digits}g}, {high:.{digits}g}]"

@@ -1,0 +1,133 @@
+"""Numbers of a report by their path, each with what is certain about it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from wsb_engine.report import CertifiedInterval, Interval, Report
+
+STABILITY_RATIO = "stability_ratio"
+"""λ_max × learning rate / 2; gradient descent is stable on the quadratic model below 1."""
+
+_ENDS = ("lower", "upper")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A number of a report, known exactly (``low == high``) or between two ends."""
+
+    value: float | None
+    """What stands at the path; None for an interval as a whole."""
+    low: Fraction
+    high: Fraction
+    enclosed: bool = False
+    """Whether the number is known only to lie between ``low`` and ``high``."""
+
+
+def check_metric(metric: str) -> None:
+    """Whether a report can have a number at this path.
+
+    Raises:
+        ValueError: with a text that says which part is wrong, and what there is.
+    """
+    if metric == STABILITY_RATIO:
+        return
+    kind: Any = Report
+    parts = metric.split(".")
+    for index, part in enumerate(parts):
+        kind = _step(kind, part, ".".join(parts[:index]))
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if not set(_ENDS) <= set(kind.model_fields):
+            raise ValueError(f"{metric} is no number; it has {', '.join(kind.model_fields)}")
+    elif kind not in (int, float, bool):
+        raise ValueError(f"{metric} is no number")
+
+
+def measure(report: Report, metric: str, learning_rate: float | None = None) -> Measurement | None:
+    """The number at the path, or None where the report has none.
+
+    Either end of an enclosure is measured as the eigenvalue, which lies between the two.
+
+    Args:
+        report: To look into.
+        metric: A path that ``check_metric`` accepts.
+        learning_rate: For ``stability_ratio``.
+    """
+    if metric == STABILITY_RATIO:
+        return _stability_ratio(report, learning_rate)
+    owner: Any = None
+    found: Any = report
+    parts = metric.split(".")
+    for part in parts:
+        owner, found = found, _child(found, part)
+        if found is None:
+            return None
+    if isinstance(owner, CertifiedInterval) and parts[-1] in _ENDS:
+        return Measurement(value=float(found), low=exact(owner.lower), high=exact(owner.upper), enclosed=True)
+    if isinstance(found, CertifiedInterval | Interval):
+        return Measurement(value=None, low=exact(found.lower), high=exact(found.upper), enclosed=True)
+    return Measurement(value=float(found), low=exact(found), high=exact(found))
+
+
+def exact(number: float) -> Fraction:
+    """The number as its decimal digits say it: 0.3 is three tenths, and no rounding comes after."""
+    return Fraction(repr(float(number)))
+
+
+def rounded(number: Fraction) -> float:
+    """The nearest float that is finite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return sys.float_info.max if number > 0 else -sys.float_info.max
+
+
+def _stability_ratio(report: Report, learning_rate: float | None) -> Measurement | None:
+    interval: CertifiedInterval | Interval
+    if learning_rate is None:
+        return None
+    if report.enclosure is not None:
+        interval = report.enclosure.lambda_max
+    elif report.bounds is not None:
+        interval = report.bounds.wolkowicz_styan.lambda_max
+    else:
+        return None
+    factor = exact(learning_rate) / 2
+    low, high = factor * exact(interval.lower), factor * exact(interval.upper)
+    return Measurement(value=rounded(high), low=low, high=high, enclosed=True)
+
+
+def _child(value: Any, part: str) -> Any:
+    if isinstance(value, BaseModel):
+        return getattr(value, part)
+    if isinstance(value, dict):
+        return value.get(part)
+    return value[int(part)] if int(part) < len(value) else None
+
+
+def _step(kind: Any, part: str, path: str) -> Any:
+    """The type of a part of this type."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if part not in kind.model_fields:
+            where = path or "the report"
+            raise ValueError(f"{where} has no '{part[:80]}', but {', '.join(kind.model_fields)}")
+        return _without_none(kind.model_fields[part].annotation)
+    if get_origin(kind) is dict:
+        return get_args(kind)[1]
+    if get_origin(kind) is list:
+        if not (part.isdecimal() and part.isascii() and len(part) <= 9):
+            raise ValueError(f"{path} is a list: its parts are 0, 1, …")
+        return _without_none(get_args(kind)[0])
+    raise ValueError(f"{path} has no parts")
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) in (Union, UnionType):
+        return next(part for part in get_args(kind) if part is not type(None))
+    return kind

@@ -1,0 +1,185 @@
+"""Policies: rules over a report, as TOML or the same in JSON."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from service.errors import FieldError, field_errors
+from service.policies.metrics import check_metric
+from service.policies.verdict import Operator, Severity
+
+MAX_RULES = 200
+MAX_POLICY_BYTES = 1 << 20
+
+OnMissing = Literal["error", "pass", "fail"]
+Mismatch = Literal["method", "parameters", "batch", "loss", "dtype"]
+"""What can make a baseline incomparable."""
+Number = Annotated[float, Field(strict=True)]
+
+_CRITERIA = ("limit", "max_relative_increase", "max_increase")
+
+
+class PolicyError(Exception):
+    """The policy is not valid.
+
+    Args:
+        errors: What is wrong; each pointer is a JSON pointer into the policy.
+        source: The policy's text, where it is TOML: to find lines.
+    """
+
+    def __init__(self, errors: Iterable[FieldError], source: str | None = None) -> None:
+        self.errors = list(errors)
+        super().__init__("\n".join(_located(error, source) for error in self.errors))
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: object) -> object:
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in cls.model_fields:
+                    context = {"key": str(key)[:80], "hint": did_you_mean(str(key), cls.model_fields)}
+                    raise PydanticCustomError("unknown_key", "There is no key '{key}' here{hint}", context)
+        return value
+
+
+class Rule(_Part):
+    """One condition on one number of the report."""
+
+    metric: str = Field(max_length=200, description="Path into the report, or `stability_ratio`.")
+    op: Operator | None = Field(None, description="How the number compares with `limit`.")
+    limit: Number | None = None
+    max_relative_increase: Number | None = Field(None, description="Over the baseline, as a share of its size.")
+    max_increase: Number | None = Field(None, description="Over the baseline.")
+    severity: Severity = Field("fail", description="What it is when the rule does not hold.")
+    on_missing: OnMissing = Field("error", description="What it is when the report has no such number.")
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_exists(cls, metric: str) -> str:
+        try:
+            check_metric(metric)
+        except ValueError as error:
+            raise PydanticCustomError("unknown_metric", "{text}", {"text": str(error)}) from error
+        return metric
+
+    @model_validator(mode="after")
+    def _one_criterion(self) -> Rule:
+        given = [name for name in _CRITERIA if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"it has {' and '.join(given)}" if given else "it has none"
+            raise PydanticCustomError(
+                "criterion",
+                "A rule has one of limit, max_relative_increase and max_increase; {found}",
+                {"found": found},
+            )
+        if (self.op is None) == (self.limit is not None):
+            raise PydanticCustomError(
+                "operator", "op and limit belong together: op is one of {ops}", {"ops": ", ".join(get_args(Operator))}
+            )
+        return self
+
+    @property
+    def needs_baseline(self) -> bool:
+        return self.limit is None
+
+
+class Policy(_Part):
+    """Rules that a report has to satisfy."""
+
+    rule: list[Rule] = Field(min_length=1, max_length=MAX_RULES)
+    allow_mismatch: list[Mismatch] = Field(
+        [], max_length=len(get_args(Mismatch)), description="Differences from the baseline that don't matter."
+    )
+    allow_failed_checks: bool = Field(False, description="Judge a report although a consistency check failed in it.")
+    learning_rate: Number | None = Field(
+        None, gt=0, description="For `stability_ratio`, where the options of the analysis have none."
+    )
+
+    @field_validator("allow_mismatch", mode="before")
+    @classmethod
+    def _known_names(cls, names: object) -> object:
+        known = get_args(Mismatch)
+        for name in names if isinstance(names, list | tuple) else ():
+            if name not in known:
+                context = {"name": str(name)[:80], "known": ", ".join(known)}
+                raise PydanticCustomError("unknown_mismatch", "'{name}' is none of {known}", context)
+        return names
+
+    def unmet_baseline(self) -> Rule | None:
+        """The first rule that can't be decided without a baseline."""
+        return next((rule for rule in self.rule if rule.needs_baseline and rule.on_missing == "error"), None)
+
+
+def load_policy(path: Path) -> Policy:
+    """Reads a policy: JSON where the name ends in ``.json``, else TOML.
+
+    Raises:
+        PolicyError: what is wrong, and at which rule, key and line.
+        OSError: the file can't be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_POLICY_BYTES + 1)
+    if len(content) > MAX_POLICY_BYTES:
+        raise PolicyError([FieldError(pointer="", detail=f"It is larger than {MAX_POLICY_BYTES} bytes")])
+    if path.suffix.lower() == ".json":
+        return _validated(lambda: Policy.model_validate_json(content))
+    return parse_toml(content)
+
+
+def parse_toml(content: bytes) -> Policy:
+    """The policy of a TOML document.
+
+    Raises:
+        PolicyError: what is wrong, and at which rule, key and line.
+    """
+    try:
+        source = content.decode()
+        document = tomllib.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise PolicyError([FieldError(pointer="", detail=f"It is no TOML: {error}")]) from error
+    # Through Python's types, where TOML has some that JSON has not (dates); the schema refuses those.
+    return _validated(lambda: Policy.model_validate(document), source)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion to append to a message, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _validated(validate: Any, source: str | None = None) -> Policy:
+    try:
+        policy: Policy = validate()
+    except ValidationError as error:
+        raise PolicyError(field_errors(error), source) from error
+    return policy
+
+
+def _located(error: FieldError, source: str | None) -> str:
+    """The error with its place as people count: rules from 1, and the line where the rule begins."""
+    parts = error.pointer.strip("/").split("/") if error.pointer else []
+    if len(parts) < 2 or parts[0] != "rule" or not parts[1].isdecimal():
+        where = ".".join(parts)
+        return f"{where}: {error.detail}" if where else error.detail
+    index = int(parts[1])
+    lines = _rule_lines(source or "")
+    line = f" (line {lines[index]})" if index < len(lines) else ""
+    key = f", {'.'.join(parts[2:])}" if parts[2:] else ""
+    return f"rule {index + 1}{line}{key}: {error.detail}"
+
+
+def _rule_lines(source: str) -> list[int]:
+    header = re.compile(r"\s*\[\[\s*rule\s*\]\]")
+    return [number for number, line in enumerate(source.splitlines(), start=1) if header.match(line)]

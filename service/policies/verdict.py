@@ -1,0 +1,70 @@
+"""What a policy says about a report: a verdict, rule by rule."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+Operator = Literal["<", "<=", ">", ">=", "=="]
+Severity = Literal["fail", "warn"]
+Outcome = Literal["pass", "warn", "fail", "error"]
+"""``error``: the rule, or the policy, could not be decided."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Range(_Part):
+    """Between these lies the number that a rule is about."""
+
+    lower: float
+    upper: float
+
+
+class RuleResult(_Part):
+    """One rule and what became of it."""
+
+    metric: str = Field(description="Path into the report, or `stability_ratio`.")
+    op: Operator | None = Field(None, description="Null for a rule against the baseline.")
+    limit: float | None = None
+    max_relative_increase: float | None = None
+    max_increase: float | None = None
+    severity: Severity = "fail"
+    outcome: Outcome
+    code: str | None = Field(None, description="Why a rule is an error, such as `undecided` or `missing`.")
+    value: float | None = Field(None, description="What the report says at the metric's path.")
+    interval: Range | None = Field(None, description="What is certain about the number, where the report encloses it.")
+    baseline: float | None = Field(None, description="What the baseline says at the same path.")
+    baseline_interval: Range | None = None
+    message: str
+    advice: str | None = None
+
+
+class Difference(_Part):
+    """Something that makes two reports incomparable."""
+
+    name: str = Field(description="As `allow_mismatch` lists it.")
+    path: str
+    candidate: JsonValue
+    baseline: JsonValue
+
+
+class BaselineComparison(_Part):
+    """Whether the baseline was made the same way as the report."""
+
+    compatible: bool
+    differences: list[Difference]
+    allowed: list[str] = Field(description="Names of differences that the policy allows.")
+
+
+class Verdict(_Part):
+    """What a policy says about a report."""
+
+    outcome: Outcome
+    code: str | None = Field(None, description="Why the verdict is an error.")
+    message: str
+    advice: str | None = None
+    rules: list[RuleResult]
+    baseline: BaselineComparison | None = Field(None, description="Null without a baseline.")
