@@ -21,7 +21,9 @@ def required(settings: Settings) -> tuple[str, ...]:
     return REQUIRED if settings.sandbox == "require" else ()
 
 
-async def active_protections(settings: Settings, zygote: Zygote, folder: Path, *, device: str) -> list[str]:
+async def active_protections(
+    settings: Settings, zygote: Zygote, folder: Path, *, device: str, group: Path | None = None
+) -> list[str]:
     """The names of the protections of a child that this zygote forks.
 
     Args:
@@ -29,6 +31,7 @@ async def active_protections(settings: Settings, zygote: Zygote, folder: Path, *
         zygote: Whose children run the analyses.
         folder: Where job folders are made.
         device: Of the analyses, since those on a GPU are confined a little less.
+        group: Control group beneath which each of them gets its own.
 
     Raises:
         SandboxError: if no child can be run here, or is not confined as the settings require.
@@ -41,6 +44,7 @@ async def active_protections(settings: Settings, zygote: Zygote, folder: Path, *
             seconds=_PROBE_SECONDS,
             limits=settings.job_limits,
             gpu=device != "cpu",
+            group=group,
             required=required(settings),
         )
         outcome = await zygote.run(job)

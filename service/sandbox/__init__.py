@@ -4,9 +4,20 @@
 say by JSON only: nothing that a child sends is executed or unpickled.
 """
 
+from service.sandbox.cgroup import delegated_group
 from service.sandbox.errors import SandboxError
 from service.sandbox.job import Job, JobError, Limits, Outcome
 from service.sandbox.parent import ProgressCallback, Zygote
 from service.sandbox.rlimits import usable_memory_bytes
 
-__all__ = ["Job", "JobError", "Limits", "Outcome", "ProgressCallback", "SandboxError", "Zygote", "usable_memory_bytes"]
+__all__ = [
+    "Job",
+    "JobError",
+    "Limits",
+    "Outcome",
+    "ProgressCallback",
+    "SandboxError",
+    "Zygote",
+    "delegated_group",
+    "usable_memory_bytes",
+]

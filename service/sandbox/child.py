@@ -62,7 +62,8 @@ def _work(job: dict[str, Any], pipe: int, parent: int, protections: Sequence[str
         os.chdir(folder)
         environment = child_environment(folder, threads)
         seconds, gpu = job["seconds"], job["gpu"]
-        active = confine(limits, parent=parent, environment=environment, seconds=seconds, gpu=gpu)
+        group = None if job["group"] is None else Path(job["group"])
+        active = confine(limits, parent=parent, environment=environment, seconds=seconds, gpu=gpu, group=group)
         tempfile.tempdir = str(folder)  # rather than the first that it finds it can write to
         faulthandler.enable()
         gc.enable()

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from service.sandbox.cgroup import join
 from service.sandbox.errors import SandboxError
 from service.sandbox.grants import gpu_devices, grants
 from service.sandbox.job import Limits
@@ -37,7 +38,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def confine(limits: Limits, *, parent: int, environment: Mapping[str, str], seconds: float, gpu: bool) -> list[str]:
+def confine(
+    limits: Limits, *, parent: int, environment: Mapping[str, str], seconds: float, gpu: bool, group: Path | None
+) -> list[str]:
     """Gives up, for this process and for good, what a job does not need; files and system calls are left to ``seal``.
 
     To be called once, in the child.
@@ -48,6 +51,7 @@ def confine(limits: Limits, *, parent: int, environment: Mapping[str, str], seco
         environment: The whole of the environment from here on.
         seconds: Wall-clock limit of the job.
         gpu: Whether the job may use the devices of GPUs.
+        group: Control group to be in, which limits the memory.
 
     Returns:
         The names of the protections that are active now.
@@ -58,6 +62,8 @@ def confine(limits: Limits, *, parent: int, environment: Mapping[str, str], seco
     try:
         os.setsid()
         active = ["setsid", "oom_score"] if _prefer_as_oom_victim() else ["setsid"]
+        if group is not None and join(group):
+            active.append("cgroup_memory")
         active += become_nobody([os.stat(path).st_gid for path in gpu_devices(gpu)])
         die_with_parent(parent, signal.SIGKILL)  # a change of user cancels it
         prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -47,6 +47,7 @@ class Job:
         threads: How many threads the entry may use; None leaves it to the entry.
         limits: Ceilings on what the child can open, write, send and use.
         gpu: Whether the entry may use the devices of GPUs.
+        group: A control group beneath which the child gets one of its own, which limits its memory; see ``cgroup``.
         required: Names of protections without which the job is not to run; it fails as ``sandbox_insufficient`` then.
 
     Raises:
@@ -60,6 +61,7 @@ class Job:
     threads: int | None = None
     limits: Limits = field(default_factory=Limits)
     gpu: bool = False
+    group: Path | None = None
     required: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -86,6 +88,8 @@ class Outcome:
     """How a job ended; exactly one of ``result`` and ``error`` is there."""
 
     status: Status
+    interrupted: bool
+    """Somebody else ended it, which says nothing about the job: another attempt may well succeed."""
     result: str | None
     error: JobError | None
     exit_code: int | None

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from service.sandbox.cgroup import has_killed, job_group
 from service.sandbox.errors import SandboxError
 from service.sandbox.job import LOG_NAME, Job, JobError, Outcome
 from service.sandbox.process import Running, ZygoteProcess, first_done
@@ -94,10 +95,12 @@ class Zygote:
         log = os.open(job.folder / LOG_NAME, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         try:
             started = time.monotonic()
-            evidence = await _attend(process, job, log, on_progress)
+            with job_group(job.group, job.limits.memory_bytes) as group:
+                evidence = await _attend(process, job, log, group, on_progress)
             status, ending = judge(evidence, seconds=job.seconds)
             return Outcome(
                 status=status,
+                interrupted=status == "crashed" and evidence.interrupted,
                 result=ending if isinstance(ending, str) else None,
                 error=ending if isinstance(ending, JobError) else None,
                 exit_code=None if evidence.exit is None else evidence.exit.code,
@@ -118,7 +121,9 @@ class Zygote:
             return self._process
 
 
-async def _attend(process: ZygoteProcess, job: Job, log: int, on_progress: ProgressCallback | None) -> Evidence:
+async def _attend(
+    process: ZygoteProcess, job: Job, log: int, group: Path | None, on_progress: ProgressCallback | None
+) -> Evidence:
     """Sees one child through from fork to end, whichever way it ends."""
     evidence = Evidence()
     oom_kills = oom_kill_count()
@@ -127,7 +132,7 @@ async def _attend(process: ZygoteProcess, job: Job, log: int, on_progress: Progr
     try:
         async with limit:
             async with process.turn:
-                running = process.launch(job, log)
+                running = process.launch(job, log, group)
                 await first_done(running.forked)
             await _hear(running, FrameDecoder(job.limits.frame_bytes), evidence, on_progress)
             if evidence.violation is None:
@@ -147,7 +152,7 @@ async def _attend(process: ZygoteProcess, job: Job, log: int, on_progress: Progr
             advice="Give the worker more memory, or a higher limit on processes.",
         )
     evidence.exit = None if running is None else running.ended.result()
-    evidence.oom_kills = oom_kill_count() != oom_kills
+    evidence.oom_kills = oom_kill_count() != oom_kills or (group is not None and has_killed(group))
     return evidence
 
 

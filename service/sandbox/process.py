@@ -97,13 +97,13 @@ class ZygoteProcess:
     def alive(self) -> bool:
         return not self.lost.done() and self._popen.poll() is None
 
-    def launch(self, job: Job, log: int) -> Running:
-        """Asks for a child that runs ``job`` and writes its output to the descriptor ``log``.
+    def launch(self, job: Job, log: int, group: Path | None) -> Running:
+        """Asks for a child that runs ``job`` in its control group and writes its output to the descriptor ``log``.
 
         Raises:
             OSError: if there is no descriptor left for the request or the pipe.
         """
-        request = _request(job)
+        request = _request(job, group)
         try:
             read, write = os.pipe()
             try:
@@ -213,7 +213,7 @@ def _spawn(control: socket.socket, preload: Sequence[str], python_path: Sequence
     )
 
 
-def _request(job: Job) -> int:
+def _request(job: Job, group: Path | None) -> int:
     """Puts the job into an anonymous file: of any length, and nobody blocks on it."""
     content = {
         "folder": str(job.folder.absolute()),
@@ -223,6 +223,7 @@ def _request(job: Job) -> int:
         "threads": job.threads,
         "limits": asdict(job.limits),
         "gpu": job.gpu,
+        "group": None if group is None else str(group),
         "required": job.required,
     }
     payload = memoryview(json.dumps(content, allow_nan=False).encode())

@@ -41,6 +41,12 @@ class Evidence:
     oom_kills: bool = False
     """The kernel killed something for want of memory meanwhile."""
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the child was killed, or its zygote died, though there was nothing against it."""
+        killed = self.exit is None or self.exit.signal == signal.SIGKILL
+        return killed and self.violation is None
+
 
 def judge(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError]:
     """Gives the status, and the result's body or the error.
