@@ -13,18 +13,32 @@ from starlette.concurrency import run_in_threadpool
 
 import wsb_engine
 from service import capabilities, errors, openapi
+from service import metrics as monitoring
 from service.analyses import endpoints as analyses
+from service.analyses import events
 from service.analyses.schemas import AnalysisRequest, FormRequest
 from service.batches import endpoints as batches
+from service.comparisons import endpoints as comparisons
+from service.comparisons.schemas import ComparisonRequest
 from service.context import Context
 from service.database import Database
+from service.metrics import FiguresReader, Metrics
 from service.middleware import RequestLog
 from service.models import endpoints as models
 from service.notifications import Notifications
 from service.postgres import embedded_postgres
 from service.queue import open_queue
+from service.readiness import Readiness
+from service.retention import retention
+from service.security import Authentication
 from service.settings import Settings
-from service.storage import BlobStore
+from service.slots import Slots
+from service.storage import open_blobs
+from service.traces import Tracing
+from service.web import comparing, series, sign_in
+from service.web import endpoints as web
+from service.web.browsers import Browsers
+from service.web.outermost import Outermost
 
 _DESCRIPTION = """\
 How sharp is a trained classifier, with proof: bounds on the largest and smallest eigenvalue of the Hessian of the
@@ -36,6 +50,7 @@ One call does it all: `POST /v1/analyses` as multipart/form-data with the parts 
 
 _TAGS = [
     {"name": "analyses", "description": "Ask for a report, follow the analysis, fetch the report."},
+    {"name": "comparisons", "description": "Judge reports by a policy, alone or against a baseline."},
     {"name": "models", "description": "Trained classifiers: ONNX files and TorchScript archives."},
     {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
     {"name": "service", "description": "What the service can do, and how it is."},
@@ -46,6 +61,9 @@ class State(TypedDict):
     """What the lifespan gives to requests."""
 
     context: Context
+    readiness: Readiness
+    metrics: Metrics
+    figures: FiguresReader
 
 
 def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> FastAPI:
@@ -56,10 +74,17 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
         stopping: Set it to make requests that wait answer at once.
     """
 
+    metrics, tracing = Metrics(), Tracing(settings.otlp_endpoint)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with open_context(settings, stopping or asyncio.Event()) as context:
-            yield {"context": context}
+        async with tracing.exporting(), open_context(settings, stopping or asyncio.Event()) as context:
+            yield {
+                "context": context,
+                "readiness": Readiness(context),
+                "metrics": metrics,
+                "figures": FiguresReader(settings, context.database),
+            }
 
     app = FastAPI(
         title="wsb",
@@ -72,12 +97,19 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
         generate_unique_id_function=_operation_id,
         docs_url="/docs",
         redoc_url=None,
+        telemetry=tracing.telemetry(),
     )
-    app.add_middleware(RequestLog)
-    for router in (analyses.router, models.router, batches.router, capabilities.router):
-        app.include_router(router)
+    # The one that is added last sees a request first: refusals are logged too.
+    app.add_middleware(Authentication, keys=settings.api_keys)
+    app.add_middleware(Browsers, keys=settings.api_keys, allow_anonymous=settings.allow_anonymous)
+    app.add_middleware(RequestLog, metrics=metrics)
+    app.add_middleware(Outermost, root_path=settings.root_path)
+    for feature in (analyses, events, comparisons, models, batches, capabilities, monitoring):
+        app.include_router(feature.router)
+    for pages in (sign_in, web, comparing, series):
+        app.include_router(pages.router)
     errors.install(app)
-    openapi.install(app, extra_models=(AnalysisRequest, FormRequest))
+    openapi.install(app, extra_models=(AnalysisRequest, FormRequest, ComparisonRequest))
     return app
 
 
@@ -93,17 +125,21 @@ async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIter
         database = Database(url)
         stack.push_async_callback(database.close)
         await database.migrate()
-        blobs = stack.enter_context(BlobStore(settings.blob_dir))
+        blobs = stack.enter_context(open_blobs(settings))
         notifications = Notifications(url)
         await stack.enter_async_context(notifications.listening())
-        yield Context(
+        context = Context(
             settings=settings,
             database=database,
             blobs=blobs,
             queue=open_queue(url),
             notifications=notifications,
+            uploads=Slots(settings.max_uploads),
+            streams=Slots(settings.max_event_streams),
             stopping=stopping,
         )
+        await stack.enter_async_context(retention(context))
+        yield context
 
 
 def _operation_id(route: APIRoute) -> str:

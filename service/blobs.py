@@ -14,7 +14,6 @@ from fastapi import Path as PathParameter
 from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import BigInteger, DateTime, Select, Text, func, select
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -28,8 +27,8 @@ from service.errors import (
     ServiceError,
     UnsupportedMediaTypeError,
 )
-from service.storage import Kind, Upload
-from service.uploads import receive
+from service.storage import InsufficientStorageError, Kind, StorageUnavailableError, Upload
+from service.uploads import TooManyUploadsError, UploadTooSlowError, receive
 
 NOUNS: dict[Kind, str] = {"models": "model", "batches": "batch"}
 _IDENTIFIER = re.compile(r"sha256:([0-9a-f]{64})")
@@ -73,6 +72,10 @@ UPLOAD_ERRORS = (
     UnknownFormatError,
     EmptyBodyError,
     TruncatedFileError,
+    UploadTooSlowError,
+    TooManyUploadsError,
+    InsufficientStorageError,
+    StorageUnavailableError,
 )
 
 
@@ -81,9 +84,13 @@ class BlobRow(Base):
 
     kind: Mapped[str] = mapped_column(Text, primary_key=True)
     sha256: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    """One row for each tenant that has sent the content; the file is shared, and goes with the last row."""
     size: Mapped[int] = mapped_column(BigInteger)
     format: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    uploaded_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    """When the tenant last sent the content."""
 
 
 class Blob(BaseModel):
@@ -144,71 +151,97 @@ async def sniff(upload: Upload, read_format: Callable[[Path], str]) -> str:
     """
     if upload.size == 0:
         raise EmptyBodyError(f"The {NOUNS[upload.kind]} has no bytes.")
-    upload.flush()
     return await anyio.to_thread.run_sync(read_format, upload.path)
 
 
-async def register(session: AsyncSession, context: Context, upload: Upload, format: str) -> tuple[BlobRow, bool]:  # noqa: A002
-    """Keeps a complete upload and its row; says whether the content is new here.
+async def register(
+    session: AsyncSession,
+    context: Context,
+    tenant: str,
+    upload: Upload,
+    format: str,  # noqa: A002
+) -> tuple[BlobRow, bool]:
+    """Keeps a complete upload and the tenant's row of it; says whether the content is new to the tenant.
 
     The name stays locked until the transaction ends, so that a deletion can't fall between file and row.
     """
-    await lock(session, _lock_name(upload.kind, upload.sha256))
+    kind, sha256 = upload.kind, upload.sha256
+    await lock(session, _lock_name(kind, sha256))
+    row = await session.scalar(_query(tenant, kind, sha256))
+    if row is None:
+        # For what another tenant has sent before nothing would have to be written: the time must not tell.
+        await anyio.to_thread.run_sync(upload.sync)
     await context.blobs.keep(upload)
-    values = {"kind": upload.kind, "sha256": upload.sha256, "size": upload.size, "format": format}
-    added = await session.scalar(insert(BlobRow).values(values).on_conflict_do_nothing().returning(BlobRow))
-    if added is not None:
-        return added, True
-    return (await session.execute(_query(upload.kind, upload.sha256))).scalar_one(), False
+    if row is not None:
+        row.uploaded_at = func.now()
+        return row, False
+    row = BlobRow(kind=kind, sha256=sha256, tenant=tenant, size=upload.size, format=format)
+    session.add(row)
+    await session.flush()
+    return row, True
 
 
-async def hold(session: AsyncSession, kind: Kind, blob_id: str) -> str:
-    """The digest of a stored blob, which can't be deleted until the transaction ends.
+async def hold(session: AsyncSession, tenant: str, kind: Kind, blob_id: str) -> None:
+    """Keeps a blob of the tenant's from being deleted until the transaction ends.
 
     Raises:
-        BlobNotFoundError: when it isn't stored.
+        BlobNotFoundError: when the tenant has none of this name.
     """
-    sha256 = digest(blob_id, kind)
-    if await session.scalar(_query(kind, sha256).with_for_update(read=True)) is None:
+    query = _query(tenant, kind, digest(blob_id, kind)).with_for_update(read=True)
+    if await session.scalar(query) is None:
         raise not_found(blob_id, kind)
-    return sha256
 
 
 async def upload_blob(
-    request: Request, response: Response, context: Context, kind: Kind, limit: int, read_format: Callable[[Path], str]
+    request: Request,
+    response: Response,
+    context: Context,
+    tenant: str,
+    kind: Kind,
+    limit: int,
+    read_format: Callable[[Path], str],
 ) -> Blob:
-    """POST: stores the raw body; 201 for new content, 200 for content that is already here."""
+    """POST: stores the raw body; 201 for content that is new to the tenant, 200 for what it has sent before."""
     with context.blobs.receive(kind) as upload:
         await receive(request, upload, limit, NOUNS[kind])
         format_name = await sniff(upload, read_format)
         async with context.database.transaction() as session:
-            row, is_new = await register(session, context, upload, format_name)
+            row, is_new = await register(session, context, tenant, upload, format_name)
     response.status_code = HTTPStatus.CREATED if is_new else HTTPStatus.OK
     response.headers["Location"] = f"/v1/{kind}/{identifier(row.sha256)}"
     return Blob.of(row)
 
 
-async def get_blob(context: Context, kind: Kind, blob_id: str) -> Blob:
-    """GET and HEAD: what is known of a stored file."""
+async def get_blob(context: Context, tenant: str, kind: Kind, blob_id: str) -> Blob:
+    """GET and HEAD: what is known of a stored file of the tenant's."""
     sha256 = digest(blob_id, kind)
     async with context.database.transaction() as session:
-        row = await session.scalar(_query(kind, sha256))
+        row = await session.scalar(_query(tenant, kind, sha256))
     if row is None:
         raise not_found(blob_id, kind)
     return Blob.of(row)
 
 
 async def delete_blob(
-    context: Context, kind: Kind, blob_id: str, is_used: Callable[[AsyncSession, Kind, str], Awaitable[bool]]
+    context: Context,
+    tenant: str,
+    kind: Kind,
+    blob_id: str,
+    is_needed: Callable[[AsyncSession, BlobRow], Awaitable[bool]],
 ) -> None:
-    """DELETE: forgets a stored file, unless ``is_used`` says that a live analysis needs it."""
+    """Forgets that the tenant has sent a file, and the file itself if no other tenant has.
+
+    Raises:
+        BlobNotFoundError: when the tenant has none of this name.
+        BlobInUseError: when ``is_needed``, asked while nobody else can take hold of the row, says so.
+    """
     sha256 = digest(blob_id, kind)
     async with context.database.transaction() as session:
         await lock(session, _lock_name(kind, sha256))
-        row = await session.scalar(_query(kind, sha256).with_for_update())
+        row = await session.scalar(_query(tenant, kind, sha256).with_for_update())
         if row is None:
             raise not_found(blob_id, kind)
-        if await is_used(session, kind, sha256):
+        if await is_needed(session, row):
             raise BlobInUseError(
                 f"A queued or running analysis needs {blob_id}.", advice="Cancel it, or wait until it has ended."
             )
@@ -217,12 +250,13 @@ async def delete_blob(
     # a lie. An upload that has come in between keeps it.
     async with context.database.transaction() as session:
         await lock(session, _lock_name(kind, sha256))
-        if await session.scalar(_query(kind, sha256)) is None:
+        anyones = select(BlobRow.tenant).where(BlobRow.kind == kind, BlobRow.sha256 == sha256).limit(1)
+        if await session.scalar(anyones) is None:
             await context.blobs.remove(kind, sha256)
 
 
-def _query(kind: Kind, sha256: str) -> Select[BlobRow]:
-    return select(BlobRow).where(BlobRow.kind == kind, BlobRow.sha256 == sha256)
+def _query(tenant: str, kind: Kind, sha256: str) -> Select[BlobRow]:
+    return select(BlobRow).where(BlobRow.tenant == tenant, BlobRow.kind == kind, BlobRow.sha256 == sha256)
 
 
 def _lock_name(kind: Kind, sha256: str) -> str:

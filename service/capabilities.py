@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import SQLAlchemyError
 
 import wsb_engine
 from service import workers
 from service.analyses.job import torchscript_accepted
-from service.context import Context, InContext
+from service.context import InContext
 from service.errors import UnavailableError, declare
+from service.readiness import CHECKS, OK, Readiness
 from wsb_engine.report import SCHEMA_VERSION
 
 router = APIRouter(tags=["service"])
@@ -62,8 +62,12 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-class Readiness(BaseModel):
+class Ready(BaseModel):
     status: Literal["ready"] = "ready"
+    checks: dict[str, Literal["ok"]] = Field(
+        description="By part: server, database, migrations, storage, queue, worker.",
+        examples=[dict.fromkeys(CHECKS, "ok")],
+    )
 
 
 @router.get("/v1/capabilities", summary="Versions, devices, formats, limits and protections")
@@ -101,23 +105,16 @@ async def get_health() -> Health:
 @router.get(
     "/readyz",
     summary="Whether analyses can be accepted and run",
-    description="503 names what is missing: the database, current tables, or a worker that is alive.",
+    description="503 names in `details.missing` the first part that is not as it has to be. `checks` says, with either "
+    "status, how each part is: the server, the database, its tables, the place of models and batches, the queue, and "
+    "whether a worker is alive. Waits for none of them longer than WSB_PROBE_SECONDS.",
     responses=declare(UnavailableError),
 )
-async def get_readiness(context: InContext) -> Readiness:
-    missing = await _missing(context)
+async def get_readiness(request: Request) -> Ready:
+    readiness: Readiness = request.state.readiness
+    checks = await readiness.checks()
+    missing = next((part for part, found in checks.items() if found != OK), None)
     if missing is not None:
-        part, detail = missing
-        raise UnavailableError(detail, headers={"Retry-After": "1"}, details={"missing": part})
-    return Readiness()
-
-
-async def _missing(context: Context) -> tuple[str, str] | None:
-    try:
-        if not await context.database.is_current():
-            return "migrations", "The database's tables are of another version."
-        async with context.database.transaction() as session:
-            present = await workers.alive(session, within_seconds=context.settings.stalled_seconds)
-    except (SQLAlchemyError, OSError):
-        return "database", "The database does not answer."
-    return None if present else ("worker", "No worker has been seen lately.")
+        headers = {"Retry-After": "1"}
+        raise UnavailableError(checks[missing], headers=headers, details={"missing": missing}, checks=checks)
+    return Ready(checks=dict.fromkeys(checks, "ok"))

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -17,15 +17,24 @@ from service.flags import with_options
 from service.settings import Settings
 from wsb_engine.options import Options
 
+if TYPE_CHECKING:
+    from service.check import Outputs
+    from service.policies import Verdict
+    from wsb_engine.report import Report
+
 app = typer.Typer(
     help="How sharp is a trained classifier, with proof.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+
+keys = typer.Typer(help="API keys of the service.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 
 class Exit(IntEnum):
     """Exit codes of every command."""
 
     DONE = 0
+    FAILED = 1
     INVALID = 2
     NOT_EVALUATED = 3
     INTERRUPTED = 130
@@ -62,12 +71,13 @@ def serve(
 
     from service.postgres import DataFolderInUseError
     from service.sandbox import SandboxError
+    from service.security import ExposedError
     from service.serve import serve as run
 
     settings = _settings()
     try:
         run(settings, host=host, port=port, workers=workers, announce=_announce)
-    except (DataFolderInUseError, SandboxError, OSError) as error:
+    except (DataFolderInUseError, ExposedError, SandboxError, OSError) as error:
         _end(str(error), Exit.INVALID)
     except OperationalError as error:
         _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
@@ -92,10 +102,10 @@ def worker(
         _end("A worker needs a database: set WSB_DATABASE_URL, or use wsb serve.", Exit.INVALID)
 
     async def run() -> None:
-        stop = asyncio.Event()
-        stop_on_signals(stop, supervised=supervised)
+        stop, hurry = asyncio.Event(), asyncio.Event()
+        stop_on_signals(stop, hurry, supervised=supervised)
         chosen = device or offered_devices()[0]
-        await work(settings, url, device=chosen, stop=stop, zygote=Zygote(PRELOAD))
+        await work(settings, url, device=chosen, stop=stop, zygote=Zygote(PRELOAD), hurry=hurry)
 
     try:
         asyncio.run(run())
@@ -105,14 +115,27 @@ def worker(
         _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
 
 
+ModelFile = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="ONNX or TorchScript file.")
+]
+BatchFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help=".npz or .safetensors.")]
+ReportFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write the report here; - for stdout.")]
+MarkdownFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write Markdown.")]
+PageFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write a page that stands alone.")]
+Server = Annotated[str | None, typer.Option(help="Use this server instead of this machine.")]
+Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock seconds.")]
+
+
 @app.command()
 @with_options
 def analyze(
-    model: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="ONNX file.")],
-    batch: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help=".npz or .safetensors.")],
-    json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the report here; - for stdout.")] = None,
-    url: Annotated[str | None, typer.Option(help="Use this server instead of this machine.")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0.001, help="Wall-clock seconds.")] = None,
+    model: ModelFile,
+    batch: BatchFile,
+    json: ReportFile = None,
+    markdown: MarkdownFile = None,
+    html: PageFile = None,
+    url: Server = None,
+    timeout: Seconds = None,
     *,
     options: Options,
 ) -> None:
@@ -120,35 +143,119 @@ def analyze(
 
     Exit codes: 0 done, 2 invalid input, 3 could not be evaluated.
     """
+    from service.check import Outputs
+    from service.summary import summarize
+
+    outputs = Outputs(json=json, markdown=markdown, html=html)
+    _check(outputs)
+    report = _evaluated(model, batch, options, url, timeout)
+    if not outputs.uses_stdout:
+        typer.echo(summarize(report))
+    _write(outputs, report)
+
+
+@app.command()
+@with_options
+def check(
+    model: ModelFile,
+    batch: BatchFile,
+    policy: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Rules, as TOML or JSON.")],
+    baseline: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Report to compare with; see --json.")
+    ] = None,
+    json: ReportFile = None,
+    verdict: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the verdict as JSON.")] = None,
+    junit: Annotated[Path | None, typer.Option(dir_okay=False, help="Write JUnit XML.")] = None,
+    markdown: MarkdownFile = None,
+    html: PageFile = None,
+    url: Server = None,
+    timeout: Seconds = None,
+    *,
+    options: Options,
+) -> None:
+    """Analyse a model on a batch and hold the report against a policy.
+
+    Exit codes: 0 passed, 1 a rule failed, 2 invalid input, policy or baseline, 3 could not be evaluated.
+    """
+    from service.check import Outputs, UnusableError, describe, read_baseline, read_policy
+    from service.policies import evaluate
+
+    outputs = Outputs(json=json, verdict=verdict, junit=junit, markdown=markdown, html=html)
+    _check(outputs)
+    try:
+        rules = read_policy(policy, with_baseline=baseline is not None)
+        base = None if baseline is None else read_baseline(baseline)
+    except UnusableError as error:
+        _end(str(error), Exit.INVALID)
+    report = _evaluated(model, batch, options, url, timeout)
+    found = evaluate(rules, report, base, options.learning_rate)
+    typer.echo(describe(found), err=outputs.uses_stdout)
+    _write(outputs, report, found)
+    raise typer.Exit(_exit_of(found))
+
+
+def _check(outputs: Outputs) -> None:
+    from service.check import UnusableError
+
+    try:
+        outputs.check()
+    except UnusableError as error:
+        _end(str(error), Exit.INVALID)
+
+
+def _write(outputs: Outputs, report: Report, verdict: Verdict | None = None) -> None:
+    try:
+        outputs.write(report, verdict)
+    except OSError as error:
+        _end(f"{error.filename} can't be written: {error.strerror}", Exit.INVALID)
+
+
+def _exit_of(verdict: Verdict) -> Exit:
+    if verdict.outcome == "error":
+        return Exit.INVALID if verdict.code == "baseline_mismatch" else Exit.NOT_EVALUATED
+    return Exit.FAILED if verdict.outcome == "fail" else Exit.DONE
+
+
+def _evaluated(model: Path, batch: Path, options: Options, url: str | None, timeout: float | None) -> Report:
+    """The report; ends the command where there is none."""
     from service.evaluation import InvalidInputError, NotEvaluatedError, evaluate_here, evaluate_there
     from service.progress import shown_progress
-    from service.summary import summarize
 
     settings = _settings()
     try:
         with shown_progress() as progress:
             if url is not None:
-                report = evaluate_there(url, model, batch, options, seconds=timeout, progress=progress)
-            else:
-                here = evaluate_here(
-                    *(model, batch, options),
-                    settings=settings,
-                    seconds=timeout or settings.job_seconds,
-                    progress=progress,
-                )
-                report = asyncio.run(here)
+                key = settings.api_key
+                return evaluate_there(url, model, batch, options, seconds=timeout, progress=progress, key=key)
+            here = evaluate_here(
+                *(model, batch, options),
+                settings=settings,
+                seconds=timeout or settings.job_seconds,
+                progress=progress,
+            )
+            return asyncio.run(here)
     except InvalidInputError as error:
         _end(str(error), Exit.INVALID)
     except NotEvaluatedError as error:
         _end(str(error), Exit.NOT_EVALUATED)
     except (KeyboardInterrupt, asyncio.CancelledError):
         _end("Interrupted.", Exit.INTERRUPTED)
-    if json == Path("-"):
-        typer.echo(report.model_dump_json(indent=2))
-        return
-    if json is not None:
-        json.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    typer.echo(summarize(report))
+
+
+@keys.command("new")
+def new_key(name: Annotated[str, typer.Argument(help="Whom the key is for; what is sent with it is theirs.")]) -> None:
+    """Make an API key: prints the key, which is stored nowhere, and the entry by which the server knows it."""
+    from service import security
+
+    if not security.is_tenant_name(name):
+        raise typer.BadParameter("at most 64 letters, digits, '_', '.' and '-'", param_hint="NAME")
+    key = security.new_key()
+    typer.echo(f"WSB_API_KEY={key}\nWSB_API_KEYS={name}:{security.hash_key(key)}")
+    typer.echo(
+        "The first line is for the client and is not shown again. The second is for the server: several entries are"
+        " separated by commas.",
+        err=True,
+    )
 
 
 @app.command()
@@ -157,7 +264,7 @@ def openapi() -> None:
     from service.app import create_app
     from service.openapi import render
 
-    typer.echo(render(create_app(Settings())), nl=False)
+    typer.echo(render(create_app(_settings())), nl=False)
 
 
 def _settings() -> Settings:

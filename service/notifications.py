@@ -25,7 +25,7 @@ async def announce(session: AsyncSession, analysis: UUID, *, ended: bool) -> Non
 
 
 class Notifications:
-    """Wakes waiters when the analysis they wait for has ended.
+    """Wakes waiters when the analysis they wait for has ended, or at each of its changes.
 
     A notification that is lost with its connection is made up for by waking every waiter after a reconnect;
     waiters read the state themselves.
@@ -34,17 +34,24 @@ class Notifications:
     def __init__(self, conninfo: str, *, retry_seconds: float = 1.0) -> None:
         self._conninfo = conninfo
         self._retry_seconds = retry_seconds
-        self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiters: dict[str, dict[asyncio.Event, bool]] = defaultdict(dict)
+        """By analysis: the event of each waiter, and whether it asked for every change."""
 
     @contextmanager
-    def subscribe(self, analysis: UUID) -> Iterator[asyncio.Event]:
-        """An event that is set when the analysis ends, or may have ended unnoticed; the waiter clears it."""
+    def subscribe(self, analysis: UUID, *, every_change: bool = False) -> Iterator[asyncio.Event]:
+        """An event that is set when the analysis ends, or may have ended unnoticed; the waiter clears it.
+
+        Args:
+            analysis: Its identifier.
+            every_change: Set the event at each change of state and of progress as well. Changes that come before
+                the waiter has looked are one event: nothing is queued.
+        """
         key, event = str(analysis), asyncio.Event()
-        self._waiters[key].add(event)
+        self._waiters[key][event] = every_change
         try:
             yield event
         finally:
-            self._waiters[key].discard(event)
+            del self._waiters[key][event]
             if not self._waiters[key]:
                 del self._waiters[key]
 
@@ -71,17 +78,27 @@ class Notifications:
                 if connection is None:
                     connection = await self._connect()
                     for key in list(self._waiters):
-                        self._wake(key)
+                        self._wake(key, ended=True)
                 async with connection:
                     async for notification in connection.notifies():
                         analysis, _, what = notification.payload.partition(" ")
-                        if what == _ENDED:
-                            self._wake(analysis)
+                        self._wake(analysis, ended=what == _ENDED)
             except psycopg.OperationalError as error:
                 log.warning("notifications_lost", error=str(error))
                 await asyncio.sleep(self._retry_seconds)
             connection = None
 
-    def _wake(self, key: str) -> None:
-        for event in self._waiters.get(key, ()):
-            event.set()
+    def _wake(self, key: str, *, ended: bool) -> None:
+        for event, every_change in self._waiters.get(key, {}).items():
+            if ended or every_change:
+                event.set()
+
+
+async def first_of(*events: asyncio.Event, timeout: float) -> None:  # noqa: ASYNC109 - no error when it is over
+    """Returns when one of the events is set, or after ``timeout`` seconds."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

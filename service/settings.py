@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
 import platformdirs
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.sandbox import Limits, usable_memory_bytes
+from service.security import ApiKey, parse_keys
+from service.traces import ADVICE as TRACES_ADVICE
+from service.traces import installed as traces_installed
 
 MIB = 1 << 20
 GIB = 1 << 30
+
+_PREFIX = re.compile(r"((?!/(?:v1|docs|static|analyses)(?:/|$))(/[A-Za-z0-9_.~\-]+)+)?")
 
 
 class Settings(BaseSettings):
@@ -35,14 +41,42 @@ class Settings(BaseSettings):
         None, description="postgresql://… of a Postgres; unset starts an embedded one in the data folder."
     )
     blob_url: str | None = Field(
-        None, description="Folder (a path or file://…) of models and batches; unset: blobs in the data folder."
+        None,
+        description="Place of models and batches: a folder (a path or file://…) or s3://bucket/prefix; unset: blobs in "
+        "the data folder.",
     )
+
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+        (), description="Who may use the service: name:hash, name:hash; unset: everyone, as one tenant."
+    )
+    allow_anonymous: bool = Field(
+        False, description="Serve without keys on addresses that other machines reach, as behind a proxy."
+    )
+    api_key: SecretStr | None = Field(None, description="Key that commands with --url send to the server.")
+    session_hours: float = Field(
+        12.0, gt=0, le=8760, description="Time after which people who have signed in to the pages have to do so again."
+    )
+    root_path: str = Field("", description="Prefix below which a proxy serves this service, such as /wsb.")
 
     max_model_bytes: int = Field(GIB, ge=1, description="Largest model accepted.")
     max_batch_bytes: int = Field(GIB, ge=1, description="Largest batch accepted.")
     max_request_bytes: int = Field(MIB, ge=1024, description="Largest JSON body, or request part of a multipart body.")
     max_queue: int = Field(1000, ge=1, description="Analyses that may wait at one time; more are answered 429.")
+    max_queue_per_tenant: int = Field(200, ge=1, description="Of these, analyses of one tenant.")
     max_wait_seconds: float = Field(60, ge=0, le=600, description="Upper end of Prefer: wait=N.")
+
+    max_request_head_bytes: int = Field(16384, ge=4096, description="Size of a request line and its headers.")
+    request_head_seconds: float = Field(10.0, gt=0, le=3600, description="Time for a request line and its headers.")
+    max_part_headers: int = Field(8, ge=1, le=1000, description="Headers of one part of a multipart body.")
+    max_part_header_bytes: int = Field(4096, ge=64, description="Size of one header of a part.")
+    max_uploads: int = Field(64, ge=1, description="Bodies that one process stores at one time; more are answered 503.")
+    upload_idle_seconds: float = Field(30.0, gt=0, le=3600, description="Silence after which a body is given up.")
+    upload_min_bytes_per_second: int = Field(
+        1024, ge=0, description="A body that is slower over upload_idle_seconds is given up; 0: no body is too slow."
+    )
+    min_free_bytes: int = Field(GIB, ge=0, description="Room on the blobs' disk that no upload may take.")
+    max_event_streams: int = Field(1000, ge=1, description="Streams of events that one process keeps open.")
+    event_heartbeat_seconds: float = Field(15.0, gt=0, le=3600, description="Silence that a stream breaks.")
 
     job_seconds: float = Field(3600, gt=0, le=1e7, description="Wall-clock limit of one analysis.")
     job_threads: int | None = Field(None, ge=1, le=1024, description="Threads of one analysis; unset: every core.")
@@ -59,17 +93,61 @@ class Settings(BaseSettings):
         "auto", description="Whether TorchScript is loaded; auto: only where files and network are out of its reach."
     )
 
+    retention_days: float | None = Field(
+        None, gt=0, le=36_500, description="Age at which ended analyses and unused files are deleted; unset: never."
+    )
+    retention_interval_seconds: float = Field(
+        600.0, gt=0, le=86_400, description="Interval at which what is too old is looked for."
+    )
+
     heartbeat_seconds: float = Field(1.0, gt=0, le=60, description="Interval of a worker's sign of life.")
     stalled_seconds: float = Field(6.0, gt=0, le=3600, description="Silence after which a worker counts as lost.")
     shutdown_seconds: float = Field(
         5.0, ge=0, le=3600, description="Time a running analysis has to finish at shutdown before it is queued again."
     )
+    database_patience_seconds: float = Field(
+        300.0, ge=0, le=86_400, description="How long a worker, and the analysis it runs, do without the database."
+    )
+    storage_patience_seconds: float = Field(
+        30.0, gt=0, le=3600, description="How long a request to an object store that fails is repeated."
+    )
     poll_seconds: float = Field(
         2.0, gt=0, le=60, description="Interval of the polls that stand in for a notification that got lost."
     )
 
+    probe_seconds: float = Field(
+        2.0, gt=0, le=60, description="Time that each part has to answer GET /readyz and GET /metrics."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="URL of a collector that takes traces as OTLP over HTTP; unset: OTEL_EXPORTER_OTLP_ENDPOINT's.",
+    )
+
     log_format: Literal["console", "json"] = Field("console", description="Form of the log lines on stderr.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _keys(cls, value: object) -> object:
+        return parse_keys(value) if isinstance(value, str) else value
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_prefix(cls, value: str) -> str:
+        path = value.rstrip("/")
+        if _PREFIX.fullmatch(path) is None:
+            # A prefix that is a path of this service too could not be told from that.
+            raise ValueError("the prefix must be like /wsb, and none of this service's own paths such as /v1")
+        return path
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _can_trace(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("http", "https"):
+            raise ValueError("the collector's address must be http://… or https://…")
+        if value is not None and not traces_installed():
+            raise ValueError(f"traces need OpenTelemetry's SDK and exporter; {TRACES_ADVICE}")
+        return value
 
     @field_validator("database_url")
     @classmethod
@@ -80,9 +158,10 @@ class Settings(BaseSettings):
 
     @field_validator("blob_url")
     @classmethod
-    def _is_folder(cls, value: str | None) -> str | None:
-        if value is not None and urlsplit(value).scheme not in ("", "file"):
-            raise ValueError("blobs are kept in a folder: give a path or file:///path")
+    def _is_place(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "")
+        if parts.scheme not in ("", "file") and not (parts.scheme == "s3" and parts.netloc):
+            raise ValueError("blobs are kept in a folder or a bucket: give a path, file:///path or s3://bucket/prefix")
         return value
 
     @model_validator(mode="after")
@@ -93,11 +172,16 @@ class Settings(BaseSettings):
 
     @property
     def blob_dir(self) -> Path:
-        """Folder of the content-addressed files."""
-        if self.blob_url is None:
+        """Folder of the content-addressed files; where they are in a bucket, of uploads on their way to it."""
+        if self.blob_url is None or self.blob_bucket is not None:
             return self.data_dir / "blobs"
         parts = urlsplit(self.blob_url)
         return Path(unquote(parts.path) if parts.scheme == "file" else self.blob_url)
+
+    @property
+    def blob_bucket(self) -> str | None:
+        """s3://bucket/prefix, where blobs are in one."""
+        return self.blob_url if urlsplit(self.blob_url or "").scheme == "s3" else None
 
     @property
     def job_limits(self) -> Limits:

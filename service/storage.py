@@ -1,45 +1,83 @@
-"""Content-addressed blobs in a folder: written beside their place while hashed, then renamed into it.
+"""Content-addressed blobs: received into a local file while hashed, then kept in a folder or in an object store.
 
-Callers see kinds ("models", "batches"), digests and files, never the folder's layout, so that an object store
-can take the folder's place.
+Callers see kinds ("models", "batches"), digests and files, never where the blobs are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal, Self
+from typing import Literal, Self
 
+from service.errors import ServiceError
 from service.scratch import ScratchFolder
+from service.settings import Settings
 
 Kind = Literal["models", "batches"]
 
+_CHECKED_EVERY = 16 << 20
+
+
+class InsufficientStorageError(ServiceError):
+    status = HTTPStatus.INSUFFICIENT_STORAGE
+    code = "insufficient_storage"
+    title = "There is no room to store this"
+
+
+class StorageUnavailableError(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "storage_unavailable"
+    title = "The storage of models and batches does not answer"
+
 
 class BlobMissingError(Exception):
-    """The database knows a blob that the folder does not hold."""
+    """The database knows a blob that is not stored."""
+
+
+class BlobCorruptError(Exception):
+    """What is stored under a digest has another one."""
 
 
 class Upload:
     """A blob on its way in; leaves nothing behind unless it was kept.
 
     Use as a context manager. ``sha256`` and ``size`` describe what has been written so far.
+
+    Raises:
+        InsufficientStorageError: by what writes, when the disk is full or has less than ``min_free_bytes`` left.
     """
 
-    def __init__(self, folder: Path, kind: Kind) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=f"{kind}-", dir=folder)
+    def __init__(self, folder: Path, kind: Kind, min_free_bytes: int = 0) -> None:
+        with _full_disk_told():
+            descriptor, name = tempfile.mkstemp(prefix=f"{kind}-", dir=folder)
         self.kind = kind
         self.path = Path(name)
         self.size = 0
-        self._file: BinaryIO = os.fdopen(descriptor, "wb")
+        # Without a buffer there is nothing to flush, which could fail, when a failed upload is closed.
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
         self._hash = hashlib.sha256()
+        self._min_free_bytes = min_free_bytes
+        self._unchecked = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
+        self._unchecked += len(data)
+        if self._unchecked >= _CHECKED_EVERY:
+            require_room(self.path.parent, self._unchecked, self._min_free_bytes)
+            self._unchecked = 0
+        with _full_disk_told():
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
         self._hash.update(data)
         self.size += len(data)
 
@@ -47,13 +85,8 @@ class Upload:
     def sha256(self) -> str:
         return self._hash.hexdigest()
 
-    def flush(self) -> None:
-        """Makes what was written readable at ``path``."""
-        self._file.flush()
-
     def sync(self) -> None:
         """Puts the content on the disk itself, not just into its cache."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
@@ -66,12 +99,17 @@ class Upload:
         self.path.unlink(missing_ok=True)
 
 
-class BlobStore:
-    """Blobs under ``<folder>/<kind>/<first two digits>/<digest>``; enter it before receiving uploads."""
+class BlobStore(ABC):
+    """Blobs by kind and digest; enter it before receiving uploads.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Of uploads on their way in; made when it isn't there.
+        min_free_bytes: Room on its disk that uploads must leave.
+    """
+
+    def __init__(self, folder: Path, *, min_free_bytes: int = 0) -> None:
         self.folder = folder
-        # Beside the blobs, because a rename is atomic only within one file system.
+        self._min_free_bytes = min_free_bytes
         self._incoming = ScratchFolder(folder / "incoming")
 
     def __enter__(self) -> Self:
@@ -87,39 +125,123 @@ class BlobStore:
 
     def receive(self, kind: Kind) -> Upload:
         """A new upload; the caller writes to it, then keeps it or leaves its context."""
-        return Upload(self._incoming.path, kind)
+        return Upload(self._incoming.path, kind, self._min_free_bytes)
+
+    def require_room(self, size: int) -> None:
+        """Raises InsufficientStorageError when ``size`` bytes more would leave too little."""
+        require_room(self.folder, size, self._min_free_bytes)
+
+    async def copy(self, kind: Kind, sha256: str, destination: Path) -> None:
+        """Writes a blob to ``destination``, a copy that shares nothing with what is stored.
+
+        Raises:
+            BlobMissingError: when it is not stored.
+            BlobCorruptError: when what is stored is not what was kept.
+            StorageUnavailableError: when the storage does not answer.
+        """
+        await self._fetch(kind, sha256, destination)
+        if await asyncio.to_thread(_digest, destination) != sha256:
+            raise BlobCorruptError(f"{kind}/{sha256}")
+
+    @abstractmethod
+    async def keep(self, upload: Upload) -> None:
+        """Stores a complete upload, which becomes visible as a whole; durable when this returns.
+
+        What is stored already is replaced: a blob that got damaged is mended when it is sent again.
+
+        Raises:
+            InsufficientStorageError: when the disk is full.
+            StorageUnavailableError: when the storage does not answer.
+        """
+
+    @abstractmethod
+    async def remove(self, kind: Kind, sha256: str) -> None:
+        """Removes a blob, if it is there."""
+
+    @abstractmethod
+    async def probe(self) -> None:
+        """Raises StorageUnavailableError when blobs can't be kept; uploads are another matter."""
+
+    @abstractmethod
+    async def _fetch(self, kind: Kind, sha256: str, destination: Path) -> None:
+        """Writes what is stored to ``destination``; raises as ``copy``, which checks it, does."""
+
+
+class FolderStore(BlobStore):
+    """Blobs as files ``<folder>/<kind>/<first two digits>/<digest>``."""
 
     async def keep(self, upload: Upload) -> None:
-        """Moves a complete upload to its place; durable when this returns. Keeping it twice changes nothing."""
         await asyncio.to_thread(self._keep, upload)
 
     def _keep(self, upload: Upload) -> None:
         place = self._place(upload.kind, upload.sha256)
-        if place.exists():
-            return
-        upload.sync()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(upload.path, place)
-        _sync_folder(place.parent)
-
-    async def copy(self, kind: Kind, sha256: str, destination: Path) -> None:
-        """Writes a blob to ``destination``.
-
-        Raises:
-            BlobMissingError: when the folder does not hold it.
-        """
-        try:
-            # A copy and not a hard link: the destination may be handed to a process that isn't trusted, which
-            # could otherwise change the stored blob through the link.
-            await asyncio.to_thread(shutil.copyfile, self._place(kind, sha256), destination)
-        except FileNotFoundError as error:
-            raise BlobMissingError(f"{kind}/{sha256}") from error
+        with _full_disk_told():
+            upload.sync()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # Atomic, because uploads lie on the same file system.
+            os.replace(upload.path, place)
+            _sync_folder(place.parent)
 
     async def remove(self, kind: Kind, sha256: str) -> None:
         await asyncio.to_thread(self._place(kind, sha256).unlink, missing_ok=True)
 
+    async def probe(self) -> None:
+        """Nothing to ask: the folder is the one of the uploads."""
+
+    async def _fetch(self, kind: Kind, sha256: str, destination: Path) -> None:
+        try:
+            # Not a hard link: the destination may be handed to a process that isn't trusted, which could otherwise
+            # change the stored blob through the link.
+            await asyncio.to_thread(shutil.copyfile, self._place(kind, sha256), destination)
+        except FileNotFoundError as error:
+            raise BlobMissingError(f"{kind}/{sha256}") from error
+
     def _place(self, kind: Kind, sha256: str) -> Path:
-        return self.folder / kind / sha256[:2] / sha256
+        return self.folder / blob_path(kind, sha256)
+
+
+def open_blobs(settings: Settings) -> BlobStore:
+    """The store that the settings name."""
+    folder, floor = settings.blob_dir, settings.min_free_bytes
+    if settings.blob_bucket is None:
+        return FolderStore(folder, min_free_bytes=floor)
+    from service.object_store import ObjectStore
+
+    patience = settings.storage_patience_seconds
+    return ObjectStore(settings.blob_bucket, folder, min_free_bytes=floor, patience_seconds=patience)
+
+
+def blob_path(kind: Kind, sha256: str) -> str:
+    """Where a blob lies, relative to the root of its store."""
+    return f"{kind}/{sha256[:2]}/{sha256}"
+
+
+def require_room(folder: Path, size: int, min_free_bytes: int) -> None:
+    """Raises InsufficientStorageError unless ``size`` bytes more leave ``min_free_bytes`` on the folder's disk."""
+    if shutil.disk_usage(folder).free - size < min_free_bytes:
+        raise _no_room()
+
+
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_room() from error
+        raise
+
+
+def _no_room() -> InsufficientStorageError:
+    return InsufficientStorageError(
+        "The disk of models and batches has no room for it.",
+        advice="Delete models and batches that are not needed any more, or tell the operator.",
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,20 +1,37 @@
-"""Request bodies, streamed: to disk while they are hashed, or into memory under a limit."""
+"""Request bodies, streamed: to disk while they are hashed, or into memory, under limits of size, number and time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from service.errors import BodyTooLargeError, MalformedRequestError, UnsupportedMediaTypeError
+from service.context import Context
+from service.errors import BodyTooLargeError, MalformedRequestError, ServiceError, UnsupportedMediaTypeError
+from service.settings import Settings
 from service.storage import Upload
 
 _DISCARDED_BYTES = 64 << 20
 _DISCARDED_SECONDS = 5.0
+
+
+class UploadTooSlowError(ServiceError):
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "upload_too_slow"
+    title = "The body comes too slowly"
+
+
+class TooManyUploadsError(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "too_many_uploads"
+    title = "Too many uploads are under way"
 
 
 class Body:
@@ -27,17 +44,25 @@ class Body:
         request: Whose body has not been touched.
         limit: Bytes.
         what: Names the content in messages.
+        stored: Whether the body goes to the disk of models and batches; it then counts as an upload.
 
     Raises:
         BodyTooLargeError: before any byte is read where Content-Length says so, else as soon as the limit is passed.
         UnsupportedMediaTypeError: for a compressed body.
+        TooManyUploadsError: before any byte is read.
+        InsufficientStorageError: before any byte is read where Content-Length says so; later, by what writes.
+        UploadTooSlowError: when the client keeps us waiting.
         ClientDisconnect: when the client goes away in between.
     """
 
-    def __init__(self, request: Request, limit: int, what: str) -> None:
+    def __init__(self, request: Request, limit: int, what: str, *, stored: bool = True) -> None:
         self._request = request
         self._limit = limit
         self._what = what
+        self._stored = stored
+        self._context: Context = request.state.context
+        self._slot = ExitStack()
+        self._pace = _Pace(self._context.settings)
         # A client that asks first has sent nothing yet, and will not if the answer is an error.
         self._ended = request.headers.get("expect", "").lower() == "100-continue"
 
@@ -47,10 +72,25 @@ class Body:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
+        self._slot.close()
+        # Nor is there anything to read from a client that is too slow.
+        if isinstance(error, Exception) and not isinstance(error, ClientDisconnect | UploadTooSlowError):
             await self._discard()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._admit()
+        self._ended = False
+        received = 0
+        while not self._ended:
+            chunk = await self._pace.timed(self._next())
+            received += len(chunk)
+            if received > self._limit:
+                raise too_large(self._what, self._limit)
+            if chunk:
+                yield chunk
+
+    def _admit(self) -> None:
+        """Refuses what can be refused by the headers alone."""
         headers = self._request.headers
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
@@ -60,17 +100,16 @@ class Body:
         announced = headers.get("content-length", "0")
         if not (announced.isascii() and announced.isdigit()):
             raise MalformedRequestError("Content-Length is not a number.")
-        received = 0
         if int(announced) > self._limit:
             raise too_large(self._what, self._limit)
-        self._ended = False
-        while not self._ended:
-            chunk = await self._next()
-            received += len(chunk)
-            if received > self._limit:
-                raise too_large(self._what, self._limit)
-            if chunk:
-                yield chunk
+        if self._stored:
+            full = TooManyUploadsError(
+                f"{self._context.uploads.limit} uploads are under way already.",
+                advice="Try again later.",
+                headers={"Retry-After": "5"},
+            )
+            self._slot.enter_context(self._context.uploads.taken(full))
+            self._context.blobs.require_room(int(announced))
 
     async def _next(self) -> bytes:
         message = await self._request.receive()
@@ -91,6 +130,40 @@ class Body:
             return
 
 
+class _Pace:
+    """Whether a client sends fast enough; only the time spent on waiting for it counts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._window_seconds = settings.upload_idle_seconds
+        self._least = settings.upload_min_bytes_per_second
+        self._seconds = 0.0
+        self._bytes = 0
+
+    async def timed(self, coming: Coroutine[None, None, bytes]) -> bytes:
+        """The bytes that are coming.
+
+        Raises:
+            UploadTooSlowError: when there are none for as long as a window, or too few in a window.
+        """
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._window_seconds):
+                chunk = await coming
+        except TimeoutError as error:
+            raise _too_slow(f"No byte of the body came within {self._window_seconds:g} seconds.") from error
+        self._seconds += time.monotonic() - started
+        self._bytes += len(chunk)
+        if self._seconds >= self._window_seconds:
+            if self._bytes < self._least * self._seconds:
+                raise _too_slow(f"{self._bytes} bytes of the body came in {self._seconds:.1f} seconds.")
+            self._seconds, self._bytes = 0.0, 0
+        return chunk
+
+
+def _too_slow(detail: str) -> UploadTooSlowError:
+    return UploadTooSlowError(detail, advice="Send it again over a faster connection.", headers={"Connection": "close"})
+
+
 async def receive(request: Request, upload: Upload, limit: int, what: str) -> None:
     """Writes the whole body into ``upload``; raises as ``Body`` does."""
     async with Body(request, limit, what) as body:
@@ -101,7 +174,7 @@ async def receive(request: Request, upload: Upload, limit: int, what: str) -> No
 async def read(request: Request, limit: int) -> bytes:
     """The whole body in memory; raises as ``Body`` does."""
     content = bytearray()
-    async with Body(request, limit, "JSON body") as body:
+    async with Body(request, limit, "JSON body", stored=False) as body:
         async for chunk in body:
             content += chunk
     return bytes(content)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
@@ -19,25 +20,41 @@ from procrastinate.worker import Worker
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import workers
-from service.analyses import repository
+from service.analyses import outcomes, repository
 from service.analyses.job import ENTRY
 from service.analyses.runner import Runner, worker_lost
 from service.analyses.table import FINAL_STATES
-from service.database import Database
+from service.database import Database, patiently
 from service.protections import active_protections
 from service.queue import RUN_ANALYSIS, open_queue, queues_of
-from service.sandbox import Zygote
+from service.sandbox import Zygote, delegated_group
 from service.scratch import ScratchFolder
 from service.settings import Settings
-from service.storage import BlobStore
+from service.storage import open_blobs
+from service.traces import Tracing
 
 log = structlog.get_logger(__name__)
 
+_FORGET_SECONDS = 3600
+"""When the queue drops the row of a silent worker; its jobs are rescued long before."""
+_STORE_SECONDS = 5.0
+"""Time to store what became of the running job, after its own time is up."""
+
 
 async def work(
-    settings: Settings, database_url: str, *, device: str, stop: asyncio.Event, zygote: Zygote, entry: str = ENTRY
+    settings: Settings,
+    database_url: str,
+    *,
+    device: str,
+    stop: asyncio.Event,
+    zygote: Zygote,
+    entry: str = ENTRY,
+    hurry: asyncio.Event | None = None,
 ) -> None:
     """Runs analyses until ``stop`` is set; the running one then has ``shutdown_seconds`` to finish.
+
+    A database that goes away meanwhile is waited for, for ``database_patience_seconds``; one that can't be reached at
+    the start is an error at once, which a wrong address would be for ever.
 
     Args:
         settings: Limits and folders.
@@ -46,39 +63,48 @@ async def work(
         stop: Ends the work.
         zygote: Not started yet; has the modules of ``entry`` preloaded.
         entry: What a child runs.
+        hurry: Cuts short the time that the running analysis has after ``stop``.
 
     Raises:
         SandboxError: when no child can be run on this host, or is confined less than the settings require.
     """
-    database = Database(database_url)
-    queue = open_queue(database_url)
+    structlog.contextvars.bind_contextvars(device=device)
+    database, tracing = Database(database_url), Tracing(settings.otlp_endpoint)
+    patience = settings.database_patience_seconds
+    queue = open_queue(database_url, patience=patience)
+    group = delegated_group()
     with ScratchFolder(settings.job_dir) as scratch:
         try:
             await database.migrate()
-            async with zygote, queue.open_async():
+            async with zygote, queue.open_async(), tracing.exporting():
                 runner = Runner(
                     settings=settings,
                     database=database,
-                    blobs=BlobStore(settings.blob_dir),
+                    blobs=open_blobs(settings),
                     zygote=zygote,
                     entry=entry,
                     device=device,
                     folder=scratch.path,
+                    group=group,
+                    tracing=tracing,
                 )
-                _add_task(queue, runner)
+                attempts = _add_task(queue, runner)
                 worker = _queue_worker(settings, queue, device)
-                protections = await active_protections(settings, zygote, scratch.path, device=device)
+                protections = await active_protections(settings, zygote, scratch.path, device=device, group=group)
                 async with _signs_of_life(settings, database, queue, worker, runner, protections):
-                    await _run_until(worker, stop)
+                    await _run_until(worker, stop, hurry or asyncio.Event(), attempts)
         finally:
             await database.close()
 
 
-def stop_on_signals(stop: asyncio.Event, *, supervised: bool) -> None:
-    """Sets ``stop`` on SIGTERM, on SIGINT, and, where supervised, when the supervisor's end of stdin closes."""
+def stop_on_signals(stop: asyncio.Event, hurry: asyncio.Event, *, supervised: bool) -> None:
+    """Sets ``stop`` on SIGTERM, on SIGINT, and, where supervised, when the supervisor's end of stdin closes.
+
+    A second signal sets ``hurry``.
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
     if supervised:
         loop.add_reader(sys.stdin.fileno(), _stop_at_end, loop, stop)
 
@@ -89,11 +115,22 @@ def _stop_at_end(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         stop.set()
 
 
-def _add_task(queue: procrastinate.App, runner: Runner) -> None:
+def _add_task(queue: procrastinate.App, runner: Runner) -> set[asyncio.Task[None]]:
+    """Connects the queue with the runner; gives the attempts that are running, at any time."""
+    attempts: set[asyncio.Task[None]] = set()
+
     # Attempts are counted in the analysis, where every way of losing one is seen; the queue only repeats.
     @queue.task(name=RUN_ANALYSIS, pass_context=True, retry=procrastinate.RetryStrategy(wait=1))
-    async def run_analysis(context: JobContext, analysis: str) -> None:
-        await runner.run(UUID(analysis), context)
+    async def run_analysis(context: JobContext, analysis: str, traceparent: str | None = None) -> None:
+        attempt = asyncio.current_task()
+        assert attempt is not None  # noqa: S101 - this is a coroutine
+        attempts.add(attempt)
+        try:
+            await runner.run(UUID(analysis), context, traceparent)
+        finally:
+            attempts.discard(attempt)
+
+    return attempts
 
 
 def _queue_worker(settings: Settings, queue: procrastinate.App, device: str) -> Worker:
@@ -108,17 +145,35 @@ def _queue_worker(settings: Settings, queue: procrastinate.App, device: str) -> 
         delete_jobs="always",
         install_signal_handlers=False,
         update_heartbeat_interval=settings.heartbeat_seconds,
-        stalled_worker_timeout=settings.stalled_seconds,
+        stalled_worker_timeout=_FORGET_SECONDS,
     )
 
 
-async def _run_until(worker: Worker, stop: asyncio.Event) -> None:
+async def _run_until(
+    worker: Worker, stop: asyncio.Event, hurry: asyncio.Event, attempts: set[asyncio.Task[None]]
+) -> None:
     running = asyncio.create_task(worker.run(), name="worker")  # type: ignore[no-untyped-call]
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+    await _first(running, stop)
     worker.stop()  # type: ignore[no-untyped-call]
-    await running
+    grace = float(worker.shutdown_graceful_timeout or 0)
+    await _first(running, hurry, seconds=grace + _STORE_SECONDS)
+    if hurry.is_set() and not running.done():
+        for attempt in attempts:
+            attempt.cancel()  # which puts the analysis back into the queue
+        await asyncio.wait([running], timeout=_STORE_SECONDS)
+    if running.done():
+        await running
+    else:
+        log.error("job_abandoned")  # the database is away; another worker finds the job later
+
+
+async def _first(task: asyncio.Task[None], event: asyncio.Event, *, seconds: float | None = None) -> None:
+    """Waits until the task is done or the event set, for so long at most."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait([task, waiting], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
 
 
 @asynccontextmanager
@@ -130,12 +185,17 @@ async def _signs_of_life(
     runner: Runner,
     protections: list[str],
 ) -> AsyncIterator[None]:
-    async with database.transaction() as session:
-        identity = await workers.register(session, device=runner.device, protections=protections)
+
+    async def register() -> UUID:
+        async with database.transaction() as session:
+            return await workers.register(session, device=runner.device, protections=protections)
+
+    identity = await patiently(register, seconds=settings.database_patience_seconds)
     log.info("worker_ready", device=runner.device, protections=protections)
 
     async def beat() -> None:
         unfinished: set[int] = set()
+        last = steady_since = time.monotonic()
         while True:
             try:
                 async with database.transaction() as session:
@@ -144,9 +204,15 @@ async def _signs_of_life(
                 if worker.worker_id is not None:
                     await queue.job_manager.update_heartbeat(worker.worker_id)
                     unfinished = await _retry_unfinished(queue, worker.worker_id, runner.running, unfinished)
-                await rescue(settings, database, queue)
+                # After an outage of the database everyone has been silent, and the others need their time to show.
+                if time.monotonic() - last > 2 * settings.heartbeat_seconds:
+                    steady_since = time.monotonic()
+                if time.monotonic() - steady_since > settings.stalled_seconds:
+                    await rescue(settings, database, queue)
+                last = time.monotonic()
             except (SQLAlchemyError, ConnectorException, OSError) as error:
-                log.warning("heartbeat_failed", error=str(error))
+                log.warning("heartbeat_failed", error=str(error).partition("\n")[0])
+                steady_since = time.monotonic()
             await asyncio.sleep(settings.heartbeat_seconds)
 
     task = asyncio.create_task(beat(), name="signs of life")
@@ -156,8 +222,11 @@ async def _signs_of_life(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        async with database.transaction() as session:
-            await workers.unregister(session, identity)
+        try:
+            async with database.transaction() as session:
+                await workers.unregister(session, identity)
+        except SQLAlchemyError as error:
+            log.warning("worker_not_unregistered", error=str(error).partition("\n")[0])
 
 
 async def _retry_unfinished(
@@ -189,18 +258,18 @@ async def rescue(settings: Settings, database: Database, queue: procrastinate.Ap
         for analysis in await repository.without_job(session):
             log.error("analysis_without_job", analysis=str(analysis))
             await repository.cancelled(session, analysis, allowed=("cancelling",))
-            await repository.fail(session, analysis, worker_lost(settings.max_attempts))
+            await outcomes.fail(session, analysis, worker_lost(settings.max_attempts))
 
 
 async def _may_run_again(settings: Settings, database: Database, analysis: UUID) -> bool:
     async with database.transaction() as session:
-        row = await repository.find(session, analysis)
+        row = await repository.find_anyones(session, analysis)
         if row is None or row.state in FINAL_STATES:
             return False
         if row.state == "cancelling":
             await repository.cancelled(session, analysis)
             return False
         if row.attempts >= settings.max_attempts:
-            await repository.fail(session, analysis, worker_lost(row.attempts))
+            await outcomes.fail(session, analysis, worker_lost(row.attempts))
             return False
         return True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -14,29 +12,34 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service import queue
-from service.analyses import repository
+from service.analyses import repository, representations
 from service.analyses.errors import (
     AnalysisCancelledError,
     AnalysisCrashedError,
     AnalysisFinalError,
+    AnalysisLiveError,
     AnalysisNotFoundError,
     AnalysisRejectedError,
     AnalysisTimedOutError,
     DeviceUnavailableError,
+    IdempotencyMismatchError,
     NoReportError,
     QueueFullError,
     ReportNotReadyError,
+    TenantQueueFullError,
     ended,
 )
+from service.analyses.representations import NotAcceptableError, negotiated, represent
 from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis, AnalysisPage, AnalysisRequest, FormRequest
-from service.analyses.submission import submit
+from service.analyses.submission import Caller, submit
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
 from service.analyses.waiting import not_found, wait_until_ended
 from service.blobs import UPLOAD_ERRORS, BlobNotFoundError
 from service.context import InContext
-from service.errors import FieldError, InternalError, InvalidRequestError, declare
+from service.errors import InternalError, InvalidRequestError, declare
 from service.headers import described, matches, preferred_wait
 from service.multipart import InvalidFormError
+from service.security import InTenant
 from wsb_engine.report import Report
 
 _CREATE = """\
@@ -44,13 +47,14 @@ Either JSON that names an uploaded model and batch, or one multipart request tha
 
 With `Prefer: wait=N` the answer is the report itself (201) when it is done in time. Otherwise it is the analysis
 (202), to be followed at `Location`. An analysis that fails within the wait is answered as a problem that says why.
+
+Where there is a report of the same model, batch and options already, made by this version of the engine, the new
+analysis has it at once (`reused_from` says whose it is); `fresh: true` has it made again.
 """
 
 router = APIRouter(prefix="/v1/analyses", tags=["analyses"])
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_IMMUTABLE = "private, max-age=31536000, immutable"
-_MAX_SEQUENCE = 2**63 - 1
 
 
 def _analysis_id(analysis_id: Annotated[str, Path(description="Identifier of the analysis.")]) -> UUID:
@@ -61,11 +65,24 @@ def _analysis_id(analysis_id: Annotated[str, Path(description="Identifier of the
 
 AnalysisId = Annotated[UUID, Depends(_analysis_id)]
 IfNoneMatch = Annotated[str | None, Header(description="Entity tag of a copy that the client has.")]
+# OpenAPI says by the content of the answer what can be accepted.
+Accept = Annotated[str | None, Header(include_in_schema=False)]
 Prefer = Annotated[
     str | None,
     Header(
         description="`wait=N`: answer with the report if the analysis ends within N seconds, at most 60.",
         examples=["wait=30"],
+    ),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="A name for this request, of your choice and new to it. The same request sent again with the same"
+        " key is answered with the same analysis, for as long as that is kept.",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        examples=["3b1f9a52-epoch-12"],
     ),
 ]
 States = Annotated[list[State] | None, Query(alias="state", description="Only in one of these states.", max_length=7)]
@@ -78,7 +95,9 @@ Labels = Annotated[
     ),
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="Most analyses on a page.")]
-After = Annotated[str | None, Query(max_length=40, description="Cursor, as `next` of the page before has it.")]
+After = Annotated[
+    str | None, Query(pattern="^[1-9][0-9]{0,17}$", description="Cursor, as `next` of the page before has it.")
+]
 
 
 def _request_body() -> dict[str, Any]:
@@ -119,6 +138,7 @@ def _request_body() -> dict[str, Any]:
                     "Content-Location": "Address of the report.",
                     "ETag": "Entity tag of the report.",
                     "Preference-Applied": "The wait that was granted.",
+                    "Idempotency-Replayed": "`true` where the analysis is that of an earlier request.",
                 }
             ),
         },
@@ -128,8 +148,9 @@ def _request_body() -> dict[str, Any]:
             "headers": described(
                 {
                     "Location": "Address of the analysis.",
-                    "Retry-After": "Seconds until it is worth asking.",
+                    "Retry-After": "Seconds until it is worth asking; absent where the analysis has ended.",
                     "Preference-Applied": "The wait that was granted, where one was asked for.",
+                    "Idempotency-Replayed": "`true` where the analysis is that of an earlier request.",
                 }
             ),
         },
@@ -140,7 +161,9 @@ def _request_body() -> dict[str, Any]:
                 InvalidRequestError,
                 InvalidFormError,
                 DeviceUnavailableError,
+                IdempotencyMismatchError,
                 QueueFullError,
+                TenantQueueFullError,
                 InternalError,
             ),
             *(AnalysisRejectedError, AnalysisCrashedError, AnalysisTimedOutError, AnalysisCancelledError),
@@ -148,31 +171,48 @@ def _request_body() -> dict[str, Any]:
     },
     openapi_extra={"requestBody": _request_body()},
 )
-async def create_analysis(request: Request, context: InContext, prefer: Prefer = None) -> Response:
-    analysis = await submit(request, context)
+async def create_analysis(
+    request: Request,
+    context: InContext,
+    tenant: InTenant,
+    prefer: Prefer = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    submission = await submit(request, context, Caller(tenant, idempotency_key))
     wait = preferred_wait(prefer, context.settings.max_wait_seconds)
-    row, report = await wait_until_ended(context, analysis, wait or 0)
+    row, report = await wait_until_ended(context, tenant, submission.analysis, wait or 0)
     url = f"/v1/analyses/{row.id}"
     headers = {"Location": url}
+    if submission.replayed:
+        headers["Idempotency-Replayed"] = "true"
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait:g}"
-    if row.state == "succeeded":
-        return _report_response(report, HTTPStatus.CREATED, {**headers, "Content-Location": f"{url}/report"})
-    if row.state in FINAL_STATES:
-        raise ended(row)
-    content = Analysis.of(row).model_dump(mode="json")
-    return JSONResponse(content, HTTPStatus.ACCEPTED, {**headers, "Retry-After": "1"})
+        if row.state == "succeeded":
+            return _report_response(report, HTTPStatus.CREATED, {**headers, "Content-Location": f"{url}/report"})
+        if row.state in FINAL_STATES:
+            problem = ended(row)
+            problem.headers |= headers
+            raise problem
+    if row.state not in FINAL_STATES:
+        headers["Retry-After"] = "1"
+    return JSONResponse(Analysis.of(row).model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)
 
 
 @router.get("", summary="List analyses, newest first", responses=declare(InvalidRequestError))
 async def list_analyses(
-    context: InContext, state: States = None, label: Labels = None, limit: Limit = 50, after: After = None
+    context: InContext,
+    tenant: InTenant,
+    state: States = None,
+    label: Labels = None,
+    limit: Limit = 50,
+    after: After = None,
 ) -> AnalysisPage:
-    before = None if after is None else _sequence(after)
+    before = None if after is None else int(after)
     pairs = [text.partition(":") for text in label or ()]
     async with context.database.transaction() as session:
         rows = await repository.newest(
             session,
+            tenant,
             states=state or (),
             labels=[{key: value} for key, colon, value in pairs if colon],
             label_keys=[key for key, colon, _ in pairs if not colon],
@@ -183,7 +223,7 @@ async def list_analyses(
     following = None
     if len(rows) > limit:
         query = [*(("state", item) for item in state or ()), *(("label", item) for item in label or ())]
-        query += [("limit", str(limit)), ("after", _cursor(page[-1].sequence))]
+        query += [("limit", str(limit)), ("after", str(page[-1].sequence))]
         following = f"/v1/analyses?{urlencode(query)}"
     return AnalysisPage(items=[Analysis.of(row) for row in page], next=following)
 
@@ -199,9 +239,11 @@ async def list_analyses(
         **declare(AnalysisNotFoundError),
     },
 )
-async def get_analysis(analysis: AnalysisId, context: InContext, if_none_match: IfNoneMatch = None) -> Response:
+async def get_analysis(
+    analysis: AnalysisId, context: InContext, tenant: InTenant, if_none_match: IfNoneMatch = None
+) -> Response:
     async with context.database.transaction() as session:
-        row = await repository.find(session, analysis)
+        row = await repository.find(session, analysis, tenant)
     if row is None:
         raise not_found(str(analysis))
     headers = {"ETag": f'"{row.revision}-{row.id.hex}"', "Cache-Control": "private, no-cache"}
@@ -214,16 +256,32 @@ async def get_analysis(analysis: AnalysisId, context: InContext, if_none_match: 
     "/{analysis_id}/report",
     response_model=Report,
     summary="Fetch the report",
-    description="It never changes; its entity tag is strong.",
+    description="As JSON it never changes. As Markdown, HTML or JUnit XML it has the verdict, where there is one.",
     responses={
-        200: {"headers": described({"ETag": "Strong, and for ever.", "Cache-Control": "Allows to keep it."})},
+        200: {
+            "content": representations.described(),
+            "headers": described(
+                {
+                    "ETag": "Strong, another one for each form.",
+                    "Cache-Control": "Allows to keep the JSON for ever.",
+                    "Vary": "Accept.",
+                }
+            ),
+        },
         304: {"description": "The copy named by If-None-Match is the report."},
-        **declare(AnalysisNotFoundError, ReportNotReadyError, NoReportError),
+        **declare(AnalysisNotFoundError, NotAcceptableError, ReportNotReadyError, NoReportError),
     },
 )
-async def get_report(analysis: AnalysisId, context: InContext, if_none_match: IfNoneMatch = None) -> Response:
+async def get_report(
+    analysis: AnalysisId,
+    context: InContext,
+    tenant: InTenant,
+    if_none_match: IfNoneMatch = None,
+    accept: Accept = None,
+) -> Response:
+    kind = negotiated(accept)
     async with context.database.transaction() as session:
-        row = await repository.find(session, analysis)
+        row = await repository.find(session, analysis, tenant)
         report = await repository.find_report(session, analysis)
     if row is None:
         raise not_found(str(analysis))
@@ -231,10 +289,9 @@ async def get_report(analysis: AnalysisId, context: InContext, if_none_match: If
         raise ReportNotReadyError(f"The analysis is {row.state}.", headers={"Retry-After": "1"}, analysis=str(row.id))
     if row.state != "succeeded":
         raise _no_report(row)
-    if report is not None and matches(if_none_match, f'"{report.sha256}"'):
-        headers = {"ETag": f'"{report.sha256}"', "Cache-Control": _IMMUTABLE}
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return _report_response(report, HTTPStatus.OK, {"Cache-Control": _IMMUTABLE})
+    if report is None:
+        raise _missing()
+    return await represent(row, report, kind, if_none_match=if_none_match)
 
 
 @router.post(
@@ -244,12 +301,14 @@ async def get_report(analysis: AnalysisId, context: InContext, if_none_match: If
     description="A waiting one is cancelled at once, a running one is stopped. Cancelling again changes nothing.",
     responses=declare(AnalysisNotFoundError, AnalysisFinalError),
 )
-async def cancel_analysis(analysis: AnalysisId, context: InContext) -> Analysis:
+async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> Analysis:
     async with context.database.transaction() as session:
+        if await repository.find(session, analysis, tenant) is None:
+            raise not_found(str(analysis))
         row = await repository.request_cancel(session, analysis)
         if row is not None and row.job_id is not None:
             await queue.abort(session, context.queue, row.job_id)
-        row = row or await repository.find(session, analysis)
+        row = row or await repository.find(session, analysis, tenant)
     if row is None:
         raise not_found(str(analysis))
     if row.state not in ("cancelling", "cancelled"):
@@ -257,11 +316,33 @@ async def cancel_analysis(analysis: AnalysisId, context: InContext) -> Analysis:
     return Analysis.of(row)
 
 
+@router.delete(
+    "/{analysis_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    summary="Delete an analysis and its report",
+    description="Only once it has ended. The files stay.",
+    responses=declare(AnalysisNotFoundError, AnalysisLiveError),
+)
+async def delete_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> None:
+    async with context.database.transaction() as session:
+        row = await repository.find(session, analysis, tenant)
+        if row is None:
+            raise not_found(str(analysis))
+        if not await repository.delete_ended(session, analysis):
+            raise AnalysisLiveError(
+                f"The analysis is {row.state}.", advice="Cancel it, or wait until it has ended.", analysis=str(row.id)
+            )
+
+
 def _report_response(report: ReportRow | None, status: HTTPStatus, headers: dict[str, str]) -> Response:
     if report is None:
-        raise InternalError("The analysis has succeeded, but its report is missing.")
+        raise _missing()
     headers = {**headers, "ETag": f'"{report.sha256}"'}
     return Response(report.body, status, headers, media_type="application/json")
+
+
+def _missing() -> InternalError:
+    return InternalError("The analysis has succeeded, but its report is missing.")
 
 
 def _no_report(row: AnalysisRow) -> NoReportError:
@@ -272,20 +353,3 @@ def _no_report(row: AnalysisRow) -> NoReportError:
         analysis=str(row.id),
         details={"state": row.state, "code": outcome.problem_code},
     )
-
-
-def _cursor(sequence: int) -> str:
-    return base64.urlsafe_b64encode(str(sequence).encode()).decode().rstrip("=")
-
-
-def _sequence(cursor: str) -> int:
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-    except (ValueError, binascii.Error):
-        text = ""
-    if re.fullmatch(r"[0-9]{1,19}", text) is None or int(text) > _MAX_SEQUENCE:
-        raise InvalidRequestError(
-            "The cursor is none that this service gave.",
-            errors=[FieldError(pointer="/query/after", detail="Use the next of a page.")],
-        )
-    return int(text)

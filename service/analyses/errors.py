@@ -27,6 +27,24 @@ class QueueFullError(ServiceError):
     title = "Too many analyses are waiting"
 
 
+class TenantQueueFullError(ServiceError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "tenant_queue_full"
+    title = "Too many analyses of this API key are waiting"
+
+
+class IdempotencyMismatchError(ServiceError):
+    status = HTTPStatus(422)
+    code = "idempotency_mismatch"
+    title = "The Idempotency-Key came with another request before"
+
+
+class AnalysisLiveError(ServiceError):
+    status = HTTPStatus.CONFLICT
+    code = "analysis_live"
+    title = "The analysis has not ended yet, and can't be deleted"
+
+
 class AnalysisFinalError(ServiceError):
     status = HTTPStatus.CONFLICT
     code = "analysis_final"

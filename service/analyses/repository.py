@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import Select, and_, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses.table import FINAL_STATES, LIVE_STATES, AnalysisRow, FinalState, ReportRow, State
+from service.analyses.verdicts import judge
+from service.blobs import BlobRow
 from service.notifications import announce
-from service.storage import Kind
 
 
-async def find(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:
+async def find(session: AsyncSession, analysis: UUID, tenant: str) -> AnalysisRow | None:
+    """The analysis, if it is the tenant's."""
+    row = await find_anyones(session, analysis)
+    return row if row is not None and row.tenant == tenant else None
+
+
+async def find_anyones(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:
+    """The analysis, whosever it is: for workers, never for a request."""
     return await session.get(AnalysisRow, analysis, populate_existing=True)
 
 
@@ -28,20 +37,46 @@ async def find_report(session: AsyncSession, analysis: UUID) -> ReportRow | None
     return await session.get(ReportRow, analysis)
 
 
-async def count_queued(session: AsyncSession) -> int:
-    query = select(func.count()).select_from(AnalysisRow).where(AnalysisRow.state == "queued")
-    return await session.scalar(query) or 0
+async def count_queued(session: AsyncSession, tenant: str) -> tuple[int, int]:
+    """How many analyses wait, and how many of them are the tenant's."""
+    theirs = func.count().filter(AnalysisRow.tenant == tenant)
+    query = select(func.count(), theirs).select_from(AnalysisRow).where(AnalysisRow.state == "queued")
+    every, own = (await session.execute(query)).one()
+    return every, own
 
 
-async def uses_blob(session: AsyncSession, kind: Kind, sha256: str) -> bool:
+async def uses_blob(session: AsyncSession, blob: BlobRow) -> bool:
     """Whether an analysis that has not ended needs the blob."""
-    column = AnalysisRow.model if kind == "models" else AnalysisRow.batch
-    query = select(AnalysisRow.id).where(column == sha256, AnalysisRow.state.in_(LIVE_STATES)).limit(1)
+    query = _of_blob(blob).where(AnalysisRow.state.in_(LIVE_STATES))
     return await session.scalar(query) is not None
+
+
+async def mentions_blob(session: AsyncSession, blob: BlobRow) -> bool:
+    """Whether any analysis that is kept was made from the blob, or will be."""
+    return await session.scalar(_of_blob(blob)) is not None
+
+
+async def unmentioned_blobs(session: AsyncSession, moment: datetime, *, limit: int) -> Sequence[BlobRow]:
+    """Blobs of any tenant that were last sent before a moment and that no analysis mentions, oldest first."""
+    mentioned = exists().where(
+        AnalysisRow.tenant == BlobRow.tenant,
+        or_(
+            and_(BlobRow.kind == "models", AnalysisRow.model == BlobRow.sha256),
+            and_(BlobRow.kind == "batches", AnalysisRow.batch == BlobRow.sha256),
+        ),
+    )
+    query = select(BlobRow).where(BlobRow.uploaded_at < moment, ~mentioned).order_by(BlobRow.uploaded_at).limit(limit)
+    return (await session.scalars(query)).all()
+
+
+def _of_blob(blob: BlobRow) -> Select[UUID]:
+    column = AnalysisRow.model if blob.kind == "models" else AnalysisRow.batch
+    return select(AnalysisRow.id).where(AnalysisRow.tenant == blob.tenant, column == blob.sha256).limit(1)
 
 
 async def newest(
     session: AsyncSession,
+    tenant: str,
     *,
     states: Sequence[State],
     labels: Sequence[dict[str, str]],
@@ -49,8 +84,9 @@ async def newest(
     before: int | None,
     limit: int,
 ) -> Sequence[AnalysisRow]:
-    """Newest first: those in one of ``states`` (none: any) that carry all labels, older than ``before``."""
-    query = select(AnalysisRow).order_by(AnalysisRow.sequence.desc()).limit(limit)
+    """Newest first: the tenant's in one of ``states`` (none: any) that carry all labels, older than ``before``."""
+    query = select(AnalysisRow).where(AnalysisRow.tenant == tenant)
+    query = query.order_by(AnalysisRow.sequence.desc()).limit(limit)
     if states:
         query = query.where(AnalysisRow.state.in_(states))
     for label in labels:
@@ -87,7 +123,7 @@ async def requeue(session: AsyncSession, analysis: UUID, attempt: int) -> None:
 
 
 async def request_cancel(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:
-    """queued → cancelled, running → cancelling; None when it was neither."""
+    """queued → cancelled, running → cancelling; None when it was neither. Whose it is has been checked."""
     waiting = await cancelled(session, analysis, allowed=("queued",))
     return waiting or await _change(session, analysis, ("running",), state="cancelling")
 
@@ -103,6 +139,7 @@ async def succeed(session: AsyncSession, analysis: UUID, report: str) -> Analysi
         digest = hashlib.sha256(report.encode()).hexdigest()
         values = {"analysis": analysis, "body": report, "sha256": digest}
         await session.execute(insert(ReportRow).values(values).on_conflict_do_nothing())
+        row.verdict = await judge(session, row, report)
     return row
 
 
@@ -119,6 +156,20 @@ async def cancelled(
 ) -> AnalysisRow | None:
     """Ends the analysis without a report."""
     return await _change(session, analysis, allowed, state="cancelled", finished_at=func.now())
+
+
+async def delete_ended(session: AsyncSession, analysis: UUID) -> bool:
+    """Deletes an analysis with its report; whether it was there and had ended."""
+    query = delete(AnalysisRow).where(AnalysisRow.id == analysis, AnalysisRow.state.in_(FINAL_STATES))
+    return await session.scalar(query.returning(AnalysisRow.id)) is not None
+
+
+async def delete_ended_before(session: AsyncSession, moment: datetime, *, limit: int) -> int:
+    """Deletes at most ``limit`` analyses that ended before a moment, oldest first; how many there were."""
+    old = select(AnalysisRow.id).where(AnalysisRow.state.in_(FINAL_STATES), AnalysisRow.finished_at < moment)
+    old = old.order_by(AnalysisRow.finished_at).limit(limit).with_for_update(skip_locked=True)
+    deleted = await session.scalars(delete(AnalysisRow).where(AnalysisRow.id.in_(old)).returning(AnalysisRow.id))
+    return len(deleted.all())
 
 
 async def without_job(session: AsyncSession) -> Sequence[UUID]:

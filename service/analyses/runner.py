@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +16,25 @@ import structlog
 from procrastinate.job_context import AbortReason, JobContext
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.analyses import repository
+from service import traces
+from service.analyses import outcomes, repository
 from service.analyses.job import BATCH_FILE, MODEL_FILE
 from service.analyses.schemas import AnalysisError, progress_document
 from service.analyses.table import AnalysisRow
-from service.database import Database
+from service.database import Database, patiently
 from service.protections import required
 from service.sandbox import Job, Outcome, SandboxError, Zygote
 from service.settings import Settings
 from service.storage import BlobMissingError, BlobStore
+from service.traces import Tracing
 from wsb_engine.report import Report
 
 log = structlog.get_logger(__name__)
+
+_CHILD_LINES = 100
+"""Of the end of what a child wrote; more would let a hostile one flood the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,29 +50,45 @@ class Runner:
     device: str
     folder: Path
     """Where job folders are made."""
+    group: Path | None
+    """Control group beneath which each child gets its own."""
+    tracing: Tracing
     running: set[int] = field(default_factory=set)
     """Jobs of the queue that are being worked on."""
 
-    async def run(self, analysis: UUID, job: JobContext) -> None:
+    async def run(self, analysis: UUID, job: JobContext, traceparent: str | None = None) -> None:
         """One attempt. An exception that leaves it makes the queue try again later.
+
+        Args:
+            analysis: Which one.
+            job: The queue's own.
+            traceparent: Of the request that asked for the analysis, where it was traced.
 
         Raises:
             asyncio.CancelledError: when the worker stops; the analysis is back in the queue then.
-            SandboxError: when no child could be started, and there are attempts left.
+            SandboxError: when no child could be started, or it was killed from outside, and there are attempts left.
         """
         number = job.job.id or 0
         self.running.add(number)
         try:
-            with structlog.contextvars.bound_contextvars(analysis=str(analysis)):
+            facts: dict[str, str | int] = {"analysis": str(analysis), "job": number, "device": self.device}
+            with (
+                structlog.contextvars.bound_contextvars(**facts),
+                self.tracing.job_span("run_analysis", traceparent, facts),
+            ):
                 await self._run(analysis, job)
         finally:
+            structlog.contextvars.unbind_contextvars("tenant", "attempt")
             self.running.discard(number)
 
     async def _run(self, analysis: UUID, job: JobContext) -> None:
         row = await self._start(analysis)
         if row is None:
             return
-        log.info("analysis_started", attempt=row.attempts)
+        facts: dict[str, str | int] = {"tenant": row.tenant, "attempt": row.attempts}
+        structlog.contextvars.bind_contextvars(**facts)
+        traces.note(**facts)
+        log.info("analysis_started")
         try:
             outcome = await self._attempt(row)
         except asyncio.CancelledError:
@@ -80,6 +102,9 @@ class Runner:
                 raise
             await self._fail(row, AnalysisError(code=error.code, message=error.message, advice=error.advice))
         else:
+            if outcome.interrupted and row.attempts < self.settings.max_attempts and outcome.error is not None:
+                lost = outcome.error
+                raise SandboxError(lost.message, code=lost.code, advice=lost.advice)
             await self._conclude(row, outcome)
 
     async def _start(self, analysis: UUID) -> AnalysisRow | None:
@@ -89,7 +114,7 @@ class Runner:
                 # It ended meanwhile, or its worker was lost while it was being cancelled.
                 await repository.cancelled(session, analysis, allowed=("cancelling",))
             elif row.attempts > self.settings.max_attempts:
-                await repository.fail(session, analysis, worker_lost(row.attempts - 1))
+                await outcomes.fail(session, analysis, worker_lost(row.attempts - 1))
                 return None
             return row
 
@@ -111,6 +136,7 @@ class Runner:
                 threads=self.settings.job_threads,
                 limits=self.settings.job_limits,
                 gpu=self.device != "cpu",
+                group=self.group,
                 required=required(self.settings),
             )
             latest: dict[str, Any] = {}
@@ -165,28 +191,47 @@ class Runner:
 
     async def _conclude(self, row: AnalysisRow, outcome: Outcome) -> None:
         given = outcome.error
-        details = {} if given is None else {"code": given.code, "child_log": outcome.log}
+        details = {} if given is None else {"code": given.code}
         log.info("analysis_ended", status=outcome.status, seconds=round(outcome.seconds, 3), **details)
         if given is not None:
+            for line in outcome.log.splitlines()[-_CHILD_LINES:]:
+                log.info("child_log", line=line)
             error = AnalysisError(code=given.code, message=given.message, advice=given.advice, details=given.details)
             await self._fail(row, error, timed_out=outcome.status == "timed_out")
             return
         try:
-            report = await asyncio.to_thread(_checked, outcome.result or "")
+            report, timings = await asyncio.to_thread(_checked, outcome.result or "")
         except ValidationError as invalid:
             log.error("invalid_report", errors=str(invalid)[:2000])
             message = "The analysis gave something that is no report."
             await self._fail(row, AnalysisError(code="invalid_report", message=message))
             return
-        async with self.database.transaction() as session:
-            if await repository.succeed(session, row.id, report) is None:
+
+        async def succeed(session: AsyncSession) -> None:
+            if await outcomes.succeed(session, row.id, report, timings) is None:
                 await repository.cancelled(session, row.id, allowed=("cancelling",))
 
+        traces.add_phases(timings)
+        await self._store(succeed)
+
     async def _fail(self, row: AnalysisRow, error: AnalysisError, *, timed_out: bool = False) -> None:
-        async with self.database.transaction() as session:
-            document = error.model_dump(mode="json")
-            if await repository.fail(session, row.id, document, timed_out=timed_out) is None:
+        document = error.model_dump(mode="json")
+
+        async def fail(session: AsyncSession) -> None:
+            if await outcomes.fail(session, row.id, document, timed_out=timed_out) is None:
                 await repository.cancelled(session, row.id, allowed=("cancelling",))
+
+        traces.mark_failed(error.code)
+        await self._store(fail)
+
+    async def _store(self, end: Callable[[AsyncSession], Awaitable[None]]) -> None:
+        """Writes how the analysis ended, as soon as there is a database to write it to."""
+
+        async def once() -> None:
+            async with self.database.transaction() as session:
+                await end(session)
+
+        await patiently(once, seconds=self.settings.database_patience_seconds)
 
 
 def worker_lost(attempts: int) -> dict[str, Any]:
@@ -198,6 +243,7 @@ def worker_lost(attempts: int) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
-def _checked(result: str) -> str:
-    """The report as our schema writes it: the child's word for it is not taken."""
-    return Report.model_validate_json(result).model_dump_json()
+def _checked(result: str) -> tuple[str, dict[str, float]]:
+    """The report as our schema writes it, and its timings: the child's word for it is not taken."""
+    report = Report.model_validate_json(result)
+    return report.model_dump_json(), {name: report.timings[name] for name in outcomes.TIMINGS if name in report.timings}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
+from service.analyses.references import ReportReference
 from service.analyses.table import FINAL_STATES, AnalysisRow, State
 from service.blobs import identifier
+from service.policies import Policy, Verdict
 from wsb_engine.options import Options
 
 LABEL_KEY = r"[A-Za-z0-9_.\-/]{1,64}"
@@ -35,6 +38,24 @@ class AnalysisSettings(BaseModel):
     timeout_s: float | None = Field(
         None, gt=0, description="Wall-clock seconds after which the analysis is stopped; at most the service's limit."
     )
+    policy: Policy | None = Field(None, description="Rules for the report; the analysis then has a verdict.")
+    baseline: ReportReference | None = Field(
+        None, description="For rules about increases: an analysis's identifier, or a report."
+    )
+    fresh: bool = Field(
+        False, description="Run the analysis even if there is a report of the same model, batch and options already."
+    )
+
+    @model_validator(mode="after")
+    def _policy_and_baseline(self) -> Self:
+        if self.policy is None and self.baseline is not None:
+            raise PydanticCustomError("no_policy", "A baseline is for a policy, and there is none")
+        if self.policy is not None and self.baseline is None and (rule := self.policy.unmet_baseline()) is not None:
+            context = {"metric": rule.metric}
+            raise PydanticCustomError(
+                "no_baseline", "The rule on {metric} needs a baseline, and there is none", context
+            )
+        return self
 
 
 class AnalysisRequest(AnalysisSettings):
@@ -103,6 +124,10 @@ class Analysis(BaseModel):
     attempts: int = Field(description="How often it was started; above one after a worker was lost.")
     progress: AnalysisProgress | None
     error: AnalysisError | None
+    verdict: Verdict | None = Field(description="What the policy says about the report; null without one of the two.")
+    reused_from: UUID | None = Field(
+        description="The analysis that made the report, where an equal one had been made already; it may be deleted."
+    )
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

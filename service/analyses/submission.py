@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from uuid import UUID
 
 from fastapi import Request
@@ -11,17 +13,21 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import queue, workers
-from service.analyses import repository
-from service.analyses.errors import DeviceUnavailableError, QueueFullError
+from service.analyses import idempotency, repository
+from service.analyses.errors import DeviceUnavailableError, QueueFullError, TenantQueueFullError
+from service.analyses.references import resolve
+from service.analyses.reuse import find_report, fingerprint
 from service.analyses.schemas import AnalysisRequest, AnalysisSettings, FormRequest
 from service.analyses.table import AnalysisRow
 from service.batches.formats import batch_format
-from service.blobs import NOUNS, hold, register, sniff
+from service.blobs import NOUNS, digest, hold, identifier, register, sniff
 from service.context import Context
+from service.database import lock
 from service.errors import (
     FieldError,
     InvalidRequestError,
     MalformedRequestError,
+    ServiceError,
     UnsupportedMediaTypeError,
     field_errors,
 )
@@ -36,42 +42,79 @@ _READERS = {"models": model_format, "batches": batch_format}
 _PARTS: dict[str, Kind] = {"model": "models", "batch": "batches"}
 
 
-async def submit(request: Request, context: Context) -> UUID:
-    """Stores what the request brings and queues the analysis; the identifier of the analysis.
+@dataclass(frozen=True)
+class Submission:
+    """What became of a request."""
+
+    analysis: UUID
+    replayed: bool = False
+    """The analysis is that of an earlier request with the same Idempotency-Key."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who submits."""
+
+    tenant: str
+    idempotency_key: str | None = None
+
+
+async def submit(request: Request, context: Context, caller: Caller) -> Submission:
+    """Stores what the request brings and queues the analysis, or finds that it has been made already.
 
     Raises:
         ServiceError: for every kind of bad request; nothing of it is kept.
     """
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        return await _submit_form(request, context)
+        with ExitStack() as stack:
+            form = _Form(context, stack)
+            await read_form(request, form.limit, form.open)
+            return await accept(context, caller, form.settings(), form.uploads)
     if media_type == "application/json":
-        wanted = _parse(AnalysisRequest, await read(request, context.settings.max_request_bytes))
-        async with context.database.transaction() as session:
-            model = await hold(session, "models", wanted.model)
-            batch = await hold(session, "batches", wanted.batch)
-            return await _queue(session, context, wanted, model, batch)
+        wanted = parse(AnalysisRequest, await read(request, context.settings.max_request_bytes))
+        return await accept(context, caller, wanted, {})
     raise UnsupportedMediaTypeError(
         f"The body is of type {media_type[:80]!r}.", advice="Send application/json or multipart/form-data."
     )
 
 
-async def _submit_form(request: Request, context: Context) -> UUID:
-    with ExitStack() as stack:
-        form = _Form(context, stack)
-        await read_form(request, form.limit, form.open)
-        wanted = form.settings()
-        formats = {name: await sniff(upload, _READERS[upload.kind]) for name, upload in form.uploads.items()}
-        async with context.database.transaction() as session:
-            digests = {}
-            # Always the model first: two requests that lock the same two names must not wait for each other.
-            for name, kind in _PARTS.items():
-                if name in form.uploads:
-                    row, _ = await register(session, context, form.uploads[name], formats[name])
-                    digests[name] = row.sha256
-                else:
-                    digests[name] = await hold(session, kind, getattr(wanted, name))
-            return await _queue(session, context, wanted, digests["model"], digests["batch"])
+async def accept(
+    context: Context, caller: Caller, wanted: AnalysisRequest | FormRequest, uploads: Mapping[str, Upload]
+) -> Submission:
+    """Stores the files and queues the analysis, or finds that it has been made already.
+
+    Args:
+        context, caller: Of the request.
+        wanted: What is asked for; it names what is not in ``uploads``.
+        uploads: Complete files by the names ``model`` and ``batch``.
+
+    Raises:
+        ServiceError: for every kind of bad request; nothing of it is kept.
+    """
+    formats = {name: await sniff(upload, _READERS[upload.kind]) for name, upload in uploads.items()}
+    inputs = {
+        name: uploads[name].sha256 if name in uploads else digest(getattr(wanted, name), kind)
+        for name, kind in _PARTS.items()
+    }
+    key = caller.idempotency_key
+    request = fingerprint(**inputs, settings=wanted.model_dump(mode="json", exclude=set(_PARTS)))
+    # Locks are taken in one order, so that no two requests wait for each other: the key, the model, the batch, the
+    # queue.
+    async with context.database.transaction() as session:
+        if key is not None:
+            known = await idempotency.replayed(session, caller.tenant, key, request)
+            if known is not None:
+                return Submission(known, replayed=True)
+        for name, kind in _PARTS.items():
+            if name in uploads:
+                await register(session, context, caller.tenant, uploads[name], formats[name])
+            else:
+                await hold(session, caller.tenant, kind, identifier(inputs[name]))
+        analysis = await _analysis(session, context, caller.tenant, wanted, inputs)
+        if key is not None:
+            idempotency.remember(session, caller.tenant, key, request, analysis)
+    return Submission(analysis)
 
 
 class _InMemory:
@@ -109,7 +152,7 @@ class _Form:
         )
 
     def settings(self) -> FormRequest:
-        wanted = _parse(FormRequest, bytes(self._request.content) or b"{}")
+        wanted = parse(FormRequest, bytes(self._request.content) or b"{}")
         for name in _PARTS:
             named, sent = getattr(wanted, name) is not None, name in self.uploads
             if not (named or sent):
@@ -127,55 +170,100 @@ class _Form:
         return wanted
 
 
-def _parse(schema: type[Wanted], content: bytes) -> Wanted:
+def parse(schema: type[Wanted], content: bytes) -> Wanted:
+    """The request in a JSON body.
+
+    Raises:
+        MalformedRequestError, InvalidRequestError: what is wrong with it.
+    """
     try:
-        return schema.model_validate_json(content)
+        return schema.model_validate_json(content, strict=True)
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
             raise MalformedRequestError(f"The request is no JSON: {error.errors()[0]['msg']}") from error
         raise InvalidRequestError("The request has invalid values.", errors=field_errors(error)) from error
 
 
-async def _queue(session: AsyncSession, context: Context, wanted: AnalysisSettings, model: str, batch: str) -> UUID:
-    settings = context.settings
-    timeout = settings.job_seconds if wanted.timeout_s is None else wanted.timeout_s
-    if timeout > settings.job_seconds:
-        error = FieldError(pointer="/timeout_s", detail=f"The service's limit is {settings.job_seconds:g} seconds.")
-        raise InvalidRequestError("The time limit is above the service's own.", errors=[error])
-    await _check_device(session, context, wanted.options.device)
-    if await repository.count_queued(session) >= settings.max_queue:
-        raise QueueFullError(
-            f"{settings.max_queue} analyses are waiting already.",
-            advice="Try again later.",
-            headers={"Retry-After": "5"},
-        )
+async def _analysis(
+    session: AsyncSession, context: Context, tenant: str, wanted: AnalysisSettings, inputs: dict[str, str]
+) -> UUID:
+    """A new analysis: queued, or with the report of an equal one."""
     row = AnalysisRow(
-        model=model,
-        batch=batch,
+        tenant=tenant,
+        model=inputs["model"],
+        batch=inputs["batch"],
         options=wanted.options.model_dump(mode="json"),
         labels=wanted.labels,
         priority=wanted.priority,
-        timeout_s=timeout,
+        timeout_s=_timeout(context, wanted),
         state="queued",
+        policy=None if wanted.policy is None else wanted.policy.model_dump(mode="json"),
+        baseline=await _baseline(session, tenant, wanted),
     )
+    row.fingerprint = fingerprint(**inputs, options=row.options)
+    devices = await _devices(session, context, wanted.options.device)
+    found = None if wanted.fresh else await find_report(session, tenant, row.fingerprint, devices)
+    if found is None:
+        await _queue(session, context, row)
+        return row.id
+    original, report = found
+    row.reused_from = original.reused_from or original.id
     session.add(row)
     await session.flush()
-    row.job_id = await queue.defer(
-        session, context.queue, row.id, device=wanted.options.device, priority=wanted.priority
-    )
-    await session.flush()
+    await repository.succeed(session, row.id, report)
     return row.id
 
 
-async def _check_device(session: AsyncSession, context: Context, device: str) -> None:
-    if device == "auto":
-        return
+async def _baseline(session: AsyncSession, tenant: str, wanted: AnalysisSettings) -> dict[str, Any] | None:
+    """The baseline as it is now: the verdict does not depend on how long its analysis is kept."""
+    if wanted.baseline is None:
+        return None
+    report, _ = await resolve(session, tenant, wanted.baseline)
+    return report.model_dump(mode="json")
+
+
+def _timeout(context: Context, wanted: AnalysisSettings) -> float:
+    limit = context.settings.job_seconds
+    timeout = limit if wanted.timeout_s is None else wanted.timeout_s
+    if timeout > limit:
+        error = FieldError(pointer="/timeout_s", detail=f"The service's limit is {limit:g} seconds.")
+        raise InvalidRequestError("The time limit is above the service's own.", errors=[error])
+    return timeout
+
+
+async def _queue(session: AsyncSession, context: Context, row: AnalysisRow) -> None:
+    # Held until the transaction ends: whoever counts next counts this analysis too.
+    await lock(session, "queue")
+    await _check_room(session, context, row.tenant)
+    session.add(row)
+    await session.flush()
+    device = row.options["device"]
+    row.job_id = await queue.defer(session, context.queue, row.id, device=device, priority=row.priority)
+    await session.flush()
+
+
+async def _check_room(session: AsyncSession, context: Context, tenant: str) -> None:
+    settings = context.settings
+    every, own = await repository.count_queued(session, tenant)
+    limits: list[tuple[type[ServiceError], int, int, str]] = [
+        (TenantQueueFullError, own, settings.max_queue_per_tenant, "analyses of this API key"),
+        (QueueFullError, every, settings.max_queue, "analyses"),
+    ]
+    for kind, waiting, limit, what in limits:
+        if waiting >= limit:
+            text = f"{limit} {what} are waiting already."
+            raise kind(text, advice="Try again later.", headers={"Retry-After": "5"})
+
+
+async def _devices(session: AsyncSession, context: Context, device: str) -> set[str]:
+    """Devices that workers offer, after a check that ``device`` is one of them."""
     present = await workers.alive(session, within_seconds=context.settings.stalled_seconds)
     # Without any worker nobody knows what there will be; the analysis waits.
-    if present and not any(workers.offers(worker, device) for worker in present):
+    if device != "auto" and present and not any(workers.offers(worker, device) for worker in present):
         offered = sorted({worker.device for worker in present})
         raise DeviceUnavailableError(
             f"No worker offers {device}.",
             advice=f"Ask for one of {', '.join(offered)}, or for auto.",
             details={"devices": offered},
         )
+    return {worker.device for worker in present}

@@ -26,6 +26,7 @@ class AnalysisRow(Base):
     id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
     sequence: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
     """Order of creation; what lists and cursors go by."""
+    tenant: Mapped[str] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
     """Hex digest; the blob may be deleted once the analysis has ended."""
     batch: Mapped[str] = mapped_column(Text)
@@ -34,6 +35,14 @@ class AnalysisRow(Base):
     labels: Mapped[dict[str, str]] = mapped_column(JSONB)
     priority: Mapped[int] = mapped_column(Integer)
     timeout_s: Mapped[float] = mapped_column(Float)
+    policy: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+    baseline: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+    """A report, which is large; like the policy it is loaded only where the verdict is made."""
+    verdict: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    fingerprint: Mapped[str | None] = mapped_column(Text)
+    """Of what the report depends on: model, batch and options; null for analyses older than it."""
+    reused_from: Mapped[UUID | None] = mapped_column(Uuid)
+    """The analysis that the report was made by, which may be deleted by now."""
     state: Mapped[State] = mapped_column(Text)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -52,3 +61,13 @@ class ReportRow(Base):
     analysis: Mapped[UUID] = mapped_column(ForeignKey("analyses.id", ondelete="CASCADE"), primary_key=True)
     body: Mapped[str] = mapped_column(Text)
     sha256: Mapped[str] = mapped_column(Text)
+
+
+class IdempotencyRow(Base):
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(Text)
+    """Of the request that brought the key first."""
+    analysis: Mapped[UUID] = mapped_column(ForeignKey("analyses.id", ondelete="CASCADE"))

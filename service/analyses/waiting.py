@@ -9,20 +9,23 @@ from service.analyses.errors import AnalysisNotFoundError
 from service.analyses.repository import find, find_report
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow
 from service.context import Context
+from service.notifications import first_of
 
 
-async def wait_until_ended(context: Context, analysis: UUID, seconds: float) -> tuple[AnalysisRow, ReportRow | None]:
-    """The analysis, and its report, as it is when it has ended, the time is up or the server stops.
+async def wait_until_ended(
+    context: Context, tenant: str, analysis: UUID, seconds: float
+) -> tuple[AnalysisRow, ReportRow | None]:
+    """The tenant's analysis, and its report, as it is when it has ended, the time is up or the server stops.
 
     Raises:
-        AnalysisNotFoundError: when there is none.
+        AnalysisNotFoundError: when there is none, or none any more.
     """
     deadline = asyncio.get_running_loop().time() + seconds
     with context.notifications.subscribe(analysis) as ended:
         while True:
             ended.clear()
             async with context.database.transaction() as session:
-                row = await find(session, analysis)
+                row = await find(session, analysis, tenant)
                 report = await find_report(session, analysis) if row and row.state == "succeeded" else None
             if row is None:
                 raise not_found(str(analysis))
@@ -30,17 +33,8 @@ async def wait_until_ended(context: Context, analysis: UUID, seconds: float) -> 
             if row.state in FINAL_STATES or remaining <= 0 or context.stopping.is_set():
                 return row, report
             # The poll is for notifications that got lost.
-            await _first_of(ended, context.stopping, timeout=min(remaining, context.settings.poll_seconds))
+            await first_of(ended, context.stopping, timeout=min(remaining, context.settings.poll_seconds))
 
 
 def not_found(analysis: str) -> AnalysisNotFoundError:
     return AnalysisNotFoundError(f"There is no analysis {analysis[:80]}.")
-
-
-async def _first_of(*events: asyncio.Event, timeout: float) -> None:  # noqa: ASYNC109 - no error when it is over
-    tasks = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

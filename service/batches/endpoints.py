@@ -21,6 +21,7 @@ from service.blobs import (
 from service.context import InContext
 from service.errors import declare
 from service.openapi import binary_body
+from service.security import InTenant
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
@@ -33,14 +34,15 @@ router = APIRouter(prefix="/v1/batches", tags=["batches"])
     responses={200: {"model": Blob, "description": "The content was here already."}, **declare(*UPLOAD_ERRORS)},
     openapi_extra=binary_body("The batch file."),
 )
-async def upload_batch(request: Request, response: Response, context: InContext) -> Blob:
-    return await upload_blob(request, response, context, "batches", context.settings.max_batch_bytes, batch_format)
+async def upload_batch(request: Request, response: Response, context: InContext, tenant: InTenant) -> Blob:
+    limit = context.settings.max_batch_bytes
+    return await upload_blob(request, response, context, tenant, "batches", limit, batch_format)
 
 
 @router.get("/{batch_id}", summary="Describe a batch", responses=declare(BlobNotFoundError))
 @router.head("/{batch_id}", summary="Ask whether a batch is stored", responses=declare(BlobNotFoundError))
-async def get_batch(batch_id: BlobId, context: InContext) -> Blob:
-    return await get_blob(context, "batches", batch_id)
+async def get_batch(batch_id: BlobId, context: InContext, tenant: InTenant) -> Blob:
+    return await get_blob(context, tenant, "batches", batch_id)
 
 
 @router.delete(
@@ -50,5 +52,5 @@ async def get_batch(batch_id: BlobId, context: InContext) -> Blob:
     description="Reports made from it stay.",
     responses=declare(BlobNotFoundError, BlobInUseError),
 )
-async def delete_batch(batch_id: BlobId, context: InContext) -> None:
-    await delete_blob(context, "batches", batch_id, uses_blob)
+async def delete_batch(batch_id: BlobId, context: InContext, tenant: InTenant) -> None:
+    await delete_blob(context, tenant, "batches", batch_id, uses_blob)

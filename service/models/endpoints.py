@@ -21,6 +21,7 @@ from service.context import InContext
 from service.errors import declare
 from service.models.formats import model_format
 from service.openapi import binary_body
+from service.security import InTenant
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -33,14 +34,15 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
     responses={200: {"model": Blob, "description": "The content was here already."}, **declare(*UPLOAD_ERRORS)},
     openapi_extra=binary_body("The model file."),
 )
-async def upload_model(request: Request, response: Response, context: InContext) -> Blob:
-    return await upload_blob(request, response, context, "models", context.settings.max_model_bytes, model_format)
+async def upload_model(request: Request, response: Response, context: InContext, tenant: InTenant) -> Blob:
+    limit = context.settings.max_model_bytes
+    return await upload_blob(request, response, context, tenant, "models", limit, model_format)
 
 
 @router.get("/{model_id}", summary="Describe a model", responses=declare(BlobNotFoundError))
 @router.head("/{model_id}", summary="Ask whether a model is stored", responses=declare(BlobNotFoundError))
-async def get_model(model_id: BlobId, context: InContext) -> Blob:
-    return await get_blob(context, "models", model_id)
+async def get_model(model_id: BlobId, context: InContext, tenant: InTenant) -> Blob:
+    return await get_blob(context, tenant, "models", model_id)
 
 
 @router.delete(
@@ -50,5 +52,5 @@ async def get_model(model_id: BlobId, context: InContext) -> Blob:
     description="Reports made from it stay.",
     responses=declare(BlobNotFoundError, BlobInUseError),
 )
-async def delete_model(model_id: BlobId, context: InContext) -> None:
-    await delete_blob(context, "models", model_id, uses_blob)
+async def delete_model(model_id: BlobId, context: InContext, tenant: InTenant) -> None:
+    await delete_blob(context, tenant, "models", model_id, uses_blob)

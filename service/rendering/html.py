@@ -23,15 +23,19 @@ def render_html(
 ) -> str:
     """The whole page. ``title`` heads it; ``reproduce`` is the command to show in place of the one made here."""
     style = stylesheet()
-    return _environment().get_template("report.html").render(
-        report=report,
-        verdict=verdict,
-        title=title or "Sharpness report",
-        reproduce=reproduce or facts.command(report),
-        style=Markup(style),  # noqa: S704 - ours, without any value
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        plots=figures(report, verdict),
-        layers=shown_layers(report),
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            verdict=verdict,
+            title=title or "Sharpness report",
+            reproduce=reproduce or facts.command(report),
+            style=Markup(style),  # noqa: S704 - ours, without any value
+            style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+            plots=figures(report, verdict),
+            layers=shown_layers(report),
+        )
     )
 
 
@@ -79,12 +83,12 @@ def _environment() -> Environment:
         number=numbers.number,
         percent=numbers.percent,
         root=lambda square: max(square, 0.0) ** 0.5,
-        symbols=_symbols,
+        symbols=symbols,
     )
     return environment
 
 
-def _symbols(label: str) -> Markup:
+def symbols(label: str) -> Markup:
     """Our own labels with their indices set as such."""
     written = str(escape(label))
     for symbol, index in (("λ", "max"), ("λ", "min"), ("‖", "F")):

@@ -1,0 +1,156 @@
+"""Server-sent events of an analysis: how it stands, each change of that, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header
+from fastapi.sse import format_sse_event
+from starlette.responses import StreamingResponse
+
+from service.analyses import repository
+from service.analyses.endpoints import AnalysisId
+from service.analyses.errors import AnalysisNotFoundError
+from service.analyses.schemas import Analysis
+from service.analyses.table import FINAL_STATES, AnalysisRow
+from service.analyses.waiting import not_found
+from service.context import Context, InContext
+from service.errors import ServiceError, declare
+from service.headers import described
+from service.notifications import first_of
+from service.security import InTenant
+
+_DESCRIPTION = """\
+Events, in the format that browsers read with `EventSource`:
+
+* `state`: the analysis, as `GET /v1/analyses/{id}` gives it; the first event, and one at each change of state.
+* `progress`: `phase`, `fraction`, `hessian_vector_products`; a change within a state.
+* `end`: `state`; the analysis has ended, nothing follows, and the stream closes.
+
+The `id` of an event counts the changes of the analysis. Changes that come faster than the client reads are one event,
+the latest. A stream that closes without `end` (the server restarts, a connection is lost) is taken up again with
+`Last-Event-ID`: nothing is sent twice, and what was missed comes as a `state`.
+"""
+
+_RETRY_MILLISECONDS = 2000
+_HEARTBEAT = format_sse_event(comment="still here")
+
+router = APIRouter(prefix="/v1/analyses", tags=["analyses"])
+
+
+class TooManyStreamsError(ServiceError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "too_many_streams"
+    title = "Too many streams of events are open"
+
+
+class EventStream(StreamingResponse):
+    """Not FastAPI's EventSourceResponse, whose heartbeat and Cache-Control can't be set."""
+
+    media_type = "text/event-stream"
+
+
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["state", "progress", "end"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string"},
+    },
+}
+
+LastEventId = Annotated[
+    str | None, Header(description="`id` of the last event that the client has seen.", examples=["7"])
+]
+
+
+async def _subscribed(analysis: AnalysisId, context: InContext) -> AsyncIterator[asyncio.Event]:
+    """Set at each change of the analysis; held, as the stream's slot is, until the response is over."""
+    full = TooManyStreamsError(
+        f"{context.streams.limit} streams of events are open already.",
+        advice="Try again later, or ask for the analysis itself now and then.",
+        headers={"Retry-After": "5"},
+    )
+    with context.streams.taken(full), context.notifications.subscribe(analysis, every_change=True) as changed:
+        yield changed
+
+
+@router.get(
+    "/{analysis_id}/events",
+    response_class=EventStream,
+    summary="Follow an analysis",
+    description=_DESCRIPTION,
+    responses={
+        200: {
+            "headers": described({"Cache-Control": "no-store."}),
+            # Of one event: the specification has no words for a stream of them.
+            "content": {EventStream.media_type: {"schema": _EVENT}},
+        },
+        **declare(AnalysisNotFoundError, TooManyStreamsError),
+    },
+)
+async def stream_events(
+    analysis: AnalysisId,
+    context: InContext,
+    tenant: InTenant,
+    changed: Annotated[asyncio.Event, Depends(_subscribed)],
+    last_event_id: LastEventId = None,
+) -> EventStream:
+    row = await _find(context, tenant, analysis)
+    if row is None:
+        raise not_found(str(analysis))
+    # X-Accel-Buffering: nginx would otherwise keep events back until it has a buffer full.
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return EventStream(_events(context, row, changed, _revision(last_event_id)), headers=headers)
+
+
+async def _find(context: Context, tenant: str, analysis: UUID) -> AnalysisRow | None:
+    async with context.database.transaction() as session:
+        return await repository.find(session, analysis, tenant)
+
+
+async def _events(context: Context, row: AnalysisRow, changed: asyncio.Event, seen: int | None) -> AsyncIterator[bytes]:
+    """The stream, until the analysis ends or is deleted, or the server stops.
+
+    Args:
+        context: Of the request.
+        row: The analysis as it is now.
+        changed: Set at each change after ``row`` was read.
+        seen: Revision that the client knows.
+    """
+    yield format_sse_event(retry=_RETRY_MILLISECONDS)
+    known: tuple[str, int] | None = None
+    while True:
+        standing = (row.state, row.attempts)
+        yield _HEARTBEAT if row.revision == seen else _event(row, only_progress=standing == known)
+        if row.state in FINAL_STATES:
+            yield format_sse_event(event="end", data_str=json.dumps({"state": row.state}), id=str(row.revision))
+            return
+        seen, known = row.revision, standing
+        await first_of(changed, context.stopping, timeout=context.settings.event_heartbeat_seconds)
+        if context.stopping.is_set():
+            return
+        changed.clear()
+        # Also after a heartbeat's time, because a notification can get lost.
+        found = await _find(context, row.tenant, row.id)
+        if found is None:
+            return
+        row = found
+
+
+def _event(row: AnalysisRow, *, only_progress: bool) -> bytes:
+    analysis = Analysis.of(row)
+    if only_progress and analysis.progress is not None:
+        return format_sse_event(event="progress", data_str=analysis.progress.model_dump_json(), id=str(row.revision))
+    return format_sse_event(event="state", data_str=analysis.model_dump_json(), id=str(row.revision))
+
+
+def _revision(last_event_id: str | None) -> int | None:
+    """None for an identifier that no event has, which starts the client anew."""
+    return int(last_event_id) if last_event_id and re.fullmatch(r"[0-9]{1,10}", last_event_id) else None

@@ -1,0 +1,78 @@
+"""How an analysis ends with a report or an error, and what of it is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import totals
+from service.analyses import repository
+from service.analyses.table import AnalysisRow
+from service.breakdowns import is_breakdown
+from service.totals import Event
+
+PHASES = ("load", "setup", "loss", "parity", "moments", "enclosure", "spectrum")
+"""Phases of an analysis, in their order."""
+
+TIMINGS = (*PHASES, "total")
+"""What is taken of a report's timings: the names in it come from a child, which could make up any."""
+
+_CAUSES = {
+    "out_of_memory": "out_of_memory",
+    "memory_limit": "memory_limit",
+    "time_limit": "time_limit",
+    "time_limit_exceeded": "time_limit",
+    "worker_lost": "worker_lost",
+    "worker_child_exited": "crashed",
+    "worker_child_killed": "crashed",
+    "worker_protocol_violation": "crashed",
+    "worker_zygote_died": "crashed",
+    "invalid_report": "crashed",
+    "blob_missing": "blob_missing",
+}
+_INTERNAL, _REJECTED = "internal", "rejected"
+
+CAUSES = (*dict.fromkeys(_CAUSES.values()), _INTERNAL, _REJECTED)
+
+
+def cause(code: str) -> str:
+    """Which of ``CAUSES`` an error's code belongs to: codes come from a child, and there can be any number of them."""
+    return _CAUSES.get(code) or (_INTERNAL if is_breakdown(code) else _REJECTED)
+
+
+async def succeed(
+    session: AsyncSession, analysis: UUID, report: str, timings: Mapping[str, float]
+) -> AnalysisRow | None:
+    """``repository.succeed``, counted.
+
+    Args:
+        session: The transaction.
+        analysis: Which one.
+        report: As JSON.
+        timings: Seconds by names of ``TIMINGS``.
+    """
+    row = await repository.succeed(session, analysis, report)
+    if row is not None:
+        phases = [Event("phase", name, timings[name]) for name in PHASES if name in timings]
+        duration = [Event("duration", seconds=timings["total"])] if "total" in timings else []
+        await totals.add(session, [*phases, *duration, *_wait(row)])
+    return row
+
+
+async def fail(
+    session: AsyncSession, analysis: UUID, error: dict[str, Any], *, timed_out: bool = False
+) -> AnalysisRow | None:
+    """``repository.fail``, counted."""
+    row = await repository.fail(session, analysis, error, timed_out=timed_out)
+    if row is not None:
+        await totals.add(session, [Event("failed", cause(str(error["code"]))), *_wait(row)])
+    return row
+
+
+def _wait(row: AnalysisRow) -> list[Event]:
+    if row.started_at is None:
+        return []
+    return [Event("queue_wait", seconds=(row.started_at - row.created_at).total_seconds())]

@@ -1,0 +1,121 @@
+"""The forms in which a report can be had, and which of them a client asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Response
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from service.analyses.table import AnalysisRow, ReportRow
+from service.errors import ServiceError
+from service.headers import matches
+from service.policies import Verdict
+from service.rendering import render_html, render_junit, render_markdown
+from wsb_engine.report import Report
+
+JSON, MARKDOWN, HTML, JUNIT = "application/json", "text/markdown", "text/html", "application/junit+xml"
+MEDIA_TYPES = (JSON, MARKDOWN, HTML, JUNIT)
+"""The first is the one for who has no preference."""
+
+DOCUMENT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""Content-Security-Policy of the HTML report; the report has a stricter one about styles itself."""
+
+_RENDERERS = {MARKDOWN: render_markdown, HTML: render_html, JUNIT: render_junit}
+_IMMUTABLE = "private, max-age=31536000, immutable"
+_QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
+
+
+class NotAcceptableError(ServiceError):
+    status = HTTPStatus.NOT_ACCEPTABLE
+    code = "not_acceptable"
+    title = "The report can't be had in a form that the request accepts"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, advice=f"Accept one of {', '.join(MEDIA_TYPES)}.")
+
+
+def negotiated(accept: str | None) -> str:
+    """The media type that an Accept header (RFC 9110) prefers; between equals, the first of ours.
+
+    Raises:
+        NotAcceptableError: when it accepts none.
+    """
+    if accept is None or not accept.strip():
+        return JSON
+    ranges = [_range(part) for part in accept.split(",") if part.strip()]
+    qualities = {kind: _quality(kind, ranges) for kind in MEDIA_TYPES}
+    best = max(MEDIA_TYPES, key=lambda kind: qualities[kind])
+    if qualities[best] == 0:
+        raise NotAcceptableError(f"The request accepts {accept[:120]!r} only.")
+    return best
+
+
+def _range(text: str) -> tuple[str, float]:
+    """A media range and its quality; other parameters say nothing to us."""
+    name, *parameters = (part.strip().lower() for part in text.split(";"))
+    quality = next((value for key, _, value in (p.partition("=") for p in parameters) if key.strip() == "q"), "1")
+    return name, float(quality) if _QUALITY.fullmatch(quality.strip()) else 0.0
+
+
+def _quality(kind: str, ranges: list[tuple[str, float]]) -> float:
+    """That of the most specific range that the type is in."""
+    for pattern in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
+        found = [quality for name, quality in ranges if name == pattern]
+        if found:
+            return max(found)
+    return 0.0
+
+
+async def represent(
+    row: AnalysisRow, report: ReportRow, kind: str, *, if_none_match: str | None = None, status: int = HTTPStatus.OK
+) -> Response:
+    """The report, with the verdict where its analysis has one, as ``kind``.
+
+    Raises:
+        NotAcceptableError: for a report of an older version that only its JSON is left of.
+    """
+    if kind == JSON:
+        body, etag = report.body.encode(), report.sha256
+    else:
+        body = await run_in_threadpool(_rendered, row, report, kind)
+        etag = hashlib.sha256(body).hexdigest()
+    headers = {
+        "ETag": f'"{etag}"',
+        "Vary": "Accept",
+        # A rendering can look another way tomorrow; the report stays what it is.
+        "Cache-Control": _IMMUTABLE if kind == JSON else "private, no-cache",
+    }
+    if matches(if_none_match, headers["ETag"]):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    if kind == HTML:
+        headers["Content-Security-Policy"] = DOCUMENT_POLICY
+    return Response(body, status, headers, media_type=kind)
+
+
+def parsed(report: ReportRow) -> Report | None:
+    """The report as an object; None for one of a version that this one can't read."""
+    try:
+        return Report.model_validate_json(report.body)
+    except ValidationError:
+        return None
+
+
+def verdict_of(row: AnalysisRow) -> Verdict | None:
+    return None if row.verdict is None else Verdict.model_validate(row.verdict)
+
+
+def _rendered(row: AnalysisRow, stored: ReportRow, kind: str) -> bytes:
+    report = parsed(stored)
+    if report is None:
+        raise NotAcceptableError("The report was made by an older version, and can be had as application/json only.")
+    return _RENDERERS[kind](report, verdict_of(row)).encode()
+
+
+def described() -> dict[str, Any]:
+    """The forms besides JSON, as the specification has them."""
+    return {kind: {"schema": {"type": "string"}} for kind in MEDIA_TYPES if kind != JSON}

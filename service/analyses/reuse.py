@@ -1,0 +1,54 @@
+"""Reports that are there already: what makes two requests equal, and which reports may answer another request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+import wsb_engine
+from service.analyses.table import AnalysisRow, ReportRow
+
+
+def fingerprint(**content: Any) -> str:
+    """SHA-256 of values that JSON can hold; equal for equal values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+async def find_report(
+    session: AsyncSession, tenant: str, inputs: str, devices: Collection[str]
+) -> tuple[AnalysisRow, str] | None:
+    """The tenant's newest report on these inputs with the analysis it belongs to, if a run now would give the same.
+
+    Args:
+        session: To read with.
+        tenant: Whose.
+        inputs: Fingerprint of model, batch and options.
+        devices: That workers offer; a report from another kind of device is not what they would give.
+    """
+    query = (
+        select(AnalysisRow, ReportRow.body)
+        .join(ReportRow, ReportRow.analysis == AnalysisRow.id)
+        .where(AnalysisRow.tenant == tenant, AnalysisRow.fingerprint == inputs, AnalysisRow.state == "succeeded")
+        .order_by(AnalysisRow.sequence.desc())
+        .limit(1)
+    )
+    found = (await session.execute(query)).one_or_none()
+    if found is None:
+        return None
+    row, body = found
+    return (row, body) if _is_current(json.loads(body), devices) else None
+
+
+def _is_current(report: dict[str, Any], devices: Collection[str]) -> bool:
+    kinds = {device.partition(":")[0] for device in devices}
+    # A report that ran into its time limit is partial: another run may get further.
+    return (
+        report["engine"]["version"] == wsb_engine.__version__
+        and (not kinds or report["engine"]["device"].partition(":")[0] in kinds)
+        and all(warning["code"] != "time_limit" for warning in report["warnings"])
+    )

@@ -1,0 +1,48 @@
+"""The verdict of an analysis that was given a policy."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.analyses.table import AnalysisRow
+from service.policies import Policy, Verdict, evaluate
+from wsb_engine.report import Report
+
+
+async def judge(session: AsyncSession, row: AnalysisRow, report: str) -> dict[str, Any] | None:
+    """What the policy of this analysis says about its report; None without a policy."""
+    # The two are large and read nowhere else, so rows come without them.
+    query = select(AnalysisRow.policy, AnalysisRow.baseline).where(AnalysisRow.id == row.id)
+    policy, baseline = (await session.execute(query)).one()
+    if policy is None:
+        return None
+    return await asyncio.to_thread(verdict_document, policy, baseline, row.options.get("learning_rate"), report)
+
+
+def verdict_document(
+    policy: dict[str, Any], baseline: dict[str, Any] | None, learning_rate: float | None, report: str
+) -> dict[str, Any]:
+    """The verdict as the resource shows it.
+
+    Args:
+        policy, baseline: As they were stored.
+        learning_rate: Of the options.
+        report: As JSON.
+    """
+    try:
+        verdict = evaluate(
+            Policy.model_validate(policy),
+            Report.model_validate_json(report),
+            None if baseline is None else Report.model_validate(baseline),
+            learning_rate,
+        )
+    except ValidationError as error:
+        # They were valid when they were stored, by an older version of the service.
+        message = f"The policy or the baseline is not valid any more: {error.errors()[0]['msg']}."
+        verdict = Verdict(outcome="error", code="policy_outdated", message=message, rules=[])
+    return verdict.model_dump(mode="json")

@@ -1,0 +1,97 @@
+"""uvicorn as this service runs it: HTTP/1.1 by h11, with a time limit on the head of a request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.errors import MalformedRequestError
+from service.settings import Settings
+
+
+def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None = None) -> uvicorn.Config:
+    """Configuration of a server for the application.
+
+    Args:
+        app: Made by ``create_app``.
+        settings: Limits of connections.
+        drain_seconds: Time that requests have to finish when the server stops; None: as long as they take.
+    """
+
+    class Protocol(_Protocol):
+        head_bytes = settings.max_request_head_bytes
+        head_seconds = settings.request_head_seconds
+
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=drain_seconds,
+        h11_max_incomplete_event_size=settings.max_request_head_bytes,
+    )
+
+
+class _Protocol(H11Protocol):
+    """Limits the size of a request's line and headers, and closes connections on which they don't come in time.
+
+    uvicorn itself limits only the time before the first byte of a request, and that only after an earlier request
+    on the same connection. Bodies have limits of their own (``service.uploads``).
+    """
+
+    head_bytes: ClassVar[int]
+    head_seconds: ClassVar[float]
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        # h11 looks at the size of a head only while that is incomplete: it gets no more than it may hold at first.
+        most = len(data) if self.conn.their_state is not h11.IDLE else self.head_bytes + 1
+        for piece in filter(None, (data[:most], data[most:])):
+            if not self.transport.is_closing():
+                super().data_received(piece)
+        self._time_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _time_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_timer()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_seconds, self._head_missing)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_missing(self) -> None:
+        self._head_timer = None
+        if self.conn.their_state is h11.IDLE:
+            self.timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        """The answer to what is no HTTP, as a problem like every other error."""
+        problem = MalformedRequestError(msg).response()
+        headers = [*problem.raw_headers, (b"connection", b"close")]
+        events: list[Any] = [
+            h11.Response(status_code=problem.status_code, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(problem.body)),
+            h11.EndOfMessage(),
+        ]
+        for event in events:
+            self.transport.write(self.conn.send(event))
+        self.transport.close()

@@ -1,0 +1,190 @@
+"""Who may use the service: API keys, the tenant that a key stands for, and addresses that may do without keys."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import ServiceError
+
+ANONYMOUS = "default"
+"""The tenant of everyone where no keys are configured."""
+
+PUBLIC_PATHS = frozenset(
+    {
+        *("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/sign-in"),
+        *(f"/static/{name}" for name in ("report.css", "web.css", "web.js", "icon.svg")),
+    }
+)
+"""What is answered without a key; every other path needs one, whether or not there is anything at it."""
+
+_PREFIX = "wsb_"
+_KEY_BYTES = 32
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class UnauthorizedError(ServiceError):
+    status = HTTPStatus.UNAUTHORIZED
+    code = "unauthorized"
+    title = "An API key is needed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            detail,
+            advice="Send a key as Authorization: Bearer KEY; the commands of wsb take it from WSB_API_KEY.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+class ExposedError(Exception):
+    """The service would answer strangers."""
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key as the server knows it."""
+
+    tenant: str
+    sha256: str
+
+
+def new_key() -> str:
+    """A fresh key: 256 random bits behind a prefix by which secret scanners can tell it."""
+    return _PREFIX + secrets.token_urlsafe(_KEY_BYTES)
+
+
+def hash_key(key: str) -> str:
+    """What is stored of a key.
+
+    One round of SHA-256: slow, salted hashes protect secrets that can be guessed. A key of 256 random bits can't,
+    and each request pays for the hash.
+    """
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def is_tenant_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
+def parse_keys(text: str) -> tuple[ApiKey, ...]:
+    """The keys in ``name:hash,name:hash``; a name may come several times, while its key is being replaced.
+
+    Raises:
+        ValueError: for anything else; the text says which entry, and nothing of what may be a key.
+    """
+    keys: dict[str, ApiKey] = {}
+    for number, entry in enumerate(text.split(","), start=1):
+        name, colon, sha256 = entry.strip().partition(":")
+        if not (colon and is_tenant_name(name) and _HASH.fullmatch(sha256.lower())):
+            raise ValueError(
+                f"entry {number} is not NAME:HASH, with a name of letters, digits, '_', '.' and '-' and a SHA-256 in"
+                " hexadecimal; `wsb keys new NAME` prints one"
+            )
+        key = ApiKey(name, sha256.lower())
+        if keys.setdefault(key.sha256, key) != key:
+            raise ValueError(f"entry {number} is the key of another name; a key belongs to one")
+    return tuple(keys.values())
+
+
+def tenant_of(keys: Sequence[ApiKey], key: str) -> str | None:
+    """Whose key it is; every entry is compared, in time that does not depend on where they differ."""
+    sha256, tenant = hash_key(key), None
+    for known in keys:
+        if hmac.compare_digest(sha256, known.sha256):
+            tenant = known.tenant
+    return tenant
+
+
+class Authentication:
+    """Turns requests without a valid key away, before anything of their body is read.
+
+    Wraps the whole application, so that no route can be forgotten and no body be read before the check.
+
+    Args:
+        app: What is protected.
+        keys: Without any, everyone is let in as one tenant.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
+            try:
+                session = scope.get("state", {}).get("session")
+                authorization = Headers(scope=scope).get("authorization")
+                tenant = self._authenticate(authorization) if session is None else session.tenant
+            except UnauthorizedError as error:
+                await error.response()(scope, receive, send)
+                return
+            scope.setdefault("state", {})["tenant"] = tenant
+            # Not undone here: the line that logs the request is written after this returns.
+            structlog.contextvars.bind_contextvars(tenant=tenant)
+        await self._app(scope, receive, send)
+
+    def _authenticate(self, authorization: str | None) -> str:
+        if not self._keys:
+            return ANONYMOUS
+        if authorization is None:
+            raise UnauthorizedError("The request has no Authorization header.")
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise UnauthorizedError("The Authorization header is of another scheme than Bearer.")
+        tenant = tenant_of(self._keys, key.strip())
+        if tenant is None:
+            raise UnauthorizedError("The key is not known here.")
+        return tenant
+
+
+def _tenant(request: Request) -> str:
+    tenant: str = request.state.tenant
+    return tenant
+
+
+InTenant = Annotated[str, Depends(_tenant)]
+"""Whom the request comes from; whatever a route finds or changes must be this tenant's."""
+
+
+def openapi_scheme() -> dict[str, Any]:
+    """The security scheme of the specification."""
+    text = "A key that `wsb keys new` made. A service without keys answers everyone as one tenant."
+    return {"ApiKey": {"type": "http", "scheme": "bearer", "description": text}}
+
+
+def refuse_exposure(host: str, keys: Sequence[ApiKey], *, allow_anonymous: bool) -> None:
+    """Checks that a service without keys is reached from this machine only.
+
+    Raises:
+        ExposedError: with what to set, when it would be reached from elsewhere.
+        OSError: when the host's name can't be resolved.
+    """
+    if keys or allow_anonymous or _is_loopback(host):
+        return
+    raise ExposedError(
+        f"{host or 'an empty host'} can be reached from other machines, and no API keys are set: whoever reaches it"
+        " could use the service and see what others send. Make a key with `wsb keys new NAME` and set WSB_API_KEYS"
+        " to the entry that it prints, or listen on 127.0.0.1. Behind a proxy that authenticates, set"
+        " WSB_ALLOW_ANONYMOUS=true."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if not host:
+        return False  # listens on every address
+    addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    return all(ipaddress.ip_address(address).is_loopback for address in addresses)

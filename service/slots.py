@@ -1,0 +1,31 @@
+"""How many of something may be open at one time in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from service.errors import ServiceError
+
+
+class Slots:
+    """A counter with a limit; who comes when all slots are taken is refused and not kept waiting."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._taken = 0
+
+    @contextmanager
+    def taken(self, full: ServiceError) -> Iterator[None]:
+        """Holds a slot during the block.
+
+        Raises:
+            ServiceError: ``full``, when there is no slot left.
+        """
+        if self._taken >= self.limit:
+            raise full
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1

@@ -1,0 +1,160 @@
+"""Traces by OpenTelemetry: off, and without cost, unless an endpoint is given.
+
+Only the API of OpenTelemetry is imported here, which FastAPI brings; the SDK and the exporter are the extra ``traces``
+and are loaded where traces are on. Nothing is registered globally: each application and each worker has its provider.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import NoOpTracerProvider, Span, SpanKind, StatusCode, TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.types import Scope
+
+import wsb_engine
+
+if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
+    from opentelemetry.sdk.trace import SpanProcessor
+
+ADVICE = "install the extra: pip install 'wsb[service,traces]'"
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Paths that are asked every few seconds and would hide the rest."""
+
+_FLUSH_SECONDS = 3.0
+_CONTEXT = TraceContextTextMapPropagator()
+
+log = structlog.get_logger(__name__)
+
+
+class Tracing:
+    """The tracer of one process.
+
+    Args:
+        endpoint: Base URL of a collector that takes OTLP over HTTP; None leaves it to the variable that other programs
+            use as well, and without that there are no traces.
+    """
+
+    def __init__(self, endpoint: str | None) -> None:
+        endpoint = endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        self._endpoint = endpoint
+        self.on = bool(endpoint) and installed()
+        if endpoint and not self.on:
+            log.warning("traces_off", reason="OpenTelemetry's SDK or exporter is missing", advice=ADVICE)
+        self.provider: TracerProvider = _provider() if self.on else NoOpTracerProvider()
+        self._tracer = self.provider.get_tracer("wsb", wsb_engine.__version__)
+
+    @asynccontextmanager
+    async def exporting(self) -> AsyncIterator[None]:
+        """Sends spans during the block; at its end waits a few seconds for the last ones to get through."""
+        if not self.on or self._endpoint is None:
+            yield
+            return
+        from opentelemetry.sdk.trace import TracerProvider as SdkProvider
+
+        assert isinstance(self.provider, SdkProvider)  # noqa: S101 - the constructor says so
+        self.provider.add_span_processor(span_processor(self._endpoint))
+        try:
+            yield
+        finally:
+            # A thread that the process does not wait for: a collector that hangs must not hold up the end.
+            last = threading.Thread(target=self.provider.shutdown, daemon=True)
+            last.start()
+            await asyncio.to_thread(last.join, _FLUSH_SECONDS)
+
+    def telemetry(self) -> TelemetryConfig:
+        """What makes FastAPI give each request a span that continues the client's trace, probes excepted."""
+        return {
+            "tracer_provider": self.provider,
+            "tracing": self.on,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+            "exclude": _is_probe,
+        }
+
+    @contextmanager
+    def job_span(self, name: str, traceparent: str | None, attributes: Mapping[str, str | int]) -> Iterator[Span]:
+        """A span around a job, in the trace of the request that queued it.
+
+        Args:
+            name: Of the span.
+            traceparent: As ``carried`` gave it; None starts a trace.
+            attributes: Of the span.
+        """
+        context = _CONTEXT.extract({} if traceparent is None else {"traceparent": traceparent})
+        # An exception's text may hold what does not belong into a trace.
+        with self._tracer.start_as_current_span(
+            name, context, SpanKind.CONSUMER, attributes, record_exception=False
+        ) as span:
+            yield span
+
+
+def installed() -> bool:
+    """Whether the extra is there."""
+    try:
+        return all(map(find_spec, ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")))
+    except ModuleNotFoundError:
+        return False
+
+
+def carried() -> dict[str, str]:
+    """Argument of a job by which its span continues the present trace; none where there is no trace."""
+    carrier: dict[str, str] = {}
+    _CONTEXT.inject(carrier)
+    return {"traceparent": carrier["traceparent"]} if carrier else {}
+
+
+def trace_id() -> str | None:
+    """Of the present span, as backends show it; None where there is none."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else None
+
+
+def note(**attributes: str | int) -> None:
+    """Adds attributes to the present span."""
+    trace.get_current_span().set_attributes(attributes)
+
+
+def add_phases(timings: Mapping[str, float]) -> None:
+    """Notes the phases of an analysis, which ran in a process without a tracer, as events of the present span."""
+    span = trace.get_current_span()
+    for phase, seconds in timings.items():
+        span.add_event(phase, {"seconds": seconds})
+
+
+def mark_failed(code: str) -> None:
+    """Marks the present span as failed."""
+    span = trace.get_current_span()
+    span.set_attribute("error.type", code)
+    span.set_status(StatusCode.ERROR)
+
+
+def span_processor(endpoint: str) -> SpanProcessor:
+    """Sends spans in batches from a thread of its own; whatever goes wrong there is logged and no more."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    return BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces"))
+
+
+def _provider() -> TracerProvider:
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider as SdkProvider
+
+    named = {"service.name": os.environ.get("OTEL_SERVICE_NAME", "wsb"), "service.version": wsb_engine.__version__}
+    return SdkProvider(resource=Resource.create(named), shutdown_on_exit=False)
+
+
+def _is_probe(scope: Scope) -> bool:
+    return scope.get("path") in PROBES

@@ -1,0 +1,214 @@
+"""Two reports side by side: their numbers, how these differ, and what is certain about that."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from markupsafe import Markup
+from starlette.concurrency import run_in_threadpool
+
+from service import rendering
+from service.analyses import endpoints as interface
+from service.analyses import representations
+from service.analyses.schemas import Analysis
+from service.context import Context, InContext
+from service.policies import Policy, PolicyError, evaluate
+from service.policies.baseline import compare
+from service.policies.metrics import Measurement, measure, rounded
+from service.policies.policy import parse_toml
+from service.policies.verdict import Difference, Range
+from service.rendering import facts, plots
+from service.rendering.numbers import ends, interval, number
+from service.security import InTenant
+from service.web.endpoints import find
+from service.web.pages import page
+from wsb_engine.report import Report
+
+MAX_CHOICES = 100
+"""Analyses to choose from: the newest with a report."""
+
+router = APIRouter(include_in_schema=False)
+
+_NUMBERS = (
+    ("λ_max", "enclosure.lambda_max"),
+    ("λ_min", "enclosure.lambda_min"),
+    ("Wolkowicz-Styan, upper bound on λ_max", "bounds.wolkowicz_styan.lambda_max.upper"),
+    ("Largest eigenvalue of the spectrum", "spectrum.eigenvalues.0"),
+    ("Trace, tr H", "moments.trace"),
+    ("Gauss-Newton trace, tr G", "moments.gauss_newton_trace"),
+    ("‖H‖_F²", "moments.frobenius_squared"),
+    ("Loss", "loss.value"),
+    ("Gradient norm", "loss.gradient_norm"),
+    ("Accuracy", "loss.accuracy"),
+    ("Parameters", "model.parameters.count"),
+    ("Samples", "batch.samples"),
+)
+_ANY_POLICY = Policy.model_validate({"rule": [{"metric": "loss.value", "op": ">=", "limit": 0.0}]})
+"""Stands in where there is none: the differences of two reports don't depend on it."""
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of both reports, as it is shown."""
+
+    label: str
+    first: str
+    second: str
+    difference: str
+    relative: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An analysis that has been chosen, and its report."""
+
+    analysis: Analysis
+    report: Report
+
+
+@router.get("/compare")
+async def compare_analyses(
+    request: Request, context: InContext, tenant: InTenant, a: str = "", b: str = "", policy: str = ""
+) -> Response:
+    choices = await interface.list_analyses(context, tenant, state=["succeeded"], limit=MAX_CHOICES)
+    errors: dict[str, str] = {}
+    first = await _chosen(context, tenant, a, errors, "a")
+    second = await _chosen(context, tenant, b, errors, "b")
+    rules = _policy(policy, errors)
+    compared: dict[str, Any] = {"rows": None, "verdict": None, "policy": policy, "errors": errors}
+    if first is not None and second is not None:
+        compared |= await run_in_threadpool(_compared, first, second, rules)
+    status = HTTPStatus(422) if errors else HTTPStatus.OK
+    shown = _offered(choices.items, first, second)
+    return page(request, "compare.html", status, choices=shown, first=first, second=second, **compared)
+
+
+async def _chosen(context: Context, tenant: str, text: str, errors: dict[str, str], name: str) -> Chosen | None:
+    """The analysis of this identifier, unless there is none, or none with a report.
+
+    Raises:
+        AnalysisNotFoundError: for an identifier that the tenant has no analysis of.
+    """
+    if not text:
+        return None
+    if not _UUID.fullmatch(text):
+        errors[name] = "This is no identifier of an analysis."
+        return None
+    row, stored = await find(context, tenant, UUID(text))
+    report = None if stored is None else await run_in_threadpool(representations.parsed, stored)
+    if report is None:
+        errors[name] = "This analysis has no report that can be read."
+        return None
+    return Chosen(Analysis.of(row), report)
+
+
+def _offered(newest: list[Analysis], *chosen: Chosen | None) -> list[Analysis]:
+    """What there is to choose from; what has been chosen is among it, however old."""
+    known = {analysis.id for analysis in newest}
+    return newest + [
+        each.analysis
+        for i, each in enumerate(chosen)
+        if each is not None and each.analysis.id not in known and each not in chosen[:i]
+    ]
+
+
+def _policy(text: str, errors: dict[str, str]) -> Policy | None:
+    try:
+        return parse_toml(text.replace("\r\n", "\n").encode()) if text.strip() else None
+    except PolicyError as error:
+        errors["policy"] = str(error)
+        return None
+
+
+def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str, Any]:
+    """What the page shows of two reports; the first is the baseline of the second."""
+    verdict = None
+    if policy is not None:
+        rate = second.analysis.options.learning_rate
+        verdict = rendering.render_verdict(evaluate(policy, second.report, first.report, rate))
+    return {
+        "rows": list(filter(None, (_row(label, metric, first.report, second.report) for label, metric in _NUMBERS))),
+        "verdict": verdict,
+        "decision": decision(first.report, second.report),
+        "plot": _plot(first, second),
+        "differences": _differences(first.report, second.report),
+    }
+
+
+def decision(first: Report, second: Report) -> tuple[str, str]:
+    """Which of two classifiers is sharper for certain, in a few words, and why."""
+    ours, theirs = facts.largest_eigenvalue(first), facts.largest_eigenvalue(second)
+    if ours is None or theirs is None:
+        return "Not decided", "One of the reports holds no bound on λ_max."
+    how = ours[0] if ours[0] == theirs[0] else f"{ours[0]} and {theirs[0]}"
+    chance = _chance(first) + _chance(second)
+    but = f", but for a probability of at most {number(chance)}" if chance else ""
+    for sharper, other, high, low in (("A", "B", ours[1], theirs[1]), ("B", "A", theirs[1], ours[1])):
+        if high.lower > low.upper:
+            least, most = ends(high)[0], ends(low)[1]
+            text = f"λ_max of {sharper} is at least {least}, that of {other} at most {most}{but} (by {how})."
+            return f"{sharper} is sharper", text
+    return "Not decided", f"The intervals of λ_max overlap (by {how}): which classifier is sharper is not certain."
+
+
+def _chance(report: Report) -> float:
+    """Probability that the closest interval about λ_max does not hold it."""
+    if report.enclosure is not None:
+        return report.enclosure.lambda_max.failure_probability or 0.0
+    return (report.moments.failure_probability or 0.0) if report.moments is not None else 0.0
+
+
+def _row(label: str, metric: str, first: Report, second: Report) -> Row | None:
+    ours, theirs = measure(first, metric), measure(second, metric)
+    if ours is None and theirs is None:
+        return None
+    if ours is None or theirs is None:
+        return Row(label, _text(ours), _text(theirs), "—", "")
+    low, high = theirs.low - ours.high, theirs.high - ours.low
+    enclosed = ours.enclosed or theirs.enclosed
+    return Row(label, _text(ours), _text(theirs), _written(low, high, enclosed=enclosed), _relative(ours, low, high))
+
+
+def _text(found: Measurement | None) -> str:
+    return "—" if found is None else _written(found.low, found.high, enclosed=found.enclosed)
+
+
+def _written(low: Fraction, high: Fraction, *, enclosed: bool) -> str:
+    if enclosed:
+        return interval(Range(lower=rounded(low), upper=rounded(high)))
+    return f"{int(low):,}" if low.denominator == 1 else number(rounded(low), 9)
+
+
+def _relative(ours: Measurement, low: Fraction, high: Fraction) -> str:
+    """The difference's middle as a share of the first number; whether its sign is certain."""
+    if low <= 0 <= high:
+        return "the same" if low == high else "sign not certain"
+    middle = (ours.low + ours.high) / 2
+    if middle == 0:
+        return ""
+    share = number(rounded(100 * (low + high) / 2 / abs(middle)), 3)
+    return f"{share if share.startswith('-') else f'+{share}'} %"
+
+
+def _plot(first: Chosen, second: Chosen) -> Markup | None:
+    ranges = []
+    for style, name, chosen in ((1, "A", first), (2, "B", second)):
+        found = facts.largest_eigenvalue(chosen.report)
+        if found is not None:
+            ranges.append(plots.Range(f"λ_max of {name}", found[1].lower, found[1].upper, style))
+    if not ranges:
+        return None
+    said = "; ".join(f"{each.label}: {interval(each)}" for each in ranges)
+    return plots.number_line(ranges, key="compared", title="λ_max of both", description=f"{said}.")
+
+
+def _differences(first: Report, second: Report) -> list[Difference]:
+    """What else than the numbers differs, so that these may not be comparable."""
+    return compare(_ANY_POLICY, second, first).differences

@@ -1,0 +1,168 @@
+"""The pages about analyses: ask for one, find one, follow it, read its report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, get_args
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from service import rendering
+from service.analyses import endpoints as interface
+from service.analyses import repository, representations
+from service.analyses.endpoints import AnalysisId
+from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis
+from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
+from service.analyses.waiting import not_found
+from service.context import Context, InContext
+from service.errors import NotFoundError
+from service.security import InTenant
+from service.web.forms import Filled, empty_form, kept, submit_form
+from service.web.pages import STATIC_TYPES, page, see, static
+from service.web.posts import read_post
+
+PAGE_SIZE = 20
+RELOAD_SECONDS = 2
+"""Between two looks at a running analysis, for browsers without scripts."""
+
+LABEL = re.compile(f"{LABEL_KEY}(:{LABEL_VALUE})?")
+
+router = APIRouter(include_in_schema=False)
+
+_FORMS = {
+    "json": representations.JSON,
+    "md": representations.MARKDOWN,
+    "xml": representations.JUNIT,
+    "html": representations.HTML,
+}
+
+
+@router.get("/")
+async def show_home(
+    request: Request,
+    context: InContext,
+    tenant: InTenant,
+    state: str = "",
+    label: str = "",
+    after: str | None = None,
+    model: str = "",
+    batch: str = "",
+) -> Response:
+    form = empty_form()
+    form.values |= {"model_id": model, "batch_id": batch}
+    return await _home(request, context, tenant, form, {"state": state, "label": label, "after": after})
+
+
+@router.post("/analyses")
+async def submit_analysis(request: Request, context: InContext, tenant: InTenant) -> Response:
+    outcome = await submit_form(request, context, tenant, request.state.session)
+    if isinstance(outcome, Filled):
+        return await _home(request, context, tenant, outcome, {})
+    return see(request, "show_analysis", analysis_id=outcome)
+
+
+async def _home(
+    request: Request, context: Context, tenant: str, form: Filled, filters: Mapping[str, str | None]
+) -> Response:
+    state, label = filters.get("state") or "", (filters.get("label") or "").strip()
+    known = label if LABEL.fullmatch(label) else ""
+    found = await interface.list_analyses(
+        context,
+        tenant,
+        state=[wanted for wanted in get_args(State) if wanted == state],
+        label=[known] if known else [],
+        limit=PAGE_SIZE,
+        after=filters.get("after"),
+    )
+    following = None
+    if found.next is not None:
+        after = parse_qs(urlsplit(found.next).query)["after"]
+        following = "?" + urlencode({"state": state, "label": label, "after": after[0]})
+    return page(
+        request,
+        "home.html",
+        form.status if form.errors else HTTPStatus.OK,
+        form=form,
+        kept=kept(form.values),
+        analyses=found.items,
+        following=following,
+        states=get_args(State),
+        state=state,
+        label=label,
+        label_error="" if known == label else "A label is a name, or name:value.",
+        is_first=filters.get("after") is None,
+        limits=context.settings,
+    )
+
+
+@router.get("/analyses/{analysis_id}")
+async def show_analysis(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
+    row, stored = await find(context, tenant, analysis)
+    live = row.state not in FINAL_STATES
+    report = None if stored is None else await run_in_threadpool(_sections, row, stored)
+    return page(
+        request,
+        "analysis.html",
+        analysis=Analysis.of(row),
+        live=live,
+        report=report,
+        events=f"{request.scope['root_path']}/v1/analyses/{analysis}/events",
+        reload_after=RELOAD_SECONDS if live else None,
+    )
+
+
+def _sections(row: AnalysisRow, stored: ReportRow) -> Any:
+    """The report's sections; none for a report of a version that can't be read any more."""
+    report = representations.parsed(stored)
+    return "" if report is None else rendering.render_sections(report, representations.verdict_of(row))
+
+
+@router.get("/analyses/{analysis_id}/report.{form}")
+async def download_report(analysis: AnalysisId, context: InContext, tenant: InTenant, form: str) -> Response:
+    row, stored = await find(context, tenant, analysis)
+    if stored is None or form not in _FORMS:
+        raise NotFoundError(f"There is no report.{form[:80]} of this analysis.")
+    response = await representations.represent(row, stored, _FORMS[form])
+    shown = "inline" if form == "html" else "attachment"
+    response.headers["Content-Disposition"] = f'{shown}; filename="wsb-{str(row.id)[:8]}.{form}"'
+    return response
+
+
+@router.post("/analyses/{analysis_id}/cancel")
+async def cancel(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
+    await read_post(request)
+    await interface.cancel_analysis(analysis, context, tenant)
+    return see(request, "show_analysis", analysis_id=analysis)
+
+
+@router.post("/analyses/{analysis_id}/delete")
+async def delete(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
+    await read_post(request)
+    await interface.delete_analysis(analysis, context, tenant)
+    return see(request, "show_home")
+
+
+@router.get("/static/{file}")
+async def get_static(file: str) -> Response:
+    if file not in STATIC_TYPES:
+        raise NotFoundError(f"There is no file {file[:80]}.")
+    # Addresses in pages have a version behind them.
+    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+    return Response(static(file), headers=headers, media_type=STATIC_TYPES[file])
+
+
+async def find(context: Context, tenant: str, analysis: Any) -> tuple[AnalysisRow, ReportRow | None]:
+    """The tenant's analysis, and its report where it has one.
+
+    Raises:
+        AnalysisNotFoundError: also for one of another tenant.
+    """
+    async with context.database.transaction() as session:
+        row = await repository.find(session, analysis, tenant)
+        if row is None:
+            raise not_found(str(analysis))
+        return row, await repository.find_report(session, analysis) if row.state == "succeeded" else None

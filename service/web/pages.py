@@ -1,0 +1,122 @@
+"""Pages from templates, with the headers that keep them to themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from functools import cache
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import escape
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from service import rendering
+from service.rendering import facts
+from service.rendering.html import symbols
+from service.rendering.numbers import interval, number, percent
+from service.rendering.text import clean
+from service.security import ANONYMOUS
+
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self';"
+    " frame-ancestors 'none'; base-uri 'none'"
+)
+STATIC_TYPES = {
+    "report.css": "text/css",
+    "web.css": "text/css",
+    "web.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+"""Files that pages load, and what they are; none is anybody's secret."""
+
+_FOLDER = Path(__file__).parent / "static"
+
+
+def page(
+    request: Request, template: str, status: int = HTTPStatus.OK, *, reload_after: int | None = None, **values: Any
+) -> Response:
+    """A page made from a template.
+
+    Args:
+        request: Whose page it is.
+        template: Name of the template.
+        status: Of the answer.
+        reload_after: Seconds after which a browser without scripts loads the page again.
+        values: For the template.
+    """
+    state = request.scope.get("state", {})
+    session = state.get("session")
+    content = (
+        _environment()
+        .get_template(template)
+        .render(
+            url=lambda name, **parameters: address(request, name, **parameters),
+            file=lambda name: f"{address(request, 'get_static', file=name)}?v={_version(name)}",
+            csrf="" if session is None else session.csrf,
+            tenant=session.tenant if session is not None else None,
+            reload_after=reload_after,
+            **values,
+        )
+    )
+    cache_control = "private, no-cache" if session is None else "no-store"
+    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": cache_control}
+    return HTMLResponse(content, status, headers)
+
+
+def address(request: Request, name: str, **parameters: Any) -> str:
+    """Path of a route of this service as the browser has to ask for it, prefix included."""
+    path = request.app.url_path_for(name, **{key: str(value) for key, value in parameters.items()})
+    return f"{request.scope.get('root_path', '')}{path}"
+
+
+def see(request: Request, name: str, **parameters: Any) -> Response:
+    """Sends the browser on, after something was changed, to a page of this service."""
+    return RedirectResponse(address(request, name, **parameters), HTTPStatus.SEE_OTHER)
+
+
+@cache
+def static(name: str) -> bytes:
+    """Content of one of ``STATIC_TYPES``."""
+    return rendering.stylesheet().encode() if name == "report.css" else (_FOLDER / name).read_bytes()
+
+
+@cache
+def _version(name: str) -> str:
+    return hashlib.sha256(static(name)).hexdigest()[:12]
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("service.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.globals.update(facts=facts, ANONYMOUS=ANONYMOUS)
+    environment.filters.update(
+        interval=interval, moment=_moment, number=number, percent=percent, short=_short, symbols=symbols, typed=escape
+    )
+    return environment
+
+
+def _shown(value: object) -> object:
+    """What ``{{ … }}`` prints: strangers' text made visible; ``typed`` gives text back as it was sent."""
+    if value is None:
+        return ""
+    return clean(value) if type(value) is str else value
+
+
+def _moment(value: datetime) -> str:
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _short(identifier: object) -> str:
+    """The beginning of a long identifier, which tells it from its neighbours."""
+    return str(identifier).removeprefix("sha256:")[:8]

@@ -1,0 +1,160 @@
+"""λ_max from checkpoint to checkpoint: the analyses that share a label, in the order of their epoch or step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from markupsafe import Markup
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+
+from service.analyses import repository
+from service.analyses.table import AnalysisRow, ReportRow
+from service.context import Context, InContext
+from service.rendering import plots
+from service.rendering.numbers import Ends, interval, middle, number
+from service.security import InTenant
+from service.web.endpoints import LABEL
+from service.web.pages import page
+from wsb_engine.report import Bounds, Enclosure, Loss
+
+MAX_CHECKPOINTS = 200
+"""Analyses of a series: the newest with a report."""
+
+POSITIONS = ("epoch", "step")
+"""Labels that say where in its run a checkpoint is; the first that an analysis has counts."""
+
+router = APIRouter(include_in_schema=False)
+
+
+class _Part(BaseModel):
+    """What a series needs of a report."""
+
+    enclosure: Enclosure | None = None
+    bounds: Bounds | None = None
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One analysis of the series."""
+
+    analysis: UUID
+    position: str
+    ends: Ends
+    """About λ_max."""
+    how: str
+    loss: float
+    accuracy: float | None
+    learning_rate: float | None
+
+
+@router.get("/series")
+async def show_series(request: Request, context: InContext, tenant: InTenant, label: str = "") -> Response:
+    label, error, checkpoints = label.strip(), "", list[Checkpoint]()
+    skipped, is_cut = 0, False
+    if label and not LABEL.fullmatch(label):
+        error = "A label is a name, or name:value."
+    elif label:
+        rows = await _rows(context, tenant, label)
+        is_cut = len(rows) > MAX_CHECKPOINTS
+        rows = rows[:MAX_CHECKPOINTS]
+        checkpoints = await run_in_threadpool(_checkpoints, rows)
+        skipped = len(rows) - len(checkpoints)
+    return page(
+        request,
+        "series.html",
+        HTTPStatus(422) if error else HTTPStatus.OK,
+        label=label,
+        error=error,
+        checkpoints=checkpoints,
+        plot=_plot(label, checkpoints),
+        stable=_stable(checkpoints),
+        skipped=skipped,
+        is_cut=is_cut,
+        most=MAX_CHECKPOINTS,
+    )
+
+
+async def _rows(context: Context, tenant: str, label: str) -> Sequence[tuple[AnalysisRow, str]]:
+    """Analyses with this label and their reports, newest first, one more than are shown."""
+    key, colon, value = label.partition(":")
+    async with context.database.transaction() as session:
+        rows = await repository.newest(
+            session,
+            tenant,
+            states=["succeeded"],
+            labels=[{key: value}] if colon else [],
+            label_keys=[] if colon else [key],
+            before=None,
+            limit=MAX_CHECKPOINTS + 1,
+        )
+        query = select(ReportRow.analysis, ReportRow.body).where(ReportRow.analysis.in_([row.id for row in rows]))
+        bodies = {row.analysis: row.body for row in await session.execute(query)}
+    return [(row, bodies[row.id]) for row in rows if row.id in bodies]
+
+
+def _checkpoints(rows: Sequence[tuple[AnalysisRow, str]]) -> list[Checkpoint]:
+    """In the order of their positions; those without one by their age, before the others."""
+    ordered = sorted(rows, key=lambda pair: (_position(pair[0])[0], pair[0].sequence))
+    return [found for row, body in ordered if (found := _checkpoint(row, body)) is not None]
+
+
+def _checkpoint(row: AnalysisRow, body: str) -> Checkpoint | None:
+    """None where the report has no bound on λ_max, or can't be read."""
+    try:
+        part = _Part.model_validate_json(body)
+    except ValidationError:
+        return None
+    ends: Ends
+    if part.enclosure is not None:
+        ends, how = part.enclosure.lambda_max, f"enclosure, {part.enclosure.lambda_max.kind}"
+    elif part.bounds is not None:
+        ends, how = part.bounds.wolkowicz_styan.lambda_max, "Wolkowicz-Styan bounds"
+    else:
+        return None
+    rate = row.options.get("learning_rate")
+    return Checkpoint(row.id, _position(row)[1], ends, how, part.loss.value, part.loss.accuracy, rate)
+
+
+def _position(row: AnalysisRow) -> tuple[float, str]:
+    """Where in its run, as a number to sort by and as it is shown."""
+    for name in POSITIONS:
+        text = row.labels.get(name)
+        if text is None:
+            continue
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.inf
+        return (value if math.isfinite(value) else math.inf), text
+    return -math.inf, str(row.id)[:8]
+
+
+def _stable(checkpoints: Sequence[Checkpoint]) -> float | None:
+    """2 / learning rate, where all have the same."""
+    rates = {each.learning_rate for each in checkpoints}
+    rate = rates.pop() if len(rates) == 1 else None
+    return None if rate is None else 2 / rate
+
+
+def _plot(label: str, checkpoints: Sequence[Checkpoint]) -> Markup | None:
+    if not checkpoints:
+        return None
+    points = [plots.Range(each.position, each.ends.lower, each.ends.upper) for each in checkpoints]
+    stable, highest = _stable(checkpoints), max(each.ends.upper for each in checkpoints)
+    # One that is far above would flatten the series.
+    limits = [plots.Limit("2 / learning rate", stable)] if stable is not None and stable <= 2 * highest else []
+    largest = max(checkpoints, key=lambda each: middle(each.ends))
+    description = (
+        f"λ_max of {number(len(checkpoints))} checkpoints, from {interval(checkpoints[0].ends)} to "
+        f"{interval(checkpoints[-1].ends)}; the largest, {interval(largest.ends)}, at {largest.position}."
+    )
+    title = f"λ_max along {label}"
+    return plots.series(points, limits, y_label="λ_max", key="series", title=title, description=description)

@@ -1,0 +1,99 @@
+"""Sessions of people who have signed in with an API key.
+
+The cookie holds 256 random bits, the database their hash and the hash of the key: who reads the database can't sign
+in, and a key that is taken from WSB_API_KEYS takes its sessions with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import DateTime, Text, delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from service.database import Base
+from service.security import ApiKey
+
+COOKIE = "wsb"
+_TOKEN_BYTES = 32
+_LONGEST_TOKEN = 64
+
+
+class SessionRow(Base):
+    __tablename__ = "sessions"
+
+    sha256: Mapped[str] = mapped_column(Text, primary_key=True)
+    key_sha256: Mapped[str] = mapped_column(Text)
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+@dataclass(frozen=True)
+class Session:
+    """Someone who has signed in."""
+
+    tenant: str
+    token: str
+
+    @property
+    def csrf(self) -> str:
+        """What forms of this session carry, and pages of other sites can't know."""
+        return hmac.new(self.token.encode(), b"csrf", hashlib.sha256).hexdigest()
+
+    def is_csrf(self, token: str) -> bool:
+        return hmac.compare_digest(token.encode(), self.csrf.encode())
+
+
+async def begin(session: AsyncSession, key_sha256: str, *, hours: float) -> str:
+    """A new session's token; sessions that are over go."""
+    token = secrets.token_urlsafe(_TOKEN_BYTES)
+    await session.execute(delete(SessionRow).where(SessionRow.expires_at < func.now()))
+    expires_at = func.now() + timedelta(hours=hours)
+    session.add(SessionRow(sha256=_hash(token), key_sha256=key_sha256, expires_at=expires_at))
+    return token
+
+
+async def find(session: AsyncSession, token: str, keys: Sequence[ApiKey]) -> Session | None:
+    """The session, if it is not over and its key is still known."""
+    alive = select(SessionRow.key_sha256).where(SessionRow.sha256 == _hash(token), SessionRow.expires_at > func.now())
+    key_sha256 = await session.scalar(alive)
+    tenant = next((key.tenant for key in keys if key.sha256 == key_sha256), None)
+    return None if tenant is None else Session(tenant, token)
+
+
+async def end(session: AsyncSession, token: str) -> None:
+    await session.execute(delete(SessionRow).where(SessionRow.sha256 == _hash(token)))
+
+
+def token_in(connection: HTTPConnection) -> str | None:
+    """The token that a browser sends."""
+    token = connection.cookies.get(COOKIE, "")
+    return token if 0 < len(token) <= _LONGEST_TOKEN else None
+
+
+def set_cookie(request: Request, response: Response, token: str, *, hours: float) -> None:
+    """Gives the browser the token; it sends it back to pages of this service only, and scripts don't see it."""
+    response.set_cookie(
+        COOKIE,
+        token,
+        max_age=round(hours * 3600),
+        path=request.scope.get("root_path") or "/",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def clear_cookie(request: Request, response: Response) -> None:
+    response.delete_cookie(COOKIE, path=request.scope.get("root_path") or "/", httponly=True, samesite="strict")
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
