@@ -164,6 +164,55 @@ def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.
         until(lambda: not any(member.is_running() for member in family), seconds=5)
 
 
+def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> None:
+    with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
+        with serving(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="120") as server:
+            batch = npz_batch(features=64, classes=10, samples=300)
+            path = post(server, onnx_mlp((64, 40, 10)), batch, wait=0, spectrum="dense").headers["location"]
+            until(lambda: server.client.get(path).json()["state"] == "running")
+            server.process.terminate()
+            problem = until(lambda: (r := server.client.get("/readyz")).status_code == 503 and r.json())
+            assert problem["details"] == {"missing": "server"}
+            # What comes in late is kept for the next server.
+            late = post(server, onnx_mlp(), npz_batch(), wait=0)
+            assert late.status_code == 202
+            assert server.process.wait(120) == 0, server.log.read_text()
+        with serving(WSB_DATA_DIR=name) as server:
+            found = server.client.get(path).json()
+            assert (found["state"], found["attempts"]) == ("succeeded", 1)
+            until(lambda: server.client.get(late.headers["location"]).json()["state"] == "succeeded")
+
+
+def test_a_second_signal_puts_the_running_analysis_back_at_once() -> None:
+    with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
+        with serving(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="600") as server:
+            batch = npz_batch(features=64, classes=10, samples=300)
+            path = post(server, onnx_mlp((64, 80, 10)), batch, wait=0, spectrum="dense").headers["location"]
+            until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
+            family = server.family()
+            server.process.terminate()
+            until(lambda: server.client.get("/readyz").status_code == 503)
+            server.process.terminate()
+            assert server.process.wait(20) == 0, server.log.read_text()
+            until(lambda: not any(member.is_running() for member in family), seconds=5)
+        with serving(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="0") as server:
+            assert server.client.get(path).json()["state"] in ("queued", "running")
+            assert server.client.get(path).json()["attempts"] <= 1
+
+
+def test_a_killed_database_is_back_soon_and_the_running_analysis_goes_on(server: Server) -> None:
+    batch = npz_batch(features=64, classes=10, samples=300)
+    path = post(server, onnx_mlp((64, 40, 10), seed=3), batch, wait=0, spectrum="dense").headers["location"]
+    until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
+    postmaster = psutil.Process(int((server.folder / "postgres" / "postmaster.pid").read_text().split()[0]))
+    postmaster.kill()
+    statuses = set[int]()
+    until(lambda: statuses.add((r := server.client.get(path)).status_code) or r.json().get("finished_at"), seconds=120)
+    assert statuses <= {200, 503}
+    found = server.client.get(path).json()
+    assert (found["state"], found["attempts"]) == ("succeeded", 1)
+
+
 def test_an_analysis_survives_a_restart_of_everything() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         with serving(WSB_DATA_DIR=name) as server:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 from support.service import Service, StartService, until
 
@@ -208,6 +210,25 @@ def test_a_full_queue_is_answered_429(start_service: StartService, files: Files)
     codes = [post(api, files).status_code for _ in range(3)]
     assert codes == [202, 202, 429]
     assert post(api, files).headers["retry-after"] == "5"
+
+
+@pytest.mark.parametrize("limit", ["max_queue", "max_queue_per_tenant"])
+def test_requests_at_the_same_time_cannot_exceed_the_queues_limit(
+    start_service: StartService, files: Files, limit: str
+) -> None:
+    api = start_service(worker=False, **{limit: 5})
+    # Files that are sent anew would have the requests take turns.
+    model = api.client.post("/v1/models", content=files["model"]).json()["id"]
+    batch = api.client.post("/v1/batches", content=files["batch"]).json()["id"]
+
+    def send(_: int) -> int:
+        with httpx.Client(base_url=api.url, timeout=60) as client:
+            return client.post("/v1/analyses", json={"model": model, "batch": batch}).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        codes = list(pool.map(send, range(32)))
+    assert sorted(codes) == [202] * 5 + [429] * 27
+    assert api.sql("SELECT count(*) FROM analyses") == [(5,)]
 
 
 def test_a_device_that_no_worker_has_is_refused(service: Service, files: Files) -> None:

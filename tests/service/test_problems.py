@@ -150,11 +150,21 @@ def test_an_unknown_path_is_not_found(api: Service, path: str) -> None:
     is_problem(api.client.get(path), 404, "not_found")
 
 
-@pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/models"), ("DELETE", "/v1/analyses"), ("POST", "/healthz")])
-def test_a_method_that_is_not_answered_is_405_with_those_that_are(api: Service, method: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/models", "POST"),
+        ("DELETE", "/v1/analyses", "GET, POST"),
+        ("OPTIONS", "/v1/models/sha256:0", "DELETE, GET, HEAD"),
+        ("POST", "/healthz", "GET"),
+    ],
+)
+def test_a_method_that_is_not_answered_is_405_with_all_that_are(
+    api: Service, method: str, path: str, allowed: str
+) -> None:
     response = api.client.request(method, path)
     is_problem(response, 405, "method_not_allowed")
-    assert response.headers["allow"]
+    assert response.headers["allow"] == allowed
 
 
 def test_a_failure_of_our_own_is_a_500_without_a_trace() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.scratch import ScratchFolder
-from service.storage import BlobMissingError, BlobStore
+from service.storage import BlobMissingError, FolderStore
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -18,7 +18,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def test_a_kept_upload_is_found_under_the_hash_of_its_content(tmp_path: Path) -> None:
-    with BlobStore(tmp_path / "blobs") as blobs:
+    with FolderStore(tmp_path / "blobs") as blobs:
         with blobs.receive("models") as upload:
             upload.write(b"some ")
             upload.write(b"bytes")
@@ -30,7 +30,7 @@ def test_a_kept_upload_is_found_under_the_hash_of_its_content(tmp_path: Path) ->
 
 
 def test_an_upload_that_is_not_kept_leaves_no_file(tmp_path: Path) -> None:
-    with BlobStore(tmp_path) as blobs:
+    with FolderStore(tmp_path) as blobs:
         with blobs.receive("models") as upload:
             upload.write(b"x" * 100_000)
             assert len(files_below(tmp_path)) == 1
@@ -38,14 +38,14 @@ def test_an_upload_that_is_not_kept_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_an_upload_that_fails_half_way_leaves_no_file(tmp_path: Path) -> None:
-    with BlobStore(tmp_path) as blobs:
+    with FolderStore(tmp_path) as blobs:
         with pytest.raises(TypeError), blobs.receive("models") as upload:
             upload.write(b"half" + None)  # type: ignore[operator]
         assert files_below(tmp_path) == []
 
 
 def test_keeping_the_same_content_twice_stores_it_once(tmp_path: Path) -> None:
-    with BlobStore(tmp_path) as blobs:
+    with FolderStore(tmp_path) as blobs:
         for _ in range(2):
             with blobs.receive("batches") as upload:
                 upload.write(b"same")
@@ -54,7 +54,7 @@ def test_keeping_the_same_content_twice_stores_it_once(tmp_path: Path) -> None:
 
 
 def test_a_copy_shares_nothing_with_the_blob(tmp_path: Path) -> None:
-    with BlobStore(tmp_path / "blobs") as blobs, blobs.receive("models") as upload:
+    with FolderStore(tmp_path / "blobs") as blobs, blobs.receive("models") as upload:
         upload.write(b"original")
         asyncio.run(blobs.keep(upload))
         asyncio.run(blobs.copy("models", upload.sha256, tmp_path / "copy"))
@@ -64,12 +64,12 @@ def test_a_copy_shares_nothing_with_the_blob(tmp_path: Path) -> None:
 
 
 def test_a_blob_that_is_not_there_is_an_error_of_its_own(tmp_path: Path) -> None:
-    with BlobStore(tmp_path) as blobs, pytest.raises(BlobMissingError, match="models/00"):
+    with FolderStore(tmp_path) as blobs, pytest.raises(BlobMissingError, match="models/00"):
         asyncio.run(blobs.copy("models", "00" * 32, tmp_path / "copy"))
 
 
 def test_the_folder_of_blobs_is_closed_to_others(tmp_path: Path) -> None:
-    with BlobStore(tmp_path / "blobs"):
+    with FolderStore(tmp_path / "blobs"):
         assert (tmp_path / "blobs").stat().st_mode & 0o777 == 0o700
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from uuid import UUID
 
+import psutil
 import psycopg
 import pytest
 from support.service import Service, StartService, until
@@ -195,3 +196,55 @@ def end_other_connections(url: str) -> None:
 def notify(url: str, analysis: UUID) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SELECT pg_notify('wsb_analyses', %s)", (f"{analysis} ended",))
+
+
+def child() -> psutil.Process | None:
+    """The process that runs an analysis."""
+    zygotes = [found for found in psutil.Process().children() if "service.sandbox.zygote" in found.cmdline()]
+    children = [found for zygote in zygotes for found in zygote.children()]
+    return children[0] if children else None
+
+
+def test_an_analysis_whose_process_is_killed_from_outside_is_tried_again(service: Service, files: Files) -> None:
+    analysis = submit(service, files, "sleep:3")
+    until(lambda: state(service, analysis) == "running" and child()).kill()
+    ended = service.ended(analysis)
+    assert (ended["state"], ended["attempts"], ended["error"]) == ("succeeded", 2, None)
+
+
+def test_an_analysis_whose_zygote_is_killed_is_tried_again(service: Service, files: Files) -> None:
+    analysis = submit(service, files, "sleep:3")
+    until(lambda: state(service, analysis) == "running" and child()).parent().kill()
+    ended = service.ended(analysis)
+    assert (ended["state"], ended["attempts"]) == ("succeeded", 2)
+
+
+def test_after_the_last_attempt_it_says_that_the_process_was_killed(start_service: StartService, files: Files) -> None:
+    service = start_service(max_attempts=1)
+    analysis = submit(service, files, "sleep:60")
+    until(lambda: state(service, analysis) == "running" and child()).kill()
+    ended = service.ended(analysis)
+    assert (ended["state"], ended["error"]["code"]) == ("failed", "worker_child_killed")
+
+
+def test_an_analysis_that_takes_too_much_memory_fails_at_once(start_service: StartService, files: Files) -> None:
+    service = start_service(job_memory_bytes=256 << 20)
+    ended = service.ended(submit(service, files, f"allocate:{1 << 30}"))
+    assert (ended["state"], ended["error"]["code"], ended["attempts"]) == ("failed", "out_of_memory", 1)
+
+
+def test_cancelling_ends_the_process_within_a_second(service: Service, files: Files) -> None:
+    analysis = submit(service, files, "sleep:60")
+    running = until(lambda: state(service, analysis) == "running" and child())
+    assert service.client.post(f"/v1/analyses/{analysis}/cancel").status_code == 202
+    running.wait(1)
+    until(lambda: state(service, analysis) == "cancelled", seconds=1)
+
+
+def test_what_a_killed_worker_has_left_in_the_job_folder_is_removed(start_service: StartService, files: Files) -> None:
+    api = start_service(worker=False)
+    left = api.settings.job_dir / "scratch-left" / "job-1"
+    left.mkdir(parents=True)
+    (left / "model").write_bytes(files["model"])
+    start_service()
+    assert not left.parent.exists()

@@ -22,6 +22,7 @@ import uvicorn
 from onnx import TensorProto, helper, numpy_helper
 
 from service.app import create_app
+from service.connections import server_config
 from service.sandbox import Zygote
 from service.settings import Settings
 from service.worker import work
@@ -87,8 +88,7 @@ def running_service(settings: Settings, *, worker: bool) -> Iterator[Service]:
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         stopping, worker_stop = asyncio.Event(), asyncio.Event()
-        config = uvicorn.Config(create_app(settings, stopping=stopping), log_config=None, lifespan="on")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(create_app(settings, stopping=stopping), settings))
         box.update(loop=asyncio.get_running_loop(), server=server, stopping=stopping, worker_stop=worker_stop)
         box["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
         tasks = [asyncio.create_task(server.serve([listener]))]

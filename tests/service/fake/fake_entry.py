@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import wsb_engine
 from wsb_engine.errors import ModelError
-from wsb_engine.report import BatchSummary, Engine, Loss, Model, Parameters, Report
+from wsb_engine.report import BatchSummary, Engine, Loss, Model, Parameters, Report, ReportWarning
 
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
-    """Does what the command in ``output`` says: nothing, sleep:SECONDS, fail, crash or garbage."""
+    """Does what ``output`` says: nothing, sleep:SECONDS, fail, crash, allocate:BYTES, garbage or genuine.
+
+    A report is that of no real engine, so that it is not reused for an equal request, unless it is to be genuine:
+    one of this version, with a warning of the code that may follow the colon.
+    """
     command, _, argument = (request["options"]["output"] or "").partition(":")
     match command:
         case "sleep":
@@ -25,16 +30,21 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
             )
         case "crash":
             os.kill(os.getpid(), signal.SIGSEGV)
+        case "allocate":
+            bytearray(int(argument))
         case "garbage":
             return "{}"
+        case "genuine":
+            warnings = [ReportWarning(code=argument, message="Made up.")] if argument else []
+            return _report(request, version=wsb_engine.__version__, warnings=warnings)
     return _report(request)
 
 
-def _report(request: dict[str, Any]) -> str:
+def _report(request: dict[str, Any], *, version: str = "0", warnings: Sequence[ReportWarning] = ()) -> str:
     with open("model", "rb") as file:
         size = len(file.read())
     return Report(
-        engine=Engine(version="0", torch="0", device=request["options"]["device"], dtype="float64", seed=0),
+        engine=Engine(version=version, torch="0", device=request["options"]["device"], dtype="float64", seed=0),
         model=Model(
             format="onnx",
             sha256=None,
@@ -56,6 +66,6 @@ def _report(request: dict[str, Any]) -> str:
         blocks=None,
         orthogonality=None,
         checks=[],
-        warnings=[],
+        warnings=list(warnings),
         timings={"total": 0.0},
     ).model_dump_json()

@@ -1,0 +1,153 @@
+"""The recipes for CI: the Action's steps as a runner would run them, and the files beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.service import npz_batch, onnx_mlp
+
+from service.policies import load_policy
+from wsb_engine.report import Report
+
+ROOT = Path(__file__).parents[2]
+ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text())
+HERE = Path(sys.executable).parent
+
+RULE = '[[rule]]\nmetric = "enclosure.lambda_max"\nop = "<="\nlimit = {}\n'
+
+
+def run_action(directory: Path, *, path: str | None = None, **inputs: str) -> tuple[int, dict[str, str], str]:
+    """Runs the steps with these inputs; exit code, outputs, and the step summary."""
+    given = {name: inputs.get(name, str(entry.get("default", ""))) for name, entry in ACTION["inputs"].items()}
+    outputs, summary = directory / "outputs", directory / "summary.md"
+    code = 0
+    for step in ACTION["runs"]["steps"]:
+        variables = {
+            name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda found: given[found[1]], value)
+            for name, value in step["env"].items()
+        }
+        environment = {
+            **os.environ,
+            "PATH": path or f"{HERE}{os.pathsep}{os.environ['PATH']}",
+            "GITHUB_ACTION_PATH": str(ROOT),
+            "GITHUB_OUTPUT": str(outputs),
+            "GITHUB_STEP_SUMMARY": str(summary),
+            **variables,
+        }
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        code = subprocess.run(command, cwd=directory, env=environment, timeout=180, check=False).returncode
+    written = dict(line.split("=", 1) for line in outputs.read_text().splitlines()) if outputs.exists() else {}
+    return code, written, summary.read_text() if summary.exists() else ""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.onnx").write_bytes(onnx_mlp())
+    (tmp_path / "batch.npz").write_bytes(npz_batch())
+    return tmp_path
+
+
+@pytest.mark.parametrize(("limit", "code", "outcome"), [(1e6, 0, "passed"), (-1e6, 1, "failed")])
+def test_a_model_passes_or_fails_with_its_results_beside_it(
+    folder: Path, limit: float, code: int, outcome: str
+) -> None:
+    (folder / "policy.toml").write_text(RULE.format(limit))
+    inputs = {"model": "model.onnx", "batch": "batch.npz", "policy": "policy.toml", "options": "--seed 3\n--top 2"}
+    found, outputs, summary = run_action(folder, baseline="not-there-yet.json", **inputs)
+    assert (found, outputs["outcome"], outputs["exit-code"]) == (code, outcome, str(code))
+    assert Report.model_validate_json((folder / outputs["report"]).read_text()).engine.seed == 3
+    assert all((folder / outputs[name]).stat().st_size for name in ("verdict", "junit", "page"))
+    assert "enclosure.lambda_max" in summary
+
+
+def test_an_invalid_policy_leaves_no_results_of_an_earlier_run(folder: Path) -> None:
+    (folder / "policy.toml").write_text("[[rule]]")
+    (folder / "results").mkdir()
+    (folder / "results" / "report.json").write_text("{}")
+    inputs = {"model": "model.onnx", "batch": "batch.npz", "policy": "policy.toml", "folder": "results"}
+    code, outputs, summary = run_action(folder, **inputs)
+    assert (code, outputs["outcome"], summary) == (2, "invalid", "")
+    assert list((folder / "results").iterdir()) == []
+
+
+def test_inputs_are_not_run(folder: Path) -> None:
+    hostile = '$(touch ran); `touch ran` "; touch ran; #'
+    inputs = {name: hostile for name in ACTION["inputs"] if name != "folder"}
+    code, _, _ = run_action(folder, **inputs)
+    assert code == 2
+    assert not (folder / "ran").exists()
+
+
+def executable(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def test_wsb_is_installed_from_the_action_where_it_is_missing(folder: Path) -> None:
+    tools = folder / "tools"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "mkdir", "rm", "cat", "chmod"):
+        found = shutil.which(tool)
+        assert found is not None
+        (tools / tool).symlink_to(found)
+    wsb = '#!/usr/bin/env bash\nprintf "%s\\n" "$@" >checked\n'
+    installs = f"echo \"$@\" >installed\ncat >'{tools}/wsb' <<'END'\n{wsb}END\nchmod +x '{tools}/wsb'\n"
+    executable(tools / "python3", f"#!{tools}/bash\n{installs}")
+    (tools / "env").symlink_to(str(shutil.which("env")))
+    inputs = {"model": "--url=m", "batch": "b", "policy": "p", "baseline": "batch.npz", "url": "http://there"}
+    code, outputs, _ = run_action(folder, path=str(tools), **inputs)
+    assert (code, outputs["outcome"]) == (0, "passed")
+    assert (folder / "installed").read_text().rstrip().endswith(f"{ROOT}/scripts/..[service]")
+    checked = (folder / "checked").read_text().splitlines()
+    assert checked[-3:] == ["--", "--url=m", "b"]
+    assert checked[checked.index("--baseline") + 1] == "batch.npz"
+    assert checked[checked.index("--url") + 1] == "http://there"
+
+
+def test_every_input_reaches_the_script_and_every_output_comes_from_it() -> None:
+    (step,) = ACTION["runs"]["steps"]
+    assert {f"${{{{ inputs.{name} }}}}" for name in ACTION["inputs"]} == set(step["env"].values())
+    written = set(re.findall(r'echo "([\w-]+)=', (ROOT / "scripts" / "action").read_text()))
+    assert {entry["value"] for entry in ACTION["outputs"].values()} == {
+        f"${{{{ steps.check.outputs.{name} }}}}" for name in written
+    }
+
+
+def test_the_example_policy_is_one() -> None:
+    assert len(load_policy(ROOT / "examples" / "ci" / "policy.toml").rule) == 3
+
+
+@pytest.mark.parametrize(
+    "name", [".pre-commit-hooks.yaml", "examples/ci/gitlab-ci.yml", "examples/ci/github-workflow.yml"]
+)
+def test_what_the_recipes_ask_of_wsb_exists(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert yaml.safe_load(text)
+    check = subprocess.run(
+        [HERE / "wsb", "check", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+        check=True,
+    )
+    flags = set(re.findall(r"(--(?:json|junit|html|markdown|verdict|policy|baseline|url)\b)", text))
+    assert [flag for flag in flags if flag not in check.stdout] == []
+
+
+def test_the_workflow_uses_inputs_and_outputs_that_the_action_has() -> None:
+    workflow = yaml.safe_load((ROOT / "examples" / "ci" / "github-workflow.yml").read_text())
+    (step,) = [step for step in workflow["jobs"]["sharpness"]["steps"] if step.get("id") == "wsb"]
+    assert set(step["with"]) <= set(ACTION["inputs"])
+    required = {name for name, entry in ACTION["inputs"].items() if entry.get("required")}
+    assert required <= set(step["with"])
+    used = re.findall(r"steps\.wsb\.outputs\.([\w-]+)", (ROOT / "examples" / "ci" / "github-workflow.yml").read_text())
+    assert set(used) <= set(ACTION["outputs"])

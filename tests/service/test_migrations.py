@@ -1,0 +1,99 @@
+"""Databases of earlier versions, with rows in them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection
+from support.service import StartService
+
+import service
+from service.database import Database, latest_revision
+
+MODEL, BATCH = "a" * 64, "b" * 64
+ANALYSIS = "11111111-1111-1111-1111-111111111111"
+FIRST_ROWS = (
+    "INSERT INTO blobs (kind, sha256, size, format, created_at) VALUES"
+    " ('models', %(model)s, 5, 'onnx', '2026-01-01'), ('batches', %(batch)s, 5, 'npz', '2026-01-02')",
+    "INSERT INTO analyses (id, model, batch, options, labels, priority, timeout_s, state, finished_at)"
+    """ VALUES (%(analysis)s, %(model)s, %(batch)s, '{}', '{"run": "a"}', 0, 1, 'succeeded', '2026-01-03')""",
+    "INSERT INTO reports (analysis, body, sha256) VALUES (%(analysis)s, '{}', 'c')",
+)
+VALUES = {"model": MODEL, "batch": BATCH, "analysis": ANALYSIS}
+
+
+def move(url: str, revision: str) -> None:
+    """Brings the database's tables to a revision, older or newer."""
+
+    def run(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(service.__file__).parent / "migrations"))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        known = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        (command.downgrade if str(known) > revision else command.upgrade)(config, revision)
+
+    async def act() -> None:
+        database = Database(url)
+        async with database.engine.begin() as connection:
+            await connection.run_sync(run)
+        await database.close()
+
+    asyncio.run(act())
+
+
+@pytest.fixture
+def first_version(database_url: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """A database as the first version left it."""
+    move(database_url, "0001")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for statement in FIRST_ROWS:
+            connection.execute(statement, VALUES)
+        yield connection
+
+
+def test_what_the_first_version_stored_belongs_to_the_tenant_of_a_service_without_keys(
+    first_version: psycopg.Connection[tuple[object, ...]], start_service: StartService
+) -> None:
+    api = start_service(worker=False)
+    assert first_version.execute("SELECT version_num FROM alembic_version").fetchall() == [(latest_revision(),)]
+    assert first_version.execute("SELECT DISTINCT tenant FROM blobs").fetchall() == [("default",)]
+    assert first_version.execute("SELECT count(*) FROM blobs WHERE uploaded_at = created_at").fetchall() == [(2,)]
+    analysis = api.client.get(f"/v1/analyses/{ANALYSIS}").json()
+    assert (analysis["model"], analysis["labels"], analysis["reused_from"]) == (f"sha256:{MODEL}", {"run": "a"}, None)
+    assert api.client.get(f"/v1/models/sha256:{MODEL}").json()["size"] == 5
+    assert api.client.get(f"/v1/analyses/{ANALYSIS}/report").text == "{}"
+
+
+def test_a_row_that_does_not_say_whose_it_is_is_refused(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection, pytest.raises(psycopg.errors.NotNullViolation):
+        connection.execute("INSERT INTO blobs (kind, sha256, size, format) VALUES ('models', 'x', 1, 'onnx')")
+
+
+def test_going_back_makes_one_row_of_those_that_tenants_share(
+    first_version: psycopg.Connection[tuple[object, ...]], database_url: str
+) -> None:
+    before = first_version.execute("SELECT * FROM blobs ORDER BY kind").fetchall()
+    columns = "SELECT column_name FROM information_schema.columns WHERE table_name = 'analyses' ORDER BY 1"
+    known = first_version.execute(columns).fetchall()
+    move(database_url, "0002")
+    for statement in (
+        "INSERT INTO blobs (tenant, kind, sha256, size, format) VALUES ('other', 'models', %(model)s, 5, 'onnx')",
+        "INSERT INTO idempotency_keys VALUES ('default', 'key', 'print', %(analysis)s)",
+    ):
+        first_version.execute(statement, VALUES)
+    move(database_url, "0001")
+    assert first_version.execute("SELECT * FROM blobs ORDER BY kind").fetchall() == before
+    assert first_version.execute(columns).fetchall() == known
+    assert first_version.execute("SELECT count(*) FROM reports").fetchall() == [(1,)]
+
+
+def test_every_migration_can_be_undone_and_done_again(database_url: str) -> None:
+    move(database_url, "0001")
+    move(database_url, str(latest_revision()))
