@@ -1,0 +1,137 @@
+"""Many clients at once against a real `wsb serve`: latency, throughput, and the server's memory.
+
+    python benchmarks/load.py [--clients 50] [--seconds 60]
+
+Each client posts a 64-32-10 tanh network and 400 samples with ``Prefer: wait``, over and over; `fresh` keeps reports
+from being used again. Latency is that of answers with the report (201). The engine alone, in this process and on one
+thread, is measured before for comparison. Any answer but 201, 202 (no report within 60 s) and 429 ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import psutil
+from http_overhead import batch, model, wait_until_ready
+
+Files = dict[str, bytes]
+
+_MIB = 1 << 20
+
+
+@dataclass
+class Load:
+    """What the clients saw."""
+
+    seconds: list[float] = field(default_factory=list)
+    """From the request to the report."""
+    answers: Counter[int] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=60)
+    given = parser.parse_args(arguments)
+    alone = engine_rate(min(given.seconds, 10))
+    with serving() as (url, process):
+        load, memory = put_under_load(url, process, given.clients, given.seconds)
+    done = len(load.seconds)
+    latencies = sorted(load.seconds) or [float("nan")]
+    print(f"clients              {given.clients}, for {given.seconds:g} s")
+    print(f"answers              {dict(sorted(load.answers.items()))}")
+    print(f"latency, median      {statistics.median(latencies):8.3f} s")
+    print(f"latency, 95th        {latencies[min(int(0.95 * done), done - 1)]:8.3f} s")
+    print(f"served               {done / given.seconds:8.1f} analyses a second")
+    print(f"engine alone         {alone:8.1f} analyses a second")
+    print(f"server's memory      {', '.join(f'{size / _MIB:.0f}' for size in memory)} MiB at the start, half-way, end")
+    for error in load.errors[:10]:
+        print(f"error                {error}")
+    return 1 if load.errors or not done else 0
+
+
+def engine_rate(seconds: float) -> float:
+    """Analyses a second of the engine in this process, on one thread."""
+    import torch
+
+    from wsb_engine import analyze, load_batch, load_model
+
+    torch.set_num_threads(1)
+    content = model(), batch()
+    analyze(load_model(content[0]), load_batch(content[1]))
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        analyze(load_model(content[0]), load_batch(content[1]))
+        count += 1
+    return count / (time.perf_counter() - started)
+
+
+def put_under_load(url: str, process: psutil.Process, clients: int, seconds: float) -> tuple[Load, list[int]]:
+    """What the clients saw, and the resident bytes of the server's process at the start, half-way and at the end."""
+    load = Load()
+    files = {"model": model(), "batch": batch(), "request": b'{"fresh": true}'}
+    with httpx.Client(base_url=url, timeout=120) as client:
+        wait_until_ready(client)
+        post(client, files, Load())
+    deadline = time.monotonic() + seconds
+    threads = [threading.Thread(target=keep_posting, args=(url, files, load, deadline)) for _ in range(clients)]
+    memory = [process.memory_info().rss]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds / 2)
+    memory.append(process.memory_info().rss)
+    for thread in threads:
+        thread.join()
+    return load, [*memory, process.memory_info().rss]
+
+
+def keep_posting(url: str, files: Files, load: Load, deadline: float) -> None:
+    with httpx.Client(base_url=url, timeout=120) as client:
+        while time.monotonic() < deadline and not load.errors:
+            try:
+                post(client, files, load)
+            except httpx.HTTPError as error:
+                load.errors.append(f"{type(error).__name__}: {error}")
+
+
+def post(client: httpx.Client, files: Files, load: Load) -> None:
+    started = time.perf_counter()
+    response = client.post("/v1/analyses", files=files, headers={"Prefer": "wait=60"})
+    load.answers[response.status_code] += 1
+    if response.status_code == 201:
+        load.seconds.append(time.perf_counter() - started)
+    elif response.status_code == 429:
+        time.sleep(float(response.headers["Retry-After"]))
+    elif response.status_code != 202:
+        load.errors.append(f"{response.status_code}: {response.text[:500]}")
+
+
+@contextmanager
+def serving() -> Iterator[tuple[str, psutil.Process]]:
+    """A server with its default settings, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="wsb-benchmark-") as folder:
+        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        environment = {**os.environ, "WSB_DATA_DIR": folder, "WSB_LOG_LEVEL": "warning"}
+        with psutil.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                yield process.stdout.readline().split()[-1], process
+            finally:
+                process.terminate()
+                process.wait(60)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
