@@ -1,34 +1,63 @@
 # syntax=docker/dockerfile:1
-# The service in one container: API, embedded Postgres and a worker. Another base (CUDA, a company's own) must bring
-# Python 3.11 or newer as `python3`, with venv.
+# The service in one image: API, embedded Postgres, workers. docs/deployment.md says how it is built and run.
+
+# Debian or Ubuntu, or what is made from them. Where it brings no python3, the distribution's is installed.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-FROM ${BASE_IMAGE} AS build
-WORKDIR /src
-RUN python3 -m venv /opt/wsb
-COPY requirements.lock ./
-# An extra index for another build of torch (the CPU one is far smaller) goes in here.
+# Packages to install from, in place of an index: --build-context wheels=FOLDER puts a folder here. This stage is what
+# stands here without.
+FROM scratch AS wheels
+COPY requirements.lock /
+
+FROM ${BASE_IMAGE} AS dependencies
+RUN set -eu; \
+    command -v python3 >/dev/null || python="python3 python3-venv"; \
+    apt-get update; \
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends tini ${python:-}; \
+    rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log; \
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This base has a Python older than 3.11.")'; \
+    useradd --uid 10001 --create-home --home-dir /var/lib/wsb --skel /nonexistent --shell /usr/sbin/nologin wsb
+# A further index. torch's build comes from here: the one of the public index is for CUDA where there is one.
 ARG PIP_EXTRA_INDEX_URL=
-RUN /opt/wsb/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.lock
+# torch's own tests and C++ headers are a tenth of the image; nothing here compiles.
+RUN --mount=type=bind,from=wheels,target=/mnt/wheels \
+    --mount=type=bind,source=requirements.lock,target=/mnt/requirements.lock \
+    set -eu; \
+    if ls /mnt/wheels/*.whl >/dev/null 2>&1; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/mnt/wheels; fi; \
+    python3 -m venv /opt/wsb; \
+    /opt/wsb/bin/pip install --no-cache-dir --disable-pip-version-check -r /mnt/requirements.lock; \
+    rm -rf /opt/wsb/lib/python3.*/site-packages/torch/test /opt/wsb/lib/python3.*/site-packages/torch/include
+
+FROM dependencies AS build
+ARG PIP_EXTRA_INDEX_URL=
+WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY wsb_engine wsb_engine
 COPY service service
-RUN /opt/wsb/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps .
+RUN --mount=type=bind,from=wheels,target=/mnt/wheels \
+    if ls /mnt/wheels/*.whl >/dev/null 2>&1; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/mnt/wheels; fi; \
+    /opt/wsb/bin/pip wheel --no-cache-dir --disable-pip-version-check --no-deps --wheel-dir /dist .
 
-FROM ${BASE_IMAGE}
+# On the layer of the dependencies, which is large and changes seldom, lies that of the service, which is small.
+FROM dependencies
 LABEL org.opencontainers.image.title="wsb" \
       org.opencontainers.image.description="Certified sharpness of trained classifiers over HTTP" \
       org.opencontainers.image.licenses="Apache-2.0"
-RUN useradd --uid 10001 --create-home --home-dir /var/lib/wsb --shell /usr/sbin/nologin wsb
-COPY --from=build /opt/wsb /opt/wsb
+RUN --mount=type=bind,from=build,source=/dist,target=/mnt/dist \
+    /opt/wsb/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-index /mnt/dist/*.whl
 ENV PATH=/opt/wsb/bin:$PATH \
+    LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     WSB_DATA_DIR=/var/lib/wsb \
     WSB_LOG_FORMAT=json
-USER 10001
+USER 10001:10001
 VOLUME /var/lib/wsb
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
   CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+# The process with the number 1 has to reap what others leave behind, and that is tini's work.
+ENTRYPOINT ["/usr/bin/tini", "--"]
 CMD ["wsb", "serve", "--host", "0.0.0.0", "--port", "8000"]

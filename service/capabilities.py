@@ -38,6 +38,9 @@ class Limits(BaseModel):
     batch_bytes: int
     request_bytes: int
     queued_analyses: int
+    queued_analyses_per_tenant: int
+    concurrent_uploads: int
+    event_streams: int
     wait_seconds: float
     job_seconds: float
     attempts: int
@@ -89,6 +92,9 @@ async def get_capabilities(context: InContext) -> Capabilities:
             batch_bytes=settings.max_batch_bytes,
             request_bytes=settings.max_request_bytes,
             queued_analyses=settings.max_queue,
+            queued_analyses_per_tenant=settings.max_queue_per_tenant,
+            concurrent_uploads=settings.max_uploads,
+            event_streams=settings.max_event_streams,
             wait_seconds=settings.max_wait_seconds,
             job_seconds=settings.job_seconds,
             attempts=settings.max_attempts,

@@ -32,6 +32,7 @@ _CAUSES = {
     "worker_zygote_died": "crashed",
     "invalid_report": "crashed",
     "blob_missing": "blob_missing",
+    "blob_corrupt": "blob_corrupt",
 }
 _INTERNAL, _REJECTED = "internal", "rejected"
 

@@ -27,7 +27,7 @@ from service.database import Database, patiently
 from service.protections import required
 from service.sandbox import Job, Outcome, SandboxError, Zygote
 from service.settings import Settings
-from service.storage import BlobMissingError, BlobStore
+from service.storage import BlobCorruptError, BlobMissingError, BlobStore, StorageUnavailableError
 from service.traces import Tracing
 from wsb_engine.report import Report
 
@@ -66,6 +66,7 @@ class Runner:
 
         Raises:
             asyncio.CancelledError: when the worker stops; the analysis is back in the queue then.
+            StorageUnavailableError: when its files can't be had at this moment; it is back in the queue then, too.
             SandboxError: when no child could be started, or it was killed from outside, and there are attempts left.
         """
         number = job.job.id or 0
@@ -97,6 +98,13 @@ class Runner:
         except BlobMissingError as error:
             message = f"The file {error} is not stored any more."
             await self._fail(row, AnalysisError(code="blob_missing", message=message))
+        except BlobCorruptError as error:
+            message, advice = f"The file {error} was changed where it is stored.", "Send it again; tell the operator."
+            await self._fail(row, AnalysisError(code="blob_corrupt", message=message, advice=advice))
+        except StorageUnavailableError:
+            # Not the analysis's fault, however long it takes.
+            await self._put_back(row)
+            raise
         except SandboxError as error:
             if row.attempts < self.settings.max_attempts:
                 raise
@@ -183,11 +191,14 @@ class Runner:
                 await repository.cancelled(session, row.id)
             log.info("analysis_cancelled")
             return
+        await self._put_back(row)
+        raise asyncio.CancelledError
+
+    async def _put_back(self, row: AnalysisRow) -> None:
         async with self.database.transaction() as session:
             await repository.requeue(session, row.id, row.attempts)
             await repository.cancelled(session, row.id, allowed=("cancelling",))
         log.info("analysis_requeued")
-        raise asyncio.CancelledError
 
     async def _conclude(self, row: AnalysisRow, outcome: Outcome) -> None:
         given = outcome.error

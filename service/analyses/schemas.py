@@ -32,7 +32,10 @@ class AnalysisSettings(BaseModel):
 
     options: Options = Field(default_factory=Options, description="Options of the engine.")
     labels: dict[LabelKey, LabelValue] = Field(
-        default_factory=dict, max_length=32, description="Names and values to find the analysis by."
+        default_factory=dict,
+        max_length=32,
+        description="Names and values to find the analysis by.",
+        json_schema_extra={"additionalProperties": False},
     )
     priority: int = Field(0, ge=-100, le=100, description="Higher ones leave the queue first.")
     timeout_s: float | None = Field(

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import queue, workers
@@ -38,6 +39,7 @@ from service.uploads import read
 
 Wanted = TypeVar("Wanted", bound=BaseModel)
 
+_EXACT = 2**53
 _READERS = {"models": model_format, "batches": batch_format}
 _PARTS: dict[str, Kind] = {"model": "models", "batch": "batches"}
 
@@ -177,11 +179,25 @@ def parse(schema: type[Wanted], content: bytes) -> Wanted:
         MalformedRequestError, InvalidRequestError: what is wrong with it.
     """
     try:
+        # In JSON 3 and 3.0 are the same number, which strict validation does not know.
+        content = to_json(_whole(from_json(content)))
+    except ValueError as error:
+        raise MalformedRequestError(f"The request is no JSON: {error}") from error
+    try:
         return schema.model_validate_json(content, strict=True)
     except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            raise MalformedRequestError(f"The request is no JSON: {error.errors()[0]['msg']}") from error
         raise InvalidRequestError("The request has invalid values.", errors=field_errors(error)) from error
+
+
+def _whole(value: Any) -> Any:
+    """The same JSON value with whole numbers as integers, as far as floats hold them exactly."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _whole(item) for name, item in value.items()}
+    return value
 
 
 async def _analysis(

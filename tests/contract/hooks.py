@@ -6,6 +6,7 @@ that are meant to be invalid stay as they are.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import schemathesis
@@ -16,6 +17,8 @@ from schemathesis.transport.serialization import Binary
 from support.service import npz_batch, onnx_mlp
 
 MODELS = [onnx_mlp((4, 3, 3), seed=seed) for seed in range(8)]
+DEPENDENT = ("time_limit", "memory_limit", "output", "parameters", "head", "moments")
+"""Options whose values can be right for one model and machine and wrong for another."""
 POLICY = {"rule": [{"metric": "loss.value", "op": "<=", "limit": 1.0}]}
 BATCHES = [npz_batch(samples=4, seed=seed) for seed in range(8)]
 
@@ -34,14 +37,17 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
         case.body = Binary(BATCHES[pick])
     elif case.operation.path == "/v1/comparisons" and isinstance(case.body, dict):
         case.body = {**case.body, "policy": POLICY}
+    elif case.media_type == "multipart/form-data" and isinstance(case.body, dict):
+        files: dict[str, tuple[str | None, bytes, str]] = {
+            "model": ("model.onnx", MODELS[pick], "application/octet-stream"),
+            "batch": ("batch.npz", BATCHES[pick], "application/octet-stream"),
+        }
+        if isinstance(request := case.body.get("request"), dict):
+            wanted = _consistent({**request, "model": None, "batch": None})
+            files["request"] = (None, json.dumps(wanted).encode(), "application/json")
+        kwargs["files"] = files
     elif isinstance(case.body, dict):
-        if case.media_type == "multipart/form-data":
-            request = case.body.get("request")
-            case.body = {"model": Binary(MODELS[pick]), "batch": Binary(BATCHES[pick])}
-            if isinstance(request, dict):
-                case.body["request"] = _consistent({**request, "model": None, "batch": None})
-        else:
-            case.body = _consistent(case.body)
+        case.body = _consistent(case.body)
 
 
 def _is_meant_to_be_valid(case: Case) -> bool:
@@ -51,8 +57,9 @@ def _is_meant_to_be_valid(case: Case) -> bool:
 def _consistent(request: dict[str, Any]) -> dict[str, Any]:
     """Without what depends on more than the schema: paths into reports, other analyses, devices of this machine."""
     request = {name: value for name, value in request.items() if name not in ("policy", "baseline")}
-    if isinstance(request.get("options"), dict):
-        request["options"] = {**request["options"], "device": "cpu"}
+    if isinstance(options := request.get("options"), dict):
+        kept = {name: value for name, value in options.items() if name not in DEPENDENT}
+        request["options"] = {**kept, "device": "cpu"}
     if "timeout_s" in request:
         request["timeout_s"] = 60
     return request

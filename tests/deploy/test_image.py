@@ -1,0 +1,26 @@
+"""Dockerfile and .dockerignore: what goes into the image, and as whom it runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+ALLOWED = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+
+
+def test_only_what_the_image_is_made_of_is_sent_to_the_builder() -> None:
+    copied = {name for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]}
+    bound = set(re.findall(r"type=bind,source=([^,]+)", DOCKERFILE))
+    assert (ROOT / ".dockerignore").read_text().splitlines()[0] == "*"
+    assert copied | bound == ALLOWED
+
+
+def test_everything_that_is_sent_exists() -> None:
+    assert [name for name in ALLOWED if not (ROOT / name).exists()] == []
+
+
+def test_the_last_stage_does_not_run_as_root() -> None:
+    last = DOCKERFILE.split("\nFROM ")[-1]
+    assert re.findall(r"^USER (.*)$", last, re.MULTILINE) == ["10001:10001"]

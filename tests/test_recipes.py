@@ -1,0 +1,109 @@
+"""The examples around training and CI do what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from support.policies import report
+from support.service import npz_batch, onnx_mlp
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pytest_example_passes_and_fails_by_its_policy() -> None:
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLES / "pytest_sharpness.py")]
+    result = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout
+    with pytest.raises(AssertionError, match=r"it is not <= 0\.1"):
+        load("pytest_sharpness").test_the_trained_minimum_satisfies_the_policy(report((1.0, 1.1)))
+
+
+def test_the_mlflow_example_says_so_where_mlflow_is_not_installed(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.py").write_text("raise ImportError")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    run = [sys.executable, str(EXAMPLES / "mlflow_checkpoints.py"), "experiment", "batch.npz"]
+    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, "mlflow is not installed" in result.stderr) == (0, True)
+
+
+class Client:
+    """What of MLflow's client the example uses, over two runs of which one is done."""
+
+    def __init__(self, done: str) -> None:
+        self.logged: dict[str, dict[str, float]] = {"fresh": {}, "done": {done: 1.0}}
+        self.texts: list[tuple[str, str]] = []
+
+    def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
+        return SimpleNamespace(experiment_id="7") if name == "digits" else None
+
+    def search_runs(self, experiments: list[str]) -> list[SimpleNamespace]:
+        assert experiments == ["7"]
+        return [
+            SimpleNamespace(info=SimpleNamespace(run_id=run), data=SimpleNamespace(metrics=metrics))
+            for run, metrics in self.logged.items()
+        ]
+
+    def log_metric(self, run: str, name: str, value: float) -> None:
+        self.logged[run][name] = value
+
+    def log_text(self, run: str, _text: str, path: str) -> None:
+        self.texts.append((run, path))
+
+
+def test_the_mlflow_example_logs_to_the_runs_that_have_not_been_done(tmp_path: Path) -> None:
+    example = load("mlflow_checkpoints")
+    client = Client(example.DONE)
+    (tmp_path / "batch.npz").write_bytes(npz_batch())
+
+    def download(*, run_id: str, artifact_path: str, dst_path: str) -> str:
+        assert (run_id, artifact_path) == ("fresh", "net.onnx")
+        path = Path(dst_path) / artifact_path
+        path.write_bytes(onnx_mlp())
+        return str(path)
+
+    artifacts = SimpleNamespace(download_artifacts=download)
+    mlflow = SimpleNamespace(MlflowClient=lambda: client, artifacts=artifacts)
+    example.log_sharpness(mlflow, "digits", str(tmp_path / "batch.npz"), "net.onnx")
+    fresh = client.logged["fresh"]
+    assert fresh["wsb.lambda_max_lower"] <= fresh[example.DONE] <= fresh["wsb.wolkowicz_styan_upper"]
+    assert client.logged["done"] == {example.DONE: 1.0}
+    assert client.texts == [("fresh", "wsb-report.json")]
+    with pytest.raises(SystemExit, match="no experiment"):
+        example.log_sharpness(mlflow, "other", str(tmp_path / "batch.npz"), "net.onnx")
+
+
+def test_the_series_of_a_training_run_comes_back_from_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("training_series")
+    example.EPOCHS = 2
+    with tempfile.TemporaryDirectory(prefix="wsb-test-") as folder:
+        environment = {**os.environ, "WSB_DATA_DIR": folder, "PYTHONPATH": os.pathsep.join(sys.path)}
+        serve = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        with subprocess.Popen(
+            serve, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as server:
+            try:
+                assert server.stdout is not None
+                example.main(server.stdout.readline().split()[-1])
+            finally:
+                server.terminate()
+                server.wait(60)
+    rows = re.findall(r"^ +(\d) +([\d.]+) +([\d.]+)  █+$", capsys.readouterr().out, re.MULTILINE)
+    assert [int(epoch) for epoch, _, _ in rows] == [1, 2]
+    assert float(rows[-1][2]) < float(rows[0][2])
