@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _BREAKDOWNS = frozenset(
     {
+        "blob_corrupt",
         "blob_missing",
         "confinement_failed",
         "fork_failed",

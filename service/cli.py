@@ -85,15 +85,18 @@ def serve(
 
 @app.command()
 def worker(
-    device: Annotated[str, typer.Option(help="cpu or cuda:N.", show_default="the first there is")] = "",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda:N, or all: a process for each there is.", show_default="the first there is")
+    ] = "",
     supervised: Annotated[bool, typer.Option(hidden=True, help="Stop when stdin closes.")] = False,
 ) -> None:
-    """Run one worker for the database in WSB_DATABASE_URL; its device runs one analysis at a time."""
+    """Run a worker for the database in WSB_DATABASE_URL; a device runs one analysis at a time."""
     from sqlalchemy.exc import OperationalError
 
     from service.analyses.job import PRELOAD
-    from service.devices import offered_devices
+    from service.devices import UnknownDeviceError, chosen_devices
     from service.sandbox import SandboxError, Zygote
+    from service.supervision import supervise
     from service.worker import stop_on_signals, work
 
     settings = _settings()
@@ -104,12 +107,15 @@ def worker(
     async def run() -> None:
         stop, hurry = asyncio.Event(), asyncio.Event()
         stop_on_signals(stop, hurry, supervised=supervised)
-        chosen = device or offered_devices()[0]
-        await work(settings, url, device=chosen, stop=stop, zygote=Zygote(PRELOAD), hurry=hurry)
+        devices = chosen_devices(device)
+        if device == "all":
+            await supervise(settings, devices, stop, hurry)
+        else:
+            await work(settings, url, device=devices[0], stop=stop, zygote=Zygote(PRELOAD), hurry=hurry)
 
     try:
         asyncio.run(run())
-    except SandboxError as error:
+    except (SandboxError, UnknownDeviceError) as error:
         _end(str(error), Exit.INVALID)
     except OperationalError as error:
         _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)

@@ -15,6 +15,29 @@ def has_gpu() -> bool:
     return _NVIDIA.exists()
 
 
+class UnknownDeviceError(ValueError):
+    """A device that this machine does not offer."""
+
+
+def chosen_devices(wanted: str) -> list[str]:
+    """Devices of this machine by what a command was given.
+
+    Args:
+        wanted: cpu, cuda:N, ``all`` for every GPU (or else the CPU), or nothing for the first of these.
+
+    Raises:
+        UnknownDeviceError: for another device than those that are here.
+    """
+    if wanted == "cpu":
+        return [wanted]
+    offered = offered_devices()
+    if wanted == "all":
+        return offered
+    if wanted and wanted not in offered:
+        raise UnknownDeviceError(f"There is no device {wanted!r} here; there are {', '.join(offered)}.")
+    return [wanted or offered[0]]
+
+
 def offered_devices() -> list[str]:
     """cuda:0, cuda:1, … where torch can use them, else cpu."""
     if not has_gpu():

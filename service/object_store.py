@@ -6,6 +6,7 @@ Addresses and credentials are the ``AWS_*`` variables of the environment.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -43,8 +44,13 @@ class ObjectStore(BlobStore):
         patience = timedelta(seconds=patience_seconds)
         self._store = S3Store.from_url(
             url,
-            # The limit of a whole request would be one of the size of blobs; that of silence is none.
-            client_options={"read_timeout": patience, "timeout": timedelta(days=1)},
+            # The limit of a whole request would be one of the size of blobs; that of silence is none. Options that are
+            # given replace those of the environment.
+            client_options={
+                "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
+                "read_timeout": patience,
+                "timeout": timedelta(days=1),
+            },
             retry_config={
                 "max_retries": 1000,
                 "retry_timeout": patience,

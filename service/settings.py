@@ -186,7 +186,12 @@ class Settings(BaseSettings):
     @property
     def job_limits(self) -> Limits:
         """Of the child that runs an analysis."""
-        return Limits(memory_bytes=self.job_memory_bytes or usable_memory_bytes() * 3 // 4)
+        return Limits(memory_bytes=self.job_bytes)
+
+    @property
+    def job_bytes(self) -> int:
+        """Memory of one analysis."""
+        return self.job_memory_bytes or usable_memory_bytes() * 3 // 4
 
     @property
     def job_dir(self) -> Path:

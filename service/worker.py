@@ -188,7 +188,9 @@ async def _signs_of_life(
 
     async def register() -> UUID:
         async with database.transaction() as session:
-            return await workers.register(session, device=runner.device, protections=protections)
+            return await workers.register(
+                session, device=runner.device, protections=protections, memory_bytes=settings.job_bytes
+            )
 
     identity = await patiently(register, seconds=settings.database_patience_seconds)
     log.info("worker_ready", device=runner.device, protections=protections)

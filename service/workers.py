@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import JSON, DateTime, Integer, Text, Uuid, delete, func, select, update
+from sqlalchemy import JSON, BigInteger, DateTime, Integer, Text, Uuid, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -26,11 +26,13 @@ class WorkerRow(Base):
     engine_version: Mapped[str] = mapped_column(Text)
     protections: Mapped[list[str]] = mapped_column(JSON)
     """What confines the worker's children on its host."""
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """That one analysis may have; null for a worker of a version that does not say."""
     started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
-async def register(session: AsyncSession, *, device: str, protections: Sequence[str]) -> UUID:
+async def register(session: AsyncSession, *, device: str, protections: Sequence[str], memory_bytes: int) -> UUID:
     """Adds this process's row and drops the rows of workers that have been silent for an hour."""
     await session.execute(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - timedelta(hours=1)))
     row = WorkerRow(
@@ -39,6 +41,7 @@ async def register(session: AsyncSession, *, device: str, protections: Sequence[
         device=device,
         engine_version=wsb_engine.__version__,
         protections=list(protections),
+        memory_bytes=memory_bytes,
     )
     session.add(row)
     await session.flush()

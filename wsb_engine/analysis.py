@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import wsb_engine
-from wsb_engine import krylov, moments
+from wsb_engine import krylov, moments, setting
 from wsb_engine import report as r
 from wsb_engine.bounds.enclosure import Moments
 from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan
@@ -21,6 +21,7 @@ from wsb_engine.curvature import loss
 from wsb_engine.curvature.closed_form import ClosedForm
 from wsb_engine.errors import ModelError, finite
 from wsb_engine.formats.batch import Batch
+from wsb_engine.members import Devices
 from wsb_engine.options import Options
 from wsb_engine.problem import Problem, pose
 from wsb_engine.progress import ProgressCallback
@@ -35,7 +36,12 @@ TOP_SHARES = 10
 
 
 def analyze(
-    classifier: Classifier, batch: Batch, options: Options | None = None, *, progress: ProgressCallback | None = None
+    classifier: Classifier,
+    batch: Batch,
+    options: Options | None = None,
+    *,
+    progress: ProgressCallback | None = None,
+    devices: Sequence[str] = (),
 ) -> r.Report:
     """Bounds and, on request, the spectrum of the Hessian of the batch's cross-entropy.
 
@@ -44,14 +50,31 @@ def analyze(
         batch: N labelled samples.
         options: See ``Options``.
         progress: Called every now and then; raising in it stops the analysis and reaches the caller.
+        devices: Several that share the work, named as in ``Options.device`` and in its place; the first one leads.
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
     """
     options = options or Options()
+    chosen = [setting.device(Options(device=name)) for name in devices]
+    if chosen:
+        options = options.model_copy(update={"device": str(chosen[0])})
     run = Run(options, progress, classifier.load_seconds + batch.load_seconds)
     with run.phase("setup"):
         problem = pose(classifier, batch, options, run)
+    if len(chosen) < 2:
+        return report_on(problem, classifier, batch, options, run)
+    with Devices(problem, chosen) as team:
+        run.warn("split", f"products and pairs of samples were split over {', '.join(map(str, chosen))}")
+        return report_on(replace(problem, team=team), classifier, batch, options, run)
+
+
+def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: Options, run: Run) -> r.Report:
+    """All of an analysis but its setup.
+
+    Raises:
+        ModelError, ResourceError: with a code and advice.
+    """
     with run.phase("loss"):
         loss_part = _loss(problem)
     with run.phase("parity"):

@@ -17,7 +17,8 @@ from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan
 from wsb_engine.curvature.basis import basis_moments
 from wsb_engine.curvature.closed_form import ClosedForm, closed_form
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
-from wsb_engine.curvature.plan import Plan, plan
+from wsb_engine.curvature.plan import MIN_TILES, Plan, plan
+from wsb_engine.curvature.split import split_closed_form
 from wsb_engine.errors import OptionsError, ResourceError, finite
 from wsb_engine.options import Options
 from wsb_engine.problem import Problem, Structure
@@ -200,9 +201,14 @@ def _bounds(lambda_max: tuple[float, float], lambda_min: tuple[float, float]) ->
 
 def _layout(problem: Problem, structure: Structure) -> Plan:
     itemsize = problem.objective.dtype.itemsize
-    return plan(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize)
+    # Enough pairs of tiles for everyone who shares them.
+    tiles = MIN_TILES if problem.team is None else max(MIN_TILES, 2 * problem.team.size)
+    return plan(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize, tiles=tiles)
 
 
 def _closed_form(problem: Problem, structure: Structure, layout: Plan, run: Run) -> ClosedForm:
+    net, weights = structure.net, problem.objective.targets.weights
     with torch.no_grad():
-        return closed_form(structure.net, problem.tile, problem.objective.targets.weights, layout, progress=run.report)
+        if problem.team is not None:
+            return split_closed_form(net, len(weights), layout, problem.team, progress=run.report)
+        return closed_form(net, problem.tile, weights, layout, progress=run.report)

@@ -12,12 +12,13 @@ from wsb_engine import setting
 from wsb_engine.classifier import MLP, Classifier, LogitModel
 from wsb_engine.curvature import loss
 from wsb_engine.curvature.footprint import PRODUCT_OPERATIONS, Footprint, gradient_footprint, logits_footprint
-from wsb_engine.curvature.hessian_product import COLUMNS, AutodiffProduct, HessianProduct, Objective
+from wsb_engine.curvature.hessian_product import COLUMNS, AutodiffProduct, HessianProduct, Objective, in_layout
 from wsb_engine.curvature.linearized_product import WORTHWHILE, LinearizedProduct
 from wsb_engine.curvature.memory import SteppingProduct
 from wsb_engine.curvature.mlp import Network, network, passes
 from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.curvature.smoothness import nonsmooth_operators
+from wsb_engine.curvature.split import SplitProduct, Team
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.batch import Batch
 from wsb_engine.formats.heads import looks_like_probabilities
@@ -54,6 +55,8 @@ class Problem:
     """Of one sample's gradient."""
     warn: Callable[[str, str], None]
     """Adds a code and a message to the report."""
+    team: Team | None = None
+    """Who shares products and the closed form, where several devices or processes do."""
 
     @property
     def samples(self) -> int:
@@ -75,7 +78,10 @@ class Problem:
     def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
         """The fastest that fits, for blocks of at most so many columns; it steps down where memory runs out."""
         fitting = int(self.memory * BLOCK_SHARE) // (8 * self.objective.parameters)
-        return SteppingProduct(self._way(max(1, min(columns, fitting))), self.warn)
+        columns = max(1, min(columns, fitting))
+        if self.team is not None:
+            return SplitProduct(self.objective, columns, self.team)
+        return SteppingProduct(self._way(columns), self.warn)
 
     def from_scratch(self, objective: Objective) -> HessianProduct:
         """Single products by automatic differentiation of the file's own graph, which share nothing with others."""
@@ -103,7 +109,8 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
     inputs = setting.match_inputs(classifier.inputs, batch)
     names = setting.select(model.parameters, options.parameters)
     dtype = setting.dtype(options, device, sum(model.parameters[name].numel() for name in names))
-    tensors = {name: tensor.to(device, dtype) for name, tensor in model.parameters.items()}
+    layout = _layout(model)
+    tensors = {name: in_layout(tensor.to(device, dtype), layout) for name, tensor in model.parameters.items()}
     memory = setting.memory_limit(options, device)
     objective = Objective(
         function=model.function,
@@ -113,6 +120,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
         targets=loss.Targets(torch.zeros(0, 1), torch.ones(len(batch))),
         dtype=dtype,
         device=device,
+        layout=layout,
     )
     objective = replace(objective, fits=logits_footprint(objective).fits(memory))
     logits = _logits(objective, run)
@@ -135,6 +143,16 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
     footprint = gradient_footprint(objective)
     objective = replace(objective, fits=footprint.fits(memory))
     return Problem(model, objective, logits, structure, nonsmooth, memory, footprint, run.warn)
+
+
+def _layout(model: LogitModel) -> torch.memory_format:
+    """Channels last where something looks like the kernel of a two-dimensional convolution.
+
+    A convolution on a CPU is made on tensors laid out so, and without that each of a product's rearranges its tensors
+    first, which takes a third of the time.
+    """
+    kernels = any(tensor.ndim == 4 and tensor[0, 0].numel() > 1 for tensor in model.parameters.values())
+    return torch.channels_last if kernels else torch.preserve_format
 
 
 def _logits(objective: Objective, run: Run) -> Tensor:

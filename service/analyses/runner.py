@@ -19,10 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import traces
-from service.analyses import outcomes, repository
+from service.analyses import memory, outcomes, repository
 from service.analyses.job import BATCH_FILE, MODEL_FILE
 from service.analyses.schemas import AnalysisError, progress_document
-from service.analyses.table import AnalysisRow
+from service.analyses.table import FINAL_STATES, AnalysisRow
 from service.database import Database, patiently
 from service.protections import required
 from service.sandbox import Job, Outcome, SandboxError, Zygote
@@ -66,6 +66,7 @@ class Runner:
 
         Raises:
             asyncio.CancelledError: when the worker stops; the analysis is back in the queue then.
+            LeftToOthersError: when it can't fit here, but into another worker; nothing has changed.
             StorageUnavailableError: when its files can't be had at this moment; it is back in the queue then, too.
             SandboxError: when no child could be started, or it was killed from outside, and there are attempts left.
         """
@@ -117,6 +118,8 @@ class Runner:
 
     async def _start(self, analysis: UUID) -> AnalysisRow | None:
         async with self.database.transaction() as session:
+            if not await self._fits(session, analysis):
+                return None
             row = await repository.start(session, analysis)
             if row is None:
                 # It ended meanwhile, or its worker was lost while it was being cancelled.
@@ -125,6 +128,24 @@ class Runner:
                 await outcomes.fail(session, analysis, worker_lost(row.attempts - 1))
                 return None
             return row
+
+    async def _fits(self, session: AsyncSession, analysis: UUID) -> bool:
+        """Whether it may fit into this worker's memory; ends one that fits nowhere."""
+        row = await repository.find_anyones(session, analysis)
+        if row is None or row.state in FINAL_STATES:
+            return True
+        here = memory.Worker(
+            device=self.device,
+            memory_bytes=self.settings.job_bytes,
+            within_seconds=self.settings.stalled_seconds,
+        )
+        error = await memory.shortage(session, row, here)
+        if error is None:
+            return True
+        log.warning("analysis_too_large", analysis=str(analysis), message=error.message)
+        if await outcomes.fail(session, analysis, error.model_dump(mode="json")) is None:
+            await repository.cancelled(session, analysis, allowed=("cancelling",))
+        return False
 
     async def _attempt(self, row: AnalysisRow) -> Outcome:
         folder = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))

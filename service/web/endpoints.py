@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from service import rendering
 from service.analyses import endpoints as interface
 from service.analyses import repository, representations
-from service.analyses.endpoints import AnalysisId
+from service.analyses.endpoints import After, AnalysisId
 from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
 from service.analyses.waiting import not_found
@@ -48,7 +48,7 @@ async def show_home(
     tenant: InTenant,
     state: str = "",
     label: str = "",
-    after: str | None = None,
+    after: After = None,
     model: str = "",
     batch: str = "",
 ) -> Response:

@@ -141,51 +141,42 @@ class _Parts:
 
 
 async def _submitted(context: Context, tenant: str, parts: _Parts, filled: Filled) -> UUID | Filled:
-    formats = await _sniffed(parts, filled)
+    # Files first, whatever becomes of the rest: they need not be sent again.
+    await _keep(context, tenant, parts, filled)
     wanted = _request(filled)
-    if wanted is not None and not filled.errors:
-        uploads = {name: parts.uploads[name] for name in formats}
-        try:
-            return (await accept(context, Caller(tenant), wanted, uploads)).analysis
-        except DeviceUnavailableError as error:
-            filled.refuse_for(error, "device")
-        except BlobNotFoundError as error:
-            # One that the form had from before, and that has been deleted since.
-            filled.values |= dict.fromkeys(_KEPT, "")
-            filled.refuse_for(error)
-        except (AnalysisNotFoundError, ReportNotReadyError, NoReportError) as error:
-            filled.refuse_for(error, "baseline")
-        except ServiceError as error:
-            filled.refuse_for(error)
-    await _keep(context, tenant, parts, formats, filled)
+    if wanted is None or filled.errors:
+        return filled
+    try:
+        return (await accept(context, Caller(tenant), wanted, {})).analysis
+    except DeviceUnavailableError as error:
+        filled.refuse_for(error, "device")
+    except BlobNotFoundError as error:
+        # One that the form had from before, and that has been deleted since.
+        filled.values |= dict.fromkeys(_KEPT, "")
+        filled.refuse_for(error)
+    except (AnalysisNotFoundError, ReportNotReadyError, NoReportError) as error:
+        filled.refuse_for(error, "baseline")
+    except ServiceError as error:
+        filled.refuse_for(error)
     return filled
 
 
-async def _sniffed(parts: _Parts, filled: Filled) -> dict[str, str]:
-    """Formats of the files that were sent; a file that was kept from before takes the place of a missing one."""
-    formats = {}
+async def _keep(context: Context, tenant: str, parts: _Parts, filled: Filled) -> None:
+    """Stores the files that were sent; one that is here from before takes the place of a missing one."""
     for name, kind in FILES.items():
         upload = parts.uploads.get(name)
-        if upload is not None and upload.size > 0:
-            try:
-                formats[name] = await sniff(upload, _READERS[kind])
-            except ServiceError as error:
-                filled.refuse_for(error, name)
-        elif not filled.values.get(f"{name}_id"):
-            filled.refuse(name, f"Choose a {name}.")
-    return formats
-
-
-async def _keep(context: Context, tenant: str, parts: _Parts, formats: Mapping[str, str], filled: Filled) -> None:
-    """Stores the good files of a form that is not good, so that they need not be sent again."""
-    try:
-        async with context.database.transaction() as session:
-            for name in sorted(formats):
-                await register(session, context, tenant, parts.uploads[name], formats[name])
-    except ServiceError as error:
-        filled.refuse_for(error)
-        return
-    filled.values |= {f"{name}_id": identifier(parts.uploads[name].sha256) for name in formats}
+        if upload is None or upload.size == 0:
+            if not filled.values.get(f"{name}_id"):
+                filled.refuse(name, f"Choose a {name}.")
+            continue
+        try:
+            format_name = await sniff(upload, _READERS[kind])
+            async with context.database.transaction() as session:
+                await register(session, context, tenant, upload, format_name)
+        except ServiceError as error:
+            filled.refuse_for(error, name)
+        else:
+            filled.values[f"{name}_id"] = identifier(upload.sha256)
 
 
 def _request(filled: Filled) -> FormRequest | None:

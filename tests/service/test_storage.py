@@ -5,28 +5,67 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.objects import bucket
 
+from service.object_store import ObjectStore
 from service.scratch import ScratchFolder
-from service.storage import BlobMissingError, FolderStore
+from service.storage import BlobCorruptError, BlobMissingError, BlobStore, FolderStore, Upload
+
+
+@dataclass
+class Stored:
+    """A store, and a look behind it."""
+
+    blobs: BlobStore
+    names: Callable[[], list[str]]
+    damage: Callable[[str], object]
+    """Writes something else in the place of a blob."""
+
+    def keep(self, *pieces: bytes) -> Upload:
+        with self.blobs.receive("models") as upload:
+            for piece in pieces:
+                upload.write(piece)
+            asyncio.run(self.blobs.keep(upload))
+        return upload
+
+    def copy(self, sha256: str, destination: Path) -> bytes:
+        asyncio.run(self.blobs.copy("models", sha256, destination))
+        return destination.read_bytes()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stored]:
+    folder = tmp_path / "blobs"
+    if request.param == "folder":
+
+        def names() -> list[str]:
+            return [str(path.relative_to(folder)) for path in files_below(folder)]
+
+        with FolderStore(folder) as blobs:
+            yield Stored(blobs, names, lambda name: (folder / name).write_bytes(b"damaged"))
+        return
+    with bucket() as objects:
+        for name, value in objects.environment.items():
+            monkeypatch.setenv(name, value)
+        with ObjectStore(objects.url, folder) as blobs:
+            yield Stored(blobs, objects.names, lambda name: objects.overwrite(name, b"damaged"))
 
 
 def files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.name != ".owner"]
 
 
-def test_a_kept_upload_is_found_under_the_hash_of_its_content(tmp_path: Path) -> None:
-    with FolderStore(tmp_path / "blobs") as blobs:
-        with blobs.receive("models") as upload:
-            upload.write(b"some ")
-            upload.write(b"bytes")
-            asyncio.run(blobs.keep(upload))
-        digest = hashlib.sha256(b"some bytes").hexdigest()
-        assert (upload.sha256, upload.size) == (digest, 10)
-        asyncio.run(blobs.copy("models", digest, tmp_path / "copy"))
-    assert (tmp_path / "copy").read_bytes() == b"some bytes"
+def test_a_kept_upload_is_found_under_the_hash_of_its_content(stored: Stored, tmp_path: Path) -> None:
+    upload = stored.keep(b"some ", b"bytes")
+    digest = hashlib.sha256(b"some bytes").hexdigest()
+    assert (upload.sha256, upload.size) == (digest, 10)
+    assert stored.names() == [f"models/{digest[:2]}/{digest}"]
+    assert stored.copy(digest, tmp_path / "copy") == b"some bytes"
 
 
 def test_an_upload_that_is_not_kept_leaves_no_file(tmp_path: Path) -> None:
@@ -44,28 +83,43 @@ def test_an_upload_that_fails_half_way_leaves_no_file(tmp_path: Path) -> None:
         assert files_below(tmp_path) == []
 
 
-def test_keeping_the_same_content_twice_stores_it_once(tmp_path: Path) -> None:
-    with FolderStore(tmp_path) as blobs:
-        for _ in range(2):
-            with blobs.receive("batches") as upload:
-                upload.write(b"same")
-                asyncio.run(blobs.keep(upload))
-        assert len(files_below(tmp_path)) == 1
+def test_keeping_the_same_content_twice_stores_it_once(stored: Stored) -> None:
+    for _ in range(2):
+        stored.keep(b"same")
+    assert len(stored.names()) == 1
 
 
-def test_a_copy_shares_nothing_with_the_blob(tmp_path: Path) -> None:
-    with FolderStore(tmp_path / "blobs") as blobs, blobs.receive("models") as upload:
-        upload.write(b"original")
-        asyncio.run(blobs.keep(upload))
-        asyncio.run(blobs.copy("models", upload.sha256, tmp_path / "copy"))
-        (tmp_path / "copy").write_bytes(b"changed!")
-        asyncio.run(blobs.copy("models", upload.sha256, tmp_path / "again"))
-    assert (tmp_path / "again").read_bytes() == b"original"
+def test_a_copy_shares_nothing_with_the_blob(stored: Stored, tmp_path: Path) -> None:
+    upload = stored.keep(b"original")
+    stored.copy(upload.sha256, tmp_path / "copy")
+    (tmp_path / "copy").write_bytes(b"changed!")
+    assert stored.copy(upload.sha256, tmp_path / "again") == b"original"
 
 
-def test_a_blob_that_is_not_there_is_an_error_of_its_own(tmp_path: Path) -> None:
-    with FolderStore(tmp_path) as blobs, pytest.raises(BlobMissingError, match="models/00"):
-        asyncio.run(blobs.copy("models", "00" * 32, tmp_path / "copy"))
+def test_a_blob_that_is_not_there_is_an_error_of_its_own(stored: Stored, tmp_path: Path) -> None:
+    with pytest.raises(BlobMissingError, match="models/00"):
+        stored.copy("00" * 32, tmp_path / "copy")
+
+
+def test_a_blob_that_was_changed_where_it_is_stored_is_not_handed_out(stored: Stored, tmp_path: Path) -> None:
+    upload = stored.keep(b"original")
+    stored.damage(stored.names()[0])
+    with pytest.raises(BlobCorruptError, match=upload.sha256):
+        stored.copy(upload.sha256, tmp_path / "copy")
+
+
+def test_a_damaged_blob_is_mended_when_it_is_sent_again(stored: Stored, tmp_path: Path) -> None:
+    upload = stored.keep(b"original")
+    stored.damage(stored.names()[0])
+    stored.keep(b"original")
+    assert stored.copy(upload.sha256, tmp_path / "copy") == b"original"
+
+
+def test_a_removed_blob_is_gone_and_removing_it_again_changes_nothing(stored: Stored) -> None:
+    upload = stored.keep(b"content")
+    for _ in range(2):
+        asyncio.run(stored.blobs.remove("models", upload.sha256))
+    assert stored.names() == []
 
 
 def test_the_folder_of_blobs_is_closed_to_others(tmp_path: Path) -> None:

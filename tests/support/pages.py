@@ -7,6 +7,7 @@ from html import unescape
 from typing import Any
 
 import httpx
+
 from support.service import DEADLINE, npz_batch, onnx_mlp
 
 # What the form has in it before anything is typed, switches that are on included.
@@ -46,7 +47,10 @@ class Visitor:
         """Sends the form for an analysis; None for a file that was not chosen."""
         typed = {"csrf": self.csrf() if csrf is None else csrf, **UNTOUCHED, **fields}
         parts = [(name, (None, value)) for name, value in typed.items()]
-        files = [("model", (model and "m.onnx") or "", model or b""), ("batch", (batch and "b.npz") or "", batch or b"")]
+        files = [
+            ("model", (model and "m.onnx") or "", model or b""),
+            ("batch", (batch and "b.npz") or "", batch or b""),
+        ]
         parts += [(name, (file or "none", content)) for name, file, content in files]
         return self.client.post(self.prefix + "/analyses", files=parts)
 

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,23 +103,26 @@ def running_service(settings: Settings, *, worker: bool) -> Iterator[Service]:
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     started.wait(DEADLINE)
-    with httpx.Client(base_url=box["url"], timeout=DEADLINE) as client:
-        until(lambda: box["server"].started)
-        if worker:
-            until(lambda: client.get("/readyz").status_code == 200)
-        yield Service(
-            url=box["url"],
-            client=client,
-            settings=settings,
-            stopping=box["stopping"],
-            loop=box["loop"],
-            worker_stop=box["worker_stop"],
-        )
-    box["loop"].call_soon_threadsafe(box["stopping"].set)
-    box["loop"].call_soon_threadsafe(box["worker_stop"].set)
-    box["server"].should_exit = True
-    thread.join(DEADLINE)
-    assert not thread.is_alive()
+    try:
+        with httpx.Client(base_url=box["url"], timeout=DEADLINE) as client:
+            until(lambda: box["server"].started)
+            if worker:
+                until(lambda: client.get("/readyz").status_code == 200)
+            yield Service(
+                url=box["url"],
+                client=client,
+                settings=settings,
+                stopping=box["stopping"],
+                loop=box["loop"],
+                worker_stop=box["worker_stop"],
+            )
+    finally:
+        with suppress(RuntimeError):  # the loop has ended by itself
+            box["loop"].call_soon_threadsafe(box["stopping"].set)
+            box["loop"].call_soon_threadsafe(box["worker_stop"].set)
+        box["server"].should_exit = True
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
 
 
 def onnx_mlp(sizes: tuple[int, ...] = (4, 5, 3), *, seed: int = 0) -> bytes:

@@ -15,24 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from wsb_engine.curvature.mlp import (
-    Network,
-    Passes,
-    diagonal_term,
-    last_hidden_factor,
-    passes,
-    square_blocks,
-    step_down,
-)
-from wsb_engine.curvature.plan import Plan, square_rows, triangle
+from wsb_engine.curvature.mlp import Network, passes
+from wsb_engine.curvature.plan import Plan, triangle
+from wsb_engine.curvature.tiles import Block, Tile, make_tile, off_diagonal_scale
 from wsb_engine.errors import ResourceError
 
-Block = tuple[int, int]
 TileSource = Callable[[int, int], tuple[Tensor, Tensor]]
 """(start, stop) → a_0 (B, d_0) in the working dtype and y (B, C)."""
 
@@ -58,33 +50,16 @@ class ClosedForm:
     """max |K_0(s,t)| / √(K_0(s,s) K_0(t,t)) over s ≠ t of inputs that are not 0; None where it wasn't visited."""
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """What a tile of B samples brings to any pair sum."""
-
-    start: int
-    w: Tensor
-    """(B,) float64"""
-    run: Passes
-    packed: dict[Block, Tensor]
-    """A_ll as (B, d(d+1)/2), or A_lkᵀ as (B, d_k, d_l)."""
-    factor: dict[Block, tuple[Tensor, Tensor, Tensor]]
-    """Rᵀ (B, C, d), diag R Rᵀ (B, d), v (B, d)."""
-    jacobian: dict[Block, Tensor]
-    """J_lkᵀ (B, d_{k−1}, d_l) for l < k − 1."""
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.start, self.start + len(self.w))
-
-
 @dataclass
-class _Sums:
+class Sums:
     """Accumulators, float64 on the working device."""
 
     block_squares: Tensor
+    """(L, L)"""
     layer_traces: Tensor
+    """(L,)"""
     shares: Tensor
+    """(N,)"""
     self_share: Tensor
     coherence: float = 0.0
 
@@ -106,31 +81,74 @@ def closed_form(
         plan: From ``wsb_engine.curvature.plan.plan`` for the same network and N.
         progress: Called with the fraction done; may raise to stop.
     """
-    count, samples = len(net.layers), len(weights)
-    sums = _Sums(
-        weights.new_zeros(count, count), weights.new_zeros(count), weights.new_zeros(samples), weights.new_zeros(())
-    )
-    starts = range(0, samples, plan.tile)
+    sums = no_sums(net, weights)
+    for fraction in add_terms(net, source, weights, plan, sums):
+        progress(fraction)
+    return finish(sums, plan)
 
-    def tile(start: int) -> _Tile:
-        stop = min(start + plan.tile, samples)
+
+def no_sums(net: Network, weights: Tensor) -> Sums:
+    """Nothing added yet, on the device of the weights."""
+    layers, samples = len(net.layers), len(weights)
+    return Sums(
+        weights.new_zeros(layers, layers), weights.new_zeros(layers), weights.new_zeros(samples), weights.new_zeros(())
+    )
+
+
+def add_terms(
+    net: Network, source: TileSource, weights: Tensor, plan: Plan, sums: Sums, index: int = 0, count: int = 1
+) -> Iterator[float]:
+    """Adds every ``count``-th term from ``index`` on; gives the fraction done after each round of ``count`` terms.
+
+    The last fraction is 1, and all indices see the same ones, however many terms fall to each.
+    """
+    for turn, (add, fraction) in enumerate(_terms(net, source, weights, plan, sums, count)):
+        if turn % count == index:
+            add()
+        if turn % count == count - 1 or fraction == 1:
+            yield fraction
+
+
+def _terms(
+    net: Network, source: TileSource, weights: Tensor, plan: Plan, sums: Sums, parts: int
+) -> Iterator[tuple[Callable[[], None], float]]:
+    """What there is to add, each with the fraction done after it; a block comes in at least ``parts`` parts."""
+    starts = range(0, len(weights), plan.tile)
+
+    def tile(start: int) -> Tile:
+        stop = min(start + plan.tile, len(weights))
         a0, y = source(start, stop)
-        return _tile(net, plan, start, passes(net, a0, y), weights[start:stop])
+        return make_tile(net, plan, start, passes(net, a0, y), weights[start:stop])
 
     get = cache(tile) if plan.cached else tile
-    visited = bool(plan.pairs) or samples <= COHERENCE_SAMPLES
-    steps = _Steps(progress, visited * len(starts) * (len(starts) + 1) // 2 + len(starts) * len(plan.blocks))
-    for i, start in enumerate(starts):
-        first = get(start)
-        _add_traces(net, plan, first, sums)
-        for other in starts[i:] if visited else ():
-            second = first if other == start else get(other)
+    row = get if plan.cached else lru_cache(maxsize=1)(tile)
+    visited = _visits_pairs(plan, len(weights))
+
+    def pair(start: int, other: int) -> None:
+        first = row(start)
+        second = first if other == start else get(other)
+        if first is second:
+            _add_traces(net, plan, first, sums)
+        if visited:
             _add_pairs(net, plan, first, second, sums)
-            steps.done()
-    for block in plan.blocks:
-        _add_block(net, plan, block, lambda: map(get, starts), sums)
-        steps.done(len(starts))
-    return _finish(sums, visited)
+
+    pairs = [(start, other) for i, start in enumerate(starts) for other in (starts[i:] if visited else (start,))]
+    weight = len(pairs) if visited else 0
+    total = weight + len(starts) * len(plan.blocks)
+    for done, (start, other) in enumerate(pairs, 1):
+        yield partial(pair, start, other), weight * done / len(pairs) / total
+    for b, block in enumerate(plan.blocks):
+        chunks = _chunks(net, plan, block, parts)
+        for c, chunk in enumerate(chunks, 1):
+            done_blocks = len(starts) * (b + c / len(chunks))
+            yield (
+                partial(_add_block, net, plan, block, chunk, lambda: map(get, starts), sums),
+                ((weight + done_blocks) / total),
+            )
+
+
+def _visits_pairs(plan: Plan, samples: int) -> bool:
+    return bool(plan.pairs) or samples <= COHERENCE_SAMPLES
 
 
 def differentiable_moments(net: Network, a0: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -153,7 +171,7 @@ def differentiable_moments(net: Network, a0: Tensor, y: Tensor, plan: Plan) -> t
             samples=plan.tile,
         )
     w = torch.full((len(a0),), 1 / len(a0), dtype=torch.float64, device=a0.device)
-    tile = _tile(net, plan, 0, passes(net, a0, y), w)
+    tile = make_tile(net, plan, 0, passes(net, a0, y), w)
     t = sum((_trace(net, plan, tile, l) for l in _learning(plan)), w.new_zeros(()))
     grams = _input_grams(net, plan, tile, tile)
     q = sum(
@@ -163,16 +181,8 @@ def differentiable_moments(net: Network, a0: Tensor, y: Tensor, plan: Plan) -> t
     return t, q
 
 
-class _Steps:
-    def __init__(self, progress: Callable[[float], None], total: int) -> None:
-        self._progress, self._total, self._count = progress, total, 0
-
-    def done(self, steps: int = 1) -> None:
-        self._count += steps
-        self._progress(min(self._count / self._total, 1.0))
-
-
-def _finish(sums: _Sums, visited: bool) -> ClosedForm:
+def finish(sums: Sums, plan: Plan) -> ClosedForm:
+    """t and q of all terms."""
     squares = sums.block_squares + sums.block_squares.triu(1).T
     return ClosedForm(
         trace=float(sums.layer_traces.sum()),
@@ -181,49 +191,8 @@ def _finish(sums: _Sums, visited: bool) -> ClosedForm:
         block_squares=squares.cpu(),
         sample_shares=sums.shares.cpu(),
         self_share=float(sums.self_share),
-        coherence=sums.coherence if visited else None,
+        coherence=sums.coherence if _visits_pairs(plan, len(sums.shares)) else None,
     )
-
-
-def _tile(net: Network, plan: Plan, start: int, run: Passes, w: Tensor) -> _Tile:
-    lowest = square_rows(plan.forms, len(net.layers))
-    squares = square_blocks(net, run, lowest) if lowest < len(net.layers) else {}
-    packed: dict[Block, Tensor] = {}
-    factor: dict[Block, tuple[Tensor, Tensor, Tensor]] = {}
-    jacobian: dict[Block, Tensor] = {}
-    for (l, k), form in plan.forms.items():
-        if form == "factor":
-            R = last_hidden_factor(net, run)
-            factor[l, k] = R, R.square().sum(dim=1), diagonal_term(net, run, l)
-        elif l == k:
-            packed[l, k] = _pack(squares[l])
-    for k in sorted({k for l, k in plan.forms if l != k}):
-        wanted = [l for l, other in plan.forms if other == k and l != k]
-        packed |= {(l, k): X for l, X in _descend(net, run, squares[k], k, min(wanted)) if l in wanted}
-        if net.layers[k].learns_weight and min(wanted) < k - 1:
-            top = run.phi1[k - 1].unsqueeze(2) * net.layers[k - 1].W * run.phi1[k - 2].unsqueeze(1)
-            chain = [(k - 2, top), *_descend(net, run, top, k - 2, min(wanted))]
-            jacobian |= {(l, k): X for l, X in chain if l in wanted}
-    return _Tile(start, w, run, packed, factor, jacobian)
-
-
-def _descend(net: Network, run: Passes, top: Tensor, level: int, lowest: int) -> Iterator[tuple[int, Tensor]]:
-    """(l, Xᵀ) for l = level − 1 down to ``lowest``, from Xᵀ at ``level``."""
-    block = top
-    for l in range(level - 1, lowest - 1, -1):
-        block = step_down(net, run, l, block)
-        yield l, block
-
-
-def _pack(square: Tensor) -> Tensor:
-    """Upper triangle of symmetric (B, d, d) as (B, d(d+1)/2), scaled so that dot products are ⟨·,·⟩_F."""
-    rows, columns = torch.triu_indices(square.shape[1], square.shape[1], device=square.device)
-    return square[:, rows, columns] * _off_diagonal_scale(rows, columns, square)
-
-
-def _off_diagonal_scale(rows: Tensor, columns: Tensor, like: Tensor) -> Tensor:
-    one = torch.ones((), dtype=like.dtype, device=like.device)
-    return torch.where(rows == columns, one, one * math.sqrt(2))
 
 
 def _learning(plan: Plan) -> list[int]:
@@ -234,12 +203,12 @@ def _gram(x: Tensor, y: Tensor) -> Tensor:
     return (x.flatten(1) @ y.flatten(1).T).double()
 
 
-def _add_traces(net: Network, plan: Plan, tile: _Tile, sums: _Sums) -> None:
+def _add_traces(net: Network, plan: Plan, tile: Tile, sums: Sums) -> None:
     for l in _learning(plan):
         sums.layer_traces[l] += _trace(net, plan, tile, l)
 
 
-def _trace(net: Network, plan: Plan, tile: _Tile, l: int) -> Tensor:
+def _trace(net: Network, plan: Plan, tile: Tile, l: int) -> Tensor:
     """Σ_s w_s K_l(s,s) tr A_ll,s over a tile."""
     if plan.forms[l, l] == "factor":
         _, diagonal, v = tile.factor[l, l]
@@ -253,7 +222,7 @@ def _trace(net: Network, plan: Plan, tile: _Tile, l: int) -> Tensor:
 
 
 def _products(
-    net: Network, plan: Plan, first: _Tile, second: _Tile, K: dict[int, Tensor]
+    net: Network, plan: Plan, first: Tile, second: Tile, K: dict[int, Tensor]
 ) -> Iterator[tuple[Block, Tensor]]:
     """⟨h_s, h_t⟩ by block for s in ``first``, t in ``second``, (B, B′) float64; of l < k without the mirrored block."""
     for l, k in plan.pairs:
@@ -263,13 +232,13 @@ def _products(
             yield (l, k), K[l] * _cross_products(net, l, k, K[k], first, second)
 
 
-def _input_grams(net: Network, plan: Plan, first: _Tile, second: _Tile) -> dict[int, Tensor]:
+def _input_grams(net: Network, plan: Plan, first: Tile, second: Tile) -> dict[int, Tensor]:
     """K_l of the layers that pair sums need and of the first, for its coherence; (B, B′) float64 each."""
     needed = sorted({index for block in plan.pairs for index in block} | {_learning(plan)[0]})
     return {l: _gram(*(net.layers[l].augmented(tile.run.a[l]) for tile in (first, second))) for l in needed}
 
 
-def _add_pairs(net: Network, plan: Plan, first: _Tile, second: _Tile, sums: _Sums) -> None:
+def _add_pairs(net: Network, plan: Plan, first: Tile, second: Tile, sums: Sums) -> None:
     same = first is second or first.start == second.start
     total = first.w.new_zeros(len(first.w), len(second.w))
     K = _input_grams(net, plan, first, second)
@@ -286,7 +255,7 @@ def _add_pairs(net: Network, plan: Plan, first: _Tile, second: _Tile, sums: _Sum
     _add_coherence(net, l, K[l], first, second, same, sums)
 
 
-def _add_coherence(net: Network, l: int, K: Tensor, first: _Tile, second: _Tile, same: bool, sums: _Sums) -> None:
+def _add_coherence(net: Network, l: int, K: Tensor, first: Tile, second: Tile, same: bool, sums: Sums) -> None:
     norms = [net.layers[l].augmented(tile.run.a[l]).double().square().sum(dim=1) for tile in (first, second)]
     scale = (norms[0].unsqueeze(1) * norms[1]).sqrt()
     cosine = torch.where(scale > 0, K.abs() / scale, 0.0)
@@ -295,7 +264,7 @@ def _add_coherence(net: Network, l: int, K: Tensor, first: _Tile, second: _Tile,
     sums.coherence = max(sums.coherence, min(float(cosine.max()), 1.0))
 
 
-def _square_products(plan: Plan, l: int, first: _Tile, second: _Tile) -> Tensor:
+def _square_products(plan: Plan, l: int, first: Tile, second: Tile) -> Tensor:
     """⟨A_ll,s , A_ll,t⟩, (B, B′) float64."""
     if plan.forms[l, l] == "packed":
         return _gram(first.packed[l, l], second.packed[l, l])
@@ -306,7 +275,7 @@ def _square_products(plan: Plan, l: int, first: _Tile, second: _Tile) -> Tensor:
     return squares.double() + _gram(rr + v, v2) + _gram(v, rr2)
 
 
-def _cross_products(net: Network, l: int, k: int, K: Tensor, first: _Tile, second: _Tile) -> Tensor:
+def _cross_products(net: Network, l: int, k: int, K: Tensor, first: Tile, second: Tile) -> Tensor:
     """K_k ⟨A, A⟩ + (δ·δ) ⟨J, J⟩ + c(s,t) + c(t,s) of block (l, k), (B, B′) float64."""
     products = K * _gram(first.packed[l, k], second.packed[l, k])
     if not net.layers[k].learns_weight:
@@ -318,7 +287,7 @@ def _cross_products(net: Network, l: int, k: int, K: Tensor, first: _Tile, secon
     return products
 
 
-def _mixed(l: int, k: int, first: _Tile, second: _Tile) -> Tensor:
+def _mixed(l: int, k: int, first: Tile, second: Tile) -> Tensor:
     """c_lk(s, t) for s in ``first``, t in ``second``: (B, B′) float64."""
     A, a, delta = first.packed[l, k], first.run.a[k], second.run.delta[k]
     if l == k - 1:
@@ -329,20 +298,21 @@ def _mixed(l: int, k: int, first: _Tile, second: _Tile) -> Tensor:
     return (left * right).sum(dim=2).double()
 
 
-def _add_block(net: Network, plan: Plan, block: Block, tiles: Callable[[], Iterator[_Tile]], sums: _Sums) -> None:
-    """Forms block (l, k) in chunks of rows: H_lk = Σ_s w_s X_sᵀ Y_s, then ‖·‖² and each sample's share of it."""
+def _add_block(
+    net: Network, plan: Plan, block: Block, chunk: slice, tiles: Callable[[], Iterator[Tile]], sums: Sums
+) -> None:
+    """Forms some rows of block (l, k), H_lk = Σ_s w_s X_sᵀ Y_s, then ‖·‖² and each sample's share of it."""
     l, k = block
     factor = 1 if l == k else 2
-    for chunk in _chunks(net, plan, block):
-        H = sums.shares.new_zeros(())
-        for tile in tiles():
-            X, Y = _outer(net, block, tile, chunk)
-            H = H + ((tile.w.to(X.dtype).unsqueeze(1) * X).T @ Y).double()
-        sums.block_squares[l, k] += H.square().sum()
-        for tile in tiles():
-            X, Y = _outer(net, block, tile, chunk)
-            sums.shares[tile.rows] += factor * tile.w * _row_dots(X @ H.to(X.dtype), Y)
-            sums.self_share += factor * (tile.w.square() * _row_dots(X, X) * _row_dots(Y, Y)).sum()
+    H = sums.shares.new_zeros(())
+    for tile in tiles():
+        X, Y = _outer(net, block, tile, chunk)
+        H = H + ((tile.w.to(X.dtype).unsqueeze(1) * X).T @ Y).double()
+    sums.block_squares[l, k] += H.square().sum()
+    for tile in tiles():
+        X, Y = _outer(net, block, tile, chunk)
+        sums.shares[tile.rows] += factor * tile.w * _row_dots(X @ H.to(X.dtype), Y)
+        sums.self_share += factor * (tile.w.square() * _row_dots(X, X) * _row_dots(Y, Y)).sum()
 
 
 def _row_dots(x: Tensor, y: Tensor) -> Tensor:
@@ -351,7 +321,7 @@ def _row_dots(x: Tensor, y: Tensor) -> Tensor:
     return dots.double()
 
 
-def _chunks(net: Network, plan: Plan, block: Block) -> Iterator[slice]:
+def _chunks(net: Network, plan: Plan, block: Block, parts: int) -> list[slice]:
     l, k = block
     row, column = net.layers[l], net.layers[k]
     if l == k:
@@ -359,11 +329,11 @@ def _chunks(net: Network, plan: Plan, block: Block) -> Iterator[slice]:
     else:
         total = row.d_out
         unit = column.parameters * (row.width * 8 * 2 + 3 * plan.tile * plan.itemsize)
-    size = max(1, min(total, int(plan.memory / 2 // unit)))
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+    size = max(1, min(math.ceil(total / parts), int(plan.memory / 2 // unit)))
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _outer(net: Network, block: Block, tile: _Tile, chunk: slice) -> tuple[Tensor, Tensor]:
+def _outer(net: Network, block: Block, tile: Tile, chunk: slice) -> tuple[Tensor, Tensor]:
     """X (B, r) and Y (B, c) with h_s[chunk of block] = X_sᵀ Y_s."""
     l, k = block
     row, column = net.layers[l], net.layers[k]
@@ -371,7 +341,7 @@ def _outer(net: Network, block: Block, tile: _Tile, chunk: slice) -> tuple[Tenso
     if l == k:
         # Symmetric twice: A in its indices, ã ãᵀ in its own.
         rows, columns = torch.triu_indices(row.width, row.width, device=augmented.device)[:, chunk]
-        pairs = augmented[:, rows] * augmented[:, columns] * _off_diagonal_scale(rows, columns, augmented)
+        pairs = augmented[:, rows] * augmented[:, columns] * off_diagonal_scale(rows, columns, augmented)
         return pairs, tile.packed[l, l]
     A = tile.packed[l, k][:, :, chunk].transpose(1, 2).contiguous()
     M = A.unsqueeze(3) * column.augmented(tile.run.a[k])[:, None, None, :]

@@ -7,6 +7,7 @@ Products of a chunk run in the working dtype, sums over chunks in float64.
 from __future__ import annotations
 
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ PRODUCT_SAMPLES = 128
 """Samples in a chunk of a block of products, which holds that many intermediates for each column."""
 COLUMNS = 64
 """Vectors multiplied at a time."""
+_FORWARD_MODE = threading.Lock()
+"""torch counts levels of forward-mode differentiation for all threads together, so they take turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ class Objective:
     device: torch.device
     fits: int = sys.maxsize
     """Samples whose gradients memory holds at once."""
+    layout: torch.memory_format = torch.preserve_format
+    """Of four-dimensional tensors in memory; their values and their order in H are the same in each."""
 
     @property
     def parameters(self) -> int:
@@ -56,8 +61,9 @@ class Objective:
         return (slice(start, min(start + size, samples)) for start in range(0, samples, size))
 
     def chunk_inputs(self, rows: slice) -> dict[str, Tensor]:
+        layout = self.layout
         return {
-            name: tensor[rows].to(self.device, self.dtype if tensor.is_floating_point() else None)
+            name: in_layout(tensor[rows].to(self.device, self.dtype if tensor.is_floating_point() else None), layout)
             for name, tensor in self.inputs.items()
         }
 
@@ -90,6 +96,11 @@ class Objective:
         for rows in self.chunks():
             total += self.flatten(grad(self.chunk_loss(rows))(dict(self.selected)))
         return total
+
+
+def in_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """The tensor with its four dimensions laid out so; others stay as they are."""
+    return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 and layout != torch.preserve_format else tensor
 
 
 class HessianProduct(ABC):
@@ -168,5 +179,6 @@ class AutodiffProduct(HessianProduct):
                 return objective.flatten(jvp(gradient, (point,), (objective.unflatten(v),))[1])
 
             # Without vmap a single product costs half as much.
-            total += product(V[:, 0]).unsqueeze(1) if V.shape[1] == 1 else vmap(product, in_dims=1, out_dims=1)(V)
+            with _FORWARD_MODE:
+                total += product(V[:, 0]).unsqueeze(1) if V.shape[1] == 1 else vmap(product, in_dims=1, out_dims=1)(V)
         return total

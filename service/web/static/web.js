@@ -1,13 +1,14 @@
 // What pages are better with, and work without: live progress, local times, a sign while a file hangs over its field.
 
-const WORDS = { queued: "Waiting for a worker.", running: "Starting.", cancelling: "The analysis is being stopped." };
-
 function follow(section) {
   const phase = section.querySelector("#phase");
   const bar = section.querySelector("#progress");
   const source = new EventSource(section.dataset.events);
-  let known = null;
 
+  const again = () => {
+    source.close();
+    location.reload();
+  };
   const show = (progress) => {
     if (!progress) return;
     bar.value = progress.fraction;
@@ -16,21 +17,17 @@ function follow(section) {
   };
   source.addEventListener("state", (event) => {
     const analysis = JSON.parse(event.data);
-    // The page as it was made shows the first state; another one has other buttons.
-    if (known !== null && known !== analysis.state && analysis.links.cancel) {
-      source.close();
-      location.reload();
+    if (analysis.state !== section.dataset.state) {
+      // In another state the page has other things on it; one that has ended says so by its own event.
+      if (analysis.links.cancel) again();
       return;
     }
-    known = analysis.state;
-    if (WORDS[known]) phase.textContent = WORDS[known];
-    if (known === "running") show(analysis.progress);
+    // Another attempt begins anew.
+    if (!analysis.progress) bar.removeAttribute("value");
+    show(analysis.progress);
   });
   source.addEventListener("progress", (event) => show(JSON.parse(event.data)));
-  source.addEventListener("end", () => {
-    source.close();
-    location.reload();
-  });
+  source.addEventListener("end", again);
   // Left open, the stream would count as one more until the browser lets the page go.
   addEventListener("pagehide", () => source.close());
 }

@@ -1,0 +1,230 @@
+"""What people do on the pages, in a browser, with the real service and the real engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+from support.served import Served, served
+from support.service import npz_batch, onnx_mlp
+from support.visits import Visit
+
+from service.security import hash_key, new_key
+
+OpenVisit = Callable[..., Visit]
+Photograph = Callable[[Page, str], None]
+
+KEY = new_key()
+LIMIT = '[[rule]]\nmetric = "enclosure.lambda_max"\nop = "<="\nlimit = 50\n'
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Served]:
+    with served(OMP_NUM_THREADS="1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    contents = {
+        "small.onnx": onnx_mlp((4, 5, 3)),
+        "small.npz": npz_batch(),
+        "other.onnx": onnx_mlp((4, 5, 3), seed=1),
+        "large.onnx": onnx_mlp((40, 120, 10)),
+        "large.npz": npz_batch(features=40, classes=10, samples=64),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return {name: folder / name for name in contents}
+
+
+def analysed(visit: Visit, files: dict[str, Path], model: str = "small.onnx", labels: str = "") -> str:
+    """Path of an analysis that has its report, asked for with the form."""
+    page = visit.page
+    page.goto("/")
+    visit.choose(files[model], files["small.npz"])
+    page.get_by_label("Labels").fill(labels)
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.get_by_role("heading", name="Sharpness")).to_be_visible(timeout=60_000)
+    return page.url
+
+
+def test_a_model_is_uploaded_watched_and_its_report_read(
+    service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph
+) -> None:
+    opened = visit(service.url)
+    page = opened.page
+    page.goto("/")
+    opened.choose(files["large.onnx"], files["large.npz"])
+    page.get_by_label("Spectrum", exact=True).select_option("top")
+    page.get_by_label("Labels").fill("run: watched\nepoch: 1")
+    page.get_by_label("Policy", exact=True).fill(LIMIT)
+    page.get_by_role("button", name="Analyse").click()
+    expect(page).to_have_url(re.compile(r"/analyses/[0-9a-f-]{36}$"))
+    photograph(page, "progress")
+    # The page turns into the report by itself.
+    expect(page.get_by_role("heading", name="Verdict: Passed")).to_be_visible(timeout=90_000)
+    expect(page.get_by_role("heading", name="Spectrum")).to_be_visible()
+    expect(page.get_by_role("img", name="Both ends of the spectrum")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="JSON", exact=True).click()
+    report = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert report["model"]["parameters"]["count"] == 6130
+    photograph(page, "report")
+    page.get_by_role("link", name="Page").click()
+    expect(page.get_by_role("heading", name="Sharpness report")).to_be_visible()
+
+
+def test_progress_moves_without_loading_the_page_again_and_a_click_cancels(
+    service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph
+) -> None:
+    opened = visit(service.url)
+    page = opened.page
+    page.goto("/")
+    opened.choose(files["large.onnx"], files["large.npz"])
+    page.get_by_label("Spectrum", exact=True).select_option("dense")
+    page.get_by_role("button", name="Analyse").click()
+    phase = page.locator("#phase")
+    expect(phase).to_contain_text(re.compile(r"spectrum, \d+ %, \d+ Hessian-vector products"), timeout=60_000)
+    bar = page.get_by_role("progressbar")
+    assert float(bar.evaluate("bar => bar.value")) >= 0
+    photograph(page, "running")
+    page.get_by_role("button", name="Cancel the analysis").click()
+    expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("status")).to_have_text("– Cancelled")
+
+
+def test_two_are_compared(service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph) -> None:
+    opened = visit(service.url)
+    first = analysed(opened, files, labels="run: compared\nepoch: 1")
+    analysed(opened, files, "other.onnx", "run: compared\nepoch: 2")
+    page = opened.page
+    page.get_by_role("link", name="Compare with another").click()
+    page.get_by_label("A, the baseline").select_option(first.rpartition("/")[2])
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("heading", name=re.compile("is sharper"))).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("^Loss"))).to_be_visible()
+    photograph(page, "compare")
+    page.get_by_role("link", name="Series").click()
+    page.get_by_label("Label").fill("run:compared")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("img", name="max along run:compared")).to_be_visible()
+    expect(page.get_by_role("row")).to_have_count(3)
+    photograph(page, "series")
+
+
+def test_the_main_path_needs_no_mouse(service: Served, visit: OpenVisit, files: dict[str, Path]) -> None:
+    opened = visit(service.url)
+    page = opened.page
+    page.goto("/")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Model", exact=True)).to_be_focused()
+    # Which file is chosen in a window of the system, out of reach of a test.
+    opened.choose(files["small.onnx"], files["small.npz"])
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Analyse":
+            break
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Sharpness")).to_be_visible(timeout=60_000)
+    page.get_by_text("Delete this analysis").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Delete it for good")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="New analysis")).to_be_visible()
+
+
+def test_what_is_wrong_is_shown_at_its_field_and_focused(
+    service: Served, visit: OpenVisit, files: dict[str, Path]
+) -> None:
+    opened = visit(service.url)
+    page = opened.page
+    page.goto("/")
+    opened.choose(files["small.onnx"], files["small.npz"])
+    page.get_by_label("Learning rate").fill("fast")
+    page.get_by_role("button", name="Analyse").click()
+    field = page.get_by_label("Learning rate")
+    expect(field).to_be_focused()
+    expect(field).to_have_value("fast")
+    expect(field).to_have_accessible_description(re.compile("valid number"))
+    field.fill("0.1")
+    page.get_by_role("button", name="Analyse").click()  # the files are there still
+    expect(page.get_by_role("heading", name="Sharpness")).to_be_visible(timeout=60_000)
+
+
+def test_without_scripts_the_page_loads_itself_until_there_is_a_report(
+    service: Served, visit: OpenVisit, files: dict[str, Path]
+) -> None:
+    analysed(visit(service.url, java_script_enabled=False), files, labels="scripts: off")
+
+
+def test_the_files_can_be_dropped_on_their_fields(service: Served, visit: OpenVisit, files: dict[str, Path]) -> None:
+    opened = visit(service.url)
+    page = opened.page
+    page.goto("/")
+    field = page.get_by_label("Model", exact=True)
+    drop = """field => {
+        const data = new DataTransfer()
+        data.items.add(new File(['x'], 'dropped.onnx'))
+        field.dispatchEvent(new DragEvent('dragenter', { dataTransfer: data, bubbles: true }))
+        return field.closest('.drop').classList.contains('over')
+    }"""
+    assert field.evaluate(drop)
+    assert field.evaluate("field => getComputedStyle(field).pointerEvents") != "none"
+
+
+def test_one_signs_in_and_out_and_links_from_elsewhere_find_the_session(
+    visit: OpenVisit, files: dict[str, Path], photograph: Photograph
+) -> None:
+    with served(OMP_NUM_THREADS="1", WSB_API_KEYS=f"vision-team:{hash_key(KEY)}") as locked:
+        opened = visit(locked.url)
+        page = opened.page
+        page.goto("/series?label=run:a")
+        photograph(page, "sign-in")
+        page.get_by_label("API key").fill("wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_label("API key")).to_have_accessible_description(re.compile("not known here"))
+        page.get_by_label("API key").fill(KEY)
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(f"{locked.url}/series?label=run:a")
+        # The cookie is enough for the stream of events and the form.
+        path = analysed(opened, files)
+        elsewhere = visit("http://elsewhere.localhost", may_ask="http://")
+        elsewhere.context.add_cookies(opened.context.cookies())
+        elsewhere.page.route(
+            "http://elsewhere.localhost/",
+            lambda route: route.fulfill(body=f'<a href="{path}">go</a>', content_type="text/html"),
+        )
+        elsewhere.page.goto("/")
+        elsewhere.page.get_by_role("link", name="go").click()
+        expect(elsewhere.page.get_by_role("heading", name="Sharpness")).to_be_visible()
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        page.goto(path)
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_everything_works_below_a_prefix(visit: OpenVisit, files: dict[str, Path]) -> None:
+    with served(OMP_NUM_THREADS="1", WSB_ROOT_PATH="/tools/wsb", WSB_API_KEYS=f"t:{hash_key(KEY)}") as below:
+        opened = visit(f"{below.url}/tools/wsb/")
+        page = opened.page
+        page.goto("")
+        page.get_by_label("API key").fill(KEY)
+        page.keyboard.press("Enter")
+        opened.choose(files["small.onnx"], files["small.npz"])
+        page.get_by_role("button", name="Analyse").click()
+        expect(page.get_by_role("heading", name="Sharpness")).to_be_visible(timeout=60_000)
+        page.get_by_role("link", name="Compare", exact=True).click()
+        page.get_by_role("link", name="wsb", exact=True).click()
+        expect(page.get_by_role("table")).to_contain_text("Done")
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()

@@ -1,0 +1,394 @@
+"""One analysis split over devices, or over processes that talk over loopback: the same numbers, and one end for all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import wsb_engine as wsb
+from wsb_engine.curvature.closed_form import ClosedForm, closed_form
+from wsb_engine.curvature.linearized_product import LinearizedProduct
+from wsb_engine.curvature.plan import plan
+from wsb_engine.curvature.split import Add, split_closed_form
+from wsb_engine.members import Devices, Member
+from wsb_engine.problem import Problem, pose
+from wsb_engine.run import Run
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning")
+
+CLOSE = 1e-10
+"""Relative."""
+TIMEOUT = 120
+"""Seconds until a process gives the others up; far more than any of these analyses takes."""
+
+WORKER = """
+import json, os, sys
+from datetime import timedelta
+import torch.distributed as dist
+import wsb_engine as wsb
+from wsb_engine import distributed
+from wsb_engine.curvature.split import Add, Multiply
+from wsb_engine.members import Member
+from wsb_engine.run import Run
+
+folder, rank, size, timeout = sys.argv[1], *map(int, sys.argv[2:])
+meeting = f"file://{folder}/meeting"
+dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+answer, expired = Member.answer, Run.expired
+
+def refuse():
+    raise wsb.ResourceError("no room left here", code="out_of_memory", advice="Make room.")
+
+def divide():
+    raise ZeroDivisionError("nothing to divide by")
+
+def interrupt(now):
+    if now.phase == "moments" and now.fraction > 0:
+        raise InterruptedError("enough")
+
+def troubled(kind, failure):
+    return lambda self, task, tensor=None: failure() if isinstance(task, kind) else answer(self, task, tensor)
+
+TROUBLE = {"product": (Multiply, refuse), "term": (Add, divide), "death": (Multiply, lambda: os._exit(9))}
+for number, case in enumerate(json.load(open(f"{folder}/cases.json"))):
+    trouble, batches = case["trouble"], case["batches"]
+    Member.answer = troubled(*TROUBLE[trouble]) if trouble in TROUBLE and rank == size - 1 else answer
+    late = trouble == "time" and rank == 0
+    Run.expired = property(lambda run: run.current == "moments") if late else expired
+    try:
+        report = distributed.analyze(
+            wsb.load_model(case["model"]),
+            wsb.load_batch(batches[min(rank, len(batches) - 1)]),
+            wsb.Options(**case["options"]),
+            progress=interrupt if trouble == "callback" else None,
+        )
+        found = report.model_dump(mode="json")
+    except (wsb.EngineError, InterruptedError, ZeroDivisionError) as error:
+        found = {"error": getattr(error, "code", type(error).__name__), "message": str(error)}
+    with open(f"{folder}/{rank}-{number}.json", "w") as file:
+        json.dump(found, file)
+dist.destroy_process_group()
+"""
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6), nn.SiLU(), nn.Linear(6, 3))
+    return nn.Sequential(*layers).double().requires_grad_(False)
+
+
+def convolution() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)).double().requires_grad_(False)
+
+
+def data(samples: int, *shape: int) -> dict[str, Any]:
+    rng = np.random.default_rng(samples)
+    x, y = rng.normal(size=(samples, *shape)), rng.integers(0, 3, samples)
+    return {"x": x, "y": y, "weights": rng.uniform(0.5, 2, samples)}
+
+
+def saved(folder: Path, name: str, module: nn.Module, arrays: dict[str, Any]) -> tuple[str, str]:
+    model, batch = folder / f"{name}.pt", folder / f"{name}.npz"
+    torch.jit.save(torch.jit.trace(module, torch.from_numpy(arrays["x"][:2])), model)
+    np.savez(batch, **arrays)
+    return str(model), str(batch)
+
+
+class Group:
+    """What each of some processes that were started together found in each case."""
+
+    def __init__(self, folder: Path, size: int, cases: list[dict[str, Any]]) -> None:
+        self.folder, self.size = folder, size
+        (folder / "cases.json").write_text(json.dumps([{"trouble": None, **case} for case in cases]))
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        commands = [[sys.executable, "-c", WORKER, folder, str(rank), str(size), str(TIMEOUT)] for rank in range(size)]
+        processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for command in commands]
+        try:
+            self.errors = [process.communicate(timeout=4 * TIMEOUT)[1].decode() for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        self.codes = [process.returncode for process in processes]
+
+    def found(self, rank: int, number: int = 0) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads((self.folder / f"{rank}-{number}.json").read_text())
+        return parsed
+
+    def ends(self, number: int) -> list[str]:
+        """The error of each process."""
+        return [self.found(rank, number)["error"] for rank in range(self.size)]
+
+
+def assert_same(found: dict[str, Any], expected: wsb.Report) -> None:
+    """Numbers of the analysis, each relative to the largest of its kind; not what measures rounding."""
+    want = expected.model_dump(mode="json")
+    for part in ("loss", "moments", "bounds", "layers", "blocks", "orthogonality"):
+        assert_close(found[part], want[part], part)
+    for end in ("lambda_max", "lambda_min"):
+        for side in ("lower", "upper"):
+            scale = abs(want["enclosure"]["lambda_max"]["upper"])
+            difference = abs(found["enclosure"][end][side] - want["enclosure"][end][side])
+            assert difference <= CLOSE * scale, (end, side)
+        assert found["enclosure"][end]["kind"] == want["enclosure"][end]["kind"]
+    assert found["enclosure"]["hessian_vector_products"] == want["enclosure"]["hessian_vector_products"]
+    if want["spectrum"] is not None:
+        assert_close(found["spectrum"]["eigenvalues"], want["spectrum"]["eigenvalues"], "eigenvalues")
+        assert_close(found["spectrum"]["density"], want["spectrum"]["density"], "density")
+    assert all(check["passed"] for check in found["checks"])
+    assert {warning["code"] for warning in found["warnings"]} == {"split"} | {w.code for w in expected.warnings}
+
+
+def assert_close(found: Any, want: Any, where: str) -> None:
+    if isinstance(want, dict):
+        assert found.keys() == want.keys()
+        for key in want:
+            assert_close(found[key], want[key], f"{where}.{key}")
+    elif isinstance(want, list) and want and isinstance(want[0], float):
+        scale = max(map(abs, want))
+        worst = max(abs(a - b) for a, b in zip(found, want, strict=True))
+        assert worst <= CLOSE * scale, (where, worst / scale)
+    elif isinstance(want, list):
+        for index, (a, b) in enumerate(zip(found, want, strict=True)):
+            assert_close(a, b, f"{where}[{index}]")
+    elif isinstance(want, float):
+        assert abs(found - want) <= CLOSE * abs(want) + 1e-15, (where, found, want)
+    else:
+        assert found == want, where
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
+    "mlp": (mlp, (301, 5), {"spectrum": "top", "top": 4, "density": True}),
+    "mlp_dense": (mlp, (7, 5), {"spectrum": "dense"}),
+    "mlp_tight": (mlp, (301, 5), {"memory_limit": 1 << 20}),
+    "mlp_probes": (mlp, (31, 5), {"moments": "probes"}),
+    "convolution": (convolution, (23, 1, 3, 3), {"moments": "basis", "spectrum": "top", "top": 3}),
+    "convolution_dense": (convolution, (23, 1, 3, 3), {"spectrum": "dense"}),
+    "convolution_probes": (convolution, (23, 1, 3, 3), {"moments": "probes"}),
+    "one_sample": (mlp, (1, 5), {}),
+}
+
+
+def prepared(folder: Path, name: str) -> tuple[str, str, dict[str, Any]]:
+    module, (samples, *shape), options = CASES[name]
+    return *saved(folder, name, module(), data(samples, *shape)), {"device": "cpu", **options}
+
+
+def unsplit(folder: Path, name: str) -> wsb.Report:
+    model, batch, options = prepared(folder, name)
+    return wsb.analyze(wsb.load_model(model), wsb.load_batch(batch), wsb.Options(**options))
+
+
+def case(folder: Path, name: str, trouble: str | None = None) -> dict[str, Any]:
+    model, batch, options = prepared(folder, name)
+    return {"model": model, "batches": [batch], "options": options, "trouble": trouble}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """Two processes that have worked through all cases."""
+    folder = tmp_path_factory.mktemp("two")
+    group = Group(folder, 2, [case(folder, name) for name in CASES])
+    assert group.codes == [0, 0], group.errors
+    return group
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_give_the_numbers_of_one(two: Group, name: str, tmp_path: Path) -> None:
+    assert_same(two.found(0, list(CASES).index(name)), unsplit(tmp_path, name))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_processes_get_the_same_report(two: Group, name: str) -> None:
+    number = list(CASES).index(name)
+    assert two.found(0, number) == two.found(1, number)
+
+
+def test_three_processes_share_seven_samples_or_one(tmp_path: Path) -> None:
+    names = ["mlp_dense", "one_sample"]
+    group = Group(tmp_path, 3, [case(tmp_path, name) for name in names])
+    assert group.codes == [0, 0, 0], group.errors
+    for number, name in enumerate(names):
+        assert_same(group.found(2, number), unsplit(tmp_path, name))
+
+
+TROUBLES = ["product", "term", "callback", "time", "other_batch", "other_shape", "none"]
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """Two processes that have met one trouble after another."""
+    folder = tmp_path_factory.mktemp("troubled")
+    cases = [case(folder, "mlp", trouble) for trouble in TROUBLES]
+    cases[TROUBLES.index("time")]["options"]["time_limit"] = 1e6
+    for trouble, arrays in (("other_batch", data(300, 5)), ("other_shape", data(301, 4))):
+        np.savez(folder / f"{trouble}.npz", **arrays)
+        cases[TROUBLES.index(trouble)]["batches"].append(str(folder / f"{trouble}.npz"))
+    group = Group(folder, 2, cases)
+    assert group.codes == [0, 0], group.errors
+    return group
+
+
+def test_an_error_of_one_process_reaches_both(troubled: Group) -> None:
+    assert troubled.ends(TROUBLES.index("product")) == ["out_of_memory", "out_of_memory"]
+
+
+def test_a_defect_in_one_process_ends_both_and_names_it(troubled: Group) -> None:
+    number = TROUBLES.index("term")
+    assert troubled.ends(number) == ["process_failed", "ZeroDivisionError"]
+    assert "process 1 stopped with ZeroDivisionError: nothing to divide by" in troubled.found(0, number)["message"]
+
+
+def test_raising_in_the_callback_ends_both(troubled: Group) -> None:
+    assert troubled.ends(TROUBLES.index("callback")) == ["InterruptedError", "process_failed"]
+
+
+def test_the_first_process_alone_decides_that_time_is_up(troubled: Group) -> None:
+    first, second = (troubled.found(rank, TROUBLES.index("time")) for rank in range(2))
+    assert first == second
+    assert first["moments"] is None
+    assert first["enclosure"] is not None
+    assert "time_limit" in {warning["code"] for warning in first["warnings"]}
+
+
+def test_processes_with_different_batches_refuse(troubled: Group) -> None:
+    assert troubled.ends(TROUBLES.index("other_batch")) == ["processes_differ", "processes_differ"]
+
+
+def test_a_batch_that_fails_in_one_process_ends_both(troubled: Group) -> None:
+    assert troubled.ends(TROUBLES.index("other_shape")) == ["evaluation_failed", "evaluation_failed"]
+
+
+def test_a_group_can_be_used_again_after_all_that(troubled: Group, tmp_path: Path) -> None:
+    assert_same(troubled.found(1, TROUBLES.index("none")), unsplit(tmp_path, "mlp"))
+
+
+def test_the_death_of_one_process_ends_the_other_before_the_timeout(tmp_path: Path) -> None:
+    group = Group(tmp_path, 2, [case(tmp_path, "convolution", "death")])
+    assert group.codes == [0, 9], group.errors
+    found = group.found(0)
+    assert found["error"] == "process_lost"
+    assert "imed out" not in found["message"]
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_devices_give_the_numbers_of_one(name: str, devices: int, tmp_path: Path) -> None:
+    model, batch, options = prepared(tmp_path, name)
+    classifier, rows = wsb.load_model(model), wsb.load_batch(batch)
+    split = wsb.analyze(classifier, rows, wsb.Options(**options), devices=["cpu"] * devices)
+    assert_same(split.model_dump(mode="json"), unsplit(tmp_path, name))
+
+
+def posed(module: nn.Module, samples: int, *shape: int, **options: Any) -> Problem:
+    arrays, chosen = data(samples, *shape), wsb.Options(device="cpu", **options)
+    batch = wsb.Batch(arrays["x"], arrays["y"], weights=arrays["weights"])
+    return pose(wsb.from_module(module), batch, chosen, Run(chosen, None, 0.0))
+
+
+def team(problem: Problem, size: int) -> Devices:
+    return Devices(problem, [torch.device("cpu")] * size)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("prefer", ["auto", "pairs", "block"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_terms_of_the_closed_form_add_up_whoever_has_them(prefer: Any, kept: bool, size: int) -> None:
+    problem = posed(mlp(), 301, 5)
+    assert problem.structure is not None
+    net, weights = problem.structure.net, problem.objective.targets.weights
+    layout = replace(plan(net, 301, memory=1 << 20, itemsize=8, prefer=prefer, tiles=7), cached=kept)
+    want = closed_form(net, problem.tile, weights, layout)
+    fractions: list[float] = []
+    with team(problem, size) as members:
+        found = split_closed_form(net, 301, layout, members, progress=fractions.append)
+    for name in ClosedForm.__dataclass_fields__:
+        ours, theirs = (torch.as_tensor(getattr(part, name), dtype=torch.float64) for part in (found, want))
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13 * float(theirs.abs().max()))
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+
+
+def test_a_gradient_that_was_linearised_is_multiplied_by_all_devices_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
+    problem = posed(convolution(), 23, 1, 3, 3)
+    v = torch.randn(problem.objective.parameters, 1, dtype=torch.float64)
+    ways, both = [], threading.Barrier(2, timeout=TIMEOUT)
+    multiply = LinearizedProduct.__call__
+
+    def watched(self: LinearizedProduct, V: torch.Tensor) -> torch.Tensor:
+        ways.append(self)
+        if len(ways) > 2:
+            both.wait()  # passes only when both devices are here
+        return multiply(self, V)
+
+    want = problem.from_scratch(problem.objective)(v)
+    monkeypatch.setattr(LinearizedProduct, "__call__", watched)
+    with team(problem, 2) as members:
+        product = replace(problem, team=members).hessian_product(columns=1)
+        for _ in range(3):
+            torch.testing.assert_close(product(v), want, rtol=CLOSE, atol=1e-13)
+    assert len(ways) == 6
+
+
+def test_the_order_in_which_devices_finish_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, v = posed(mlp(), 301, 5), torch.randn(111, 1, dtype=torch.float64)
+    with team(problem, 3) as members:
+        product = replace(problem, team=members).hessian_product(columns=1)
+        product(v)
+        answer, first = Member.answer, members._members[0]
+        images = []
+        for reverse in (False, True):
+            others = threading.Semaphore(0)
+
+            def ordered(self: Member, *task: Any, wait: bool = reverse, others: Any = others) -> torch.Tensor:
+                if self is first and wait:
+                    assert all(others.acquire(timeout=TIMEOUT) for _ in range(2))
+                image = answer(self, *task)
+                others.release()
+                return image
+
+            monkeypatch.setattr(Member, "answer", ordered)
+            images.append(product(v))
+    assert torch.equal(*images)
+
+
+def test_an_error_on_one_device_ends_the_analysis_after_all_have_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, answer = threading.active_count(), Member.answer
+
+    def failing(self: Member, task: Any, tensor: torch.Tensor | None = None) -> torch.Tensor:
+        if self._index == 1 and isinstance(task, Add):
+            raise wsb.ResourceError("no room left here", code="out_of_memory", advice="Make room.")
+        return answer(self, task, tensor)
+
+    monkeypatch.setattr(Member, "answer", failing)
+    arrays = data(31, 5)
+    with pytest.raises(wsb.ResourceError, match="no room left here"):
+        wsb.analyze(wsb.from_module(mlp()), wsb.Batch(arrays["x"], arrays["y"]), devices=["cpu", "cpu"])
+    assert threading.active_count() == threads
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    arrays = data(3, 5)
+    with pytest.raises(wsb.OptionsError) as caught:
+        wsb.analyze(wsb.from_module(mlp()), wsb.Batch(arrays["x"], arrays["y"]), devices=["cpu", "cuda:99"])
+    assert caught.value.code == "device_unavailable"
+
+
+def test_one_device_by_name_is_an_ordinary_analysis() -> None:
+    arrays = data(31, 5)
+    classifier, batch = wsb.from_module(mlp()), wsb.Batch(arrays["x"], arrays["y"])
+    split, plain = wsb.analyze(classifier, batch, devices=["cpu"]), wsb.analyze(classifier, batch)
+    assert split.model_dump(exclude={"timings"}) == plain.model_dump(exclude={"timings"})

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from service import devices
+from service.devices import UnknownDeviceError, chosen_devices
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        ("", ["cuda:0"]),
+        ("cpu", ["cpu"]),
+        ("cuda:1", ["cuda:1"]),
+        ("all", ["cuda:0", "cuda:1"]),
+    ],
+)
+def test_a_worker_takes_the_devices_that_it_is_given(
+    wanted: str, chosen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "offered_devices", lambda: ["cuda:0", "cuda:1"])
+    assert chosen_devices(wanted) == chosen
+
+
+@pytest.mark.parametrize("wanted", ["cuda:2", "cuda", "tpu"])
+def test_a_device_that_is_not_here_is_refused(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "offered_devices", lambda: ["cuda:0", "cuda:1"])
+    with pytest.raises(UnknownDeviceError, match="there are cuda:0, cuda:1"):
+        chosen_devices(wanted)
+
+
+def test_the_command_says_which_devices_there_are() -> None:
+    environment = {**os.environ, "WSB_DATABASE_URL": "postgresql://127.0.0.1/none"}
+    command = [sys.executable, "-m", "service.cli", "worker", "--device", "cuda:99"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "There is no device 'cuda:99' here" in ended.stderr

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.service import Service, StartService, npz_batch, onnx_mlp, until
+
+from service.analyses.memory import least_bytes
+
+MIB = 1 << 20
+SMALL, LARGE = 256 * MIB, 4096 * MIB
+
+
+@pytest.fixture
+def too_large(start_service: StartService, model_bytes: bytes, batch_bytes: bytes) -> tuple[Service, str]:
+    """An analysis that waits, of a model that the database says is as large as a small worker's memory."""
+    api = start_service(worker=False)
+    analysis = api.client.post("/v1/analyses", files={"model": model_bytes, "batch": batch_bytes}).json()["id"]
+    api.sql("UPDATE blobs SET size = %s WHERE kind = 'models'", SMALL)
+    return api, analysis
+
+
+def add_worker(api: Service, memory_bytes: int, device: str = "cpu") -> None:
+    """The row of a worker that stays alive."""
+    api.sql(
+        "INSERT INTO workers (id, host, process, device, engine_version, protections, memory_bytes, seen_at)"
+        " VALUES (gen_random_uuid(), 'elsewhere', 1, %s, '0', '[]', %s, now() + interval '1 hour')",
+        device,
+        memory_bytes,
+    )
+
+
+def times_left(api: Service) -> int:
+    """How often workers have left an analysis to others."""
+    return int(api.sql("SELECT count(*) FROM procrastinate_events WHERE type = 'deferred_for_retry'")[0][0])
+
+
+def test_an_analysis_that_fits_into_no_worker_fails_before_it_is_started(
+    start_service: StartService, too_large: tuple[Service, str]
+) -> None:
+    api, analysis = too_large
+    add_worker(api, 2 * SMALL)
+    start_service(job_memory_bytes=SMALL)
+    ended = api.ended(analysis)
+    assert (ended["state"], ended["error"]["code"], ended["attempts"]) == ("failed", "out_of_memory", 0)
+    assert ended["error"]["details"]["limit_bytes"] == SMALL
+    assert ended["error"]["details"]["needed_bytes"] > 4 * SMALL
+
+
+def test_an_analysis_is_left_to_a_worker_that_it_fits_into(
+    start_service: StartService, too_large: tuple[Service, str]
+) -> None:
+    api, analysis = too_large
+    add_worker(api, LARGE)
+    start_service(job_memory_bytes=SMALL)
+    until(lambda: times_left(api) > 1)
+    found = api.client.get(f"/v1/analyses/{analysis}").json()
+    assert (found["state"], found["attempts"], found["started_at"]) == ("queued", 0, None)
+    start_service(job_memory_bytes=LARGE)
+    assert api.ended(analysis)["state"] == "succeeded"
+
+
+def test_when_the_only_worker_that_it_fits_into_is_lost_it_is_told(
+    start_service: StartService, too_large: tuple[Service, str]
+) -> None:
+    api, analysis = too_large
+    add_worker(api, LARGE)
+    start_service(job_memory_bytes=SMALL)
+    until(lambda: times_left(api) > 0)
+    api.sql("UPDATE workers SET seen_at = now() - interval '1 minute' WHERE host = 'elsewhere'")
+    assert api.ended(analysis)["error"]["code"] == "out_of_memory"
+
+
+def test_a_larger_worker_of_a_device_that_was_not_asked_for_is_no_help(
+    start_service: StartService, model_bytes: bytes, batch_bytes: bytes
+) -> None:
+    api = start_service(worker=False)
+    form = {"model": model_bytes, "batch": batch_bytes, "request": b'{"options": {"device": "cpu"}}'}
+    analysis = api.client.post("/v1/analyses", files=form).json()["id"]
+    api.sql("UPDATE blobs SET size = %s WHERE kind = 'models'", SMALL)
+    add_worker(api, LARGE, device="cuda:0")
+    start_service(job_memory_bytes=SMALL)
+    assert api.ended(analysis)["error"]["code"] == "out_of_memory"
+
+
+def test_an_analysis_that_waits_for_a_larger_worker_can_be_cancelled(
+    start_service: StartService, too_large: tuple[Service, str]
+) -> None:
+    api, analysis = too_large
+    add_worker(api, LARGE)
+    start_service(job_memory_bytes=SMALL)
+    until(lambda: times_left(api) > 0)
+    api.client.post(f"/v1/analyses/{analysis}/cancel")
+    assert api.ended(analysis)["state"] == "cancelled"
+
+
+_GROWTH = """
+import resource, sys
+import torch, wsb_engine as wsb, wsb_engine.analysis, wsb_engine.formats.onnx
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before, options = peak(), wsb.Options(moments="none", enclosure=False, dtype=sys.argv[1])
+wsb.analyze(wsb.load_model("model"), wsb.load_batch("batch"), options)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_least_analysis_takes_more_than_is_asked_for(tmp_path: Path, dtype: str) -> None:
+    # In float64 already, which is the file that grows least.
+    model = onnx_mlp((3000, 3000, 3))
+    batch = npz_batch(features=3000)
+    (tmp_path / "model").write_bytes(model)
+    (tmp_path / "batch").write_bytes(batch)
+    assert len(model) > 3000 * 3000 * np.dtype(np.float64).itemsize
+    command = [sys.executable, "-c", _GROWTH, dtype]
+    grown = int(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    assert grown > least_bytes(len(model), len(batch), doubles=dtype == "float64") > len(model)

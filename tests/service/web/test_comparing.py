@@ -1,0 +1,148 @@
+"""Two reports side by side, and the series of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.pages import Visitor, field_errors
+from support.policies import report
+from support.service import Service
+
+from service.web.comparing import decision
+from wsb_engine.report import Report
+
+Visit = Callable[..., Visitor]
+
+
+def analysed(service: Service, visitor: Visitor, labels: str = "", *, rate: str = "", **parts: Any) -> str:
+    """An analysis with a report of these numbers."""
+    analysis = visitor.asked(labels=labels, fresh="on", learning_rate=rate)
+    service.ended(analysis)
+    service.sql("UPDATE reports SET body = %s WHERE analysis = %s", report(**parts).model_dump_json(), analysis)
+    return analysis
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Cells of the page's tables by what heads their row."""
+    found = {}
+    for head, cells in re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', text, re.DOTALL):
+        plain = [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells, re.DOTALL)]
+        found[re.sub(r"<[^>]+>", "", head)] = plain
+    return found
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "decided"),
+    [
+        ((1.0, 2.0), (2.5, 3.0), "B is sharper"),
+        ((2.5, 3.0), (1.0, 2.0), "A is sharper"),
+        ((1.0, 2.0), (2.0, 3.0), "Not decided"),
+        ((1.0, 3.0), (1.5, 2.0), "Not decided"),
+        ((-3.0, -2.0), (-1.0, -0.5), "B is sharper"),
+    ],
+)
+def test_only_intervals_that_do_not_meet_decide_which_is_sharper(
+    first: tuple[float, float], second: tuple[float, float], decided: str
+) -> None:
+    assert decision(report(first), report(second))[0] == decided
+
+
+def probable(lower: float, upper: float) -> Report:
+    certain = report((lower, upper))
+    assert certain.enclosure
+    ends = certain.enclosure.lambda_max.model_copy(update={"kind": "probabilistic", "failure_probability": 1e-9})
+    return certain.model_copy(update={"enclosure": certain.enclosure.model_copy(update={"lambda_max": ends})})
+
+
+def test_what_is_probable_only_is_said_to_be() -> None:
+    assert "but for a probability of at most 1e-9" in decision(report((1.0, 2.0)), probable(5.0, 6.0))[1]
+    assert "but for a probability of at most 2e-9" in decision(probable(1.0, 2.0), probable(5.0, 6.0))[1]
+    assert "probability" not in decision(report((1.0, 2.0)), report((5.0, 6.0)))[1]
+
+
+def test_without_an_enclosure_the_bounds_decide() -> None:
+    # The bounds of these reports are from 5 to 45.
+    name, why = decision(report(None), report((50.0, 51.0)))
+    assert (name, "Wolkowicz-Styan bounds and enclosure" in why) == ("B is sharper", True)
+    assert decision(report(None, bounds=None), report())[0] == "Not decided"
+
+
+def test_numbers_stand_side_by_side_with_every_difference_that_they_can_have(service: Service, visit: Visit) -> None:
+    visitor = visit(service)
+    a = analysed(service, visitor, lambda_max=(40.0, 41.0))
+    b = analysed(service, visitor, lambda_max=(44.0, 44.5), moments=None)
+    response = visitor.get("/compare", params={"a": a, "b": b})
+    found = rows(response.text)
+    assert found["λmax"] == ["[40, 41]", "[44, 44.5]", "[3, 4.5] +9.26 %"]
+    assert found["λmin"][2].endswith("sign not certain")
+    assert found["Loss"] == ["0.5", "0.5", "0 the same"]
+    assert found["Trace, tr H"] == ["60", "—", "—"]
+    assert "B is sharper" in response.text
+    assert "is at least 44, that of A at most 41 (by enclosure)" in response.text
+    assert "Made in different ways" not in response.text
+
+
+def test_what_was_made_otherwise_is_named(service: Service, visit: Visit) -> None:
+    visitor = visit(service)
+    a = analysed(service, visitor)
+    other = report()
+    b = analysed(service, visitor, batch=other.batch.model_copy(update={"samples": 9}))
+    text = visitor.get("/compare", params={"a": a, "b": b}).text
+    assert re.search(r"<code>batch.samples</code>: 8 in A, 9 in B", text)
+
+
+def test_a_policy_judges_the_second_against_the_first(service: Service, visit: Visit) -> None:
+    visitor = visit(service)
+    a = analysed(service, visitor, lambda_max=(40.0, 41.0))
+    b = analysed(service, visitor, lambda_max=(50.0, 51.0))
+    rules = '[[rule]]\nmetric = "enclosure.lambda_max"\nmax_relative_increase = 0.1\n'
+    verdicts = []
+    for first, second in ((a, b), (b, a)):
+        text = visitor.get("/compare", params={"a": first, "b": second, "policy": rules}).text
+        verdicts.append(re.search(r'class="verdict (\w+)"', text))
+    assert [found and found[1] for found in verdicts] == ["fail", "pass"]
+    refused = visitor.get("/compare", params={"a": a, "b": b, "policy": "[[rule]"})
+    assert (refused.status_code, "It is no TOML" in field_errors(refused.text)["policy"]) == (422, True)
+
+
+def test_an_analysis_without_a_report_is_told_at_its_field(service: Service, visit: Visit) -> None:
+    visitor = visit(service)
+    failed = visitor.asked(output="fail")
+    service.ended(failed)
+    response = visitor.get("/compare", params={"a": failed, "b": "x"})
+    assert response.status_code == 422
+    assert field_errors(response.text) == {
+        "a": "This analysis has no report that can be read.",
+        "b": "This is no identifier of an analysis.",
+    }
+
+
+def test_a_series_is_in_the_order_of_its_checkpoints(service: Service, visit: Visit) -> None:
+    visitor = visit(service)
+    for epoch in (10, 2, 1):
+        labels = f"run: digits\nepoch: {epoch}"
+        analysed(service, visitor, labels, rate="0.05", lambda_max=(epoch + 40.0, epoch + 40.5))
+    analysed(service, visitor, "run: digits\nepoch: last", rate="0.05", lambda_max=None)
+    analysed(service, visitor, "run: digits\nepoch: 11", rate="0.05", lambda_max=None, bounds=None)
+    analysed(service, visitor, "run: other\nepoch: 3")
+    text = visitor.get("/series", params={"label": "run:digits"}).text
+    found = rows(text)
+    assert list(found) == ["1", "2", "10", "last"]
+    assert found["2"][:4] == ["[42, 42.5]", "enclosure, deterministic", "0.5", "75 %"]
+    assert found["last"][1] == "Wolkowicz-Styan bounds"
+    assert "1 more have no bound" in text
+    assert 'aria-labelledby="series-title"' in text
+    assert "2 / learning rate" in text
+
+
+@pytest.mark.parametrize("label", ["a b", "run:\x00", "x" * 65])
+def test_what_is_no_label_is_told_at_the_field(api: Service, visit: Visit, label: str) -> None:
+    response = visit(api).get("/series", params={"label": label})
+    assert (response.status_code, field_errors(response.text)["label"]) == (422, "A label is a name, or name:value.")
+
+
+def test_a_series_of_nothing_says_so(api: Service, visit: Visit) -> None:
+    assert "No analysis with this label" in visit(api).get("/series", params={"label": "run:none"}).text

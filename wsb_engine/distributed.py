@@ -1,0 +1,252 @@
+"""One analysis shared by the processes of a torch.distributed group, as ``torchrun`` starts them.
+
+Every process reads the same files and poses the same problem. Then the first one makes the report, and the others
+answer its tasks until it is done: they decide nothing, so they can't come to different decisions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import wsb_engine
+from wsb_engine.analysis import report_on
+from wsb_engine.classifier import Classifier
+from wsb_engine.curvature.split import Task, Team
+from wsb_engine.errors import EngineError, OptionsError, ResourceError
+from wsb_engine.formats.batch import Batch
+from wsb_engine.members import Member
+from wsb_engine.options import Options
+from wsb_engine.problem import Problem, pose
+from wsb_engine.progress import ProgressCallback
+from wsb_engine.report import Report, ReportWarning
+from wsb_engine.run import Run
+
+
+def analyze(
+    classifier: Classifier,
+    batch: Batch,
+    options: Options | None = None,
+    *,
+    progress: ProgressCallback | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Report:
+    """``wsb_engine.analyze`` with its work split over a group; every process of it calls this with the same arguments.
+
+    Args:
+        classifier: From ``load_model`` or ``from_module``; the same in every process.
+        batch: N labelled samples, all of them in every process.
+        options: The same in every process; ``auto`` and ``cuda`` take the process's current GPU, if it has any.
+        progress: Called in the first process only; raising in it stops the analysis in all of them.
+        group: The processes, by default all. Its timeout must cover the longest stage that the first one does alone.
+
+    Returns:
+        The report of the first process, in each of them.
+
+    Raises:
+        ModelError, BatchError, OptionsError, ResourceError: in every process, whichever failed; ``process_failed`` and
+            ``process_lost`` where another one did so otherwise.
+    """
+    options = _current(options or Options())
+    run = Run(options, None if dist.get_rank(group) else progress, classifier.load_seconds + batch.load_seconds)
+    processes = Processes(group, run)
+    with processes.together(), run.phase("setup"):
+        problem = pose(classifier, batch, options, run)
+        processes.member = Member(problem, processes.rank, processes.size, problem.objective.device)
+        facts = _facts(problem)
+    processes.agree_on(facts)
+    if processes.rank:
+        return processes.follow(problem.objective.dtype)
+    with processes.led():
+        run.warn("split", f"products and pairs of samples were split over {processes.size} processes")
+        report = report_on(replace(problem, team=processes), classifier, batch, options, run)
+    processes.end(report)
+    return report
+
+
+def _current(options: Options) -> Options:
+    """With the current GPU of this process where the device leaves it open."""
+    if options.device not in ("auto", "cuda") or not torch.cuda.device_count():
+        return options
+    return options.model_copy(update={"device": f"cuda:{torch.cuda.current_device()}"})
+
+
+def _facts(problem: Problem) -> dict[str, Any]:
+    """What has to be the same in every process."""
+    digest = hashlib.sha256()
+    objective = problem.objective
+    numbers = (*objective.selected.values(), *objective.fixed.values(), *objective.inputs.values())
+    for tensor in (*numbers, objective.targets.y, objective.targets.weights):
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return {
+        "version": wsb_engine.__version__,
+        "dtype": str(objective.dtype),
+        "parameters": [(name, tuple(tensor.shape)) for name, tensor in objective.selected.items()],
+        "closed form": problem.structure is not None,
+        "numbers": digest.hexdigest(),
+    }
+
+
+_Message = tuple[Task | Report | EngineError, tuple[int, ...] | None]
+"""What the first process asks for, with the shape of the tensor that follows, or what all end with."""
+
+
+@dataclass(frozen=True)
+class _Word:
+    """What a process tells all others after each task."""
+
+    error: EngineError | None
+    warnings: Sequence[ReportWarning]
+
+
+class Processes(Team):
+    """The group as seen by one process.
+
+    Args:
+        group: The processes.
+        run: Told of the other processes' warnings.
+    """
+
+    member: Member
+    """This process's own."""
+
+    def __init__(self, group: dist.ProcessGroup | None, run: Run) -> None:
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self._group, self._run = group, run
+        self._over = False
+        """Whether the others have left, or been left."""
+
+    @property
+    def _wire(self) -> torch.device:
+        """Where tensors are sent from: where they are, if the group can take them there."""
+        reachable = "nccl" in dist.get_backend_config(self._group)
+        return self.member.device if reachable else torch.device("cpu")
+
+    def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:
+        """The first process's part of a task."""
+        self._send((task, None if tensor is None else tuple(tensor.shape)))
+        if tensor is not None:
+            with self._talking():
+                dist.broadcast(tensor.to(self._wire).contiguous(), group_src=0, group=self._group)
+        with self.together():
+            own = self.member.answer(task, tensor)
+        answer = own.to(self._wire).contiguous()
+        answers = [torch.empty_like(answer) for _ in range(self.size)]
+        with self._talking():
+            dist.gather(answer, answers, group_dst=0, group=self._group)
+        return [answer.to(self.member.device) for answer in answers]
+
+    def follow(self, dtype: torch.dtype) -> Report:
+        """Any other process's part: it answers tasks until the first one is done."""
+        while True:
+            task, shape = self._received()
+            if isinstance(task, EngineError):
+                raise task
+            if isinstance(task, Report):
+                return task
+            tensor = None
+            if shape is not None:
+                tensor = torch.empty(shape, dtype=dtype, device=self._wire)
+                with self._talking():
+                    dist.broadcast(tensor, group_src=0, group=self._group)
+            with self.together():
+                own = self.member.answer(task, tensor)
+            with self._talking():
+                dist.gather(own.to(self._wire).contiguous(), None, group_dst=0, group=self._group)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A step of every process, after which all go on or, where one failed, none does."""
+        failure: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+        words: list[_Word] = self._gathered(
+            _Word(None if failure is None else self._portable(failure), self._run.warnings)
+        )
+        errors = [word.error for word in words if word.error is not None]
+        self._over = self._over or bool(errors)
+        if failure is not None:
+            raise failure
+        if errors:
+            raise errors[0]
+        if not self.rank:
+            for warning in (warning for word in words for warning in word.warnings):
+                self._run.warn(warning.code, warning.message)
+
+    @contextmanager
+    def led(self) -> Iterator[None]:
+        """The first process's own course: whatever ends it early ends all others."""
+        try:
+            yield
+        except BaseException as error:
+            with suppress(EngineError):
+                self.end(self._portable(error))
+            raise
+
+    def end(self, outcome: Report | EngineError) -> None:
+        """Gives the others what they end with, unless they have left."""
+        if not self._over:
+            self._send((outcome, None))
+            self._over = True
+
+    def agree_on(self, facts: dict[str, Any]) -> None:
+        """Compares what every process was given.
+
+        Raises:
+            OptionsError: ``processes_differ``.
+        """
+        everyone = self._gathered(facts)
+        differing = [key for key in facts if any(other[key] != everyone[0][key] for other in everyone)]
+        if differing:
+            raise OptionsError(
+                f"the processes were not given the same analysis: {', '.join(differing)} differ",
+                code="processes_differ",
+                advice="Load the same model and batch and give the same options in every process.",
+            )
+
+    def _send(self, message: _Message) -> None:
+        with self._talking():
+            dist.broadcast_object_list([message], group_src=0, group=self._group)
+
+    def _received(self) -> _Message:
+        box: list[Any] = [None]
+        with self._talking():
+            dist.broadcast_object_list(box, group_src=0, group=self._group)
+        message: _Message = box[0]
+        return message
+
+    def _gathered(self, own: Any) -> list[Any]:
+        words: list[Any] = [None] * self.size
+        with self._talking():
+            dist.all_gather_object(words, own, group=self._group)
+        return words
+
+    def _portable(self, error: BaseException) -> EngineError:
+        if isinstance(error, EngineError):
+            return error
+        return ResourceError(
+            f"process {self.rank} stopped with {type(error).__name__}: {error}",
+            code="process_failed",
+            advice="The traceback is in the output of that process.",
+        )
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._over = True
+            raise ResourceError(
+                f"process {self.rank} lost the others: {error}",
+                code="process_lost",
+                advice="See the output of the process that ended first; a longer timeout of the group if none did.",
+            ) from error
