@@ -2,6 +2,9 @@
 
 Every process reads the same files and poses the same problem. Then the first one makes the report, and the others
 answer its tasks until it is done: they decide nothing, so they can't come to different decisions.
+
+Import this before the group is made, and destroy the group at the end: otherwise its threads may abort the process
+when it exits.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Tracing imports it, and its default arguments then keep a group that exists by then, with threads that outlive it.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 import wsb_engine
