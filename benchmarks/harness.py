@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +63,11 @@ def machine() -> str:
     )
 
 
-def finish(rows: list[Row]) -> None:
-    """Exits with 1 if a target was missed."""
-    if any(row.met is False for row in rows):
-        sys.exit(1)
+def show(rows: Iterable[Row]) -> bool:
+    """Prints the machine and each row as it comes; whether no target was missed."""
+    print(machine())
+    met = True
+    for row in rows:
+        print(row, flush=True)
+        met = met and row.met is not False
+    return met

@@ -10,13 +10,12 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from harness import Row, alternate, finish, machine, milliseconds, ratio
+from harness import Row, alternate, milliseconds, ratio, show
 from torch import nn
 
 import wsb_engine as wsb
@@ -133,10 +132,4 @@ def rows() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    print(machine())
-    started, found = time.perf_counter(), []
-    for row in rows():
-        print(row, flush=True)
-        found.append(row)
-    print(f"{time.perf_counter() - started:.0f} s")
-    finish(found)
+    sys.exit(not show(rows()))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from uuid import UUID
 
 import psycopg
 import structlog
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.background import background
 
 CHANNEL = "wsb_analyses"
 _ENDED, _CHANGED = "ended", "changed"
@@ -59,13 +61,8 @@ class Notifications:
     async def listening(self) -> AsyncIterator[None]:
         """Listens in the background; the first connection is up when the block begins."""
         connection = await self._connect()
-        task = asyncio.create_task(self._listen(connection), name="notifications")
-        try:
+        async with background(self._listen(connection), "notifications"):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _connect(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
         connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)

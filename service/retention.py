@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import repository
+from service.background import background
 from service.blobs import BlobInUseError, BlobNotFoundError, BlobRow, delete_blob, identifier
 from service.context import Context
 from service.database import lock
@@ -31,13 +32,8 @@ async def retention(context: Context) -> AsyncIterator[None]:
     if days is None:
         yield
         return
-    task = asyncio.create_task(_sweep_for_ever(context, timedelta(days=days)), name="retention")
-    try:
+    async with background(_sweep_for_ever(context, timedelta(days=days)), "retention"):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _sweep_for_ever(context: Context, age: timedelta) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import procrastinate
@@ -24,6 +24,7 @@ from service.analyses import outcomes, repository
 from service.analyses.job import ENTRY
 from service.analyses.runner import Runner, worker_lost
 from service.analyses.table import FINAL_STATES
+from service.background import background
 from service.database import Database, patiently
 from service.protections import active_protections
 from service.queue import RUN_ANALYSIS, open_queue, queues_of
@@ -217,13 +218,10 @@ async def _signs_of_life(
                 steady_since = time.monotonic()
             await asyncio.sleep(settings.heartbeat_seconds)
 
-    task = asyncio.create_task(beat(), name="signs of life")
     try:
-        yield
+        async with background(beat(), "signs of life"):
+            yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
         try:
             async with database.transaction() as session:
                 await workers.unregister(session, identity)

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from service.analyses import memory, outcomes, repository
 from service.analyses.job import BATCH_FILE, MODEL_FILE
 from service.analyses.schemas import AnalysisError, progress_document
 from service.analyses.table import FINAL_STATES, AnalysisRow
+from service.background import background
 from service.database import Database, patiently
 from service.protections import required
 from service.sandbox import Job, Outcome, SandboxError, Zygote
@@ -194,13 +195,8 @@ class Runner:
                     continue
                 written = progress
 
-        task = asyncio.create_task(write(), name="progress")
-        try:
+        async with background(write(), "progress"):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _stopped(self, row: AnalysisRow, job: JobContext) -> None:
         """The child is gone: because somebody cancelled the analysis, or because this worker stops."""

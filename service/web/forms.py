@@ -32,8 +32,6 @@ MAX_FIELD_BYTES = 1 << 16
 """Size of a field that was typed; a policy is the longest."""
 
 FILES: dict[str, Kind] = {"model": "models", "batch": "batches"}
-SWITCHES = ("enclosure", "density", "fresh")
-"""Fields that browsers leave out when they are off."""
 
 _KEPT = {"model_id": "model", "batch_id": "batch"}
 _PLAIN = ("priority", "timeout_s", "baseline")
@@ -183,6 +181,7 @@ def _request(filled: Filled) -> FormRequest | None:
     """The fields as the interface's request, which says what is wrong with them."""
     values = filled.values
     options: dict[str, Any] = {name: values[name] for name in Options.model_fields if values.get(name)}
+    # Browsers leave a switch out when it is off.
     options |= {name: name in values for name in ("enclosure", "density")}
     if "parameters" in options:
         options["parameters"] = values["parameters"].split()

@@ -17,7 +17,7 @@ AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 SCREENSHOTS = ROOT / "build" / "screenshots"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs while it is open, and tests elsewhere run loops of their own
 def browser() -> Iterator[Browser]:
     program = os.environ.get("WSB_TEST_CHROMIUM") or shutil.which("chromium")
     if program is None:
