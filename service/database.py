@@ -15,6 +15,7 @@ import psycopg
 import structlog
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from procrastinate.schema import SchemaManager
 from sqlalchemy import Connection, MetaData, text
@@ -74,12 +75,13 @@ class Database:
             await connection.run_sync(_migrate_tables)
 
     async def is_current(self) -> bool:
-        """Whether the tables are those that this version of the service was written for."""
+        """Whether the tables have all that this version of the service was written for; newer ones have that too."""
         async with self.engine.connect() as connection:
             known = await connection.scalar(text("SELECT to_regclass('alembic_version')"))
             if known is None:
                 return False
-            return bool(await connection.scalar(text("SELECT version_num FROM alembic_version")) == latest_revision())
+            revision = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return revision == latest_revision() or (revision is not None and _is_newer(revision))
 
 
 def is_away(error: BaseException | None) -> bool:
@@ -132,6 +134,13 @@ def latest_revision() -> str | None:
     return ScriptDirectory.from_config(_alembic_config()).get_current_head()
 
 
+def _is_newer(revision: str) -> bool:
+    """Whether a later version of the service made a revision, since this one doesn't have it."""
+    return revision not in {
+        script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()
+    }
+
+
 def _lock_key(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
@@ -144,6 +153,10 @@ def _alembic_config() -> Config:
 
 
 def _migrate_tables(connection: Connection) -> None:
+    revision = MigrationContext.configure(connection).get_current_revision()
+    if revision is not None and _is_newer(revision):
+        log.info("newer_tables", revision=revision)
+        return
     config = _alembic_config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

@@ -33,7 +33,7 @@ async def _database(context: Context) -> str:
 
 
 async def _migrations(context: Context) -> str:
-    return OK if await context.database.is_current() else "The database's tables are of another version."
+    return OK if await context.database.is_current() else "The database's tables are of an earlier version."
 
 
 async def _storage(context: Context) -> str:

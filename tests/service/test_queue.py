@@ -130,6 +130,27 @@ def test_migrations_that_start_together_take_turns_and_can_be_repeated(postgres:
     assert in_database(postgres, act)
 
 
+def test_tables_of_a_later_version_are_left_alone_and_good_enough(database_url: str) -> None:
+    async def act(database: Database) -> tuple[bool, str | None]:
+        async with database.transaction() as session:
+            await session.execute(text("UPDATE alembic_version SET version_num = 'later'"))
+        await database.migrate()
+        async with database.transaction() as session:
+            found = await session.scalar(text("SELECT version_num FROM alembic_version"))
+        return await database.is_current(), found
+
+    assert in_database(database_url, act) == (True, "later")
+
+
+def test_tables_of_an_earlier_version_are_not_good_enough(database_url: str) -> None:
+    async def act(database: Database) -> bool:
+        async with database.transaction() as session:
+            await session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        return await database.is_current()
+
+    assert not in_database(database_url, act)
+
+
 def test_a_newer_queue_schema_brings_its_migrations(database_url: str) -> None:
     newest = "DELETE FROM queue_migrations WHERE name = (SELECT max(name) FROM queue_migrations) RETURNING name"
 

@@ -100,7 +100,10 @@ class Objective:
 
 def in_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     """The tensor with its four dimensions laid out so; others stay as they are."""
-    return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 and layout != torch.preserve_format else tensor
+    if tensor.ndim != 4 or layout != torch.channels_last:
+        return tensor
+    # Copied, because a tensor of one channel is in every layout, and what is computed of it follows its strides.
+    return tensor.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 class HessianProduct(ABC):

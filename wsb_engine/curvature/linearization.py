@@ -44,6 +44,7 @@ def linearize(function: Callable[[Tensors], Tensors], point: Tensors) -> Callabl
     # Functionalised, because derivatives of some operators are accumulated in place.
     pure = functionalize(tangent, remove="mutations")
     traced = make_fx(pure)(*(torch.zeros_like(primal) for primal in primals))
+    lay_out_pools(traced.graph)
     traced.graph.eliminate_dead_code()
     evaluated = evaluate_constants(traced)
 
@@ -54,6 +55,23 @@ def linearize(function: Callable[[Tensors], Tensors], point: Tensors) -> Callabl
         return pushed
 
     return product
+
+
+def lay_out_pools(graph: fx.Graph) -> None:
+    """Gives a pool's gradient the layout of its input: ten times faster on a CPU than one of each (torch 2.13)."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.avg_pool2d_backward.default):
+        gradient, pooled = node.args[:2]
+        if _memory_format(pooled) == torch.channels_last != _memory_format(gradient):
+            with graph.inserting_before(node):
+                copy = graph.call_function(
+                    torch.ops.aten.clone.default, (gradient,), {"memory_format": torch.channels_last}
+                )
+            node.replace_input_with(gradient, copy)
+
+
+def _memory_format(node: fx.Node) -> torch.memory_format | None:
+    traced: torch.memory_format | None = node.meta["tensor_meta"].memory_format
+    return traced
 
 
 def evaluate_constants(module: fx.GraphModule) -> fx.GraphModule:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -10,8 +11,13 @@ from torch.func import functional_call, grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import wsb_engine as wsb
 from wsb_engine.classifier import Tensors
+from wsb_engine.curvature.hessian_product import AutodiffProduct
 from wsb_engine.curvature.linearization import WrittenInPlaceError, evaluate_constants, linearize
+from wsb_engine.curvature.linearized_product import LinearizedProduct
+from wsb_engine.problem import pose
+from wsb_engine.run import Run
 
 
 class Encoder(nn.Module):
@@ -128,3 +134,34 @@ def test_writing_before_anything_depends_on_the_direction_is_followed() -> None:
 
     product = linearize(function, {"a": torch.ones(3)})
     assert product({"a": torch.ones(3)})["a"].tolist() == [2.0, 4.0, 6.0]
+
+
+class Layouts(TorchDispatchMode):
+    """Strides of the channels of what pools read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket.__name__.startswith("avg_pool2d"):
+            self.seen += [value.stride(1) for value in args if isinstance(value, Tensor)]
+        return function(*args, **(kwargs or {}))
+
+
+def test_pools_of_a_product_read_channels_last_from_one_channel_on() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(2, 3, 3), nn.Tanh(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(3 * 2 * 2, 3),
+    )  # fmt: skip
+    options = wsb.Options(dtype="float64", device="cpu")
+    batch = wsb.Batch(np.random.default_rng(0).random((5, 1, 14, 14)), np.arange(5) % 3)
+    objective = pose(wsb.from_module(net.double()), batch, options, Run(options, None, 0.0)).objective
+    product = LinearizedProduct(objective)
+    v = torch.randn(objective.parameters, 1, dtype=torch.float64)
+    with Layouts() as layouts:
+        found = product(v)
+        layouts.seen.clear()
+        product(v)
+    assert layouts.seen == [1] * 6  # two pools forward, and two backward with the gradient and the input
+    torch.testing.assert_close(found, AutodiffProduct(objective)(v), rtol=1e-12, atol=1e-14)
