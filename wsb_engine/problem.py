@@ -12,7 +12,14 @@ from wsb_engine import setting
 from wsb_engine.classifier import MLP, Classifier, LogitModel
 from wsb_engine.curvature import loss
 from wsb_engine.curvature.footprint import PRODUCT_OPERATIONS, Footprint, gradient_footprint, logits_footprint
-from wsb_engine.curvature.hessian_product import COLUMNS, AutodiffProduct, HessianProduct, Objective, in_layout
+from wsb_engine.curvature.hessian_product import (
+    COLUMNS,
+    GRADIENT_SAMPLES,
+    AutodiffProduct,
+    HessianProduct,
+    Objective,
+    in_layout,
+)
 from wsb_engine.curvature.linearized_product import WORTHWHILE, LinearizedProduct
 from wsb_engine.curvature.memory import SteppingProduct
 from wsb_engine.curvature.mlp import Network, network, passes
@@ -27,6 +34,10 @@ from wsb_engine.run import Run
 
 BLOCK_SHARE = 0.125
 """Of the memory limit, for a block of columns; products hold several of its size."""
+CHUNK_BYTES = 32 << 20
+"""Intermediates of one chunk of a linearised gradient: what is made after them finds room in the caches."""
+LEAST_CHUNK = 64
+"""Samples in one; with fewer, the calls of operators cost more than what they do."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +105,14 @@ class Problem:
         kept = self.footprint.bytes * self.samples
         if self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits:
             # Also for blocks: at this size one column after another is faster than columns side by side from scratch.
-            return LinearizedProduct(self.objective, columns)
+            return LinearizedProduct(self.objective, columns, self._chunk())
         return AutodiffProduct(self.objective, columns)
+
+    def _chunk(self) -> int:
+        """Samples whose intermediates a CPU's caches hold; elsewhere many, which work side by side."""
+        if self.objective.device.type != "cpu":
+            return GRADIENT_SAMPLES
+        return min(GRADIENT_SAMPLES, max(LEAST_CHUNK, CHUNK_BYTES // max(self.footprint.bytes, 1)))
 
 
 def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Problem:
@@ -109,8 +126,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
     inputs = setting.match_inputs(classifier.inputs, batch)
     names = setting.select(model.parameters, options.parameters)
     dtype = setting.dtype(options, device, sum(model.parameters[name].numel() for name in names))
-    layout = _layout(model)
-    tensors = {name: in_layout(tensor.to(device, dtype), layout) for name, tensor in model.parameters.items()}
+    tensors = {name: tensor.to(device, dtype) for name, tensor in model.parameters.items()}
     memory = setting.memory_limit(options, device)
     objective = Objective(
         function=model.function,
@@ -120,7 +136,6 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
         targets=loss.Targets(torch.zeros(0, 1), torch.ones(len(batch))),
         dtype=dtype,
         device=device,
-        layout=layout,
     )
     objective = replace(objective, fits=logits_footprint(objective).fits(memory))
     logits = _logits(objective, run)
@@ -140,19 +155,38 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
             f"{', '.join(nonsmooth)}: the Hessian exists only almost everywhere, and its closed form does not apply",
         )
     structure = None if nonsmooth else _structure(model, objective, logits, run)
+    objective = _laid_out(objective)
     footprint = gradient_footprint(objective)
     objective = replace(objective, fits=footprint.fits(memory))
     return Problem(model, objective, logits, structure, nonsmooth, memory, footprint, run.warn)
 
 
-def _layout(model: LogitModel) -> torch.memory_format:
-    """Channels last where something looks like the kernel of a two-dimensional convolution.
+def _laid_out(objective: Objective) -> Objective:
+    """With channels last where something looks like the kernel of a two-dimensional convolution.
 
     A convolution on a CPU is made on tensors laid out so, and without that each of a product's rearranges its tensors
-    first, which takes a third of the time.
+    first, which takes a third of the time. torch has no forward derivative of some operators (group normalisation)
+    in this layout: then all stays as it was.
     """
-    kernels = any(tensor.ndim == 4 and tensor[0, 0].numel() > 1 for tensor in model.parameters.values())
-    return torch.channels_last if kernels else torch.preserve_format
+    tensors = {**objective.fixed, **objective.selected}
+    if not any(tensor.ndim == 4 and tensor[0, 0].numel() > 1 for tensor in tensors.values()):
+        return objective
+    laid_out = replace(
+        objective,
+        layout=torch.channels_last,
+        selected={name: in_layout(tensor, torch.channels_last) for name, tensor in objective.selected.items()},
+        fixed={name: in_layout(tensor, torch.channels_last) for name, tensor in objective.fixed.items()},
+    )
+    few = replace(
+        laid_out, targets=replace(objective.targets, y=objective.targets.y[:2], weights=objective.targets.weights[:2])
+    )
+    try:
+        for columns in (1, 2):
+            V = torch.ones(few.parameters, columns, dtype=few.dtype, device=few.device)
+            AutodiffProduct(few, columns)(V)
+    except RuntimeError:
+        return objective
+    return laid_out
 
 
 def _logits(objective: Objective, run: Run) -> Tensor:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -132,7 +133,17 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
     (tmp_path / "model.onnx").write_bytes(onnx_mlp((64, 100, 10)))
     (tmp_path / "batch.npz").write_bytes(npz_batch(features=64, classes=10, samples=200))
     run = command("analyze", str(tmp_path / "model.onnx"), str(tmp_path / "batch.npz"), "--spectrum", "dense")
-    with subprocess.Popen(run, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # What a shell starts in the background, and its children, ignore an interrupt.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        run,
+        env=environment(),
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=heed,
+    ) as process:
         assert process.stderr is not None
         until(lambda: "spectrum" in process.stderr.readline())  # type: ignore[union-attr]
         family = psutil.Process(process.pid).children(recursive=True)

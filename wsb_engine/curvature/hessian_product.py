@@ -11,6 +11,8 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +32,14 @@ COLUMNS = 64
 """Vectors multiplied at a time."""
 _FORWARD_MODE = threading.Lock()
 """torch counts levels of forward-mode differentiation for all threads together, so they take turns."""
+
+
+class Chunk(NamedTuple):
+    """Some samples, on the working device."""
+
+    inputs: Tensors
+    y: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +81,18 @@ class Objective:
         """z of shape (B, C)."""
         return self.function({**self.fixed, **self.selected}, self.chunk_inputs(rows))
 
+    def chunk(self, rows: slice) -> Chunk:
+        """What the loss of some samples is a function of, beside the parameters."""
+        return Chunk(self.chunk_inputs(rows), self.targets.y[rows], self.targets.weights[rows])
+
+    def loss(self, selected: Tensors, chunk: Chunk) -> Tensor:
+        """Σ_s w_s ℓ_s of a chunk."""
+        z = self.function({**self.fixed, **selected}, chunk.inputs)
+        return (chunk.weights * sample_losses(z, chunk.y)).sum()
+
     def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
         """Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
-        inputs = self.chunk_inputs(rows)
-        y, w = self.targets.y[rows], self.targets.weights[rows]
-
-        def loss(selected: Tensors) -> Tensor:
-            return (w * sample_losses(self.function({**self.fixed, **selected}, inputs), y)).sum()
-
-        return loss
+        return partial(self.loss, chunk=self.chunk(rows))
 
     def flatten(self, tensors: Tensors) -> Tensor:
         """Concatenates in the order of ``selected``; (P,)."""

@@ -7,7 +7,8 @@ has been evaluated beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,38 +24,54 @@ class WrittenInPlaceError(Exception):
     """The trace writes into a tensor in a way that evaluating a part of it beforehand would change."""
 
 
-def linearize(function: Callable[[Tensors], Tensors], point: Tensors) -> Callable[[Tensors], Tensors]:
-    """v ↦ J v at ``point``, exact.
+Product = Callable[[Tensors], Tensors]
+
+
+def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data: Any) -> Callable[[Any], Product]:
+    """Traces v ↦ J v at ``point`` once, for data of one shape: returns data ↦ (v ↦ J v), exact.
 
     Args:
-        function: Of a dictionary of tensors, to a dictionary of tensors.
+        function: Of a dictionary of tensors and of data, to a dictionary of tensors.
         point: Where; it must not change afterwards.
+        data: A tree of tensors; other data must have its shapes.
 
     Raises:
         WrittenInPlaceError: where a tensor that depends on v, or that such a tensor reads, is written in place.
     """
     primals, spec = tree_flatten(dict(point))
+    given, data_spec = tree_flatten(data)
     result: list[TreeSpec] = []
 
-    def tangent(*tangents: Tensor) -> list[Any]:
-        flat, output = tree_flatten(jvp(function, (dict(point),), (tree_unflatten(list(tangents), spec),))[1])
+    def tangent(*values: Tensor) -> list[Any]:
+        tangents, here = values[: len(primals)], tree_unflatten(list(values[len(primals) :]), data_spec)
+        at_data = partial(_call, function, here)
+        flat, output = tree_flatten(jvp(at_data, (dict(point),), (tree_unflatten(list(tangents), spec),))[1])
         result.append(output)
         return flat
 
     # Functionalised, because derivatives of some operators are accumulated in place.
     pure = functionalize(tangent, remove="mutations")
-    traced = make_fx(pure)(*(torch.zeros_like(primal) for primal in primals))
+    traced = make_fx(pure)(*(torch.zeros_like(primal) for primal in primals), *given)
     lay_out_pools(traced.graph)
     traced.graph.eliminate_dead_code()
-    evaluated = evaluate_constants(traced)
+    partially = PartialEvaluation(traced, len(primals))
 
-    def product(direction: Tensors) -> Tensors:
-        with torch.no_grad():
-            flat = evaluated(*tree_leaves(dict(direction)))
-        pushed: Tensors = tree_unflatten(flat, result[0])
-        return pushed
+    def at(data: Any) -> Product:
+        constants = partially.constants(tree_leaves(data))
 
-    return product
+        def product(direction: Tensors) -> Tensors:
+            with torch.no_grad():
+                flat = partially.rest(*tree_leaves(dict(direction)), *constants)
+            pushed: Tensors = tree_unflatten(flat, result[0])
+            return pushed
+
+        return product
+
+    return at
+
+
+def _call(function: Callable[[Tensors, Any], Tensors], data: Any, point: Tensors) -> Tensors:
+    return function(point, data)
 
 
 def lay_out_pools(graph: fx.Graph) -> None:
@@ -74,33 +91,73 @@ def _memory_format(node: fx.Node) -> torch.memory_format | None:
     return traced
 
 
-def evaluate_constants(module: fx.GraphModule) -> fx.GraphModule:
-    """The same module with every node that depends on no placeholder replaced by its value.
+class PartialEvaluation:
+    """A traced function of its first ``free`` arguments, once what depends on others alone has been evaluated.
 
     Raises:
         WrittenInPlaceError: as ``linearize`` does.
     """
-    nodes = list(module.graph.nodes)
-    place = {node: index for index, node in enumerate(nodes)}
-    varying: set[fx.Node] = set()
-    for node in nodes:
-        if node.op == "placeholder" or any(source in varying for source in node.all_input_nodes):
-            varying.add(node)
-    interpreter = fx.Interpreter(module)
-    with torch.no_grad():
+
+    def __init__(self, module: fx.GraphModule, free: int) -> None:
+        self._interpreter = fx.Interpreter(module)
+        self._nodes = nodes = list(module.graph.nodes)
+        self._place = {node: index for index, node in enumerate(nodes)}
+        self._given = module.graph.find_nodes(op="placeholder")[free:]
+        self._varying: set[fx.Node] = set(module.graph.find_nodes(op="placeholder")[:free])
+        self._constants: list[fx.Node] = []
         for node in nodes:
-            written = _written(node)
-            if node in varying:
-                if written and node.op != "output":
+            if node.op == "output" or any(source in self._varying for source in node.all_input_nodes):
+                self._varying.add(node)
+                if _written(node):
                     raise WrittenInPlaceError(str(node.target))
-            elif node.op != "output":
-                for target in written:
-                    _refuse_readers(target, place[node], place, varying, interpreter.env)
-                interpreter.env[node] = interpreter.run_node(node)
-            for source in node.all_input_nodes:
-                if source not in varying and not _is_read(source, place[node], place, varying):
-                    interpreter.env.pop(source, None)
-    return _rebuilt(nodes, varying, interpreter.env)
+        self.rest = self._rest()
+        """The function of the first arguments and of the constants."""
+
+    def constants(self, given: Sequence[Tensor]) -> list[Any]:
+        """Values of what the rest reads.
+
+        Args:
+            given: The arguments that are not free.
+        """
+        env = self._interpreter.env = dict(zip(self._given, given, strict=True))
+        with torch.no_grad():
+            for node in self._nodes:
+                if node not in self._varying and node not in env:
+                    for target in _written(node):
+                        self._refuse_readers(target, node)
+                    env[node] = self._interpreter.run_node(node)
+                for source in node.all_input_nodes:
+                    if source not in self._varying and not self._is_read_after(source, node):
+                        env.pop(source, None)
+        return [env[node] for node in self._constants]
+
+    def _refuse_readers(self, target: fx.Node, writer: fx.Node) -> None:
+        """A write is harmless unless the rest reads the same memory as it was before it."""
+        env = self._interpreter.env
+        storage = env[target].untyped_storage().data_ptr()
+        for node, value in env.items():
+            shared = isinstance(value, Tensor) and value.untyped_storage().data_ptr() == storage
+            if shared and any(user in self._varying and self._place[user] < self._place[writer] for user in node.users):
+                raise WrittenInPlaceError(str(target))
+
+    def _is_read_after(self, source: fx.Node, node: fx.Node) -> bool:
+        return any(user in self._varying or self._place[user] > self._place[node] for user in source.users)
+
+    def _rest(self) -> fx.GraphModule:
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        for node in self._nodes:
+            if node.op == "placeholder" and node in self._varying:
+                copies[node] = graph.node_copy(node)
+        for node in self._nodes:
+            if node not in self._varying and any(user in self._varying for user in node.users):
+                self._constants.append(node)
+                copies[node] = graph.placeholder(f"constant_{len(self._constants)}")
+        for node in self._nodes:
+            if node.op == "output":
+                graph.output(fx.map_arg(node.args[0], copies.__getitem__))
+            elif node in self._varying and node.op != "placeholder":
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        return fx.GraphModule(torch.nn.Module(), graph)
 
 
 def _written(node: fx.Node) -> list[fx.Node]:
@@ -115,37 +172,3 @@ def _written(node: fx.Node) -> list[fx.Node]:
         for argument, value in pairs
         if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node)
     ]
-
-
-def _refuse_readers(
-    target: fx.Node, now: int, place: dict[fx.Node, int], varying: set[fx.Node], env: dict[fx.Node, Any]
-) -> None:
-    """A write is harmless unless something that is evaluated later has read the same memory before it."""
-    storage = env[target].untyped_storage().data_ptr()
-    for node, value in env.items():
-        shared = isinstance(value, Tensor) and value.untyped_storage().data_ptr() == storage
-        if shared and any(user in varying and place[user] < now for user in node.users):
-            raise WrittenInPlaceError(str(target))
-
-
-def _is_read(node: fx.Node, now: int, place: dict[fx.Node, int], varying: set[fx.Node]) -> bool:
-    """Whether a value is still needed after step ``now``: by the part kept, or by one evaluated beforehand."""
-    return any(user in varying or user.op == "output" or place[user] > now for user in node.users)
-
-
-def _rebuilt(nodes: list[fx.Node], varying: set[fx.Node], env: dict[fx.Node, Any]) -> fx.GraphModule:
-    root, graph, copies = torch.nn.Module(), fx.Graph(), dict[fx.Node, fx.Node]()
-
-    def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:
-            name = f"constant_{len(copies)}"
-            setattr(root, name, env[node])
-            copies[node] = graph.get_attr(name)
-        return copies[node]
-
-    for node in nodes:
-        if node.op == "output":
-            graph.output(fx.map_arg(node.args[0], copied))
-        elif node in varying:
-            copies[node] = graph.node_copy(node, copied)
-    return fx.GraphModule(root, graph)

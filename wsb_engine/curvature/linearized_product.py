@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from wsb_engine.classifier import Tensors
-from wsb_engine.curvature.hessian_product import AutodiffProduct, HessianProduct, Objective
-from wsb_engine.curvature.linearization import linearize
+from wsb_engine.curvature.hessian_product import (
+    GRADIENT_SAMPLES,
+    AutodiffProduct,
+    Chunk,
+    HessianProduct,
+    Objective,
+)
+from wsb_engine.curvature.linearization import Product, linearize
 
 WORTHWHILE = 64 << 20
 """Bytes of intermediates of one gradient from which on tracing pays off within a few dozen products."""
@@ -24,11 +29,18 @@ class NotLinearizableError(Exception):
 
 
 class LinearizedProduct(HessianProduct):
-    """H·V one column after another; exact, as the derivative of the gradient at the same point."""
+    """H·V one column after another; exact, as the derivative of the gradient at the same point.
 
-    def __init__(self, objective: Objective, columns: int = 1) -> None:
+    Args:
+        objective: The loss.
+        columns: Columns to multiply at a time.
+        samples: In a chunk, the first of which is traced.
+    """
+
+    def __init__(self, objective: Objective, columns: int = 1, samples: int = GRADIENT_SAMPLES) -> None:
         super().__init__(objective, columns)
-        self._parts: list[Callable[[Tensors], Tensors]] | None = None
+        self.samples = samples
+        self._parts: list[Product] | None = None
 
     @property
     def description(self) -> str:
@@ -52,9 +64,17 @@ class LinearizedProduct(HessianProduct):
                 total[:, column] += self.objective.flatten(part(direction))
         return total
 
-    def _linearized(self) -> list[Callable[[Tensors], Tensors]]:
-        point = dict(self.objective.selected)
+    def _linearized(self) -> list[Product]:
+        objective, point = self.objective, dict(self.objective.selected)
+        traces: dict[int, Callable[[Chunk], Product]] = {}
+        parts: list[Product] = []
         try:
-            return [linearize(grad(self.objective.chunk_loss(rows)), point) for rows in self.objective.chunks()]
+            for rows in objective.chunks(self.samples):
+                chunk = objective.chunk(rows)
+                size = len(chunk.y)
+                if size not in traces:
+                    traces[size] = linearize(grad(objective.loss), point, chunk)
+                parts.append(traces[size](chunk))
         except Exception as error:  # what tracing can't follow shows as errors of any kind
             raise NotLinearizableError(str(error)) from error
+        return parts

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import wsb_engine as wsb
 from wsb_engine.classifier import Tensors
 from wsb_engine.curvature.hessian_product import AutodiffProduct
-from wsb_engine.curvature.linearization import WrittenInPlaceError, evaluate_constants, linearize
+from wsb_engine.curvature.linearization import PartialEvaluation, Product, WrittenInPlaceError, linearize
 from wsb_engine.curvature.linearized_product import LinearizedProduct
 from wsb_engine.problem import pose
 from wsb_engine.run import Run
@@ -55,17 +56,21 @@ def encoder_gradient() -> tuple[Any, Tensors, Tensors]:
     return grad(loss), point, {name: torch.randn_like(tensor) for name, tensor in point.items()}
 
 
+def derivative(function: Callable[[Tensors], Tensors], point: Tensors) -> Product:
+    return linearize(lambda here, _: function(here), point, ())(())
+
+
 def test_products_of_a_linearised_gradient_are_those_of_the_gradient() -> None:
     gradient, point, v = encoder_gradient()
     expected = jvp(gradient, (point,), (v,))[1]
-    found = linearize(gradient, point)(v)
+    found = derivative(gradient, point)(v)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-14)
 
 
 def test_what_does_not_depend_on_the_direction_is_evaluated_once() -> None:
     gradient, point, v = encoder_gradient()
-    product = linearize(gradient, point)
+    product = derivative(gradient, point)
     with Operators() as seen:
         product(v)
     primal = {"native_layer_norm", "_safe_softmax", "softmax", "gelu", "logsumexp", "_log_softmax", "add_"}
@@ -75,7 +80,7 @@ def test_what_does_not_depend_on_the_direction_is_evaluated_once() -> None:
 
 def test_a_product_is_linear_and_can_be_repeated() -> None:
     gradient, point, v = encoder_gradient()
-    product = linearize(gradient, point)
+    product = derivative(gradient, point)
     first, again = product(v), product(v)
     doubled = product({name: 2 * tensor for name, tensor in v.items()})
     for name in v:
@@ -90,7 +95,7 @@ def test_a_factor_that_is_written_over_later_counts_as_it_was() -> None:
         factor.add_(1)
         return {"a": product * factor}
 
-    product = linearize(function, {"a": torch.ones(3)})
+    product = derivative(function, {"a": torch.ones(3)})
     assert product({"a": torch.ones(3)})["a"].tolist() == [0.0, 2.0, 6.0]
 
 
@@ -109,13 +114,14 @@ def graph_that_writes(*, before: bool) -> fx.GraphModule:
 
 
 def test_a_write_in_the_trace_counts_for_what_comes_after_it() -> None:
-    evaluated = evaluate_constants(graph_that_writes(before=True))
-    assert evaluated(torch.ones(3))[0].tolist() == [1.0, 2.0, 3.0]
+    partially = PartialEvaluation(graph_that_writes(before=True), free=1)
+    assert partially.rest(torch.ones(3), *partially.constants(()))[0].tolist() == [1.0, 2.0, 3.0]
 
 
 def test_a_write_in_the_trace_over_what_was_read_before_is_refused() -> None:
+    partially = PartialEvaluation(graph_that_writes(before=False), free=1)
     with pytest.raises(WrittenInPlaceError):
-        evaluate_constants(graph_that_writes(before=False))
+        partially.constants(())
 
 
 def test_a_write_into_what_depends_on_the_direction_is_refused() -> None:
@@ -123,7 +129,7 @@ def test_a_write_into_what_depends_on_the_direction_is_refused() -> None:
     v = graph.placeholder("v")
     graph.output((graph.call_function(torch.ops.aten.add_.Tensor, (v, 1)),))
     with pytest.raises(WrittenInPlaceError):
-        evaluate_constants(fx.GraphModule(nn.Module(), graph))
+        PartialEvaluation(fx.GraphModule(nn.Module(), graph), free=1)
 
 
 def test_writing_before_anything_depends_on_the_direction_is_followed() -> None:
@@ -132,8 +138,26 @@ def test_writing_before_anything_depends_on_the_direction_is_followed() -> None:
         factor.add_(1)
         return {"a": factor * point["a"] ** 2}
 
-    product = linearize(function, {"a": torch.ones(3)})
+    product = derivative(function, {"a": torch.ones(3)})
     assert product({"a": torch.ones(3)})["a"].tolist() == [2.0, 4.0, 6.0]
+
+
+def test_one_trace_serves_all_data_of_its_shapes() -> None:
+    random = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 5, 3, generator=random, dtype=torch.float64)
+    point = {"a": torch.randn(3, generator=random, dtype=torch.float64)}
+    traces: list[int] = []
+
+    def function(here: Tensors, x: Tensor) -> Tensors:
+        traces.append(1)
+        return {"a": torch.tanh(x @ here["a"]) @ x}
+
+    at = linearize(function, point, first)
+    products, count = [at(first), at(second), at(first)], len(traces)
+    for x, product in zip((first, second, first), products, strict=True):
+        expected = jvp(lambda here, x=x: function(here, x), (point,), (point,))[1]
+        torch.testing.assert_close(product(point)["a"], expected["a"], rtol=1e-14, atol=0)
+    assert count == 1
 
 
 class Layouts(TorchDispatchMode):
