@@ -3,7 +3,7 @@
 wsb serve                                              # in another terminal
 python examples/training_series.py [URL]               # default: http://127.0.0.1:8000
 
-The server keeps the series: GET /v1/analyses?label=run:NAME lists it, whenever and from wherever it is asked.
+The server keeps the series: GET /v1/analyses?label=run:NAME lists it, and /series?label=run:NAME draws it.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main(url: str) -> None:
         for epoch, model in enumerate(checkpoints(x, y), start=1):
             post(client, run, epoch, model, batch.getvalue())
         print(chart(series(client, run)))
-        print(f"\nlabel run:{run} at {url}/v1/analyses?label=run:{run}")
+        print(f"\ndrawn at {url}/series?label=run:{run}")
 
 
 if __name__ == "__main__":
