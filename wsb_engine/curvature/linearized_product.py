@@ -59,7 +59,8 @@ class LinearizedProduct(HessianProduct):
             self._parts = self._linearized()
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
         for column in range(V.shape[1]):
-            direction = self.objective.unflatten(V[:, column])
+            # Copied: kernels whose numbers lie far apart are multiplied at half the speed.
+            direction = self.objective.unflatten(V[:, column].contiguous())
             for part in self._parts:
                 total[:, column] += self.objective.flatten(part(direction))
         return total
