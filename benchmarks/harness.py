@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import platform
+import signal
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
+import numpy as np
 import torch
 
 
@@ -26,6 +32,20 @@ class Row:
     def __str__(self) -> str:
         mark = {True: "met", False: "MISSED", None: ""}[self.met]
         return f"{self.name:<58} {self.measured:<58} {self.target:<24} {mark}"
+
+
+@dataclass(frozen=True)
+class Curve(Row):
+    """What grows with one size, for a plot with two logarithmic axes."""
+
+    axis: str = ""
+    subject: str = ""
+    """What stays the same."""
+    quantity: str = ""
+    points: tuple[tuple[float, float], ...] = ()
+    slope: float = 0.0
+    """Of the line through the logarithms of the last points."""
+    reason: str = ""
 
 
 def alternate(
@@ -49,6 +69,19 @@ def ratio(seconds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
     return statistics.median(b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True))
 
 
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the line through the logarithms."""
+    x, y = np.log(np.array(points)).T
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def duration(values: Sequence[float]) -> str:
+    """Median and range in seconds, or in milliseconds where they are few."""
+    if statistics.median(values) < 1:
+        return milliseconds(list(values))
+    return f"{statistics.median(values):.3g} s ({min(values):.3g}–{max(values):.3g})"
+
+
 def milliseconds(values: list[float]) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle * 1e3:.3g} ms ({low * 1e3:.3g}–{high * 1e3:.3g})"
@@ -59,6 +92,7 @@ def machine() -> str:
     load = os.getloadavg()[0]
     return (
         f"{os.cpu_count()} cores, load {load:.2f}, {torch.get_num_threads()} threads, "
+        f"that wait {os.environ.get('OMP_WAIT_POLICY', 'as they do by default')}, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
 
@@ -71,3 +105,30 @@ def show(rows: Iterable[Row]) -> bool:
         print(row, flush=True)
         met = met and row.met is not False
     return met
+
+
+def rows_apart(module: str) -> Iterator[Row]:
+    """The rows of a module here, from a process of its own: neither memory nor threads reach the next module."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_rows, args=(module, sender))
+    process.start()
+    sender.close()
+    try:
+        while True:
+            yield receiver.recv()
+    except EOFError:
+        process.join()
+    finally:
+        receiver.close()
+        process.terminate()
+        process.join()
+    if process.exitcode:
+        yield Row(module, f"ended with {process.exitcode}: see above", "rows", False)
+
+
+def _send_rows(module: str, sender: Connection) -> None:
+    # As an exception, so that what a benchmark has started ends with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for row in importlib.import_module(module).rows():
+        sender.send(row)

@@ -5,26 +5,29 @@
 Each client posts a 64-32-10 tanh network and 400 samples with ``Prefer: wait``, over and over; `fresh` keeps reports
 from being used again. Latency is that of answers with the report (201). The engine alone, in this process and on one
 thread, is measured before for comparison. Any answer but 201, 202 (no report within 60 s) and 429 ends the run.
+
+``rows`` compares rates without the clients' part in them: the same analyses are queued before the first of them starts,
+and counted from its start to the end of the last one.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import httpx
 import psutil
-from http_overhead import batch, model, wait_until_ready
+import torch
+from harness import Row
+from http_overhead import batch, model, serving, wait_until_ready
+
+from wsb_engine import analyze, load_batch, load_model
 
 Files = dict[str, bytes]
 
@@ -65,10 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def engine_rate(seconds: float) -> float:
     """Analyses a second of the engine in this process, on one thread."""
-    import torch
-
-    from wsb_engine import analyze, load_batch, load_model
-
     torch.set_num_threads(1)
     content = model(), batch()
     analyze(load_model(content[0]), load_batch(content[1]))
@@ -77,6 +76,63 @@ def engine_rate(seconds: float) -> float:
         analyze(load_model(content[0]), load_batch(content[1]))
         count += 1
     return count / (time.perf_counter() - started)
+
+
+def rows(*, jobs: int = 15, rounds: int = 5) -> Iterator[Row]:
+    """One worker that never waits for work beside the engine called in a loop, in turns."""
+    content = model(), batch()
+    served, alone = [], []
+    with serving() as (url, _), httpx.Client(base_url=url, timeout=120) as client:
+        wait_until_ready(client)
+        saturated(client, 4)
+        analyze(load_model(content[0]), load_batch(content[1]))
+        for _ in range(rounds):
+            served.append(saturated(client, jobs))
+            started = time.perf_counter()
+            for _ in range(jobs):
+                analyze(load_model(content[0]), load_batch(content[1]))
+            alone.append(jobs / (time.perf_counter() - started))
+    share = statistics.median(a / b for a, b in zip(served, alone, strict=True))
+    yield Row(
+        f"one worker's throughput, {jobs} small analyses queued",
+        f"{statistics.median(served):.2f} a second, the engine in a loop {statistics.median(alone):.2f}: {share:.0%}",
+        "at least 90 %",
+        share >= 0.9,
+    )
+
+
+def saturated(client: httpx.Client, jobs: int) -> float:
+    """Analyses a second, from the first start to the last end."""
+    wanted = {
+        kind: client.post(f"/v1/{path}", content=data).raise_for_status().json()["id"]
+        for kind, path, data in (("model", "models", model()), ("batch", "batches", batch()))
+    }
+    # Keeps the worker busy until all others are queued.
+    posted(client, {**wanted, "fresh": True, "options": {"spectrum": "dense"}})
+    found = [posted(client, {**wanted, "fresh": True}) for _ in range(jobs)]
+    ended = [finished(client, analysis) for analysis in found]
+    moments = [[datetime.fromisoformat(a[name]) for name in ("started_at", "finished_at")] for a in ended]
+    first, last = min(start for start, _ in moments), max(end for _, end in moments)
+    latest = max(datetime.fromisoformat(a["created_at"]) for a in ended)
+    if latest > first:
+        raise RuntimeError("the worker was at work before all analyses were queued")
+    return jobs / (last - first).total_seconds()
+
+
+def posted(client: httpx.Client, wanted: dict[str, object]) -> str:
+    return str(client.post("/v1/analyses", json=wanted).raise_for_status().json()["id"])
+
+
+def finished(client: httpx.Client, analysis: str) -> dict[str, str]:
+    deadline = time.monotonic() + 300
+    while not (found := client.get(f"/v1/analyses/{analysis}").raise_for_status().json())["finished_at"]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"analysis {analysis} did not end")
+        # Often enough for the last one, and seldom enough not to take part in what is measured.
+        time.sleep(0.5)
+    if found["state"] != "succeeded":
+        raise RuntimeError(f"analysis {analysis} {found['state']}: {found['error']}")
+    return found
 
 
 def put_under_load(url: str, process: psutil.Process, clients: int, seconds: float) -> tuple[Load, list[int]]:
@@ -117,20 +173,6 @@ def post(client: httpx.Client, files: Files, load: Load) -> None:
         time.sleep(float(response.headers["Retry-After"]))
     elif response.status_code != 202:
         load.errors.append(f"{response.status_code}: {response.text[:500]}")
-
-
-@contextmanager
-def serving() -> Iterator[tuple[str, psutil.Process]]:
-    """A server with its default settings, in a folder of its own."""
-    with tempfile.TemporaryDirectory(prefix="wsb-benchmark-") as folder:
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
-        environment = {**os.environ, "WSB_DATA_DIR": folder, "WSB_LOG_LEVEL": "warning"}
-        with psutil.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            try:
-                yield process.stdout.readline().split()[-1], process
-            finally:
-                process.terminate()
-                process.wait(60)
 
 
 if __name__ == "__main__":

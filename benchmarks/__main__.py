@@ -1,0 +1,66 @@
+"""Every comparison in one run: prints the table row by row, and ends with 1 where a target is missed.
+
+    ./scripts/bench [--only GROUP …] [--write]
+
+Each group runs in a process of its own, one after the other; nothing else should run meanwhile. `--write` puts the
+table and its plots into docs/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+
+import page
+import psutil
+from harness import Row, machine, rows_apart
+
+GROUPS = {
+    "moments": "Exact moments",
+    "products": "Hessian products",
+    "spectra": "Eigenvalues",
+    "http_overhead": "Service: one call",
+    "load": "Service: many calls",
+    "uploads": "Service: large files",
+    "starts": "Start-up",
+    "growth": "How cost grows",
+}
+MINUTES = 15.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="GROUP", help=", ".join(GROUPS))
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its plots; needs all groups")
+    given = parser.parse_args(arguments)
+    if given.only and given.write:
+        parser.error("the page holds all groups: --write does not go with --only")
+    print(machine(), flush=True)
+    sections = []
+    started = time.monotonic()
+    for group in given.only or GROUPS:
+        busy = psutil.cpu_percent(interval=1)
+        print(f"\n{GROUPS[group]} (other programs take {busy:.0f} % of the machine)", flush=True)
+        sections.append(page.Section(GROUPS[group], list(told(rows_apart(group))), busy))
+    sections.append(page.Section("This run", list(told(whole(time.monotonic() - started)))))
+    if given.write:
+        page.write(sections)
+    missed = [row for section in sections for row in section.rows if row.met is False]
+    print(f"\n{len(missed)} of the targets missed" if missed else "\nall targets met")
+    return int(bool(missed))
+
+
+def told(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
+        print(row, flush=True)
+        yield row
+
+
+def whole(seconds: float) -> Iterator[Row]:
+    minutes = seconds / 60
+    yield Row("time of the run", f"{minutes:.1f} min", f"at most {MINUTES:g} min", minutes <= MINUTES)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

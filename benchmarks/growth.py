@@ -1,0 +1,180 @@
+"""How time and memory of the exact moments and of one Hessian product grow with N, P, depth and C.
+
+./scripts/bench --only growth
+
+Each point is measured in a process of its own, whose peak memory is that of the point alone.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from harness import Curve, show, slope
+from moments import moments, posed
+
+from wsb_engine.problem import Problem
+
+REPEATS = 5
+FITTED = 3
+"""Last points that the slope is fitted to: the first are ruled by what does not grow."""
+MIB = 1 << 20
+NAMES = {"moments": "the moments", "product": "one product"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One size that grows while all others stay."""
+
+    axis: str
+    subject: str
+    """What stays, for a title."""
+    values: Sequence[int]
+    shape: Callable[[int], tuple[tuple[int, ...], int]]
+    """Widths and samples."""
+    reasons: dict[str, str]
+    """What a slope comes from, by quantity."""
+    parameters: bool = False
+    """Whether the axis shows the number of parameters in place of the value."""
+
+
+SWEEPS = (
+    Sweep(
+        "N",
+        "784-128-10",
+        (500, 1000, 2000, 4000),
+        lambda n: ((784, 128, 10), n),
+        {
+            "moments time": "2 where pairs of samples rule",
+            "moments memory": "1 while the tiles of all samples are kept, 0 beyond",
+            "product time": "1: each sample is passed once",
+            "product memory": "1 up to the chunk that fits",
+        },
+    ),
+    Sweep(
+        "P",
+        "64-d-10, N = 1000, d = 128 … 2048",
+        (128, 256, 512, 1024, 2048),
+        lambda d: ((64, d, 10), 1000),
+        {
+            "moments time": "1: a pair of samples costs C² d in the last hidden layer",
+            "moments memory": "1: each sample keeps C d numbers",
+            "product time": "1: each parameter is used once a sample",
+            "product memory": "1: activations of d units",
+        },
+        parameters=True,
+    ),
+    Sweep(
+        "depth",
+        "64-64-…-10, N = 1000",
+        (1, 2, 4, 8),
+        lambda depth: ((64, *([64] * depth), 10), 1000),
+        {
+            "moments time": "2: pairs of layers",
+            "moments memory": "2: each sample keeps a block for each pair of layers; 0 where memory caps the tile",
+            "product time": "1: layers",
+            "product memory": "1: activations of each layer",
+        },
+    ),
+    Sweep(
+        "C",
+        "64-64-C, N = 1000",
+        (20, 40, 80, 160, 320),
+        lambda c: ((64, 64, c), 1000),
+        {
+            "moments time": "2: inner products of C × C matrices",
+            "moments memory": "2: each sample keeps a C × C matrix",
+            "product time": "0 to 1: the last layer's share",
+            "product memory": "0 to 1: the logits' share",
+        },
+    ),
+)
+
+
+def rows() -> Iterator[Curve]:
+    for sweep in SWEEPS:
+        points = [(value, point(*sweep.shape(value))) for value in sweep.values]
+        for quantity, reason in sweep.reasons.items():
+            subject, what = quantity.split()
+            series = tuple(
+                (found["parameters"] if sweep.parameters else value, found[quantity]) for value, found in points
+            )
+            grows = slope(series[-FITTED:])
+            yield Curve(
+                f"{what} of {NAMES[subject]} against {sweep.axis}, {sweep.subject}",
+                f"grows as {sweep.axis}^{grows:.2f} at the end ({reason}); {_ends(series, what)}",
+                "",
+                None,
+                axis=sweep.axis,
+                subject=sweep.subject,
+                quantity=quantity,
+                points=series,
+                slope=grows,
+                reason=reason,
+            )
+
+
+def _ends(series: Sequence[tuple[float, float]], what: str) -> str:
+    low, high = (f"{value:.3g} {'s' if what == 'time' else 'MiB'}" for value in (series[0][1], series[-1][1]))
+    return f"{low} to {high}"
+
+
+def point(sizes: Sequence[int], samples: int) -> dict[str, float]:
+    """Measured apart."""
+    command = [sys.executable, str(Path(__file__)), "point", json.dumps([list(sizes), samples])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def measure(sizes: Sequence[int], samples: int) -> dict[str, float]:
+    warm(posed((8, 8, 8, 4), 32))
+    problem = posed(sizes, samples)
+    v = torch.randn(problem.objective.parameters, 1)
+    product = problem.hessian_product(1)
+    found: dict[str, float] = {"parameters": problem.objective.parameters}
+    for name, function in (("moments", lambda: moments(problem)), ("product", lambda: product(v))):
+        found[f"{name} memory"] = peak(function) / MIB
+        found[f"{name} time"] = statistics.median(seconds(function) for _ in range(REPEATS))
+    return found
+
+
+def warm(problem: Problem) -> None:
+    """What a process pays once."""
+    moments(problem)
+    problem.hessian_product(1)(torch.randn(problem.objective.parameters, 1))
+
+
+def seconds(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def peak(function: Callable[[], object]) -> float:
+    """Bytes of resident memory that it takes at most, beyond what is resident before."""
+    # Linux takes this as: begin the peak anew.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    function()
+    return max(resident("VmHWM") - before, 4096)
+
+
+def resident(name: str) -> int:
+    """Bytes, by a name of /proc/self/status."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["point"]:
+        print(json.dumps(measure(*json.loads(sys.argv[2]))))
+    else:
+        sys.exit(not show(rows()))

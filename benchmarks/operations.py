@@ -1,0 +1,39 @@
+"""What the operations of a function take: seconds by name, and bytes that they read and write."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm")
+
+
+class Operations(TorchDispatchMode):
+    """Everything that torch is asked for within the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: Counter[str] = Counter()
+        self.bytes = 0
+        """As if nothing stayed in a cache."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        started = time.perf_counter()
+        result = function(*args, **(kwargs or {}))
+        self.seconds[function.overloadpacket.__name__] += time.perf_counter() - started
+        if not function.is_view:
+            touched = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            self.bytes += sum(tensor.numel() * tensor.itemsize for tensor in touched)
+        return result
+
+    @property
+    def products(self) -> float:
+        """Seconds in products of matrices."""
+        return sum(self.seconds[name] for name in PRODUCTS)

@@ -1,0 +1,74 @@
+"""From the start of a process to what it is for: `wsb serve` ready, `wsb analyze` done, `wsb --help` printed.
+
+    python benchmarks/starts.py
+
+The files of the programs are in the cache of the disk; each run is a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import httpx
+from harness import Row, duration, show
+from http_overhead import batch, model
+
+REPEATS = 5
+WSB = (sys.executable, "-m", "service.cli")
+
+
+def rows() -> Iterator[Row]:
+    with tempfile.TemporaryDirectory(prefix="wsb-benchmark-") as name:
+        folder = Path(name)
+        environment = {**os.environ, "WSB_DATA_DIR": str(folder / "data"), "WSB_LOG_LEVEL": "warning"}
+        # The first start makes the database.
+        first = ready(environment)
+        starts = [ready(environment) for _ in range(REPEATS)]
+        yield _row("wsb serve, to /readyz", starts, 5.0, f" (the very first {first:.1f} s)")
+        (folder / "model.onnx").write_bytes(model())
+        (folder / "batch.npz").write_bytes(batch())
+        analyze = (*WSB, "analyze", str(folder / "model.onnx"), str(folder / "batch.npz"), "--json", "-")
+        imports = median(run((sys.executable, "-c", "import torch")) for _ in range(REPEATS))
+        whole = [run(analyze) for _ in range(REPEATS)]
+        yield _row("wsb analyze, 64-32-10, N = 400", whole, 4.0, f", a process that imports torch {imports:.2f} s")
+    yield _row("wsb --help", [run((*WSB, "--help")) for _ in range(REPEATS)], 0.3)
+
+
+def _row(name: str, seconds: list[float], limit: float, besides: str = "") -> Row:
+    return Row(name, duration(seconds) + besides, f"under {limit:g} s", median(seconds) < limit)
+
+
+def run(command: Sequence[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def ready(environment: Mapping[str, str]) -> float:
+    """Seconds until a server is ready."""
+    started = time.perf_counter()
+    command = (*WSB, "serve", "--port", "0")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            url = server.stdout.readline().split()[-1]
+            with httpx.Client(base_url=url) as client:
+                while client.get("/readyz").status_code != 200:
+                    if time.perf_counter() - started > 120:
+                        raise SystemExit("the server did not become ready")
+                    time.sleep(0.02)
+            return time.perf_counter() - started
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+if __name__ == "__main__":
+    sys.exit(not show(rows()))

@@ -1,0 +1,118 @@
+"""A large batch sent to a real `wsb serve` beside a plain copy of the file that hashes what it copies.
+
+    python benchmarks/uploads.py
+
+Both have the file in the cache of the disk and end with its SHA-256 known. The upload ends with the content on the disk
+itself; how long the copy takes to get there as well is told besides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import psutil
+from harness import Row, duration, show
+from http_overhead import serving, wait_until_ready
+
+MEGABYTES = 500
+REPEATS = 5
+PIECE = 1 << 20
+FLAT = 32
+"""MiB by which a server may grow over all uploads and still be called flat."""
+
+
+def rows() -> Iterator[Row]:
+    with tempfile.TemporaryDirectory(prefix="wsb-benchmark-") as name, serving() as (url, server):
+        folder = Path(name)
+        path = batch_of(folder, MEGABYTES)
+        with httpx.Client(base_url=url) as client:
+            wait_until_ready(client)
+        upload(url, path)
+        before, peak = resident(server), 0
+        sent, copied, kept = [], [], []
+        for turn in range(REPEATS):
+            # Other content each time: what is there already is not stored again.
+            change(path, turn)
+            copied.append(copy(path, folder / "copy"))
+            kept.append(copy(path, folder / "copy", synced=True))
+            sent.append(upload(url, path))
+            peak = max(peak, resident(server))
+    share = statistics.median(a / b for a, b in zip(copied, sent, strict=True))
+    durable = statistics.median(a / b for a, b in zip(kept, sent, strict=True))
+    yield Row(
+        f"upload of {MEGABYTES} MB",
+        f"{duration(sent)}, a copy with SHA-256 {duration(copied)}: {share:.0%} of its rate "
+        f"({durable:.0%} of one that is on the disk in the end)",
+        "at least 60 %",
+        share >= 0.6,
+    )
+    grown = (peak - before) / (1 << 20)
+    yield Row(
+        f"memory of the server's processes after {REPEATS} uploads",
+        f"{before / (1 << 20):.0f} MiB before, at most {grown:+.0f} MiB after one",
+        f"flat: at most {FLAT} MiB",
+        grown <= FLAT,
+    )
+
+
+def batch_of(folder: Path, megabytes: int) -> Path:
+    path = folder / "batch.npz"
+    samples, features = megabytes * 1000, 250
+    np.savez(path, x=np.random.default_rng(0).random((samples, features), np.float32), y=np.zeros(samples, np.int64))
+    return path
+
+
+def change(path: Path, turn: int) -> None:
+    """Another number in the middle."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes([turn + 1]))
+
+
+def copy(source: Path, target: Path, *, synced: bool = False) -> float:
+    target.unlink(missing_ok=True)
+    started = time.perf_counter()
+    digest = hashlib.sha256()
+    with source.open("rb", buffering=0) as file, target.open("wb", buffering=0) as out:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            out.write(piece)
+        if synced:
+            os.fsync(out.fileno())
+    digest.hexdigest()
+    return time.perf_counter() - started
+
+
+def upload(url: str, path: Path) -> float:
+    """Seconds until the answer; by a client that does next to nothing itself."""
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120, blocksize=PIECE)
+    started = time.perf_counter()
+    with path.open("rb") as file:
+        connection.request("POST", "/v1/batches", body=file, headers={"Content-Length": str(path.stat().st_size)})
+        answer = connection.getresponse()
+        content = answer.read()
+    seconds = time.perf_counter() - started
+    connection.close()
+    if answer.status != 201:
+        raise SystemExit(f"{answer.status}: {content.decode()}")
+    return seconds
+
+
+def resident(process: psutil.Process) -> int:
+    return process.memory_info().rss
+
+
+if __name__ == "__main__":
+    sys.exit(not show(rows()))
