@@ -12,7 +12,6 @@ import typer
 from pydantic import ValidationError
 
 import wsb_engine
-from service.errors import field_errors
 from service.flags import with_options
 from service.settings import Settings
 from wsb_engine.options import Options
@@ -22,11 +21,15 @@ if TYPE_CHECKING:
     from service.policies import Verdict
     from wsb_engine.report import Report
 
+# Without rich's markup, whose import takes longer than that of everything else that the help needs.
 app = typer.Typer(
-    help="How sharp is a trained classifier, with proof.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="How sharp is a trained classifier, with proof.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
-keys = typer.Typer(help="API keys of the service.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of the service.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys, name="keys")
 
 
@@ -251,12 +254,12 @@ def _evaluated(model: Path, batch: Path, options: Options, url: str | None, time
 @keys.command("new")
 def new_key(name: Annotated[str, typer.Argument(help="Whom the key is for; what is sent with it is theirs.")]) -> None:
     """Make an API key: prints the key, which is stored nowhere, and the entry by which the server knows it."""
-    from service import security
+    from service.keys import hash_key, is_tenant_name, new_key
 
-    if not security.is_tenant_name(name):
+    if not is_tenant_name(name):
         raise typer.BadParameter("at most 64 letters, digits, '_', '.' and '-'", param_hint="NAME")
-    key = security.new_key()
-    typer.echo(f"WSB_API_KEY={key}\nWSB_API_KEYS={name}:{security.hash_key(key)}")
+    key = new_key()
+    typer.echo(f"WSB_API_KEY={key}\nWSB_API_KEYS={name}:{hash_key(key)}")
     typer.echo(
         "The first line is for the client and is not shown again. The second is for the server: several entries are"
         " separated by commas.",
@@ -279,6 +282,8 @@ def _settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
+        from service.errors import field_errors
+
         lines = [f"WSB_{item.pointer.strip('/').upper()}: {item.detail}" for item in field_errors(error)]
         _end("\n".join(lines), Exit.INVALID)
     logs.configure(form=settings.log_format, level=settings.log_level)

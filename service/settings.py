@@ -11,10 +11,8 @@ import platformdirs
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.keys import ApiKey, parse_keys
 from service.sandbox import Limits, usable_memory_bytes
-from service.security import ApiKey, parse_keys
-from service.traces import ADVICE as TRACES_ADVICE
-from service.traces import installed as traces_installed
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -145,8 +143,10 @@ class Settings(BaseSettings):
     def _can_trace(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in ("http", "https"):
             raise ValueError("the collector's address must be http://… or https://…")
-        if value is not None and not traces_installed():
-            raise ValueError(f"traces need OpenTelemetry's SDK and exporter; {TRACES_ADVICE}")
+        from service import traces  # takes a tenth of a second, which commands that trace nothing save
+
+        if value is not None and not traces.installed():
+            raise ValueError(f"traces need OpenTelemetry's SDK and exporter; {traces.ADVICE}")
         return value
 
     @field_validator("database_url")

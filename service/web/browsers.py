@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.context import Context
 from service.database import is_away
 from service.errors import DatabaseUnavailableError, ServiceError
-from service.security import ApiKey
+from service.keys import ApiKey
 from service.web import sessions
 from service.web.sessions import Session
 

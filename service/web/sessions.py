@@ -20,7 +20,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from service.database import Base
-from service.security import ApiKey
+from service.keys import ApiKey
 
 COOKIE = "wsb"
 _TOKEN_BYTES = 32

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
 from service.context import InContext
-from service.security import hash_key, tenant_of
+from service.keys import hash_key, tenant_of
 from service.web import sessions
 from service.web.pages import page, see
 from service.web.posts import read_fields, read_post

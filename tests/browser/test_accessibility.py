@@ -12,7 +12,7 @@ from support.served import Served, served
 from support.service import npz_batch, onnx_mlp, until
 from support.visits import Visit
 
-from service.security import hash_key, new_key
+from service.keys import hash_key, new_key
 
 OpenVisit = Callable[..., Visit]
 

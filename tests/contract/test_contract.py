@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.served import served
 
-from service.security import hash_key, new_key
+from service.keys import hash_key, new_key
 
 SEED = int(os.environ.get("WSB_TEST_SEED", "1"))
 TESTS = Path(__file__).parents[1]

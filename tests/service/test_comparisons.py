@@ -10,7 +10,7 @@ import pytest
 from support.policies import report
 from support.service import Service, StartService
 
-from service.security import hash_key, new_key
+from service.keys import hash_key, new_key
 from service.settings import Settings
 
 NOT_RISEN = {"rule": [{"metric": "enclosure.lambda_max", "max_relative_increase": 0.0}]}

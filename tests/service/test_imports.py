@@ -7,12 +7,22 @@ import sys
 import pytest
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy")
+SLOW = ("fastapi", "structlog", "opentelemetry", "rich")
 
 
 @pytest.mark.parametrize("module", ["service.app", "service.serve", "service.worker", "service.cli"])
 def test_a_process_of_the_service_does_not_load_the_engine(module: str) -> None:
-    program = f"import sys, {module}\nprint([name for name in {HEAVY} if name in sys.modules])"
+    assert loaded(f"import {module}", HEAVY) == "[]"
+
+
+def test_the_help_loads_nothing_slow() -> None:
+    assert loaded("import service.cli\nservice.cli.app(['--help'], standalone_mode=False)", HEAVY + SLOW) == "[]"
+
+
+def loaded(program: str, names: tuple[str, ...]) -> str:
+    """Which of the modules a new process has loaded after a program."""
+    program = f"import sys\n{program}\nprint([name for name in {names} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = [sys.executable, "-c", program]
     result = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    return result.stdout.splitlines()[-1]

@@ -16,7 +16,7 @@ import pytest
 import structlog
 from support.service import Service, StartService, npz_batch, until
 
-from service.security import hash_key, new_key
+from service.keys import hash_key, new_key
 
 Lines = list[Any]
 Files = dict[str, bytes]

@@ -25,8 +25,8 @@ from service.analyses.outcomes import CAUSES, TIMINGS, cause
 from service.analyses.table import FINAL_STATES
 from service.app import create_app
 from service.database import Database
+from service.keys import hash_key, new_key
 from service.metrics import OTHER, FiguresReader, Metrics
-from service.security import hash_key, new_key
 from service.settings import Settings
 from service.totals import BUCKETS, Event
 

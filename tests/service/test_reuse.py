@@ -9,7 +9,7 @@ import httpx
 import pytest
 from support.service import Service, StartService, npz_batch, onnx_mlp
 
-from service.security import hash_key, new_key
+from service.keys import hash_key, new_key
 
 Files = dict[str, bytes]
 

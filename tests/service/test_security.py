@@ -16,7 +16,8 @@ import pytest
 from pydantic import ValidationError
 from support.service import Service, StartService, npz_batch, onnx_mlp, until
 
-from service.security import PUBLIC_PATHS, ApiKey, ExposedError, hash_key, new_key, parse_keys, refuse_exposure
+from service.keys import ApiKey, hash_key, new_key, parse_keys
+from service.security import PUBLIC_PATHS, ExposedError, refuse_exposure
 from service.settings import Settings
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is to be refused

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from support.service import Service, StartService
 
-from service.security import hash_key, new_key
+from service.keys import hash_key, new_key
 
 KEYS = {"ours": new_key(), "theirs": new_key()}
 ENTRIES = ",".join(f"{name}:{hash_key(key)}" for name, key in KEYS.items())

@@ -13,7 +13,7 @@ import pytest
 from support.pages import Visitor
 from support.service import Service, StartService, until
 
-from service.security import hash_key, new_key
+from service.keys import hash_key, new_key
 from service.web.pages import PAGE_POLICY
 
 Visit = Callable[..., Visitor]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from support.pages import Visitor
 from support.service import Service, StartService
 
-from service.security import hash_key, new_key
+from service.keys import hash_key, new_key
 from service.settings import Settings
 
 Visit = Callable[..., Visitor]

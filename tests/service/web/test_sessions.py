@@ -10,7 +10,7 @@ import pytest
 from support.pages import Visitor
 from support.service import Service, StartService, npz_batch, onnx_mlp
 
-from service.security import hash_key, new_key
+from service.keys import hash_key, new_key
 from service.web.sessions import COOKIE
 
 Visit = Callable[..., Visitor]
