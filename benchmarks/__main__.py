@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import page
 import psutil
-from harness import Row, machine, rows_apart
+from harness import Row, end_with_what_was_started, machine, rows_apart
 
 GROUPS = {
     "moments": "Exact moments",
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="GROUP", help=", ".join(GROUPS))
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its plots; needs all groups")
     given = parser.parse_args(arguments)
+    end_with_what_was_started()
     if given.only and given.write:
         parser.error("the page holds all groups: --write does not go with --only")
     print(machine(), flush=True)

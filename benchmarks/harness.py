@@ -127,8 +127,12 @@ def rows_apart(module: str) -> Iterator[Row]:
         yield Row(module, f"ended with {process.exitcode}: see above", "rows", False)
 
 
-def _send_rows(module: str, sender: Connection) -> None:
-    # As an exception, so that what a benchmark has started ends with it.
+def end_with_what_was_started() -> None:
+    """Has SIGTERM raise, so that every block that is entered is left as well."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def _send_rows(module: str, sender: Connection) -> None:
+    end_with_what_was_started()
     for row in importlib.import_module(module).rows():
         sender.send(row)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def digits() -> tuple[nn.Module, np.ndarray, np.ndarray]:
 
 def largest() -> Iterator[Row]:
     """Row 4: λ_max enclosed to 1e-6 against a Ritz pair of the same residual, of which nobody knows what it missed."""
-    from hessian_eigenthings import HessianOperator, lanczos, supervised_loss
+    from hessian_eigenthings import EigenResult, HessianOperator, lanczos, supervised_loss
 
     module, x, y = digits()
     loader = [(torch.from_numpy(x), torch.from_numpy(y))]
@@ -85,20 +86,21 @@ def largest() -> Iterator[Row]:
     def ours() -> wsb.Report:
         return wsb.analyze(classifier, batch, options)
 
-    def theirs() -> float:
+    def theirs(steps: int) -> EigenResult:
         operator = HessianOperator(module, loader, supervised_loss(nn.functional.cross_entropy))
-        result = lanczos(operator, k=1, tol=1e-6, which="LA", seed=0)
-        return float(result.eigenvalues[0])
+        return lanczos(operator, k=1, max_iter=steps, tol=1e-6, which="LA", seed=0)
 
+    # It makes as many steps as it is told, by default two: here as many as the residual takes, which is not counted.
+    enough = next(steps for steps in range(4, len(x), 2) if bool(theirs(steps).converged.all()))
     interval = ours().enclosure.lambda_max
-    value = theirs()
+    value = float(theirs(enough).eigenvalues[0])
     assert abs(value - interval.lower) <= 1e-4 * value, f"{value} is not in [{interval.lower}, {interval.upper}]"
-    seconds = alternate({"ours": ours, "theirs": theirs}, repeats=7)
+    seconds = alternate({"ours": ours, "theirs": partial(theirs, enough)}, repeats=7)
     faster = ratio(seconds, "ours", "theirs")
     yield Row(
         "λ_max of a 64-128-64-10 network, N = 1797, to 1e-6",
         f"certified in {duration(seconds['ours'])} (gap {interval.relative_gap:.0e}), "
-        f"hessian-eigenthings, uncertified: {duration(seconds['theirs'])}: {faster:.2f} ×",
+        f"hessian-eigenthings, uncertified, {enough} steps: {duration(seconds['theirs'])}: {faster:.2f} ×",
         "no slower",
         faster >= 1,
     )
