@@ -162,7 +162,7 @@ def test_the_limits_are_told(start_service: StartService) -> None:
 
 
 def test_without_current_tables_the_service_is_not_ready(api: Service) -> None:
-    api.sql("UPDATE alembic_version SET version_num = 'older'")
+    api.sql("UPDATE alembic_version SET version_num = '0001'")
     response = api.client.get("/readyz")
     assert (response.status_code, response.json()["details"]) == (503, {"missing": "migrations"})
     assert api.client.get("/healthz").json() == {"status": "ok"}
