@@ -27,6 +27,10 @@ class WrittenInPlaceError(Exception):
 Product = Callable[[Tensors], Tensors]
 
 
+class ShapeFollowsValuesError(Exception):
+    """The data has other shapes inside than what was traced."""
+
+
 def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data: Any) -> Callable[[Any], Product]:
     """Traces v ↦ J v at ``point`` once, for data of one shape: returns data ↦ (v ↦ J v), exact.
 
@@ -53,7 +57,8 @@ def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data:
     pure = functionalize(tangent, remove="mutations")
     traced = make_fx(pure)(*(torch.zeros_like(primal) for primal in primals), *given)
     lay_out_pools(traced.graph)
-    traced.graph.eliminate_dead_code()
+    # What has shapes that follow values stays, so that data of other shapes is noticed.
+    traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _follows_values(node))
     partially = PartialEvaluation(traced, len(primals))
 
     def at(data: Any) -> Product:
@@ -126,6 +131,8 @@ class PartialEvaluation:
                     for target in _written(node):
                         self._refuse_readers(target, node)
                     env[node] = self._interpreter.run_node(node)
+                    if _follows_values(node) and env[node].shape != node.meta["tensor_meta"].shape:
+                        raise ShapeFollowsValuesError(str(node.target))
                 for source in node.all_input_nodes:
                     if source not in self._varying and not self._is_read_after(source, node):
                         env.pop(source, None)
@@ -158,6 +165,12 @@ class PartialEvaluation:
             elif node in self._varying and node.op != "placeholder":
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def _follows_values(node: fx.Node) -> bool:
+    """Whether a result's shape may depend on values, and has gone into the trace as a number."""
+    operators = (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
+    return node.op == "call_function" and node.target in operators
 
 
 def _written(node: fx.Node) -> list[fx.Node]:
