@@ -103,6 +103,7 @@ def test_an_upload_too_many_is_refused_before_its_body_is_sent(
 ) -> None:
     api = start_service(worker=False, max_uploads=1)
     connect(api, connections).post("/v1/models", 100)
+    until(api.leftovers)
     second = connect(api, connections)
     second.post("/v1/models", 100, "Expect: 100-continue", "Connection: close")
     assert second.answer()[0] == 503

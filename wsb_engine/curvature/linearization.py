@@ -7,6 +7,7 @@ has been evaluated beforehand.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -131,7 +132,8 @@ class PartialEvaluation:
                     for target in _written(node):
                         self._refuse_readers(target, node)
                     env[node] = self._interpreter.run_node(node)
-                    if _follows_values(node) and env[node].shape != node.meta["tensor_meta"].shape:
+                    traced = node.meta.get("tensor_meta")
+                    if isinstance(env[node], Tensor) and traced is not None and env[node].shape != traced.shape:
                         raise ShapeFollowsValuesError(str(node.target))
                 for source in node.all_input_nodes:
                     if source not in self._varying and not self._is_read_after(source, node):
@@ -169,8 +171,9 @@ class PartialEvaluation:
 
 def _follows_values(node: fx.Node) -> bool:
     """Whether a result's shape may depend on values, and has gone into the trace as a number."""
-    operators = (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
-    return node.op == "call_function" and node.target in operators
+    if node.target is operator.getitem:
+        return _follows_values(node.all_input_nodes[0])
+    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 
 def _written(node: fx.Node) -> list[fx.Node]:

@@ -15,8 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import wsb_engine as wsb
 from wsb_engine.classifier import Tensors
 from wsb_engine.curvature.hessian_product import AutodiffProduct
-from wsb_engine.curvature.linearization import PartialEvaluation, Product, WrittenInPlaceError, linearize
-from wsb_engine.curvature.linearized_product import LinearizedProduct
+from wsb_engine.curvature.linearization import (
+    PartialEvaluation,
+    Product,
+    ShapeFollowsValuesError,
+    WrittenInPlaceError,
+    linearize,
+)
+from wsb_engine.curvature.linearized_product import LinearizedProduct, NotLinearizableError
 from wsb_engine.problem import pose
 from wsb_engine.run import Run
 
@@ -158,6 +164,58 @@ def test_one_trace_serves_all_data_of_its_shapes() -> None:
         expected = jvp(lambda here, x=x: function(here, x), (point,), (point,))[1]
         torch.testing.assert_close(product(point)["a"], expected["a"], rtol=1e-14, atol=0)
     assert count == 1
+
+
+SHAPED_BY_VALUES: dict[str, Callable[[Tensor], int]] = {
+    "nonzero": lambda x: (x > 0).nonzero().shape[0],
+    "masked_select": lambda x: x.masked_select(x > 0).shape[0],
+    "index": lambda x: x[x > 0].shape[0],
+    "unique": lambda x: x.sign().unique().shape[0],
+    "unique_inverse": lambda x: x.sign().unique(return_inverse=True)[0].shape[0],
+    "repeat_interleave": lambda x: x.repeat_interleave((x > 0).long()).shape[0],
+}
+
+
+@pytest.mark.parametrize("count", SHAPED_BY_VALUES.values(), ids=SHAPED_BY_VALUES)
+def test_data_of_other_shapes_inside_is_refused_even_where_only_a_number_is_left_of_them(
+    count: Callable[[Tensor], int],
+) -> None:
+    def function(here: Tensors, x: Tensor) -> Tensors:
+        return {"a": torch.sin(here["a"]) * count(x)}
+
+    point = {"a": torch.ones(2)}
+    at = linearize(function, point, torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    same = torch.tensor([-1.0, 1.0, -1.0, 1.0])
+    assert torch.equal(at(same)(point)["a"], jvp(lambda here: function(here, same), (point,), (point,))[1]["a"])
+    with pytest.raises(ShapeFollowsValuesError):
+        at(torch.tensor([1.0, 1.0, 1.0, 1.0]))
+
+
+class CountsValues(nn.Module):
+    """A classifier that treats samples with a positive first feature apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x)
+        positive = (x[:, 0] > 0).nonzero().flatten()
+        return logits.tanh().index_add(0, positive, torch.sin(logits[positive]))
+
+
+def test_a_model_with_shapes_that_follow_values_is_multiplied_from_scratch_or_right() -> None:
+    torch.manual_seed(0)
+    options = wsb.Options(dtype="float64", device="cpu")
+    x = np.random.default_rng(0).standard_normal((12, 3))
+    x[:, 0] = np.where(np.arange(12) < 3, 1, -1)
+    batch = wsb.Batch(x, np.arange(12) % 2)
+    model = wsb.from_module(CountsValues().double())
+    objective = pose(model, batch, options, Run(options, None, 0.0)).objective
+    v = torch.randn(objective.parameters, 1, dtype=torch.float64)
+    with pytest.raises(NotLinearizableError):
+        LinearizedProduct(objective, samples=4)(v)
+    torch.testing.assert_close(LinearizedProduct(objective, samples=12)(v), AutodiffProduct(objective)(v))
 
 
 class Layouts(TorchDispatchMode):
