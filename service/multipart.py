@@ -12,7 +12,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.context import Context
 from service.errors import MalformedRequestError, ServiceError
-from service.uploads import Body, too_large
+from service.uploads import Body, hand_on, too_large
 
 _ROOM_FOR_HEADERS = 1 << 16
 
@@ -56,7 +56,7 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
         request: Of type multipart/form-data.
         limit: Bytes of all parts together.
         open_part: Gives the writer for a part of this name, or raises for a name that isn't wanted; as no name
-            comes twice, this limits the number of parts.
+            comes twice, this limits the number of parts. Called by one thread at a time, not always the same.
 
     Raises:
         MalformedRequestError: for anything that is not a complete multipart body.
@@ -86,8 +86,7 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
                 max_header_count=limits.max_part_headers,
                 max_header_size=limits.max_part_header_bytes,
             )
-            async for chunk in body:
-                parser.write(chunk)
+            await hand_on(body, parser.write)
         except FormParserError as error:
             raise MalformedRequestError(f"The multipart body is malformed: {error}") from error
     if not form.complete:

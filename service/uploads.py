@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack
 from http import HTTPStatus
 from types import TracebackType
@@ -20,6 +20,9 @@ from service.storage import Upload
 
 _DISCARDED_BYTES = 64 << 20
 _DISCARDED_SECONDS = 5.0
+_AHEAD_BYTES = 1 << 20
+"""Received while what came before is being written."""
+_WORTH_A_THREAD = 1 << 16
 
 
 class UploadTooSlowError(ServiceError):
@@ -164,11 +167,54 @@ def _too_slow(detail: str) -> UploadTooSlowError:
     return UploadTooSlowError(detail, advice="Send it again over a faster connection.", headers={"Connection": "close"})
 
 
+async def hand_on(body: AsyncIterable[bytes], write: Callable[[bytes], object]) -> None:
+    """Passes the whole body on, in order: what is large by a thread, while more comes in.
+
+    Args:
+        body: Its chunks.
+        write: Takes a chunk; called by one thread at a time.
+
+    Raises:
+        Whatever ``body`` and ``write`` raise; by then no thread writes any more.
+    """
+    loop = asyncio.get_running_loop()
+    waiting: list[bytes] = []
+    writing: asyncio.Future[None] | None = None
+
+    def write_all(chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            write(chunk)
+
+    try:
+        async for chunk in body:
+            waiting.append(chunk)
+            size = sum(map(len, waiting))
+            if writing is not None:
+                if size < _AHEAD_BYTES and not writing.done():
+                    continue
+                await asyncio.wait([writing])
+                writing.result()
+                writing = None
+            if size < _WORTH_A_THREAD:
+                write_all(waiting)
+            else:
+                writing = loop.run_in_executor(None, write_all, waiting)
+            waiting = []
+    finally:
+        if writing is not None:
+            # Not simply awaited: a future that is given up doesn't stop its thread, which has a file to itself.
+            await asyncio.wait([writing])
+            # Looked at, or asyncio complains where it is not the error that ends this.
+            writing.exception()
+    if writing is not None:
+        writing.result()
+    write_all(waiting)
+
+
 async def receive(request: Request, upload: Upload, limit: int, what: str) -> None:
     """Writes the whole body into ``upload``; raises as ``Body`` does."""
     async with Body(request, limit, what) as body:
-        async for chunk in body:
-            upload.write(chunk)
+        await hand_on(body, upload.write)
 
 
 async def read(request: Request, limit: int) -> bytes:

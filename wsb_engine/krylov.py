@@ -81,6 +81,7 @@ def enclosure(problem: Problem, shared: Krylov, moments: Moments | None, options
         failure_probability=options.failure_probability,
         relative_gap=options.relative_gap,
         max_products=shared.limit,
+        both=options.ends == "both",
         progress=lambda now: run.tell(now.products / shared.limit, now.products),
         expired=lambda: run.expired,
     )

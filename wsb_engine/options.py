@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Moments = Literal["auto", "closed_form", "basis", "probes", "none"]
+Ends = Literal["both", "largest"]
 Spectrum = Literal["none", "top", "dense"]
 DType = Literal["auto", "float64", "float32"]
 Head = Literal["auto", "logits", "log_probabilities", "probabilities", "binary_logit", "binary_probability"]
@@ -26,6 +27,11 @@ class Options(BaseModel):
     moments: Moments = Field("auto", description="How tr H and ‖H‖_F² are got.")
     enclosure: bool = Field(True, description="Certify λ_max and λ_min from both sides.")
     relative_gap: float = Field(1e-6, gt=0, lt=1, description="Width of the enclosure at which to stop.")
+    ends: Ends = Field(
+        "both",
+        description="What has to be that narrow: λ_max and λ_min, or λ_max alone, which takes fewer products; λ_min is "
+        "then certified as far as it goes.",
+    )
     failure_probability: float = Field(1e-9, ge=1e-300, le=0.5, description="Of a probabilistic bound; 0 < δ ≤ 1/2.")
     max_products: int = Field(300, ge=1, le=1_000_000, description="Hessian-vector products for the enclosure.")
     spectrum: Spectrum = Field("none", description="Eigenvalues to compute besides the bounds.")

@@ -87,6 +87,17 @@ def test_a_trained_mlp_is_enclosed_for_certain_within_thirty_products() -> None:
     assert top.relative_gap < GAP
 
 
+def test_with_the_largest_eigenvalue_alone_the_run_stops_by_itself_within_thirty_products() -> None:
+    batch = digits()
+    options = wsb.Options(ends="largest", moments="none", max_products=300)
+    enclosure = wsb.analyze(wsb.from_module(trained(seeded(mlp), batch, 150)), batch, options).enclosure
+    assert enclosure is not None
+    assert enclosure.hessian_vector_products <= 30
+    gaps = enclosure.lambda_max.relative_gap, enclosure.lambda_min.relative_gap
+    assert None not in gaps
+    assert gaps[0] <= GAP < gaps[1]
+
+
 @pytest.mark.parametrize("build", [mlp, conv, Encoder])
 def test_an_untrained_network_is_enclosed_within_eighty_products(build: Callable[[], nn.Module]) -> None:
     options = wsb.Options(moments="none", max_products=80, failure_probability=1e-9)

@@ -76,10 +76,11 @@ def enclose(
     failure_probability: float,
     relative_gap: float,
     max_products: int,
+    both: bool = True,
     progress: Callable[[Enclosures], None] = lambda _: None,
     expired: Callable[[], bool] = lambda: False,
 ) -> Enclosures:
-    """Continues the run until both gaps are small enough, everything is spanned, or the products are used up.
+    """Continues the run until the gaps are small enough, everything is spanned, or the products are used up.
 
     Args:
         run: A Lanczos run at a uniform random start; it is advanced.
@@ -87,13 +88,14 @@ def enclose(
         failure_probability: δ of each end, if it is not deterministic.
         relative_gap: At which to stop.
         max_products: Steps of the run, those taken before included.
+        both: Whether the gap of λ_min has to be small enough, too.
         progress: Called with what is certified so far; may raise to stop.
         expired: Asked after each step; what is certified by then is returned.
     """
     best: Enclosures | None = None
     history: list[Enclosures] = []
     while best is None or not (
-        max(best.lambda_max.relative_gap, best.lambda_min.relative_gap) <= relative_gap
+        max(end.relative_gap for end in (best.lambda_max, best.lambda_min)[: 1 + both]) <= relative_gap
         or run.exhausted
         or run.steps >= max_products
         or expired()

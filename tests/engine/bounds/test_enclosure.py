@@ -158,3 +158,19 @@ def test_an_untrained_spectrum_closes_in_few_products() -> None:
     assert found.lambda_max.kind == "deterministic"
     assert found.lambda_max.relative_gap <= 1e-6
     assert found.products == 12
+
+
+def test_one_end_takes_fewer_products_than_both_and_the_other_still_holds() -> None:
+    rng = np.random.default_rng(0)
+    A = rotated(np.concatenate([[8.0, 5.0, 3.0], rng.normal(size=297) * 0.1]), 3)
+
+    def found(*, both: bool) -> Enclosures:
+        return enclose(
+            krylov(A), moments=None, failure_probability=1e-9, relative_gap=1e-6, max_products=300, both=both
+        )
+
+    one, two = found(both=False), found(both=True)
+    assert one.products < two.products / 2
+    assert holds(one, A)
+    assert one.lambda_max.relative_gap <= 1e-6 < one.lambda_min.relative_gap
+    assert two.lambda_min.relative_gap <= 1e-6
