@@ -216,7 +216,7 @@ def _trace(net: Network, plan: Plan, tile: Tile, l: int) -> Tensor:
     else:
         d = net.layers[l].d_out
         rows, columns = torch.triu_indices(d, d, device=tile.w.device)
-        trace = tile.packed[l, l][:, rows == columns].double().sum(dim=1)
+        trace = tile.packed[l, l].index_select(1, (rows == columns).nonzero().squeeze(1)).double().sum(dim=1)
     norm = net.layers[l].augmented(tile.run.a[l]).double().square().sum(dim=1)
     return (tile.w * norm * trace).sum()
 
@@ -341,8 +341,8 @@ def _outer(net: Network, block: Block, tile: Tile, chunk: slice) -> tuple[Tensor
     if l == k:
         # Symmetric twice: A in its indices, ã ãᵀ in its own.
         rows, columns = torch.triu_indices(row.width, row.width, device=augmented.device)[:, chunk]
-        pairs = augmented[:, rows] * augmented[:, columns] * off_diagonal_scale(rows, columns, augmented)
-        return pairs, tile.packed[l, l]
+        pairs = augmented.index_select(1, rows).mul_(augmented.index_select(1, columns))
+        return pairs.mul_(off_diagonal_scale(rows, columns, augmented)), tile.packed[l, l]
     A = tile.packed[l, k][:, :, chunk].transpose(1, 2).contiguous()
     M = A.unsqueeze(3) * column.augmented(tile.run.a[k])[:, None, None, :]
     if column.learns_weight:
