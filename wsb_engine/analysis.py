@@ -31,6 +31,8 @@ from wsb_engine.spectrum.density import DensityEstimate
 
 PARITY_SAMPLES = 4096
 """Samples whose logits are compared with an independent runtime."""
+ONE_THREAD_OPERATIONS = 1e8
+"""Up to so many for a product, threads of a CPU wait for each other longer than they save."""
 TOP_SHARES = 10
 """Samples listed by their share of ‖H‖_F²."""
 
@@ -91,7 +93,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
             found = moments.with_gauss_newton(found, problem)
     known = None if found is None else found.known
     enclosure, evidence = None, Evidence()
-    with run.phase("enclosure"):
+    with run.phase("enclosure"), _worthwhile_threads(problem):
         if options.enclosure and shared is not None:
             enclosure = krylov.enclosure(problem, shared, known, options, run)
             evidence = _evidence(problem, shared, options.seed, run)
@@ -137,6 +139,20 @@ def _loss(problem: Problem) -> r.Loss:
         gradient_norm=finite(float(torch.linalg.vector_norm(problem.objective.gradient())), "the gradient's norm"),
         accuracy=loss.accuracy(logits, loss.Targets(y, w)),
     )
+
+
+@contextmanager
+def _worthwhile_threads(problem: Problem) -> Iterator[None]:
+    """One thread while small products are made on a CPU."""
+    if problem.objective.device.type != "cpu" or problem.product_operations > ONE_THREAD_OPERATIONS:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _parity(problem: Problem, classifier: Classifier, run: Run) -> r.Parity | None:

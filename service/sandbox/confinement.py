@@ -28,7 +28,7 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
 )
 
-QUIET_VARIABLES = {"ORT_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+QUIET_VARIABLES = {"ORT_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """ONNX Runtime otherwise starts an uploader thread on import and reports on the models that it loads. Threads of OpenMP
 that spin for their next piece of work take the cores from whoever else has work: on a busy machine an eigenvalue
 decomposition on two threads was seen to take 4 s instead of 0.02 s."""
