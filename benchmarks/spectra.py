@@ -80,7 +80,7 @@ def largest() -> Iterator[Row]:
 
     module, x, y = digits()
     loader = [(torch.from_numpy(x), torch.from_numpy(y))]
-    options = wsb.Options(moments="none", relative_gap=1e-6, dtype="float64", device="cpu")
+    options = wsb.Options(moments="none", ends="largest", relative_gap=1e-6, dtype="float64", device="cpu")
     classifier, batch = wsb.from_module(module), wsb.Batch(x, y)
 
     def ours() -> wsb.Report:

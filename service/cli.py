@@ -99,8 +99,6 @@ def worker(
     from service.analyses.job import PRELOAD
     from service.devices import UnknownDeviceError, chosen_devices
     from service.sandbox import SandboxError, Zygote
-    from service.supervision import supervise
-    from service.worker import stop_on_signals, work
 
     settings = _settings()
     url = settings.database_url
@@ -108,13 +106,20 @@ def worker(
         _end("A worker needs a database: set WSB_DATABASE_URL, or use wsb serve.", Exit.INVALID)
 
     async def run() -> None:
+        devices, zygote = chosen_devices(device), Zygote(PRELOAD)
+        starting = None if device == "all" else asyncio.create_task(zygote.start())
+        await asyncio.sleep(0)
+        # The zygote imports meanwhile, on another core.
+        from service.supervision import supervise
+        from service.worker import stop_on_signals, work
+
         stop, hurry = asyncio.Event(), asyncio.Event()
         stop_on_signals(stop, hurry, supervised=supervised)
-        devices = chosen_devices(device)
-        if device == "all":
+        if starting is None:
             await supervise(settings, devices, stop, hurry)
         else:
-            await work(settings, url, device=devices[0], stop=stop, zygote=Zygote(PRELOAD), hurry=hurry)
+            await starting
+            await work(settings, url, device=devices[0], stop=stop, zygote=zygote, hurry=hurry)
 
     try:
         asyncio.run(run())

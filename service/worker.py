@@ -62,7 +62,7 @@ async def work(
         database_url: Of a database with current tables.
         device: cpu or cuda:N; analyses that ask for another are left to others.
         stop: Ends the work.
-        zygote: Not started yet; has the modules of ``entry`` preloaded.
+        zygote: Has the modules of ``entry`` preloaded; closed at the end.
         entry: What a child runs.
         hurry: Cuts short the time that the running analysis has after ``stop``.
 
