@@ -131,7 +131,7 @@ FORMS: dict[str, tuple[tuple[int, ...], int]] = {
 }
 REPEATED = 8.0
 """Seconds up to which a sum is made five times; a longer one is made once, and its row says so."""
-WHOLE = 40.0
+WHOLE = 20.0
 """Seconds after which the chosen sum is stopped and scaled, and its row says so."""
 
 
@@ -197,8 +197,12 @@ def _compared(name: str, problem: Problem, chosen: Plan, same: str, others: Mapp
             assert result.q is None or abs(result.q - first.q) <= 1e-4 * first.q, f"{name}: {other} gives another q"
     medians = {same: first.seconds}
     if first.seconds < REPEATED:
-        # Of the others only what comes near is worth a median.
-        near = {other: others[other] for other, result in found.items() if result.seconds < 2 * first.seconds}
+        # Of the others only what comes near is worth a median; one that was stopped takes longer by far.
+        near = {
+            other: others[other]
+            for other, result in found.items()
+            if result.q is not None and result.seconds < 2 * first.seconds
+        }
         turns = {way: partial(summed, problem, layout) for way, layout in {same: chosen, **near}.items()}
         medians = {way: statistics.median(s) for way, s in alternate(turns, repeats=5, warmup=0).items()}
     took = medians[same]
