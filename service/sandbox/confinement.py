@@ -31,7 +31,9 @@ THREAD_VARIABLES = (
 QUIET_VARIABLES = {"ORT_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """ONNX Runtime otherwise starts an uploader thread on import and reports on the models that it loads. Threads of OpenMP
 that spin for their next piece of work take the cores from whoever else has work: on a busy machine an eigenvalue
-decomposition on two threads was seen to take 4 s instead of 0.02 s."""
+decomposition on two threads was seen to take 4 s instead of 0.02 s. Those that sleep at once have to be woken for each
+piece, which made small pieces six times slower: libgomp's spin for a moment, which its own variable says and others
+don't read."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
