@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -88,8 +89,7 @@ class Problem:
 
     def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
         """The fastest that fits, for blocks of at most so many columns; it steps down where memory runs out."""
-        fitting = int(self.memory * BLOCK_SHARE) // (8 * self.objective.parameters)
-        columns = max(1, min(columns, fitting))
+        columns = max(1, min(columns, self._vectors()))
         if self.team is not None:
             return SplitProduct(self.objective, columns, self.team)
         return SteppingProduct(self._way(columns), self.warn)
@@ -105,14 +105,26 @@ class Problem:
         kept = self.footprint.bytes * self.samples
         if self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits:
             # Also for blocks: at this size one column after another is faster than columns side by side from scratch.
-            return LinearizedProduct(self.objective, columns, self._chunk())
+            threads = self._threads()
+            return LinearizedProduct(self.objective, columns, self._chunk(threads), threads=threads)
         return AutodiffProduct(self.objective, columns)
 
-    def _chunk(self) -> int:
-        """Samples whose intermediates a CPU's caches hold; elsewhere many, which work side by side."""
+    def _vectors(self) -> int:
+        """As many as are held at a time, of P numbers in float64."""
+        return int(self.memory * BLOCK_SHARE) // (8 * self.objective.parameters)
+
+    def _threads(self) -> int:
+        """That each multiply by samples of their own."""
+        if self.objective.device.type != "cpu":
+            return 1
+        return max(1, min(torch.get_num_threads(), self.samples // LEAST_CHUNK, self._vectors()))
+
+    def _chunk(self, threads: int) -> int:
+        """Samples whose intermediates a CPU's caches hold, as many for each thread; elsewhere many, side by side."""
         if self.objective.device.type != "cpu":
             return GRADIENT_SAMPLES
-        return min(GRADIENT_SAMPLES, max(LEAST_CHUNK, CHUNK_BYTES // max(self.footprint.bytes, 1)))
+        most = min(GRADIENT_SAMPLES, max(LEAST_CHUNK, CHUNK_BYTES // max(self.footprint.bytes, 1)))
+        return math.ceil(self.samples / (threads * math.ceil(self.samples / (threads * most))))
 
 
 def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Problem:

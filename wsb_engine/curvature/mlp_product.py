@@ -132,17 +132,19 @@ class MLPProduct(HessianProduct):
         ra: list[Tensor | None] = [None]
         rh: list[Tensor] = []
         for l, (layer, dense) in enumerate(zip(layers, self._mlp.layers, strict=True)):
-            h = chunk.a[l].new_zeros(layer.d_out, columns, len(chunk.w))
-            if layer.learns_weight:
-                h += (directions[dense.weight].flatten(0, 1) @ chunk.a[l]).view_as(h)
+            start = chunk.a[l].new_zeros(1, 1)
             if layer.learns_bias and dense.bias is not None:
-                h += directions[dense.bias]
+                start = directions[dense.bias].flatten(0, 1)
+            if layer.learns_weight:
+                h = torch.addmm(start, directions[dense.weight].flatten(0, 1), chunk.a[l])
+            else:
+                h = start.expand(layer.d_out * columns, len(chunk.w)).contiguous()
             before = ra[l]
             if before is not None:
-                h += (layer.W @ before.flatten(1)).view_as(h)
-            rh.append(h)
+                h.view(layer.d_out, -1).addmm_(layer.W, before.flatten(1))
+            rh.append(h.view(layer.d_out, columns, -1))
             if l < len(chunk.phi1):
-                ra.append(chunk.phi1[l] * h)
+                ra.append(chunk.phi1[l] * rh[l])
         return self._backward(chunk, directions, rh, ra)
 
     def _backward(
@@ -166,9 +168,9 @@ class MLPProduct(HessianProduct):
             if layer.learns_bias and dense.bias is not None:
                 parts[dense.bias] = weighted.sum(dim=2)
             if l > 0:
-                inner = (layer.W.T @ rdelta.flatten(1)).view(layer.d_in, m, -1)
+                inner = layer.W.T @ rdelta.flatten(1)
                 if layer.learns_weight:
                     V = directions[dense.weight].permute(2, 1, 0)
-                    inner = inner + (V.flatten(0, 1) @ chunk.delta[l]).view_as(inner)
-                rdelta = chunk.phi1[l - 1] * inner + chunk.bend[l - 1] * rh[l - 1]
+                    inner.view(layer.d_in * m, -1).addmm_(V.flatten(0, 1), chunk.delta[l])
+                rdelta = inner.view(layer.d_in, m, -1).mul_(chunk.phi1[l - 1]).addcmul_(chunk.bend[l - 1], rh[l - 1])
         return parts

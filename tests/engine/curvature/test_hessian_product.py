@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from wsb_engine.curvature.hessian_product import COLUMNS, AutodiffProduct, Hessi
 from wsb_engine.curvature.linearized_product import LinearizedProduct
 from wsb_engine.curvature.memory import SteppingProduct
 from wsb_engine.curvature.mlp_product import MLPProduct
-from wsb_engine.problem import Problem, pose
+from wsb_engine.curvature.threads import _sum
+from wsb_engine.problem import BLOCK_SHARE, Problem, pose
 from wsb_engine.run import Run
 
 
@@ -148,3 +151,40 @@ def test_a_linearised_product_is_taken_where_it_pays_and_fits(monkeypatch: pytes
     H = dense(posed.objective)
     V = columns(len(H))
     torch.testing.assert_close(chosen(V), H @ V, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("columns_at_a_time", [1, 4])
+def test_a_linearised_product_is_made_by_threads_with_samples_of_their_own(
+    columns_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.problem.LEAST_CHUNK", 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    posed = convolutional(samples=7)
+    shares: list[int] = []
+
+    def counted(term: Callable[[Any], Tensor], items: Sequence[Any]) -> Tensor:
+        shares.append(len(items))
+        return _sum(term, items)
+
+    monkeypatch.setattr("wsb_engine.curvature.threads._sum", counted)
+    H = dense(posed.objective)
+    V = columns(len(H))
+    torch.testing.assert_close(way(posed, columns_at_a_time)(V), H @ V, rtol=1e-11, atol=1e-13)
+    # Of three, two and two samples.
+    assert shares == [1] * (3 * V.shape[1])
+
+
+@pytest.mark.parametrize(("samples", "vectors", "wanted"), [(64, 9, 4), (3, 9, 3), (64, 2, 2), (64, 0, 1)])
+def test_no_more_threads_than_have_enough_to_do_and_to_hold(
+    samples: int, vectors: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.problem.LEAST_CHUNK", 1)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    threads: list[int] = []
+    monkeypatch.setattr("wsb_engine.curvature.linearized_product.Threads", threads.append)
+    posed = convolutional(samples)
+    memory = int((vectors + 0.5) * 8 * posed.objective.parameters / BLOCK_SHARE)
+    way(replace(posed, memory=memory), 1)
+    assert threads == [wanted]
