@@ -2,14 +2,14 @@
 
 ./scripts/bench --only growth
 
-Each point is measured in a process of its own, whose peak memory is that of the point alone.
+Memory is the peak of what is resident, beyond what is resident before.
 """
 
 from __future__ import annotations
 
-import json
+import ctypes
+import mmap
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,7 @@ REPEATS = 5
 FITTED = 3
 """Last points that the slope is fitted to: the first are ruled by what does not grow."""
 MIB = 1 << 20
+libc = ctypes.CDLL(None)
 NAMES = {"moments": "the moments", "product": "one product"}
 
 
@@ -49,7 +50,7 @@ SWEEPS = (
     Sweep(
         "N",
         "784-128-10",
-        (500, 1000, 2000, 4000),
+        (250, 500, 1000, 2000),
         lambda n: ((784, 128, 10), n),
         {
             "moments time": "2 where pairs of samples rule",
@@ -60,8 +61,8 @@ SWEEPS = (
     ),
     Sweep(
         "P",
-        "64-d-10, N = 1000, d = 128 … 2048",
-        (128, 256, 512, 1024, 2048),
+        "64-d-10, N = 1000, d = 64 … 1024",
+        (64, 128, 256, 512, 1024),
         lambda d: ((64, d, 10), 1000),
         {
             "moments time": "1: a pair of samples costs C² d in the last hidden layer",
@@ -73,9 +74,9 @@ SWEEPS = (
     ),
     Sweep(
         "depth",
-        "64-64-…-10, N = 1000",
+        "64-64-…-10, N = 500",
         (1, 2, 4, 8),
-        lambda depth: ((64, *([64] * depth), 10), 1000),
+        lambda depth: ((64, *([64] * depth), 10), 500),
         {
             "moments time": "2: pairs of layers",
             "moments memory": "2: each sample keeps a block for each pair of layers; 0 where memory caps the tile",
@@ -86,7 +87,7 @@ SWEEPS = (
     Sweep(
         "C",
         "64-64-C, N = 1000",
-        (20, 40, 80, 160, 320),
+        (10, 20, 40, 80, 160),
         lambda c: ((64, 64, c), 1000),
         {
             "moments time": "2: inner products of C × C matrices",
@@ -99,8 +100,9 @@ SWEEPS = (
 
 
 def rows() -> Iterator[Curve]:
+    warm(posed((8, 8, 8, 4), 32))
     for sweep in SWEEPS:
-        points = [(value, point(*sweep.shape(value))) for value in sweep.values]
+        points = [(value, measure(*sweep.shape(value))) for value in sweep.values]
         for quantity, reason in sweep.reasons.items():
             subject, what = quantity.split()
             series = tuple(
@@ -126,16 +128,8 @@ def _ends(series: Sequence[tuple[float, float]], what: str) -> str:
     return f"{low} to {high}"
 
 
-def point(sizes: Sequence[int], samples: int) -> dict[str, float]:
-    """Measured apart."""
-    command = [sys.executable, str(Path(__file__)), "point", json.dumps([list(sizes), samples])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
 def measure(sizes: Sequence[int], samples: int) -> dict[str, float]:
-    warm(posed((8, 8, 8, 4), 32))
+    """One point of a sweep."""
     problem = posed(sizes, samples)
     v = torch.randn(problem.objective.parameters, 1)
     product = problem.hessian_product(1)
@@ -160,11 +154,12 @@ def seconds(function: Callable[[], object]) -> float:
 
 def peak(function: Callable[[], object]) -> float:
     """Bytes of resident memory that it takes at most, beyond what is resident before."""
+    libc.malloc_trim(0)  # or it would be made in what was freed
     # Linux takes this as: begin the peak anew.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     function()
-    return max(resident("VmHWM") - before, 4096)
+    return max(resident("VmHWM") - before, mmap.PAGESIZE)
 
 
 def resident(name: str) -> int:
@@ -174,7 +169,4 @@ def resident(name: str) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["point"]:
-        print(json.dumps(measure(*json.loads(sys.argv[2]))))
-    else:
-        sys.exit(not show(rows()))
+    sys.exit(not show(rows()))

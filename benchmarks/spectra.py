@@ -33,7 +33,7 @@ who, sizes = sys.argv[1], json.loads(sys.argv[2])
 torch.manual_seed(0)
 module = nn.Sequential(nn.Linear(sizes[0], sizes[1]), nn.Tanh(), nn.Linear(sizes[1], sizes[2])).double()
 random = np.random.default_rng(0)
-x, y = random.random((100, sizes[0])), random.integers(0, sizes[2], 100)
+x, y = random.random((40, sizes[0])), random.integers(0, sizes[2], 40)
 X, Y = torch.from_numpy(x), torch.from_numpy(y)
 parameters = {name: tensor.detach() for name, tensor in module.named_parameters()}
 nn.functional.cross_entropy(module(X), Y).backward()
@@ -120,7 +120,7 @@ def dense(*, repeats: int = 5) -> Iterator[Row]:
         ours, theirs = (statistics.median(run["seconds"] for run in runs[who]) for who in runs)
         mine, other = (statistics.median(run["mebibytes"] for run in runs[who]) for who in runs)
         yield Row(
-            f"dense spectrum, P ≈ {about}, N = 100, float64",
+            f"dense spectrum, P ≈ {about}, N = 40, float64",
             f"{ours:.1f} s and {mine:.0f} MiB; torch.func.hessian + eigvalsh {theirs:.1f} s and {other:.0f} MiB",
             "faster, in less memory",
             ours < theirs and mine < other,
