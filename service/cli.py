@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from enum import IntEnum
 from pathlib import Path
@@ -13,12 +12,13 @@ from pydantic import ValidationError
 
 import wsb_engine
 from service.flags import with_options
-from service.settings import Settings
 from wsb_engine.options import Options
 
+# What the help does without is imported where it is used: half of its time otherwise.
 if TYPE_CHECKING:
     from service.check import Outputs
     from service.policies import Verdict
+    from service.settings import Settings
     from wsb_engine.report import Report
 
 # Without rich's markup, whose import takes longer than that of everything else that the help needs.
@@ -94,6 +94,8 @@ def worker(
     supervised: Annotated[bool, typer.Option(hidden=True, help="Stop when stdin closes.")] = False,
 ) -> None:
     """Run a worker for the database in WSB_DATABASE_URL; a device runs one analysis at a time."""
+    import asyncio
+
     from sqlalchemy.exc import OperationalError
 
     from service.analyses.job import PRELOAD
@@ -232,6 +234,8 @@ def _exit_of(verdict: Verdict) -> Exit:
 
 def _evaluated(model: Path, batch: Path, options: Options, url: str | None, timeout: float | None) -> Report:
     """The report; ends the command where there is none."""
+    import asyncio
+
     from service.evaluation import InvalidInputError, NotEvaluatedError, evaluate_here, evaluate_there
     from service.progress import shown_progress
 
@@ -283,6 +287,7 @@ def openapi() -> None:
 
 def _settings() -> Settings:
     from service import logs
+    from service.settings import Settings
 
     try:
         settings = Settings()
