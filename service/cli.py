@@ -70,11 +70,10 @@ def serve(
 
     Prints one line with the URL on stdout when it is ready, and logs on stderr.
     """
-    from sqlalchemy.exc import OperationalError
-
+    from service.exposure import ExposedError
     from service.postgres import DataFolderInUseError
     from service.sandbox import SandboxError
-    from service.security import ExposedError
+    from service.serve import DatabaseUnusableError
     from service.serve import serve as run
 
     settings = _settings()
@@ -82,8 +81,8 @@ def serve(
         run(settings, host=host, port=port, workers=workers, announce=_announce)
     except (DataFolderInUseError, ExposedError, SandboxError, OSError) as error:
         _end(str(error), Exit.INVALID)
-    except OperationalError as error:
-        _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
+    except DatabaseUnusableError as error:
+        _end(str(error), Exit.NOT_EVALUATED)
 
 
 @app.command()
@@ -91,20 +90,19 @@ def worker(
     device: Annotated[
         str, typer.Option(help="cpu, cuda:N, or all: a process for each there is.", show_default="the first there is")
     ] = "",
-    supervised: Annotated[bool, typer.Option(hidden=True, help="Stop when stdin closes.")] = False,
+    supervised: Annotated[
+        bool, typer.Option(hidden=True, help="Take the database's URL from stdin, and stop when that closes.")
+    ] = False,
 ) -> None:
     """Run a worker for the database in WSB_DATABASE_URL; a device runs one analysis at a time."""
     import asyncio
-
-    from sqlalchemy.exc import OperationalError
 
     from service.analyses.job import PRELOAD
     from service.devices import UnknownDeviceError, chosen_devices
     from service.sandbox import SandboxError, Zygote
 
     settings = _settings()
-    url = settings.database_url
-    if url is None:
+    if settings.database_url is None and not supervised:
         _end("A worker needs a database: set WSB_DATABASE_URL, or use wsb serve.", Exit.INVALID)
 
     async def run() -> None:
@@ -115,19 +113,27 @@ def worker(
         from service.supervision import supervise
         from service.worker import stop_on_signals, work
 
+        # Until there is a database, a signal ends this process at once.
+        url = settings.database_url if not supervised else await asyncio.to_thread(sys.stdin.readline)
+        if not url:
+            return
         stop, hurry = asyncio.Event(), asyncio.Event()
         stop_on_signals(stop, hurry, supervised=supervised)
         if starting is None:
             await supervise(settings, devices, stop, hurry)
         else:
             await starting
-            await work(settings, url, device=devices[0], stop=stop, zygote=zygote, hurry=hurry)
+            await work(settings, url.strip(), device=devices[0], stop=stop, zygote=zygote, hurry=hurry)
 
     try:
         asyncio.run(run())
     except (SandboxError, UnknownDeviceError) as error:
         _end(str(error), Exit.INVALID)
-    except OperationalError as error:
+    except Exception as error:
+        from sqlalchemy.exc import OperationalError
+
+        if not isinstance(error, OperationalError):
+            raise
         _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
 
 

@@ -1,9 +1,7 @@
-"""Who may use the service: API keys, the tenant that a key stands for, and addresses that may do without keys."""
+"""Who may use the service: API keys, and the tenant that a key stands for."""
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -39,10 +37,6 @@ class UnauthorizedError(ServiceError):
             advice="Send a key as Authorization: Bearer KEY; the commands of wsb take it from WSB_API_KEY.",
             headers={"WWW-Authenticate": "Bearer"},
         )
-
-
-class ExposedError(Exception):
-    """The service would answer strangers."""
 
 
 class Authentication:
@@ -100,27 +94,3 @@ def openapi_scheme() -> dict[str, Any]:
     """The security scheme of the specification."""
     text = "A key that `wsb keys new` made. A service without keys answers everyone as one tenant."
     return {"ApiKey": {"type": "http", "scheme": "bearer", "description": text}}
-
-
-def refuse_exposure(host: str, keys: Sequence[ApiKey], *, allow_anonymous: bool) -> None:
-    """Checks that a service without keys is reached from this machine only.
-
-    Raises:
-        ExposedError: with what to set, when it would be reached from elsewhere.
-        OSError: when the host's name can't be resolved.
-    """
-    if keys or allow_anonymous or _is_loopback(host):
-        return
-    raise ExposedError(
-        f"{host or 'an empty host'} can be reached from other machines, and no API keys are set: whoever reaches it"
-        " could use the service and see what others send. Make a key with `wsb keys new NAME` and set WSB_API_KEYS"
-        " to the entry that it prints, or listen on 127.0.0.1. Behind a proxy that authenticates, set"
-        " WSB_ALLOW_ANONYMOUS=true."
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    if not host:
-        return False  # listens on every address
-    addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    return all(ipaddress.ip_address(address).is_loopback for address in addresses)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
-import uvicorn
-
-from service.app import create_app
-from service.connections import server_config
-from service.database import Database
 from service.devices import offered_devices
+from service.exposure import refuse_exposure
 from service.postgres import embedded_postgres
 from service.protections import required
-from service.security import refuse_exposure
 from service.settings import Settings
 from service.supervision import first, supervised, try_sandbox
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DRAIN_SECONDS = 10
+
+
+class DatabaseUnusableError(Exception):
+    """The database that was given can't be reached, or can't be used."""
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int | None, announce: Callable[[str], None]) -> None:
@@ -38,80 +37,78 @@ def serve(settings: Settings, *, host: str, port: int, workers: int | None, anno
         OSError: when the address can't be bound, or the database or the API does not start.
         DataFolderInUseError: when another process serves from the same data folder.
         SandboxError: when analyses can't be confined here as the settings require.
+        DatabaseUnusableError: when a database was given that can't be used.
     """
     refuse_exposure(host, settings.api_keys, allow_anonymous=settings.allow_anonymous)
     devices = offered_devices()
     count = len(devices) if workers is None else workers
     if count > 0 and required(settings):
         asyncio.run(try_sandbox(settings, devices[0]))
-    listener = _listen(host, port)
-    given = settings.database_url
-    noted: list[int] = []
-    _note_signals(noted)
-    with listener, nullcontext(given) if given else embedded_postgres(settings.data_dir) as url:
-        if noted:
-            return
-        connected = settings.model_copy(update={"database_url": url})
-        try:
-            asyncio.run(_serve(connected, listener, [devices[i % len(devices)] for i in range(count)], announce))
-        finally:
-            _note_signals(noted)
-
-
-def _note_signals(noted: list[int]) -> None:
-    """Has signals only noted, while ending at once would leave a Postgres behind that is starting or stopping."""
-    for number in _STOP_SIGNALS:
-        signal.signal(number, lambda received, _: noted.append(received))
+    with _listen(host, port) as listener:
+        asyncio.run(_serve(settings, listener, [devices[i % len(devices)] for i in range(count)], announce))
 
 
 async def _serve(
     settings: Settings, listener: socket.socket, devices: Sequence[str], announce: Callable[[str], None]
 ) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in _STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
-    await _migrate(settings)
-    app = create_app(settings, stopping=stop)
-    server = _Server(server_config(app, settings, drain_seconds=_DRAIN_SECONDS))
-    async with supervised(settings, devices, hurry):
-        serving = asyncio.create_task(server.serve([listener]), name="api")
-        if started := await first(serving, server.ready):
-            announce(_url(listener))
-            await first(serving, stop)
-        # Whoever waits for an analysis answers now. Other requests are answered until the workers have stopped: a
-        # balancer needs time to see that this service is not ready any more.
-        stop.set()
-    server.should_exit = True
-    server.force_exit = await first(serving, hurry)
-    await serving
-    if not started:
-        raise OSError("The API did not start; the log says why.")
+        loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
+    database: asyncio.Future[str] = loop.create_future()
+    with_database = ExitStack()
+    # Workers, Postgres and this process take seconds to start, each on its own. A signal meanwhile is only noted:
+    # ending at once would leave a Postgres behind that is starting.
+    starting = asyncio.create_task(asyncio.to_thread(_database_url, settings, with_database))
+    try:
+        async with supervised(settings, devices, database, hurry):
+            await asyncio.sleep(0)
+            from service.app import create_app
+            from service.connections import Server, server_config
+
+            url = await starting
+            if stop.is_set():
+                return
+            connected = settings.model_copy(update={"database_url": url})
+            await _migrate(url)
+            database.set_result(url)
+            app = create_app(connected, stopping=stop)
+            server = Server(server_config(app, connected, drain_seconds=_DRAIN_SECONDS))
+            serving = asyncio.create_task(server.serve([listener]), name="api")
+            if started := await first(serving, server.ready):
+                announce(_url(listener))
+                await first(serving, stop)
+            # Whoever waits for an analysis answers now. Other requests are answered until the workers have stopped:
+            # a balancer needs time to see that this service is not ready any more.
+            stop.set()
+        server.should_exit = True
+        server.force_exit = await first(serving, hurry)
+        await serving
+        if not started:
+            raise OSError("The API did not start; the log says why.")
+    finally:
+        await asyncio.wait([starting])
+        await asyncio.to_thread(with_database.close)
 
 
-async def _migrate(settings: Settings) -> None:
-    """Before the workers start, so that none of them finds half a schema."""
-    database = Database(str(settings.database_url))
+def _database_url(settings: Settings, with_database: ExitStack) -> str:
+    """Of the database that was given, or of an embedded one, which runs until the stack is closed."""
+    return settings.database_url or with_database.enter_context(embedded_postgres(settings.data_dir))
+
+
+async def _migrate(url: str) -> None:
+    """Before the workers know the database, so that none of them finds half a schema."""
+    from sqlalchemy.exc import OperationalError
+
+    from service.database import Database
+
+    database = Database(url)
     try:
         await database.migrate()
+    except OperationalError as error:
+        raise DatabaseUnusableError(f"The database can't be used: {error.orig}") from error
     finally:
         await database.close()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, which leaves the signals to us and says when it answers."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self.ready.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -43,20 +43,28 @@ async def supervise(settings: Settings, devices: Sequence[str], stop: asyncio.Ev
     """
     if required(settings):
         await try_sandbox(settings, devices[0])
-    async with supervised(settings, devices, hurry):
+    database: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    database.set_result(str(settings.database_url))
+    async with supervised(settings, devices, database, hurry):
         await stop.wait()
 
 
 @asynccontextmanager
-async def supervised(settings: Settings, devices: Sequence[str], hurry: asyncio.Event) -> AsyncIterator[None]:
+async def supervised(
+    settings: Settings, devices: Sequence[str], database: asyncio.Future[str], hurry: asyncio.Event
+) -> AsyncIterator[None]:
     """A worker process for each device, while the block runs.
 
     Args:
-        settings: With a database URL.
+        settings: Of the workers as well.
         devices: Each may be there more than once.
+        database: Its URL, once it is there; the workers are started before, and import meanwhile.
         hurry: Cuts short the time that running analyses have at the end of the block.
     """
-    tasks = [asyncio.create_task(_keep_running(settings, device, hurry), name=f"worker {device}") for device in devices]
+    tasks = [
+        asyncio.create_task(_keep_running(settings, device, database, hurry), name=f"worker {device}")
+        for device in devices
+    ]
     try:
         yield
     finally:
@@ -73,13 +81,14 @@ async def first(task: asyncio.Task[Any], event: asyncio.Event, *, seconds: float
     return event.is_set()
 
 
-async def _keep_running(settings: Settings, device: str, hurry: asyncio.Event) -> None:
+async def _keep_running(settings: Settings, device: str, database: asyncio.Future[str], hurry: asyncio.Event) -> None:
     backoff = _FIRST_BACKOFF
     while True:
         started = time.monotonic()
         process = await _start_worker(settings, device)
         log.info("worker_started", device=device, process=process.pid)
         try:
+            await _tell(process, database)
             code = await process.wait()
         finally:
             await _end_worker(process, settings.shutdown_seconds + _KILL_MARGIN, hurry)
@@ -95,9 +104,18 @@ async def _start_worker(settings: Settings, device: str) -> asyncio.subprocess.P
         *(sys.executable, "-m", "service.cli", "worker", "--device", device, "--supervised"),
         stdin=asyncio.subprocess.PIPE,
         stdout=sys.stderr,
-        env={**os.environ, "WSB_DATABASE_URL": str(settings.database_url), "WSB_DATA_DIR": str(settings.data_dir)},
+        env={**os.environ, "WSB_DATA_DIR": str(settings.data_dir)},
         start_new_session=True,
     )
+
+
+async def _tell(process: asyncio.subprocess.Process, database: asyncio.Future[str]) -> None:
+    """Gives the worker the URL, unless it has ended by then."""
+    url = await asyncio.shield(database)
+    if process.stdin is not None:
+        with suppress(ConnectionError):
+            process.stdin.write(f"{url}\n".encode())
+            await process.stdin.drain()
 
 
 async def _end_worker(process: asyncio.subprocess.Process, patience: float, hurry: asyncio.Event) -> None:

@@ -154,6 +154,42 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
     until(lambda: not any(member.is_running() for member in family))
 
 
+@pytest.mark.parametrize(
+    ("begun", "number"),
+    [
+        ("service.cli worker", signal.SIGTERM),
+        ("service.sandbox.zygote", signal.SIGTERM),
+        ("postgres", signal.SIGTERM),
+        ("service.sandbox.zygote", signal.SIGKILL),
+    ],
+)
+def test_a_server_that_is_ended_while_it_starts_leaves_no_process(
+    tmp_path: Path, begun: str, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        command("serve", "--port", "0"), env=environment(WSB_DATA_DIR=str(tmp_path)), stdout=subprocess.PIPE, text=True
+    ) as server:
+        family: set[psutil.Process] = set()
+
+        def has_begun() -> bool:
+            family.update(psutil.Process(server.pid).children(recursive=True))
+            return any(begun in command_line(member) for member in family)
+
+        until(has_begun)
+        server.send_signal(number)
+        assert server.wait(60) == (0 if number == signal.SIGTERM else -number)
+    # A Postgres whose owner was killed is ended by the next one.
+    mine = [member for member in family if number == signal.SIGTERM or "service." in command_line(member)]
+    until(lambda: not any(member.is_running() for member in mine))
+
+
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def test_a_server_is_used_where_one_is_named(service: Service, files: tuple[str, str], tmp_path: Path) -> None:
     result = wsb("analyze", *files, "--url", service.url, "--json", str(tmp_path / "report.json"))
     assert result.returncode == 0, result.stderr

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy")
-SLOW = ("fastapi", "structlog", "opentelemetry", "rich")
+SLOW = ("asyncio", "fastapi", "opentelemetry", "pydantic_settings", "rich", "structlog")
 
 
 @pytest.mark.parametrize("module", ["service.app", "service.serve", "service.worker", "service.cli"])

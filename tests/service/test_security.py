@@ -16,8 +16,9 @@ import pytest
 from pydantic import ValidationError
 from support.service import Service, StartService, npz_batch, onnx_mlp, until
 
+from service.exposure import ExposedError, refuse_exposure
 from service.keys import ApiKey, hash_key, new_key, parse_keys
-from service.security import PUBLIC_PATHS, ExposedError, refuse_exposure
+from service.security import PUBLIC_PATHS
 from service.settings import Settings
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is to be refused
