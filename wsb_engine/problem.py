@@ -231,6 +231,8 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run
     if model.mlp is None:
         return None
     net = network(model.mlp, {**objective.fixed, **objective.selected}, frozenset(objective.selected))
+    if not any(layer.parameters for layer in net.layers):
+        return None  # what is selected is no layer's
     rows = next(objective.chunks())
     a0 = model.mlp.features(objective.chunk_inputs(rows))
     if a0.ndim == 2 and a0.shape[1] == net.layers[0].d_in:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -377,3 +380,36 @@ def test_a_torchscript_file_is_read_and_its_missing_parity_is_said() -> None:
     assert report.model.architecture == "mlp"
     assert report.model.parity is None
     assert "parity_none" in [warning.code for warning in report.warnings]
+
+
+def test_an_analysis_of_a_live_mlp_does_without_the_compiler_of_torch() -> None:
+    program = """
+import sys, numpy, torch, wsb_engine as wsb
+model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+wsb.analyze(wsb.from_module(model), wsb.Batch(numpy.ones((6, 4), "float32"), numpy.arange(6) % 3))
+print("torch._dynamo" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    # Its import takes longer than the analysis.
+    assert done.stdout.strip() == "False"
+
+
+def test_a_parameter_that_the_loss_does_not_depend_on_has_no_gradient() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 3), nn.Parameter(torch.ones(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    torch.manual_seed(0)
+    data = wsb.Batch(torch.randn(6, 4).numpy(), torch.arange(6).numpy() % 3)
+    report = wsb.analyze(wsb.from_module(Idle()), data, wsb.Options(spectrum="dense"))
+    assert report.spectrum is not None
+    assert sum(abs(value) < 1e-12 for value in report.spectrum.eigenvalues) >= 2
+    alone = wsb.analyze(wsb.from_module(Idle()), data, wsb.Options(parameters=("idle",)))
+    assert alone.loss.gradient_norm == 0.0

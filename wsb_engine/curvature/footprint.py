@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.func import grad
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from wsb_engine.curvature.hessian_product import Objective
 from wsb_engine.curvature.plan import TRAFFIC
+from wsb_engine.curvature.watching import OperatorWatch
 
 WORKING_SHARE = 0.5
 """Of the memory limit, for the intermediates of one product."""
@@ -35,20 +34,18 @@ class Footprint:
         return max(1, int(memory * WORKING_SHARE) // max(self.bytes, 1))
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(OperatorWatch):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes, self.numbers = 0, 0
+        super().__init__()
+        self.bytes, self.operations = 0, 0.0
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
+    def ran(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if operator in flop_registry:
+            self.operations += flop_registry[operator](*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.bytes += leaf.numel() * leaf.itemsize
-                self.numbers += leaf.numel()
-        return result
+                self.operations += TRAFFIC * leaf.numel()
 
 
 def logits_footprint(objective: Objective) -> Footprint:
@@ -58,7 +55,7 @@ def logits_footprint(objective: Objective) -> Footprint:
 
 def gradient_footprint(objective: Objective) -> Footprint:
     """Of the loss and its gradient."""
-    return _one_more(objective, lambda rows: grad(objective.chunk_loss(rows))(dict(objective.selected)))
+    return _one_more(objective, objective.chunk_gradient)
 
 
 def _one_more(objective: Objective, function: Callable[[slice], object]) -> Footprint:
@@ -67,7 +64,7 @@ def _one_more(objective: Objective, function: Callable[[slice], object]) -> Foot
     # Not one sample where there are more: what works on whole batches refuses that for a reason of its own.
     sizes: list[tuple[int, float]] = [(0, 0.0)]
     for count in (2, 3) if samples > 2 else range(1, samples + 1):
-        with FlopCounterMode(display=False) as flops, _Counter() as counter:
+        with _Counter() as counter:
             function(slice(0, count))
-        sizes.append((counter.bytes, flops.get_total_flops() + TRAFFIC * counter.numbers))
+        sizes.append((counter.bytes, counter.operations))
     return Footprint(max(sizes[-1][0] - sizes[-2][0], 0), max(sizes[-1][1] - sizes[-2][1], 0.0))

@@ -78,9 +78,11 @@ class MLPProduct(HessianProduct):
     def __call__(self, V: Tensor) -> Tensor:
         directions = self._directions(V)
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
+        # Of parameters that are no layer's, on which the logits don't depend.
+        zeros = {name: V.new_zeros(()).expand(w.numel(), V.shape[1]) for name, w in self.objective.selected.items()}
         for start in range(0, len(self.objective.targets.weights), self._rows):
             parts = self._chunk_product(self._chunk(start), directions)
-            total += torch.cat([parts[name] for name in self.objective.selected]).double()
+            total += torch.cat([parts[name] if name in parts else idle for name, idle in zeros.items()]).double()
         return total
 
     @property
@@ -141,7 +143,8 @@ class MLPProduct(HessianProduct):
                 h = start.expand(layer.d_out * columns, len(chunk.w)).contiguous()
             before = ra[l]
             if before is not None:
-                h.view(layer.d_out, -1).addmm_(layer.W, before.flatten(1))
+                by_width = h.view(layer.d_out, -1)
+                torch.addmm(by_width, layer.W, before.flatten(1), out=by_width)
             rh.append(h.view(layer.d_out, columns, -1))
             if l < len(chunk.phi1):
                 ra.append(chunk.phi1[l] * rh[l])
@@ -171,6 +174,7 @@ class MLPProduct(HessianProduct):
                 inner = layer.W.T @ rdelta.flatten(1)
                 if layer.learns_weight:
                     V = directions[dense.weight].permute(2, 1, 0)
-                    inner.view(layer.d_in * m, -1).addmm_(V.flatten(0, 1), chunk.delta[l])
+                    by_column = inner.view(layer.d_in * m, -1)
+                    torch.addmm(by_column, V.flatten(0, 1), chunk.delta[l], out=by_column)
                 rdelta = inner.view(layer.d_in, m, -1).mul_(chunk.phi1[l - 1]).addcmul_(chunk.bend[l - 1], rh[l - 1])
         return parts

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsb_engine.classifier import Tensors
+from wsb_engine.curvature.watching import OperatorWatch
 
 _NONSMOOTH = frozenset(
     {
@@ -24,21 +24,18 @@ _NONSMOOTH = frozenset(
 )
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(OperatorWatch):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.seen: dict[str, None] = {}
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = function.overloadpacket.__name__.rstrip("_")
+    def ran(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        name = operator.__name__.rstrip("_")
         # elu(x, alpha, scale): the slope jumps at 0 unless alpha is 1 (selu is elu with another alpha).
         kinked = name == "elu" and len(args) > 1 and args[1] != 1
         floating = any(isinstance(value, Tensor) and value.is_floating_point() for value in args)
         if floating and (kinked or name in _NONSMOOTH):
             self.seen[name] = None
-        return function(*args, **(kwargs or {}))
 
 
 def nonsmooth_operators(
