@@ -82,7 +82,7 @@ class MLPProduct(HessianProduct):
         zeros = {name: V.new_zeros(()).expand(w.numel(), V.shape[1]) for name, w in self.objective.selected.items()}
         for start in range(0, len(self.objective.targets.weights), self._rows):
             parts = self._chunk_product(self._chunk(start), directions)
-            total += torch.cat([parts[name] if name in parts else idle for name, idle in zeros.items()]).double()
+            total += torch.cat([parts.get(name, idle) for name, idle in zeros.items()]).double()
         return total
 
     @property
