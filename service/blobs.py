@@ -143,7 +143,7 @@ def not_found(blob_id: str, kind: Kind) -> BlobNotFoundError:
 
 
 async def sniff(upload: Upload, read_format: Callable[[Path], str]) -> str:
-    """The format of a complete upload.
+    """The format of a complete upload, whose content is on the disk itself then: no lock is held for that.
 
     Raises:
         EmptyBodyError: when nothing was written.
@@ -151,7 +151,13 @@ async def sniff(upload: Upload, read_format: Callable[[Path], str]) -> str:
     """
     if upload.size == 0:
         raise EmptyBodyError(f"The {NOUNS[upload.kind]} has no bytes.")
-    return await anyio.to_thread.run_sync(read_format, upload.path)
+
+    def read_and_sync() -> str:
+        found = read_format(upload.path)
+        upload.sync()
+        return found
+
+    return await anyio.to_thread.run_sync(read_and_sync)
 
 
 async def register(
@@ -161,16 +167,13 @@ async def register(
     upload: Upload,
     format: str,  # noqa: A002
 ) -> tuple[BlobRow, bool]:
-    """Keeps a complete upload and the tenant's row of it; says whether the content is new to the tenant.
+    """Keeps an upload, after ``sniff``, and the tenant's row of it; says whether the content is new to the tenant.
 
     The name stays locked until the transaction ends, so that a deletion can't fall between file and row.
     """
     kind, sha256 = upload.kind, upload.sha256
     await lock(session, _lock_name(kind, sha256))
     row = await session.scalar(_query(tenant, kind, sha256))
-    if row is None:
-        # For what another tenant has sent before nothing would have to be written: the time must not tell.
-        await anyio.to_thread.run_sync(upload.sync)
     await context.blobs.keep(upload)
     if row is not None:
         row.uploaded_at = func.now()

@@ -62,12 +62,14 @@ async def add(session: AsyncSession, events: Iterable[Event]) -> None:
     ]
     if not values:
         return
-    new = insert(TotalRow).values(values)
+    # One row a statement, all of them sent at once: with any number in one, it would be compiled anew each time.
+    new = insert(TotalRow)
     await session.execute(
         new.on_conflict_do_update(
             index_elements=[TotalRow.metric, TotalRow.label, TotalRow.bucket],
             set_={"count": TotalRow.count + 1, "seconds": TotalRow.seconds + new.excluded.seconds},
-        )
+        ),
+        values,
     )
 
 

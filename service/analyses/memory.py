@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import ScalarSelect, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import workers
@@ -73,8 +73,8 @@ def _works_in_double(dtype: str, device: str) -> bool:
 async def _sizes(session: AsyncSession, row: AnalysisRow) -> tuple[int, int]:
     """Bytes of model and batch; 0 for one that is unknown."""
 
-    async def size(kind: str, sha256: str) -> int:
-        query = select(func.max(BlobRow.size)).where(BlobRow.kind == kind, BlobRow.sha256 == sha256)
-        return await session.scalar(query) or 0
+    def size(kind: str, sha256: str) -> ScalarSelect[int | None]:
+        return select(func.max(BlobRow.size)).where(BlobRow.kind == kind, BlobRow.sha256 == sha256).scalar_subquery()
 
-    return await size("models", row.model), await size("batches", row.batch)
+    model, batch = (await session.execute(select(size("models", row.model), size("batches", row.batch)))).one()
+    return model or 0, batch or 0

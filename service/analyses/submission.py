@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ async def accept(
     Raises:
         ServiceError: for every kind of bad request; nothing of it is kept.
     """
-    formats = {name: await sniff(upload, _READERS[upload.kind]) for name, upload in uploads.items()}
+    formats = await _formats(uploads)
     inputs = {
         name: uploads[name].sha256 if name in uploads else digest(getattr(wanted, name), kind)
         for name, kind in _PARTS.items()
@@ -117,6 +118,17 @@ async def accept(
         if key is not None:
             idempotency.remember(session, caller.tenant, key, request, analysis)
     return Submission(analysis)
+
+
+async def _formats(uploads: Mapping[str, Upload]) -> dict[str, str]:
+    """By the names of the uploads, read side by side; none is being read any more when this returns or raises."""
+    reading = (sniff(upload, _READERS[upload.kind]) for upload in uploads.values())
+    formats: dict[str, str] = {}
+    for name, found in zip(uploads, await asyncio.gather(*reading, return_exceptions=True), strict=True):
+        if isinstance(found, BaseException):
+            raise found
+        formats[name] = found
+    return formats
 
 
 class _InMemory:
