@@ -61,8 +61,8 @@ SWEEPS = (
     ),
     Sweep(
         "P",
-        "64-d-10, N = 1000, d = 64 … 1024",
-        (64, 128, 256, 512, 1024),
+        "64-d-10, N = 1000, d = 32 … 512",
+        (32, 64, 128, 256, 512),
         lambda d: ((64, d, 10), 1000),
         {
             "moments time": "1: a pair of samples costs C² d in the last hidden layer",
@@ -87,7 +87,7 @@ SWEEPS = (
     Sweep(
         "C",
         "64-64-C, N = 1000",
-        (10, 20, 40, 80, 160),
+        (5, 10, 20, 40, 80),
         lambda c: ((64, 64, c), 1000),
         {
             "moments time": "2: inner products of C × C matrices",

@@ -21,19 +21,19 @@ from torch import nn
 
 import wsb_engine as wsb
 
-DIMENSIONS = {3000: (30, 60, 18), 6000: (60, 80, 14)}
-"""Widths of the networks whose dense spectra are formed, by about their number of parameters."""
+DIMENSIONS = {3000: ((30, 60, 18), 100), 6000: ((60, 80, 14), 40)}
+"""Widths and samples of the networks whose dense spectra are formed, by about their number of parameters."""
 DENSE = """
 import json, resource, sys, time
 import numpy as np, torch
 from torch import nn
 import wsb_engine as wsb
 
-who, sizes = sys.argv[1], json.loads(sys.argv[2])
+who, (sizes, samples) = sys.argv[1], json.loads(sys.argv[2])
 torch.manual_seed(0)
 module = nn.Sequential(nn.Linear(sizes[0], sizes[1]), nn.Tanh(), nn.Linear(sizes[1], sizes[2])).double()
 random = np.random.default_rng(0)
-x, y = random.random((40, sizes[0])), random.integers(0, sizes[2], 40)
+x, y = random.random((samples, sizes[0])), random.integers(0, sizes[2], samples)
 X, Y = torch.from_numpy(x), torch.from_numpy(y)
 parameters = {name: tensor.detach() for name, tensor in module.named_parameters()}
 nn.functional.cross_entropy(module(X), Y).backward()
@@ -108,11 +108,11 @@ def largest() -> Iterator[Row]:
 
 def dense(*, repeats: int = 5) -> Iterator[Row]:
     """Row 5, each run in a process of its own, because memory is compared as well."""
-    for about, sizes in DIMENSIONS.items():
+    for about, (sizes, samples) in DIMENSIONS.items():
         runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
         for _ in range(repeats):
             for who, results in runs.items():
-                command = [sys.executable, "-c", DENSE, who, json.dumps(sizes)]
+                command = [sys.executable, "-c", DENSE, who, json.dumps([sizes, samples])]
                 done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
                 results.append(json.loads(done.stdout))
         a, b = runs["ours"], runs["theirs"]
@@ -120,7 +120,7 @@ def dense(*, repeats: int = 5) -> Iterator[Row]:
         ours, theirs = (statistics.median(run["seconds"] for run in runs[who]) for who in runs)
         mine, other = (statistics.median(run["mebibytes"] for run in runs[who]) for who in runs)
         yield Row(
-            f"dense spectrum, P ≈ {about}, N = 40, float64",
+            f"dense spectrum, P ≈ {about}, N = {samples}, float64",
             f"{ours:.1f} s and {mine:.0f} MiB; torch.func.hessian + eigvalsh {theirs:.1f} s and {other:.0f} MiB",
             "faster, in less memory",
             ours < theirs and mine < other,
