@@ -74,9 +74,9 @@ SWEEPS = (
     ),
     Sweep(
         "depth",
-        "64-64-…-10, N = 500",
+        "64-64-…-10, N = 300",
         (1, 2, 4, 8),
-        lambda depth: ((64, *([64] * depth), 10), 500),
+        lambda depth: ((64, *([64] * depth), 10), 300),
         {
             "moments time": "2: pairs of layers",
             "moments memory": "2: each sample keeps a block for each pair of layers; 0 where memory caps the tile",

@@ -129,9 +129,9 @@ FORMS: dict[str, tuple[tuple[int, ...], int]] = {
     "1000 classes, N = 120": ((64, 64, 1000), 120),
     "20 features, N = 50 000": ((20, 32, 5), 50_000),
 }
-REPEATED = 4.0
+REPEATED = 3.0
 """Seconds up to which a sum is made five times; a longer one is made once, and its row says so."""
-WHOLE = 5.0
+WHOLE = 3.0
 """Seconds after which the chosen sum is stopped and scaled, and its row says so."""
 
 

@@ -26,7 +26,7 @@ compared take turns. What limits each case is in [performance](performance.md). 
 - {peers}
 """
 GROWTH = """Both axes are logarithmic. A slope is fitted to the last three points by least squares; 2 means that twice
-the size takes four times as much. Memory is the peak beyond what was resident before, in a process of its own.
+the size takes four times as much. Memory is the peak beyond what was resident before.
 """
 
 
