@@ -96,7 +96,7 @@ class Problem:
 
     def from_scratch(self, objective: Objective) -> HessianProduct:
         """Single products by automatic differentiation of the file's own graph, which share nothing with others."""
-        return SteppingProduct(AutodiffProduct(objective, columns=1), self.warn)
+        return SteppingProduct(self._autodiff(objective, columns=1), self.warn)
 
     def _way(self, columns: int) -> HessianProduct:
         if self.structure is not None:
@@ -107,7 +107,14 @@ class Problem:
             # Also for blocks: at this size one column after another is faster than columns side by side from scratch.
             threads = self._threads()
             return LinearizedProduct(self.objective, columns, self._chunk(threads), threads=threads)
-        return AutodiffProduct(self.objective, columns)
+        return self._autodiff(self.objective, columns)
+
+    def _autodiff(self, objective: Objective, columns: int) -> AutodiffProduct:
+        product = AutodiffProduct(objective, columns)
+        if columns == 1:
+            # More at a time would be written to memory that the system has to find and clear first.
+            product.samples = min(product.samples, self._chunk(threads=1))
+        return product
 
     def _vectors(self) -> int:
         """As many as are held at a time, of P numbers in float64."""

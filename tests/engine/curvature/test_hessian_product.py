@@ -188,3 +188,18 @@ def test_no_more_threads_than_have_enough_to_do_and_to_hold(
     memory = int((vectors + 0.5) * 8 * posed.objective.parameters / BLOCK_SHARE)
     way(replace(posed, memory=memory), 1)
     assert threads == [wanted]
+
+
+def test_single_products_from_scratch_take_as_many_samples_as_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsb_engine.problem.LEAST_CHUNK", 2)
+    posed = convolutional(samples=7)
+    H = dense(posed.objective)
+    V = columns(len(H))[:, :1]
+    for size, samples in ((0, 2), (3 * posed.footprint.bytes, 3), (1 << 30, 7)):
+        monkeypatch.setattr("wsb_engine.problem.CHUNK_BYTES", size)
+        # Seven in four pieces of two, in three of three, in one.
+        for product in (posed.from_scratch(posed.objective), posed.hessian_product(1)):
+            assert isinstance(product, SteppingProduct)
+            assert isinstance(product.way, AutodiffProduct)
+            assert product.way.samples == samples
+            torch.testing.assert_close(product(V), H @ V, rtol=1e-11, atol=1e-13)
