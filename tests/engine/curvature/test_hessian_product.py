@@ -171,7 +171,7 @@ def test_a_linearised_product_is_made_by_threads_with_samples_of_their_own(
     H = dense(posed.objective)
     V = columns(len(H))
     torch.testing.assert_close(way(posed, columns_at_a_time)(V), H @ V, rtol=1e-11, atol=1e-13)
-    # Of three, two and two samples.
+    # Of three samples, three and one.
     assert shares == [1] * (3 * V.shape[1])
 
 
