@@ -141,7 +141,8 @@ def evaluate(run: Lanczos, *, moments: Moments | None, failure_probability: floa
         delta -= moments.failure_probability
     # Only the steps from the start vector, before a restart, have its polynomial.
     first = run.first_breakdown or run.steps
-    ritz, betas = run.leading_ritz_values(first), run.betas[:first]
+    ritz = values if first == run.steps else run.leading_ritz_values(first)
+    betas = run.betas[:first]
     upper = max(largest_eigenvalue_bound(ritz, betas, n, delta), values[-1])
     lower = min(-largest_eigenvalue_bound([-value for value in ritz], betas, n, delta), values[0])
     norm = max(abs(values[0]), abs(values[-1]))

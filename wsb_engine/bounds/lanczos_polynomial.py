@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-HALVINGS = 200
-"""Of the bracket; it shrinks to neighbouring numbers before that."""
+STEPS = 100
+"""Of Newton's method; about ten are enough."""
 
 
 def overlap_quantile(n: int, failure_probability: float) -> float:
@@ -36,29 +36,42 @@ def largest_eigenvalue_bound(ritz_values: Sequence[float], betas: Sequence[float
 
     Args:
         ritz_values: θ of the first k steps from the start vector, without a restart.
-        betas: β_1..β_k of the same steps, positive; inf where the logarithms overflow is never reached.
+        betas: β_1..β_k of the same steps, not negative.
         n: Order of H.
         delta: δ.
 
     Returns:
-        The bound; θ_1 itself where some β is 0, which says that the space of v_1 is exhausted.
+        The bound, inf where it is above every number; θ_1 itself where some β is 0, which says that the space of v_1
+        is exhausted.
     """
     top = max(ritz_values)
     if min(betas) <= 0:
         return top
-    target = sum(math.log(beta) for beta in betas) - math.log(overlap_quantile(n, delta))
+    if max(betas) == math.inf:
+        return math.inf
+    target = math.fsum(math.log(beta) for beta in betas) - math.log(overlap_quantile(n, delta))
+    below = [top - theta for theta in ritz_values]
 
-    def excess(tau: float) -> float:
-        return sum(math.log(tau - theta) if tau > theta else -math.inf for theta in ritz_values) - target
+    def excess(s: float) -> tuple[float, float]:
+        """log |c p(θ_1 + e^s)|, and its slope: convex, with a slope from 1 to k."""
+        gap = math.exp(s)
+        factors = [gap + distance for distance in below]
+        return math.fsum(map(math.log, factors)) - target, math.fsum(gap / factor for factor in factors)
 
-    width = max(top - min(ritz_values), max(betas), abs(top) * 1e-16, 1e-300)
-    low, high = top, top + width
-    while excess(high) < 0:
-        low, width = high, 2 * width
-        high = top + width
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        if not low < middle < high:
-            break
-        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
-    return high
+    # No factor is below e^s, so that this is not below the root, and by convexity no step goes beyond it.
+    s = target / len(below)
+    try:
+        for _ in range(STEPS):
+            value, slope = excess(s)
+            # What rounding lacks is made good by as much in s: the slope is at least 1.
+            following = s - (value / slope if value > 0 else value)
+            if value <= 0 or following >= s:
+                s = max(s, following)
+                break
+            s = following
+        gap = math.exp(s)
+    except OverflowError:
+        return math.inf
+    except ValueError:  # the gap is below every number
+        gap = 0.0
+    return math.nextafter(top + gap, math.inf)

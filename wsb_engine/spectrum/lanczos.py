@@ -144,5 +144,5 @@ class Lanczos:
         # Twice is enough (Kahan, Parlett); rows of a block that are not filled yet are 0.
         for _ in range(2):
             for Q in (*self._locked, *self._blocks):
-                v = v - Q.T @ (Q @ v)
+                v = torch.addmv(v, Q.T, Q @ v, alpha=-1)
         return v

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -134,6 +135,36 @@ def test_probabilistic_bounds_fail_no_more_often_than_they_say() -> None:
         bound = largest_eigenvalue_bound(short.leading_ritz_values(6), short.betas, n, delta)
         misses += bound < 1.0
     assert misses / runs <= delta + 3 * math.sqrt(delta * (1 - delta) / runs)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1, 1), st.floats(1e-3, 2)), min_size=1, max_size=40),
+    st.integers(2, 10**8),
+    st.floats(1e-12, 0.5),
+    st.integers(-200, 200),
+)
+@example([(0.5, 1.0), (0.5, 1.0), (math.nextafter(0.5, 0), 1.0)], 10**6, 1e-6, 0)
+def test_the_probabilistic_bound_is_where_the_lanczos_polynomial_reaches_its_limit(
+    steps: list[tuple[float, float]], n: int, delta: float, magnitude: int
+) -> None:
+    ritz, betas = ([value * 10.0**magnitude for value in column] for column in zip(*steps, strict=True))
+    bound, top = largest_eigenvalue_bound(ritz, betas, n, delta), max(ritz)
+
+    def excess(tau: Decimal) -> Decimal:
+        """log |c p(τ)|."""
+        factors = [tau - Decimal(theta) for theta in ritz] + [Decimal(overlap_quantile(n, delta))]
+        return sum((factor.ln() for factor in factors), Decimal()) - sum(Decimal(beta).ln() for beta in betas)
+
+    with localcontext(prec=60):
+        assert bound > top
+        assert excess(Decimal(bound)) >= -1e-11
+        inside = Decimal(top) + (Decimal(bound) - Decimal(top)) * Decimal("0.99999999") - Decimal(2 * math.ulp(bound))
+        assert inside <= top or excess(inside) < 0
+
+
+def test_a_probabilistic_bound_beyond_every_number_is_infinite() -> None:
+    assert largest_eigenvalue_bound([0.0, 1e308], [1e308, 1e308], 100, 1e-6) == math.inf
+    assert largest_eigenvalue_bound([0.0, 1.0], [math.inf, 1.0], 100, 1e-6) == math.inf
 
 
 @given(st.integers(1, 10**8), st.floats(1e-12, 0.5))
