@@ -298,7 +298,7 @@ def _settings() -> Settings:
     try:
         settings = Settings()
     except ValidationError as error:
-        from service.errors import field_errors
+        from service.fields import field_errors
 
         lines = [f"WSB_{item.pointer.strip('/').upper()}: {item.detail}" for item in field_errors(error)]
         _end("\n".join(lines), Exit.INVALID)

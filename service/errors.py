@@ -11,21 +11,16 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from service.fields import FieldError, field_errors
+
 MEDIA_TYPE = "application/problem+json"
 
 log = structlog.get_logger(__name__)
-
-
-class FieldError(BaseModel):
-    """One thing that is wrong with a field of the request."""
-
-    pointer: str = Field(description="JSON pointer into the body, or the name of a parameter.")
-    detail: str
 
 
 class Problem(BaseModel):
@@ -193,15 +188,6 @@ class OtherHTTPError(ServiceError):
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail, headers=headers, code=f"http_{status}")
         self.status = HTTPStatus(status)  # type: ignore[misc]
-
-
-def field_errors(error: ValidationError | RequestValidationError) -> list[FieldError]:
-    """pydantic's list of errors as JSON pointers with a sentence each."""
-    result = []
-    for item in error.errors():
-        path = [str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]]
-        result.append(FieldError(pointer="/" + "/".join(path) if path else "", detail=item["msg"]))
-    return result
 
 
 def declare(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic import ValidationError
 
+from service.fields import field_errors
 from wsb_engine.options import Options
 
 
@@ -32,8 +33,6 @@ def _options(given: dict[str, Any]) -> Options:
     try:
         return Options.model_validate(given)
     except ValidationError as error:
-        from service.errors import field_errors  # brings FastAPI, which takes longer than all the rest of a command
-
         found = "; ".join(f"--{_kebab(item.pointer)}: {item.detail}" for item in field_errors(error))
         raise typer.BadParameter(found) from error
 

@@ -26,13 +26,12 @@ from service.blobs import NOUNS, digest, hold, identifier, register, sniff
 from service.context import Context
 from service.database import lock
 from service.errors import (
-    FieldError,
     InvalidRequestError,
     MalformedRequestError,
     ServiceError,
     UnsupportedMediaTypeError,
-    field_errors,
 )
+from service.fields import FieldError, field_errors
 from service.models.formats import model_format
 from service.multipart import InvalidFormError, LimitedWriter, Writer, read_form
 from service.storage import Kind, Upload

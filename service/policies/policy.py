@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.errors import FieldError, field_errors
+from service.fields import FieldError, field_errors
 from service.policies.metrics import check_metric
 from service.policies.verdict import Operator, Severity
 

@@ -18,7 +18,8 @@ from service.analyses.submission import Caller, accept
 from service.batches.formats import batch_format
 from service.blobs import NOUNS, BlobNotFoundError, digest, identifier, register, sniff
 from service.context import Context
-from service.errors import FieldError, ServiceError, field_errors
+from service.errors import ServiceError
+from service.fields import FieldError, field_errors
 from service.models.formats import model_format
 from service.multipart import InvalidFormError, LimitedWriter, Writer, read_form
 from service.policies import PolicyError

@@ -1,0 +1,26 @@
+"""What is wrong with the fields of a request, a policy or a command; without FastAPI, which commands do without."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, Field, ValidationError
+
+if TYPE_CHECKING:
+    from fastapi.exceptions import RequestValidationError
+
+
+class FieldError(BaseModel):
+    """One thing that is wrong with a field of the request."""
+
+    pointer: str = Field(description="JSON pointer into the body, or the name of a parameter.")
+    detail: str
+
+
+def field_errors(error: ValidationError | RequestValidationError) -> list[FieldError]:
+    """pydantic's list of errors as JSON pointers with a sentence each."""
+    result = []
+    for item in error.errors():
+        path = [str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]]
+        result.append(FieldError(pointer="/" + "/".join(path) if path else "", detail=item["msg"]))
+    return result
