@@ -15,7 +15,7 @@ from service.web.sessions import COOKIE
 
 Visit = Callable[..., Visitor]
 
-KEY, OTHER_KEY = new_key(), new_key()
+KEY, OTHER_KEY = (f"wsb_{letter * 43}" for letter in "ab")
 KEYS = f"team:{hash_key(KEY)},other:{hash_key(OTHER_KEY)}"
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
 
