@@ -13,7 +13,8 @@ PROTECTIONS_ENTRY = "service.analyses.job:protections"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
     "torch._dynamo",  # torch imports it at the first transform or operator on meta tensors: two seconds
-    *("wsb_engine.analysis", "wsb_engine.formats.onnx", "wsb_engine.formats.torchscript", __name__),
+    *("wsb_engine.analysis", "wsb_engine.formats.onnx", "wsb_engine.formats.torchscript"),
+    *("service.analyses.warm", __name__),
 )
 """What the zygote imports, in this order, so that a child starts in milliseconds."""
 
