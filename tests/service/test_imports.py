@@ -19,6 +19,11 @@ def test_the_help_loads_nothing_slow() -> None:
     assert loaded("import service.cli\nservice.cli.app(['--help'], standalone_mode=False)", HEAVY + SLOW) == "[]"
 
 
+@pytest.mark.parametrize("module", ["service.evaluation", "service.check", "service.rendering", "service.summary"])
+def test_a_command_does_not_load_the_web_framework(module: str) -> None:
+    assert loaded(f"import service.flags, {module}", ("fastapi", "sqlalchemy", *HEAVY)) == "[]"
+
+
 def loaded(program: str, names: tuple[str, ...]) -> str:
     """Which of the modules a new process has loaded after a program."""
     program = f"import sys\n{program}\nprint([name for name in {names} if name in sys.modules])"
