@@ -87,7 +87,7 @@ SWEEPS = (
     Sweep(
         "C",
         "64-64-C, N = 1000",
-        (5, 10, 20, 40, 80, 160),
+        (5, 10, 20, 40, 80),
         lambda c: ((64, 64, c), 1000),
         {
             "moments time": "2: inner products of C × C matrices",

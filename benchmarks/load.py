@@ -78,7 +78,7 @@ def engine_rate(seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
-def rows(*, jobs: int = 10, rounds: int = 5) -> Iterator[Row]:
+def rows(*, jobs: int = 6, rounds: int = 5) -> Iterator[Row]:
     """One worker that never waits for work beside the engine called in a loop, in turns."""
     content = model(), batch()
     served, alone = [], []

@@ -140,7 +140,7 @@ def compare(case: Case, *, repeats: int) -> Iterator[Row]:
         )
 
 
-def rows(*, repeats: int = 25) -> Iterator[Row]:
+def rows(*, repeats: int = 15) -> Iterator[Row]:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
     for case in cases():

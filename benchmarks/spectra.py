@@ -21,7 +21,7 @@ from torch import nn
 
 import wsb_engine as wsb
 
-DIMENSIONS = {3000: ((30, 60, 18), 150), 6000: ((60, 80, 14), 80)}
+DIMENSIONS = {3000: ((30, 60, 18), 150), 6000: ((60, 80, 14), 60)}
 """Widths and samples of the networks whose dense spectra are formed, by about their number of parameters."""
 DENSE = """
 import json, resource, sys, time
