@@ -121,10 +121,12 @@ def test_a_batch_that_does_not_fit_is_a_problem_with_advice(server: Server) -> N
 
 
 def test_job_folders_and_uploads_leave_nothing(server: Server) -> None:
+    places = [server.folder / "jobs", server.folder / "blobs" / "incoming"]
+
     def leftovers() -> list[Path]:
-        places = [server.folder / "jobs", server.folder / "blobs" / "incoming"]
         return [path for place in places for path in place.glob("scratch-*/*") if path.name != ".owner"]
 
+    assert all(any(place.glob("scratch-*/.owner")) for place in places)
     post(server, onnx_mlp(), npz_batch())
     post(server, b"no model", npz_batch())
     until(lambda: not leftovers())
