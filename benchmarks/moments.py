@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -28,6 +28,7 @@ import wsb_engine as wsb
 from wsb_engine.curvature import closed_form
 from wsb_engine.curvature.closed_form import add_terms, finish, no_sums
 from wsb_engine.curvature.plan import Plan, plan
+from wsb_engine.curvature.tiles import Tile, make_tile
 from wsb_engine.problem import Problem, pose
 from wsb_engine.run import Run
 
@@ -146,28 +147,46 @@ class Sum:
         return f"{self.seconds:.3g} s{'' if self.q is not None else ' by a part of it'}"
 
 
+class Making:
+    """How many tiles were made, in how many seconds."""
+
+    def __init__(self) -> None:
+        self.tiles, self.seconds = 0, 0.0
+
+    def __call__(self, *arguments: Any) -> Tile:
+        started = time.perf_counter()
+        tile = make_tile(*arguments)
+        self.tiles, self.seconds = self.tiles + 1, self.seconds + time.perf_counter() - started
+        return tile
+
+
 def summed(problem: Problem, layout: Plan, limit: float = math.inf) -> Sum:
     """Sums as the plan says; after ``limit`` seconds it stops and says how long the whole takes."""
     assert problem.structure is not None
     net, weights = problem.structure.net, problem.objective.targets.weights
+    making = Making()
     started = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch.object(closed_form, "make_tile", making):
         sums = no_sums(net, weights)
         for fraction in add_terms(net, problem.tile, weights, layout, sums):
-            seconds, share = time.perf_counter() - started, _largest_share(layout, fraction)
-            if seconds > limit and share > 0 and fraction < 1:
-                return Sum(seconds / share)
+            seconds = time.perf_counter() - started
+            if seconds > limit and 0 < fraction < 1:
+                return Sum(_whole(layout, len(weights), fraction, seconds, making))
         q = finish(sums, layout).frobenius_squared
     return Sum(time.perf_counter() - started, q)
 
 
-def _largest_share(layout: Plan, fraction: float) -> float:
-    """The share that is done of what makes up most of a sum, at most.
+def _whole(layout: Plan, samples: int, fraction: float, seconds: float, making: Making) -> float:
+    """Seconds that a sum takes of which a fraction is done.
 
-    Pairs of tiles are all alike. Blocks are not, and the largest comes first: of blocks it alone is looked at, as if
-    the others cost nothing, which flatters a way that was not chosen.
+    Pairs of tiles are all alike, but a tile meets fewer of them at the start. Blocks are not alike, and the largest
+    comes first: of blocks it alone is looked at, as if the others cost nothing, which flatters a way not chosen.
     """
-    return fraction if layout.pairs else min(1.0, fraction * len(layout.blocks))
+    if layout.blocks:
+        return seconds / (fraction if layout.pairs else min(1.0, fraction * len(layout.blocks)))
+    tiles = math.ceil(samples / layout.tile)
+    made = sum(tiles - first for first in range(0, tiles, layout.kept))
+    return (seconds - making.seconds) / fraction + made * making.seconds / making.tiles
 
 
 def layout_of(problem: Problem, prefer: Prefer = "auto") -> Plan:

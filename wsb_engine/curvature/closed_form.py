@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -114,37 +114,77 @@ def _terms(
 ) -> Iterator[tuple[Callable[[], None], float]]:
     """What there is to add, each with the fraction done after it; a block comes in at least ``parts`` parts."""
     starts = range(0, len(weights), plan.tile)
+    held: dict[int, Tile] = {}
 
-    def tile(start: int) -> Tile:
+    def make(start: int, layout: Plan) -> Tile:
         stop = min(start + plan.tile, len(weights))
         a0, y = source(start, stop)
-        return make_tile(net, plan, start, passes(net, a0, y), weights[start:stop])
+        return make_tile(net, layout, start, passes(net, a0, y), weights[start:stop])
 
-    get = cache(tile) if plan.cached else tile
-    row = get if plan.cached else lru_cache(maxsize=1)(tile)
+    def get(start: int, group: range) -> Tile:
+        """The tile from ``start`` on; those of one group are held."""
+        for other in held.keys() - set(group):
+            del held[other]
+        if start in held:
+            return held[start]
+        tile = make(start, plan)
+        if start in group:
+            held[start] = tile
+        return tile
+
+    def tiles_of(block: Block) -> Iterator[Tile]:
+        """All tiles, with no more than this block needs where not all are held."""
+        if plan.kept >= len(starts):
+            yield from (get(start, starts) for start in starts)
+        else:
+            held.clear()
+            alone = replace(plan, forms={block: plan.forms[block]})
+            yield from (make(start, alone) for start in starts)
+
+    def visit(group: range, rows: range, other: int) -> None:
+        second = get(other, group)
+        for start in rows:
+            first = get(start, group)
+            if start == other:
+                _add_traces(net, plan, first, sums)
+            if visited:
+                _add_pairs(net, plan, first, second, sums)
+
     visited = _visits_pairs(plan, len(weights))
-
-    def pair(start: int, other: int) -> None:
-        first = row(start)
-        second = first if other == start else get(other)
-        if first is second:
-            _add_traces(net, plan, first, sums)
-        if visited:
-            _add_pairs(net, plan, first, second, sums)
-
-    pairs = [(start, other) for i, start in enumerate(starts) for other in (starts[i:] if visited else (start,))]
-    weight = len(pairs) if visited else 0
+    visits = list(visits_of(plan, len(weights)))
+    weight = len(visits) if visited else 0
     total = weight + len(starts) * len(plan.blocks)
-    for done, (start, other) in enumerate(pairs, 1):
-        yield partial(pair, start, other), weight * done / len(pairs) / total
+    pairs, done = sum(len(rows) for _, rows, _ in visits), 0
+    for group, rows, other in visits:
+        done += len(rows)
+        yield partial(visit, group, rows, other), weight * done / pairs / total
     for b, block in enumerate(plan.blocks):
         chunks = _chunks(net, plan, block, parts)
         for c, chunk in enumerate(chunks, 1):
             done_blocks = len(starts) * (b + c / len(chunks))
             yield (
-                partial(_add_block, net, plan, block, chunk, lambda: map(get, starts), sums),
+                partial(_add_block, net, plan, block, chunk, partial(tiles_of, block), sums),
                 ((weight + done_blocks) / total),
             )
+
+
+def visits_of(plan: Plan, samples: int) -> Iterator[tuple[range, range, int]]:
+    """Group, rows and column of each term over pairs: which tiles are held, and which of them meet which one.
+
+    Tiles are named by their first sample. Every pair comes once, and a column outside of its group is made for it.
+    """
+    starts = range(0, samples, plan.tile)
+    pairs = _visits_pairs(plan, samples)
+    for first in range(0, len(starts), plan.kept):
+        group = starts[first : first + plan.kept]
+        for column, other in enumerate(starts[first:] if pairs else group, first):
+            rows = starts[first if pairs else column : min(column + 1, first + plan.kept)]
+            if plan.kept < len(starts):
+                yield group, rows, other
+            else:
+                # Nothing is made twice, so that members can share single pairs.
+                for row in range(len(rows)):
+                    yield group, rows[row : row + 1], other
 
 
 def _visits_pairs(plan: Plan, samples: int) -> bool:

@@ -11,7 +11,7 @@ from wsb_engine.curvature.plan import plan
 from wsb_engine.errors import BatchError, ModelError
 from wsb_engine.formats.module import live_mlp
 
-MEMORY = 2 << 30
+MEMORY = 1 << 30
 """Bytes that the sums over pairs of samples may take, before autograd doubles them."""
 FLOOR = 1e-30
 """Added to s² under the root, whose slope is infinite at 0."""

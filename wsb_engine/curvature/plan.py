@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal
 
 from wsb_engine.curvature.mlp import Network
@@ -23,11 +24,13 @@ Form = Literal["packed", "factor", "block"]
 MAX_TILE = 1024
 """Samples in a tile: beyond this, products of Gram matrices gain nothing."""
 MIN_TILE = 64
-"""Smaller tiles cost more in calls than they save."""
+"""Smaller tiles cost more in calls than they save, where memory doesn't ask for them."""
 MIN_TILES = 4
 """Tiles to aim for: the symmetry in (s, t) saves up to half of the work only between different tiles."""
 TRAFFIC = 12.0
 """Operations that touching a number once costs, next to one multiply-add of a matrix product."""
+TILES_SHARE = 7 / 8
+"""Of the memory, for tiles and what pairs of them take; half where blocks are formed as well."""
 BLOCK_TOUCHES = 8
 """Times that each entry of a sample's rows is touched when a block is formed."""
 
@@ -45,8 +48,8 @@ class Plan:
     """By block (l, k), l ≤ k, of layers that learn."""
     tile: int
     """Samples in a tile."""
-    cached: bool
-    """Whether the tiles of all samples fit in memory at once."""
+    kept: int
+    """Tiles that are held at once. Where there are more, each of those meets all later ones before the next come in."""
     memory: int
     """Bytes to work in."""
     itemsize: int
@@ -99,12 +102,8 @@ def plan(
             best = min(allowed or costs, key=costs.__getitem__)
             forms[l, k] = best
             cost += costs[best]
-    tile, cached = _tile(net, forms, samples, memory, itemsize, tiles)
-    count = math.ceil(samples / tile)
-    passes = count + 2 * sum(form == "block" for form in forms.values())
-    builds = count if cached else count * passes / 2
-    cost += builds * tile * _build_cost(net, forms)
-    return Plan(forms, tile, cached, memory, itemsize, cost)
+    tile, kept, overhead = _tiling(net, forms, samples, memory, itemsize, tiles)
+    return Plan(forms, tile, kept, memory, itemsize, cost + overhead)
 
 
 def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> dict[Form, float]:
@@ -194,20 +193,34 @@ def _pair_bytes(net: Network, forms: dict[tuple[int, int], Form]) -> int:
     return 8 * numbers
 
 
-def _tile(
+def _tiling(
     net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int, tiles: int
-) -> tuple[int, bool]:
-    (kept, transient), pair = sample_bytes(net, forms, itemsize), _pair_bytes(net, forms)
-    # 2·one·B + pair·B² ≤ memory/2: two tiles and their pairs; the other half is for blocks or cached tiles.
-    one, half = kept + transient / 2, memory / 2
-    fits = int((math.sqrt(one * one + pair * half) - one) / pair)
-    if fits < 1:
-        needed = int(2 * one + pair)
+) -> tuple[int, int, float]:
+    """Samples in a tile, tiles to hold, and the operations that making and reading them takes."""
+    (size, transient), pair = sample_bytes(net, forms, itemsize), _pair_bytes(net, forms)
+    blocks = [block for block, form in forms.items() if form == "block"]
+    budget = memory / 2 if blocks else TILES_SHARE * memory
+    passing = 2 if blocks else 1
+    build, again = _build_cost(net, forms), sum(_build_cost(net, {block: "block"}) for block in blocks)
+    choices = []
+    tile = min(n, MAX_TILE, max(MIN_TILE, math.ceil(n / tiles)))
+    while tile:
+        count = math.ceil(n / tile)
+        fitting = int((budget - transient * tile - pair * tile * tile) // (size * tile))
+        kept = count if fitting >= count else fitting - passing
+        if kept > 0:
+            made = build * (math.ceil(count / kept) + 1) / 2 + (2 * again if kept < count else 0)
+            read = TRAFFIC * size / itemsize * n / tile if len(blocks) < len(forms) else 0
+            choices.append((n * (made + read), tile, kept))
+        tile //= 2
+    if not choices:
+        needed = size * min(n, 1 + passing) + transient + pair
         raise ResourceError(
-            f"one pair of samples needs {needed:,} bytes, of the memory limit {int(half):,} are left for it",
+            f"one pair of samples needs {needed:,} bytes, of the memory limit {int(budget):,} are left for it",
             code="memory_limit",
             advice="Raise memory_limit, or analyse a narrower set of layers with the parameters option.",
             needed=needed,
             limit=memory,
         )
-    return min(fits, MAX_TILE, max(MIN_TILE, math.ceil(n / tiles))), n * kept <= half
+    cost, tile, kept = min(choices, key=itemgetter(0))
+    return tile, kept, cost

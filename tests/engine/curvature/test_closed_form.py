@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wsb_engine.classifier import Activation
 from wsb_engine.curvature.activations import derivatives
-from wsb_engine.curvature.closed_form import ClosedForm, closed_form
+from wsb_engine.curvature.closed_form import ClosedForm, closed_form, visits_of
 from wsb_engine.curvature.loss import sample_losses
 from wsb_engine.curvature.mlp import Layer, Network
 from wsb_engine.curvature.plan import Plan, plan
@@ -31,7 +31,7 @@ class Case:
 
     def plan(self, prefer: str = "auto", tile: int | None = None) -> Plan:
         made = plan(self.net, len(self.w), memory=MEMORY, itemsize=8, prefer=prefer)
-        return made if tile is None else replace(made, tile=tile, cached=False)
+        return made if tile is None else replace(made, tile=tile, kept=2)
 
     def closed_form(self, layout: Plan) -> ClosedForm:
         return closed_form(self.net, lambda start, stop: (self.x[start:stop], self.y[start:stop]), self.w, layout)
@@ -164,6 +164,37 @@ def test_a_wide_last_hidden_layer_takes_the_factor_form() -> None:
 def test_many_samples_of_few_parameters_form_blocks() -> None:
     net = make([2, 3, 2], samples=2).net
     assert set(plan(net, 10_000, memory=1 << 30, itemsize=8).forms.values()) == {"block"}
+
+
+def deep(dtype: torch.dtype = torch.float64) -> Case:
+    case = make([4, 24, 24, 24, 3], samples=120)
+    layers = tuple(replace(l, W=l.W.to(dtype), b=None if l.b is None else l.b.to(dtype)) for l in case.net.layers)
+    return Case(replace(case.net, layers=layers), case.x.to(dtype), case.y.to(dtype), case.w)
+
+
+@pytest.mark.parametrize("memory", [1 << 21, 1 << 22, 1 << 23, 1 << 26])
+def test_every_pair_of_tiles_meets_once_however_many_are_kept(memory: int) -> None:
+    layout = plan(deep().net, 120, memory=memory, itemsize=8, prefer="pairs")
+    starts = range(0, 120, layout.tile)
+    met = [(row, other) for _, rows, other in visits_of(layout, 120) for row in rows]
+    assert sorted(met) == [(row, other) for row in starts for other in starts if row <= other]
+
+
+def test_tiles_are_made_fewer_times_the_more_memory_there_is() -> None:
+    made = []
+    for memory in (1 << 21, 1 << 22, 1 << 23, 1 << 26):
+        case, samples = deep(), 0
+
+        def source(start: int, stop: int, case: Case = case) -> tuple[Tensor, Tensor]:
+            nonlocal samples
+            samples += stop - start
+            return case.x[start:stop], case.y[start:stop]
+
+        closed_form(case.net, source, case.w, plan(case.net, 120, memory=memory, itemsize=8, prefer="pairs"))
+        made.append(samples)
+    assert made == sorted(made, reverse=True)
+    assert made[0] > made[1]
+    assert made[-1] == 120
 
 
 def test_float32_agrees_with_float64_to_single_precision() -> None:
