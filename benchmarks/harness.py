@@ -49,15 +49,24 @@ class Curve(Row):
 
 
 def alternate(
-    functions: Mapping[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 1
+    functions: Mapping[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 1, before: int = 0
 ) -> dict[str, list[float]]:
-    """Seconds of each function, called in turns so that what slows the machine slows all of them."""
+    """Seconds of each function, called in turns so that what slows the machine slows all of them.
+
+    Args:
+        functions: By name.
+        repeats: Times that each is timed.
+        warmup: Calls of each before all turns.
+        before: Calls of each just before it is timed, for what is called many times in a row when it is used.
+    """
     for function in functions.values():
         for _ in range(warmup):
             function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
+            for _ in range(before):
+                function()
             started = time.perf_counter()
             function()
             seconds[name].append(time.perf_counter() - started)

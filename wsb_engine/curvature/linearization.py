@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from wsb_engine.classifier import Tensors
+from wsb_engine.curvature.scripting import NotScriptableError, scripted
+from wsb_engine.curvature.simplification import simplify, zeros
 
 
 class WrittenInPlaceError(Exception):
@@ -61,13 +64,18 @@ def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data:
     # What has shapes that follow values stays, so that data of other shapes is noticed.
     traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _follows_values(node))
     partially = PartialEvaluation(traced, len(primals))
+    rest: Callable[..., Sequence[Tensor]] = partially.rest
+    # Elsewhere than on a CPU, graphs of torch's may be compiled at their first use, which takes longer than it gains.
+    if all(primal.device.type == "cpu" for primal in primals):
+        with suppress(NotScriptableError):
+            rest = scripted(partially.rest)
 
     def at(data: Any) -> Product:
         constants = partially.constants(tree_leaves(data))
 
         def product(direction: Tensors) -> Tensors:
             with torch.no_grad():
-                flat = partially.rest(*tree_leaves(dict(direction)), *constants)
+                flat = rest(*tree_leaves(dict(direction)), *constants)
             pushed: Tensors = tree_unflatten(flat, result[0])
             return pushed
 
@@ -154,6 +162,8 @@ class PartialEvaluation:
 
     def _rest(self) -> fx.GraphModule:
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        writes = any(_written(node) for node in self._nodes)
+        zero = set() if writes else zeros(self._nodes)
         for node in self._nodes:
             if node.op == "placeholder" and node in self._varying:
                 copies[node] = graph.node_copy(node)
@@ -161,12 +171,15 @@ class PartialEvaluation:
             if node not in self._varying and any(user in self._varying for user in node.users):
                 self._constants.append(node)
                 copies[node] = graph.placeholder(f"constant_{len(self._constants)}")
+                copies[node].meta = dict(node.meta)
         for node in self._nodes:
             if node.op == "output":
                 graph.output(fx.map_arg(node.args[0], copies.__getitem__))
             elif node in self._varying and node.op != "placeholder":
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-        return fx.GraphModule(torch.nn.Module(), graph)
+        return simplify(
+            fx.GraphModule(torch.nn.Module(), graph), [copies[node] for node in self._constants if node in zero]
+        )
 
 
 def _follows_values(node: fx.Node) -> bool:

@@ -62,6 +62,8 @@ class LinearizedProduct(HessianProduct):
         """
         if self._parts is None:
             self._parts = self._linearized()
+        if V.shape[1] == 1:  # not copied, for which threads of operators would start beside those of the next product
+            return self._column(V.squeeze(1), self._parts).unsqueeze(1)
         return torch.stack([self._column(v, self._parts) for v in V.unbind(1)], dim=1)
 
     def _column(self, v: Tensor, parts: Sequence[Product]) -> Tensor:

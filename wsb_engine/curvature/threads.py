@@ -48,12 +48,14 @@ class Threads:
         try:
             # This thread works as well: to be woken takes as long as a small operator.
             total = _sum_with(some, term, own)
+            wait(futures)
+            # Still on its own part of the processors: a team of theirs would go on spinning beside the next sum.
+            for future in futures:
+                total += future.result()
         finally:
             wait(futures)
             # The number is each thread's own, but what is set last also holds for threads that are started later.
             torch.set_num_threads(processors)
-        for future in futures:
-            total += future.result()
         return total
 
 

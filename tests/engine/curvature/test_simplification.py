@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from wsb_engine.curvature.scripting import NotScriptableError, scripted
+from wsb_engine.curvature.simplification import simplify, zeros
+
+aten = torch.ops.aten
+
+
+def several(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+def traced(function: Callable[..., Any], inputs: list[Tensor]) -> fx.GraphModule:
+    return make_fx(lambda *values: [function(*values)])(*inputs)
+
+
+def counts(module: fx.GraphModule) -> Counter[str]:
+    return Counter(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+
+
+def simplified(function: Callable[..., Any], inputs: list[Tensor], zero: tuple[int, ...] = ()) -> Counter[str]:
+    """Operators that are left; checks values, what was given, and the same as a graph of torch's."""
+    module = traced(function, inputs)
+    given = module.graph.find_nodes(op="placeholder")
+    left = simplify(module, [given[index] for index in zero])
+    kept = [tensor.clone() for tensor in inputs]
+    for way in (left, scripted(left)):
+        for _ in range(3):  # torch's interpreter rewrites a graph after its first runs
+            torch.testing.assert_close(way(*inputs), [function(*inputs)], rtol=1e-13, atol=1e-13)
+            assert all(map(torch.equal, inputs, kept))
+    return counts(left)
+
+
+def test_what_is_made_twice_is_made_once() -> None:
+    assert simplified(lambda x: (x.exp() - 1) * (x.exp() - 1), several((3, 4)))["aten.exp.default"] == 1
+
+
+def test_products_are_added_where_the_first_of_them_is_made() -> None:
+    left = simplified(lambda a, b, c, d: a @ b + c @ d, several((5, 3), (3, 4), (5, 2), (2, 4)))
+    assert left == {"aten.mm.default": 1, "aten.addmm.out": 1}
+
+
+def test_a_product_is_added_to_each_row_of_a_bias_that_stays_as_it_is() -> None:
+    left = simplified(lambda u, a, b, c, d: (u + a @ b) + c @ d, several((4,), (5, 3), (3, 4), (5, 2), (2, 4)))
+    assert left == {"aten.addmm.default": 1, "aten.addmm.out": 1}
+
+
+def test_batches_of_products_are_added_in_place() -> None:
+    left = simplified(lambda a, b, c, d: torch.bmm(a, b) + torch.bmm(c, d), several(*[(2, 3, 3)] * 4))
+    assert left == {"aten.bmm.default": 1, "aten.baddbmm.out": 1}
+
+
+def test_sums_and_products_of_elements_are_written_over_what_is_not_read_again() -> None:
+    left = simplified(lambda a, b, c: (a * b + c * a) * c - b, several(*[(4, 4)] * 3))
+    assert left == {
+        "aten.mul.Tensor": 1,
+        "aten.addcmul.out": 1,
+        "aten.mul_.Tensor": 1,
+        "aten.sub_.Tensor": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: (lambda m: m * b + m)(a * b),
+        lambda a, b: (lambda m: (m + b) * m.t())(a @ b),
+        lambda a, b: (lambda m: m + m)(a @ b),
+        lambda a, b: (lambda m: (m @ b) + m)(a @ b),
+        lambda a, b: a.expand(4, 4) + a * b,
+        lambda a, b: (a * b).t() + (b * a),
+        lambda a, b: b - a * b,
+        lambda a, b: (a * b)[:1] + (a * b),
+        lambda a, b: (a * b).sum(0, keepdim=True) + a * b,
+        lambda a, b: a * b + a * 0.5,
+        lambda a, b: torch.add(a @ b, b @ a, alpha=3),
+        lambda a, b: (lambda m: (m.view(2, 8) + 1, m * 2))(a @ b)[1],
+    ],
+)
+def test_what_is_read_again_or_is_seen_through_a_view_is_not_written_over(function: Callable[..., Tensor]) -> None:
+    simplified(function, several((4, 4), (4, 4)))
+
+
+def test_a_sum_in_single_and_double_precision_stays_one() -> None:
+    a, b = several((4, 4), (4, 4))
+    assert simplified(lambda a, b: a.float() @ b.float() + a @ b, [a, b])["aten.add_.Tensor"] == 1
+
+
+def test_copies_and_expansions_to_the_same_form_are_left_out() -> None:
+    def function(x: Tensor) -> Tensor:
+        y = x.clone().expand(3, 4).detach()
+        return aten.copy.default(torch.exp(y), torch.sin(y).to(torch.float64))
+
+    assert simplified(function, several((3, 4))) == {"aten.sin.default": 1}
+
+
+def test_a_copy_with_other_strides_stays() -> None:
+    left = simplified(lambda x: x.t().clone(memory_format=torch.contiguous_format).view(12), several((3, 4)))
+    assert left["aten.clone.default"] == 1
+
+
+def test_nothing_is_added_that_is_zero_each_time() -> None:
+    a, b = several((3, 4), (3, 4))
+    assert simplified(lambda a, z, b: (a + z) * b, [a, torch.zeros(3, 4).double(), b], zero=(1,)) == {
+        "aten.mul.Tensor": 1
+    }
+
+
+def test_a_zero_that_makes_a_sum_larger_stays() -> None:
+    left = simplified(lambda a, z: a + z, [*several((4,)), torch.zeros(3, 4).double()], zero=(1,))
+    assert left["aten.add.Tensor"] == 1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_slices_that_make_up_a_tensor_are_stacked(order: tuple[int, ...]) -> None:
+    def function(*parts: Tensor) -> Tensor:
+        a, b, c = (aten.select_backward.default(part, [5, 3, 2], 1, i) for part, i in zip(parts, order, strict=True))
+        return (a + b) + c
+
+    assert simplified(function, several((5, 2), (5, 2), (5, 2))) == {"aten.stack.default": 1}
+
+
+@pytest.mark.parametrize("order", [(0, 0), (0, 2), (1, 2)])
+def test_slices_that_leave_gaps_or_overlap_are_added(order: tuple[int, ...]) -> None:
+    def function(*parts: Tensor) -> Tensor:
+        a, b = (aten.select_backward.default(part, [5, 3, 2], 1, i) for part, i in zip(parts, order, strict=True))
+        return a + b
+
+    assert "aten.stack.default" not in simplified(function, several((5, 2), (5, 2)))
+
+
+def zero_outputs(function: Callable[..., Any], inputs: list[Tensor]) -> list[bool]:
+    module = make_fx(function)(*inputs)
+    found = zeros(module.graph.nodes)
+    return [output in found for output in list(module.graph.nodes)[-1].args[0]]
+
+
+def test_zeros_are_found_through_what_is_linear_in_them() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        z = torch.zeros_like(x)
+        return [z, -z.t(), z @ x, x * z, z + x, x * x, torch.exp(z)]
+
+    assert zero_outputs(function, several((3, 3))) == [True, True, True, True, False, False, False]
+
+
+def test_a_convolution_of_zeros_is_zero_without_a_bias() -> None:
+    def function(x: Tensor, kernel: Tensor, bias: Tensor) -> list[Tensor]:
+        z = torch.zeros_like(x)
+        return [torch.conv2d(z, kernel), torch.conv2d(z, kernel, bias), torch.conv2d(x, torch.zeros_like(kernel))]
+
+    assert zero_outputs(function, several((2, 3, 5, 5), (4, 3, 3, 3), (4,))) == [True, False, True]
+
+
+def test_gradients_of_a_convolution_are_zero_with_a_factor_of_theirs() -> None:
+    def function(g: Tensor, x: Tensor, kernel: Tensor) -> list[Tensor]:
+        def gradients(g: Tensor, x: Tensor, kernel: Tensor) -> list[Tensor]:
+            settings = ([4], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
+            return list(aten.convolution_backward.default(g, x, kernel, *settings))
+
+        return [
+            *gradients(torch.zeros_like(g), x, kernel),
+            *gradients(g, torch.zeros_like(x), kernel),
+            *gradients(g, x, torch.zeros_like(kernel)),
+        ]
+
+    shapes = several((2, 4, 3, 3), (2, 3, 5, 5), (4, 3, 3, 3))
+    assert zero_outputs(function, shapes) == [True, True, False, False, True, False, True, False, False]
+
+
+def test_a_graph_of_torchs_takes_lists_formats_types_and_several_results() -> None:
+    def function(x: Tensor, kernel: Tensor) -> list[Tensor]:
+        laid_out = x.clone(memory_format=torch.channels_last)
+        settings = ([4], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False])
+        _, gradient, _ = aten.convolution_backward.default(torch.conv2d(x, kernel), laid_out, kernel, *settings)
+        return [torch.cat([gradient, gradient]).to(torch.float32), aten.mean.dim(x, [2], True), x / 3]
+
+    inputs = several((2, 3, 5, 5), (4, 3, 3, 3))
+    module = make_fx(function)(*inputs)
+    torch.testing.assert_close(scripted(module)(*inputs), function(*inputs))
+
+
+def test_a_function_that_is_no_operator_of_atens_is_refused() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output([graph.call_function(torch.sin, (x,))])
+    with pytest.raises(NotScriptableError):
+        scripted(fx.GraphModule(torch.nn.Module(), graph))

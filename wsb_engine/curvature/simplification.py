@@ -1,0 +1,195 @@
+"""A traced function of tensors with the same values and fewer passes over memory, without a compiler.
+
+What is made twice is made once, copies and sums that change nothing are left out, and a product that is added to a
+tensor is accumulated in it where nobody else reads that.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+aten = torch.ops.aten
+
+Node: TypeAlias = Any
+"""fx.Node, whose arguments have no narrower type than that of all that may be one."""
+
+_COPIES = {aten._to_copy.default, aten.alias.default, aten.clone.default, aten.detach.default, aten.expand.default}
+"""Of their first argument, in another form or in the same."""
+_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten._efficientzerotensor.default}
+_LINEAR = _COPIES | {
+    aten._unsafe_view.default, aten.neg.default, aten.permute.default, aten.t.default, aten.transpose.int,
+    aten.unsqueeze.default, aten.view.default,
+}  # fmt: skip
+"""In their first argument; the others are no tensors."""
+_BILINEAR = {aten.bmm.default, aten.convolution.default, aten.mm.default, aten.mul.Tensor}
+"""In their first two arguments, and 0 with either where the third, a bias, is None."""
+_IN_PLACE: dict[Any, Any] = {
+    aten.add.Tensor: aten.add_.Tensor,
+    aten.mul.Scalar: aten.mul_.Scalar,
+    aten.mul.Tensor: aten.mul_.Tensor,
+    aten.sub.Tensor: aten.sub_.Tensor,
+}
+_SYMMETRIC = {aten.add.Tensor, aten.mul.Tensor}
+_ACCUMULATED: dict[Any, Any] = {
+    aten.bmm.default: aten.baddbmm.out,
+    aten.mm.default: aten.addmm.out,
+    aten.mul.Tensor: aten.addcmul.out,
+}
+"""Products x·y, with what makes z + x·y in z."""
+_FRESH = {
+    *_ACCUMULATED, *_ACCUMULATED.values(), *_IN_PLACE, *_IN_PLACE.values(), aten.addmm.default,
+    aten.avg_pool2d.default, aten.avg_pool2d_backward.default, aten.convolution.default, aten.div.Scalar,
+    aten.div.Tensor, aten.gelu_backward.default, aten.mean.dim, aten.stack.default, aten.sum.dim_IntList,
+    aten.tanh_backward.default, aten.threshold_backward.default,
+}  # fmt: skip
+"""Operators whose result is in memory of its own, or in that of an argument with no other reader."""
+
+
+def zeros(nodes: Iterable[Node]) -> set[Node]:
+    """Those of a graph's nodes that are 0 whatever its inputs are, as long as these are finite.
+
+    Args:
+        nodes: All of them in order, none of which writes in place.
+    """
+    found: set[Node] = set()
+    for node in nodes:
+        first, second, third = (*node.args, None, None, None)[:3]
+        if (
+            node.target in _ZEROS
+            or (node.target in _LINEAR and first in found)
+            or (node.target in _BILINEAR and third is None and (first in found or second in found))
+            or (node.target is operator.getitem and _is_zero_gradient(first, second, found))
+        ):
+            found.add(node)
+    return found
+
+
+def _is_zero_gradient(node: Node, index: int, zero: set[Node]) -> bool:
+    """Whether one of a convolution's gradients, of its inputs or its kernel, has a factor that is 0."""
+    if node.target != aten.convolution_backward.default or index > 1:
+        return False
+    gradient, inputs, kernel = node.args[:3]
+    return gradient in zero or (inputs if index else kernel) in zero
+
+
+def simplify(module: fx.GraphModule, zero: Iterable[Node] = ()) -> fx.GraphModule:
+    """The same function with less to do; what it is given is never written to.
+
+    Args:
+        module: A trace of ``make_fx`` without writes in place; changed.
+        zero: Those of its inputs that are 0 each time.
+    """
+    _leave_out(module.graph, set(zero))
+    module = CSEPass()(module).graph_module  # type: ignore[union-attr]
+    for node in module.graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        _stack(node)
+    module.graph.eliminate_dead_code()
+    for node in module.graph.nodes:
+        if node.target in _IN_PLACE and not node.kwargs and not _accumulate(node):
+            _write_over(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _leave_out(graph: fx.Graph, zero: set[Node]) -> None:
+    """What gives one of its arguments as it is."""
+    for node in graph.nodes:
+        for source in _same_values(node, zero):
+            if _form(source) == _form(node) is not None:
+                node.replace_all_uses_with(source)
+                break
+    graph.eliminate_dead_code()
+
+
+def _same_values(node: Node, zero: set[Node]) -> Iterator[Node]:
+    if node.target in _COPIES:
+        yield node.args[0]
+    elif node.target == aten.copy.default:
+        yield node.args[1]
+    elif node.target == aten.add.Tensor and not node.kwargs:
+        first, second = node.args
+        if second in zero:
+            yield first
+        if first in zero:
+            yield second
+
+
+def _form(node: Node) -> tuple[Any, ...] | None:
+    """What two tensors must share to take each other's place."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return (value.shape, value.dtype, value.device, value.stride()) if isinstance(value, Tensor) else None
+
+
+def _type(node: Node) -> tuple[Any, ...] | None:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return (value.dtype, value.device) if isinstance(value, Tensor) else None
+
+
+def _is_spent(node: Node, reader: Node) -> bool:
+    """Whether nobody else reads what the node gives, or has it in memory of theirs."""
+    return isinstance(node, fx.Node) and node.target in _FRESH and list(node.users) == [reader]
+
+
+def _stack(node: Node) -> None:
+    """A sum of tensors that are 0 but for one slice each, as the slices side by side."""
+    terms = list(_terms(node))
+    if any(term.target != aten.select_backward.default for term in terms):
+        return
+    slices = {index: (part, dim, size) for part, size, dim, index in (term.args for term in terms)}
+    _, dim, size = next(iter(slices.values()))
+    if len(slices) == len(terms) == size[dim] and all(tuple(same) == (dim, size) for _, *same in slices.values()):
+        _replace(node, aten.stack.default, ([slices[index][0] for index in range(size[dim])], dim), {})
+
+
+def _terms(node: Node) -> Iterator[Node]:
+    """What a sum adds up."""
+    for part in node.args:
+        if isinstance(part, fx.Node) and part.target == aten.add.Tensor and not part.kwargs:
+            yield from _terms(part)
+        elif isinstance(part, fx.Node):
+            yield part
+
+
+def _accumulate(node: Node) -> bool:
+    """Adds a product to a tensor while it is made; whether the node was such a sum."""
+    if node.target != aten.add.Tensor:
+        return False
+    first, second = node.args
+    orders = [(first, second), (second, first)]
+    for total, product in sorted(orders, key=lambda order: not _is_spent(order[0], node)):
+        if not _is_spent(product, node) or product.target not in _ACCUMULATED or _form(product) != _form(node):
+            continue
+        if any(_type(factor) != _type(node) for factor in (total, *product.args)):
+            continue
+        if _is_spent(total, node) and _form(total) == _form(node):
+            _replace(node, _ACCUMULATED[product.target], (total, *product.args), {"out": total})
+            return True
+        if product.target == aten.mm.default:
+            # Also to each row, of a bias.
+            _replace(node, aten.addmm.default, (total, *product.args), {})
+            return True
+    return False
+
+
+def _write_over(node: Node) -> None:
+    """Writes the result over an argument that is read for the last time."""
+    first, second = node.args
+    for source, other in [(first, second), (second, first)][: 2 if node.target in _SYMMETRIC else 1]:
+        if _is_spent(source, node) and _form(source) == _form(node) is not None:
+            _replace(node, _IN_PLACE[node.target], (source, other), {})
+            return
+
+
+def _replace(node: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    with node.graph.inserting_before(node):
+        other = node.graph.call_function(target, args, kwargs)
+    other.meta = dict(node.meta)
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
