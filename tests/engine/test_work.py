@@ -125,7 +125,7 @@ RECORDS: dict[str, tuple[Callable[[int], Callable[[], object]], int, Work]] = {
     "product, mlp": (partial(product, "mlp"), 200, Work(1_881_600, 212_580)),
     "16 products, mlp": (partial(product, "mlp", columns=16), 200, Work(30_105_600, 3_733_900)),
     "product, convolution": (partial(product, "convolution"), 100, Work(30_182_400, 8_584_360)),
-    "linearised product, convolution": (partial(linearised, "convolution"), 100, Work(15_974_400, 2_763_648)),
+    "linearised product, convolution": (partial(linearised, "convolution"), 100, Work(15_974_400, 1_788_848)),
     "16 products, convolution": (partial(product, "convolution", columns=16), 100, Work(269_798_400, 136_142_272)),
 }
 """What is counted, for how many samples, and the least that it has been: lower a record where the code does better."""

@@ -21,7 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from wsb_engine.classifier import Tensors
 from wsb_engine.curvature.scripting import NotScriptableError, scripted
-from wsb_engine.curvature.simplification import simplify, zeros
+from wsb_engine.curvature.simplification import multiply_by_slopes, simplify, without_repetitions, zeros
 
 
 class WrittenInPlaceError(Exception):
@@ -61,6 +61,9 @@ def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data:
     pure = functionalize(tangent, remove="mutations")
     traced = make_fx(pure)(*(torch.zeros_like(primal) for primal in primals), *given)
     lay_out_pools(traced.graph)
+    multiply_by_slopes(traced.graph, len(primals))
+    if not any(_written(node) for node in traced.graph.nodes):
+        traced = without_repetitions(traced)
     # What has shapes that follow values stays, so that data of other shapes is noticed.
     traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _follows_values(node))
     partially = PartialEvaluation(traced, len(primals))

@@ -32,10 +32,17 @@ def scripted(module: fx.GraphModule) -> Callable[..., list[Tensor]]:
     try:
         graph = _graph(module)
         graph.lint()
-        function: Callable[..., list[Tensor]] = torch._C._create_function_from_graph("traced", graph)
+        function = torch._C._create_function_from_graph("traced", graph)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise NotScriptableError(str(error)) from error
-    return function
+
+    def as_it_is(*values: Tensor) -> list[Tensor]:
+        # torch's own optimisation takes additions out of matrix products again.
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            results: list[Tensor] = function(*values)
+        return results
+
+    return as_it_is
 
 
 def _graph(module: fx.GraphModule) -> Any:

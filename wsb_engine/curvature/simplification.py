@@ -7,7 +7,7 @@ tensor is accumulated in it where nobody else reads that.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -27,6 +27,11 @@ _LINEAR = _COPIES | {
     aten.unsqueeze.default, aten.view.default,
 }  # fmt: skip
 """In their first argument; the others are no tensors."""
+_VIEWS = {
+    aten._unsafe_view.default, aten.permute.default, aten.squeeze.dim, aten.t.default, aten.transpose.int,
+    aten.unsqueeze.default, aten.view.default,
+}  # fmt: skip
+"""Of the memory of their first argument."""
 _BILINEAR = {aten.bmm.default, aten.convolution.default, aten.mm.default, aten.mul.Tensor}
 """In their first two arguments, and 0 with either where the third, a bias, is None."""
 _IN_PLACE: dict[Any, Any] = {
@@ -42,6 +47,13 @@ _ACCUMULATED: dict[Any, Any] = {
     aten.mul.Tensor: aten.addcmul.out,
 }
 """Products x·y, with what makes z + x·y in z."""
+_SLOPES = {
+    aten.elu_backward.default, aten.gelu_backward.default, aten.hardsigmoid_backward.default,
+    aten.hardswish_backward.default, aten.hardtanh_backward.default, aten.leaky_relu_backward.default,
+    aten.mish_backward.default, aten.sigmoid_backward.default, aten.silu_backward.default,
+    aten.softplus_backward.default, aten.tanh_backward.default, aten.threshold_backward.default,
+}  # fmt: skip
+"""Operators that multiply their first argument by a function's slope at their only other tensor."""
 _FRESH = {
     *_ACCUMULATED, *_ACCUMULATED.values(), *_IN_PLACE, *_IN_PLACE.values(), aten.addmm.default,
     aten.avg_pool2d.default, aten.avg_pool2d_backward.default, aten.convolution.default, aten.div.Scalar,
@@ -49,6 +61,30 @@ _FRESH = {
     aten.tanh_backward.default, aten.threshold_backward.default,
 }  # fmt: skip
 """Operators whose result is in memory of its own, or in that of an argument with no other reader."""
+
+
+def multiply_by_slopes(graph: fx.Graph, free: int) -> None:
+    """Has slopes of activations depend on no direction, so that a product multiplies by what was evaluated once.
+
+    Args:
+        graph: Of a function of its first ``free`` arguments and of others.
+        free: How many those are.
+    """
+    varying: set[Node] = set(graph.find_nodes(op="placeholder")[:free])
+    for node in graph.nodes:
+        if varying.isdisjoint(node.all_input_nodes):
+            continue
+        varying.add(node)
+        if node.target not in _SLOPES:
+            continue
+        gradient, *others = node.args
+        at = [other for other in others if isinstance(other, fx.Node)]
+        if varying.isdisjoint(at) and _form(at[0]) == _form(node) is not None:
+            with graph.inserting_before(node):
+                one = graph.call_function(aten.ones_like.default, (at[0],))
+                slope = graph.call_function(node.target, (one, *others), dict(node.kwargs))
+            one.meta, slope.meta = dict(node.meta), dict(node.meta)
+            node.target, node.args, node.kwargs = aten.mul.Tensor, (gradient, slope), {}
 
 
 def zeros(nodes: Iterable[Node]) -> set[Node]:
@@ -85,10 +121,12 @@ def simplify(module: fx.GraphModule, zero: Iterable[Node] = ()) -> fx.GraphModul
         module: A trace of ``make_fx`` without writes in place; changed.
         zero: Those of its inputs that are 0 each time.
     """
-    _leave_out(module.graph, set(zero))
-    module = CSEPass()(module).graph_module  # type: ignore[union-attr]
+    module = without_repetitions(module, set(zero))
+    module.graph.eliminate_dead_code()
     for node in module.graph.find_nodes(op="call_function", target=aten.add.Tensor):
         _stack(node)
+    for node in module.graph.find_nodes(op="call_function", target=aten.clone.default):
+        _stack_as_copied(node)
     module.graph.eliminate_dead_code()
     for node in module.graph.nodes:
         if node.target in _IN_PLACE and not node.kwargs and not _accumulate(node):
@@ -98,17 +136,18 @@ def simplify(module: fx.GraphModule, zero: Iterable[Node] = ()) -> fx.GraphModul
     return module
 
 
-def _leave_out(graph: fx.Graph, zero: set[Node]) -> None:
-    """What gives one of its arguments as it is."""
-    for node in graph.nodes:
+def without_repetitions(module: fx.GraphModule, zero: Collection[Node] = ()) -> fx.GraphModule:
+    """The same function, with everything made once, and nothing that gives an argument as it is; arguments as above."""
+    for node in module.graph.nodes:
         for source in _same_values(node, zero):
             if _form(source) == _form(node) is not None:
                 node.replace_all_uses_with(source)
                 break
-    graph.eliminate_dead_code()
+    once: fx.GraphModule = CSEPass()(module).graph_module  # type: ignore[union-attr]
+    return once
 
 
-def _same_values(node: Node, zero: set[Node]) -> Iterator[Node]:
+def _same_values(node: Node, zero: Collection[Node]) -> Iterator[Node]:
     if node.target in _COPIES:
         yield node.args[0]
     elif node.target == aten.copy.default:
@@ -134,7 +173,9 @@ def _type(node: Node) -> tuple[Any, ...] | None:
 
 def _is_spent(node: Node, reader: Node) -> bool:
     """Whether nobody else reads what the node gives, or has it in memory of theirs."""
-    return isinstance(node, fx.Node) and node.target in _FRESH and list(node.users) == [reader]
+    if not isinstance(node, fx.Node) or list(node.users) != [reader]:
+        return False
+    return node.target in _FRESH or (node.target in _VIEWS and _is_spent(node.args[0], node))
 
 
 def _stack(node: Node) -> None:
@@ -146,6 +187,22 @@ def _stack(node: Node) -> None:
     _, dim, size = next(iter(slices.values()))
     if len(slices) == len(terms) == size[dim] and all(tuple(same) == (dim, size) for _, *same in slices.values()):
         _replace(node, aten.stack.default, ([slices[index][0] for index in range(size[dim])], dim), {})
+
+
+def _stack_as_copied(node: Node) -> None:
+    """A copy of a stack that only moves the stacked dimension, as a stack in that place."""
+    source = node.args[0]
+    while source.target in _VIEWS:
+        source = source.args[0]
+    if source.target != aten.stack.default or not isinstance(node.meta.get("val"), Tensor):
+        return
+    parts, dim = (*source.args, 0)[:2]
+    wanted = node.args[0].meta["val"]
+    for place in range(source.meta["val"].ndim):
+        moved = source.meta["val"].movedim(dim, place)
+        if (moved.shape, moved.stride()) == (wanted.shape, wanted.stride()) and node.meta["val"].is_contiguous():
+            _replace(node, aten.stack.default, (parts, place), {})
+            return
 
 
 def _terms(node: Node) -> Iterator[Node]:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from wsb_engine.curvature.scripting import NotScriptableError, scripted
-from wsb_engine.curvature.simplification import simplify, zeros
+from wsb_engine.curvature.simplification import multiply_by_slopes, simplify, zeros
 
 aten = torch.ops.aten
 
@@ -137,6 +137,52 @@ def test_slices_that_leave_gaps_or_overlap_are_added(order: tuple[int, ...]) -> 
         return a + b
 
     assert "aten.stack.default" not in simplified(function, several((5, 2), (5, 2)))
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_stack_that_is_copied_with_its_new_dimension_elsewhere_is_made_there(place: int) -> None:
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([a, b]).movedim(0, place).clone(memory_format=torch.contiguous_format) * 2
+
+    assert simplified(function, several((3, 4), (3, 4))) == {"aten.stack.default": 1, "aten.mul_.Tensor": 1}
+
+
+def test_a_stack_that_is_copied_in_another_order_stays() -> None:
+    def function(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([a, b]).permute(0, 2, 1).clone(memory_format=torch.contiguous_format) * 2
+
+    assert simplified(function, several((3, 4), (3, 4)))["aten.clone.default"] == 1
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": torch.nn.functional.elu,
+    "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "hardswish": torch.nn.functional.hardswish,
+    "leaky_relu": lambda x: torch.nn.functional.leaky_relu(x, 0.2),
+    "mish": torch.nn.functional.mish,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+    "softplus": torch.nn.functional.softplus,
+    "tanh": torch.tanh,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_slope_of_an_activation_is_evaluated_apart_from_what_it_multiplies(name: str) -> None:
+    x, v = several((5, 3), (5, 3))
+    module = traced(lambda v, x: torch.func.vjp(ACTIVATIONS[name], x)[1](v)[0], [v, x])
+    (expected,) = module(v, x)
+    multiply_by_slopes(module.graph, free=1)
+    module.recompile()
+    given = module.graph.find_nodes(op="placeholder")[0]
+    assert [str(node.target) for node in given.users] == ["aten.mul.Tensor"]
+    torch.testing.assert_close(module(v, x), [expected], rtol=1e-14, atol=1e-15)
+
+
+def test_the_slope_where_a_direction_leads_is_left_as_it_is() -> None:
+    module = traced(lambda v: aten.tanh_backward.default(v, v), several((3,)))
+    multiply_by_slopes(module.graph, free=1)
+    assert counts(module) == {"aten.tanh_backward.default": 1}
 
 
 def zero_outputs(function: Callable[..., Any], inputs: list[Tensor]) -> list[bool]:
