@@ -19,6 +19,7 @@ from wsb_engine.checks import Evidence, checks
 from wsb_engine.classifier import Classifier
 from wsb_engine.curvature import loss
 from wsb_engine.curvature.closed_form import ClosedForm
+from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ModelError, finite
 from wsb_engine.formats.batch import Batch
 from wsb_engine.members import Devices
@@ -31,8 +32,8 @@ from wsb_engine.spectrum.density import DensityEstimate
 
 PARITY_SAMPLES = 4096
 """Samples whose logits are compared with an independent runtime."""
-ONE_THREAD_OPERATIONS = 1e8
-"""Up to so many for a product, threads of a CPU wait for each other longer than they save."""
+ONE_THREAD_SUMS = 5e8
+"""Operations of the closed form up to which one thread of a CPU is as fast as two; its operators are large."""
 TOP_SHARES = 10
 """Samples listed by their share of ‖H‖_F²."""
 
@@ -77,7 +78,9 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     Raises:
         ModelError, ResourceError: with a code and advice.
     """
-    with run.phase("loss"):
+    device = problem.objective.device
+    small = problem.product_operations <= ONE_THREAD_OPERATIONS
+    with run.phase("loss"), threads_of(device, one=small):
         loss_part = _loss(problem)
     with run.phase("parity"):
         parity = _parity(problem, classifier, run)
@@ -85,7 +88,14 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     probing = choice is not None and choice.method == "probes"
     shared = krylov.krylov(problem, options, run) if probing or krylov.wanted(options) else None
     hessian, found = None, None
-    with run.phase("moments"), _partial(run, "moments", options.enclosure):
+    layout = None if choice is None else choice.layout
+    summed_by_one = layout is not None and layout.cost <= ONE_THREAD_SUMS
+    run.one_thread = device.type == "cpu" and small and summed_by_one and options.spectrum == "none"
+    with (
+        run.phase("moments"),
+        _partial(run, "moments", options.enclosure),
+        threads_of(device, one=summed_by_one),
+    ):
         if choice is not None:
             if options.spectrum == "dense" and problem.structure is None and not probing:
                 hessian = _form(problem, run)
@@ -93,7 +103,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
             found = moments.with_gauss_newton(found, problem)
     known = None if found is None else found.known
     enclosure, evidence = None, Evidence()
-    with run.phase("enclosure"), _worthwhile_threads(problem):
+    with run.phase("enclosure"), threads_of(device, one=small):
         if options.enclosure and shared is not None:
             enclosure = krylov.enclosure(problem, shared, known, options, run)
             evidence = _evidence(problem, shared, options.seed, run)
@@ -139,20 +149,6 @@ def _loss(problem: Problem) -> r.Loss:
         gradient_norm=finite(float(torch.linalg.vector_norm(problem.objective.gradient())), "the gradient's norm"),
         accuracy=loss.accuracy(logits, loss.Targets(y, w)),
     )
-
-
-@contextmanager
-def _worthwhile_threads(problem: Problem) -> Iterator[None]:
-    """One thread while small products are made on a CPU."""
-    if problem.objective.device.type != "cpu" or problem.product_operations > ONE_THREAD_OPERATIONS:
-        yield
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _parity(problem: Problem, classifier: Classifier, run: Run) -> r.Parity | None:

@@ -27,6 +27,7 @@ from wsb_engine.curvature.mlp import Network, network, passes
 from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.curvature.smoothness import nonsmooth_operators
 from wsb_engine.curvature.split import SplitProduct, Team
+from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.batch import Batch
 from wsb_engine.formats.heads import looks_like_probabilities
@@ -156,13 +157,16 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
         dtype=dtype,
         device=device,
     )
-    objective = replace(objective, fits=logits_footprint(objective).fits(memory))
-    logits = _logits(objective, run)
-    if options.head == "auto" and model.head == "none" and looks_like_probabilities(logits):
-        model = classifier.resolve(head="probabilities", output=options.output)
-        run.warn("head_probed", "every output row is a probability distribution: logits are taken as its logarithm")
-        objective = replace(objective, function=model.function)
+    forward = logits_footprint(objective)
+    objective = replace(objective, fits=forward.fits(memory))
+    one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
+    with threads_of(device, one=one_thread):
         logits = _logits(objective, run)
+        if options.head == "auto" and model.head == "none" and looks_like_probabilities(logits):
+            model = classifier.resolve(head="probabilities", output=options.output)
+            run.warn("head_probed", "every output row is a probability distribution: logits are taken as its logarithm")
+            objective = replace(objective, function=model.function)
+            logits = _logits(objective, run)
     objective = replace(objective, targets=setting.targets(batch, logits.shape[1], model.classes, device))
     first = objective.chunk_inputs(slice(0, 1))
     nonsmooth = model.nonsmooth_operators
@@ -173,7 +177,8 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
             "not_smooth",
             f"{', '.join(nonsmooth)}: the Hessian exists only almost everywhere, and its closed form does not apply",
         )
-    structure = None if nonsmooth else _structure(model, objective, logits, run)
+    with threads_of(device, one=one_thread):
+        structure = None if nonsmooth else _structure(model, objective, logits, run)
     objective = _laid_out(objective)
     footprint = gradient_footprint(objective)
     objective = replace(objective, fits=footprint.fits(memory))

@@ -13,6 +13,8 @@ class Progress:
     fraction: float
     """Of this phase, 0 to 1."""
     hessian_vector_products: int = 0
+    one_thread: bool = False
+    """Whether all that is left uses one thread of a CPU."""
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -29,6 +29,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[ReportWarning] = field(default_factory=list)
     current: str = ""
+    one_thread: bool = False
+    """As in the progress."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -62,7 +64,14 @@ class Run:
     def tell(self, fraction: float, products: int = 0) -> None:
         """Tells the caller, whatever the time."""
         if self.callback is not None:
-            self.callback(Progress(phase=self.current, fraction=fraction, hessian_vector_products=products))
+            self.callback(
+                Progress(
+                    phase=self.current,
+                    fraction=fraction,
+                    hessian_vector_products=products,
+                    one_thread=self.one_thread,
+                )
+            )
 
     def warn(self, code: str, message: str) -> None:
         warning = ReportWarning(code=code, message=message)

@@ -413,3 +413,42 @@ def test_a_parameter_that_the_loss_does_not_depend_on_has_no_gradient() -> None:
     assert sum(abs(value) < 1e-12 for value in report.spectrum.eigenvalues) >= 2
     alone = wsb.analyze(wsb.from_module(Idle()), data, wsb.Options(parameters=("idle",)))
     assert alone.loss.gradient_norm == 0.0
+
+
+def told(model: wsb.Classifier, data: wsb.Batch, **options: object) -> list[tuple[str, bool]]:
+    """Phases with whether they said that one thread is enough for what is left."""
+    seen: list[tuple[str, bool]] = []
+    wsb.analyze(
+        model,
+        data,
+        wsb.Options(device="cpu", **options),
+        progress=lambda progress: seen.append((progress.phase, progress.one_thread)),
+    )
+    return list(dict.fromkeys(seen))
+
+
+def test_a_small_analysis_says_once_it_knows_that_one_thread_is_enough() -> None:
+    expected = [("setup", False), ("loss", False), ("parity", False)]
+    assert told(classifier(), batch()) == [*expected, ("moments", True), ("enclosure", True), ("spectrum", True)]
+
+
+@pytest.mark.parametrize("options", [{"spectrum": "dense"}, {"spectrum": "top"}, {"moments": "basis"}])
+def test_what_may_use_all_threads_does_not_say_so(options: dict[str, object]) -> None:
+    assert not any(one for _, one in told(classifier(), batch(), **options))
+
+
+def test_a_large_product_or_a_large_sum_does_not_say_so() -> None:
+    random = np.random.default_rng(0)
+    data = wsb.Batch(random.random((2000, 64), np.float32), random.integers(0, 10, 2000))
+    model = wsb.from_module(nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)))
+    assert not any(one for _, one in told(model, data, max_products=2))
+
+
+def test_an_analysis_leaves_the_number_of_threads_as_it_was() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        wsb.analyze(classifier(), batch())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

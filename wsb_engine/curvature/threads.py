@@ -6,14 +6,32 @@ gained; threads with samples of their own meet once a product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Item = TypeVar("Item")
+
+ONE_THREAD_OPERATIONS = 1e8
+"""Up to so many for a pass over all samples, threads inside of operators wait for each other longer than they save."""
+
+
+@contextmanager
+def threads_of(device: torch.device, *, one: bool) -> Iterator[None]:
+    """Has operators use one thread of a CPU, or all of them as always."""
+    if device.type != "cpu" or not one:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Threads:
