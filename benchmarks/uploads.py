@@ -83,7 +83,6 @@ def change(path: Path, turn: int) -> None:
 
 
 def copy(source: Path, target: Path, *, synced: bool = False) -> float:
-    target.unlink(missing_ok=True)
     started = time.perf_counter()
     digest = hashlib.sha256()
     with source.open("rb", buffering=0) as file, target.open("wb", buffering=0) as out:
@@ -93,7 +92,9 @@ def copy(source: Path, target: Path, *, synced: bool = False) -> float:
         if synced:
             os.fsync(out.fileno())
     digest.hexdigest()
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    target.unlink()
+    return seconds
 
 
 def upload(url: str, path: Path) -> float:

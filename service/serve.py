@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from service.allocation import keep_freed_memory
 from service.devices import offered_devices
 from service.exposure import refuse_exposure
 from service.postgres import embedded_postgres
@@ -39,6 +40,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int | None, anno
         SandboxError: when analyses can't be confined here as the settings require.
         DatabaseUnusableError: when a database was given that can't be used.
     """
+    keep_freed_memory()
     refuse_exposure(host, settings.api_keys, allow_anonymous=settings.allow_anonymous)
     devices = offered_devices()
     count = len(devices) if workers is None else workers

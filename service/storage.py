@@ -22,10 +22,12 @@ from typing import Literal, Self
 from service.errors import ServiceError
 from service.scratch import ScratchFolder
 from service.settings import Settings
+from service.writeback import start_writeback
 
 Kind = Literal["models", "batches"]
 
 _CHECKED_EVERY = 16 << 20
+_WRITTEN_BACK_EVERY = 16 << 20
 
 
 class InsufficientStorageError(ServiceError):
@@ -68,6 +70,8 @@ class Upload:
         self._hash = hashlib.sha256()
         self._min_free_bytes = min_free_bytes
         self._unchecked = 0
+        self._started = 0
+        """Bytes that are on their way to the disk."""
 
     def write(self, data: bytes | memoryview) -> None:
         self._unchecked += len(data)
@@ -80,6 +84,9 @@ class Upload:
                 rest = rest[self._file.write(rest) or 0 :]
         self._hash.update(data)
         self.size += len(data)
+        if self.size - self._started >= _WRITTEN_BACK_EVERY:
+            start_writeback(self._file.fileno(), self._started, self.size - self._started)
+            self._started = self.size
 
     @property
     def sha256(self) -> str:
