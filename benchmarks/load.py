@@ -6,8 +6,8 @@ Each client posts a 64-32-10 tanh network and 400 samples with ``Prefer: wait``,
 from being used again. Latency is that of answers with the report (201). The engine alone, in this process and on one
 thread, is measured before for comparison. Any answer but 201, 202 (no report within 60 s) and 429 ends the run.
 
-``rows`` compares rates without the clients' part in them: the same analyses are queued before the first of them starts,
-and counted from its start to the end of the last one.
+``rows`` compares rates without the clients' part in them: the same analyses are queued while another one runs, and
+counted from its end to the end of the last one.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def engine_rate(seconds: float) -> float:
 
 
 def rows(*, jobs: int = 6, rounds: int = 5) -> Iterator[Row]:
-    """One worker that never waits for work beside the engine called in a loop, in turns."""
+    """One worker that never waits for work, as it is set by default, beside the engine called in a loop, in turns."""
     content = model(), batch()
     served, alone = [], []
     with serving() as (url, _), httpx.Client(base_url=url, timeout=120) as client:
@@ -102,21 +102,24 @@ def rows(*, jobs: int = 6, rounds: int = 5) -> Iterator[Row]:
 
 
 def saturated(client: httpx.Client, jobs: int) -> float:
-    """Analyses a second, from the first start to the last end."""
+    """Analyses a second, from the end of the one before them to the last end."""
     wanted = {
         kind: client.post(f"/v1/{path}", content=data).raise_for_status().json()["id"]
         for kind, path, data in (("model", "models", model()), ("batch", "batches", batch()))
     }
     # Keeps the worker busy until all others are queued.
-    posted(client, {**wanted, "fresh": True, "options": {"spectrum": "dense"}})
+    before = posted(client, {**wanted, "fresh": True, "options": {"spectrum": "dense"}})
     found = [posted(client, {**wanted, "fresh": True}) for _ in range(jobs)]
-    ended = [finished(client, analysis) for analysis in found]
-    moments = [[datetime.fromisoformat(a[name]) for name in ("started_at", "finished_at")] for a in ended]
-    first, last = min(start for start, _ in moments), max(end for _, end in moments)
-    latest = max(datetime.fromisoformat(a["created_at"]) for a in ended)
-    if latest > first:
-        raise RuntimeError("the worker was at work before all analyses were queued")
-    return jobs / (last - first).total_seconds()
+    begin, *ends = [finished(client, analysis) for analysis in (before, *found)]
+    last_posted = max(moment(analysis, "created_at") for analysis in ends)
+    if last_posted > moment(begin, "finished_at"):
+        raise RuntimeError("the worker was free before all analyses were queued")
+    last = max(moment(analysis, "finished_at") for analysis in ends)
+    return jobs / (last - moment(begin, "finished_at")).total_seconds()
+
+
+def moment(analysis: dict[str, str], name: str) -> datetime:
+    return datetime.fromisoformat(analysis[name])
 
 
 def posted(client: httpx.Client, wanted: dict[str, object]) -> str:
