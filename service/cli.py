@@ -94,7 +94,7 @@ def worker(
         bool, typer.Option(hidden=True, help="Take the database's URL from stdin, and stop when that closes.")
     ] = False,
 ) -> None:
-    """Run a worker for the database in WSB_DATABASE_URL; a device runs one analysis at a time."""
+    """Run a worker for the database in WSB_DATABASE_URL; a device runs one analysis at a time, or some small ones."""
     import asyncio
 
     from service.analyses.job import PRELOAD

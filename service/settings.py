@@ -81,6 +81,12 @@ class Settings(BaseSettings):
     job_memory_bytes: int | None = Field(
         None, ge=256 * MIB, description="Memory of one analysis; unset: three quarters of the machine's."
     )
+    small_jobs: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Small analyses, of one thread each, that a worker on a CPU runs side by side; unset: job_threads.",
+    )
     max_attempts: int = Field(3, ge=1, le=100, description="Times an analysis is started before worker_lost.")
     progress_seconds: float = Field(0.5, ge=0, le=60, description="Least time between two progress updates of a row.")
 

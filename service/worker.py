@@ -1,4 +1,4 @@
-"""The worker: owns one device, takes one analysis at a time, and looks after those of lost workers."""
+"""The worker: owns one device, takes an analysis when there is room for it, and looks after those of lost workers."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from uuid import UUID
 
 import procrastinate
 import structlog
+from procrastinate import jobs
+from procrastinate.connector import BaseConnector
 from procrastinate.exceptions import ConnectorException
 from procrastinate.job_context import JobContext
 from procrastinate.jobs import Status
+from procrastinate.manager import JobManager
 from procrastinate.worker import Worker
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import workers
 from service.analyses import outcomes, repository
+from service.analyses.children import Children
+from service.analyses.device import Device
 from service.analyses.job import ENTRY
 from service.analyses.runner import Runner, worker_lost
 from service.analyses.table import FINAL_STATES
 from service.background import background
 from service.database import Database, patiently
-from service.protections import active_protections
+from service.protections import active_protections, required
 from service.queue import RUN_ANALYSIS, open_queue, queues_of
-from service.sandbox import Zygote, delegated_group
+from service.sandbox import Place, Zygote, delegated_group
 from service.scratch import ScratchFolder
 from service.settings import Settings
 from service.storage import open_blobs
@@ -36,6 +41,8 @@ from service.traces import Tracing
 
 log = structlog.get_logger(__name__)
 
+_ENDING = 2
+"""Analyses whose reports are being stored while others compute."""
 _FORGET_SECONDS = 3600
 """When the queue drops the row of a silent worker; its jobs are rescued long before."""
 _STORE_SECONDS = 5.0
@@ -78,22 +85,33 @@ async def work(
         try:
             await database.migrate()
             async with zygote, queue.open_async(), tracing.exporting():
+                place = Place(
+                    folder=scratch.path,
+                    entry=entry,
+                    threads=settings.job_threads,
+                    limits=settings.job_limits,
+                    gpu=device != "cpu",
+                    group=group,
+                    required=required(settings),
+                )
                 runner = Runner(
                     settings=settings,
                     database=database,
                     blobs=open_blobs(settings),
-                    zygote=zygote,
-                    entry=entry,
-                    device=device,
-                    folder=scratch.path,
-                    group=group,
+                    children=Children(zygote, place),
+                    name=device,
+                    device=Device(_threads(settings, device)),
                     tracing=tracing,
                 )
                 attempts = _add_task(queue, runner)
-                worker = _queue_worker(settings, queue, device)
+                worker = _queue_worker(settings, queue, runner)
                 protections = await active_protections(settings, zygote, scratch.path, device=device, group=group)
                 async with _signs_of_life(settings, database, queue, worker, runner, protections):
-                    await _run_until(worker, stop, hurry or asyncio.Event(), attempts)
+                    runner.children.fork_ahead()
+                    try:
+                        await _run_until(worker, stop, hurry or asyncio.Event(), attempts, runner.device)
+                    finally:
+                        await runner.children.close()
         finally:
             await database.close()
 
@@ -120,6 +138,8 @@ def _add_task(queue: procrastinate.App, runner: Runner) -> set[asyncio.Task[None
     """Connects the queue with the runner; gives the attempts that are running, at any time."""
     attempts: set[asyncio.Task[None]] = set()
 
+    queue.job_manager = _Jobs(queue.connector, runner.device)
+
     # Attempts are counted in the analysis, where every way of losing one is seen; the queue only repeats.
     @queue.task(name=RUN_ANALYSIS, pass_context=True, retry=procrastinate.RetryStrategy(wait=1))
     async def run_analysis(context: JobContext, analysis: str, traceparent: str | None = None) -> None:
@@ -134,12 +154,35 @@ def _add_task(queue: procrastinate.App, runner: Runner) -> set[asyncio.Task[None
     return attempts
 
 
-def _queue_worker(settings: Settings, queue: procrastinate.App, device: str) -> Worker:
+class _Jobs(JobManager):
+    """Takes a job from the queue only when there is room for it at the device."""
+
+    def __init__(self, connector: BaseConnector, device: Device) -> None:
+        super().__init__(connector)
+        self._device = device
+
+    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> jobs.Job | None:
+        if not await self._device.room():
+            return None
+        job = await super().fetch_job(queues, worker_id)
+        if job is not None and job.task_name == RUN_ANALYSIS and job.id is not None:
+            self._device.add(job.id)
+        return job
+
+
+def _threads(settings: Settings, device: str) -> int:
+    """For analyses side by side."""
+    if device != "cpu":
+        return 1
+    return settings.small_jobs or settings.job_threads or len(os.sched_getaffinity(0))
+
+
+def _queue_worker(settings: Settings, queue: procrastinate.App, runner: Runner) -> Worker:
     return Worker(
         queue,
-        queues=queues_of(device),
-        name=device,
-        concurrency=1,
+        queues=queues_of(runner.name),
+        name=runner.name,
+        concurrency=runner.device.threads + _ENDING,
         fetch_job_polling_interval=settings.poll_seconds,
         abort_job_polling_interval=settings.poll_seconds,
         shutdown_graceful_timeout=settings.shutdown_seconds,
@@ -151,10 +194,11 @@ def _queue_worker(settings: Settings, queue: procrastinate.App, device: str) -> 
 
 
 async def _run_until(
-    worker: Worker, stop: asyncio.Event, hurry: asyncio.Event, attempts: set[asyncio.Task[None]]
+    worker: Worker, stop: asyncio.Event, hurry: asyncio.Event, attempts: set[asyncio.Task[None]], device: Device
 ) -> None:
     running = asyncio.create_task(worker.run(), name="worker")  # type: ignore[no-untyped-call]
     await _first(running, stop)
+    device.close()
     worker.stop()  # type: ignore[no-untyped-call]
     grace = float(worker.shutdown_graceful_timeout or 0)
     await _first(running, hurry, seconds=grace + _STORE_SECONDS)
@@ -190,11 +234,11 @@ async def _signs_of_life(
     async def register() -> UUID:
         async with database.transaction() as session:
             return await workers.register(
-                session, device=runner.device, protections=protections, memory_bytes=settings.job_bytes
+                session, device=runner.name, protections=protections, memory_bytes=settings.job_bytes
             )
 
     identity = await patiently(register, seconds=settings.database_patience_seconds)
-    log.info("worker_ready", device=runner.device, protections=protections)
+    log.info("worker_ready", device=runner.name, protections=protections)
 
     async def beat() -> None:
         unfinished: set[int] = set()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,13 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import traces
 from service.analyses import memory, outcomes, repository
+from service.analyses.children import Children
+from service.analyses.device import Device
 from service.analyses.job import BATCH_FILE, MODEL_FILE
 from service.analyses.schemas import AnalysisError, progress_document
 from service.analyses.table import FINAL_STATES, AnalysisRow
 from service.background import background
 from service.database import Database, patiently
-from service.protections import required
-from service.sandbox import Job, Outcome, SandboxError, Zygote
+from service.sandbox import Outcome, SandboxError
 from service.settings import Settings
 from service.storage import BlobCorruptError, BlobMissingError, BlobStore, StorageUnavailableError
 from service.traces import Tracing
@@ -45,14 +43,11 @@ class Runner:
     settings: Settings
     database: Database
     blobs: BlobStore
-    zygote: Zygote
-    entry: str
-    """What a child runs, as module:function."""
-    device: str
-    folder: Path
-    """Where job folders are made."""
-    group: Path | None
-    """Control group beneath which each child gets its own."""
+    children: Children
+    """Which run what their place says."""
+    name: str
+    """Of the device: cpu or cuda:N."""
+    device: Device
     tracing: Tracing
     running: set[int] = field(default_factory=set)
     """Jobs of the queue that are being worked on."""
@@ -74,7 +69,7 @@ class Runner:
         number = job.job.id or 0
         self.running.add(number)
         try:
-            facts: dict[str, str | int] = {"analysis": str(analysis), "job": number, "device": self.device}
+            facts: dict[str, str | int] = {"analysis": str(analysis), "job": number, "device": self.name}
             with (
                 structlog.contextvars.bound_contextvars(**facts),
                 self.tracing.job_span("run_analysis", traceparent, facts),
@@ -82,6 +77,7 @@ class Runner:
                 await self._run(analysis, job)
         finally:
             structlog.contextvars.unbind_contextvars("tenant", "attempt")
+            self.device.leave(number)
             self.running.discard(number)
 
     async def _run(self, analysis: UUID, job: JobContext) -> None:
@@ -93,7 +89,7 @@ class Runner:
         traces.note(**facts)
         log.info("analysis_started")
         try:
-            outcome = await self._attempt(row)
+            outcome = await self._attempt(row, job.job.id or 0)
         except asyncio.CancelledError:
             await self._stopped(row, job)
             return
@@ -136,7 +132,7 @@ class Runner:
         if row is None or row.state in FINAL_STATES:
             return True
         here = memory.Worker(
-            device=self.device,
+            device=self.name,
             memory_bytes=self.settings.job_bytes,
             within_seconds=self.settings.stalled_seconds,
         )
@@ -148,32 +144,32 @@ class Runner:
             await repository.cancelled(session, analysis, allowed=("cancelling",))
         return False
 
-    async def _attempt(self, row: AnalysisRow) -> Outcome:
-        folder = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
-        try:
+    async def _attempt(self, row: AnalysisRow, job: int) -> Outcome:
+        async with self.children.one() as child:
+            folder = child.place.folder
             await asyncio.gather(
                 self.blobs.copy("models", row.model, folder / MODEL_FILE),
                 self.blobs.copy("batches", row.batch, folder / BATCH_FILE),
             )
-            job = Job(
-                folder=folder,
-                entry=self.entry,
-                request={
-                    "options": {**row.options, "device": self.device},
-                    "torchscript": self.settings.torchscript,
-                },
-                seconds=row.timeout_s,
-                threads=self.settings.job_threads,
-                limits=self.settings.job_limits,
-                gpu=self.device != "cpu",
-                group=self.group,
-                required=required(self.settings),
-            )
+            request = {
+                "options": {**row.options, "device": self.name},
+                "torchscript": self.settings.torchscript,
+            }
             latest: dict[str, Any] = {}
+
+            def progressed(fields: dict[str, Any]) -> None:
+                latest.update(fields)
+                if fields.get("one_thread") is True:
+                    self.device.share(job)
+
+            def delivered() -> None:
+                # A GPU's memory is free only when the child has ended.
+                if self.name == "cpu":
+                    self.device.leave(job)
+
             async with self._writing_progress(row.id, latest):
-                return await self.zygote.run(job, latest.update)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+                self.children.fork_ahead()
+                return await child.run(request, row.timeout_s, progressed, on_delivered=delivered)
 
     @asynccontextmanager
     async def _writing_progress(self, analysis: UUID, latest: dict[str, Any]) -> AsyncIterator[None]:

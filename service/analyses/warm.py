@@ -6,5 +6,12 @@ import encodings.cp437  # noqa: F401  (the names in an .npz file are decoded wit
 
 import onnx
 
+from service.analyses.rehearsal import rehearse
+from service.sandbox.grants import gpu_devices
+
 # Looking for the first operator is what registers all of them.
 onnx.defs.has("Identity")
+
+# Where there is a GPU, torch starts a thread for it with the first gradient, and the zygote may have one only.
+if not gpu_devices(True):
+    rehearse()

@@ -6,15 +6,17 @@ say by JSON only: nothing that a child sends is executed or unpickled.
 
 from service.sandbox.cgroup import delegated_group
 from service.sandbox.errors import SandboxError
-from service.sandbox.job import Job, JobError, Limits, Outcome
-from service.sandbox.parent import ProgressCallback, Zygote
+from service.sandbox.job import Job, JobError, Limits, Outcome, Place
+from service.sandbox.parent import Child, ProgressCallback, Zygote
 from service.sandbox.rlimits import usable_memory_bytes
 
 __all__ = [
+    "Child",
     "Job",
     "JobError",
     "Limits",
     "Outcome",
+    "Place",
     "ProgressCallback",
     "SandboxError",
     "Zygote",

@@ -20,18 +20,29 @@ from service.sandbox.confinement import child_environment, confine, seal
 from service.sandbox.errors import SandboxError
 from service.sandbox.grants import code_paths
 from service.sandbox.job import JobError, Limits
-from service.sandbox.protocol import encode_error, encode_progress, encode_result, is_code
+from service.sandbox.protocol import encode_error, encode_progress, encode_result, is_code, write_whole
+from service.sandbox.rlimits import limit_cpu_time
 
 Entry = Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], str]
 
 
 def run_child(
-    request: int, pipe: int, log: int, *, parent: int, protections: Sequence[str], code: Collection[str]
+    place: int,
+    request: int,
+    go: int,
+    pipe: int,
+    log: int,
+    *,
+    parent: int,
+    protections: Sequence[str],
+    code: Collection[str],
 ) -> NoReturn:
     """Runs one job to its end in the process that calls this; never returns.
 
     Args:
-        request: Descriptor of a file with the job as JSON.
+        place: Descriptor of a file with the place as JSON.
+        request: Descriptor of a file with the request as JSON, once there is a byte in ``go``.
+        go: Descriptor of a pipe; at its end without a byte there is nothing to do.
         pipe: Descriptor to write frames to.
         log: Descriptor that takes stdout and stderr.
         parent: Process id of the zygote.
@@ -41,9 +52,11 @@ def run_child(
     delivered = False
     try:
         _restore_signals()
-        job = json.loads(_read_all(request))
-        _keep_only(pipe, log)
-        _send(pipe, _work(job, pipe, parent, protections, code))
+        where = json.loads(_read_all(place))
+        _keep_only(request, go, pipe, log=log)
+        frame = _work(where, request, go, pipe, parent, protections, code)
+        if frame is not None:
+            write_whole(pipe, frame)
         delivered = True
     except BaseException:
         traceback.print_exc()
@@ -55,26 +68,38 @@ def run_child(
         os._exit(0 if delivered else 1)
 
 
-def _work(job: dict[str, Any], pipe: int, parent: int, protections: Sequence[str], code: Collection[str]) -> bytes:
+def _work(
+    place: dict[str, Any],
+    request: int,
+    go: int,
+    pipe: int,
+    parent: int,
+    protections: Sequence[str],
+    code: Collection[str],
+) -> bytes | None:
+    """The last frame; None where nothing is asked for in the end."""
     out_of_memory = encode_error(_OUT_OF_MEMORY)  # encoded while there is memory for it
     try:
-        folder, threads, limits = Path(job["folder"]), job["threads"], Limits(**job["limits"])
+        folder, threads, limits = Path(place["folder"]), place["threads"], Limits(**place["limits"])
         os.chdir(folder)
-        environment = child_environment(folder, threads)
-        seconds, gpu = job["seconds"], job["gpu"]
-        group = None if job["group"] is None else Path(job["group"])
-        active = confine(limits, parent=parent, environment=environment, seconds=seconds, gpu=gpu, group=group)
+        environment, gpu = child_environment(folder, threads), place["gpu"]
+        group = None if place["group"] is None else Path(place["group"])
+        active = confine(limits, parent=parent, environment=environment, gpu=gpu, group=group)
         tempfile.tempdir = str(folder)  # rather than the first that it finds it can write to
         faulthandler.enable()
         gc.enable()
-        preloaded = job["entry"].partition(":")[0] in sys.modules
-        entry = _load(job["entry"])
+        preloaded = place["entry"].partition(":")[0] in sys.modules
+        entry = _load(place["entry"])
         active = [*protections, *active, *seal(folder, code if preloaded else code_paths(), gpu=gpu)]
-        _check(active, job["required"])
-        request = {**job["request"], "threads": threads, "sandbox": active}
-        body = entry(request, lambda fields: _send(pipe, encode_progress(fields)))
+        _check(active, place["required"])
+        job = _wait(request, go)
+        if job is None:
+            return None
+        limit_cpu_time(job["seconds"])
+        asked = {**job["request"], "threads": threads, "sandbox": [*active, "rlimit_cpu"]}
+        body = entry(asked, lambda fields: write_whole(pipe, encode_progress(fields)))
         if not isinstance(body, str):
-            raise TypeError(f"{job['entry']} returned {type(body).__name__}, not str")
+            raise TypeError(f"{place['entry']} returned {type(body).__name__}, not str")
         return encode_result(body, frame_bytes=limits.frame_bytes)
     except MemoryError:
         return out_of_memory
@@ -84,6 +109,15 @@ def _work(job: dict[str, Any], pipe: int, parent: int, protections: Sequence[str
             with suppress(OSError):  # the log may be full
                 traceback.print_exc()
         return encode_error(known or _INTERNAL_ERROR)
+
+
+def _wait(request: int, go: int) -> dict[str, Any] | None:
+    """The request and its seconds, once they are there; None where nobody asks any more."""
+    asked = os.read(go, 1)
+    os.close(go)
+    content: dict[str, Any] | None = json.loads(_read_all(request)) if asked else None
+    os.close(request)
+    return content
 
 
 def _check(active: Sequence[str], required: Sequence[str]) -> None:
@@ -121,25 +155,19 @@ def _restore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _keep_only(pipe: int, log: int) -> None:
+def _keep_only(*kept: int, log: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) not in (0, 1, 2, pipe):
+        if int(name) not in (0, 1, 2, *kept):
             with suppress(OSError):  # the descriptor that listed the folder is closed by now
                 os.close(int(name))
 
 
 def _read_all(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-
-
-def _send(pipe: int, frame: bytes) -> None:
-    rest = memoryview(frame)
-    while rest:
-        rest = rest[os.write(pipe, rest) :]
 
 
 _OUT_OF_MEMORY = JobError(

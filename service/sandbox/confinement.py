@@ -35,14 +35,16 @@ decomposition on two threads was seen to take 4 s instead of 0.02 s. Those that 
 piece, which made small pieces six times slower: libgomp's spin for a moment, which its own variable says and others
 don't read."""
 
+MEMORY_VARIABLES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""The C library asks for large pages where the system gives them for the asking: a zygote of fewer pages is forked, and
+a child of fewer taken apart, in two thirds of the time."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def confine(
-    limits: Limits, *, parent: int, environment: Mapping[str, str], seconds: float, gpu: bool, group: Path | None
-) -> list[str]:
+def confine(limits: Limits, *, parent: int, environment: Mapping[str, str], gpu: bool, group: Path | None) -> list[str]:
     """Gives up, for this process and for good, what a job does not need; files and system calls are left to ``seal``.
 
     To be called once, in the child.
@@ -51,7 +53,6 @@ def confine(
         limits: Ceilings on resources.
         parent: Process id of the zygote, with which this process is to die.
         environment: The whole of the environment from here on.
-        seconds: Wall-clock limit of the job.
         gpu: Whether the job may use the devices of GPUs.
         group: Control group to be in, which limits the memory.
 
@@ -69,7 +70,7 @@ def confine(
         active += become_nobody([os.stat(path).st_gid for path in gpu_devices(gpu)])
         die_with_parent(parent, signal.SIGKILL)  # a change of user cancels it
         prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        active += ["parent_death_signal", "no_new_privs", *limit_resources(limits, seconds=seconds, gpu=gpu)]
+        active += ["parent_death_signal", "no_new_privs", *limit_resources(limits, gpu=gpu)]
     except OSError as error:
         raise SandboxError(
             f"The child could not be confined: {error}.",
@@ -133,7 +134,15 @@ def zygote_environment(python_path: str) -> dict[str, str]:
     """The environment of the zygote, which its children can read in /proc: nothing secret may be in it."""
     single = dict.fromkeys(THREAD_VARIABLES, "1")  # no library may start a pool of threads before the fork
     home = {"HOME": os.environ.get("HOME", "/")}
-    return {**_kept(), **QUIET_VARIABLES, **single, **home, "PYTHONPATH": python_path, "PYTHONUTF8": "1"}
+    return {
+        **_kept(),
+        **QUIET_VARIABLES,
+        **MEMORY_VARIABLES,
+        **single,
+        **home,
+        "PYTHONPATH": python_path,
+        "PYTHONUTF8": "1",
+    }
 
 
 def child_environment(folder: Path, threads: int | None) -> dict[str, str]:

@@ -31,19 +31,13 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One call of an entry function in a fresh child.
-
-    The function is called as ``function(request, emit_progress)`` with the job folder as its working directory and
-    returns the result as a string. ``request`` reaches it with two keys added: ``threads``, as given here, and
-    ``sandbox``, the names of the active protections.
+class Place:
+    """Where a child is, what confines it, and what it will run: all that it has to know before it knows its request.
 
     Args:
         folder: An existing folder that is this job's alone; the child can read it, and can't write to it.
         entry: ``package.module:function``, importable where the zygote's caller can import it. What the module needs
             from outside the Python installation it has to import when it is imported itself.
-        request: JSON-compatible argument of the entry; numbers must be finite.
-        seconds: Wall-clock limit from the fork on.
         threads: How many threads the entry may use; None leaves it to the entry.
         limits: Ceilings on what the child can open, write, send and use.
         gpu: Whether the entry may use the devices of GPUs.
@@ -51,13 +45,11 @@ class Job:
         required: Names of protections without which the job is not to run; it fails as ``sandbox_insufficient`` then.
 
     Raises:
-        ValueError: if ``entry``, ``seconds`` or ``threads`` makes no sense.
+        ValueError: if ``entry`` or ``threads`` makes no sense.
     """
 
     folder: Path
     entry: str
-    request: dict[str, Any]
-    seconds: float
     threads: int | None = None
     limits: Limits = field(default_factory=Limits)
     gpu: bool = False
@@ -67,10 +59,33 @@ class Job:
     def __post_init__(self) -> None:
         if not _ENTRY.fullmatch(self.entry):
             raise ValueError(f"entry {self.entry!r} is not of the form package.module:function")
-        if not self.seconds > 0:
-            raise ValueError(f"seconds must be positive, not {self.seconds}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Place):
+    """One call of an entry function in a fresh child.
+
+    The function is called as ``function(request, emit_progress)`` with the job folder as its working directory and
+    returns the result as a string. ``request`` reaches it with two keys added: ``threads``, as given here, and
+    ``sandbox``, the names of the active protections.
+
+    Args:
+        request: JSON-compatible argument of the entry; numbers must be finite.
+        seconds: Wall-clock limit, the fork included.
+
+    Raises:
+        ValueError: if ``seconds`` makes no sense, or what ``Place`` takes.
+    """
+
+    request: dict[str, Any]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be positive, not {self.seconds}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,15 @@ import inspect
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from service.sandbox.cgroup import has_killed, job_group
 from service.sandbox.errors import SandboxError
-from service.sandbox.job import LOG_NAME, Job, JobError, Outcome
-from service.sandbox.process import Running, ZygoteProcess, first_done
+from service.sandbox.job import LOG_NAME, Job, JobError, Outcome, Place
+from service.sandbox.process import Running, ZygoteProcess, encoded, first_done
 from service.sandbox.protocol import FrameDecoder, Progress, ProtocolError
 from service.sandbox.verdict import Evidence, judge, oom_kill_count
 
@@ -81,36 +82,31 @@ class Zygote:
                 self._process = None
 
     async def run(self, job: Job, on_progress: ProgressCallback | None = None) -> Outcome:
-        """Runs one job to its end.
-
-        Cancelling this kills the child with its process group, and waits until both are gone. So does an exception in
-        ``on_progress``, which then propagates.
+        """Runs one job to its end, in a child that is forked now.
 
         Raises:
-            SandboxError: if no zygote can be started or no child forked; the job has not begun then.
-            OSError: if the job folder can't take a log file.
-            TypeError, ValueError: if the request is not JSON-compatible.
+            As ``Child.run``.
         """
-        process = await self._live_process()
-        log = os.open(job.folder / LOG_NAME, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        child = Child(await self._live_process(), job)
         try:
-            started = time.monotonic()
-            with job_group(job.group, job.limits.memory_bytes) as group:
-                evidence = await _attend(process, job, log, group, on_progress)
-            status, ending = judge(evidence, seconds=job.seconds)
-            return Outcome(
-                status=status,
-                interrupted=status == "crashed" and evidence.interrupted,
-                result=ending if isinstance(ending, str) else None,
-                error=ending if isinstance(ending, JobError) else None,
-                exit_code=None if evidence.exit is None else evidence.exit.code,
-                exit_signal=None if evidence.exit is None else evidence.exit.signal,
-                peak_memory_bytes=None if evidence.exit is None else evidence.exit.peak_memory_bytes,
-                seconds=time.monotonic() - started,
-                log=_tail(log),
-            )
+            return await child.run(job.request, job.seconds, on_progress)
         finally:
-            os.close(log)
+            await child.end()
+
+    async def fork(self, place: Place) -> Child:
+        """Forks a child ahead of its request; to be ended by who asks for it.
+
+        Raises:
+            SandboxError: if no zygote can be started or no child forked.
+            OSError: if the job folder can't take a log file.
+        """
+        child = Child(await self._live_process(), place)
+        try:
+            await child.fork()
+        except BaseException:
+            await child.end()
+            raise
+        return child
 
     async def _live_process(self) -> ZygoteProcess:
         async with self._starting:
@@ -121,43 +117,120 @@ class Zygote:
             return self._process
 
 
-async def _attend(
-    process: ZygoteProcess, job: Job, log: int, group: Path | None, on_progress: ProgressCallback | None
-) -> Evidence:
-    """Sees one child through from fork to end, whichever way it ends."""
-    evidence = Evidence()
-    oom_kills = oom_kill_count()
-    running: Running | None = None
-    limit = asyncio.timeout(job.seconds)
-    try:
-        async with limit:
-            async with process.turn:
-                running = process.launch(job, log, group)
-                await first_done(running.forked)
-            await _hear(running, FrameDecoder(job.limits.frame_bytes), evidence, on_progress)
-            if evidence.violation is None:
-                await first_done(running.ended)
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        evidence.timed_out = True
-    finally:
-        if running is not None:
-            os.close(running.pipe)
-            await process.end(running)
-    if running is not None and running.fork_failure is not None:
-        raise SandboxError(
-            f"No process could be forked for the job: {running.fork_failure}.",
-            code="fork_failed",
-            advice="Give the worker more memory, or a higher limit on processes.",
+class Child:
+    """A child that runs one request; made by a ``Zygote``."""
+
+    def __init__(self, process: ZygoteProcess, place: Place) -> None:
+        self.place = place
+        self._process = process
+        self._running: Running | None = None
+        self._closing = ExitStack()
+        self._log = os.open(
+            place.folder / LOG_NAME, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o600
         )
-    evidence.exit = None if running is None else running.ended.result()
-    evidence.oom_kills = oom_kill_count() != oom_kills or (group is not None and has_killed(group))
-    return evidence
+        self._closing.callback(os.close, self._log)
+        self._group = self._closing.enter_context(job_group(place.group, place.limits.memory_bytes))
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has been forked and is there for a request."""
+        return self._running is not None and not self._running.ended.done()
+
+    async def fork(self) -> None:
+        """Forks it now rather than with its request.
+
+        Raises:
+            SandboxError: if it can't be.
+        """
+        async with self._process.turn:
+            self._running = running = self._process.launch(self.place, self._log, self._group)
+            await first_done(running.forked)
+        if running.fork_failure is not None:
+            raise SandboxError(
+                f"No process could be forked for the job: {running.fork_failure}.",
+                code="fork_failed",
+                advice="Give the worker more memory, or a higher limit on processes.",
+            )
+
+    async def run(
+        self,
+        request: dict[str, Any],
+        seconds: float,
+        on_progress: ProgressCallback | None = None,
+        *,
+        on_delivered: Callable[[], None] = lambda: None,
+    ) -> Outcome:
+        """Runs its request to the end, once.
+
+        Cancelling this kills the child with its process group, and waits until both are gone. So does an exception in
+        ``on_progress``, which then propagates.
+
+        Args:
+            request: JSON-compatible argument of the entry; numbers must be finite.
+            seconds: Wall-clock limit.
+            on_progress: Told what the entry says of itself.
+            on_delivered: Called when all has been said, while the child still ends.
+
+        Raises:
+            SandboxError: if no child can be forked; the job has not begun then.
+            TypeError, ValueError: if the request is not JSON-compatible.
+        """
+        content = encoded({"request": request, "seconds": seconds})
+        started = time.monotonic()
+        evidence = Evidence()
+        oom_kills = oom_kill_count()
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                if self._running is None:
+                    await self.fork()
+                assert self._running is not None  # noqa: S101 - it has been forked
+                self._running.tell(content)
+                decoder = FrameDecoder(self.place.limits.frame_bytes)
+                await _hear(self._running, decoder, evidence, on_progress, on_delivered)
+                if evidence.violation is None:
+                    await first_done(self._running.ended)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            evidence.timed_out = True
+        finally:
+            await self._stop()
+        evidence.exit = None if self._running is None else self._running.ended.result()
+        killed = self._group is not None and has_killed(self._group)
+        evidence.oom_kills = oom_kill_count() != oom_kills or killed
+        status, ending = judge(evidence, seconds=seconds)
+        return Outcome(
+            status=status,
+            interrupted=status == "crashed" and evidence.interrupted,
+            result=ending if isinstance(ending, str) else None,
+            error=ending if isinstance(ending, JobError) else None,
+            exit_code=None if evidence.exit is None else evidence.exit.code,
+            exit_signal=None if evidence.exit is None else evidence.exit.signal,
+            peak_memory_bytes=None if evidence.exit is None else evidence.exit.peak_memory_bytes,
+            seconds=time.monotonic() - started,
+            log=_tail(self._log),
+        )
+
+    async def end(self) -> None:
+        """Makes sure that it is gone, and everything of it closed; safe to repeat."""
+        try:
+            await self._stop()
+        finally:
+            self._closing.close()
+
+    async def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            await self._process.end(self._running)
 
 
 async def _hear(
-    running: Running, decoder: FrameDecoder, evidence: Evidence, on_progress: ProgressCallback | None
+    running: Running,
+    decoder: FrameDecoder,
+    evidence: Evidence,
+    on_progress: ProgressCallback | None,
+    on_delivered: Callable[[], None],
 ) -> None:
     """Reads frames until the stream ends or breaks the protocol."""
     size, child_is_gone = _CHUNK_BYTES, False
@@ -181,6 +254,7 @@ async def _hear(
         for frame in frames:
             if not isinstance(frame, Progress):
                 evidence.last_frame = frame
+                on_delivered()
             elif on_progress is not None:
                 waiting = on_progress(frame.fields)
                 if inspect.isawaitable(waiting):

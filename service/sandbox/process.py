@@ -11,15 +11,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from service.sandbox.confinement import zygote_environment
 from service.sandbox.errors import SandboxError
-from service.sandbox.job import Job
-from service.sandbox.protocol import CONTROL_BYTES
+from service.sandbox.job import Place
+from service.sandbox.protocol import CONTROL_BYTES, write_whole
 from service.sandbox.verdict import Exit
 
 KILL_SECONDS = 30.0
@@ -34,12 +34,30 @@ class Running:
     number: int
     pipe: int
     """Non-blocking read end of the pipe that takes its frames."""
+    request: int
+    """File for its request."""
+    go: int
+    """Write end of the pipe that tells it of the request."""
     forked: asyncio.Future[None]
     """Done once there is a child, or certainly never will be."""
     ended: asyncio.Future[Exit | None]
     """None if the zygote died, or could not fork."""
     pid: int | None = None
     fork_failure: str | None = None
+    _closed: bool = False
+
+    def tell(self, content: bytes) -> None:
+        """Hands the request over; of a child that is gone its end tells."""
+        write_whole(self.request, content)
+        with suppress(BrokenPipeError):
+            os.write(self.go, b"!")
+
+    def close(self) -> None:
+        """Closes what is its caller's; safe to repeat."""
+        if not self._closed:
+            self._closed = True
+            for descriptor in (self.pipe, self.request, self.go):
+                os.close(descriptor)
 
 
 class ZygoteProcess:
@@ -97,28 +115,27 @@ class ZygoteProcess:
     def alive(self) -> bool:
         return not self.lost.done() and self._popen.poll() is None
 
-    def launch(self, job: Job, log: int, group: Path | None) -> Running:
-        """Asks for a child that runs ``job`` in its control group and writes its output to the descriptor ``log``.
+    def launch(self, place: Place, log: int, group: Path | None) -> Running:
+        """Asks for a child in its control group that writes its output to the descriptor ``log``.
 
         Raises:
-            OSError: if there is no descriptor left for the request or the pipe.
+            OSError: if there is no descriptor left for what is handed over.
         """
-        request = _request(job, group)
-        try:
-            read, write = os.pipe()
+        with ExitStack() as handed, ExitStack() as kept:
+            told = _file(handed, "place", _described(place, group))
+            request = _file(kept, "request")
+            pipe, theirs = _pipe(kept, handed)
+            given, go = _pipe(handed, kept)
+            os.set_blocking(pipe, False)
+            loop = self._loop
+            running = Running(next(self._numbers), pipe, request, go, loop.create_future(), loop.create_future())
+            self._running[running.number] = running
+            message = json.dumps({"fork": running.number}).encode()
             try:
-                os.set_blocking(read, False)
-                running = Running(next(self._numbers), read, self._loop.create_future(), self._loop.create_future())
-                self._running[running.number] = running
-                message = json.dumps({"fork": running.number}).encode()
-                try:
-                    socket.send_fds(self._control, [message], [request, write, log])
-                except OSError:
-                    self._settle(running, None)  # the zygote is gone, of which the loop has yet to hear
-            finally:
-                os.close(write)
-        finally:
-            os.close(request)
+                socket.send_fds(self._control, [message], [told, request, given, theirs, log])
+            except OSError:
+                self._settle(running, None)  # the zygote is gone, of which the loop has yet to hear
+            kept.pop_all()
         return running
 
     async def end(self, running: Running) -> None:
@@ -213,24 +230,42 @@ def _spawn(control: socket.socket, preload: Sequence[str], python_path: Sequence
     )
 
 
-def _request(job: Job, group: Path | None) -> int:
-    """Puts the job into an anonymous file: of any length, and nobody blocks on it."""
-    content = {
-        "folder": str(job.folder.absolute()),
-        "entry": job.entry,
-        "request": job.request,
-        "seconds": job.seconds,
-        "threads": job.threads,
-        "limits": asdict(job.limits),
-        "gpu": job.gpu,
+def _described(place: Place, group: Path | None) -> dict[str, Any]:
+    return {
+        "folder": str(place.folder.absolute()),
+        "entry": place.entry,
+        "threads": place.threads,
+        "limits": asdict(place.limits),
+        "gpu": place.gpu,
         "group": None if group is None else str(group),
-        "required": job.required,
+        "required": place.required,
     }
-    payload = memoryview(json.dumps(content, allow_nan=False).encode())
-    descriptor = os.memfd_create("job")
-    while payload:
-        payload = payload[os.write(descriptor, payload) :]
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """Read and write end, each closed with its own stack."""
+    read, write = os.pipe()
+    reader.callback(os.close, read)
+    writer.callback(os.close, write)
+    return read, write
+
+
+def _file(stack: ExitStack, name: str, content: Any = None) -> int:
+    """An anonymous file, with JSON in it: of any length, and nobody blocks on it."""
+    descriptor = os.memfd_create(name)
+    stack.callback(os.close, descriptor)
+    if content is not None:
+        write_whole(descriptor, encoded(content))
     return descriptor
+
+
+def encoded(content: Any) -> bytes:
+    """As a child reads it.
+
+    Raises:
+        TypeError, ValueError: if it is not JSON-compatible.
+    """
+    return json.dumps(content, allow_nan=False).encode()
 
 
 def _start_error(code: str, message: str) -> SandboxError:

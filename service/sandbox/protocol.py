@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -60,6 +61,12 @@ Frame = Progress | Result | Failure
 def is_code(text: str) -> bool:
     """Whether ``text`` may stand as the code of an error frame."""
     return _CODE.fullmatch(text) is not None
+
+
+def write_whole(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def encode_progress(fields: Mapping[str, Any]) -> bytes:

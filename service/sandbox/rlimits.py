@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,13 +21,11 @@ _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 """Of a container, as it sees its own control group."""
 
 
-def limit_resources(limits: Limits, *, seconds: float, gpu: bool) -> list[str]:
-    """Lowers limits for good; a lower hard limit of the host stays in force.
+def limit_resources(limits: Limits, *, gpu: bool) -> list[str]:
+    """Lowers limits for good, all but that of CPU time; a lower hard limit of the host stays in force.
 
     Args:
         limits: Of the job.
-        seconds: Wall-clock limit of the job. The CPU time that it can use until then is the limit on that, in case
-            nobody is there to stop the job.
         gpu: Whether the job may use the devices of GPUs, whose driver reserves addresses for all of their memory: the
             address space is not limited then.
 
@@ -39,8 +38,7 @@ def limit_resources(limits: Limits, *, seconds: float, gpu: bool) -> list[str]:
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NOFILE, limits.open_files)
     _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
-    _lower(resource.RLIMIT_CPU, math.ceil(seconds * len(os.sched_getaffinity(0))), grace=_CPU_GRACE_SECONDS)
-    active = ["rlimit_core", "rlimit_nofile", "rlimit_fsize", "rlimit_cpu"]
+    active = ["rlimit_core", "rlimit_nofile", "rlimit_fsize"]
     if os.getuid() != 0:  # which is exempt
         _lower(resource.RLIMIT_NPROC, _threads() + limits.threads)
         active.append("rlimit_nproc")
@@ -52,6 +50,19 @@ def limit_resources(limits: Limits, *, seconds: float, gpu: bool) -> list[str]:
             _lower(resource.RLIMIT_AS, addresses + _ADDRESSES_PER_BYTE * limits.memory_bytes)
             active.append("rlimit_as")
     return active
+
+
+def limit_cpu_time(seconds: float) -> None:
+    """Lowers the limit on CPU time for good, in case nobody is there to stop the job.
+
+    Args:
+        seconds: Wall-clock limit of the job; until then it can use as many on each core.
+
+    Raises:
+        OSError: if the kernel refuses.
+    """
+    used, allowed = int(time.process_time()), math.ceil(seconds * len(os.sched_getaffinity(0)))
+    _lower(resource.RLIMIT_CPU, used + allowed, grace=_CPU_GRACE_SECONDS)
 
 
 def usable_memory_bytes() -> int:

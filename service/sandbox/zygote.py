@@ -4,7 +4,7 @@
 
 It speaks JSON messages over SOCKET, a descriptor of a sequenced-packet socket:
 
-    in    {"fork": n} with descriptors of a request, a pipe and a log; {"kill": n}
+    in    {"fork": n} with descriptors of a place, a request, what tells of it, a pipe and a log; {"kill": n}
     out   {"ready": true}, or {"refused": code, "message"}; {"forked": n, "pid"} or {"failed": n, "reason"};
           {"exited": n, "status", "peak"} with the wait status and the peak memory in bytes
 
@@ -33,7 +33,7 @@ from service.sandbox.confinement import adopt_orphans, die_with_parent
 from service.sandbox.grants import code_paths
 from service.sandbox.protocol import CONTROL_BYTES
 
-_PASSED_DESCRIPTORS = 3
+_PASSED_DESCRIPTORS = 5
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -107,7 +107,6 @@ class _Server:
         return True
 
     def _fork(self, number: int, descriptors: Sequence[int]) -> None:
-        request, pipe, log = descriptors
         zygote = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -117,7 +116,7 @@ class _Server:
             reply = {"failed": number, "reason": str(error)}
         else:
             if pid == 0:
-                run_child(*(request, pipe, log), parent=zygote, protections=self._protections, code=self._code)
+                run_child(*descriptors, parent=zygote, protections=self._protections, code=self._code)
             self._pids[number] = pid
             reply = {"forked": number, "pid": pid}
         for descriptor in descriptors:

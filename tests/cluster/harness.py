@@ -112,10 +112,10 @@ class Machine:
     log: Path
 
     def is_working(self) -> bool:
-        """Whether an analysis runs in a process below it."""
+        """Whether an analysis runs in a process below it, beside the one that waits for the next."""
         with suppress(psutil.NoSuchProcess):
             zygotes = [child for child in self.process.children() if "service.sandbox.zygote" in child.cmdline()]
-            return any(zygote.children() for zygote in zygotes)
+            return any(len(zygote.children()) > 1 for zygote in zygotes)
         return False
 
     def kill(self) -> None:

@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from service.app import create_app
 from service.connections import server_config
 from service.sandbox import Zygote
+from service.sandbox.job import LOG_NAME
 from service.settings import Settings
 from service.worker import work
 
@@ -54,10 +55,11 @@ class Service:
     worker_stop: asyncio.Event
 
     def leftovers(self) -> list[Path]:
-        """Files of uploads that are not kept and of jobs that are over."""
+        """Files of uploads that are not kept and folders of jobs that are over; not that of a child that waits."""
         incoming = self.settings.blob_dir / "incoming"
         folders = [*incoming.glob("scratch-*"), *self.settings.job_dir.glob("scratch-*")]
-        return [path for folder in folders for path in folder.iterdir() if path.name != ".owner"]
+        found = [path for folder in folders for path in folder.iterdir() if path.name != ".owner"]
+        return [path for path in found if not path.is_dir() or {entry.name for entry in path.iterdir()} - {LOG_NAME}]
 
     def stored(self) -> list[Path]:
         return [

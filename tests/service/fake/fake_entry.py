@@ -14,7 +14,7 @@ from wsb_engine.report import BatchSummary, Engine, Loss, Model, Parameters, Rep
 
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
-    """Does what ``output`` says: nothing, sleep:SECONDS, fail, crash, allocate:BYTES, garbage or genuine.
+    """Does what ``output`` says: nothing, sleep:SECONDS, small:SECONDS, fail, crash, allocate:BYTES, garbage, genuine.
 
     A report is that of no real engine, so that it is not reused for an equal request, unless it is to be genuine:
     one of this version, with a warning of the code that may follow the colon.
@@ -23,6 +23,9 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
     match command:
         case "sleep":
             emit_progress({"phase": "moments", "fraction": 0.5, "hessian_vector_products": 3})
+            time.sleep(float(argument))
+        case "small":
+            emit_progress({"phase": "moments", "fraction": 0.5, "one_thread": True})
             time.sleep(float(argument))
         case "fail":
             raise ModelError(
