@@ -382,16 +382,23 @@ def test_a_torchscript_file_is_read_and_its_missing_parity_is_said() -> None:
     assert "parity_none" in [warning.code for warning in report.warnings]
 
 
-def test_an_analysis_of_a_live_mlp_does_without_the_compiler_of_torch() -> None:
+@pytest.mark.parametrize("spectrum", ["none", "dense"])
+def test_an_analysis_of_a_live_mlp_does_without_the_compiler_of_torch(spectrum: str) -> None:
     program = """
 import sys, numpy, torch, wsb_engine as wsb
 model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-wsb.analyze(wsb.from_module(model), wsb.Batch(numpy.ones((6, 4), "float32"), numpy.arange(6) % 3))
+batch = wsb.Batch(numpy.ones((6, 4), "float32"), numpy.arange(6) % 3)
+wsb.analyze(wsb.from_module(model), batch, wsb.Options(spectrum=sys.argv[1]))
 print("torch._dynamo" in sys.modules)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", program, spectrum],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     # Its import takes longer than the analysis.
     assert done.stdout.strip() == "False"

@@ -110,6 +110,30 @@ class Objective:
             total += self.flatten(self.chunk_gradient(rows))
         return total
 
+    def twice_backward(self, v: Tensor) -> Tensor:
+        """H·v, (P,) float64, as the gradient of ⟨∇L, v⟩: without torch.func, for logits that can be derived so twice.
+
+        Args:
+            v: (P,) in the working dtype.
+        """
+        total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
+        direction = self.unflatten(v)
+        for rows in self.chunks():
+            point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+            with torch.enable_grad():
+                first = torch.autograd.grad(
+                    self.loss(point, self.chunk(rows)),
+                    list(point.values()),
+                    create_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+                products = [(part * direction[name]).sum() for name, part in zip(point, first, strict=True)]
+                slope = torch.stack(products).sum()
+            second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
+            total += self.flatten(dict(zip(point, second, strict=True)))
+        return total
+
     def chunk_gradient(self, rows: slice) -> dict[str, Tensor]:
         """∇ Σ_s w_s ℓ_s of a chunk, by name."""
         point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}

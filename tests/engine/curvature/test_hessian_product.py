@@ -57,6 +57,8 @@ def test_both_products_equal_the_dense_hessian(name: str) -> None:
     assert isinstance(by_hand, MLPProduct)
     for product in (by_hand, AutodiffProduct(posed.objective)):
         torch.testing.assert_close(product(V), H @ V, rtol=1e-11, atol=1e-13 * float(H.abs().max()))
+    twice = posed.objective.twice_backward(V[:, 0].contiguous())
+    torch.testing.assert_close(twice, H @ V[:, 0], rtol=1e-11, atol=1e-13 * float(H.abs().max()))
 
 
 @pytest.mark.parametrize(
