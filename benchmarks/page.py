@@ -19,7 +19,8 @@ HEAD = """# Benchmarks
 
 Written by `./scripts/bench --write`, which compares with public tools in the same run. `./scripts/bench` prints the
 same table and ends with 1 where a target is missed. Times are medians with their range in brackets; programs that are
-compared take turns. What limits each case is in [performance](performance.md). **{met} of {count} targets are met.**
+compared take turns; a single product is called once just before it is timed, since Lanczos' method makes one after
+another. What limits each case is in [performance](performance.md). **{met} of {count} targets are met.**
 
 - {date}, {machine}
 - {processor}, {memory:.0f} GiB memory
