@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from uuid import UUID
 
 import procrastinate
@@ -85,20 +86,11 @@ async def work(
         try:
             await database.migrate()
             async with zygote, queue.open_async(), tracing.exporting():
-                place = Place(
-                    folder=scratch.path,
-                    entry=entry,
-                    threads=settings.job_threads,
-                    limits=settings.job_limits,
-                    gpu=device != "cpu",
-                    group=group,
-                    required=required(settings),
-                )
                 runner = Runner(
                     settings=settings,
                     database=database,
                     blobs=open_blobs(settings),
-                    children=Children(zygote, place),
+                    children=Children(zygote, _place(settings, device, scratch.path, group, entry)),
                     name=device,
                     device=Device(_threads(settings, device)),
                     tracing=tracing,
@@ -114,6 +106,18 @@ async def work(
                         await runner.children.close()
         finally:
             await database.close()
+
+
+def _place(settings: Settings, device: str, folder: Path, group: Path | None, entry: str) -> Place:
+    return Place(
+        folder=folder,
+        entry=entry,
+        threads=settings.job_threads,
+        limits=settings.job_limits,
+        gpu=device != "cpu",
+        group=group,
+        required=required(settings),
+    )
 
 
 def stop_on_signals(stop: asyncio.Event, hurry: asyncio.Event, *, supervised: bool) -> None:
