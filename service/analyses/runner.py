@@ -162,14 +162,11 @@ class Runner:
                 if fields.get("one_thread") is True:
                     self.device.share(job)
 
-            def delivered() -> None:
-                # A GPU's memory is free only when the child has ended.
-                if self.name == "cpu":
-                    self.device.leave(job)
-
             async with self._writing_progress(row.id, latest):
                 self.children.fork_ahead()
-                return await child.run(request, row.timeout_s, progressed, on_delivered=delivered)
+                outcome = await child.run(request, row.timeout_s, progressed)
+        self.device.leave(job)  # the next one computes while its report is stored
+        return outcome
 
     @asynccontextmanager
     async def _writing_progress(self, analysis: UUID, latest: dict[str, Any]) -> AsyncIterator[None]:

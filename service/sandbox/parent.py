@@ -153,12 +153,7 @@ class Child:
             )
 
     async def run(
-        self,
-        request: dict[str, Any],
-        seconds: float,
-        on_progress: ProgressCallback | None = None,
-        *,
-        on_delivered: Callable[[], None] = lambda: None,
+        self, request: dict[str, Any], seconds: float, on_progress: ProgressCallback | None = None
     ) -> Outcome:
         """Runs its request to the end, once.
 
@@ -169,7 +164,6 @@ class Child:
             request: JSON-compatible argument of the entry; numbers must be finite.
             seconds: Wall-clock limit.
             on_progress: Told what the entry says of itself.
-            on_delivered: Called when all has been said, while the child still ends.
 
         Raises:
             SandboxError: if no child can be forked; the job has not begun then.
@@ -187,7 +181,7 @@ class Child:
                 assert self._running is not None  # noqa: S101 - it has been forked
                 self._running.tell(content)
                 decoder = FrameDecoder(self.place.limits.frame_bytes)
-                await _hear(self._running, decoder, evidence, on_progress, on_delivered)
+                await _hear(self._running, decoder, evidence, on_progress)
                 if evidence.violation is None:
                     await first_done(self._running.ended)
         except TimeoutError:
@@ -226,11 +220,7 @@ class Child:
 
 
 async def _hear(
-    running: Running,
-    decoder: FrameDecoder,
-    evidence: Evidence,
-    on_progress: ProgressCallback | None,
-    on_delivered: Callable[[], None],
+    running: Running, decoder: FrameDecoder, evidence: Evidence, on_progress: ProgressCallback | None
 ) -> None:
     """Reads frames until the stream ends or breaks the protocol."""
     size, child_is_gone = _CHUNK_BYTES, False
@@ -254,7 +244,6 @@ async def _hear(
         for frame in frames:
             if not isinstance(frame, Progress):
                 evidence.last_frame = frame
-                on_delivered()
             elif on_progress is not None:
                 waiting = on_progress(frame.fields)
                 if inspect.isawaitable(waiting):

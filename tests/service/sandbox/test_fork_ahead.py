@@ -7,7 +7,7 @@ import json
 import os
 import signal
 
-from service.sandbox import Place, Zygote
+from service.sandbox import Place
 
 
 def test_a_child_that_waits_runs_the_request_that_comes(sandbox):
@@ -116,20 +116,6 @@ def test_what_keeps_it_from_being_confined_is_told_with_its_request(sandbox):
             await child.end()
 
     assert sandbox.scenario(play).error.code == "sandbox_insufficient"
-
-
-def test_that_all_has_been_said_is_told_before_the_child_has_ended(sandbox):
-    told = []
-
-    async def play(zygote: Zygote):
-        child = await zygote.fork(sandbox.job("echo"))
-        try:
-            return await child.run({}, 60, on_delivered=lambda: told.append(child.waits))
-        finally:
-            await child.end()
-
-    sandbox.scenario(play)
-    assert told == [True]
 
 
 def test_children_that_wait_leak_no_descriptor(sandbox):
