@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 class _Part(BaseModel):
@@ -129,14 +129,34 @@ class EnclosureStep(_Part):
     lambda_min: Interval
 
 
+class Rounding(_Part):
+    """How the enclosure accounts for rounding in the Hessian and its products."""
+
+    how: Literal["proven", "measured"]
+    """``proven``: a running error analysis bounds every rounding error. ``measured``: perturbed or more precise
+    products estimate it, so the enclosure is certified up to measured rounding."""
+    slack: float
+    """Distance by which each end was moved outwards."""
+
+
+StoppedBy = Literal["gap", "precision", "products", "time", "memory"]
+
+
 class Enclosure(_Part):
     lambda_max: CertifiedInterval
     lambda_min: CertifiedInterval
     hessian_vector_products: int
     rounding_slack: float
-    """By how much each end was moved outwards for rounding."""
+    """Distance by which each end was moved outwards for rounding; the same as ``rounding.slack``."""
     convergence: list[EnclosureStep] | None = None
     """Both ends by number of products, some hundred rows at most; null in reports before schema 1.1."""
+    rounding: Rounding | None = None
+    """Null in reports before schema 1.2."""
+    floor: float | None = None
+    """Relative gap of λ_max below which rounding does not let the enclosure narrow; null where it sets no limit."""
+    stopped_by: StoppedBy | None = None
+    """``gap``: the relative gap asked for was reached. ``precision``: what is left is rounding. ``products``, ``time``,
+    ``memory``: a limit was reached. Null in reports before schema 1.2."""
 
 
 class Density(_Part):
