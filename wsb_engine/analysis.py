@@ -13,12 +13,14 @@ from torch import Tensor
 import wsb_engine
 from wsb_engine import krylov, moments, setting
 from wsb_engine import report as r
-from wsb_engine.bounds.enclosure import Moments
-from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan
+from wsb_engine.bounds.certificates import Premises
+from wsb_engine.bounds.rounding import Rounding
+from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan_within
 from wsb_engine.checks import Evidence, checks
 from wsb_engine.classifier import Classifier
 from wsb_engine.curvature import loss
 from wsb_engine.curvature.closed_form import ClosedForm
+from wsb_engine.curvature.hessian_product import HessianProduct
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ModelError, finite
 from wsb_engine.formats.batch import Batch
@@ -26,6 +28,7 @@ from wsb_engine.members import Devices
 from wsb_engine.options import Options
 from wsb_engine.problem import Problem, pose
 from wsb_engine.progress import ProgressCallback
+from wsb_engine.rounding import Measuring
 from wsb_engine.run import Run, TimeLimitError
 from wsb_engine.spectrum.dense import dense_spectrum, form_hessian
 from wsb_engine.spectrum.density import DensityEstimate
@@ -86,30 +89,44 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         parity = _parity(problem, classifier, run)
     choice = moments.choose(problem, options, run)
     probing = choice is not None and choice.method == "probes"
-    shared = krylov.krylov(problem, options, run) if probing or krylov.wanted(options) else None
-    hessian, found = None, None
     layout = None if choice is None else choice.layout
     summed_by_one = layout is not None and layout.cost <= ONE_THREAD_SUMS
     run.one_thread = device.type == "cpu" and small and summed_by_one and options.spectrum == "none"
+    product = problem.hessian_product(columns=1)
+    shared = None
+    if probing or krylov.wanted(options):
+        shared = krylov.krylov(problem, product, options, run)
+    share = moments.shares(options, single=product.dtype == torch.float32, probing=probing)
+    measuring = Measuring(problem, options.seed, share, run.tell)
+    with run.phase("rounding"), threads_of(device, one=small):
+        rounding = measuring.rounding(product, layout)
+    hessian, found = None, None
     with (
         run.phase("moments"),
         _partial(run, "moments", options.enclosure),
+        run.limited(),
         threads_of(device, one=summed_by_one),
     ):
         if choice is not None:
             if options.spectrum == "dense" and problem.structure is None and not probing:
                 hessian = _form(problem, run)
-            found = moments.compute(problem, options, choice, hessian, shared, run)
+            found = moments.compute(problem, options, choice, hessian, shared, rounding, run)
             found = moments.with_gauss_newton(found, problem)
-    known = None if found is None else found.known
+    premises = Premises(
+        rounding=rounding,
+        moments=None if found is None else found.known,
+        failure_probability=share,
+        relative_gap=options.relative_gap,
+        both=options.ends == "both",
+    )
     enclosure, evidence = None, Evidence()
     with run.phase("enclosure"), threads_of(device, one=small):
         if options.enclosure and shared is not None:
-            enclosure = krylov.enclosure(problem, shared, known, options, run)
-            evidence = _evidence(problem, shared, options.seed, run)
+            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, run)
+            evidence = replace(_evidence(problem, product, options.seed, run), ritz=ritz)
     spectrum = None
-    with run.phase("spectrum"), _partial(run, "a spectrum", enclosure is not None):
-        spectrum, evidence = _spectrum(problem, options, shared, known, hessian, evidence, run)
+    with run.phase("spectrum"), _partial(run, "a spectrum", enclosure is not None), run.limited():
+        spectrum, evidence = _spectrum(problem, options, shared, premises, hessian, evidence, run)
     part, bounds, closed = (None, None, None) if found is None else (found.part, found.bounds, found.closed)
     return r.Report(
         engine=_engine(problem, options),
@@ -120,7 +137,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         bounds=bounds,
         enclosure=enclosure,
         spectrum=spectrum,
-        layers=_layers(problem, closed),
+        layers=_layers(problem, closed, rounding),
         blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
         orthogonality=_orthogonality(closed),
         checks=checks(problem, part, bounds, enclosure, spectrum, parity, evidence),
@@ -177,14 +194,14 @@ def _parity(problem: Problem, classifier: Classifier, run: Run) -> r.Parity | No
     return r.Parity(reference=model.reference_name, max_abs_error=float(difference.max()))
 
 
-def _evidence(problem: Problem, shared: krylov.Krylov, seed: int, run: Run) -> Evidence:
+def _evidence(problem: Problem, product: HessianProduct, seed: int, run: Run) -> Evidence:
     """How well the products behave, on random vectors; none once time is up."""
     if run.expired:
         return Evidence()
     single = problem.objective.dtype == torch.float32
     return Evidence(
-        symmetry=krylov.symmetry_error(shared, seed),
-        float32_drift=krylov.float32_drift(problem, shared, seed) if single else None,
+        symmetry=krylov.symmetry_error(product, seed),
+        float32_drift=krylov.float32_drift(problem, product, seed) if single else None,
     )
 
 
@@ -196,7 +213,7 @@ def _spectrum(
     problem: Problem,
     options: Options,
     shared: krylov.Krylov | None,
-    known: Moments | None,
+    premises: Premises,
     hessian: Tensor | None,
     evidence: Evidence,
     run: Run,
@@ -216,7 +233,7 @@ def _spectrum(
         )
         return result, replace(evidence, asymmetry=dense.asymmetry, disagreement=disagreement)
     if options.spectrum == "top" and shared is not None:
-        found = krylov.top(shared, known, options, run)
+        found = krylov.top(shared, premises, options, run)
         result = r.SpectrumResult(
             method="lanczos",
             eigenvalues=found.eigenvalues.tolist(),
@@ -296,13 +313,14 @@ def _model(classifier: Classifier, problem: Problem, parity: r.Parity | None) ->
     )
 
 
-def _layers(problem: Problem, closed: ClosedForm | None) -> list[r.LayerCurvature] | None:
+def _layers(problem: Problem, closed: ClosedForm | None, rounding: Rounding) -> list[r.LayerCurvature] | None:
     if closed is None or problem.structure is None:
         return None
     parts = []
     for index, layer in enumerate(problem.structure.net.layers):
         t, q = float(closed.layer_traces[index]), float(closed.block_squares[index, index])
-        upper = wolkowicz_styan(t, q, layer.parameters).lambda_max_upper if layer.parameters else 0.0
+        n = layer.parameters
+        upper = wolkowicz_styan_within(rounding.trace(t, q, n), rounding.square(q), n).lambda_max_upper if n else 0.0
         parts.append(
             r.LayerCurvature(
                 name=layer.name,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from wsb_engine import report as r
+from wsb_engine.bounds.confirmation import RitzResidual
 from wsb_engine.problem import Problem, structure_tolerance
 
 PARITY_TOLERANCE = 1e-3
@@ -30,6 +31,8 @@ class Evidence:
     """Between the dense Hessian and a product by automatic differentiation."""
     float32_drift: float | None = None
     """Of a float32 product against float64."""
+    ritz: RitzResidual | None = None
+    """Of the enclosure's Ritz pairs, by fresh products."""
 
 
 def checks(
@@ -65,6 +68,8 @@ def checks(
     ):
         if value is not None:
             check(name, value, tolerance)
+    if evidence.ritz is not None:
+        check("ritz_pairs", evidence.ritz.excess, evidence.ritz.explained)
     if enclosure is not None and bounds is not None:
         scale = max(abs(enclosure.lambda_max.upper), abs(enclosure.lambda_min.lower))
         limits = bounds.wolkowicz_styan

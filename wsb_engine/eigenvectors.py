@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from wsb_engine import krylov
+from wsb_engine.bounds.certificates import Premises
+from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.classifier import Classifier
 from wsb_engine.formats.batch import Batch
 from wsb_engine.options import Options
@@ -49,5 +51,7 @@ def eigenpairs(
     with run.phase("setup"):
         problem = pose(classifier, batch, options, run)
     with run.phase("spectrum"):
-        found = krylov.top(krylov.krylov(problem, options, run), None, options, run)
+        shared = krylov.krylov(problem, problem.hessian_product(columns=1), options, run)
+        premises = Premises(Rounding("measured", 0.0), None, options.failure_probability, options.relative_gap)
+        found = krylov.top(shared, premises, options, run)
     return Eigenpairs(found.eigenvalues, found.eigenvectors.cpu(), found.residuals, found.converged)

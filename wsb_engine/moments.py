@@ -1,4 +1,4 @@
-"""The second stage of an analysis: tr H and ‖H‖_F² by the way that options and cost suggest, and their bounds."""
+"""The stage of an analysis that finds tr H and ‖H‖_F² by the way that options and cost suggest, and their bounds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from wsb_engine import krylov
 from wsb_engine import report as r
-from wsb_engine.bounds.enclosure import CertifiedNorm, ExactMoments
-from wsb_engine.bounds.enclosure import Moments as KnownMoments
+from wsb_engine.bounds.certificates import CertifiedNorm, ExactMoments
+from wsb_engine.bounds.certificates import Moments as KnownMoments
 from wsb_engine.bounds.probes import DEFLATED, probe_count
-from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan
+from wsb_engine.bounds.rounding import Rounding
+from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan_within
 from wsb_engine.curvature.basis import basis_moments
 from wsb_engine.curvature.closed_form import ClosedForm, closed_form
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
@@ -53,9 +54,15 @@ class Moments:
     closed: ClosedForm | None = None
 
 
-def probe_risk(options: Options) -> float:
-    """The probes' share of the failure probability; the other half is left for the enclosure's start vector."""
-    return options.failure_probability / 2
+def shares(options: Options, *, single: bool, probing: bool) -> float:
+    """The failure probability of each of the events that a certificate may rest on, in equal parts.
+
+    Args:
+        options: Their ``failure_probability`` is that of each end.
+        single: True in float32, whose rounding is bounded by random products.
+        probing: True if random products bound q.
+    """
+    return options.failure_probability / (1 + single + probing)
 
 
 def choose(problem: Problem, options: Options, run: Run) -> Choice | None:
@@ -98,7 +105,8 @@ def _automatic(problem: Problem, options: Options, run: Run) -> Choice | None:
             if layout.cost <= AUTO_OPERATIONS:
                 return Choice("closed_form", layout)
             reason = f"the closed form would take {layout.cost:.1e} operations"
-    probes = probe_count(probe_risk(options))
+    single = problem.objective.dtype == torch.float32
+    probes = probe_count(shares(options, single=single, probing=True))
     cost = (DEFLATED + probes) * each
     if cost <= budget:
         run.warn(
@@ -115,7 +123,13 @@ def _automatic(problem: Problem, options: Options, run: Run) -> Choice | None:
 
 
 def compute(
-    problem: Problem, options: Options, choice: Choice, hessian: Tensor | None, shared: krylov.Krylov | None, run: Run
+    problem: Problem,
+    options: Options,
+    choice: Choice,
+    hessian: Tensor | None,
+    shared: krylov.Krylov | None,
+    rounding: Rounding,
+    run: Run,
 ) -> Moments:
     """Moments and bounds by the method that was chosen.
 
@@ -125,21 +139,21 @@ def compute(
         choice: From ``choose``.
         hessian: The dense Hessian, if it was formed.
         shared: The Krylov run, for probes.
+        rounding: By which the bounds are moved outwards.
         run: Told of progress.
 
     Raises:
         TimeLimitError: ``time_limit``.
     """
     if choice.method == "probes" and shared is not None:
-        found = _probed(problem, options, shared, run)
-    elif choice.layout is not None and problem.structure is not None:
+        return _probed(problem, options, shared, rounding, run)
+    if choice.layout is not None and problem.structure is not None:
         closed = _closed_form(problem, problem.structure, choice.layout, run)
-        found = _exact(problem, "closed_form", closed.trace, closed.frobenius_squared, closed)
-    elif hessian is not None:
-        found = _exact(problem, "basis", float(hessian.trace()), float(torch.linalg.vector_norm(hessian) ** 2))
-    else:
-        found = _exact(problem, "basis", *basis_moments(problem.hessian_product(), progress=run.report))
-    return found
+        return _exact(problem, "closed_form", closed.trace, closed.frobenius_squared, rounding, closed)
+    if hessian is not None:
+        q = float(torch.linalg.vector_norm(hessian) ** 2)
+        return _exact(problem, "basis", float(hessian.trace()), q, rounding)
+    return _exact(problem, "basis", *basis_moments(problem.hessian_product(), progress=run.report), rounding)
 
 
 def with_gauss_newton(moments: Moments, problem: Problem) -> Moments:
@@ -156,11 +170,17 @@ def with_gauss_newton(moments: Moments, problem: Problem) -> Moments:
 
 
 def _exact(
-    problem: Problem, method: r.MomentsMethod, trace: float, frobenius_squared: float, closed: ClosedForm | None = None
+    problem: Problem,
+    method: r.MomentsMethod,
+    trace: float,
+    frobenius_squared: float,
+    rounding: Rounding,
+    closed: ClosedForm | None = None,
 ) -> Moments:
     t = finite(trace, "the Hessian's trace")
     q = finite(frobenius_squared, "the Hessian's Frobenius norm")
-    b = wolkowicz_styan(t, q, problem.objective.parameters)
+    n = problem.objective.parameters
+    b = wolkowicz_styan_within(rounding.trace(t, q, n), rounding.square(q), n)
     return Moments(
         part=r.Moments(method=method, exact=True, trace=t, frobenius_squared=q),
         bounds=_bounds((b.lambda_max_lower, b.lambda_max_upper), (b.lambda_min_lower, b.lambda_min_upper)),
@@ -169,24 +189,26 @@ def _exact(
     )
 
 
-def _probed(problem: Problem, options: Options, shared: krylov.Krylov, run: Run) -> Moments:
-    found, inner = krylov.probe(shared, options.seed, probe_risk(options), run)
+def _probed(problem: Problem, options: Options, shared: krylov.Krylov, rounding: Rounding, run: Run) -> Moments:
+    share = shares(options, single=problem.objective.dtype == torch.float32, probing=True)
+    found, inner = krylov.probe(shared, options.seed, share, run)
     t = finite(found.trace, "the Hessian's trace")
-    q = finite(found.frobenius_squared, "the Hessian's Frobenius norm")
+    q = finite(rounding.square(found.frobenius_squared)[1], "the Hessian's Frobenius norm")
     # Without t all that q says is |λ| ≤ ‖H‖_F; the inner ends are Ritz values.
     outer = math.sqrt(q)
     smallest, largest = inner or (outer, -outer)
+    smallest, largest = min(smallest + rounding.operator, outer), max(largest - rounding.operator, -outer)
     return Moments(
         part=r.Moments(
             method="probes",
             exact=False,
             trace=t,
             frobenius_squared=q,
-            failure_probability=found.failure_probability,
+            failure_probability=found.failure_probability + rounding.failure_probability,
             trace_standard_error=finite(found.trace_error, "the trace's standard error"),
         ),
         bounds=_bounds((largest, outer), (-outer, smallest)),
-        known=CertifiedNorm(q, found.failure_probability),
+        known=CertifiedNorm(found.frobenius_squared, found.failure_probability),
     )
 
 

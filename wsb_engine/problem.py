@@ -95,9 +95,9 @@ class Problem:
             return SplitProduct(self.objective, columns, self.team)
         return SteppingProduct(self._way(columns), self.warn)
 
-    def from_scratch(self, objective: Objective) -> HessianProduct:
-        """Single products by automatic differentiation of the file's own graph, which share nothing with others."""
-        return SteppingProduct(self._autodiff(objective, columns=1), self.warn)
+    def from_scratch(self, objective: Objective, columns: int = 1) -> HessianProduct:
+        """Products by automatic differentiation of the file's own graph, which share nothing with others."""
+        return SteppingProduct(self._autodiff(objective, max(1, min(columns, self._vectors()))), self.warn)
 
     def _way(self, columns: int) -> HessianProduct:
         if self.structure is not None:

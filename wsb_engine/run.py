@@ -12,9 +12,12 @@ from wsb_engine.options import Options
 from wsb_engine.progress import Progress, ProgressCallback
 from wsb_engine.report import ReportWarning
 
+HEARTBEAT_SECONDS = 0.5
+"""Between two calls of the progress callback from within a product, through which a caller can cancel."""
+
 
 class TimeLimitError(ResourceError):
-    """Time passed before anything of this stage could be had."""
+    """The time limit passed before this stage had a result."""
 
 
 @dataclass
@@ -31,6 +34,11 @@ class Run:
     current: str = ""
     one_thread: bool = False
     """As in the progress."""
+    _limited: bool = False
+    _reserve: float = 0.0
+    _told: float = field(default_factory=time.perf_counter)
+    _fraction: float = 0.0
+    _products: int = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -42,27 +50,52 @@ class Run:
 
     @property
     def expired(self) -> bool:
-        """Whether the time limit has passed."""
+        """True if the time limit has passed, less what is reserved."""
         limit = self.options.time_limit
-        return limit is not None and time.perf_counter() - self.started > limit
+        return limit is not None and time.perf_counter() - self.started > limit - self._reserve
+
+    @contextmanager
+    def limited(self, reserve: float = 0.0) -> Iterator[None]:
+        """Enforce the time limit inside; elsewhere nothing is cut short, since a report needs it.
+
+        Args:
+            reserve: Seconds to leave for what follows.
+        """
+        before = self._limited, self._reserve
+        self._limited, self._reserve = True, reserve
+        try:
+            yield
+        finally:
+            self._limited, self._reserve = before
 
     def report(self, fraction: float, products: int = 0) -> None:
-        """Tells the caller; raises once the time limit has passed.
+        """Tell the caller; raise if the time limit is enforced and has passed.
 
         Raises:
             TimeLimitError: ``time_limit``.
         """
-        if self.expired:
+        self.interrupt()
+        self.tell(fraction, products)
+
+    def interrupt(self) -> None:
+        """Raise if the time limit is enforced and has passed; cheap enough for every chunk of samples.
+
+        Raises:
+            TimeLimitError: ``time_limit``.
+        """
+        if self._limited and self.expired:
             raise TimeLimitError(
                 f"the time limit of {self.options.time_limit:g} s passed during {self.current}",
                 code="time_limit",
                 advice="Raise time_limit, send fewer samples, or ask for less.",
                 phase=self.current,
             )
-        self.tell(fraction, products)
+        if time.perf_counter() - self._told > HEARTBEAT_SECONDS:
+            self.tell(self._fraction, self._products)
 
     def tell(self, fraction: float, products: int = 0) -> None:
-        """Tells the caller, whatever the time."""
+        """Tell the caller, whatever the time."""
+        self._told, self._fraction, self._products = time.perf_counter(), fraction, products
         if self.callback is not None:
             self.callback(
                 Progress(

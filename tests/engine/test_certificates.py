@@ -100,7 +100,7 @@ def test_with_the_largest_eigenvalue_alone_the_run_stops_by_itself_within_thirty
 
 @pytest.mark.parametrize("build", [mlp, conv, Encoder])
 def test_an_untrained_network_is_enclosed_within_eighty_products(build: Callable[[], nn.Module]) -> None:
-    options = wsb.Options(moments="none", max_products=80, failure_probability=1e-9)
+    options = wsb.Options(moments="none", max_products=80)
     report = wsb.analyze(wsb.from_module(seeded(build)), digits(), options)
     needed = products_to(report, GAP)
     print(build.__name__, report.model.parameters.count, needed)
@@ -122,7 +122,7 @@ def test_a_published_classifier_is_enclosed_within_eighty_products() -> None:
     batch = wsb.Batch(rng.integers(0, 256, (2, 2048)), rng.integers(0, 200, 2))
     report = wsb.analyze(wsb.load_model(magika()), batch, wsb.Options(moments="none", max_products=80))
     assert report.enclosure is not None
-    assert report.enclosure.lambda_max.failure_probability == 1e-9
+    assert report.enclosure.lambda_max.failure_probability == 1e-6
     needed = products_to(report, GAP)
     assert needed is not None
     assert needed <= 80

@@ -83,7 +83,7 @@ def test_probes_need_no_enclosure_and_one_parameter_is_enough() -> None:
     assert probed.enclosure is None
     limits = probed.bounds.wolkowicz_styan.lambda_max
     assert limits.lower <= exact.moments.trace <= limits.upper
-    assert 1.2 < probed.moments.frobenius_squared / exact.moments.frobenius_squared < 3
+    assert 1.2 < probed.moments.frobenius_squared / exact.moments.frobenius_squared < 6
 
 
 def test_the_seed_draws_the_probes() -> None:
@@ -165,7 +165,6 @@ def at_the_first(phase: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[wsb.P
         ({"moments": "probes"}, False),
         ({"moments": "basis"}, True),
         ({"moments": "probes"}, True),
-        ({"spectrum": "dense"}, True),
     ],
 )
 def test_time_that_runs_out_during_moments_leaves_a_partial_report(
@@ -177,9 +176,8 @@ def test_time_that_runs_out_during_moments_leaves_a_partial_report(
     assert report.moments is None
     assert report.bounds is None
     assert report.spectrum is None
-    assert report.enclosure is not None
-    assert report.enclosure.hessian_vector_products >= 1
-    assert report.enclosure.lambda_max.lower < report.enclosure.lambda_max.upper
+    assert report.enclosure is None
+    assert "after 1 products" in next(w.message for w in report.warnings if w.code == "enclosure_withheld")
     messages = [warning.message for warning in report.warnings if warning.code == "time_limit"]
     assert any(message.endswith("the report is partial, without moments") for message in messages)
 

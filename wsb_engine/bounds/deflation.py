@@ -1,10 +1,13 @@
-"""Rigorous bounds from a Krylov basis and two traces (mathematics.md, section 5).
+"""Rigorous bounds from a Krylov basis and two traces (mathematics.md, sections 5 and 11.3).
 
 What the basis leaves over is bounded by Wolkowicz-Styan. With orthonormal Q of k columns, T = QᵀHQ and
 H Q = Q T + β q_{k+1} e_kᵀ, the complement F = Q⊥ᵀ H Q⊥ has tr F = t − tr T and ‖F‖_F² = q − ‖T‖_F² − 2β².
 With φ the upper bound on its largest eigenvalue
 
     λ_max(T) ≤ λ_1 ≤ λ_max [ T  βe_k ; βe_kᵀ  φ ].
+
+A computed factorisation holds exactly for a matrix within η of H: q then grows to (√q + η)², t moves by √(2k + 2) η,
+and both ends move by η.
 """
 
 from __future__ import annotations
@@ -15,10 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan
-
-ROUNDING = 1e3
-"""‖F‖_F² is raised by this many units of rounding of q: it is what is left of a subtraction."""
+from wsb_engine.bounds.wolkowicz_styan import UNIT, Range, wolkowicz_styan_within
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,33 @@ class Remainder:
     """Upper bound on ‖F‖_F."""
 
 
-def remainder(t: float | None, q: float, n: int, T: Tensor, beta: float, *, unit: float) -> Remainder | None:
-    """Bounds on the complement of a Krylov space.
+def remainder(t: Range | None, q: float, n: int, T: Tensor, beta: float, *, error: float = 0.0) -> Remainder | None:
+    """Bound the complement of a Krylov space.
 
     Args:
-        t: Exact trace of H, or None where it is not known; then φ = ‖F‖_F.
-        q: Squared Frobenius norm of H, or an upper bound on it.
+        t: Range of the trace of H, or None if it is not known; then φ = ‖F‖_F.
+        q: Upper bound on the squared Frobenius norm of H.
         n: Order of H.
-        T: (k, k).
+        T: (k, k) symmetric, float64.
         beta: Norm of the last residual.
-        unit: Rounding unit of t, q and T.
+        error: η, the distance in the Frobenius norm to a matrix for which the factorisation is exact.
 
     Returns:
-        None where there is no complement, k = n.
+        None if there is no complement, k = n.
     """
-    left = n - len(T)
+    k = len(T)
+    left = n - k
     if left == 0:
         return None
-    squares = max(q - float(T.square().sum()) - 2 * beta * beta, 0.0) + ROUNDING * unit * q
+    whole = (math.sqrt(q) + error) ** 2
+    # Sums of up to k² squares, whose difference may be far smaller than they are.
+    squares = max(whole - float(T.square().sum()) - 2 * beta * beta, 0.0) + (3 * k + 16) * UNIT * whole
     frobenius = math.sqrt(squares)
     if t is None:
         return Remainder(frobenius, -frobenius, frobenius)
-    b = wolkowicz_styan(t - float(T.trace()), squares, left)
+    shift = math.sqrt(2 * k + 2) * error + (k + 2) * UNIT * float(T.diagonal().abs().sum())
+    inside = float(T.trace())
+    b = wolkowicz_styan_within((t[0] - inside - shift, t[1] - inside + shift), (0.0, squares), left)
     return Remainder(min(b.lambda_max_upper, frobenius), max(b.lambda_min_lower, -frobenius), frobenius)
 
 

@@ -1,187 +1,300 @@
-"""Two-sided certificates for both ends of the spectrum from one Krylov run (mathematics.md, sections 5 and 6).
+"""Two-sided certificates for both ends of the spectrum from one Krylov run (mathematics.md, sections 5 and 11 to 13).
 
-Inner ends are Ritz values. Outer ends are the tightest of what holds: a bound from what the basis leaves over, which is
-deterministic where t and q are exact and as likely as the bound on q otherwise, and always one from the start vector.
-All are widened by a stated slack for rounding.
+Inner ends are Ritz values. Outer ends are the tightest of what holds: a bound on what the basis leaves over, which is
+deterministic if t and q are exact and as likely as the bound on q otherwise, and always one from the start vector.
+Every end is moved outwards for rounding, by what ``Rounding`` proves or measures.
+
+All bounds of one kind hold together, whatever the number of steps, so their running intersection does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-from wsb_engine.bounds.deflation import bordered_maximum, remainder
-from wsb_engine.bounds.lanczos_polynomial import largest_eigenvalue_bound
-from wsb_engine.spectrum.lanczos import Lanczos
+import torch
 
-SLACK = 32.0
-"""Each end is widened by this many units of rounding of ‖H‖, times the root of the number of steps."""
+from wsb_engine.bounds.certificates import Enclosures, End, ExactMoments, Premises, StoppedBy
+from wsb_engine.bounds.deflation import Remainder, bordered_eigenvalues, bordered_maximum, remainder
+from wsb_engine.bounds.lanczos_polynomial import Recurrence, largest_eigenvalue_bound
+from wsb_engine.bounds.rounding import How, Rounding
+from wsb_engine.bounds.wolkowicz_styan import Range
+from wsb_engine.errors import ResourceError
+from wsb_engine.spectrum.lanczos import UNIT, Lanczos
+
 EVERY_STEP = 40
 """Up to this many steps the bounds are evaluated after each; later after every tenth."""
-
-Kind = Literal["deterministic", "probabilistic"]
-
-
-@dataclass(frozen=True)
-class ExactMoments:
-    """t and q, exact up to rounding."""
-
-    trace: float
-    frobenius_squared: float
-
-
-@dataclass(frozen=True)
-class CertifiedNorm:
-    """An upper bound on q that may fail; t is not known."""
-
-    frobenius_squared: float
-    failure_probability: float
+STALL = 10
+"""Products in which a gap has to fall by a tenth, unless rounding keeps it up."""
+FLOOR_MARGIN = 1.1
+"""A gap of at most this many times what rounding leaves open is as good as it gets."""
+USEFUL_GAP = 1e-3
+"""δ is raised if rounding keeps the gap of a probabilistic end above this, and above the one asked for."""
+LARGEST_DELTA = 0.05
+"""The largest δ that is offered instead of an open interval."""
+DELTA_STEPS = 40
+"""Bisections of ln δ."""
+_Bound = tuple[int, How, bool]
+"""Sign of H, how rounding is known, and whether it is the bound on what the basis leaves over."""
 
 
-Moments = ExactMoments | CertifiedNorm
+class Enclosing:
+    """Certificates of a run that goes on; keeps what its earlier steps certified.
 
+    Args:
+        run: A Lanczos run at a uniform random start.
+        premises: In the units of the run, σH.
+    """
 
-@dataclass(frozen=True)
-class End:
-    """An interval that holds λ_max, or λ_min."""
+    def __init__(self, run: Lanczos, premises: Premises) -> None:
+        self.run, self.premises = run, premises
+        self._limits: dict[_Bound, tuple[float, float]] = {}
+        self._widths: dict[_Bound, dict[int, float]] = {}
+        self._values: list[float] = []
 
-    lower: float
-    upper: float
-    kind: Kind
-    failure_probability: float
-    """0 for a deterministic bound."""
-    relative_gap: float
-    """inf where the eigenvalue is 0 and the interval is not."""
+    def evaluate(self) -> Enclosures:
+        """What the run certifies now; certainty goes before tightness beyond the gap that was asked for."""
+        self._values = self.run.leading_ritz_values(self.run.steps)
+        top, bottom = self._end(1, asked=True), self._end(-1, asked=self.premises.both)
+        return Enclosures(lambda_max=top, lambda_min=bottom.mirrored, products=self.run.steps)
 
+    def settled(self, end: End) -> bool:
+        """True if the end is as narrow as asked but for what it was moved by for rounding."""
+        return end.width - 2 * end.slack <= self.premises.relative_gap * end.size
 
-@dataclass(frozen=True)
-class Enclosures:
-    """Both ends after some products."""
+    def stalled(self, sign: int, end: End) -> bool:
+        """True if rounding keeps the end as wide as it is."""
+        return self.settled(end) or (not self._falls(sign) and end.width <= FLOOR_MARGIN * self.floor(sign, end))
 
-    lambda_max: End
-    lambda_min: End
-    products: int
-    slack: float
-    """By how much each end was widened for rounding."""
-    history: tuple[Enclosures, ...] = ()
-    """After fewer products, in order, without histories of their own."""
+    def floor(self, sign: int, end: End) -> float:
+        """Width that rounding leaves to this kind of end, however many products follow."""
+        if end.kind == "deterministic":
+            return 2 * end.slack
+        return self._likely(sign, end.how, settled=True).width
+
+    def raised(self, sign: int, end: End) -> End:
+        """The end at the least δ at which its gap is useful, if rounding and not the number of products keeps it open.
+
+        Returns:
+            The same end if no δ up to ``LARGEST_DELTA`` helps.
+        """
+        wanted, delta = max(USEFUL_GAP, self.premises.relative_gap) * end.size, self.premises.failure_probability
+        if end.kind == "deterministic" or end.width <= wanted or delta >= LARGEST_DELTA:
+            return end
+        high = self._likely(sign, end.how, delta=LARGEST_DELTA)
+        if high.width > wanted:
+            return end
+        low, top = math.log(delta), math.log(LARGEST_DELTA)
+        for _ in range(DELTA_STEPS):
+            middle = (low + top) / 2
+            trial = self._likely(sign, end.how, delta=math.exp(middle))
+            low, top, high = (low, middle, trial) if trial.width <= wanted else (middle, top, high)
+        return high
+
+    def upper_bounds(self, count: int) -> list[float | None]:
+        """Upper bounds on the largest eigenvalues, without a failure probability; None if the argument doesn't reach.
+
+        In the basis [Q Q⊥], H is below [ T  βe_k q ; qᵀβe_kᵀ  φI ] in the Loewner order, so its i-th eigenvalue is not
+        above the i-th of the bordered matrix's as long as that is above φ.
+        """
+        run, premises = self.run, self.premises
+        if premises.rounding.failure_probability:
+            return [None] * count
+        _, slack = self.slack("measured" if premises.rounding.product is None else "proven")
+        if run.exhausted:
+            return [value + slack for value in reversed(run.leading_ritz_values(run.steps)[-count:])]
+        rest = self._remainder(1, "measured" if premises.rounding.product is None else "proven")
+        if rest is None or premises.deflation_risk:
+            return [None] * count
+        ceiling = bordered_eigenvalues(run.tridiagonal, run.betas[-1], rest.largest).flip(0).tolist()[:count]
+        certain = [value + slack if value > rest.largest else None for value in ceiling]
+        return certain + [None] * (count - len(certain))
+
+    def _end(self, sign: int, *, asked: bool) -> End:
+        """The interval of λ_max(H), or of λ_max(−H) for sign −1: proven ends go before measured ones."""
+        found: list[End] = []
+        for how in self._ways():
+            for deflates, end in ((True, self._deflated(sign, how)), (False, self._likely(sign, how))):
+                if end is None:
+                    continue
+                end = self._intersected((sign, how, deflates), end)
+                if self.settled(end):
+                    return end
+                found.append(end)
+            if not asked:
+                break
+        return min(found, key=lambda end: end.width)
+
+    def _ways(self) -> tuple[How, ...]:
+        return ("measured",) if self.premises.rounding.product is None else ("proven", "measured")
+
+    def _intersected(self, bound: _Bound, end: End) -> End:
+        """The end as narrow as this bound has been; all steps of one bound hold together."""
+        lower, upper = self._limits.get(bound, (-math.inf, math.inf))
+        end = replace(end, lower=max(lower, end.lower), upper=min(upper, end.upper))
+        self._limits[bound] = end.lower, end.upper
+        self._widths.setdefault(bound, {})[self.run.steps] = end.width
+        return end
+
+    def _falls(self, sign: int) -> bool:
+        """True if any bound on this end has fallen by a tenth within the last products, or is too young to tell."""
+        widths = [by_steps for bound, by_steps in self._widths.items() if bound[0] == sign]
+        before = [[w for steps, w in each.items() if steps <= self.run.steps - STALL] for each in widths]
+        return any(not old or each[max(each)] <= 0.9 * old[-1] for each, old in zip(widths, before, strict=True))
+
+    def noise(self, how: How, steps: int) -> list[float]:
+        """Bounds on the rounding of each of the first products."""
+        proven = self.premises.rounding.product
+        if how == "proven" and proven is not None:
+            return [proven] * steps
+        return self.run.product_rounding(steps)
+
+    def slack(self, how: How) -> tuple[float, float]:
+        """η, within which of H + E the factorisation is exact, and how far an end moves: η, ‖E‖, and the eigensolver.
+
+        In the Frobenius norm, with R the error of the factorisation and ω = ‖QᵀQ − I‖_F (mathematics.md, section 11.3).
+        """
+        run = self.run
+        noise = math.sqrt(run.steps) * self.noise(how, run.steps)[-1]
+        skew = 3 * run.orthogonality(proven=how == "proven") * self._frobenius()
+        eta = math.sqrt(2) * (run.factorisation_error + noise + skew)
+        return eta, eta + self.premises.rounding.operator + (run.steps + 8) * UNIT * run.scale
+
+    def _frobenius(self) -> float:
+        """Upper bound on ‖H + E‖_F; without moments ‖T‖_F, which lacks what the basis has not met."""
+        moments = self.premises.moments
+        if moments is None:
+            return float(torch.linalg.vector_norm(self.run.tridiagonal))
+        return math.sqrt(self.premises.rounding.square(moments.frobenius_squared)[1])
+
+    def _deflated(self, sign: int, how: How) -> End | None:
+        """From what the basis leaves over; None if nothing is known of it."""
+        run, premises = self.run, self.premises
+        if not run.exhausted and premises.moments is None:
+            return None
+        largest, (_, slack) = max(sign * value for value in (self._values[0], self._values[-1])), self.slack(how)
+        rest = self._remainder(sign, how)
+        chance = premises.rounding.failure_probability if rest is None else premises.deflation_risk
+        bound = largest if rest is None else bordered_maximum(sign * run.tridiagonal, run.betas[-1], rest.largest)
+        risk = premises.risk if chance else 0.0
+        return End(largest - slack, bound + slack, risk, self._size(sign), how, slack)
+
+    def _remainder(self, sign: int, how: How) -> Remainder | None:
+        """What the basis leaves over of ±(H + E); None if that is nothing, or not known."""
+        run = self.run
+        if run.exhausted or self.premises.moments is None:
+            return None
+        T, q = sign * run.tridiagonal, self._frobenius() ** 2
+        return remainder(self._trace(sign), q, run.parameters, T, run.betas[-1], error=self.slack(how)[0])
+
+    def _trace(self, sign: int) -> Range | None:
+        moments = self.premises.moments
+        if not isinstance(moments, ExactMoments):
+            return None
+        t = self.premises.rounding.trace(moments.trace, moments.frobenius_squared, self.run.parameters)
+        return t if sign > 0 else (-t[1], -t[0])
+
+    def _likely(self, sign: int, how: How, *, delta: float | None = None, settled: bool = False) -> End:
+        """From the start vector.
+
+        Args:
+            sign: 1 for λ_max(H), −1 for λ_max(−H).
+            how: Whether the rounding of products is proven or measured.
+            delta: δ, if not that of the premises.
+            settled: True for the end that would be left if the recurrence had no residual.
+        """
+        run, rounding = self.run, self.premises.rounding
+        first = run.first_breakdown or run.steps
+        epsilons = [e + v for e, v in zip(run.errors, self.noise(how, first), strict=False)]
+        recurrence = Recurrence(run.alphas[:first], run.betas[:first], run.gammas[:first], epsilons)
+        recurrence = recurrence if sign > 0 else recurrence.mirrored
+        recurrence = recurrence.settled if settled else recurrence
+        chance = self.premises.failure_probability if delta is None else delta
+        largest = max(sign * value for value in (self._values[0], self._values[-1]))
+        bound = max(largest_eigenvalue_bound(recurrence, run.parameters, chance), largest)
+        slack = self.slack(how)[1]
+        risk = self.premises.risk - self.premises.failure_probability + chance
+        # The recurrence's own errors are in the bound already.
+        mean = (slack + rounding.operator) / 2
+        return End(largest - slack, bound + rounding.operator, risk, self._size(sign), how, mean)
+
+    def _size(self, sign: int) -> float:
+        """What the gap is relative to: |λ_max|, and for λ_min the larger of |λ_max| and |λ_min|."""
+        first, last = abs(self._values[0]), abs(self._values[-1])
+        return last if sign > 0 else max(first, last)
 
 
 def enclose(
-    run: Lanczos,
+    enclosing: Enclosing,
     *,
-    moments: Moments | None,
-    failure_probability: float,
-    relative_gap: float,
     max_products: int,
-    both: bool = True,
     progress: Callable[[Enclosures], None] = lambda _: None,
     expired: Callable[[], bool] = lambda: False,
 ) -> Enclosures:
-    """Continues the run until the gaps are small enough, everything is spanned, or the products are used up.
+    """Continue the run until the gaps are small enough, only rounding is left, or a limit is reached.
 
     Args:
-        run: A Lanczos run at a uniform random start; it is advanced.
-        moments: Exact t and q, or a bound on q that fails less often than δ, or None.
-        failure_probability: δ of each end, if it is not deterministic.
-        relative_gap: At which to stop.
+        enclosing: A run and what is known besides; advanced.
         max_products: Steps of the run, those taken before included.
-        both: Whether the gap of λ_min has to be small enough, too.
         progress: Called with what is certified so far; may raise to stop.
         expired: Asked after each step; what is certified by then is returned.
+
+    Raises:
+        ResourceError: ``time_limit`` from a product, if nothing is certified yet; later it ends the run.
     """
-    best: Enclosures | None = None
+    run, premises = enclosing.run, enclosing.premises
     history: list[Enclosures] = []
-    while best is None or not (
-        max(end.relative_gap for end in (best.lambda_max, best.lambda_min)[: 1 + both]) <= relative_gap
-        or run.exhausted
-        or run.steps >= max_products
-        or expired()
-    ):
-        for _ in range(1 if run.steps < EVERY_STEP else 10):
-            if not run.exhausted and run.steps < max_products:
-                run.step()
-        best = evaluate(run, moments=moments, failure_probability=failure_probability, relative_gap=relative_gap)
-        history.append(best)
-        progress(best)
-    return replace(best, history=tuple(history[:-1]))
+    stopped: StoppedBy | None = None
+    while stopped is None:
+        try:
+            _advance(run, 10 if run.steps >= EVERY_STEP else 1 if history or not run.steps else 0, max_products)
+        except ResourceError as error:
+            if error.code != "time_limit" or not run.steps:
+                raise
+            stopped = "time"
+        now = enclosing.evaluate()
+        history.append(now)
+        progress(now)
+        asked = [(1, now.lambda_max), (-1, now.lambda_min.mirrored)][: 1 + premises.both]
+        if all(end.width <= premises.relative_gap * end.size for _, end in asked):
+            stopped = "gap"
+        elif run.exhausted or all(enclosing.settled(end) for _, end in asked):
+            stopped = "precision"
+        # A space that can be spanned holds no secrets once it is.
+        elif run.dimension > max_products and all(enclosing.stalled(sign, end) for sign, end in asked):
+            stopped = "precision"
+        elif stopped is None and expired():
+            stopped = "time"
+        elif stopped is None and run.steps >= max_products:
+            stopped = "products"
+    return replace(history[-1], history=tuple(history[:-1]), stopped_by=stopped)
 
 
-def widened(found: Enclosures, by: float) -> Enclosures:
-    """The same, and its history, with each end moved outwards by so much more."""
-
-    def end(now: End) -> End:
-        width = now.upper - now.lower
-        scale = width / now.relative_gap if now.relative_gap > 0 else math.inf
-        return _end(now.lower - by, now.upper + by, now.failure_probability, scale)
-
-    return replace(
-        found,
-        lambda_max=end(found.lambda_max),
-        lambda_min=end(found.lambda_min),
-        slack=found.slack + by,
-        history=tuple(widened(step, by) for step in found.history),
-    )
+def _advance(run: Lanczos, steps: int, max_products: int) -> None:
+    for _ in range(steps):
+        if not run.exhausted and run.steps < max_products:
+            run.step()
 
 
-def evaluate(run: Lanczos, *, moments: Moments | None, failure_probability: float, relative_gap: float) -> Enclosures:
-    """What the run certifies now; certainty goes before tightness beyond ``relative_gap``."""
-    n, values = run.parameters, run.leading_ritz_values(run.steps)
-    scale = run.scale
-    if isinstance(moments, ExactMoments):
-        scale = max(scale, math.sqrt(moments.frobenius_squared))
-    slack = SLACK * run.unit * math.sqrt(run.steps) * scale
-    deflated = _deflated(run, moments, values)
-    # Whichever of two bounds is tighter fails only where one of them does.
-    delta, risk = failure_probability, 0.0
-    if isinstance(moments, CertifiedNorm) and not run.exhausted:
-        risk = failure_probability
-        delta -= moments.failure_probability
-    # Only the steps from the start vector, before a restart, have its polynomial.
-    first = run.first_breakdown or run.steps
-    ritz = values if first == run.steps else run.leading_ritz_values(first)
-    betas = run.betas[:first]
-    upper = max(largest_eigenvalue_bound(ritz, betas, n, delta), values[-1])
-    lower = min(-largest_eigenvalue_bound([-value for value in ritz], betas, n, delta), values[0])
-    norm = max(abs(values[0]), abs(values[-1]))
+def finish(enclosing: Enclosing, found: Enclosures, rounding: Rounding) -> tuple[Enclosing, Enclosures]:
+    """Account for rounding that was measured last, raise δ where rounding asks for that, and say what it leaves open.
 
-    def chosen(likely: End, other: End | None) -> End:
-        if other is None:
-            return likely
-        certain = other.kind == "deterministic" and other.relative_gap <= relative_gap
-        return other if certain or other.relative_gap <= likely.relative_gap else likely
-
-    def top(bound: float, risk: float) -> End:
-        return _end(values[-1] - slack, bound + slack, risk, abs(values[-1]))
-
-    def bottom(bound: float, risk: float) -> End:
-        return _end(bound - slack, values[0] + slack, risk, norm)
-
-    return Enclosures(
-        lambda_max=chosen(top(upper, failure_probability), deflated and top(deflated[1], risk)),
-        lambda_min=chosen(bottom(lower, failure_probability), deflated and bottom(deflated[0], risk)),
-        products=run.steps,
-        slack=slack,
-    )
-
-
-def _deflated(run: Lanczos, moments: Moments | None, values: list[float]) -> tuple[float, float] | None:
-    """Bounds on λ_min and λ_max from what the basis leaves over; None where nothing is known of it."""
-    if run.exhausted:
-        return values[0], values[-1]
-    if moments is None:
-        return None
-    T, beta = run.tridiagonal, run.betas[-1]
-    t = moments.trace if isinstance(moments, ExactMoments) else None
-    rest = remainder(t, moments.frobenius_squared, run.parameters, T, beta, unit=run.unit)
-    if rest is None:
-        return None
-    return -bordered_maximum(-T, beta, -rest.smallest), bordered_maximum(T, beta, rest.largest)
-
-
-def _end(lower: float, upper: float, risk: float, scale: float) -> End:
-    gap = upper - lower
-    relative = gap / scale if scale > 0 else (0.0 if gap == 0 else math.inf)
-    return End(lower, upper, "probabilistic" if risk else "deterministic", risk, relative)
+    Args:
+        enclosing: Whose run has ended.
+        found: From ``enclose``.
+        rounding: At least that of the premises.
+    """
+    more = rounding.operator - enclosing.premises.rounding.operator
+    if more > 0:
+        enclosing = Enclosing(enclosing.run, replace(enclosing.premises, rounding=rounding))
+        history = tuple(step.widened(more) for step in found.history)
+        found = replace(enclosing.evaluate(), history=history, stopped_by=found.stopped_by)
+    top, bottom = found.lambda_max, found.lambda_min.mirrored
+    floor = enclosing.floor(1, top)
+    if top.width <= FLOOR_MARGIN * floor:
+        top = enclosing.raised(1, top)
+    if enclosing.premises.both and bottom.width <= FLOOR_MARGIN * enclosing.floor(-1, bottom):
+        bottom = enclosing.raised(-1, bottom)
+    relative = floor / top.size if top.size and math.isfinite(floor) else None
+    return enclosing, replace(found, lambda_max=top, lambda_min=bottom.mirrored, floor=relative)

@@ -1,17 +1,60 @@
-"""Probabilistic bounds from a Lanczos run at a random start (mathematics.md, section 6).
+"""Upper bounds on λ_1 from a Krylov run at a random start, whatever rounding did to it (mathematics.md, section 12).
 
-The Lanczos polynomial p(τ) = Π (τ − θ_j) / Π β_j has ‖p(H) v_1‖ = 1. If v_1 is uniform on the sphere, its component
-along an eigenvector of λ_1 is at least c with probability 1 − δ, and then |p(λ_1)| ≤ 1/c (van Dorsselaer, Hochstenbach,
-van der Vorst 2000).
+Let H q_j = γ_j q_{j−1} + α_j q_j + β_j q_{j+1} + f_j for j = 1..k, nothing assumed of orthogonality, and let T have α
+on its diagonal, β below and γ above it. For τ > λ_max(T), g(τ) = (τ − T)^{-1} e_1 is non-negative and decreases in τ.
+If ε_j ≥ |u_1·f_j| for the eigenvector u_1 of λ_1, and |u_1·q_1| > c, then λ_1 is at most the τ at which
+
+    h(τ) = (1 + u) β_k g_k(τ) + Σ_j ε_j g_j(τ)
+
+falls to c. For f = 0 this is the bound of van Dorsselaer, Hochstenbach and van der Vorst (2000), as β_k g_k = 1/p_k for
+the Lanczos polynomial p_k. A uniform start has |u_1·q_1| > c with probability 1 − δ: one event for all k.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-STEPS = 100
-"""Of Newton's method; about ten are enough."""
+import numpy as np
+
+UNIT = 2.0**-53
+EVALUATION = 8.0
+"""Units of max(|τ|, |T|) by which evaluating g perturbs an entry of T; they join ε."""
+STRIDE = 256.0
+"""Factor by which the search for the root moves away from θ_1."""
+ACCURACY = 1e-4
+"""Relative accuracy, upwards, of the root's distance from θ_1."""
+FARTHEST = 2.0**200
+"""Multiple of ‖T‖ beyond which a root is taken to be infinite."""
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """The scalars of k steps from the start vector, without a restart."""
+
+    alphas: Sequence[float]
+    betas: Sequence[float]
+    """β_1..β_k, not negative; the last is that of the residual."""
+    gammas: Sequence[float]
+    """γ_1..γ_k, not negative; the first is not used."""
+    epsilons: Sequence[float]
+    """ε_j ≥ ‖f_j‖."""
+
+    @property
+    def mirrored(self) -> Recurrence:
+        """The recurrence of −H."""
+        return replace(self, alphas=[-alpha for alpha in self.alphas])
+
+    @property
+    def settled(self) -> Recurrence:
+        """The recurrence as if its residual were 0: what rounding alone leaves open."""
+        return replace(self, betas=[*self.betas[:-1], 0.0])
+
+    def shifted(self, exponent: int) -> Recurrence:
+        """The recurrence of 2^exponent · H."""
+        columns = (self.alphas, self.betas, self.gammas, self.epsilons)
+        return Recurrence(*([math.ldexp(value, exponent) for value in column] for column in columns))
 
 
 def overlap_quantile(n: int, failure_probability: float) -> float:
@@ -31,47 +74,68 @@ def overlap_quantile(n: int, failure_probability: float) -> float:
     return min(1.0, failure_probability / 2 / math.sqrt((n - 1) / (2 * math.pi)))
 
 
-def largest_eigenvalue_bound(ritz_values: Sequence[float], betas: Sequence[float], n: int, delta: float) -> float:
-    """τ > θ_1 with |p(τ)| = 1/c: with probability 1 − δ the largest eigenvalue is not above it.
+def largest_eigenvalue_bound(recurrence: Recurrence, n: int, delta: float) -> float:
+    """With probability 1 − δ over the start vector, no eigenvalue of H exceeds this.
 
     Args:
-        ritz_values: θ of the first k steps from the start vector, without a restart.
-        betas: β_1..β_k of the same steps, not negative.
+        recurrence: Of H; for the smallest eigenvalue that of −H.
         n: Order of H.
         delta: δ.
 
     Returns:
-        The bound, inf where it is above every number; θ_1 itself where some β is 0, which says that the space of v_1
-        is exhausted.
+        The bound; inf if rounding (ε) or an early stop (β_k) hides the overlap of the start vector at every τ.
     """
-    top = max(ritz_values)
-    if min(betas) <= 0:
-        return top
-    if max(betas) == math.inf:
+    # The stored start vector is rounded: its direction by u, its length by (n/2 + 2) u at most.
+    c = overlap_quantile(n, delta) * (1 - (n / 2 + 2) * UNIT) - 2 * UNIT
+    size = max(*map(abs, recurrence.alphas), *recurrence.betas, *recurrence.gammas)
+    if c <= 0 or not math.isfinite(size) or not all(map(math.isfinite, recurrence.epsilons)):
         return math.inf
-    target = math.fsum(math.log(beta) for beta in betas) - math.log(overlap_quantile(n, delta))
-    below = [top - theta for theta in ritz_values]
-
-    def excess(s: float) -> tuple[float, float]:
-        """log |c p(θ_1 + e^s)|, and its slope: convex, with a slope from 1 to k."""
-        gap = math.exp(s)
-        factors = [gap + distance for distance in below]
-        return math.fsum(map(math.log, factors)) - target, math.fsum(gap / factor for factor in factors)
-
-    # No factor is below e^s, so that this is not below the root, and by convexity no step goes beyond it.
-    s = target / len(below)
+    if size == 0:
+        return recurrence.epsilons[0] / c  # T = 0, so h(τ) = ε_1/τ
+    exponent = math.frexp(size)[1]
+    recurrence, size = recurrence.shifted(-exponent), math.ldexp(size, -exponent)
+    theta = _largest_ritz_value(recurrence)
+    far = UNIT * size
+    while not _h(recurrence, n, size, theta + far) <= c:
+        far *= STRIDE
+        if far > FARTHEST * size:
+            return math.inf
+    near = far / STRIDE
+    while far - near > ACCURACY * far:
+        middle = near * math.sqrt(far / near)
+        near, far = (near, middle) if _h(recurrence, n, size, theta + middle) <= c else (middle, far)
     try:
-        for _ in range(STEPS):
-            value, slope = excess(s)
-            # What rounding lacks is made good by as much in s: the slope is at least 1.
-            following = s - (value / slope if value > 0 else value)
-            if value <= 0 or following >= s:
-                s = max(s, following)
-                break
-            s = following
-        gap = math.exp(s)
+        return math.ldexp(math.nextafter(theta + far, math.inf), exponent)
     except OverflowError:
         return math.inf
-    except ValueError:  # the gap is below every number
-        gap = 0.0
-    return math.nextafter(top + gap, math.inf)
+
+
+def _largest_ritz_value(recurrence: Recurrence) -> float:
+    """λ_max(T), of the symmetric matrix with off-diagonals √(β_j γ_{j+1})."""
+    T = np.diag(recurrence.alphas)
+    off = np.sqrt(np.multiply(recurrence.betas[:-1], recurrence.gammas[1:]))
+    return float(np.linalg.eigvalsh(T + np.diag(off, 1) + np.diag(off, -1))[-1])
+
+
+def _h(recurrence: Recurrence, n: int, size: float, tau: float) -> float:
+    """h(τ) and what evaluating it rounds; inf if τ ≤ λ_max(T).
+
+    With D_k = τ − α_k and D_j = τ − α_j − β_j γ_{j+1}/D_{j+1}: g_1 = 1/D_1 and g_{j+1} = β_j g_j/D_{j+1}. Rounding
+    makes this the exact g of a T whose entries are off by a few units of ``size`` and τ; that joins ε.
+    """
+    alphas, betas, gammas = recurrence.alphas, recurrence.betas, recurrence.gammas
+    k = len(alphas)
+    D, coupled = [0.0] * k, 0.0
+    for j in range(k - 1, -1, -1):
+        D[j] = tau - alphas[j] - coupled
+        if D[j] <= 0:
+            return math.inf
+        coupled = betas[j - 1] * gammas[j] / D[j] if j else 0.0
+    g, total, everything = 1 / D[0], recurrence.epsilons[0] / D[0], 1 / D[0]
+    for j in range(1, k):
+        g *= betas[j - 1] / D[j]
+        total += recurrence.epsilons[j] * g
+        everything += g
+    residual = (1 + (n / 2 + 2) * UNIT) * betas[-1] * g
+    evaluation = EVALUATION * UNIT * max(size, abs(tau)) * everything
+    return (1 + 8 * k * UNIT) * (residual + total + evaluation)

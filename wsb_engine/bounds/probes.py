@@ -1,11 +1,8 @@
-"""An upper bound on ‖H‖_F² from random products, and an estimate of tr H (mathematics.md, section 4).
+"""An upper bound on ‖H‖_F² from random products, and an estimate of tr H (mathematics.md, sections 4 and 14).
 
-For Gaussian z_1..z_m and symmetric F, Q = (1/m) Σ ‖F z_i‖² is a mean of sums Σ_j λ_j² χ²_1, whose lower tail gives
-
-    P( ‖F‖_F² > Q / (1 − 2√(ln(1/δ)/m)) ) ≤ δ,      m > 4 ln(1/δ)
-
-(Laurent & Massart 2000, *Adaptive estimation of a quadratic functional by model selection*, Lemma 1). F is what a few
-Lanczos steps leave of H: they hold the largest eigenvalues, so that only the rest is estimated.
+For Gaussian z_1..z_m and symmetric F, Q = (1/m) Σ ‖F z_i‖² bounds ‖F‖_F² from above by Q/x, but for a probability that
+``frobenius_factor`` says. F is what a few Lanczos steps leave of H: they hold the largest eigenvalues, so that only the
+rest is estimated.
 """
 
 from __future__ import annotations
@@ -15,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from wsb_engine.bounds.rounding import frobenius_factor
 from wsb_engine.spectrum.lanczos import Lanczos
 
-PROBES_PER_LOG = 16
-"""Probes for each unit of ln(1/δ): the bound is then twice the estimate."""
+EXCESS = 4.0
+"""The bound on ‖F‖_F² is this many times the estimate: twice on ‖F‖_F, which only has to be below λ_max."""
 DEFLATED = 20
 """Lanczos steps before the probes."""
 STREAM = 0x5851F42D
@@ -41,25 +38,9 @@ class Probed:
 
 
 def probe_count(failure_probability: float) -> int:
-    """m for a failure probability δ."""
-    return math.ceil(PROBES_PER_LOG * math.log(1 / failure_probability))
-
-
-def frobenius_bound(mean_square: float, probes: int, failure_probability: float) -> float:
-    """Q / (1 − 2√(ln(1/δ)/m)).
-
-    Args:
-        mean_square: Q.
-        probes: m, more than 4 ln(1/δ).
-        failure_probability: δ.
-
-    Raises:
-        ValueError: where m is too small.
-    """
-    shrinkage = 1 - 2 * math.sqrt(math.log(1 / failure_probability) / probes)
-    if shrinkage <= 0:
-        raise ValueError(f"{probes} probes bound nothing at a failure probability of {failure_probability:g}")
-    return mean_square / shrinkage
+    """m for a failure probability δ, so that the bound is ``EXCESS`` times the estimate."""
+    x = 1 / EXCESS
+    return math.ceil(2 * math.log(1 / failure_probability) / (x - 1 - math.log(x)))
 
 
 def deflate(run: Lanczos, limit: int, progress: Callable[[int], None] = lambda _: None) -> None:
@@ -71,7 +52,6 @@ def deflate(run: Lanczos, limit: int, progress: Callable[[int], None] = lambda _
 
 def probe(
     run: Lanczos,
-    product: Callable[[Tensor], Tensor],
     *,
     failure_probability: float,
     seed: int,
@@ -81,9 +61,8 @@ def probe(
 
     Args:
         run: Some Lanczos steps of H; not advanced.
-        product: v (P,) → H v (P,) float64.
         failure_probability: δ of the bound on ‖H‖_F².
-        seed: Of the run; the probes have a stream of their own.
+        seed: Seed of the run; the probes have another stream.
         progress: Called with the fraction of probes done and their number; may raise to stop.
     """
     generator = torch.Generator().manual_seed(seed ^ STREAM)
@@ -92,15 +71,18 @@ def probe(
     for i in range(probes):
         z = torch.randn(run.parameters, generator=generator, dtype=torch.float64).to(run.device)
         g = run.complement(z)
-        image = run.complement(product(g))
+        image = run.complement(run.image(g))
         squares[i] = torch.linalg.vector_norm(image) ** 2
         forms[i] = g @ image
         progress((i + 1) / probes, run.steps + i + 1)
     T, beta = run.tridiagonal, run.betas[-1] if run.steps else 0.0
-    rest = frobenius_bound(float(squares.mean()), probes, failure_probability)
+    rest = float(squares.mean()) / frobenius_factor(probes, failure_probability)
+    eta = math.sqrt(2) * (run.factorisation_error + math.sqrt(run.steps) * max(run.product_rounding(), default=0.0))
+    whole = math.sqrt(float(T.square().sum()) + 2 * beta * beta + rest) + eta
+    sigma = run.scaling
     return Probed(
-        trace=float(T.trace()) + float(forms.mean()),
-        trace_error=float(forms.std()) / math.sqrt(probes),
-        frobenius_squared=float(T.square().sum()) + 2 * beta * beta + rest,
+        trace=(float(T.trace()) + float(forms.mean())) / sigma,
+        trace_error=float(forms.std()) / math.sqrt(probes) / sigma,
+        frobenius_squared=(whole / sigma) ** 2,
         failure_probability=failure_probability,
     )

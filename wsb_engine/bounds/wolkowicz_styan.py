@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+UNIT = 2.0**-53
+
 
 @dataclass(frozen=True)
 class WolkowiczStyan:
@@ -57,3 +59,37 @@ def _mean_and_deviation(t: float, q: float, n: int) -> tuple[float, float]:
     m = t / n
     # t² ≤ n q holds exactly; rounding may break it.
     return m, math.sqrt(max(q / n - m * m, 0.0))
+
+
+Range = tuple[float, float]
+"""Lower and upper limit of a number that is not known exactly."""
+
+
+def wolkowicz_styan_within(t: Range, q: Range, n: int) -> WolkowiczStyan:
+    """The bounds that hold for every trace and squared Frobenius norm within these ranges.
+
+    The outer bounds are largest, and the inner ones smallest, at t = ±√q or at an end of its range: m + s√(n−1) is
+    concave in t with its maximum at √q.
+
+    Args:
+        t: Range of the trace.
+        q: Range of the squared Frobenius norm, not negative.
+        n: Order of the matrix, at least 1.
+
+    Raises:
+        ValueError: if n < 1.
+    """
+    if n == 1:
+        return WolkowiczStyan(t[0], t[1], t[0], t[1])
+    root = math.sqrt(q[1])
+    # s² is a difference, which rounds by a few units of q/n.
+    low, high = q[0] * (1 - 8 * UNIT), q[1] * (1 + 8 * UNIT)
+    outer = [wolkowicz_styan(min(max(peak, t[0]), t[1]), high, n) for peak in (root, -root)]
+    inner = [wolkowicz_styan(end, low, n) for end in t]
+    slack = 8 * UNIT * root
+    return WolkowiczStyan(
+        min(b.lambda_max_lower for b in inner) - slack,
+        max(b.lambda_max_upper for b in outer) + slack,
+        min(b.lambda_min_lower for b in outer) - slack,
+        max(b.lambda_min_upper for b in inner) + slack,
+    )

@@ -60,6 +60,8 @@ class Objective:
     """Samples whose gradients memory holds at once."""
     layout: torch.memory_format = torch.preserve_format
     """Of four-dimensional tensors in memory; their values and their order in H are the same in each."""
+    disturb: Callable[[Tensor, int], Tensor] | None = None
+    """Changes a floating input of some rows, to see what rounding does; the number tells rows and inputs apart."""
 
     @property
     def parameters(self) -> int:
@@ -71,11 +73,14 @@ class Objective:
         return (slice(start, min(start + size, samples)) for start in range(0, samples, size))
 
     def chunk_inputs(self, rows: slice) -> dict[str, Tensor]:
-        layout = self.layout
-        return {
-            name: in_layout(tensor[rows].to(self.device, self.dtype if tensor.is_floating_point() else None), layout)
-            for name, tensor in self.inputs.items()
-        }
+        chunk = {}
+        for index, (name, tensor) in enumerate(self.inputs.items()):
+            floating = tensor.is_floating_point()
+            part = tensor[rows].to(self.device, self.dtype if floating else None)
+            if floating and self.disturb is not None:
+                part = self.disturb(part, rows.start * len(self.inputs) + index)
+            chunk[name] = in_layout(part, self.layout)
+        return chunk
 
     def logits(self, rows: slice) -> Tensor:
         """z of shape (B, C)."""

@@ -57,7 +57,7 @@ def density(
         parameters: P.
         device: Where the vectors live.
         seed: Of the first start; the others follow.
-        unit: Rounding unit of the products.
+        unit: Unit roundoff of the products' dtype.
         steps: Lanczos steps for each start.
         progress: Called with the fraction done and the products so far; may raise to stop.
     """
@@ -68,7 +68,7 @@ def density(
             run.step()
             progress((start + run.steps / steps) / STARTS, products + run.steps)
         values, vectors = torch.linalg.eigh(run.tridiagonal)
-        nodes.append(values)
+        nodes.append(values / run.scaling)
         weights.append(vectors[0].square())
         products += run.steps
     means = torch.stack([(w * x).sum() for x, w in zip(nodes, weights, strict=True)])

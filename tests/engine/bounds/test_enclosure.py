@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal, localcontext
+from dataclasses import replace
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -12,11 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from wsb_engine.bounds.enclosure import Enclosures, ExactMoments, enclose, evaluate
-from wsb_engine.bounds.lanczos_polynomial import largest_eigenvalue_bound, overlap_quantile
+from wsb_engine.bounds.certificates import Enclosures, ExactMoments, Premises
+from wsb_engine.bounds.confirmation import RitzResidual, confirm, outer_pairs
+from wsb_engine.bounds.enclosure import Enclosing, enclose, finish
+from wsb_engine.bounds.lanczos_polynomial import Recurrence, largest_eigenvalue_bound, overlap_quantile
+from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.spectrum.lanczos import Lanczos
 
-UNIT = float(np.finfo(np.float64).eps)
+UNIT = 2.0**-53
+ROUNDING = Rounding("measured", 0.0, relative_square_error=1e3 * UNIT)
 
 
 def rotated(eigenvalues: np.ndarray, seed: int) -> torch.Tensor:
@@ -27,28 +32,43 @@ def rotated(eigenvalues: np.ndarray, seed: int) -> torch.Tensor:
     return torch.from_numpy((A + A.T) / 2)
 
 
-def krylov(A: torch.Tensor, seed: int = 0) -> Lanczos:
-    return Lanczos(lambda v: A @ v, len(A), torch.device("cpu"), seed, UNIT)
+def krylov(A: torch.Tensor, seed: int = 0, unit: float = UNIT) -> Lanczos:
+    return Lanczos(lambda v: A @ v, len(A), torch.device("cpu"), seed, unit, homogeneity=True)
 
 
 def moments_of(A: torch.Tensor) -> ExactMoments:
     return ExactMoments(float(A.trace()), float(A.square().sum()))
 
 
+def whole(
+    run: Lanczos,
+    moments: ExactMoments | None,
+    *,
+    delta: float = 1e-9,
+    gap: float = 1e-9,
+    products: int = 300,
+    both: bool = True,
+    rounding: Rounding = ROUNDING,
+) -> tuple[Enclosures, RitzResidual]:
+    """The enclosure of a run, confirmed, in the units of H."""
+    run.step()
+    premises = Premises(rounding, moments, delta, gap, both)
+    enclosing = Enclosing(run, premises.scaled(run.scaling))
+    found = enclose(enclosing, max_products=products)
+    enclosing, found = finish(enclosing, found, enclosing.premises.rounding)
+    found, residual = confirm(enclosing, found, outer_pairs(run))
+    ends = {name: getattr(found, name).scaled(1 / run.scaling) for name in ("lambda_max", "lambda_min")}
+    return replace(found, **ends), residual
+
+
 def run(A: torch.Tensor, *, exact: bool, seed: int = 0, delta: float = 1e-9, products: int = 300) -> Enclosures:
-    return enclose(
-        krylov(A, seed),
-        moments=moments_of(A) if exact else None,
-        failure_probability=delta,
-        relative_gap=1e-9,
-        max_products=products,
-    )
+    return whole(krylov(A, seed), moments_of(A) if exact else None, delta=delta, products=products)[0]
 
 
 def holds(found: Enclosures, A: torch.Tensor) -> bool:
     values = torch.linalg.eigvalsh(A).tolist()
     # The dense solver's own error
-    tolerance = 50 * UNIT * max(abs(values[0]), abs(values[-1]))
+    tolerance = 100 * UNIT * max(abs(values[0]), abs(values[-1]))
     top, bottom = found.lambda_max, found.lambda_min
     return (
         top.lower - tolerance <= values[-1] <= top.upper + tolerance
@@ -113,58 +133,73 @@ def test_a_start_orthogonal_to_the_top_is_caught_by_the_moments() -> None:
     blind = krylov(A)
     blind._next = blind._next - top * (top @ blind._next)
     blind._next = blind._next / torch.linalg.vector_norm(blind._next)
-    for _ in range(6):
-        blind.step()
-    found = evaluate(blind, moments=moments_of(A), failure_probability=0.5, relative_gap=1e-6)
+    found, _ = whole(blind, moments_of(A), delta=0.5, gap=1e-6, products=7)
     # The Ritz values know nothing of 10; with the moments the interval still has to hold it when it is deterministic.
     assert found.lambda_max.lower < 1.5
     deterministic = found.lambda_max.kind == "deterministic"
     assert not deterministic or found.lambda_max.upper >= 10.0 - 1e-12
 
 
-def test_probabilistic_bounds_fail_no_more_often_than_they_say() -> None:
-    runs, delta, n = 2000, 0.05, 60
-    rng = np.random.default_rng(5)
-    eigenvalues = np.concatenate([[1.0], rng.uniform(-0.9, 0.9, n - 1)])
-    A = torch.diag(torch.from_numpy(eigenvalues))
-    misses = 0
-    for seed in range(runs):
-        short = krylov(A, seed)
-        for _ in range(6):
-            short.step()
-        bound = largest_eigenvalue_bound(short.leading_ritz_values(6), short.betas, n, delta)
-        misses += bound < 1.0
-    assert misses / runs <= delta + 3 * math.sqrt(delta * (1 - delta) / runs)
-
-
+@settings(deadline=None, max_examples=200)
 @given(
-    st.lists(st.tuples(st.floats(-1, 1), st.floats(1e-3, 2)), min_size=1, max_size=40),
-    st.integers(2, 10**8),
+    st.lists(
+        st.tuples(st.floats(-1, 1), st.floats(1e-3, 2), st.floats(0.5, 2), st.floats(0, 1e-3)), min_size=1, max_size=20
+    ),
+    st.integers(2, 10**6),
     st.floats(1e-12, 0.5),
     st.integers(-200, 200),
 )
-@example([(0.5, 1.0), (0.5, 1.0), (math.nextafter(0.5, 0), 1.0)], 10**6, 1e-6, 0)
-def test_the_probabilistic_bound_is_where_the_lanczos_polynomial_reaches_its_limit(
-    steps: list[tuple[float, float]], n: int, delta: float, magnitude: int
+def test_the_bound_is_where_h_falls_to_the_overlap(
+    steps: list[tuple[float, float, float, float]], n: int, delta: float, magnitude: int
 ) -> None:
-    ritz, betas = ([value * 10.0**magnitude for value in column] for column in zip(*steps, strict=True))
-    bound, top = largest_eigenvalue_bound(ritz, betas, n, delta), max(ritz)
+    """h evaluated in 80 digits through (τ − T)^{-1} e_1 by another route: Gaussian elimination of the whole matrix."""
+    scale = 10.0**magnitude
+    alphas, betas, shares, errors = (list(column) for column in zip(*steps, strict=True))
+    gammas = [0.0, *(beta * share for beta, share in zip(betas, shares, strict=False))][: len(betas)]
+    recurrence = Recurrence(*([value * scale for value in column] for column in (alphas, betas, gammas, errors)))
+    bound = largest_eigenvalue_bound(recurrence, n, delta)
+    if not math.isfinite(bound):
+        return
+    with mpmath.workdps(80):
+        k = len(alphas)
+        T = mpmath.zeros(k)
+        for j in range(k):
+            T[j, j] = mpmath.mpf(recurrence.alphas[j])
+            if j:
+                T[j, j - 1], T[j - 1, j] = mpmath.mpf(recurrence.betas[j - 1]), mpmath.mpf(recurrence.gammas[j])
+        first = mpmath.zeros(k, 1)
+        first[0] = 1
 
-    def excess(tau: Decimal) -> Decimal:
-        """log |c p(τ)|."""
-        factors = [tau - Decimal(theta) for theta in ritz] + [Decimal(overlap_quantile(n, delta))]
-        return sum((factor.ln() for factor in factors), Decimal()) - sum(Decimal(beta).ln() for beta in betas)
+        def h(tau: mpmath.mpf) -> mpmath.mpf:
+            g = mpmath.lu_solve(tau * mpmath.eye(k) - T, first)
+            assert min(g) > 0  # τ is above the spectrum of T
+            return recurrence.betas[-1] * g[k - 1] + sum(e * x for e, x in zip(recurrence.epsilons, g, strict=True))
 
-    with localcontext(prec=60):
-        assert bound > top
-        assert excess(Decimal(bound)) >= -1e-11
-        inside = Decimal(top) + (Decimal(bound) - Decimal(top)) * Decimal("0.99999999") - Decimal(2 * math.ulp(bound))
-        assert inside <= top or excess(inside) < 0
+        c = mpmath.mpf(overlap_quantile(n, delta))
+        size = max(map(abs, (*recurrence.alphas, *recurrence.betas, *recurrence.gammas)))
+        assert h(mpmath.mpf(bound)) <= c
+        # No wider than needed: a little inside, h is above c or τ below the spectrum of T.
+        symmetric = mpmath.diag([T[j, j] for j in range(k)])
+        for j in range(1, k):
+            symmetric[j, j - 1] = symmetric[j - 1, j] = mpmath.sqrt(T[j, j - 1] * T[j - 1, j])
+        theta = max(mpmath.eigsy(symmetric, eigvals_only=True))
+        inside = theta + (mpmath.mpf(bound) - theta) * mpmath.mpf("0.999") - 300 * UNIT * size * k
+        assert inside <= theta or h(inside) > c * (1 - mpmath.mpf("1e-5")) - 1e3 * k * UNIT
 
 
-def test_a_probabilistic_bound_beyond_every_number_is_infinite() -> None:
-    assert largest_eigenvalue_bound([0.0, 1e308], [1e308, 1e308], 100, 1e-6) == math.inf
-    assert largest_eigenvalue_bound([0.0, 1.0], [math.inf, 1.0], 100, 1e-6) == math.inf
+def test_a_bound_that_rounding_hides_is_infinite() -> None:
+    assert largest_eigenvalue_bound(Recurrence([1.0], [0.0], [0.0], [math.inf]), 100, 1e-6) == math.inf
+    assert largest_eigenvalue_bound(Recurrence([1.0], [math.inf], [0.0], [0.0]), 100, 1e-6) == math.inf
+    # The start vector as stored can't overlap by less than its own rounding.
+    assert largest_eigenvalue_bound(Recurrence([1.0], [0.0], [0.0], [0.0]), 100, 1e-20) == math.inf
+
+
+@pytest.mark.parametrize("exponent", [-900, -500, 0, 500, 900])
+def test_the_bound_scales_with_powers_of_two(exponent: int) -> None:
+    plain = Recurrence([1.0, 0.5], [0.25, 0.125], [0.0, 0.25], [1e-12, 1e-12])
+    scaled = Recurrence(*([math.ldexp(value, exponent) for value in column] for column in vars(plain).values()))
+    bound = largest_eigenvalue_bound(plain, 50, 1e-3)
+    assert largest_eigenvalue_bound(scaled, 50, 1e-3) == pytest.approx(math.ldexp(bound, exponent), rel=1e-15)
 
 
 @given(st.integers(1, 10**8), st.floats(1e-12, 0.5))
@@ -184,24 +219,82 @@ def test_an_untrained_spectrum_closes_in_few_products() -> None:
     rng = np.random.default_rng(0)
     eigenvalues = np.concatenate([[8.0, 5.0, 3.0], rng.normal(size=297) * 0.1])
     A = rotated(eigenvalues, 3)
-    found = enclose(krylov(A), moments=moments_of(A), failure_probability=1e-9, relative_gap=1e-6, max_products=12)
+    found, _ = whole(krylov(A), moments_of(A), gap=1e-6, products=12)
     assert holds(found, A)
     assert found.lambda_max.kind == "deterministic"
     assert found.lambda_max.relative_gap <= 1e-6
     assert found.products == 12
+    assert found.stopped_by == "products"
 
 
 def test_one_end_takes_fewer_products_than_both_and_the_other_still_holds() -> None:
     rng = np.random.default_rng(0)
     A = rotated(np.concatenate([[8.0, 5.0, 3.0], rng.normal(size=297) * 0.1]), 3)
-
-    def found(*, both: bool) -> Enclosures:
-        return enclose(
-            krylov(A), moments=None, failure_probability=1e-9, relative_gap=1e-6, max_products=300, both=both
-        )
-
-    one, two = found(both=False), found(both=True)
+    one, two = (whole(krylov(A), None, delta=1e-6, gap=1e-6, both=both)[0] for both in (False, True))
     assert one.products < two.products / 2
     assert holds(one, A)
     assert one.lambda_max.relative_gap <= 1e-6 < one.lambda_min.relative_gap
     assert two.lambda_min.relative_gap <= 1e-6
+    assert one.stopped_by == two.stopped_by == "gap"
+
+
+def test_a_run_stops_when_only_rounding_is_left() -> None:
+    A = rotated(np.random.default_rng(1).normal(size=200), 4)
+    found, _ = whole(krylov(A), None, delta=1e-9, gap=1e-12, products=150)
+    assert found.stopped_by == "precision"
+    assert found.products < 100
+    assert holds(found, A)
+    assert found.floor is not None
+    assert found.lambda_max.relative_gap == pytest.approx(found.floor, rel=0.2)
+
+
+def test_single_precision_products_raise_the_failure_probability_that_they_can_carry() -> None:
+    A = rotated(np.concatenate([[8.0, 5.0], np.random.default_rng(2).normal(size=298) * 0.1]), 3)
+    single = A.float()
+    product = Lanczos(lambda v: (single @ v.float()).double(), 300, torch.device("cpu"), 0, 2.0**-24, homogeneity=True)
+    error = float(torch.linalg.matrix_norm(A - single.double()))
+    rounding = Rounding("measured", error, failure_probability=1e-7)
+    found, _ = whole(product, None, delta=1e-6, gap=1e-6, products=200, rounding=rounding)
+    top = found.lambda_max
+    assert found.stopped_by == "precision"
+    assert found.products < 60
+    assert 1e-6 < top.failure_probability <= 0.05
+    assert top.relative_gap <= 1e-3
+    assert holds(found, A)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-6, 1e-3, 0.5])
+def test_products_that_change_their_input_or_vary_give_no_wrong_certificate(size: float) -> None:
+    """Either the interval is wide enough or fresh products void it."""
+    A, calls = rotated(np.linspace(-1, 1, 40), 1), iter(range(10**6))
+
+    def changing(v: torch.Tensor) -> torch.Tensor:
+        image = A @ v
+        v += size * image
+        return image
+
+    def varying(v: torch.Tensor) -> torch.Tensor:
+        return (1 + size * (next(calls) % 7)) * (A @ v)
+
+    for product in (changing, varying):
+        run = Lanczos(product, 40, torch.device("cpu"), 0, UNIT, homogeneity=True)
+        found, residual = whole(run, moments_of(A))
+        assert holds(found, A) or residual.excess > residual.explained
+
+
+def test_an_honest_product_is_confirmed() -> None:
+    A = rotated(np.linspace(-1, 1, 40), 1)
+    residual = whole(krylov(A), None)[1]
+    assert residual.excess < 1e-14 < residual.explained < 1e-11
+
+
+@pytest.mark.parametrize("excess", [0.0, 1e-13, 7e-5])
+def test_a_near_multiple_of_the_identity_is_enclosed(excess: float) -> None:
+    """Whether or not the recurrence sees the larger eigenvalue, it must not be excluded."""
+    values = torch.ones(2500, dtype=torch.float64)
+    values[1234] += excess
+    for seed in range(20):
+        run = Lanczos(lambda v: values * v, 2500, torch.device("cpu"), seed, UNIT, homogeneity=True)
+        found, _ = whole(run, None, delta=1e-6, gap=1e-6)
+        assert found.lambda_max.lower <= 1 + excess <= found.lambda_max.upper
+        assert found.lambda_max.relative_gap < 1e-4

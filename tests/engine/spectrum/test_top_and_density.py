@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
 
-from wsb_engine.bounds.deflation import remainder
+from wsb_engine.bounds.certificates import ExactMoments, Premises
+from wsb_engine.bounds.enclosure import Enclosing
+from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.spectrum.density import density
 from wsb_engine.spectrum.lanczos import Lanczos
-from wsb_engine.spectrum.top import top_eigenvalues
+from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
 
-UNIT = float(np.finfo(np.float64).eps)
+UNIT = 2.0**-53
 CPU = torch.device("cpu")
 
 
@@ -22,23 +25,15 @@ def symmetric(eigenvalues: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return (A + A.T) / 2
 
 
-def top(A: torch.Tensor, count: int, *, exact: bool = True, products: int = 300):
+def top(A: torch.Tensor, count: int, *, exact: bool = True, products: int = 300) -> TopEigenvalues:
+    """In the units of A."""
     run = Lanczos(lambda v: A @ v, len(A), CPU, 0, UNIT)
-
-    def phi(now: Lanczos) -> float | None:
-        t, q = float(A.trace()), float(A.square().sum())
-        rest = remainder(t, q, len(A), now.tridiagonal, now.betas[-1], unit=UNIT)
-        return rest.largest if rest is not None and exact else None
-
-    return top_eigenvalues(
-        run,
-        lambda v: A @ v,
-        count,
-        largest_left=phi,
-        max_products=products,
-        failure_probability=1e-9,
-        seed=0,
-    )
+    found = top_eigenvalues(run, count, max_products=products, failure_probability=1e-6, seed=0)
+    moments = ExactMoments(float(A.trace()), float(A.square().sum())) if exact else None
+    rounding = Rounding("measured", 0.0, relative_square_error=1e3 * UNIT)
+    enclosing = Enclosing(run, Premises(rounding, moments, 1e-6, 1e-6).scaled(run.scaling))
+    bounds = enclosing.upper_bounds(len(found.eigenvalues))
+    return replace(found, upper_bounds=bounds).divided(run.scaling)
 
 
 def test_the_largest_eigenvalues_are_found_with_their_residuals() -> None:
@@ -61,7 +56,7 @@ def test_certificates_never_lie_below_the_eigenvalue() -> None:
         found = top(A, 5, products=9)
         want = torch.linalg.eigvalsh(A).flip(0)[:5].tolist()
         for value, bound in zip(want, found.upper_bounds, strict=True):
-            assert bound is None or bound >= value - 1e-12
+            assert bound is None or bound >= value - 1e-15
 
 
 def test_copies_of_a_repeated_eigenvalue_are_all_found() -> None:

@@ -1,0 +1,134 @@
+"""What is certified of both ends of a spectrum, and what that rests on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from wsb_engine.bounds.rounding import How, Rounding
+
+Kind = Literal["deterministic", "probabilistic"]
+StoppedBy = Literal["gap", "precision", "products", "time", "memory"]
+
+
+@dataclass(frozen=True)
+class ExactMoments:
+    """t and q as summed, exact up to rounding."""
+
+    trace: float
+    frobenius_squared: float
+
+
+@dataclass(frozen=True)
+class CertifiedNorm:
+    """An upper bound on q that may fail; t is not known."""
+
+    frobenius_squared: float
+    failure_probability: float
+
+
+Moments = ExactMoments | CertifiedNorm
+
+
+@dataclass(frozen=True)
+class Premises:
+    """What an enclosure rests on besides the run."""
+
+    rounding: Rounding
+    moments: Moments | None
+    failure_probability: float
+    """δ of the start vector's overlap, for each end."""
+    relative_gap: float
+    """Gap at which to stop."""
+    both: bool = True
+    """True if λ_min has to be as narrow as λ_max."""
+
+    def scaled(self, factor: float) -> Premises:
+        """The same for factor · H."""
+        moments, square = self.moments, factor * factor
+        if moments is not None:
+            moments = replace(moments, frobenius_squared=moments.frobenius_squared * square)
+        if isinstance(moments, ExactMoments):
+            moments = replace(moments, trace=moments.trace * factor)
+        return replace(self, moments=moments, rounding=self.rounding.scaled(factor))
+
+    @property
+    def deflation_risk(self) -> float:
+        """Failure probability of what rests on the moments; 0 if nothing can fail."""
+        moments = self.moments.failure_probability if isinstance(self.moments, CertifiedNorm) else 0.0
+        return moments + self.rounding.failure_probability
+
+    @property
+    def risk(self) -> float:
+        """Failure probability of the tighter of two probabilistic ends: it fails only where one of them does."""
+        return self.failure_probability + self.deflation_risk
+
+
+@dataclass(frozen=True)
+class End:
+    """An interval that holds λ_max, or λ_min."""
+
+    lower: float
+    upper: float
+    failure_probability: float
+    """0 for a deterministic bound."""
+    size: float
+    """What its gap is relative to."""
+    how: How
+    slack: float
+    """Distance by which each side was moved outwards for rounding, on average."""
+
+    @property
+    def kind(self) -> Kind:
+        return "probabilistic" if self.failure_probability else "deterministic"
+
+    @property
+    def width(self) -> float:
+        return self.upper - self.lower
+
+    @property
+    def relative_gap(self) -> float:
+        """inf if the eigenvalue is 0 and the interval is not."""
+        if self.size:
+            return self.width / self.size
+        return 0.0 if self.width == 0 else math.inf
+
+    @property
+    def mirrored(self) -> End:
+        """The end of −H."""
+        return replace(self, lower=-self.upper, upper=-self.lower)
+
+    def widened(self, by: float) -> End:
+        return replace(self, lower=self.lower - by, upper=self.upper + by, slack=self.slack + by)
+
+    def scaled(self, factor: float) -> End:
+        """The end of factor · H, for a positive factor."""
+        size, slack = self.size * factor, self.slack * factor
+        return replace(self, lower=self.lower * factor, upper=self.upper * factor, size=size, slack=slack)
+
+
+@dataclass(frozen=True)
+class Enclosures:
+    """Both ends after some products."""
+
+    lambda_max: End
+    lambda_min: End
+    products: int
+    history: tuple[Enclosures, ...] = ()
+    """After fewer products, in order, without histories themselves."""
+    stopped_by: StoppedBy = "products"
+    floor: float | None = None
+    """Relative gap of λ_max that rounding leaves open, whatever the number of products."""
+
+    @property
+    def how(self) -> How:
+        return "proven" if self.lambda_max.how == self.lambda_min.how == "proven" else "measured"
+
+    @property
+    def slack(self) -> float:
+        return max(self.lambda_max.slack, self.lambda_min.slack)
+
+    def widened(self, by: float) -> Enclosures:
+        """The same with each end moved outwards; without a history."""
+        return replace(self, lambda_max=self.lambda_max.widened(by), lambda_min=self.lambda_min.widened(by), history=())

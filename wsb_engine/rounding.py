@@ -1,0 +1,169 @@
+"""The stage that finds out what rounding does to H (mathematics.md, section 11).
+
+Three levels: a proof for smooth MLPs in float64, by running error analysis; elsewhere in float64 a measurement, by
+perturbing parameters and inputs; in float32 a bound from random products of the difference to float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
+from wsb_engine.classifier import Tensors
+from wsb_engine.curvature.hessian_product import HessianProduct, Objective
+from wsb_engine.curvature.mlp import network
+from wsb_engine.curvature.plan import Plan
+from wsb_engine.problem import Problem
+
+UNIT = 2.0**-53
+SINGLE_UNIT = 2.0**-24
+PERTURBATION = 2.0**-43
+"""Relative size of a perturbation, in which H is linear but for cancellations that leave no digits anyway."""
+PERTURBATIONS = 4
+SAFETY = 32.0
+"""Rounding is within a small factor of such perturbations, but not bounded by them."""
+DIFFERENCES = 10
+"""Random products of the difference between float32 and float64."""
+STREAM = 0x2545F491
+"""Distinguishes these seeds from those of other random vectors."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How this analysis measures rounding.
+
+    Args:
+        problem: The analysis.
+        seed: Seed of its random vectors.
+        failure_probability: Share of δ for a bound from random products.
+        tell: Called with the fraction done.
+    """
+
+    problem: Problem
+    seed: int
+    failure_probability: float
+    tell: Callable[[float], None]
+
+    def rounding(self, product: HessianProduct, layout: Plan | None) -> Rounding:
+        """Bounds on rounding errors, in the units of the products.
+
+        Args:
+            product: Multiplies single vectors.
+            layout: How the closed form is summed, if it is.
+
+        Raises:
+            ResourceError: ``overflow``.
+        """
+        if product.dtype == torch.float32:
+            return self._single(product)
+        return self._measured(product)
+
+    def confirmed(self, rounding: Rounding, vectors: Tensor, images: Tensor) -> Rounding:
+        """The same with the vectors in the measurement, if perturbations are what it rests on.
+
+        Args:
+            rounding: From ``rounding``.
+            vectors: (P, m) unit columns.
+            images: (P, m) their products.
+        """
+        if rounding.product is not None or rounding.failure_probability:
+            return rounding
+        squares = torch.zeros(vectors.shape[1], dtype=torch.float64)
+        for index in range(PERTURBATIONS):
+            difference = self._perturbed(index, vectors.shape[1])(vectors) - images
+            squares += torch.linalg.vector_norm(difference, dim=0).cpu().square()
+        worst = math.sqrt(float(squares.max()) / PERTURBATIONS)
+        return replace(rounding, operator=max(rounding.operator, _slack(worst)))
+
+    def _measured(self, product: HessianProduct) -> Rounding:
+        total = 0.0
+        for index in range(PERTURBATIONS):
+            z = self._gaussian(index).to(product.device)
+            difference = self._perturbed(index, 1)(z.unsqueeze(1)).squeeze(1) - product.vector(z)
+            total += float(torch.linalg.vector_norm(difference)) ** 2
+            self.tell((index + 1) / PERTURBATIONS)
+        operator = _slack(math.sqrt(total / PERTURBATIONS))
+        return Rounding("measured", operator, relative_square_error=SUMS * UNIT)
+
+    def _single(self, product: HessianProduct) -> Rounding:
+        """‖H₃₂ − H₆₄‖_F from Gaussian vectors; the rounding of float64 itself is that much smaller."""
+        reference = self.problem.from_scratch(double(self.problem.objective), columns=DIFFERENCES)
+        z = torch.stack([self._gaussian(index) for index in range(DIFFERENCES)], dim=1)
+        z = z.to(product.device, torch.float32).double()
+        images = reference(z)
+        total = 0.0
+        for index in range(DIFFERENCES):
+            difference = product.vector(z[:, index]) - images[:, index]
+            total += float(torch.linalg.vector_norm(difference)) ** 2
+            self.tell((index + 1) / DIFFERENCES)
+        mean = math.sqrt(total / DIFFERENCES)
+        factor = math.sqrt(frobenius_factor(DIFFERENCES, self.failure_probability))
+        operator = mean / factor + SAFETY * UNIT / SINGLE_UNIT * mean
+        return Rounding(
+            "measured",
+            operator,
+            failure_probability=self.failure_probability,
+            relative_square_error=SUMS * SINGLE_UNIT,
+        )
+
+    def _gaussian(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed ^ STREAM) + index)
+        return torch.randn(self.problem.objective.parameters, generator=generator, dtype=torch.float64)
+
+    def _perturbed(self, index: int, columns: int) -> HessianProduct:
+        """A product at parameters and inputs that are each multiplied by 1 + εξ, with fresh forward quantities."""
+        problem = self.problem
+        objective = perturbed(problem.objective, (self.seed ^ STREAM) + DIFFERENCES * (index + 1))
+        if problem.structure is None:
+            return problem.from_scratch(objective, columns=columns)
+        structure = problem.structure
+        parameters = {**objective.fixed, **objective.selected}
+        net = network(structure.mlp, parameters, frozenset(objective.selected))
+        moved = replace(problem, objective=objective, structure=replace(structure, net=net), team=None)
+        return moved.hessian_product(columns)
+
+
+def perturbed(objective: Objective, seed: int) -> Objective:
+    """The objective with every parameter and floating input multiplied by 1 + εξ; an exact zero stays one.
+
+    Args:
+        objective: In float64.
+        seed: Seed of ξ, which is uniform with unit variance.
+    """
+
+    def moved(tensor: Tensor, stream: int) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((seed, stream)) % (1 << 63))
+        xi = (2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3)
+        return tensor * (1 + PERTURBATION * xi.to(tensor.device))
+
+    def all_moved(tensors: Tensors, first: int) -> dict[str, Tensor]:
+        return {name: moved(tensor, first + i) for i, (name, tensor) in enumerate(tensors.items())}
+
+    count = len(objective.selected)
+    return replace(
+        objective,
+        selected=all_moved(objective.selected, 0),
+        fixed=all_moved(objective.fixed, count),
+        disturb=lambda tensor, place: moved(tensor, -1 - place),
+    )
+
+
+def double(objective: Objective) -> Objective:
+    """The objective in float64."""
+    return replace(
+        objective,
+        selected={name: tensor.double() for name, tensor in objective.selected.items()},
+        fixed={name: tensor.double() for name, tensor in objective.fixed.items()},
+        dtype=torch.float64,
+        fits=max(1, objective.fits // 2),
+    )
+
+
+def _slack(root_mean_square: float) -> float:
+    """‖E‖ from ‖H′ − H‖ at perturbations of this size."""
+    return SAFETY * UNIT / PERTURBATION * root_mean_square
