@@ -32,11 +32,14 @@ from wsb_engine.rounding import Measuring
 from wsb_engine.run import Run, TimeLimitError
 from wsb_engine.spectrum.dense import dense_spectrum, form_hessian
 from wsb_engine.spectrum.density import DensityEstimate
+from wsb_engine.units import in_true_units
 
 PARITY_SAMPLES = 4096
 """Samples whose logits are compared with an independent runtime."""
 ONE_THREAD_SUMS = 5e8
 """Operations of the closed form up to which one thread of a CPU is as fast as two; its operators are large."""
+FLOAT32_DRIFT = 1e-3
+"""Relative error of a float32 product against a float64 one beyond which the report says so."""
 TOP_SHARES = 10
 """Samples listed by their share of ‖H‖_F²."""
 
@@ -68,7 +71,7 @@ def analyze(
     run = Run(options, progress, classifier.load_seconds + batch.load_seconds)
     with run.phase("setup"):
         problem = pose(classifier, batch, options, run)
-    if len(chosen) < 2:
+    if len(chosen) < 2 or problem.objective.coupled:
         return report_on(problem, classifier, batch, options, run)
     with Devices(problem, chosen) as team:
         run.warn("split", f"products and pairs of samples were split over {', '.join(map(str, chosen))}")
@@ -128,7 +131,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     with run.phase("spectrum"), _partial(run, "a spectrum", enclosure is not None), run.limited():
         spectrum, evidence = _spectrum(problem, options, shared, premises, hessian, evidence, run)
     part, bounds, closed = (None, None, None) if found is None else (found.part, found.bounds, found.closed)
-    return r.Report(
+    report = r.Report(
         engine=_engine(problem, options),
         model=_model(classifier, problem, parity),
         batch=r.BatchSummary(sha256=batch.sha256, samples=len(batch), classes=max(problem.logits.shape[1], 2)),
@@ -144,6 +147,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         warnings=run.warnings,
         timings=run.timings(),
     )
+    return in_true_units(report, problem.objective.scale)
 
 
 @contextmanager
@@ -174,7 +178,7 @@ def _parity(problem: Problem, classifier: Classifier, run: Run) -> r.Parity | No
         if classifier.format != "module":
             run.warn("parity_none", "there is no other runtime to compare these logits with")
         return None
-    rows = slice(0, PARITY_SAMPLES)
+    rows = slice(0, problem.samples if problem.objective.coupled else PARITY_SAMPLES)
     arrays = {name: tensor[rows].numpy() for name, tensor in problem.objective.inputs.items()}
     try:
         expected = model.reference(arrays)
@@ -198,11 +202,15 @@ def _evidence(problem: Problem, product: HessianProduct, seed: int, run: Run) ->
     """How well the products behave, on random vectors; none once time is up."""
     if run.expired:
         return Evidence()
-    single = problem.objective.dtype == torch.float32
-    return Evidence(
-        symmetry=krylov.symmetry_error(product, seed),
-        float32_drift=krylov.float32_drift(problem, product, seed) if single else None,
-    )
+    if problem.objective.dtype == torch.float32:
+        drift = krylov.float32_drift(problem, product, seed)
+        if drift > FLOAT32_DRIFT:
+            run.warn(
+                "float32_drift",
+                f"products in float32 are off by {drift:.2g} of their size: certified numbers allow for that, "
+                "estimates do not; use dtype float64",
+            )
+    return Evidence(symmetry=krylov.symmetry_error(product, seed))
 
 
 def _form(problem: Problem, run: Run) -> Tensor:

@@ -15,10 +15,6 @@ PARITY_TOLERANCE = 1e-3
 """Relative to the largest logit; runtimes compute in the file's precision, float32 as a rule."""
 
 
-FLOAT32_DRIFT = 1e-3
-"""Relative error of a float32 product against a float64 one."""
-
-
 @dataclass(frozen=True)
 class Evidence:
     """Errors that were measured on the way; None where a stage did not run."""
@@ -29,8 +25,6 @@ class Evidence:
     """Of the dense Hessian as formed."""
     disagreement: float | None = None
     """Between the dense Hessian and a product by automatic differentiation."""
-    float32_drift: float | None = None
-    """Of a float32 product against float64."""
     ritz: RitzResidual | None = None
     """Of the enclosure's Ritz pairs, by fresh products."""
 
@@ -64,7 +58,6 @@ def checks(
         ("product_symmetry", evidence.symmetry, 1e4 * eps),
         ("hessian_symmetry", evidence.asymmetry, 1e5 * eps),
         ("hessian_product", evidence.disagreement, 1e6 * eps),
-        ("float32_drift", evidence.float32_drift, FLOAT32_DRIFT),
     ):
         if value is not None:
             check(name, value, tolerance)

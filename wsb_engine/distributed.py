@@ -72,7 +72,8 @@ def analyze(
         return processes.follow(problem.objective.dtype)
     with processes.led():
         run.warn("split", f"products and pairs of samples were split over {processes.size} processes")
-        report = report_on(replace(problem, team=processes), classifier, batch, options, run)
+        shared = problem if problem.objective.coupled else replace(problem, team=processes)
+        report = report_on(shared, classifier, batch, options, run)
     processes.end(report)
     return report
 

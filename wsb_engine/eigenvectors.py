@@ -54,4 +54,5 @@ def eigenpairs(
         shared = krylov.krylov(problem, problem.hessian_product(columns=1), options, run)
         premises = Premises(Rounding("measured", 0.0), None, options.failure_probability, options.relative_gap)
         found = krylov.top(shared, premises, options, run)
+    found = found.divided(problem.objective.scale)
     return Eigenpairs(found.eigenvalues, found.eigenvectors.cpu(), found.residuals, found.converged)

@@ -17,8 +17,9 @@ from wsb_engine.bounds.probes import Probed, deflate
 from wsb_engine.bounds.probes import probe as probed
 from wsb_engine.curvature.hessian_product import HessianProduct
 from wsb_engine.options import Options
+from wsb_engine.perturbation import double
 from wsb_engine.problem import Problem
-from wsb_engine.rounding import Measuring, double
+from wsb_engine.rounding import Measuring
 from wsb_engine.run import Run
 from wsb_engine.spectrum.density import STEPS, DensityEstimate, density
 from wsb_engine.spectrum.lanczos import ROWS, Lanczos

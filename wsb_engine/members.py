@@ -83,11 +83,14 @@ def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:
         inputs={name: tensor[rows] for name, tensor in whole.inputs.items()},
         targets=Targets(whole.targets.y[rows].to(device), whole.targets.weights[rows].to(device)),
         device=device,
+        interrupt=lambda: None,
     )
     structure = problem.structure
     if structure is not None:
         parameters = {**objective.fixed, **objective.selected}
-        structure = replace(structure, net=network(structure.mlp, parameters, frozenset(objective.selected)))
+        structure = replace(
+            structure, net=network(structure.mlp, parameters, frozenset(objective.selected), whole.scale)
+        )
     return replace(problem, objective=objective, structure=structure, team=None)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wsb_engine import setting
 from wsb_engine.classifier import MLP, Classifier, LogitModel
+from wsb_engine.coupling import coupled
 from wsb_engine.curvature import loss
 from wsb_engine.curvature.footprint import PRODUCT_OPERATIONS, Footprint, gradient_footprint, logits_footprint
 from wsb_engine.curvature.hessian_product import (
@@ -28,7 +29,7 @@ from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.curvature.smoothness import nonsmooth_operators
 from wsb_engine.curvature.split import SplitProduct, Team
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
-from wsb_engine.errors import ModelError
+from wsb_engine.errors import ModelError, ResourceError
 from wsb_engine.formats.batch import Batch
 from wsb_engine.formats.heads import looks_like_probabilities
 from wsb_engine.options import Options
@@ -111,6 +112,8 @@ class Problem:
         return self._autodiff(self.objective, columns)
 
     def _autodiff(self, objective: Objective, columns: int) -> AutodiffProduct:
+        if objective.coupled:
+            return AutodiffProduct(objective, max(1, min(columns, objective.fits // self.samples - 1)))
         product = AutodiffProduct(objective, columns)
         if columns == 1:
             # More at a time would be written to memory that the system has to find and clear first.
@@ -156,6 +159,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
         targets=loss.Targets(torch.zeros(0, 1), torch.ones(len(batch))),
         dtype=dtype,
         device=device,
+        interrupt=run.interrupt,
     )
     forward = logits_footprint(objective)
     objective = replace(objective, fits=forward.fits(memory))
@@ -167,8 +171,16 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
             run.warn("head_probed", "every output row is a probability distribution: logits are taken as its logarithm")
             objective = replace(objective, function=model.function)
             logits = _logits(objective, run)
+        if coupled(objective, _rows):
+            objective = replace(objective, coupled=True)
+            logits = _logits(objective, run)
+            run.warn(
+                "samples_coupled",
+                "the logits of a sample depend on the other samples: H is that of this batch as a whole",
+            )
     objective = replace(objective, targets=setting.targets(batch, logits.shape[1], model.classes, device))
-    first = objective.chunk_inputs(slice(0, 1))
+    objective = replace(objective, scale=loss.scale(logits.to(device), objective.targets))
+    first = objective.chunk_inputs(slice(0, len(batch) if objective.coupled else 1))
     nonsmooth = model.nonsmooth_operators
     if classifier.format == "module":
         nonsmooth = tuple(nonsmooth_operators(model.function, tensors, first))
@@ -178,10 +190,20 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
             f"{', '.join(nonsmooth)}: the Hessian exists only almost everywhere, and its closed form does not apply",
         )
     with threads_of(device, one=one_thread):
-        structure = None if nonsmooth else _structure(model, objective, logits, run)
+        structure = None if nonsmooth or objective.coupled else _structure(model, objective, logits, run)
     objective = _laid_out(objective)
     footprint = gradient_footprint(objective)
     objective = replace(objective, fits=footprint.fits(memory))
+    if objective.coupled and objective.fits < len(batch):
+        needed = footprint.bytes * len(batch)
+        raise ResourceError(
+            f"the logits of a sample depend on the other samples, and the gradient of all {len(batch)} at once takes "
+            f"{needed:,} bytes, more than the memory limit of {memory:,} leaves",
+            code="samples_coupled",
+            advice="Raise memory_limit, send fewer samples, or export the model with its statistics fixed (eval mode).",
+            needed=needed,
+            limit=memory,
+        )
     return Problem(model, objective, logits, structure, nonsmooth, memory, footprint, run.warn)
 
 
@@ -202,7 +224,9 @@ def _laid_out(objective: Objective) -> Objective:
         fixed={name: in_layout(tensor, torch.channels_last) for name, tensor in objective.fixed.items()},
     )
     few = replace(
-        laid_out, targets=replace(objective.targets, y=objective.targets.y[:2], weights=objective.targets.weights[:2])
+        laid_out,
+        coupled=False,
+        targets=replace(objective.targets, y=objective.targets.y[:2], weights=objective.targets.weights[:2]),
     )
     try:
         for columns in (1, 2):
@@ -213,7 +237,8 @@ def _laid_out(objective: Objective) -> Objective:
     return laid_out
 
 
-def _logits(objective: Objective, run: Run) -> Tensor:
+def _rows(objective: Objective, progress: Callable[[float], None] = lambda _: None) -> Tensor:
+    """(N, C) logits, float64 on the CPU, in chunks."""
     parts = []
     with torch.no_grad():
         for rows in objective.chunks():
@@ -222,11 +247,15 @@ def _logits(objective: Objective, run: Run) -> Tensor:
                 raise ModelError(
                     f"the model gives shape {list(z.shape)} for {rows.stop - rows.start} samples, not [N, C]",
                     code="unsupported_output",
-                    advice="A classifier puts out one row of logits or probabilities a sample; choose it with output.",
+                    advice="A classifier gives one row of logits or probabilities a sample; choose it with output.",
                 )
             parts.append(z.double().cpu())
-            run.report(rows.stop / len(objective.targets.weights))
-    logits = torch.cat(parts)
+            progress(rows.stop / len(objective.targets.weights))
+    return torch.cat(parts)
+
+
+def _logits(objective: Objective, run: Run) -> Tensor:
+    logits = _rows(objective, run.report)
     if not bool(torch.isfinite(logits).all()):
         row = int(torch.nonzero(~torch.isfinite(logits).all(dim=1))[0])
         raise ModelError(
@@ -242,7 +271,8 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run
     """The MLP that the reader recognised, if its own forward pass agrees with the logits."""
     if model.mlp is None:
         return None
-    net = network(model.mlp, {**objective.fixed, **objective.selected}, frozenset(objective.selected))
+    parameters = {**objective.fixed, **objective.selected}
+    net = network(model.mlp, parameters, frozenset(objective.selected), objective.scale)
     if not any(layer.parameters for layer in net.layers):
         return None  # what is selected is no layer's
     rows = next(objective.chunks())

@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
-from wsb_engine.classifier import Tensors
-from wsb_engine.curvature.hessian_product import HessianProduct, Objective
+from wsb_engine.curvature.hessian_product import HessianProduct
 from wsb_engine.curvature.mlp import network
 from wsb_engine.curvature.plan import Plan
+from wsb_engine.perturbation import PERTURBATION, double, perturbed
 from wsb_engine.problem import Problem
 
 UNIT = 2.0**-53
 SINGLE_UNIT = 2.0**-24
-PERTURBATION = 2.0**-43
-"""Relative size of a perturbation, in which H is linear but for cancellations that leave no digits anyway."""
 PERTURBATIONS = 4
 SAFETY = 32.0
 """Rounding is within a small factor of such perturbations, but not bounded by them."""
@@ -123,45 +121,9 @@ class Measuring:
             return problem.from_scratch(objective, columns=columns)
         structure = problem.structure
         parameters = {**objective.fixed, **objective.selected}
-        net = network(structure.mlp, parameters, frozenset(objective.selected))
+        net = network(structure.mlp, parameters, frozenset(objective.selected), objective.scale)
         moved = replace(problem, objective=objective, structure=replace(structure, net=net), team=None)
         return moved.hessian_product(columns)
-
-
-def perturbed(objective: Objective, seed: int) -> Objective:
-    """The objective with every parameter and floating input multiplied by 1 + εξ; an exact zero stays one.
-
-    Args:
-        objective: In float64.
-        seed: Seed of ξ, which is uniform with unit variance.
-    """
-
-    def moved(tensor: Tensor, stream: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((seed, stream)) % (1 << 63))
-        xi = (2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3)
-        return tensor * (1 + PERTURBATION * xi.to(tensor.device))
-
-    def all_moved(tensors: Tensors, first: int) -> dict[str, Tensor]:
-        return {name: moved(tensor, first + i) for i, (name, tensor) in enumerate(tensors.items())}
-
-    count = len(objective.selected)
-    return replace(
-        objective,
-        selected=all_moved(objective.selected, 0),
-        fixed=all_moved(objective.fixed, count),
-        disturb=lambda tensor, place: moved(tensor, -1 - place),
-    )
-
-
-def double(objective: Objective) -> Objective:
-    """The objective in float64."""
-    return replace(
-        objective,
-        selected={name: tensor.double() for name, tensor in objective.selected.items()},
-        fixed={name: tensor.double() for name, tensor in objective.fixed.items()},
-        dtype=torch.float64,
-        fits=max(1, objective.fits // 2),
-    )
 
 
 def _slack(root_mean_square: float) -> float:

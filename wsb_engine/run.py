@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ class Run:
     _reserve: float = 0.0
     _told: float = field(default_factory=time.perf_counter)
     _fraction: float = 0.0
+    _thread: int = field(default_factory=threading.get_ident)
+    """The only one that the caller's function is called from."""
     _products: int = 0
 
     @contextmanager
@@ -90,7 +93,8 @@ class Run:
                 advice="Raise time_limit, send fewer samples, or ask for less.",
                 phase=self.current,
             )
-        if time.perf_counter() - self._told > HEARTBEAT_SECONDS:
+        own = threading.get_ident() == self._thread
+        if own and time.perf_counter() - self._told > HEARTBEAT_SECONDS:
             self.tell(self._fraction, self._products)
 
     def tell(self, fraction: float, products: int = 0) -> None:

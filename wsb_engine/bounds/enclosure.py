@@ -259,7 +259,7 @@ def enclose(
         asked = [(1, now.lambda_max), (-1, now.lambda_min.mirrored)][: 1 + premises.both]
         if all(end.width <= premises.relative_gap * end.size for _, end in asked):
             stopped = "gap"
-        elif run.exhausted or all(enclosing.settled(end) for _, end in asked):
+        elif run.exhausted or all(enclosing.settled(end) for _, end in asked):  # noqa: SIM114
             stopped = "precision"
         # A space that can be spanned holds no secrets once it is.
         elif run.dimension > max_products and all(enclosing.stalled(sign, end) for sign, end in asked):

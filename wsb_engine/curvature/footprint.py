@@ -59,8 +59,15 @@ def gradient_footprint(objective: Objective) -> Footprint:
 
 
 def _one_more(objective: Objective, function: Callable[[slice], object]) -> Footprint:
-    """The difference between two samples and one: what does not depend on their number is left out."""
+    """The difference between three samples and two: what does not depend on their number is left out.
+
+    Of coupled samples, whose number may enter in other ways, each one's share of all.
+    """
     samples = len(objective.targets.weights)
+    if objective.coupled:
+        with _Counter() as counter:
+            function(slice(0, samples))
+        return Footprint(counter.bytes // samples, counter.operations / samples)
     # Not one sample where there are more: what works on whole batches refuses that for a reason of its own.
     sizes: list[tuple[int, float]] = [(0, 0.0)]
     for count in (2, 3) if samples > 2 else range(1, samples + 1):

@@ -1,10 +1,14 @@
 """Trace of the generalised Gauss-Newton matrix G = Σ_s w_s J_sᵀ S_s J_s, J_s = ∂z_s/∂θ (Schraudolph 2002).
 
 H = G + Σ_s w_s Σ_c g_c ∇²z_c: tr G is the part of t that the loss's own curvature makes, the rest is the network's.
-With S = ℒ ℒᵀ, tr G = Σ_s w_s ‖ℒ_sᵀ J_s‖_F², and ℒᵀ z has the entries √p_j (z_j − p·z) with p held fixed.
+With S = ℒ ℒᵀ, tr G = Σ_s w_s ‖ℒ_sᵀ J_s‖_F², and ℒᵀ z has the entries √p_j (z′_j − p·z′) with p held fixed, where z′ is
+z less its largest entry if that one has more than half of the probability.
 """
 
 from __future__ import annotations
+
+import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +17,7 @@ from torch.func import jacrev, vmap
 from wsb_engine.classifier import Tensors
 from wsb_engine.curvature.closed_form import TileSource
 from wsb_engine.curvature.hessian_product import Objective
-from wsb_engine.curvature.loss import probabilities
+from wsb_engine.curvature.loss import head
 from wsb_engine.curvature.mlp import Network, passes, step_down
 
 WORK = 4 << 30
@@ -36,12 +40,7 @@ def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float:
     for start in range(0, len(weights), ROWS):
         w = weights[start : start + ROWS]
         run = passes(net, *source(start, start + len(w)))
-        p = run.p
-        # (ℒᵀ)_ji = √p_j (δ_ji − p_i)
-        factor = torch.diag_embed(p.sqrt()) - p.sqrt().unsqueeze(2) * p.unsqueeze(1)
-        if p.shape[1] == 1:
-            factor = (p * (1 - p)).sqrt().unsqueeze(2)
-        factor = factor.to(run.z.dtype)
+        factor = (math.sqrt(net.scale) * run.head.factor()).to(run.z.dtype)
         for l in range(len(net.layers) - 1, -1, -1):
             if net.layers[l].width:
                 norm = net.layers[l].augmented(run.a[l]).double().square().sum(dim=1)
@@ -52,28 +51,32 @@ def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float:
 
 
 def general_trace(objective: Objective, classes: int) -> float | None:
-    """tr G of any logits from per-sample Jacobians; None where they are too many."""
+    """tr G of any logits from per-sample Jacobians; None if they are too many, or there are none of single samples."""
     size = objective.parameters * classes
     samples = len(objective.targets.weights)
-    if size * samples > WORK or size > ENTRIES:
+    if objective.coupled or size * samples > WORK or size > ENTRIES:
         return None
     total = torch.zeros((), dtype=torch.float64, device=objective.device)
     for rows in objective.chunks(max(1, ENTRIES // size)):
         inputs = objective.chunk_inputs(rows)
         with torch.no_grad():
-            p = probabilities(objective.logits(rows))
-        squares = vmap(lambda one, fixed: _square(objective, one, fixed))(inputs, p)
+            at = head(objective.logits(rows), objective.targets.y[rows])
+        root = math.sqrt(objective.scale) * (at.total * (at.p if classes > 1 else at.p * at.complement)).sqrt()
+        squares = vmap(partial(_square, objective))(inputs, root, at.p, at.pivot, at.shifts)
         total += (objective.targets.weights[rows] * squares.double()).sum()
     return float(total)
 
 
-def _square(objective: Objective, inputs: Tensors, p: Tensor) -> Tensor:
-    """‖ℒᵀJ‖_F² of one sample, whose inputs come without a sample axis."""
+def _square(objective: Objective, inputs: Tensors, root: Tensor, p: Tensor, pivot: Tensor, shifts: Tensor) -> Tensor:
+    """‖ℒᵀJ‖_F² of one sample, whose inputs come without a sample axis; root is √p of several logits."""
     batch = {name: tensor.unsqueeze(0) for name, tensor in inputs.items()}
 
     def weighted(selected: Tensors) -> Tensor:
         z = objective.function({**objective.fixed, **selected}, batch)[0].double()
-        return (p * (1 - p)).sqrt() * z if len(p) == 1 else p.sqrt() * (z - p @ z)
+        if len(p) == 1:
+            return root * z
+        z = z - torch.where(shifts, z.gather(0, pivot), 0.0)
+        return root * (z - p @ z)
 
     jacobian = jacrev(weighted)(dict(objective.selected))
     return sum((part.square().sum() for part in jacobian.values()), torch.zeros_like(p[0]))

@@ -60,6 +60,12 @@ class Objective:
     """Samples whose gradients memory holds at once."""
     layout: torch.memory_format = torch.preserve_format
     """Of four-dimensional tensors in memory; their values and their order in H are the same in each."""
+    coupled: bool = False
+    """True if the logits of a sample depend on the others, so that no batch may be divided."""
+    interrupt: Callable[[], None] = lambda: None
+    """Called before each chunk of samples; may raise to stop."""
+    scale: float = 1.0
+    """A power of four that multiplies the loss inside of derivatives, and so H: ``loss.scale``."""
     disturb: Callable[[Tensor, int], Tensor] | None = None
     """Changes a floating input of some rows, to see what rounding does; the number tells rows and inputs apart."""
 
@@ -68,9 +74,12 @@ class Objective:
         return sum(tensor.numel() for tensor in self.selected.values())
 
     def chunks(self, size: int = GRADIENT_SAMPLES) -> Iterator[slice]:
-        """Slices of at most ``size`` samples, and of no more than fit."""
-        samples, size = len(self.targets.weights), max(1, min(size, self.fits))
-        return (slice(start, min(start + size, samples)) for start in range(0, samples, size))
+        """Slices of at most ``size`` samples, and of no more than fit; all of them at once if they are coupled."""
+        samples = len(self.targets.weights)
+        size = samples if self.coupled else max(1, min(size, self.fits))
+        for start in range(0, samples, size):
+            self.interrupt()
+            yield slice(start, min(start + size, samples))
 
     def chunk_inputs(self, rows: slice) -> dict[str, Tensor]:
         chunk = {}
@@ -91,9 +100,9 @@ class Objective:
         return Chunk(self.chunk_inputs(rows), self.targets.y[rows], self.targets.weights[rows])
 
     def loss(self, selected: Tensors, chunk: Chunk) -> Tensor:
-        """Σ_s w_s ℓ_s of a chunk."""
+        """Σ_s w_s ℓ_s of a chunk, times the scale."""
         z = self.function({**self.fixed, **selected}, chunk.inputs)
-        return (chunk.weights * sample_losses(z, chunk.y)).sum()
+        return (self.scale * chunk.weights * sample_losses(z, chunk.y)).sum()
 
     def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
         """Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
@@ -220,7 +229,7 @@ class AutodiffProduct(HessianProduct):
         return f"{self.samples} samples at a time, each product from scratch"
 
     def smaller(self) -> AutodiffProduct | None:
-        if self.samples == 1:
+        if self.samples == 1 or self.objective.coupled:
             return None
         return AutodiffProduct(self.objective, self.columns, self.samples // 2)
 

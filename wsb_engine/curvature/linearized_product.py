@@ -69,7 +69,12 @@ class LinearizedProduct(HessianProduct):
     def _column(self, v: Tensor, parts: Sequence[Product]) -> Tensor:
         # Copied: kernels whose numbers lie far apart are multiplied at half the speed.
         direction = self.objective.unflatten(v.contiguous())
-        return self._threads.sum(lambda part: self.objective.flatten(part(direction)), parts)
+
+        def term(part: Product) -> Tensor:
+            self.objective.interrupt()
+            return self.objective.flatten(part(direction))
+
+        return self._threads.sum(term, parts)
 
     def _linearized(self) -> list[Product]:
         objective, point = self.objective, dict(self.objective.selected)

@@ -12,6 +12,7 @@ Transposed storage lets each step of the recursion be one matrix product over al
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from wsb_engine.classifier import MLP, Activation, Tensors
 from wsb_engine.curvature.activations import derivatives
-from wsb_engine.curvature.loss import probabilities
+from wsb_engine.curvature.loss import Head, head
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,22 @@ class Network:
 
     layers: tuple[Layer, ...]
     activations: tuple[Activation, ...]
+    scale: float = 1.0
+    """A power of four by which ∂ℓ/∂z and S are multiplied before they are cast to the working dtype, and so H."""
 
     @property
     def classes(self) -> int:
         return self.layers[-1].d_out
 
 
-def network(mlp: MLP, parameters: Tensors, selected: frozenset[str]) -> Network:
+def network(mlp: MLP, parameters: Tensors, selected: frozenset[str], scale: float = 1.0) -> Network:
     """Lays the named tensors out as [d_out, d_in] layers.
 
     Args:
         mlp: The structure.
         parameters: Tensors in the working dtype, on the working device.
         selected: Names of those that are differentiated.
+        scale: Of H; a power of four.
     """
     layers = []
     for dense in mlp.layers:
@@ -91,7 +95,7 @@ def network(mlp: MLP, parameters: Tensors, selected: frozenset[str]) -> Network:
                 learns_bias=dense.bias is not None and dense.bias in selected,
             )
         )
-    return Network(tuple(layers), mlp.activations)
+    return Network(tuple(layers), mlp.activations, scale)
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ class Passes:
     phi2: list[Tensor]
     delta: list[Tensor]
     z: Tensor
-    p: Tensor
-    """float64"""
+    head: Head
+    """float64, without the scale"""
 
 
 def passes(net: Network, a0: Tensor, y: Tensor) -> Passes:
@@ -126,28 +130,16 @@ def passes(net: Network, a0: Tensor, y: Tensor) -> Passes:
             a.append(value)
             phi1.append(first)
             phi2.append(second)
-    p = probabilities(h)
-    delta = [(p - y).to(h.dtype)]
+    at = head(h, y)
+    delta = [(net.scale * at.gradient).to(h.dtype)]
     for index in range(len(net.layers) - 2, -1, -1):
         delta.insert(0, (delta[0] @ net.layers[index + 1].W) * phi1[index])
-    return Passes(a, phi1, phi2, delta, h, p)
-
-
-def output_curvature(p: Tensor) -> Tensor:
-    """S = diag(p) − p pᵀ, (B, C, C) float64; p(1 − p) for one logit."""
-    if p.shape[1] == 1:
-        return (p * (1 - p)).unsqueeze(2)
-    return torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    return Passes(a, phi1, phi2, delta, h, at)
 
 
 def last_hidden_factor(net: Network, run: Passes) -> Tensor:
-    """Rᵀ of the last hidden layer, (B, C, d): A = R Rᵀ + diag(v), from S = ℒ ℒᵀ with ℒ = diag(√p) − p √pᵀ."""
-    W, p = net.layers[-1].W.double(), run.p
-    if p.shape[1] == 1:
-        factor = (p * (1 - p)).sqrt().unsqueeze(2) * W
-    else:
-        # (ℒᵀ W)_j = √p_j (W_j − Σ_i p_i W_i)
-        factor = p.sqrt().unsqueeze(2) * (W - (p @ W).unsqueeze(1))
+    """Rᵀ of the last hidden layer, (B, C, d): A = R Rᵀ + diag(v), from S = ℒ ℒᵀ."""
+    factor = math.sqrt(net.scale) * run.head.factor_times(net.layers[-1].W.double())
     return factor.to(run.z.dtype) * run.phi1[-1].unsqueeze(1)
 
 
@@ -164,7 +156,7 @@ def step_down(net: Network, run: Passes, l: int, block: Tensor) -> Tensor:
 def square_blocks(net: Network, run: Passes, lowest: int) -> dict[int, Tensor]:
     """A_ll for l = lowest..L−1, each (B, d_l, d_l) and symmetric."""
     last = len(net.layers) - 1
-    blocks = {last: output_curvature(run.p).to(run.z.dtype)}
+    blocks = {last: (net.scale * run.head.curvature()).to(run.z.dtype)}
     for index in range(last - 1, lowest - 1, -1):
         half = step_down(net, run, index, blocks[index + 1])
         square = step_down(net, run, index, half.transpose(1, 2))

@@ -22,6 +22,7 @@ from torch import Tensor
 from wsb_engine.classifier import MLP
 from wsb_engine.curvature.closed_form import TileSource
 from wsb_engine.curvature.hessian_product import COLUMNS, HessianProduct, Objective
+from wsb_engine.curvature.loss import curvature_times
 from wsb_engine.curvature.mlp import Network, diagonal_term, passes
 
 CACHE_SHARE = 0.25
@@ -41,6 +42,13 @@ class _Chunk:
     bend: list[Tensor]
     """φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}"""
     p: Tensor
+    """(C, 1, B) float64 probabilities; of one logit p(1 − p)."""
+    pivot: Tensor | None
+    """(1, 1, B)"""
+    shift: Tensor | None
+    """(1, 1, B): True if what S multiplies is shifted by its entry at the pivot."""
+    total: Tensor
+    """(1, 1, B) float64: Σ_j y_j times the scale of H."""
     w: Tensor
     """(B,) in the working dtype."""
 
@@ -81,6 +89,7 @@ class MLPProduct(HessianProduct):
         # Of parameters that are no layer's, on which the logits don't depend.
         zeros = {name: V.new_zeros(()).expand(w.numel(), V.shape[1]) for name, w in self.objective.selected.items()}
         for start in range(0, len(self.objective.targets.weights), self._rows):
+            self.objective.interrupt()
             parts = self._chunk_product(self._chunk(start), directions)
             total += torch.cat([parts.get(name, idle) for name, idle in zeros.items()]).double()
         return total
@@ -116,13 +125,21 @@ class MLPProduct(HessianProduct):
         stop = min(start + self._rows, len(self.objective.targets.weights))
         run = passes(self._net, *self._source(start, stop))
         w = self.objective.targets.weights[start:stop].to(self.dtype)
+        at, several = run.head, self._net.classes > 1
+
+        def across(tensor: Tensor) -> Tensor:
+            return tensor.T.unsqueeze(1).contiguous()
+
         chunk = _Chunk(
             a=[a.T.contiguous() for a in run.a],
             delta=[delta.T.contiguous() for delta in run.delta],
             weighted_delta=[(w.unsqueeze(1) * delta).T.contiguous() for delta in run.delta],
             phi1=[phi.T.unsqueeze(1).contiguous() for phi in run.phi1],
             bend=[diagonal_term(self._net, run, l).T.unsqueeze(1).contiguous() for l in range(len(run.phi1))],
-            p=run.p.T.unsqueeze(1).contiguous(),
+            p=across(at.p if several else at.p * at.complement),
+            pivot=across(at.pivot) if several else None,
+            shift=across(at.shifts) if several else None,
+            total=across(at.total) * self._net.scale,
             w=w,
         )
         if self._cached is not None:
@@ -140,7 +157,8 @@ class MLPProduct(HessianProduct):
             if layer.learns_weight:
                 h = torch.addmm(start, directions[dense.weight].flatten(0, 1), chunk.a[l])
             else:
-                h = start.expand(layer.d_out * columns, len(chunk.w)).contiguous()
+                # Copied even for one sample, where the expanded direction is contiguous already: h is written into.
+                h = start.expand(layer.d_out * columns, len(chunk.w)).clone(memory_format=torch.contiguous_format)
             before = ra[l]
             if before is not None:
                 by_width = h.view(layer.d_out, -1)
@@ -153,10 +171,9 @@ class MLPProduct(HessianProduct):
     def _backward(
         self, chunk: _Chunk, directions: dict[str, Tensor], rh: list[Tensor], ra: list[Tensor | None]
     ) -> dict[str, Tensor]:
-        p, rz, layers = chunk.p, rh[-1].double(), self._net.layers
-        # S R{z} = p ⊙ R{z} − p (p·R{z})
-        rdelta = p * (1 - p) * rz if p.shape[0] == 1 else p * (rz - (p * rz).sum(dim=0, keepdim=True))
-        rdelta = rdelta.to(self.dtype)
+        layers = self._net.layers
+        rz = rh[-1].to(torch.float64, copy=True)
+        rdelta = (curvature_times(chunk.p, chunk.shift, chunk.pivot, rz) * chunk.total).to(self.dtype)
         parts: dict[str, Tensor] = {}
         for l in range(len(layers) - 1, -1, -1):
             layer, dense, m = layers[l], self._mlp.layers[l], rdelta.shape[1]

@@ -8,8 +8,6 @@ from support.golden import NAMES, Golden
 
 import wsb_engine as wsb
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
-from wsb_engine.curvature.loss import probabilities
-from wsb_engine.curvature.mlp import output_curvature
 from wsb_engine.problem import Problem, pose
 from wsb_engine.run import Run
 
@@ -27,8 +25,10 @@ def written_out(problem: Problem) -> float:
         dict(objective.selected)
     )
     J = torch.cat([part.flatten(2) for part in jacobian.values()], dim=2)
-    S = output_curvature(probabilities(objective.logits(rows)))
-    return float(torch.einsum("s,scp,scd,sdp->", objective.targets.weights, J, S, J))
+    z = objective.logits(rows).double()
+    p = torch.sigmoid(z) if z.shape[1] == 1 else torch.softmax(z, dim=1)
+    S = (p * (1 - p)).unsqueeze(2) if z.shape[1] == 1 else torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    return objective.scale * float(torch.einsum("s,scp,scd,sdp->", objective.targets.weights, J, S, J))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,51 @@
+"""The same function at slightly different parameters and inputs, to measure rounding (mathematics.md, section 11.2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from wsb_engine.classifier import Tensors
+from wsb_engine.curvature.hessian_product import Objective
+
+PERTURBATION = 2.0**-43
+"""Relative size of a perturbation, in which H is linear but for cancellations that leave no digits anyway."""
+
+
+def perturbed(objective: Objective, seed: int) -> Objective:
+    """The objective with every parameter and floating input multiplied by 1 + εξ; an exact zero stays one.
+
+    Args:
+        objective: In float64.
+        seed: Seed of ξ, which is uniform with unit variance.
+    """
+
+    def moved(tensor: Tensor, stream: int) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((seed, stream)) % (1 << 63))
+        xi = (2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3)
+        return tensor * (1 + PERTURBATION * xi.to(tensor.device))
+
+    def all_moved(tensors: Tensors, first: int) -> dict[str, Tensor]:
+        return {name: moved(tensor, first + i) for i, (name, tensor) in enumerate(tensors.items())}
+
+    count = len(objective.selected)
+    return replace(
+        objective,
+        selected=all_moved(objective.selected, 0),
+        fixed=all_moved(objective.fixed, count),
+        disturb=lambda tensor, place: moved(tensor, -1 - place),
+    )
+
+
+def double(objective: Objective) -> Objective:
+    """The objective in float64."""
+    return replace(
+        objective,
+        selected={name: tensor.double() for name, tensor in objective.selected.items()},
+        fixed={name: tensor.double() for name, tensor in objective.fixed.items()},
+        dtype=torch.float64,
+        fits=max(1, objective.fits // 2),
+    )

@@ -1,0 +1,65 @@
+"""Reports in true units, from an analysis of a multiple of H."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from wsb_engine import report as r
+
+POWERS: dict[type[BaseModel], dict[str, int]] = {
+    r.Report: {"blocks": 1},
+    r.Loss: {"gradient_norm": 1},
+    r.Moments: {"trace": 1, "frobenius_squared": 2, "trace_standard_error": 1, "gauss_newton_trace": 1},
+    r.Interval: {"lower": 1, "upper": 1},
+    r.CertifiedInterval: {"lower": 1, "upper": 1},
+    r.Enclosure: {"rounding_slack": 1},
+    r.Rounding: {"slack": 1},
+    r.SpectrumResult: {"eigenvalues": 1, "residuals": 1, "upper_bounds": 1},
+    r.Density: {
+        "grid": 1,
+        "values": -1,
+        "sigma": 1,
+        "mean": 1,
+        "mean_error": 1,
+        "second_moment": 2,
+        "second_moment_error": 2,
+    },
+    r.LayerCurvature: {"trace": 1, "frobenius_squared": 2, "wolkowicz_styan_upper": 1},
+}
+"""Fields that carry the units of H, with the power of them; checks are relative."""
+
+
+def in_true_units(report: r.Report, scale: float) -> r.Report:
+    """The report of H from that of scale · H.
+
+    Args:
+        report: Of an analysis whose loss was multiplied by ``scale``.
+        scale: A power of two, so that nothing is rounded unless it leaves the range of numbers.
+    """
+    converted: r.Report = report if scale == 1 else _converted(report, scale)
+    return converted
+
+
+def _converted(value: Any, scale: float) -> Any:
+    if isinstance(value, list):
+        return [_converted(each, scale) for each in value]
+    if not isinstance(value, BaseModel):
+        return value
+    powers = POWERS.get(type(value), {})
+    changes = {
+        name: _divided(field, scale, powers[name]) if name in powers else _converted(field, scale)
+        for name, field in value
+    }
+    return value.model_copy(update=changes)
+
+
+def _divided(value: Any, scale: float, power: int) -> Any:
+    if isinstance(value, list):
+        return [_divided(each, scale, power) for each in value]
+    if value is None:
+        return None
+    for _ in range(abs(power)):
+        value = value / scale if power > 0 else value * scale
+    return value
