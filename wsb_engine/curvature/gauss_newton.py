@@ -18,6 +18,7 @@ from wsb_engine.classifier import Tensors
 from wsb_engine.curvature.closed_form import TileSource
 from wsb_engine.curvature.hessian_product import Objective
 from wsb_engine.curvature.loss import head
+from wsb_engine.curvature.memory import ran_out
 from wsb_engine.curvature.mlp import Network, passes, step_down
 
 WORK = 4 << 30
@@ -51,7 +52,11 @@ def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float:
 
 
 def general_trace(objective: Objective, classes: int) -> float | None:
-    """tr G of any logits from per-sample Jacobians; None if they are too many, or there are none of single samples."""
+    """tr G of any logits from per-sample Jacobians.
+
+    Returns:
+        None if they are too many, or torch can't take single samples apart.
+    """
     size = objective.parameters * classes
     samples = len(objective.targets.weights)
     if objective.coupled or size * samples > WORK or size > ENTRIES:
@@ -62,7 +67,12 @@ def general_trace(objective: Objective, classes: int) -> float | None:
         with torch.no_grad():
             at = head(objective.logits(rows), objective.targets.y[rows])
         root = math.sqrt(objective.scale) * (at.total * (at.p if classes > 1 else at.p * at.complement)).sqrt()
-        squares = vmap(partial(_square, objective))(inputs, root, at.p, at.pivot, at.shifts)
+        try:
+            squares = vmap(partial(_square, objective))(inputs, root, at.p, at.pivot, at.shifts)
+        except (RuntimeError, NotImplementedError) as error:
+            if ran_out(error):
+                raise
+            return None
         total += (objective.targets.weights[rows] * squares.double()).sum()
     return float(total)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wsb_engine.curvature.hessian_product import HessianProduct
 from wsb_engine.curvature.linearized_product import NotLinearizableError
-from wsb_engine.errors import ResourceError
+from wsb_engine.errors import ModelError, ResourceError
 
 _ALLOCATOR = ("allocate memory", "not enough memory")
 """What torch's allocator on a CPU says, in a plain RuntimeError."""
@@ -20,6 +20,16 @@ def ran_out(error: BaseException | None) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _ALLOCATOR)
+
+
+def not_differentiable(error: BaseException) -> ModelError:
+    """What torch says of an operator that it can't derive, as an error with a code."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ModelError(
+        f"torch can't derive the logits twice: {lines[0][:300]}",
+        code="not_differentiable",
+        advice="Replace the operator that it names by others, or export the model to ONNX and analyse that file.",
+    )
 
 
 class SteppingProduct(HessianProduct):
@@ -35,6 +45,8 @@ class SteppingProduct(HessianProduct):
     def __init__(self, way: HessianProduct, warn: Callable[[str, str], None]) -> None:
         super().__init__(way.objective, way.columns)
         self.way, self._warn = way, warn
+        self._batched = True
+        """False once an operator could not be batched over columns."""
         self._short = False
         """Whether memory ran out since the last product that was had."""
 
@@ -49,12 +61,16 @@ class SteppingProduct(HessianProduct):
             ResourceError: ``out_of_memory`` where the smallest way does not fit either.
         """
         while True:
+            if not self._batched and V.shape[1] > 1:
+                return torch.cat([self(column) for column in V.split(1, dim=1)], dim=1)
             image = self._attempt(V)
             if image is not None:
                 if self._short:
                     self._warn("memory_step_down", f"memory ran out: products go on with {self.way.description}")
                     self._short = False
                 return image
+            if not self._batched and V.shape[1] > 1:
+                continue
             if V.is_cuda:
                 torch.cuda.empty_cache()
             smaller = self.way.smaller()
@@ -69,9 +85,12 @@ class SteppingProduct(HessianProduct):
         except NotLinearizableError as error:
             self._short = self._short or ran_out(error.__cause__)
         except (MemoryError, RuntimeError) as error:
-            if not ran_out(error):
-                raise
-            self._short = True
+            if ran_out(error):
+                self._short = True
+            elif V.shape[1] > 1:  # an operator that vmap can't batch may still be derived
+                self._batched = False
+            else:
+                raise not_differentiable(error) from error
         return None
 
     def _halved(self, V: Tensor) -> Tensor:

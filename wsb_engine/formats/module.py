@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from wsb_engine.classifier import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.heads import apply_head
+from wsb_engine.formats.substitutes import Substitutes, follow_parameters
 from wsb_engine.options import Head
 
 
@@ -97,6 +98,7 @@ class _ModuleClassifier(Classifier):
 
     def __init__(self, module: nn.Module) -> None:
         self._module = copy.deepcopy(module).eval().requires_grad_(False)
+        follow_parameters(self._module)
         self.parameters = {name: tensor.detach() for name, tensor in self._module.named_parameters()}
         if not self.parameters:
             raise ModelError(
@@ -156,7 +158,7 @@ class _ModuleClassifier(Classifier):
                 for name, tensor in buffers.items()
             }
             # The fused attention kernels have no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH), Substitutes():
                 z = functional_call(module, {**state, **parameters}, tuple(inputs[name] for name in names))
             if not isinstance(z, Tensor):
                 raise ModelError(

@@ -95,7 +95,7 @@ class OnnxClassifier(Classifier):
             parameters=used,
             mlp=mlp,
             activations=_activations(program, trained, mlp),
-            nonsmooth_operators=nonsmooth_operators(program.nodes, trained),
+            nonsmooth_operators=nonsmooth_operators(program.nodes, trained, self._graph.constants),
             tied=tied,
             head=chosen.name,
             classes=chosen.classes,

@@ -86,7 +86,7 @@ class TorchScriptClassifier(Classifier):
             parameters=used,
             mlp=mlp,
             activations=_activations(steps, mlp),
-            nonsmooth_operators=tuple(dict.fromkeys(_nonsmooth(steps))),
+            nonsmooth_operators=tuple(dict.fromkeys(kinks(steps))),
             tied=tied,
             head=chosen.name,
             classes=None,
@@ -190,10 +190,6 @@ def _first_widths(graph: Graph, used: Tensors) -> Iterator[int]:
                 before = graph.producers.get(source)
             if source in used and used[source].ndim == 2:
                 yield used[source].shape[1 if swapped else 0]
-
-
-def _nonsmooth(steps: list[Step]) -> Iterator[str]:
-    return (name for step in steps if step.trained for name in kinks(step))
 
 
 def _activations(steps: list[Step], mlp: MLP | None) -> tuple[str, ...]:

@@ -100,9 +100,9 @@ _SMOOTH = """
     upsample_trilinear3d var var_mean vstack where xlogy zeros zeros_like
 """
 _KINKED = """
-    abs absolute adaptive_max_pool1d adaptive_max_pool2d amax amin ceil clamp clamp_max clamp_min clip cummax
-    floor floor_divide fmod frac hardshrink hardtanh leaky_relu linalg_vector_norm max max_pool1d max_pool2d
-    max_pool3d maximum median min minimum norm relu relu6 remainder round selu sign softshrink sort threshold
+    abs absolute adaptive_max_pool1d adaptive_max_pool2d amax amin ceil clamp clamp_max clamp_min clip copysign cummax
+    cummin floor floor_divide fmod frac hardshrink hardtanh leaky_relu linalg_vector_norm max max_pool1d max_pool2d
+    max_pool3d maximum median min minimum norm relu relu6 remainder round selu sgn sign softshrink sort threshold
     topk trunc
 """
 for _name in _SMOOTH.split():
@@ -213,6 +213,12 @@ def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
 @_enter("hardswish", smooth=False)
 def hard_swish(call: Call, x: Tensor) -> Tensor:
     return x * torch.clamp(x / 6 + 0.5, 0, 1)
+
+
+@_enter("heaviside", smooth=False)
+def heaviside(call: Call, x: Tensor, at_zero: Tensor) -> Tensor:
+    """torch's own has no derivative."""
+    return torch.where(x == 0, at_zero, (x > 0).to(x.dtype))
 
 
 @_enter("unfold")

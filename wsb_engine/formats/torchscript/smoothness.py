@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from wsb_engine.formats.torchscript.operators import SURE, TABLE
 from wsb_engine.formats.torchscript.values import Step, filled
 
@@ -13,6 +15,12 @@ _ACTIVATIONS = frozenset(
     }
 )  # fmt: skip
 """Operators that a report names as a network's nonlinearities."""
+_SUMS = frozenset(
+    {"contiguous", "div", "divide", "flatten", "mean", "reshape", "squeeze", "sum", "true_divide", "unsqueeze", "view"}
+)
+"""Operators that leave a root of squares a norm."""
+_GUARDS = frozenset({"eq", "ne", "not_equal"})
+"""Tests that hold, or fail, for one number alone."""
 _JUMPS = frozenset(
     {
         "argmax", "argmin", "eq", "ge", "greater", "greater_equal", "gt", "le", "less", "less_equal", "logical_and",
@@ -30,12 +38,37 @@ def nonlinearities(step: Step) -> tuple[str, ...]:
     return (name,) if name in _ACTIVATIONS else ()
 
 
-def kinks(step: Step) -> tuple[str, ...]:
-    """Names of the operators in a step whose slope jumps."""
-    if _is_smooth(step):
-        return ()
-    name = step.call.operation.name.removesuffix("_")
-    return ("relu",) if name == "_transformer_encoder_layer_fwd" else (name,)
+def kinks(steps: Sequence[Step]) -> Iterator[str]:
+    """Names of the operators in these steps whose slope jumps in a parameter, in order."""
+    squares: set[str] = set()
+    for step in steps:
+        if not step.trained:
+            continue
+        name = step.call.operation.name.removesuffix("_")
+        if not _is_smooth(step) or (_is_root(name, step) and squares.intersection(step.reads)):
+            yield "relu" if name == "_transformer_encoder_layer_fwd" else name
+        if _keeps_squares(name, step, squares):
+            squares.update(step.outputs)
+
+
+def _is_root(name: str, step: Step) -> bool:
+    if name == "pow":
+        exponent = step.arguments[1]
+        return isinstance(exponent, float) and exponent != int(exponent)
+    return name in ("sqrt", "rsqrt")
+
+
+def _keeps_squares(name: str, step: Step, squares: set[str]) -> bool:
+    """True if the result is a sum of squares, which may be 0 where its root has a kink."""
+    if name in ("mul", "multiply"):
+        first, second = step.arguments[:2]
+        return first == second or squares.issuperset(step.reads)
+    if name == "pow":
+        exponent = step.arguments[1]
+        return isinstance(exponent, (int, float)) and exponent > 0 and exponent % 2 == 0
+    if name in ("abs", "absolute", "square"):
+        return True
+    return name in _SUMS and bool(squares.intersection(step.reads))
 
 
 def _is_smooth(step: Step) -> bool:
@@ -43,6 +76,8 @@ def _is_smooth(step: Step) -> bool:
     name = step.call.operation.name.removesuffix("_")
     entry = TABLE.get(name)
     if entry is None:  # a branch or a query that the walk without shapes has left open
+        return True
+    if name in _GUARDS and isinstance(step.arguments[1], (int, float)):
         return True
     if name == "where":  # a fixed condition selects, a computed one switches and is found by itself
         return True

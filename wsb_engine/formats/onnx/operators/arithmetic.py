@@ -143,9 +143,8 @@ def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None =
     if call.version < 11:
         bounds = (call.get("min", -math.inf), call.get("max", math.inf))
         return torch.clamp(x, *bounds)
-    if low is not None:
-        x = torch.maximum(x, low)
-    return x if high is None else torch.minimum(x, high)
+    # clamp has the derivative 1 at its limits, where maximum and minimum share it out.
+    return x if low is None and high is None else torch.clamp(x, low, high)
 
 
 @operator("Sum")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wsb_engine.formats.norms import normalised, vector_norm
 from wsb_engine.formats.onnx.operators.registry import ML, Call, operator
 
 
@@ -23,14 +24,14 @@ def normalizer(call: Call, x: Tensor) -> Tensor:
     x = x.to(call.working)
     kind = call.get("norm", "MAX")
     if kind == "L1":
-        norm = x.abs().sum(-1, keepdim=True)
+        norm = vector_norm(x, 1, [-1], keepdim=True)
     elif kind == "L2":
-        norm = x.square().sum(-1, keepdim=True).sqrt()
+        norm = vector_norm(x, 2, [-1], keepdim=True)
     elif kind == "MAX":
         norm = x.abs().amax(-1, keepdim=True)
     else:
         raise call.wrong(f"norm {kind!r} is unknown")
-    return torch.where(norm == 0, x, x / norm)
+    return normalised(x, norm)
 
 
 @operator("ArrayFeatureExtractor", domain=ML)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wsb_engine.formats.norms import normalised, vector_norm
 from wsb_engine.formats.onnx.operators.registry import Call, operator
 from wsb_engine.formats.onnx.operators.shapes import axis_of
 
@@ -75,15 +76,14 @@ def group_normalization(call: Call, x: Tensor, scale: Tensor, shift: Tensor) -> 
 def mean_variance_normalization(call: Call, x: Tensor) -> Tensor:
     axes = call.ints("axes") or (0, 2, 3)
     centred = x - x.mean(dim=axes, keepdim=True)
-    return centred / (centred.square().mean(dim=axes, keepdim=True).sqrt() + 1e-9)
+    samples = math.prod(x.shape[axis] for axis in axes)
+    return centred / (vector_norm(centred, 2, axes, keepdim=True) / math.sqrt(samples) + 1e-9)
 
 
 @operator("LpNormalization", smooth=False)
 def lp_normalization(call: Call, x: Tensor) -> Tensor:
     """x / ‖x‖_p along one axis; 0 where the norm is 0."""
-    axis, order = call.get("axis", -1), call.get("p", 2)
-    norm = x.abs().sum(axis, keepdim=True) if order == 1 else x.square().sum(axis, keepdim=True).sqrt()
-    return torch.where(norm == 0, torch.zeros_like(x), x / norm)
+    return normalised(x, vector_norm(x, call.get("p", 2), [call.get("axis", -1)], keepdim=True))
 
 
 @operator("LRN")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wsb_engine.formats.norms import vector_norm
 from wsb_engine.formats.onnx.operators.convolution import CONVOLUTIONS
 from wsb_engine.formats.onnx.operators.registry import Call, operator
 from wsb_engine.formats.onnx.operators.spatial import Window, pad_ends, window
@@ -66,7 +67,10 @@ def lp_pool(call: Call, x: Tensor) -> Tensor:
 
 
 def _root(x: Tensor, order: int) -> Tensor:
-    return x.sqrt() if order == 2 else x.pow(1.0 / order)
+    """x^(1/p) of sums that are not negative; at 0, where torch's norms have the derivative 0, so has this."""
+    positive = x > 0
+    inside = torch.where(positive, x, torch.ones_like(x))
+    return torch.where(positive, inside.sqrt() if order == 2 else inside.pow(1.0 / order), torch.zeros_like(x))
 
 
 def _spatial(x: Tensor) -> list[int]:
@@ -86,4 +90,4 @@ def global_max_pool(call: Call, x: Tensor) -> Tensor:
 @operator("GlobalLpPool", smooth=False)
 def global_lp_pool(call: Call, x: Tensor) -> Tensor:
     order = call.get("p", 2)
-    return _root(x.abs().pow(order).sum(dim=_spatial(x), keepdim=True), order)
+    return vector_norm(x, order, _spatial(x), keepdim=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wsb_engine.formats.norms import vector_norm
 from wsb_engine.formats.onnx.operators.registry import Call, Kernel, Static, operator
 from wsb_engine.formats.onnx.operators.shapes import axis_of
 
@@ -44,7 +45,7 @@ def _smallest(x: Tensor, dims: list[int], keep: bool) -> Tensor:
 
 
 def _l1(x: Tensor, dims: list[int], keep: bool) -> Tensor:
-    return _sum(x.abs(), dims, keep)
+    return vector_norm(x, 1, dims, keepdim=keep) if x.is_floating_point() else _sum(x.abs(), dims, keep)
 
 
 def _sum_of_squares(x: Tensor, dims: list[int], keep: bool) -> Tensor:
@@ -52,7 +53,9 @@ def _sum_of_squares(x: Tensor, dims: list[int], keep: bool) -> Tensor:
 
 
 def _l2(x: Tensor, dims: list[int], keep: bool) -> Tensor:
-    return _sum_of_squares(x, dims, keep).sqrt().to(x.dtype)
+    if any(x.shape[axis] == 0 for axis in dims) or not x.is_floating_point():
+        return _sum_of_squares(x, dims, keep).sqrt().to(x.dtype)
+    return vector_norm(x, 2, dims, keepdim=keep)
 
 
 def _log_sum(x: Tensor, dims: list[int], keep: bool) -> Tensor:
