@@ -32,11 +32,13 @@ class Rounding:
     """Error of q as summed, relative to q."""
     square_error: float = 0.0
     """Further error of q as summed, absolute."""
+    trace_error: float = 0.0
+    """Further error of t as summed, by √n times this."""
 
     def trace(self, t: float, q: float, n: int) -> Range:
         """Range of the trace of H and of H + E, from t and q as summed for order n."""
-        summed = math.sqrt(n) * math.sqrt(self.relative_square_error**2 * q + self.square_error)
-        error = 2 * math.sqrt(n) * self.operator + summed
+        summed = self.relative_square_error * math.sqrt(q) + self.trace_error
+        error = math.sqrt(n) * (2 * self.operator + summed)
         return t - error, t + error
 
     def square(self, q: float) -> Range:
@@ -52,6 +54,7 @@ class Rounding:
             operator=self.operator * factor,
             product=None if self.product is None else self.product * factor,
             square_error=self.square_error * factor * factor,
+            trace_error=self.trace_error * factor,
         )
 
 
