@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +15,13 @@ from wsb_engine import krylov, moments, setting
 from wsb_engine import report as r
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan_within
 from wsb_engine.checks import Evidence, checks
-from wsb_engine.classifier import Classifier
+from wsb_engine.classifier import Classifier, Tensors
 from wsb_engine.curvature import loss
+from wsb_engine.curvature.activations import value
 from wsb_engine.curvature.closed_form import ClosedForm
 from wsb_engine.curvature.hessian_product import HessianProduct
+from wsb_engine.curvature.mlp import network
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ModelError, finite
 from wsb_engine.formats.batch import Batch
@@ -143,7 +144,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         layers=_layers(problem, closed, rounding),
         blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
         orthogonality=_orthogonality(closed),
-        checks=checks(problem, part, bounds, enclosure, spectrum, parity, evidence),
+        checks=checks(problem, part, bounds, enclosure, spectrum, parity, rounding, evidence),
         warnings=run.warnings,
         timings=run.timings(),
     )
@@ -271,7 +272,7 @@ def _density(drawn: DensityEstimate) -> r.Density:
 
 
 def _disagreement(problem: Problem, hessian: Tensor, seed: int) -> float:
-    """‖Hv − H′v‖ / ‖H′v‖ for a random v, where H′v is by automatic differentiation of the file's own graph."""
+    """‖Hv − H′v‖ / ‖H′v‖ for a random v, where H′v is by automatic differentiation."""
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(len(hessian), generator=generator, dtype=torch.float64).to(hessian.device)
     reference = _reference(problem, v)
@@ -280,13 +281,21 @@ def _disagreement(problem: Problem, hessian: Tensor, seed: int) -> float:
 
 
 def _reference(problem: Problem, v: Tensor) -> Tensor:
-    """H·v by automatic differentiation of the file's own graph."""
-    objective = problem.objective
-    if problem.structure is not None:
-        # An MLP can be derived backwards twice, for which nothing has to be imported that takes a second.
-        with suppress(RuntimeError):
-            return objective.twice_backward(v.to(objective.dtype))
-    return problem.from_scratch(objective).vector(v)
+    """H·v by automatic differentiation: of an MLP's layers, whose logits were compared, else of the file's graph."""
+    objective, structure = problem.objective, problem.structure
+    if structure is None:
+        return problem.from_scratch(objective).vector(v)
+
+    def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
+        z = structure.mlp.features(inputs)
+        for index, layer in enumerate(network(structure.mlp, parameters, frozenset()).layers):
+            z = torch.nn.functional.linear(z, layer.W, layer.b)
+            if index < len(structure.mlp.activations):
+                z = value(structure.mlp.activations[index], z)
+        return z
+
+    # Backwards twice, for which nothing has to be imported that takes a second.
+    return replace(objective, function=logits).twice_backward(v.to(objective.dtype))
 
 
 def _engine(problem: Problem, options: Options) -> r.Engine:
@@ -328,7 +337,7 @@ def _layers(problem: Problem, closed: ClosedForm | None, rounding: Rounding) -> 
     for index, layer in enumerate(problem.structure.net.layers):
         t, q = float(closed.layer_traces[index]), float(closed.block_squares[index, index])
         n = layer.parameters
-        upper = wolkowicz_styan_within(rounding.trace(t, q, n), rounding.square(q), n).lambda_max_upper if n else 0.0
+        upper = rounding.wolkowicz_styan(t, q, n).lambda_max_upper if n else 0.0
         parts.append(
             r.LayerCurvature(
                 name=layer.name,

@@ -9,6 +9,7 @@ import torch
 
 from wsb_engine import report as r
 from wsb_engine.bounds.confirmation import RitzResidual
+from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.problem import Problem, structure_tolerance
 
 PARITY_TOLERANCE = 1e-3
@@ -36,6 +37,7 @@ def checks(
     enclosure: r.Enclosure | None,
     spectrum: r.SpectrumResult | None,
     parity: r.Parity | None,
+    rounding: Rounding,
     evidence: Evidence,
 ) -> list[r.Check]:
     """Theorems that must hold, and agreements that must be close."""
@@ -44,7 +46,9 @@ def checks(
     results: list[r.Check] = []
 
     def check(name: str, value: float, tolerance: float) -> None:
-        results.append(r.Check(name=name, passed=value <= tolerance, value=value, tolerance=tolerance))
+        passed = value <= tolerance
+        finite = (number if math.isfinite(number) else None for number in (value, tolerance))
+        results.append(r.Check(name=name, passed=passed, value=next(finite), tolerance=next(finite)))
 
     if problem.structure is not None:
         check("mlp_structure", problem.structure.error, structure_tolerance(problem.objective, problem.logits))
@@ -52,8 +56,10 @@ def checks(
         check("parity", parity.max_abs_error, PARITY_TOLERANCE * max(1.0, float(problem.logits.abs().max())))
     if moments is not None and moments.exact:
         t, q = moments.trace, moments.frobenius_squared
-        # t² ≤ P q, as t²/(P q) ≤ 1
-        check("trace_within_frobenius", t * t / (P * q) if q > 0 else 0.0, 1 + 100 * eps)
+        # |t| ≤ √P ‖H‖_F, whatever rounding did to either
+        low, high = rounding.trace(t, q, P)
+        least, norm = max(low, -high, 0.0), rounding.norm(q)[1]
+        check("trace_within_frobenius", least / (math.sqrt(P) * norm) if norm > 0 else 0.0, 1 + 100 * eps)
     for name, value, tolerance in (
         ("product_symmetry", evidence.symmetry, 1e4 * eps),
         ("hessian_symmetry", evidence.asymmetry, 1e5 * eps),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,6 @@ from wsb_engine.bounds.certificates import CertifiedNorm, ExactMoments
 from wsb_engine.bounds.certificates import Moments as KnownMoments
 from wsb_engine.bounds.probes import DEFLATED, probe_count
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.bounds.wolkowicz_styan import wolkowicz_styan_within
 from wsb_engine.curvature.basis import basis_moments
 from wsb_engine.curvature.closed_form import ClosedForm, closed_form
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
@@ -180,7 +178,7 @@ def _exact(
     t = finite(trace, "the Hessian's trace")
     q = finite(frobenius_squared, "the Hessian's Frobenius norm")
     n = problem.objective.parameters
-    b = wolkowicz_styan_within(rounding.trace(t, q, n), rounding.square(q), n)
+    b = rounding.wolkowicz_styan(t, q, n)
     return Moments(
         part=r.Moments(method=method, exact=True, trace=t, frobenius_squared=q),
         bounds=_bounds((b.lambda_max_lower, b.lambda_max_upper), (b.lambda_min_lower, b.lambda_min_upper)),
@@ -193,9 +191,9 @@ def _probed(problem: Problem, options: Options, shared: krylov.Krylov, rounding:
     share = shares(options, single=problem.objective.dtype == torch.float32, probing=True)
     found, inner = krylov.probe(shared, options.seed, share, run)
     t = finite(found.trace, "the Hessian's trace")
-    q = finite(rounding.square(found.frobenius_squared)[1], "the Hessian's Frobenius norm")
     # Without t all that q says is |λ| ≤ ‖H‖_F; the inner ends are Ritz values.
-    outer = math.sqrt(q)
+    outer = rounding.norm(found.frobenius_squared)[1]
+    q = finite(outer * outer, "the Hessian's Frobenius norm")
     smallest, largest = inner or (outer, -outer)
     smallest, largest = min(smallest + rounding.operator, outer), max(largest - rounding.operator, -outer)
     return Moments(

@@ -33,12 +33,17 @@ from wsb_engine.errors import ModelError, ResourceError
 from wsb_engine.formats.batch import Batch
 from wsb_engine.formats.heads import looks_like_probabilities
 from wsb_engine.options import Options
+from wsb_engine.perturbation import double
 from wsb_engine.run import Run
 
 BLOCK_SHARE = 0.125
 """Of the memory limit, for a block of columns; products hold several of its size."""
 CHUNK_BYTES = 32 << 20
 """Intermediates of one chunk of a linearised gradient: what is made after them finds room in the caches."""
+FAR_APART = 2.0**20
+"""Ratio of the gradient and the curvature of the loss from which on it is looked which of them H is made of."""
+LARGEST_SINGLE = 2.0**96
+"""By which the gradient can be multiplied in float32, with room for inputs and weights."""
 LEAST_CHUNK = 64
 """Samples in one; with fewer, the calls of operators cost more than what they do."""
 
@@ -204,7 +209,33 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
             needed=needed,
             limit=memory,
         )
-    return Problem(model, objective, logits, structure, nonsmooth, memory, footprint, run.warn)
+    problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, run.warn)
+    return _rescaled(problem, loss.scale(logits.to(device), objective.targets, curvature=True))
+
+
+def _rescaled(problem: Problem, scale: float) -> Problem:
+    """The problem at the scale of the loss's curvature, if the gradient, far larger, does not enter H.
+
+    That is so of affine models, and where only the last layer is differentiated: H may then be so small that its
+    squares leave the range of numbers.
+    """
+    objective = problem.objective
+    if scale <= FAR_APART * objective.scale:
+        return problem
+    v = torch.randn(objective.parameters, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image = problem.from_scratch(double(objective)).vector(v.to(objective.device))
+    if float(image.abs().max()) * FAR_APART > 1:
+        return problem
+    if objective.dtype == torch.float32 and scale > LARGEST_SINGLE * objective.scale:
+        raise ResourceError(
+            "in float32 the curvature of this batch's loss is too small beside its gradient",
+            code="underflow",
+            advice="Use dtype float64.",
+        )
+    structure = problem.structure
+    if structure is not None:
+        structure = replace(structure, net=replace(structure.net, scale=scale))
+    return replace(problem, objective=replace(objective, scale=scale), structure=structure)
 
 
 def _laid_out(objective: Objective) -> Objective:

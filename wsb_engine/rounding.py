@@ -75,11 +75,9 @@ class Measuring:
         """
         if rounding.product is not None or rounding.failure_probability:
             return rounding
-        squares = torch.zeros(vectors.shape[1], dtype=torch.float64)
-        for index in range(PERTURBATIONS):
-            difference = self._perturbed(index, vectors.shape[1])(vectors) - images
-            squares += torch.linalg.vector_norm(difference, dim=0).cpu().square()
-        worst = math.sqrt(float(squares.max()) / PERTURBATIONS)
+        products = (self._perturbed(index, vectors.shape[1]) for index in range(PERTURBATIONS))
+        differences = torch.stack([product(vectors) - images for product in products])
+        worst = max(_root_mean_square(differences[:, :, i]) for i in range(vectors.shape[1]))
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
     def _proven(self, layout: Plan | None) -> Rounding | None:
@@ -116,13 +114,12 @@ class Measuring:
         return True
 
     def _measured(self, product: HessianProduct) -> Rounding:
-        total = 0.0
+        differences = []
         for index in range(PERTURBATIONS):
             z = self._gaussian(index).to(product.device)
-            difference = self._perturbed(index, 1)(z.unsqueeze(1)).squeeze(1) - product.vector(z)
-            total += float(torch.linalg.vector_norm(difference)) ** 2
+            differences.append(self._perturbed(index, 1)(z.unsqueeze(1)).squeeze(1) - product.vector(z))
             self.tell((index + 1) / PERTURBATIONS)
-        operator = _slack(math.sqrt(total / PERTURBATIONS))
+        operator = _slack(_root_mean_square(torch.stack(differences)))
         return Rounding("measured", operator, relative_square_error=SUMS * UNIT)
 
     def _single(self, product: HessianProduct) -> Rounding:
@@ -131,12 +128,11 @@ class Measuring:
         z = torch.stack([self._gaussian(index) for index in range(DIFFERENCES)], dim=1)
         z = z.to(product.device, torch.float32).double()
         images = reference(z)
-        total = 0.0
+        differences = []
         for index in range(DIFFERENCES):
-            difference = product.vector(z[:, index]) - images[:, index]
-            total += float(torch.linalg.vector_norm(difference)) ** 2
+            differences.append(product.vector(z[:, index]) - images[:, index])
             self.tell((index + 1) / DIFFERENCES)
-        mean = math.sqrt(total / DIFFERENCES)
+        mean = _root_mean_square(torch.stack(differences))
         factor = math.sqrt(frobenius_factor(DIFFERENCES, self.failure_probability))
         operator = mean / factor + SAFETY * UNIT / SINGLE_UNIT * mean
         return Rounding(
@@ -161,6 +157,12 @@ class Measuring:
         net = network(structure.mlp, parameters, frozenset(objective.selected), objective.scale)
         moved = replace(problem, objective=objective, structure=replace(structure, net=net), team=None)
         return moved.hessian_product(columns)
+
+
+def _root_mean_square(rows: Tensor) -> float:
+    """√ of the mean of ‖·‖² over rows, whose squares may leave the range of numbers."""
+    largest = float(rows.abs().max())
+    return largest * float(torch.linalg.vector_norm(rows / largest)) / math.sqrt(len(rows)) if largest else 0.0
 
 
 def _slack(root_mean_square: float) -> float:

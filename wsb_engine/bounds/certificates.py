@@ -46,9 +46,9 @@ class Premises:
 
     def scaled(self, factor: float) -> Premises:
         """The same for factor · H."""
-        moments, square = self.moments, factor * factor
+        moments = self.moments
         if moments is not None:
-            moments = replace(moments, frobenius_squared=moments.frobenius_squared * square)
+            moments = replace(moments, frobenius_squared=moments.frobenius_squared * factor * factor)
         if isinstance(moments, ExactMoments):
             moments = replace(moments, trace=moments.trace * factor)
         return replace(self, moments=moments, rounding=self.rounding.scaled(factor))

@@ -59,7 +59,7 @@ def remainder(t: Range | None, q: float, n: int, T: Tensor, beta: float, *, erro
         return Remainder(frobenius, -frobenius, frobenius)
     shift = math.sqrt(2 * k + 2) * error + (k + 2) * UNIT * float(T.diagonal().abs().sum())
     inside = float(T.trace())
-    b = wolkowicz_styan_within((t[0] - inside - shift, t[1] - inside + shift), (0.0, squares), left)
+    b = wolkowicz_styan_within((t[0] - inside - shift, t[1] - inside + shift), (0.0, frobenius), left)
     return Remainder(min(b.lambda_max_upper, frobenius), max(b.lambda_min_lower, -frobenius), frobenius)
 
 

@@ -161,17 +161,22 @@ class Enclosing:
         eta = math.sqrt(2) * (run.factorisation_error + noise + skew)
         return eta, eta + self.premises.rounding.operator + (run.steps + 8) * UNIT * run.scale
 
+    @property
+    def _knows_moments(self) -> bool:
+        """True if there are moments, and rounding leaves something of them."""
+        return self.premises.moments is not None and math.isfinite(self._frobenius() ** 2)
+
     def _frobenius(self) -> float:
         """Upper bound on ‖H + E‖_F; without moments ‖T‖_F, which lacks what the basis has not met."""
         moments = self.premises.moments
         if moments is None:
             return float(torch.linalg.vector_norm(self.run.tridiagonal))
-        return math.sqrt(self.premises.rounding.square(moments.frobenius_squared)[1])
+        return self.premises.rounding.norm(moments.frobenius_squared)[1]
 
     def _deflated(self, sign: int, how: How) -> End | None:
         """From what the basis leaves over; None if nothing is known of it."""
         run, premises = self.run, self.premises
-        if not run.exhausted and premises.moments is None:
+        if not (run.exhausted or self._knows_moments):
             return None
         largest, (_, slack) = max(sign * value for value in (self._values[0], self._values[-1])), self.slack(how)
         rest = self._remainder(sign, how)
@@ -183,7 +188,7 @@ class Enclosing:
     def _remainder(self, sign: int, how: How) -> Remainder | None:
         """What the basis leaves over of ±(H + E); None if that is nothing, or not known."""
         run = self.run
-        if run.exhausted or self.premises.moments is None:
+        if run.exhausted or not self._knows_moments:
             return None
         T, q = sign * run.tridiagonal, self._frobenius() ** 2
         return remainder(self._trace(sign), q, run.parameters, T, run.betas[-1], error=self.slack(how)[0])

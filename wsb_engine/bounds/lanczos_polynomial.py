@@ -23,7 +23,7 @@ EVALUATION = 8.0
 """Units of max(|τ|, |T|) by which evaluating g perturbs an entry of T; they join ε."""
 STRIDE = 256.0
 """Factor by which the search for the root moves away from θ_1."""
-ACCURACY = 1e-4
+ACCURACY = 1e-7
 """Relative accuracy, upwards, of the root's distance from θ_1."""
 FARTHEST = 2.0**200
 """Multiple of ‖T‖ beyond which a root is taken to be infinite."""

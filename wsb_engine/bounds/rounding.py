@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from wsb_engine.bounds.wolkowicz_styan import Range
+from wsb_engine.bounds.wolkowicz_styan import Range, WolkowiczStyan, wolkowicz_styan_within
 
 How = Literal["proven", "measured"]
 
@@ -41,11 +41,21 @@ class Rounding:
         error = math.sqrt(n) * (2 * self.operator + summed)
         return t - error, t + error
 
-    def square(self, q: float) -> Range:
-        """Range of the squared Frobenius norm of H and of H + E, from q as summed."""
+    def norm(self, q: float) -> Range:
+        """Range of the Frobenius norm of H and of H + E, from its square as summed."""
         summed = self.relative_square_error * q + self.square_error
         low = math.sqrt(max(q - summed, 0.0)) - 2 * self.operator
-        return max(low, 0.0) ** 2, (math.sqrt(q + summed) + 2 * self.operator) ** 2
+        return max(low, 0.0), math.sqrt(q + summed) + 2 * self.operator
+
+    def wolkowicz_styan(self, t: float, q: float, n: int) -> WolkowiczStyan:
+        """Bounds on the ends of the spectrum of H that hold for all that rounding may have done to t and q.
+
+        Args:
+            t: Trace, as summed.
+            q: Squared Frobenius norm, as summed.
+            n: Order of H.
+        """
+        return wolkowicz_styan_within(self.trace(t, q, n), self.norm(q), n)
 
     def scaled(self, factor: float) -> Rounding:
         """The same for factor · H."""

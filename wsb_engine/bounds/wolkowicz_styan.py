@@ -65,15 +65,15 @@ Range = tuple[float, float]
 """Lower and upper limit of a number that is not known exactly."""
 
 
-def wolkowicz_styan_within(t: Range, q: Range, n: int) -> WolkowiczStyan:
-    """The bounds that hold for every trace and squared Frobenius norm within these ranges.
+def wolkowicz_styan_within(t: Range, norm: Range, n: int) -> WolkowiczStyan:
+    """The bounds that hold for every trace and Frobenius norm within these ranges.
 
-    The outer bounds are largest, and the inner ones smallest, at t = ±√q or at an end of its range: m + s√(n−1) is
-    concave in t with its maximum at √q.
+    The outer bounds are largest at t = ±‖H‖_F, or at the end of t's range that is nearest, and the inner ones smallest
+    at an end of it: m + s√(n−1) and m + s/√(n−1) are concave in t.
 
     Args:
         t: Range of the trace.
-        q: Range of the squared Frobenius norm, not negative.
+        norm: Range of the Frobenius norm, not negative.
         n: Order of the matrix, at least 1.
 
     Raises:
@@ -81,15 +81,18 @@ def wolkowicz_styan_within(t: Range, q: Range, n: int) -> WolkowiczStyan:
     """
     if n == 1:
         return WolkowiczStyan(t[0], t[1], t[0], t[1])
-    root = math.sqrt(q[1])
+    # Near 1, so that no square leaves the range of numbers.
+    exponent = math.frexp(max(norm[1], abs(t[0]), abs(t[1])))[1]
+    t = math.ldexp(t[0], -exponent), math.ldexp(t[1], -exponent)
+    low, root = math.ldexp(norm[0], -exponent), math.ldexp(norm[1], -exponent)
     # s² is a difference, which rounds by a few units of q/n.
-    low, high = q[0] * (1 - 8 * UNIT), q[1] * (1 + 8 * UNIT)
-    outer = [wolkowicz_styan(min(max(peak, t[0]), t[1]), high, n) for peak in (root, -root)]
-    inner = [wolkowicz_styan(end, low, n) for end in t]
+    outer = [wolkowicz_styan(min(max(peak, t[0]), t[1]), root * root * (1 + 8 * UNIT), n) for peak in (root, -root)]
+    inner = [wolkowicz_styan(end, low * low * (1 - 8 * UNIT), n) for end in t]
     slack = 8 * UNIT * root
-    return WolkowiczStyan(
+    ends = (
         min(b.lambda_max_lower for b in inner) - slack,
         max(b.lambda_max_upper for b in outer) + slack,
         min(b.lambda_min_lower for b in outer) - slack,
         max(b.lambda_min_upper for b in inner) + slack,
     )
+    return WolkowiczStyan(*(math.ldexp(end, exponent) for end in ends))

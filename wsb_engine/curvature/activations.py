@@ -92,6 +92,46 @@ _TABLE: dict[str, Callable[[Tensor, Activation], Derivatives]] = {
 KINDS = frozenset(_TABLE)
 
 
+def value(activation: Activation, h: Tensor) -> Tensor:
+    """φ(h) by operations whose derivatives, as automatic differentiation makes them, do not cancel.
+
+    torch's own derivative of tanh is 1 − a², which loses every digit once |h| > 18, and so does its derivative of the
+    logistic function beyond 36.
+
+    Raises:
+        KeyError: if ``activation.kind`` is not in ``KINDS``.
+    """
+    match activation.kind:
+        case "identity":
+            return h
+        case "tanh":
+            positive = h.detach() >= 0
+            e = torch.exp(torch.where(positive, -2 * h, 2 * h))  # not expm1, whose derivative adds 1 again
+            return torch.where(positive, 1 - e, e - 1) / (1 + e)
+        case "sigmoid":
+            return _logistic(h)
+        case "softplus":
+            positive = h.detach() >= 0
+            return torch.where(positive, h, torch.zeros_like(h)) + torch.log1p(torch.exp(torch.where(positive, -h, h)))
+        case "gelu":
+            cdf: Tensor = 0.5 * torch.special.erfc(-activation.alpha * h / math.sqrt(2))
+            return h * cdf
+        case "gelu_tanh":
+            c, k = activation.alpha * math.sqrt(2 / math.pi), activation.beta * 0.044715
+            return h * _logistic(2 * c * (h + k * h**3))
+        case "silu":
+            return h * _logistic(h)
+        case "elu":
+            return torch.where(h > 0, h, activation.alpha * (torch.exp(h.clamp(max=0)) - 1))
+    raise KeyError(activation.kind)
+
+
+def _logistic(h: Tensor) -> Tensor:
+    positive = h.detach() >= 0
+    e = torch.exp(torch.where(positive, -h, h))
+    return torch.where(positive, torch.ones_like(h), e) / (1 + e)
+
+
 def derivatives(activation: Activation, h: Tensor) -> Derivatives:
     """φ(h), φ′(h) and φ″(h), each of h's shape.
 

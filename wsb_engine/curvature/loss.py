@@ -152,15 +152,17 @@ def curvature_times(p: Tensor, shift: Tensor | None, pivot: Tensor | None, r: Te
     return r.sub_((p * r).sum(dim=0, keepdim=True)).mul_(p)
 
 
-def scale(z: Tensor, targets: Targets) -> float:
+def scale(z: Tensor, targets: Targets, *, curvature: bool = False) -> float:
     """A power of four that brings the largest |g| or p(1 − p) of a batch near 1; 1 if all of them are 0.
 
     Args:
         z: (N, C) logits.
         targets: Of the same device.
+        curvature: True for p(1 − p) alone, all that the Hessian of an affine model consists of.
     """
     at = head(z, targets.y)
-    sizes = torch.maximum(at.gradient.abs(), at.p * at.complement).amax(dim=1)
+    sizes = at.p * at.complement
+    sizes = (sizes if curvature else torch.maximum(at.gradient.abs(), sizes)).amax(dim=1)
     largest = float(torch.where(targets.weights > 0, sizes, 0.0).max())
     if not largest:
         return 1.0

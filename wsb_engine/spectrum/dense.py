@@ -58,7 +58,7 @@ def form_hessian(
         start, stop = stop, min(stop + operator.columns, P)
         H[:, start:stop] = operator(operator.basis(start, stop))
         progress(stop / P, stop)
-    finite(float(torch.linalg.vector_norm(H)), "the Hessian")
+    finite(float(torch.linalg.vector_norm(H, torch.inf)), "the Hessian")
     return H
 
 

@@ -15,7 +15,7 @@ from wsb_engine.curvature.hessian_product import AutodiffProduct
 from wsb_engine.curvature.linearized_product import LinearizedProduct
 from wsb_engine.curvature.memory import SteppingProduct, ran_out
 from wsb_engine.curvature.mlp_product import MLPProduct
-from wsb_engine.errors import ResourceError
+from wsb_engine.errors import ModelError, ResourceError
 from wsb_engine.problem import Problem, pose
 from wsb_engine.run import Run
 
@@ -157,8 +157,9 @@ def test_when_nothing_smaller_is_left_the_error_has_its_code(monkeypatch: pytest
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     product = posed(convolution()).hessian_product(1)
     calls = crowded(monkeypatch, 1, lambda: RuntimeError("shapes do not match"))
-    with pytest.raises(RuntimeError, match="shapes"):
+    with pytest.raises(ModelError, match="shapes") as caught:
         product.vector(torch.zeros(product.parameters, dtype=torch.float64))
+    assert caught.value.code == "not_differentiable"
     assert calls == ["7×1"]
     assert not ran_out(ValueError("can't allocate memory"))
     assert not ran_out(None)

@@ -1,0 +1,72 @@
+"""No certificate excludes the truth: random networks against Hessians in ball arithmetic."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import defaultdict
+
+import pytest
+import torch
+from flint import arb
+from support.networks import Case, case
+
+import wsb_engine as wsb
+
+NETWORKS = int(os.environ.get("WSB_TEST_NETWORKS", "520"))
+PARAMETERS = int(os.environ.get("WSB_TEST_PARAMETERS", "25"))
+GROUPS = 20
+TINIEST = arb(5e-324)
+"""What is smaller than every number counts as 0."""
+
+
+def violations(each: Case, report: wsb.Report) -> list[str]:
+    """Which intervals of a report exclude the truth, in exact comparisons."""
+    top, bottom = each.exact()
+    found = []
+    claims = []
+    if report.bounds is not None:
+        limits = report.bounds.wolkowicz_styan
+        claims.append(("Wolkowicz-Styan", limits.lambda_max, limits.lambda_min))
+    if report.enclosure is not None:
+        claims.append(("enclosure", report.enclosure.lambda_max, report.enclosure.lambda_min))
+    for name, largest, smallest in claims:
+        for end, lower, upper, truth in (
+            ("λ_max", largest.lower, largest.upper, top),
+            ("−λ_min", -smallest.upper, -smallest.lower, bottom),
+        ):
+            if arb(upper) + TINIEST < truth.below or arb(lower) - TINIEST > truth.above:
+                found.append(f"{name}: {end} in [{lower!r}, {upper!r}] excludes {truth.below.str(25)}")
+    bounds = (None if report.spectrum is None else report.spectrum.upper_bounds) or [None]
+    if bounds[0] is not None and arb(bounds[0]) + TINIEST < top.below:
+        found.append(f"top: {bounds[0]!r} is below {top.below.str(25)}")
+    return found
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_no_interval_excludes_the_truth(group: int) -> None:
+    torch.set_num_threads(1)
+    gaps, missing, wrong, count = defaultdict(list), [], [], 0
+    for seed in range(group, NETWORKS, GROUPS):
+        each = case(seed, PARAMETERS)
+        count += 1
+        try:
+            report = wsb.analyze(each.classifier(), each.batch, each.options)
+        except wsb.EngineError as error:
+            missing.append(f"{each.description}: {error}")
+            continue
+        wrong += [f"{each.description}: {text}" for text in violations(each, report)]
+        failed = [check.name for check in report.checks if not check.passed]
+        if failed:
+            wrong.append(f"{each.description}: failed {failed}")
+        if report.enclosure is None:
+            missing.append(f"{each.description}: {[w.message for w in report.warnings]}")
+            continue
+        end = report.enclosure.lambda_max
+        if end.relative_gap is not None:
+            gaps[each.options.dtype, end.kind, report.enclosure.rounding.how].append(end.relative_gap)
+    for kind, values in sorted(gaps.items()):
+        print(f"{' '.join(kind)}: {len(values)} networks, median gap {statistics.median(values):.1e}")
+    print(f"{len(missing)} of {count} without an interval")
+    assert not wrong, "\n".join(wrong)
+    assert len(missing) <= max(1, 0.05 * count), "\n".join(missing)
