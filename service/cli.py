@@ -163,9 +163,10 @@ def analyze(
 ) -> None:
     """Analyse a model on a batch and print the bounds.
 
-    Exit codes: 0 done, 2 invalid input, 3 could not be evaluated.
+    Exit codes: 0 done, 2 invalid input, 3 could not be evaluated, or a check of the report has failed.
     """
     from service.check import Outputs
+    from service.rendering import facts
     from service.summary import summarize
 
     outputs = Outputs(json=json, markdown=markdown, html=html)
@@ -174,6 +175,8 @@ def analyze(
     if not outputs.uses_stdout:
         typer.echo(summarize(report))
     _write(outputs, report)
+    if doubts := facts.doubts(report):
+        _end("\n".join([f"{facts.UNRELIABLE} [check_failed]", *doubts]), Exit.NOT_EVALUATED)
 
 
 @app.command()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from service.rendering import facts
 from wsb_engine.report import Interval, Report
 
 
 def summarize(report: Report) -> str:
     """What was analysed, the bounds, what confirms them, and what to be wary of."""
-    rows = [
+    rows = [(" " if index else "IN DOUBT", text) for index, text in enumerate(_doubts(report))]
+    rows += [
         ("model", _model(report)),
         ("batch", f"{report.batch.samples} samples, {report.batch.classes} classes"),
         (
@@ -24,8 +26,7 @@ def summarize(report: Report) -> str:
             ("moments", f"tr H = {moments.trace:.6g}, ‖H‖_F = {norm:.6g} ({moments.method.replace('_', ' ')}, {exact})")
         )
     rows += _extremes(report)
-    rows += [("check", f"FAILED: {check.name} ({check.value})") for check in report.checks if not check.passed]
-    rows += [("warning", f"{warning.message} [{warning.code}]") for warning in report.warnings]
+    rows += [("warning", f"{warning.message} [{warning.code}]") for warning in facts.cautions(report)]
     if "total" in report.timings:
         rows.append(("time", f"{report.timings['total']:.3g} s on {report.engine.device} in {report.engine.dtype}"))
     return "\n".join(f"{name:<10}{text}" for name, text in rows)
@@ -53,8 +54,16 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
         rows.append(("λ_max", f"{eigenvalues[0]:.6g} by the {_spectrum(report)} spectrum"))
     if report.enclosure is not None:
         for name, interval in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
-            rows.append((name, f"in [{interval.lower:.9g}, {interval.upper:.9g}] ({interval.kind} enclosure)"))
+            sure = facts.certainty(report, interval)
+            rows.append((name, f"in [{interval.lower:.9g}, {interval.upper:.9g}] ({sure})"))
+        if facts.stopping(report):
+            rows.append(("", f"stopped: {facts.stopping(report)}"))
     return rows
+
+
+def _doubts(report: Report) -> list[str]:
+    told = facts.doubts(report)
+    return [facts.UNRELIABLE, *told] if told else []
 
 
 def _interval(interval: Interval) -> str:

@@ -15,7 +15,7 @@ from wsb_engine import krylov, moments, setting
 from wsb_engine import report as r
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.checks import Evidence, checks
+from wsb_engine.checks import Evidence, checks, failure
 from wsb_engine.classifier import Classifier, Tensors
 from wsb_engine.curvature import loss
 from wsb_engine.curvature.activations import value
@@ -132,6 +132,10 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     with run.phase("spectrum"), _partial(run, "a spectrum", enclosure is not None), run.limited():
         spectrum, evidence = _spectrum(problem, options, shared, premises, hessian, evidence, run)
     part, bounds, closed = (None, None, None) if found is None else (found.part, found.bounds, found.closed)
+    found_checks = checks(problem, part, bounds, enclosure, spectrum, parity, rounding, evidence)
+    for check in found_checks:
+        if not check.passed:
+            run.warn("check_failed", failure(check))
     report = r.Report(
         engine=_engine(problem, options),
         model=_model(classifier, problem, parity),
@@ -144,7 +148,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         layers=_layers(problem, closed, rounding),
         blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
         orthogonality=_orthogonality(closed),
-        checks=checks(problem, part, bounds, enclosure, spectrum, parity, rounding, evidence),
+        checks=found_checks,
         warnings=run.warnings,
         timings=run.timings(),
     )

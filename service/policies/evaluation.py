@@ -107,9 +107,15 @@ def _missing(rule: Rule, evidence: _Evidence, code: str, message: str, number: M
         advice = "Give a baseline, or set the rule's on_missing to pass until there is one."
     elif rule.metric == STABILITY_RATIO and evidence.learning_rate is None:
         message, advice = "There is no learning rate.", "Give the option learning_rate, or set it in the policy."
+    elif rule.metric.startswith("enclosure.") and (reason := _withheld(evidence.report)):
+        message, advice = f"The enclosure is withheld: {reason}.", "Allow what it lacks, or judge another metric."
     elif any(warning.code == "time_limit" for warning in evidence.report.warnings):
         message, advice = f"{message[:-1]}, which was cut short by its time limit.", "Allow it more time."
     return _result(rule, number, outcome=outcome, code=code, message=message, advice=advice)
+
+
+def _withheld(report: Report) -> str:
+    return next((warning.message for warning in report.warnings if warning.code == "enclosure_withheld"), "")
 
 
 def _result(rule: Rule, number: Measurement | None, **fields: Any) -> RuleResult:

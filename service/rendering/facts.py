@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from service.policies.verdict import Outcome, RuleResult
 from service.rendering.numbers import Ends, interval, middle, number, percent
-from wsb_engine.report import CertifiedInterval, Report
+from wsb_engine.report import CertifiedInterval, Report, ReportWarning
 
 OUTCOMES: dict[Outcome, str] = {
     "pass": "Passed",
@@ -42,16 +42,67 @@ def subject(report: Report) -> str:
 def largest_eigenvalue(report: Report) -> tuple[str, Ends] | None:
     """The closest interval about λ_max that the report has, and what it is."""
     if report.enclosure is not None:
-        return "enclosure", report.enclosure.lambda_max
+        rounding = report.enclosure.rounding
+        measured = rounding is not None and rounding.how == "measured"
+        return "enclosure up to measured rounding" if measured else "enclosure", report.enclosure.lambda_max
     if report.bounds is not None:
         return "Wolkowicz-Styan bounds", report.bounds.wolkowicz_styan.lambda_max
     return None
 
 
-def certainty(found: CertifiedInterval) -> str:
-    if found.failure_probability is None:
-        return "it always holds"
-    return f"it holds but for a probability of {number(found.failure_probability)}"
+UNRELIABLE = "The numbers of this report can't be relied on."
+"""Heads a report in which a check has failed."""
+
+
+def doubts(report: Report) -> list[str]:
+    """What failed checks say; empty if all of them passed."""
+    told = [warning.message for warning in report.warnings if warning.code == "check_failed"]
+    if told:
+        return told
+    # Reports before schema 1.2 have no such warnings.
+    return [
+        f"check {check.name}: {number(check.value)} where at most {number(check.tolerance)} was expected"
+        for check in report.checks
+        if not check.passed
+    ]
+
+
+def cautions(report: Report) -> list[ReportWarning]:
+    """Warnings other than those of failed checks."""
+    return [warning for warning in report.warnings if warning.code != "check_failed"]
+
+
+def withheld(report: Report) -> str:
+    """Why there is no enclosure; empty if there is one, or none was asked for."""
+    return next((warning.message for warning in report.warnings if warning.code == "enclosure_withheld"), "")
+
+
+def certainty(report: Report, found: CertifiedInterval) -> str:
+    """How sure an interval of the enclosure is: whether chance enters it, and how rounding does."""
+    rounding = None if report.enclosure is None else report.enclosure.rounding
+    chance = found.failure_probability
+    if rounding is None:  # a report before schema 1.2
+        holds = "it always holds" if chance is None else f"it holds but for a probability of {number(chance)}"
+        return f"{found.kind}: {holds}"
+    how = ", rounding included" if rounding.how == "proven" else " up to measured rounding"
+    but = "" if chance is None else f", but for a probability of {number(chance)}"
+    return f"{found.kind}: certified{how}{but}"
+
+
+_STOPPED = {
+    "precision": "what is left is rounding",
+    "products": "the number of products allowed was reached",
+    "time": "the time limit passed",
+    "memory": "the memory limit holds no more products",
+}
+
+
+def stopping(report: Report) -> str:
+    """Why an enclosure is no narrower; empty if it is as narrow as asked."""
+    reason = None if report.enclosure is None else report.enclosure.stopped_by
+    told = _STOPPED.get(reason or "", "")
+    limit = ": the limit of float32, float64 goes further" if report.engine.dtype == "float32" else ""
+    return told + (limit if reason == "precision" else "")
 
 
 def looseness(report: Report) -> str:
@@ -75,7 +126,10 @@ def curvature(report: Report) -> list[Fact]:
     if report.enclosure is not None:
         for label, found in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
             gap = f", relative gap {number(found.relative_gap, 2)}" if found.relative_gap is not None else ""
-            facts.append(Fact(label, interval(found), f"{found.kind}: {certainty(found)}{gap}"))
+            facts.append(Fact(label, interval(found), f"{certainty(report, found)}{gap}"))
+        if stopping(report):
+            products = number(report.enclosure.hessian_vector_products)
+            facts.append(Fact("Stopped", f"after {products} products", stopping(report)))
     if report.bounds is not None:
         bounds = report.bounds.wolkowicz_styan
         facts.append(

@@ -24,9 +24,18 @@ Row = tuple[str, ...]
 
 
 def render_markdown(report: Report, verdict: Verdict | None = None) -> str:
-    """The verdict first, then the numbers, then what to be wary of; details are folded."""
-    parts = [*_verdict(verdict), *_numbers(report), *_wary(report), *_details(report), *_origin(report)]
+    """Doubts and the verdict first, then the numbers, then what to be wary of; details are folded."""
+    parts = [*_doubts(report), *_verdict(verdict), *_numbers(report)]
+    parts += [*_wary(report), *_details(report), *_origin(report)]
     return "\n\n".join(parts) + "\n"
+
+
+def _doubts(report: Report) -> list[str]:
+    shown, rest = cut(facts.doubts(report), MAX_ROWS)
+    items = [f"- {facts.MARKS['fail']} {plain(text)}" for text in shown]
+    if rest:
+        items.append(f"- … and {rest} more")
+    return [f"## {facts.MARKS['fail']} {facts.UNRELIABLE}", "\n".join(items)] if items else []
 
 
 def _verdict(verdict: Verdict | None) -> list[str]:
@@ -67,16 +76,10 @@ def _numbers(report: Report) -> list[str]:
 
 
 def _wary(report: Report) -> list[str]:
-    failed, rest = cut([check for check in report.checks if not check.passed], MAX_ROWS)
-    warned, others = cut(report.warnings, MAX_ROWS)
-    items = [
-        f"- {facts.MARKS['fail']} Check {code_span(check.name)} failed: {number(check.value)} where at most "
-        f"{number(check.tolerance)} was expected."
-        for check in failed
-    ]
-    items += [f"- {facts.MARKS['warn']} {plain(each.message)} ({code_span(each.code)})" for each in warned]
-    if rest + others:
-        items.append(f"- … and {rest + others} more")
+    warned, others = cut(facts.cautions(report), MAX_ROWS)
+    items = [f"- {facts.MARKS['warn']} {plain(each.message)} ({code_span(each.code)})" for each in warned]
+    if others:
+        items.append(f"- … and {others} more")
     return ["### What to be wary of", "\n".join(items)] if items else []
 
 

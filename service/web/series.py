@@ -114,7 +114,9 @@ def _checkpoint(row: AnalysisRow, body: str) -> Checkpoint | None:
         return None
     ends: Ends
     if part.enclosure is not None:
-        ends, how = part.enclosure.lambda_max, f"enclosure, {part.enclosure.lambda_max.kind}"
+        ends, rounding = part.enclosure.lambda_max, part.enclosure.rounding
+        measured = rounding is not None and rounding.how == "measured"
+        how = f"enclosure, {ends.kind}{', up to measured rounding' if measured else ''}"
     elif part.bounds is not None:
         ends, how = part.bounds.wolkowicz_styan.lambda_max, "Wolkowicz-Styan bounds"
     else:

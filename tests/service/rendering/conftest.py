@@ -1,4 +1,5 @@
-"""Fixed reports: a real one, one of a model without a closed form, one with nothing in it, and one made to do harm."""
+"""Fixed reports: a real one, one of a model without a closed form, one with nothing in it, one made to do harm,
+and one in which a check has failed."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from service.policies.verdict import Verdict
 from wsb_engine.report import Report
 
 HERE = Path(__file__).parent
-NAMES = ("perceptron", "general", "nothing", "hostile")
+NAMES = ("perceptron", "general", "nothing", "hostile", "doubtful")
 
 
 @dataclass(frozen=True)
