@@ -172,7 +172,7 @@ def _loss(problem: Problem) -> r.Loss:
     return r.Loss(
         kind=targets.kind,
         value=finite(float((w * loss.sample_losses(logits, y)).sum()), "the loss"),
-        gradient_norm=finite(float(torch.linalg.vector_norm(problem.objective.gradient())), "the gradient's norm"),
+        gradient_norm=finite(_norm(problem.objective.gradient()), "the gradient's norm"),
         accuracy=loss.accuracy(logits, loss.Targets(y, w)),
     )
 
@@ -235,7 +235,7 @@ def _spectrum(
     density = None if drawn is None else _density(drawn)
     if options.spectrum == "dense":
         H = _form(problem, run) if hessian is None else hessian
-        disagreement = _disagreement(problem, H, options.seed)
+        disagreement, reach = _disagreement(problem, H, options.seed)
         dense = dense_spectrum(H)
         result = r.SpectrumResult(
             method="dense",
@@ -244,7 +244,7 @@ def _spectrum(
             upper_bounds=None,
             density=density,
         )
-        return result, replace(evidence, asymmetry=dense.asymmetry, disagreement=disagreement)
+        return result, replace(evidence, asymmetry=dense.asymmetry, disagreement=disagreement, reach=reach)
     if options.spectrum == "top" and shared is not None:
         found = krylov.top(shared, premises, options, run)
         result = r.SpectrumResult(
@@ -275,13 +275,19 @@ def _density(drawn: DensityEstimate) -> r.Density:
     )
 
 
-def _disagreement(problem: Problem, hessian: Tensor, seed: int) -> float:
-    """‖Hv − H′v‖ / ‖H′v‖ for a random v, where H′v is by automatic differentiation."""
+def _disagreement(problem: Problem, hessian: Tensor, seed: int) -> tuple[float, float]:
+    """‖Hv − H′v‖ / ‖H′v‖ and ‖v‖ / ‖H′v‖ for a random v, where H′v is by automatic differentiation."""
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(len(hessian), generator=generator, dtype=torch.float64).to(hessian.device)
     reference = _reference(problem, v)
-    scale = float(torch.linalg.vector_norm(reference))
-    return float(torch.linalg.vector_norm(hessian @ v - reference)) / scale if scale else 0.0
+    scale = _norm(reference)
+    return (_norm(hessian @ v - reference) / scale, _norm(v) / scale) if scale else (0.0, 0.0)
+
+
+def _norm(v: Tensor) -> float:
+    """‖v‖, divided by the largest entry first, so that no square leaves the range of numbers."""
+    largest = float(v.abs().max())
+    return largest * float(torch.linalg.vector_norm(v / largest)) if largest else 0.0
 
 
 def _reference(problem: Problem, v: Tensor) -> Tensor:

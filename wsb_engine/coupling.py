@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.curvature.hessian_product import Objective
+from wsb_engine.curvature.memory import ran_out
 from wsb_engine.perturbation import PERTURBATION, double, perturbed
 
 SEED = 0x1B873593
@@ -43,17 +44,25 @@ def coupled(objective: Objective, logits: Callable[[Objective], Tensor]) -> bool
 
 def _changes(objective: Objective, logits: Callable[[Objective], Tensor]) -> bool:
     samples = len(objective.targets.weights)
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(SEED + samples))
-    try:
-        together = logits(objective)
-        apart = torch.empty_like(together)
-        for rows in (order[: samples // 2], order[samples // 2 :]):
-            apart[rows] = logits(_only(objective, rows))
-        moved = logits(perturbed(objective, SEED))
-    except Exception as error:  # a graph that can't take this company says nothing; one that can't take memory must
-        if isinstance(error, MemoryError):
-            raise
+    generator = torch.Generator().manual_seed(SEED + samples)
+    order = torch.randperm(samples, generator=generator)
+    halves = order[: samples // 2], order[samples // 2 :]
+    together = _evaluated(objective, logits)
+    moved = _evaluated(perturbed(objective, SEED), logits)
+    if together is None or moved is None:
         return False
+    apart = torch.empty_like(together)
+    for rows, others in (halves, halves[::-1]):
+        found = _evaluated(_only(objective, rows), logits)
+        if found is None:
+            # The file may be fixed to a number of samples: the others become copies, in the same places.
+            copied = torch.arange(samples)
+            copied[others] = rows[torch.randint(len(rows), (len(others),), generator=generator)]
+            whole = _evaluated(_only(objective, copied), logits)
+            if whole is None:
+                return False
+            found = whole[rows]
+        apart[rows] = found
     finite = torch.isfinite(together).all(dim=1) & torch.isfinite(apart).all(dim=1) & torch.isfinite(moved).all(dim=1)
     if not bool(finite.any()):
         return False
@@ -61,6 +70,16 @@ def _changes(objective: Objective, logits: Callable[[Objective], Tensor]) -> boo
     sensitivity = float((moved - together).abs().max()) * UNIT / PERTURBATION
     allowed = ROUNDING * UNIT * float(together.abs().max()) + SENSITIVITY * sensitivity
     return float((apart - together).abs().max()) > allowed
+
+
+def _evaluated(objective: Objective, logits: Callable[[Objective], Tensor]) -> Tensor | None:
+    """The logits; None if the model can't be evaluated so, which says nothing of its samples."""
+    try:
+        return logits(objective)
+    except Exception as error:  # a module may raise anything
+        if ran_out(error):
+            raise
+        return None
 
 
 def _only(objective: Objective, rows: Tensor) -> Objective:

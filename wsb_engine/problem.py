@@ -40,10 +40,10 @@ BLOCK_SHARE = 0.125
 """Of the memory limit, for a block of columns; products hold several of its size."""
 CHUNK_BYTES = 32 << 20
 """Intermediates of one chunk of a linearised gradient: what is made after them finds room in the caches."""
-FAR_APART = 2.0**20
-"""Ratio of the gradient and the curvature of the loss from which on it is looked which of them H is made of."""
-LARGEST_SINGLE = 2.0**96
-"""By which the gradient can be multiplied in float32, with room for inputs and weights."""
+SMALL = 2.0**-20
+"""Curvature next to the gradient below which H is looked at before it is scaled."""
+LARGEST_SINGLE, LARGEST_DOUBLE = 2.0**96, 2.0**loss.LARGEST_EXPONENT
+"""By which the gradient can be multiplied, with room for inputs and weights."""
 LEAST_CHUNK = 64
 """Samples in one; with fewer, the calls of operators cost more than what they do."""
 
@@ -210,29 +210,35 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
             limit=memory,
         )
     problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, run.warn)
-    return _rescaled(problem, loss.scale(logits.to(device), objective.targets, curvature=True))
+    least = loss.least_curvature(logits.to(device), objective.targets)
+    return problem if least * objective.scale > SMALL else _rescaled(problem)
 
 
-def _rescaled(problem: Problem, scale: float) -> Problem:
-    """The problem at the scale of the loss's curvature, if the gradient, far larger, does not enter H.
+def _rescaled(problem: Problem) -> Problem:
+    """The problem at a scale at which H is of the size of 1, if it is far smaller than the gradient of the loss.
 
-    That is so of affine models, and where only the last layer is differentiated: H may then be so small that its
-    squares leave the range of numbers.
+    That is so if the gradient does not enter H, as in affine models, or enters it in dead units alone: the squares of H
+    may then leave the range of numbers.
+
+    Raises:
+        ResourceError: ``underflow`` if float32 can't hold both.
     """
     objective = problem.objective
-    if scale <= FAR_APART * objective.scale:
-        return problem
     v = torch.randn(objective.parameters, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     image = problem.from_scratch(double(objective)).vector(v.to(objective.device))
-    if float(image.abs().max()) * FAR_APART > 1:
+    largest = float(image.abs().max())
+    if largest == 0 or largest > SMALL:
         return problem
-    if objective.dtype == torch.float32 and scale > LARGEST_SINGLE * objective.scale:
-        raise ResourceError(
-            "in float32 the curvature of this batch's loss is too small beside its gradient",
-            code="underflow",
-            advice="Use dtype float64.",
-        )
-    structure = problem.structure
+    factor = loss.power_of_four(largest)
+    if factor > (LARGEST_SINGLE if objective.dtype == torch.float32 else LARGEST_DOUBLE):
+        if objective.dtype == torch.float32:
+            raise ResourceError(
+                "in float32 the curvature of this batch's loss is too small beside its gradient",
+                code="underflow",
+                advice="Use dtype float64.",
+            )
+        factor = LARGEST_DOUBLE
+    scale, structure = objective.scale * factor, problem.structure
     if structure is not None:
         structure = replace(structure, net=replace(structure.net, scale=scale))
     return replace(problem, objective=replace(objective, scale=scale), structure=structure)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
-from wsb_engine.curvature.hessian_product import HessianProduct
+from wsb_engine.curvature.hessian_product import HessianProduct, Objective
 from wsb_engine.curvature.mlp import network
 from wsb_engine.curvature.plan import Plan
 from wsb_engine.curvature.running_error import running_error
@@ -30,6 +30,10 @@ SAFETY = 32.0
 """Rounding is within a small factor of such perturbations, but not bounded by them."""
 DIFFERENCES = 10
 """Random products of the difference between float32 and float64."""
+TINIEST, TINIEST_SINGLE = 2.0**-1000, 2.0**-100
+"""What sums lose of terms that leave the range of float64, or float32, at the scale at which g and S are about 1."""
+TINIEST_CURVATURE = 2.0**-1030
+"""What probabilities below the smallest normal number can be off by, with room for inputs and weights."""
 STREAM = 0x2545F491
 """Distinguishes these seeds from those of other random vectors."""
 
@@ -95,9 +99,9 @@ class Measuring:
             return None
         return Rounding(
             "proven",
-            found.operator,
+            found.operator + TINIEST + TINIEST_CURVATURE * net.scale,
             found.product,
-            square_error=factor * found.absolute**2,
+            square_error=factor * found.absolute**2 + TINIEST,
             trace_error=factor * found.absolute,
         )
 
@@ -120,11 +124,12 @@ class Measuring:
             differences.append(self._perturbed(index, 1)(z.unsqueeze(1)).squeeze(1) - product.vector(z))
             self.tell((index + 1) / PERTURBATIONS)
         operator = _slack(_root_mean_square(torch.stack(differences)))
-        return Rounding("measured", operator, relative_square_error=SUMS * UNIT)
+        operator += TINIEST + TINIEST_CURVATURE * self.problem.objective.scale
+        return Rounding("measured", operator, relative_square_error=SUMS * UNIT, square_error=TINIEST)
 
     def _single(self, product: HessianProduct) -> Rounding:
         """‖H₃₂ − H₆₄‖_F from Gaussian vectors; the rounding of float64 itself is that much smaller."""
-        reference = self.problem.from_scratch(double(self.problem.objective), columns=DIFFERENCES)
+        reference = self._elsewhere(double(self.problem.objective), DIFFERENCES)
         z = torch.stack([self._gaussian(index) for index in range(DIFFERENCES)], dim=1)
         z = z.to(product.device, torch.float32).double()
         images = reference(z)
@@ -140,6 +145,8 @@ class Measuring:
             operator,
             failure_probability=self.failure_probability,
             relative_square_error=SUMS * SINGLE_UNIT,
+            square_error=TINIEST_SINGLE,
+            trace_error=TINIEST_SINGLE,
         )
 
     def _gaussian(self, index: int) -> Tensor:
@@ -148,8 +155,12 @@ class Measuring:
 
     def _perturbed(self, index: int, columns: int) -> HessianProduct:
         """A product at parameters and inputs that are each multiplied by 1 + εξ, with fresh forward quantities."""
+        seed = (self.seed ^ STREAM) + DIFFERENCES * (index + 1)
+        return self._elsewhere(perturbed(self.problem.objective, seed), columns)
+
+    def _elsewhere(self, objective: Objective, columns: int) -> HessianProduct:
+        """The product of another objective of the same model: by hand if it is an MLP, else from scratch."""
         problem = self.problem
-        objective = perturbed(problem.objective, (self.seed ^ STREAM) + DIFFERENCES * (index + 1))
         if problem.structure is None:
             return problem.from_scratch(objective, columns=columns)
         structure = problem.structure

@@ -26,8 +26,8 @@ from torch import Tensor
 
 Kind = Literal["cross_entropy", "binary_cross_entropy"]
 
-LARGEST_EXPONENT = 1000
-"""Of the power of two that brings the gradient and the curvature of a batch near 1."""
+LARGEST_EXPONENT = 600
+"""Of the power of two that brings the gradient and the curvature of a batch near 1; squares of inputs meet it too."""
 
 
 @dataclass(frozen=True)
@@ -152,21 +152,29 @@ def curvature_times(p: Tensor, shift: Tensor | None, pivot: Tensor | None, r: Te
     return r.sub_((p * r).sum(dim=0, keepdim=True)).mul_(p)
 
 
-def scale(z: Tensor, targets: Targets, *, curvature: bool = False) -> float:
+def scale(z: Tensor, targets: Targets) -> float:
     """A power of four that brings the largest |g| or p(1 − p) of a batch near 1; 1 if all of them are 0.
 
     Args:
         z: (N, C) logits.
         targets: Of the same device.
-        curvature: True for p(1 − p) alone, all that the Hessian of an affine model consists of.
     """
     at = head(z, targets.y)
-    sizes = at.p * at.complement
-    sizes = (sizes if curvature else torch.maximum(at.gradient.abs(), sizes)).amax(dim=1)
-    largest = float(torch.where(targets.weights > 0, sizes, 0.0).max())
-    if not largest:
+    sizes = torch.maximum(at.gradient.abs(), at.p * at.complement).amax(dim=1)
+    return power_of_four(float(torch.where(targets.weights > 0, sizes, 0.0).max()))
+
+
+def least_curvature(z: Tensor, targets: Targets) -> float:
+    """The smallest over samples of their largest p(1 − p): if small, H may be smaller than gradients let expect."""
+    at = head(z, targets.y)
+    return float(torch.where(targets.weights > 0, (at.p * at.complement).amax(dim=1), 1.0).min())
+
+
+def power_of_four(size: float) -> float:
+    """One that brings a size near 1; 1 if it is 0."""
+    if not size:
         return 1.0
-    exponent = min(-math.frexp(largest)[1], LARGEST_EXPONENT)
+    exponent = max(min(-math.frexp(size)[1], LARGEST_EXPONENT), -LARGEST_EXPONENT)
     return math.ldexp(1.0, exponent - exponent % 2)
 
 
