@@ -23,7 +23,7 @@ from wsb_engine.curvature.closed_form import ClosedForm
 from wsb_engine.curvature.hessian_product import HessianProduct
 from wsb_engine.curvature.mlp import network
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
-from wsb_engine.errors import ModelError, finite
+from wsb_engine.errors import ModelError, ResourceError, finite
 from wsb_engine.formats.batch import Batch
 from wsb_engine.members import Devices
 from wsb_engine.options import Options
@@ -108,6 +108,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     with (
         run.phase("moments"),
         _partial(run, "moments", options.enclosure),
+        _without_overflow(run, options),
         run.limited(),
         threads_of(device, one=summed_by_one),
     ):
@@ -164,6 +165,17 @@ def _partial(run: Run, what: str, something: bool) -> Iterator[None]:
         if not something:
             raise
         run.warn("time_limit", f"{error.message}: the report is partial, without {what}")
+
+
+@contextmanager
+def _without_overflow(run: Run, options: Options) -> Iterator[None]:
+    """Leaves moments out if their squares leave the range of numbers and nobody asked for them."""
+    try:
+        yield
+    except ResourceError as error:
+        if error.code != "overflow" or options.moments != "auto" or not options.enclosure:
+            raise
+        run.warn("moments_unavailable", f"{error.message}: no moments")
 
 
 def _loss(problem: Problem) -> r.Loss:

@@ -13,7 +13,7 @@ import torch
 from wsb_engine import report as r
 from wsb_engine.bounds.confirmation import RitzResidual
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.problem import Problem, structure_tolerance
+from wsb_engine.problem import Problem
 
 PARITY_TOLERANCE = 1e-3
 """Relative to the largest logit; runtimes compute in the file's precision, float32 as a rule."""
@@ -117,7 +117,7 @@ def checks(
         check(
             "mlp_structure",
             problem.structure.error / logits,
-            structure_tolerance(problem.objective, problem.logits) / logits,
+            problem.structure.tolerance / logits,
         )
     if parity is not None:
         check("parity", parity.max_abs_error / logits, PARITY_TOLERANCE)

@@ -33,7 +33,7 @@ from wsb_engine.errors import ModelError, ResourceError
 from wsb_engine.formats.batch import Batch
 from wsb_engine.formats.heads import looks_like_probabilities
 from wsb_engine.options import Options
-from wsb_engine.perturbation import double
+from wsb_engine.perturbation import PERTURBATION, double, perturbed
 from wsb_engine.run import Run
 
 BLOCK_SHARE = 0.125
@@ -44,6 +44,10 @@ SMALL = 2.0**-20
 """Curvature next to the gradient below which H is looked at before it is scaled."""
 LARGEST_SINGLE, LARGEST_DOUBLE = 2.0**96, 2.0**loss.LARGEST_EXPONENT
 """By which the gradient can be multiplied, with room for inputs and weights."""
+STRUCTURE_UNITS = 1e4
+"""Units of rounding of the largest logit by which two ways of evaluating the same network may differ."""
+SENSITIVITY = 256.0
+"""Multiple of what a perturbation of the size of rounding changes, up to which a difference is rounding."""
 LEAST_CHUNK = 64
 """Samples in one; with fewer, the calls of operators cost more than what they do."""
 
@@ -56,6 +60,8 @@ class Structure:
     net: Network
     error: float
     """max |z_mlp − z| on the first chunk."""
+    tolerance: float
+    """What rounding explains of it."""
 
 
 @dataclass(frozen=True)
@@ -317,12 +323,19 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run
     if a0.ndim == 2 and a0.shape[1] == net.layers[0].d_in:
         z = passes(net, a0, objective.targets.y[rows]).z.double().cpu()
         error = float((z - logits[rows]).abs().max())
-        if error <= structure_tolerance(objective, logits):
-            return Structure(model.mlp, net, error)
+        tolerance = STRUCTURE_UNITS * torch.finfo(objective.dtype).eps * max(1.0, float(logits.abs().max()))
+        if error > tolerance:
+            tolerance = max(tolerance, _sensitivity(objective, rows))
+        if error <= tolerance:
+            return Structure(model.mlp, net, error, tolerance)
     run.warn("structure_mismatch", "the network looked like an MLP but does not evaluate as one: treated as general")
     return None
 
 
-def structure_tolerance(objective: Objective, logits: Tensor) -> float:
-    """How far two ways of evaluating the same network may differ by rounding."""
-    return 1e4 * torch.finfo(objective.dtype).eps * max(1.0, float(logits.abs().max()))
+def _sensitivity(objective: Objective, rows: slice) -> float:
+    """How far rounding may move logits of some samples, by what perturbing parameters and inputs does to them."""
+    exact = double(objective)
+    with torch.no_grad():
+        moved, logits = (each.logits(rows).double() for each in (perturbed(exact, seed=0), exact))
+    unit = torch.finfo(objective.dtype).eps / 2
+    return SENSITIVITY * unit / PERTURBATION * float((moved - logits).abs().max())

@@ -95,13 +95,13 @@ class Measuring:
         if found is None or not found.operator + found.product <= USELESS * found.absolute:
             return None
         factor = 0.0 if layout is None else found.moments(net, layout, len(weights))
-        if not math.isfinite(factor):
+        if not math.isfinite(factor * found.absolute * found.absolute):
             return None
         return Rounding(
             "proven",
             found.operator + TINIEST + TINIEST_CURVATURE * net.scale,
             found.product,
-            square_error=factor * found.absolute**2 + TINIEST,
+            square_error=factor * found.absolute * found.absolute + TINIEST,
             trace_error=factor * found.absolute,
         )
 

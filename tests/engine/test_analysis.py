@@ -94,7 +94,6 @@ def test_logits_that_overflow_are_named() -> None:
     assert code_of(model, data) == "logits_not_finite"
 
 
-@pytest.mark.parametrize("scale", [1e100, 1e170])
 @pytest.mark.parametrize(
     "options",
     [
@@ -105,11 +104,23 @@ def test_logits_that_overflow_are_named() -> None:
         {"moments": "none", "enclosure": False, "density": True},
     ],
 )
-def test_a_hessian_that_overflows_has_its_code(options: dict[str, object], scale: float) -> None:
+def test_a_hessian_that_overflows_has_its_code(options: dict[str, object]) -> None:
     torch.manual_seed(0)
     model = wsb.from_module(nn.Linear(3, 2).double().apply(lambda m: m.weight.data.mul_(1e-200)))
-    data = wsb.Batch(np.full((2, 3), scale), np.array([0, 1]))
+    data = wsb.Batch(np.full((2, 3), 1e170), np.array([0, 1]))
     assert code_of(model, data, wsb.Options(**options)) == "overflow"
+
+
+def test_a_hessian_whose_squares_alone_overflow_is_enclosed_without_moments() -> None:
+    """x = (1e100, 1e100, 1e100) twice and p = ½: H = S ⊗ ã ãᵀ has λ_max = ½ · 3e200."""
+    layer = nn.Linear(3, 2).double().apply(lambda m: (m.weight.data.zero_(), m.bias.data.zero_()))
+    data = wsb.Batch(np.full((2, 3), 1e100), np.array([0, 1]))
+    report = wsb.analyze(wsb.from_module(layer), data)
+    assert report.moments is None
+    assert "moments_unavailable" in [warning.code for warning in report.warnings]
+    assert report.enclosure is not None
+    assert report.enclosure.lambda_max.lower <= 1.5e200 <= report.enclosure.lambda_max.upper
+    assert code_of(wsb.from_module(layer), data, wsb.Options(moments="basis")) == "overflow"
 
 
 def test_logits_that_overflow_in_the_reference_are_left_out_of_the_comparison() -> None:

@@ -185,7 +185,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]
 
 def prepared(folder: Path, name: str) -> tuple[str, str, dict[str, Any]]:
     module, (samples, *shape), options = CASES[name]
-    return *saved(folder, name, module(), data(samples, *shape)), {"device": "cpu", **options}
+    # Within a gap, an end is where the rounding of products puts it, which depends on who makes them.
+    return *saved(folder, name, module(), data(samples, *shape)), {"device": "cpu", "relative_gap": 1e-9, **options}
 
 
 def unsplit(folder: Path, name: str) -> wsb.Report:
