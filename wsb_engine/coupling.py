@@ -1,105 +1,187 @@
-"""Whether the logits of a sample depend on the other samples of its batch (batch statistics, attention over the batch).
+"""Whether the logits of a sample depend on other samples: batch statistics, attention over the batch, a row's position.
 
-Sums over chunks of samples are right only if they don't. So the logits of every row are evaluated in other company:
-the batch is split at random, and what rounding alone would change is measured by perturbing parameters and inputs.
-Because a coupling may be switched off at the given parameters (a branch that starts at zero), the same is done at
-random ones.
+Losses of chunks add up to the loss of the batch only where they do not. Two tests compare the logits of the same sample
+in different company. In place: some samples become copies of others, and the rest stay where they are. A row then
+passes through the same kernels as before, so its logits keep every bit unless they depend on its neighbours, however
+weakly. Elsewhere: samples in smaller groups and in reverse order, which also shows dependence on the number of samples
+and on positions, but changes how sums are rounded.
+
+Both are made in float64. Rounding is told from coupling by what the same logits do when every number that they are
+computed from moves by one unit roundoff: inputs such as timestamps amplify rounding as they amplify that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from wsb_engine.curvature.hessian_product import Objective
+from wsb_engine.classifier import Input, Tensors
+from wsb_engine.curvature.hessian_product import GRADIENT_SAMPLES, Objective
 from wsb_engine.curvature.memory import ran_out
-from wsb_engine.perturbation import PERTURBATION, double, perturbed
+from wsb_engine.errors import ModelError
 
-SEED = 0x1B873593
-"""Compositions have nothing to do with the seed of an analysis: the same file is coupled or not."""
-UNIT = 2.0**-53
+CODE = "samples_coupled"
+MESSAGE = "the logits of a sample depend on the other samples: H is of this batch as a whole"
+NOTHING = 8.0
+"""Units of roundoff, relative to a row's largest logit, that are not looked into."""
 ROUNDING = 1e3
-"""Units of rounding of the largest logit that another composition may change."""
-SENSITIVITY = 256.0
-"""Multiple of what a perturbation of the size of rounding changes, up to which a difference is rounding."""
-DISPLACEMENT = 0.1
-"""Relative size of the random change of parameters."""
+"""Times that the summation of long rows may amplify rounding beyond what moving each number once shows."""
+DRAWS = 2
+"""Random signs with which numbers are moved."""
+SHIFT = 1e-3
+"""Relative, of parameters: what is multiplied by a parameter that is 0 shows only near it."""
+GROUPS = 4
+"""Parts of a chunk whose samples meet elsewhere."""
 
 
-def coupled(objective: Objective, logits: Callable[[Objective], Tensor]) -> bool:
-    """True if rows change with their company by more than rounding.
+@dataclass(frozen=True)
+class _Trial:
+    """Samples of one batch as they appear in another."""
+
+    other: Tensor
+    """Rows of the other batch."""
+    here: Tensor
+    """Positions of the samples in their own batch."""
+    there: Tensor
+    """Their positions in the other one."""
+
+
+def coupled_in_place(objective: Objective) -> bool:
+    """Whether logits follow the contents of other rows, on at most one chunk of samples from the whole batch.
+
+    Only parameters that are selected are moved away from 0: others stay what they are in H too.
+    """
+    exact = objective.in_double()
+    size = min(exact.samples, GRADIENT_SAMPLES, exact.fits)
+    rows = torch.arange(size) * exact.samples // size
+    generator = torch.Generator().manual_seed(0)
+    for point, donors in ((exact, 1), (_shifted(exact, generator), size)):
+        z = _evaluated(point, rows)
+        if z is not None and any(_couples(point, trial, z) for trial in _halves(rows, donors, generator)):
+            return True
+    return False
+
+
+def coupled_elsewhere(objective: Objective, logits: Tensor) -> bool:
+    """Whether logits follow the number or the order of samples; in every chunk.
 
     Args:
-        objective: Not coupled, as far as it knows.
-        logits: Evaluates (N, C) logits in chunks, float64 on the CPU.
+        objective: As the logits were evaluated.
+        logits: (N, C) float64, from the objective's own chunks.
     """
-    if len(objective.targets.weights) < 2:
+    exact = objective.in_double()
+    for chunk in exact.chunks():
+        own = torch.arange(chunk.start, chunk.stop)
+        z = logits[chunk].to(exact.device) if objective.dtype == exact.dtype else _evaluated(exact, own)
+        for first in range(min(GROUPS, len(own))):
+            here = torch.arange(first, len(own), GROUPS).flip(0)
+            if z is not None and _couples(exact, _Trial(own[here], here, torch.arange(len(here))), z):
+                return True
+    return False
+
+
+def require_free_batch(inputs: tuple[Input, ...], samples: int) -> None:
+    """Refuses coupled samples of a file that is fixed to another number: no run of it holds the batch.
+
+    Raises:
+        ModelError: ``samples_coupled``.
+    """
+    sizes = {entry.shape[0] if entry.shape else None for entry in inputs}
+    if len(sizes) == 1 and not sizes & {None, samples}:
+        raise ModelError(
+            f"the logits of a sample depend on the other samples, and the file takes {sizes.pop()} samples at a time; "
+            f"the batch has {samples}",
+            code=CODE,
+            advice="Export the model with a free batch axis, or in evaluation mode (fixed statistics).",
+            samples=samples,
+        )
+
+
+def _halves(rows: Tensor, donors: int, generator: torch.Generator) -> Iterator[_Trial]:
+    """A random half of the rows stays and the other one holds copies of up to so many of it; then the reverse."""
+    order = torch.randperm(len(rows), generator=generator)
+    middle = len(rows) // 2
+    for kept, replaced in ((order[:middle], order[middle:]), (order[middle:], order[:middle])):
+        if len(kept) and len(replaced):
+            copied = torch.randint(min(donors, len(kept)), (len(replaced),), generator=generator)
+            other = rows.clone()
+            other[replaced] = rows[kept[copied]]
+            yield _Trial(other, kept, kept)
+
+
+def _couples(objective: Objective, trial: _Trial, z: Tensor) -> bool:
+    """Whether logits differ by more than rounding between two batches.
+
+    Args:
+        objective: The logits, in float64.
+        trial: The other batch.
+        z: Logits of the samples' own batch.
+    """
+    other = _evaluated(objective, trial.other)
+    if other is None:
         return False
-    exact = double(objective)
-    return any(_changes(point, logits) for point in (exact, _displaced(exact)))
-
-
-def _changes(objective: Objective, logits: Callable[[Objective], Tensor]) -> bool:
-    samples = len(objective.targets.weights)
-    generator = torch.Generator().manual_seed(SEED + samples)
-    order = torch.randperm(samples, generator=generator)
-    halves = order[: samples // 2], order[samples // 2 :]
-    together = _evaluated(objective, logits)
-    moved = _evaluated(perturbed(objective, SEED), logits)
-    if together is None or moved is None:
+    own, other = z[trial.here], other[trial.there]
+    same = (own == other) | (own.isnan() & other.isnan())
+    difference = torch.where(same, 0.0, (own - other).abs()).nan_to_num(nan=math.inf).amax(dim=1)
+    unit = torch.finfo(objective.dtype).eps * own.nan_to_num().abs().amax(dim=1)
+    if bool((difference <= NOTHING * unit).all()):
         return False
-    apart = torch.empty_like(together)
-    for rows, others in (halves, halves[::-1]):
-        found = _evaluated(_only(objective, rows), logits)
-        if found is None:
-            # The file may be fixed to a number of samples: the others become copies, in the same places.
-            copied = torch.arange(samples)
-            copied[others] = rows[torch.randint(len(rows), (len(others),), generator=generator)]
-            whole = _evaluated(_only(objective, copied), logits)
-            if whole is None:
-                return False
-            found = whole[rows]
-        apart[rows] = found
-    finite = torch.isfinite(together).all(dim=1) & torch.isfinite(apart).all(dim=1) & torch.isfinite(moved).all(dim=1)
-    if not bool(finite.any()):
-        return False
-    together, apart, moved = together[finite], apart[finite], moved[finite]
-    sensitivity = float((moved - together).abs().max()) * UNIT / PERTURBATION
-    allowed = ROUNDING * UNIT * float(together.abs().max()) + SENSITIVITY * sensitivity
-    return float((apart - together).abs().max()) > allowed
+    moved = _sensitivity(objective, trial.other)[trial.there]
+    # The median, because a row may happen to stand still in every draw.
+    return bool((difference > ROUNDING * torch.maximum(unit, moved.clamp(min=moved.median()))).any())
 
 
-def _evaluated(objective: Objective, logits: Callable[[Objective], Tensor]) -> Tensor | None:
-    """The logits; None if the model can't be evaluated so, which says nothing of its samples."""
+def _sensitivity(objective: Objective, rows: Tensor) -> Tensor:
+    """(B,) largest change of each row's logits when inputs and parameters move by one unit roundoff."""
+    generator = torch.Generator().manual_seed(1)
+    z = _evaluated(objective, rows)
+    moved = torch.zeros(len(rows), dtype=torch.float64, device=objective.device)
+    for _ in range(DRAWS):
+        near = replace(
+            objective, selected=_jittered(objective.selected, generator), fixed=_jittered(objective.fixed, generator)
+        )
+        there = _evaluated(near, rows, generator)
+        if z is not None and there is not None:
+            moved = torch.maximum(moved, (there - z).abs().nan_to_num(nan=0.0).amax(dim=1))
+    return moved
+
+
+def _jittered(tensors: Tensors, generator: torch.Generator) -> dict[str, Tensor]:
+    """Floating numbers moved up or down by one unit roundoff."""
+
+    def jitter(tensor: Tensor) -> Tensor:
+        signs = torch.randint(2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+        return tensor * (1 + torch.finfo(tensor.dtype).eps * signs)
+
+    return {name: jitter(tensor) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def _shifted(objective: Objective, generator: torch.Generator) -> Objective:
+    """Selected parameters near those of the model, none of them 0."""
+
+    def shifted(tensor: Tensor) -> Tensor:
+        scale = float(tensor.abs().mean()) or 1.0
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return tensor + SHIFT * scale * noise.to(tensor)
+
+    return replace(objective, selected={name: shifted(tensor) for name, tensor in objective.selected.items()})
+
+
+def _evaluated(objective: Objective, rows: Tensor, jitter: torch.Generator | None = None) -> Tensor | None:
+    """Logits of some rows as one batch, (B, C) float64; None where the model does not take such a batch."""
+    objective.interrupt()
+    inputs = objective.chunk_inputs(rows)
+    if jitter is not None:
+        inputs = _jittered(inputs, jitter)
     try:
-        return logits(objective)
-    except Exception as error:  # a module may raise anything
+        with torch.no_grad():
+            z = objective.function({**objective.fixed, **objective.selected}, inputs)
+    except Exception as error:  # a file may be fixed to a number of samples, and a module raise anything
         if ran_out(error):
             raise
         return None
-
-
-def _only(objective: Objective, rows: Tensor) -> Objective:
-    """The same for some rows, in this order."""
-    targets = objective.targets
-    return replace(
-        objective,
-        inputs={name: tensor[rows] for name, tensor in objective.inputs.items()},
-        targets=replace(targets, y=targets.y[:0], weights=targets.weights[rows.to(targets.weights.device)]),
-    )
-
-
-def _displaced(objective: Objective) -> Objective:
-    """The objective at parameters moved at random, zeros included."""
-    generator = torch.Generator().manual_seed(SEED)
-
-    def moved(tensor: Tensor) -> Tensor:
-        size = float(tensor.square().mean().sqrt()) if tensor.numel() else 0.0
-        xi = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-        return tensor + DISPLACEMENT * (size or 1.0) * xi
-
-    selected = {name: moved(tensor) for name, tensor in objective.selected.items()}
-    return replace(objective, selected=selected, fixed={name: moved(t) for name, t in objective.fixed.items()})
+    return z.double() if z.ndim == 2 and len(z) == len(rows) and z.shape[1] else None

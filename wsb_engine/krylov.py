@@ -17,7 +17,6 @@ from wsb_engine.bounds.probes import Probed, deflate
 from wsb_engine.bounds.probes import probe as probed
 from wsb_engine.curvature.hessian_product import HessianProduct
 from wsb_engine.options import Options
-from wsb_engine.perturbation import double
 from wsb_engine.problem import Problem
 from wsb_engine.rounding import Measuring
 from wsb_engine.run import Run
@@ -267,7 +266,7 @@ def symmetry_error(product: HessianProduct, seed: int) -> float:
 def float32_drift(problem: Problem, product: HessianProduct, seed: int) -> float:
     """‖Hv − H′v‖ / ‖H′v‖ with H′v in float64, for a random v."""
     v = _random(product, seed)[:, 0]
-    want, found = _normalised(problem.from_scratch(double(problem.objective)).vector(v), product.vector(v))
+    want, found = _normalised(problem.from_scratch(problem.objective.in_double()).vector(v), product.vector(v))
     scale = float(torch.linalg.vector_norm(want))
     return float(torch.linalg.vector_norm(found - want)) / scale if scale else 0.0
 

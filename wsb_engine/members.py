@@ -35,7 +35,11 @@ class Member:
         self._index, self._count = index, count
         self._whole = _part(problem, slice(None), device)
         samples = problem.samples
-        self._own = _part(self._whole, slice(index * samples // count, (index + 1) * samples // count), device)
+        share = slice(index * samples // count, (index + 1) * samples // count)
+        if problem.objective.coupled:
+            # Samples that depend on each other all belong to the first member.
+            share = slice(0, 0 if index else samples)
+        self._own = _part(self._whole, share, device)
         self._products: dict[int, HessianProduct] = {}
         self._sums: Sums | None = None
         self._terms: Iterator[float] = iter(())
@@ -46,6 +50,8 @@ class Member:
             case Multiply(columns):
                 if tensor is None:
                     raise ValueError("a product needs columns")
+                if not self._own.samples:
+                    return torch.zeros(tensor.shape, dtype=torch.float64, device=self.device)
                 if columns not in self._products:
                     self._products[columns] = self._own.hessian_product(columns)
                 return self._products[columns](tensor.to(self.device))

@@ -1,4 +1,4 @@
-"""The same function at slightly different parameters and inputs, to measure rounding (mathematics.md, section 11.2)."""
+"""The same function at slightly different parameters and inputs, to measure rounding (mathematics.md, section 11)."""
 
 from __future__ import annotations
 
@@ -37,15 +37,4 @@ def perturbed(objective: Objective, seed: int) -> Objective:
         selected=all_moved(objective.selected, 0),
         fixed=all_moved(objective.fixed, count),
         disturb=lambda tensor, place: moved(tensor, -1 - place),
-    )
-
-
-def double(objective: Objective) -> Objective:
-    """The objective in float64."""
-    return replace(
-        objective,
-        selected={name: tensor.double() for name, tensor in objective.selected.items()},
-        fixed={name: tensor.double() for name, tensor in objective.fixed.items()},
-        dtype=torch.float64,
-        fits=max(1, objective.fits // 2),
     )

@@ -9,11 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wsb_engine import setting
+from wsb_engine import coupling, setting
 from wsb_engine.classifier import MLP, Classifier, LogitModel
-from wsb_engine.coupling import coupled
 from wsb_engine.curvature import loss
-from wsb_engine.curvature.footprint import PRODUCT_OPERATIONS, Footprint, gradient_footprint, logits_footprint
+from wsb_engine.curvature.footprint import (
+    PRODUCT_OPERATIONS,
+    WORKING_SHARE,
+    Footprint,
+    gradient_footprint,
+    logits_footprint,
+)
 from wsb_engine.curvature.hessian_product import (
     COLUMNS,
     GRADIENT_SAMPLES,
@@ -33,7 +38,7 @@ from wsb_engine.errors import ModelError, ResourceError
 from wsb_engine.formats.batch import Batch
 from wsb_engine.formats.heads import looks_like_probabilities
 from wsb_engine.options import Options
-from wsb_engine.perturbation import PERTURBATION, double, perturbed
+from wsb_engine.perturbation import PERTURBATION, perturbed
 from wsb_engine.run import Run
 
 BLOCK_SHARE = 0.125
@@ -97,6 +102,7 @@ class Problem:
         if self.structure is None:
             raise ValueError("only an MLP has a first layer")
         rows, objective = slice(start, stop), self.objective
+        objective.interrupt()
         a0 = self.structure.mlp.features(objective.chunk_inputs(rows))
         return a0, objective.targets.y[rows]
 
@@ -123,10 +129,8 @@ class Problem:
         return self._autodiff(self.objective, columns)
 
     def _autodiff(self, objective: Objective, columns: int) -> AutodiffProduct:
-        if objective.coupled:
-            return AutodiffProduct(objective, max(1, min(columns, objective.fits // self.samples - 1)))
         product = AutodiffProduct(objective, columns)
-        if columns == 1:
+        if columns == 1 and not objective.coupled:
             # More at a time would be written to memory that the system has to find and clear first.
             product.samples = min(product.samples, self._chunk(threads=1))
         return product
@@ -143,6 +147,8 @@ class Problem:
 
     def _chunk(self, threads: int) -> int:
         """Samples whose intermediates a CPU's caches hold, as many for each thread; elsewhere many, side by side."""
+        if self.objective.coupled:
+            return self.samples
         if self.objective.device.type != "cpu":
             return GRADIENT_SAMPLES
         most = min(GRADIENT_SAMPLES, max(LEAST_CHUNK, CHUNK_BYTES // max(self.footprint.bytes, 1)))
@@ -173,22 +179,15 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
         interrupt=run.interrupt,
     )
     forward = logits_footprint(objective)
-    objective = replace(objective, fits=forward.fits(memory))
+    objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread):
-        logits = _logits(objective, run)
+        objective, logits = _evaluated(objective, classifier, memory, run)
         if options.head == "auto" and model.head == "none" and looks_like_probabilities(logits):
             model = classifier.resolve(head="probabilities", output=options.output)
             run.warn("head_probed", "every output row is a probability distribution: logits are taken as its logarithm")
             objective = replace(objective, function=model.function)
-            logits = _logits(objective, run)
-        if coupled(objective, _rows):
-            objective = replace(objective, coupled=True)
-            logits = _logits(objective, run)
-            run.warn(
-                "samples_coupled",
-                "the logits of a sample depend on the other samples: H is that of this batch as a whole",
-            )
+            objective, logits = _evaluated(objective, classifier, memory, run)
     objective = replace(objective, targets=setting.targets(batch, logits.shape[1], model.classes, device))
     objective = replace(objective, scale=loss.scale(logits.to(device), objective.targets))
     first = objective.chunk_inputs(slice(0, len(batch) if objective.coupled else 1))
@@ -204,17 +203,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
         structure = None if nonsmooth or objective.coupled else _structure(model, objective, logits, run)
     objective = _laid_out(objective)
     footprint = gradient_footprint(objective)
-    objective = replace(objective, fits=footprint.fits(memory))
-    if objective.coupled and objective.fits < len(batch):
-        needed = footprint.bytes * len(batch)
-        raise ResourceError(
-            f"the logits of a sample depend on the other samples, and the gradient of all {len(batch)} at once takes "
-            f"{needed:,} bytes, more than the memory limit of {memory:,} leaves",
-            code="samples_coupled",
-            advice="Raise memory_limit, send fewer samples, or export the model with its statistics fixed (eval mode).",
-            needed=needed,
-            limit=memory,
-        )
+    objective = _fitted(objective, footprint, memory)
     problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, run.warn)
     least = loss.least_curvature(logits.to(device), objective.targets)
     return problem if least * objective.scale > SMALL else _rescaled(problem)
@@ -231,7 +220,7 @@ def _rescaled(problem: Problem) -> Problem:
     """
     objective = problem.objective
     v = torch.randn(objective.parameters, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    image = problem.from_scratch(double(objective)).vector(v.to(objective.device))
+    image = problem.from_scratch(objective.in_double()).vector(v.to(objective.device))
     largest = float(image.abs().max())
     if largest == 0 or largest > SMALL:
         return problem
@@ -280,7 +269,45 @@ def _laid_out(objective: Objective) -> Objective:
     return laid_out
 
 
-def _rows(objective: Objective, progress: Callable[[float], None] = lambda _: None) -> Tensor:
+def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objective:
+    """With as many samples at a time as memory holds; coupled ones are held all, in float64 too, to compare with.
+
+    Raises:
+        ResourceError: ``samples_coupled`` if they don't fit.
+    """
+    needed = footprint.bytes * (torch.float64.itemsize // objective.dtype.itemsize) * objective.samples
+    if objective.coupled and needed > memory * WORKING_SHARE:
+        raise ResourceError(
+            f"the logits of a sample depend on the other samples, and all {objective.samples} of them together need "
+            f"{needed / WORKING_SHARE:.2g} bytes; the memory limit is {memory:.2g}",
+            code=coupling.CODE,
+            advice="Raise memory_limit, send fewer samples, or export the model in evaluation mode (fixed statistics).",
+            needed=int(needed / WORKING_SHARE),
+            limit=memory,
+        )
+    return replace(objective, fits=footprint.fits(memory))
+
+
+def _evaluated(objective: Objective, classifier: Classifier, memory: int, run: Run) -> tuple[Objective, Tensor]:
+    """Finite logits, of all samples together if they depend on each other."""
+    if not objective.coupled and coupling.coupled_in_place(objective):
+        objective = _together(objective, classifier, memory, run)
+    logits = _logits(objective, run)
+    if not objective.coupled and coupling.coupled_elsewhere(objective, logits):
+        objective = _together(objective, classifier, memory, run)
+        logits = _logits(objective, run)
+    _require_finite(logits)
+    return objective, logits
+
+
+def _together(objective: Objective, classifier: Classifier, memory: int, run: Run) -> Objective:
+    coupling.require_free_batch(classifier.inputs, objective.samples)
+    run.warn(coupling.CODE, coupling.MESSAGE)
+    objective = replace(objective, coupled=True)
+    return _fitted(objective, logits_footprint(objective), memory)
+
+
+def _logits(objective: Objective, run: Run) -> Tensor:
     """(N, C) logits, float64 on the CPU, in chunks."""
     parts = []
     with torch.no_grad():
@@ -293,12 +320,11 @@ def _rows(objective: Objective, progress: Callable[[float], None] = lambda _: No
                     advice="A classifier gives one row of logits or probabilities a sample; choose it with output.",
                 )
             parts.append(z.double().cpu())
-            progress(rows.stop / len(objective.targets.weights))
+            run.report(rows.stop / objective.samples)
     return torch.cat(parts)
 
 
-def _logits(objective: Objective, run: Run) -> Tensor:
-    logits = _rows(objective, run.report)
+def _require_finite(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits).all()):
         row = int(torch.nonzero(~torch.isfinite(logits).all(dim=1))[0])
         raise ModelError(
@@ -307,7 +333,6 @@ def _logits(objective: Objective, run: Run) -> Tensor:
             advice="Check the scale of the inputs; probabilities that underflow to 0 need the logits exported instead.",
             row=row,
         )
-    return logits
 
 
 def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run) -> Structure | None:
@@ -334,7 +359,7 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run
 
 def _sensitivity(objective: Objective, rows: slice) -> float:
     """How far rounding may move logits of some samples, by what perturbing parameters and inputs does to them."""
-    exact = double(objective)
+    exact = objective.in_double()
     with torch.no_grad():
         moved, logits = (each.logits(rows).double() for each in (perturbed(exact, seed=0), exact))
     unit = torch.finfo(objective.dtype).eps / 2

@@ -18,7 +18,7 @@ from wsb_engine.curvature.hessian_product import HessianProduct, Objective
 from wsb_engine.curvature.mlp import network
 from wsb_engine.curvature.plan import Plan
 from wsb_engine.curvature.running_error import running_error
-from wsb_engine.perturbation import PERTURBATION, double, perturbed
+from wsb_engine.perturbation import PERTURBATION, perturbed
 from wsb_engine.problem import Problem
 
 UNIT = 2.0**-53
@@ -129,7 +129,7 @@ class Measuring:
 
     def _single(self, product: HessianProduct) -> Rounding:
         """‖H₃₂ − H₆₄‖_F from Gaussian vectors; the rounding of float64 itself is that much smaller."""
-        reference = self._elsewhere(double(self.problem.objective), DIFFERENCES)
+        reference = self._elsewhere(self.problem.objective.in_double(), DIFFERENCES)
         z = torch.stack([self._gaussian(index) for index in range(DIFFERENCES)], dim=1)
         z = z.to(product.device, torch.float32).double()
         images = reference(z)

@@ -1,4 +1,4 @@
-"""Fresh products of the Ritz pairs that an enclosure rests on (mathematics.md, sections 11 and 12)."""
+"""Fresh products of the Ritz pairs that an enclosure rests on (mathematics.md, sections 6 and 11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rigorous bounds from a Krylov basis and two traces (mathematics.md, sections 5 and 11.3).
+"""Rigorous bounds from a Krylov basis and two traces (mathematics.md, section 5).
 
 What the basis leaves over is bounded by Wolkowicz-Styan. With orthonormal Q of k columns, T = QᵀHQ and
 H Q = Q T + β q_{k+1} e_kᵀ, the complement F = Q⊥ᵀ H Q⊥ has tr F = t − tr T and ‖F‖_F² = q − ‖T‖_F² − 2β².

@@ -1,4 +1,4 @@
-"""Two-sided certificates for both ends of the spectrum from one Krylov run (mathematics.md, sections 5 and 11 to 13).
+"""Two-sided certificates for both ends of the spectrum from one Krylov run (mathematics.md, sections 5, 6 and 11).
 
 Inner ends are Ritz values. Outer ends are the tightest of what holds: a bound on what the basis leaves over, which is
 deterministic if t and q are exact and as likely as the bound on q otherwise, and always one from the start vector.
@@ -153,7 +153,7 @@ class Enclosing:
     def slack(self, how: How) -> tuple[float, float]:
         """η, within which of H + E the factorisation is exact, and how far an end moves: η, ‖E‖, and the eigensolver.
 
-        In the Frobenius norm, with R the error of the factorisation and ω = ‖QᵀQ − I‖_F (mathematics.md, section 11.3).
+        In the Frobenius norm, with R the error of the factorisation and ω = ‖QᵀQ − I‖_F (mathematics.md, section 11).
         """
         run = self.run
         noise = math.sqrt(run.steps) * self.noise(how, run.steps)[-1]

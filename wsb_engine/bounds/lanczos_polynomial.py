@@ -1,4 +1,4 @@
-"""Upper bounds on λ_1 from a Krylov run at a random start, whatever rounding did to it (mathematics.md, section 12).
+"""Upper bounds on λ_1 from a Krylov run at a random start, whatever rounding did to it (mathematics.md, section 6).
 
 Let H q_j = γ_j q_{j−1} + α_j q_j + β_j q_{j+1} + f_j for j = 1..k, nothing assumed of orthogonality, and let T have α
 on its diagonal, β below and γ above it. For τ > λ_max(T), g(τ) = (τ − T)^{-1} e_1 is non-negative and decreases in τ.

@@ -1,4 +1,4 @@
-"""An upper bound on ‖H‖_F² from random products, and an estimate of tr H (mathematics.md, sections 4 and 14).
+"""An upper bound on ‖H‖_F² from random products, and an estimate of tr H (mathematics.md, section 4).
 
 For Gaussian z_1..z_m and symmetric F, Q = (1/m) Σ ‖F z_i‖² bounds ‖F‖_F² from above by Q/x, but for a probability that
 ``frobenius_factor`` says. F is what a few Lanczos steps leave of H: they hold the largest eigenvalues, so that only the

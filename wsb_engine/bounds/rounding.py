@@ -69,7 +69,7 @@ class Rounding:
 
 
 def frobenius_factor(count: int, failure_probability: float) -> float:
-    """x in P( ‖F‖_F² > Q/x ) ≤ δ for Q = (1/m) Σ ‖F z_i‖², Gaussian z_i and symmetric F (mathematics.md, section 14).
+    """x in P( ‖F‖_F² > Q/x ) ≤ δ for Q = (1/m) Σ ‖F z_i‖², Gaussian z_i and symmetric F (mathematics.md, section 4).
 
     With a_j the shares of the squared eigenvalues in ‖F‖_F², E e^{−sQ/‖F‖²} = Π (1 + 2 s a_j/m)^{−m/2} is largest if
     one eigenvalue holds everything, so P ≤ exp(−(m/2)(x − 1 − ln x)) for 0 < x < 1.

@@ -1,28 +1,36 @@
-"""What one more sample costs: bytes of intermediates and operations, counted on two samples and not timed."""
+"""What one more sample costs: bytes of intermediates and operations, counted on two samples and not timed.
+
+Samples that depend on each other may cost more the more there are, as attention over the batch does: then the whole
+batch is what counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from wsb_engine.curvature.hessian_product import Objective
+from wsb_engine.curvature.hessian_product import Objective, Rows
 from wsb_engine.curvature.plan import TRAFFIC
 from wsb_engine.curvature.watching import OperatorWatch
 
 WORKING_SHARE = 0.5
 """Of the memory limit, for the intermediates of one product."""
+COUNTED = 16
+"""Coupled samples that are counted at a time: growth over the next two times as many tells that of the batch."""
 PRODUCT_OPERATIONS = 2.0
 """A product's operations next to a gradient's: each operation has its own derivative once more."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one sample."""
+    """Of one sample; of coupled samples, its part of the whole batch."""
 
     bytes: int
     """Of everything that is made on the way; more than is held at once."""
@@ -50,28 +58,43 @@ class _Counter(OperatorWatch):
 
 def logits_footprint(objective: Objective) -> Footprint:
     """Of the logits alone."""
-    return _one_more(objective, objective.logits)
+    return _footprint(objective, objective.logits)
 
 
 def gradient_footprint(objective: Objective) -> Footprint:
     """Of the loss and its gradient."""
-    return _one_more(objective, objective.chunk_gradient)
+    return _footprint(objective, objective.chunk_gradient)
 
 
-def _one_more(objective: Objective, function: Callable[[slice], object]) -> Footprint:
-    """The difference between three samples and two: what does not depend on their number is left out.
-
-    Of coupled samples, whose number may enter in other ways, each one's share of all.
-    """
-    samples = len(objective.targets.weights)
-    if objective.coupled:
+def _footprint(objective: Objective, function: Callable[[Rows], object]) -> Footprint:
+    def count(samples: int) -> tuple[int, float]:
+        rows = torch.arange(samples) % objective.samples
         with _Counter() as counter:
-            function(slice(0, samples))
-        return Footprint(counter.bytes // samples, counter.operations / samples)
-    # Not one sample where there are more: what works on whole batches refuses that for a reason of its own.
-    sizes: list[tuple[int, float]] = [(0, 0.0)]
-    for count in (2, 3) if samples > 2 else range(1, samples + 1):
-        with _Counter() as counter:
-            function(slice(0, count))
-        sizes.append((counter.bytes, counter.operations))
-    return Footprint(max(sizes[-1][0] - sizes[-2][0], 0), max(sizes[-1][1] - sizes[-2][1], 0.0))
+            function(rows)
+        return counter.bytes, counter.operations
+
+    return (_share if objective.coupled else _one_more)(count, objective.samples)
+
+
+def _one_more(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint:
+    """The difference between three samples and two: what does not depend on their number is left out."""
+    # Not one sample where there are more: what works on whole batches may refuse that.
+    fewer, more = (count(2), count(3)) if samples > 1 else ((0, 0.0), count(1))
+    return Footprint(max(more[0] - fewer[0], 0), max(more[1] - fewer[1], 0.0))
+
+
+def _share(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint:
+    """One sample's part of the whole batch, whose size is continued quadratically from a few samples."""
+    counts = [count(samples)] if samples <= 3 * COUNTED else [count(times * COUNTED) for times in (1, 2, 3)]
+    sizes, operations = zip(*counts, strict=True)
+    x = samples / COUNTED
+    return Footprint(ceil(_continued(sizes, x) / samples), _continued(operations, x) / samples)
+
+
+def _continued(values: Sequence[float], x: float) -> float:
+    """The parabola through ``values`` at 1, 2, 3, or a line where it would bend down, at x > 3; a sole value itself."""
+    if len(values) == 1:
+        return values[0]
+    first, second, third = values
+    bend = max(third - 2 * second + first, 0)
+    return third + (third - second) * (x - 3) + bend * (x - 3) * (x - 2) / 2

@@ -10,7 +10,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ from wsb_engine.curvature.loss import Targets, sample_losses
 from wsb_engine.errors import finite
 
 Logits = Callable[[Tensors, Tensors], Tensor]
+Rows = slice | Tensor
+"""A range of samples, or their indices."""
 
 GRADIENT_SAMPLES = 1024
 """Samples in a chunk of a gradient."""
@@ -32,6 +34,10 @@ COLUMNS = 64
 """Vectors multiplied at a time."""
 _FORWARD_MODE = threading.Lock()
 """torch counts levels of forward-mode differentiation for all threads together, so they take turns."""
+
+
+def _go_on() -> None:
+    """Interrupts nothing."""
 
 
 class Chunk(NamedTuple):
@@ -62,8 +68,8 @@ class Objective:
     """Of four-dimensional tensors in memory; their values and their order in H are the same in each."""
     coupled: bool = False
     """True if the logits of a sample depend on the others, so that no batch may be divided."""
-    interrupt: Callable[[], None] = lambda: None
-    """Called before each chunk of samples; may raise to stop."""
+    interrupt: Callable[[], None] = _go_on
+    """Called before each chunk of samples; may raise to stop. Several threads may call it."""
     scale: float = 1.0
     """A power of four that multiplies the loss inside of derivatives, and so H: ``loss.scale``."""
     disturb: Callable[[Tensor, int], Tensor] | None = None
@@ -73,29 +79,43 @@ class Objective:
     def parameters(self) -> int:
         return sum(tensor.numel() for tensor in self.selected.values())
 
+    @property
+    def samples(self) -> int:
+        return len(self.targets.weights)
+
+    def in_double(self) -> Objective:
+        """The same in float64, of which half as many samples fit."""
+        return replace(
+            self,
+            selected={name: tensor.double() for name, tensor in self.selected.items()},
+            fixed={name: tensor.double() for name, tensor in self.fixed.items()},
+            dtype=torch.float64,
+            fits=max(1, self.fits * self.dtype.itemsize // torch.float64.itemsize),
+        )
+
     def chunks(self, size: int = GRADIENT_SAMPLES) -> Iterator[slice]:
         """Slices of at most ``size`` samples, and of no more than fit; all of them at once if they are coupled."""
-        samples = len(self.targets.weights)
-        size = samples if self.coupled else max(1, min(size, self.fits))
-        for start in range(0, samples, size):
+        size = self.samples if self.coupled else max(1, min(size, self.fits))
+        for start in range(0, self.samples, size):
             self.interrupt()
-            yield slice(start, min(start + size, samples))
+            yield slice(start, min(start + size, self.samples))
 
-    def chunk_inputs(self, rows: slice) -> dict[str, Tensor]:
+    def chunk_inputs(self, rows: Rows) -> dict[str, Tensor]:
         chunk = {}
         for index, (name, tensor) in enumerate(self.inputs.items()):
             floating = tensor.is_floating_point()
             part = tensor[rows].to(self.device, self.dtype if floating else None)
             if floating and self.disturb is not None:
-                part = self.disturb(part, rows.start * len(self.inputs) + index)
+                first = rows.start if isinstance(rows, slice) else int(rows[0])
+                part = self.disturb(part, first * len(self.inputs) + index)
             chunk[name] = in_layout(part, self.layout)
         return chunk
 
-    def logits(self, rows: slice) -> Tensor:
+    def logits(self, rows: Rows) -> Tensor:
         """z of shape (B, C)."""
         return self.function({**self.fixed, **self.selected}, self.chunk_inputs(rows))
 
-    def chunk(self, rows: slice) -> Chunk:
+    def chunk(self, rows: Rows) -> Chunk:
         """What the loss of some samples is a function of, beside the parameters."""
         return Chunk(self.chunk_inputs(rows), self.targets.y[rows], self.targets.weights[rows])
 
@@ -148,7 +168,7 @@ class Objective:
             total += self.flatten(dict(zip(point, second, strict=True)))
         return total
 
-    def chunk_gradient(self, rows: slice) -> dict[str, Tensor]:
+    def chunk_gradient(self, rows: Rows) -> dict[str, Tensor]:
         """∇ Σ_s w_s ℓ_s of a chunk, by name."""
         point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
         # Not by torch.func, which imports for more than a second what plain gradients do without.
@@ -214,10 +234,12 @@ class AutodiffProduct(HessianProduct):
     Args:
         objective: The loss.
         columns: Columns to multiply at a time.
-        samples: In a chunk; by default as many as are useful and fit.
+        samples: In a chunk; by default as many as are useful and fit. Coupled samples are never split.
     """
 
     def __init__(self, objective: Objective, columns: int = COLUMNS, samples: int | None = None) -> None:
+        if objective.coupled:
+            samples, columns = objective.samples, max(1, min(columns, objective.fits // objective.samples - 1))
         super().__init__(objective, columns)
         useful = GRADIENT_SAMPLES if self.columns == 1 else PRODUCT_SAMPLES
         # A column brings a derivative of each intermediate of the gradient.
@@ -235,6 +257,9 @@ class AutodiffProduct(HessianProduct):
 
     def __call__(self, V: Tensor) -> Tensor:
         objective = self.objective
+        if objective.coupled and V.shape[1] > self.columns:
+            # All samples go together, so memory has to be saved on columns.
+            return torch.cat([self(some) for some in V.split(self.columns, dim=1)], dim=1)
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
         point = dict(objective.selected)
         for rows in objective.chunks(self.samples):

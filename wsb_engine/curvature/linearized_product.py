@@ -69,24 +69,21 @@ class LinearizedProduct(HessianProduct):
     def _column(self, v: Tensor, parts: Sequence[Product]) -> Tensor:
         # Copied: kernels whose numbers lie far apart are multiplied at half the speed.
         direction = self.objective.unflatten(v.contiguous())
-
-        def term(part: Product) -> Tensor:
-            self.objective.interrupt()
-            return self.objective.flatten(part(direction))
-
-        return self._threads.sum(term, parts)
+        return self._threads.sum(
+            lambda part: self.objective.flatten(part(direction)), parts, check=self.objective.interrupt
+        )
 
     def _linearized(self) -> list[Product]:
-        objective, point = self.objective, dict(self.objective.selected)
         traces: dict[int, Callable[[Chunk], Product]] = {}
-        parts: list[Product] = []
+        # Outside of what tracing may raise, because chunks may be interrupted by errors of any kind as well.
+        return [self._part(self.objective.chunk(rows), traces) for rows in self.objective.chunks(self.samples)]
+
+    def _part(self, chunk: Chunk, traces: dict[int, Callable[[Chunk], Product]]) -> Product:
+        """The linearised gradient of a chunk; ``traces`` holds those that were traced, by number of samples."""
+        objective, size = self.objective, len(chunk.y)
         try:
-            for rows in objective.chunks(self.samples):
-                chunk = objective.chunk(rows)
-                size = len(chunk.y)
-                if size not in traces:
-                    traces[size] = linearize(grad(objective.loss), point, chunk)
-                parts.append(traces[size](chunk))
+            if size not in traces:
+                traces[size] = linearize(grad(objective.loss), dict(objective.selected), chunk)
+            return traces[size](chunk)
         except Exception as error:  # what tracing can't follow shows as errors of any kind
             raise NotLinearizableError(str(error)) from error
-        return parts

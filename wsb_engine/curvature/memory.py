@@ -95,8 +95,9 @@ class SteppingProduct(HessianProduct):
 
     def _halved(self, V: Tensor) -> Tensor:
         if V.shape[1] == 1:
+            few = "all samples, which depend on each other," if self.objective.coupled else "one sample at a time"
             raise ResourceError(
-                "a Hessian-vector product of one sample at a time does not fit in memory",
+                f"a Hessian-vector product of {few} does not fit in memory",
                 code="out_of_memory",
                 advice="Give the analysis more memory, or select fewer parameters.",
             )

@@ -1,4 +1,4 @@
-"""Running error analysis of an MLP's Hessian in float64: a proof of what rounding did (mathematics.md, section 11.3).
+"""Running error analysis of an MLP's Hessian in float64: a proof of what rounding did (mathematics.md, section 11).
 
 Beside each kept quantity runs a radius: a bound on its distance from the exact one, at the parameters and inputs as
 given. Layers count from 0; u is the unit roundoff, γ_n = nu/(1 − nu), capitals are value plus radius, and the
@@ -220,7 +220,7 @@ class _Sample:
         return rho, moved + (rfirst * below + first * rbelow) @ W.T
 
     def _head(self, y: Tensor) -> None:
-        """Relative radius of S, and those of g (mathematics.md, section 11.3), without the scale."""
+        """Relative radius of S, and those of g (mathematics.md, section 11), without the scale."""
         at, classes = self.run.head, self.net.classes
         if classes == 1:
             relative = torch.expm1(self.rz) + 4 * ELEMENTARY * UNIT

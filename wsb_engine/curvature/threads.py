@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from threading import Event
 from typing import TypeVar
 
 import torch
@@ -45,31 +46,44 @@ class Threads:
         self.count = count
         self._others: ThreadPoolExecutor | None = None
 
-    def sum(self, term: Callable[[Item], Tensor], items: Sequence[Item]) -> Tensor:
+    def sum(
+        self, term: Callable[[Item], Tensor], items: Sequence[Item], *, check: Callable[[], None] = lambda: None
+    ) -> Tensor:
         """Σ term(item) in float64; each thread adds up its own terms, then their sums are added in order.
 
         Args:
             term: Gives a new tensor, each time of the same shape.
             items: At least one.
+            check: Called by the caller's thread before each of its terms; may raise to stop all threads.
 
         Raises:
-            Whatever ``term`` raises, for the first in the order of threads; none of them is at work any more then.
+            Whatever ``check`` or ``term`` raises, for the first in the order of threads; none of them is at work any
+            more then.
         """
         own, *shares = [share for i in range(self.count) if (share := items[i :: self.count])]
         if not shares:
-            return _sum(term, own)
+            return _sum(term, own, check)
         if self._others is None:
             self._others = ThreadPoolExecutor(self.count - 1, "samples")
         processors = torch.get_num_threads()
         some = max(1, processors // self.count)
-        futures = [self._others.submit(_sum_with, some, term, share) for share in shares]
+        abandoned = Event()
+
+        def go_on() -> None:
+            if abandoned.is_set():
+                raise _AbandonedError
+
+        futures = [self._others.submit(_sum_with, some, term, share, go_on) for share in shares]
         try:
             # This thread works as well: to be woken takes as long as a small operator.
-            total = _sum_with(some, term, own)
+            total = _sum_with(some, term, own, check)
             wait(futures)
             # Still on its own part of the processors: a team of theirs would go on spinning beside the next sum.
             for future in futures:
                 total += future.result()
+        except BaseException:
+            abandoned.set()
+            raise
         finally:
             wait(futures)
             # The number is each thread's own, but what is set last also holds for threads that are started later.
@@ -77,14 +91,22 @@ class Threads:
         return total
 
 
-def _sum_with(processors: int, term: Callable[[Item], Tensor], items: Sequence[Item]) -> Tensor:
+class _AbandonedError(Exception):
+    """The caller's thread has failed, so that nobody waits for this sum."""
+
+
+def _sum_with(
+    processors: int, term: Callable[[Item], Tensor], items: Sequence[Item], check: Callable[[], None]
+) -> Tensor:
     torch.get_num_threads()  # at its first use, a thread is given the number that was set last
     torch.set_num_threads(processors)
-    return _sum(term, items)
+    return _sum(term, items, check)
 
 
-def _sum(term: Callable[[Item], Tensor], items: Sequence[Item]) -> Tensor:
+def _sum(term: Callable[[Item], Tensor], items: Sequence[Item], check: Callable[[], None]) -> Tensor:
+    check()
     total = term(items[0]).double()
     for item in items[1:]:
+        check()
         total += term(item)
     return total

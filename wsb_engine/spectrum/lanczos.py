@@ -1,4 +1,4 @@
-"""The Lanczos recurrence with full reorthogonalisation, resumable, through breakdowns (mathematics.md, section 12).
+"""The Lanczos recurrence with full reorthogonalisation, resumable, through breakdowns (mathematics.md, section 6).
 
 After k steps H q_j = γ_j q_{j−1} + α_j q_j + β_j q_{j+1} + f_j, and the run keeps a bound on every ‖f_j‖ that comes
 from the recurrence itself: what reorthogonalisation removed along older vectors, rounding, and the residual dropped

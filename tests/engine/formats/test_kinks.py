@@ -58,7 +58,6 @@ KINKED: dict[str, Callable[[Tensor], Tensor]] = {
     "gather of an argmax": lambda h: h * h.gather(1, h.argmax(1, keepdim=True)),
     "copysign": lambda h: torch.copysign(h * h, h),
     "hardsigmoid": F.hardsigmoid,
-
     "round": lambda h: h * torch.round(h.detach()),
     "integers": lambda h: h * h.int(),
     "selu": F.selu,

@@ -1,0 +1,159 @@
+"""Work that is interrupted between chunks of samples, and goes on afterwards as if it had not been."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import wsb_engine as wsb
+from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
+from wsb_engine.curvature.hessian_product import AutodiffProduct, HessianProduct, Objective
+from wsb_engine.curvature.linearized_product import LinearizedProduct
+from wsb_engine.curvature.memory import SteppingProduct
+from wsb_engine.curvature.mlp_product import MLPProduct
+from wsb_engine.curvature.threads import Threads
+from wsb_engine.members import Devices
+from wsb_engine.problem import Problem, pose
+from wsb_engine.run import Run
+
+SAMPLES = 30
+
+
+class StoppedError(RuntimeError):
+    """What a caller may raise: any error."""
+
+
+@dataclass
+class Clock:
+    """Stops at one of its calls, and counts all."""
+
+    stop: int | None = None
+    calls: int = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.calls == self.stop:
+            raise StoppedError("time is up")
+
+
+def posed(clock: Clock) -> Problem:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    batch = wsb.Batch(torch.randn(SAMPLES, 4, dtype=torch.float64), torch.arange(SAMPLES) % 3)
+    options = wsb.Options()
+    problem = pose(wsb.from_module(module), batch, options, Run(options, None, 0.0))
+    return replace(problem, objective=replace(problem.objective, interrupt=clock, fits=7))
+
+
+def by_hand(problem: Problem) -> MLPProduct:
+    assert problem.structure is not None
+    mlp, net = problem.structure.mlp, problem.structure.net
+    product = MLPProduct(problem.objective, mlp, net, problem.tile, memory=1 << 30, columns=3)
+    product._rows = 7
+    return product
+
+
+def stepping(problem: Problem) -> SteppingProduct:
+    def refuse(code: str, _: str) -> None:
+        raise AssertionError(f"stepped down: {code}")
+
+    return SteppingProduct(LinearizedProduct(problem.objective, 3, 7), refuse)
+
+
+def vectors(objective: Objective) -> Tensor:
+    shape = (objective.parameters, 3)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def multiplying(make: Callable[[Problem], HessianProduct]) -> Work:
+    def work(problem: Problem) -> Callable[[], Tensor]:
+        product = make(problem)
+        return lambda: product(vectors(problem.objective))
+
+    return work
+
+
+Work = Callable[[Problem], Callable[[], Tensor]]
+"""From a problem to work that can be done more than once."""
+WORK: dict[str, Work] = {
+    "gradient": lambda problem: problem.objective.gradient,
+    "twice backward": lambda problem: lambda: problem.objective.twice_backward(vectors(problem.objective)[:, 0]),
+    "product from scratch": multiplying(lambda problem: AutodiffProduct(problem.objective, 3, 7)),
+    "linearised product": multiplying(stepping),
+    "linearised product of threads": multiplying(lambda problem: LinearizedProduct(problem.objective, 3, 7, threads=2)),
+    "product by hand": multiplying(by_hand),
+    "trace of a general model": lambda problem: lambda: torch.tensor(general_trace(problem.objective, 3)),
+}
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", WORK)
+def test_work_stops_between_chunks_and_can_be_done_again(name: str, stop: int) -> None:
+    calm = Clock()
+    want = WORK[name](posed(calm))()
+    assert calm.calls >= 5
+    clock = Clock(stop)
+    work = WORK[name](posed(clock))
+    with pytest.raises(StoppedError):
+        work()
+    assert clock.calls == stop
+    torch.testing.assert_close(work(), want, rtol=1e-13, atol=1e-15)
+
+
+def test_an_interrupted_linearisation_is_not_taken_for_one_that_fails() -> None:
+    problem = posed(Clock(2))
+    product = stepping(problem)
+    with pytest.raises(StoppedError):
+        product(vectors(problem.objective))
+    assert isinstance(product.way, LinearizedProduct)
+
+
+def test_the_trace_of_a_perceptron_stops_between_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsb_engine.curvature.gauss_newton.ROWS", 7)
+    clock = Clock(3)
+    problem = posed(clock)
+    assert problem.structure is not None
+    weights = problem.objective.targets.weights
+    with pytest.raises(StoppedError):
+        mlp_trace(problem.structure.net, problem.tile, weights)
+    assert clock.calls == 3
+
+
+def test_members_stop_too_and_answer_again() -> None:
+    problem = posed(Clock())
+    want = problem.hessian_product(3)(vectors(problem.objective))
+    clock = Clock(2)
+    problem = replace(problem, objective=replace(problem.objective, interrupt=clock))
+    with Devices(problem, [torch.device("cpu")] * 2) as team:
+        product = replace(problem, team=team).hessian_product(3)
+        with pytest.raises(StoppedError):
+            product(vectors(problem.objective))
+        torch.testing.assert_close(product(vectors(problem.objective)), want, rtol=1e-13, atol=1e-15)
+
+
+def test_other_threads_stop_when_the_callers_thread_does() -> None:
+    begun, stopped = threading.Event(), threading.Event()
+    made: list[int] = []
+
+    def term(i: int) -> Tensor:
+        made.append(i)
+        if i % 2:  # of the other thread
+            begun.set()
+            assert stopped.wait(timeout=30)
+        return torch.ones(1)
+
+    def check() -> None:
+        assert begun.wait(timeout=30)
+        try:
+            raise StoppedError
+        finally:
+            threading.Timer(0.2, stopped.set).start()
+
+    with pytest.raises(StoppedError):
+        Threads(2).sum(term, range(40), check=check)
+    assert made == [1]
