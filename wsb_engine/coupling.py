@@ -173,7 +173,7 @@ def _shifted(objective: Objective, generator: torch.Generator) -> Objective:
 
 def _evaluated(objective: Objective, rows: Tensor, jitter: torch.Generator | None = None) -> Tensor | None:
     """Logits of some rows as one batch, (B, C) float64; None where the model does not take such a batch."""
-    objective.interrupt()
+    objective.pause()
     inputs = objective.chunk_inputs(rows)
     if jitter is not None:
         inputs = _jittered(inputs, jitter)

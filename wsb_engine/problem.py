@@ -26,6 +26,7 @@ from wsb_engine.curvature.hessian_product import (
     HessianProduct,
     Objective,
     in_layout,
+    interrupted,
 )
 from wsb_engine.curvature.linearized_product import WORTHWHILE, LinearizedProduct
 from wsb_engine.curvature.memory import SteppingProduct
@@ -102,7 +103,7 @@ class Problem:
         if self.structure is None:
             raise ValueError("only an MLP has a first layer")
         rows, objective = slice(start, stop), self.objective
-        objective.interrupt()
+        objective.pause()
         a0 = self.structure.mlp.features(objective.chunk_inputs(rows))
         return a0, objective.targets.y[rows]
 
@@ -264,7 +265,9 @@ def _laid_out(objective: Objective) -> Objective:
         for columns in (1, 2):
             V = torch.ones(few.parameters, columns, dtype=few.dtype, device=few.device)
             AutodiffProduct(few, columns)(V)
-    except RuntimeError:
+    except RuntimeError as error:
+        if interrupted(error):
+            raise
         return objective
     return laid_out
 

@@ -36,8 +36,16 @@ _FORWARD_MODE = threading.Lock()
 """torch counts levels of forward-mode differentiation for all threads together, so they take turns."""
 
 
+_INTERRUPTS = "_wsb_interrupts"
+
+
 def _go_on() -> None:
     """Interrupts nothing."""
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether an error was raised by the caller, who interrupts, and not by what was at work."""
+    return hasattr(error, _INTERRUPTS)
 
 
 class Chunk(NamedTuple):
@@ -93,11 +101,19 @@ class Objective:
             fits=max(1, self.fits * self.dtype.itemsize // torch.float64.itemsize),
         )
 
+    def pause(self) -> None:
+        """Let the caller interrupt; whatever that raises is told from errors of operators by ``interrupted``."""
+        try:
+            self.interrupt()
+        except Exception as error:
+            setattr(error, _INTERRUPTS, True)
+            raise
+
     def chunks(self, size: int = GRADIENT_SAMPLES) -> Iterator[slice]:
         """Slices of at most ``size`` samples, and of no more than fit; all of them at once if they are coupled."""
         size = self.samples if self.coupled else max(1, min(size, self.fits))
         for start in range(0, self.samples, size):
-            self.interrupt()
+            self.pause()
             yield slice(start, min(start + size, self.samples))
 
     def chunk_inputs(self, rows: Rows) -> dict[str, Tensor]:

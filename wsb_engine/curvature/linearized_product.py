@@ -70,7 +70,7 @@ class LinearizedProduct(HessianProduct):
         # Copied: kernels whose numbers lie far apart are multiplied at half the speed.
         direction = self.objective.unflatten(v.contiguous())
         return self._threads.sum(
-            lambda part: self.objective.flatten(part(direction)), parts, check=self.objective.interrupt
+            lambda part: self.objective.flatten(part(direction)), parts, check=self.objective.pause
         )
 
     def _linearized(self) -> list[Product]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wsb_engine.curvature.hessian_product import HessianProduct
+from wsb_engine.curvature.hessian_product import HessianProduct, interrupted
 from wsb_engine.curvature.linearized_product import NotLinearizableError
 from wsb_engine.errors import ModelError, ResourceError
 
@@ -85,6 +85,8 @@ class SteppingProduct(HessianProduct):
         except NotLinearizableError as error:
             self._short = self._short or ran_out(error.__cause__)
         except (MemoryError, RuntimeError) as error:
+            if interrupted(error):
+                raise
             if ran_out(error):
                 self._short = True
             elif V.shape[1] > 1:  # an operator that vmap can't batch may still be derived

@@ -89,7 +89,7 @@ class MLPProduct(HessianProduct):
         # Of parameters that are no layer's, on which the logits don't depend.
         zeros = {name: V.new_zeros(()).expand(w.numel(), V.shape[1]) for name, w in self.objective.selected.items()}
         for start in range(0, len(self.objective.targets.weights), self._rows):
-            self.objective.interrupt()
+            self.objective.pause()
             parts = self._chunk_product(self._chunk(start), directions)
             total += torch.cat([parts.get(name, idle) for name, idle in zeros.items()]).double()
         return total

@@ -165,9 +165,9 @@ def test_a_linearised_product_is_made_by_threads_with_samples_of_their_own(
     posed = convolutional(samples=7)
     shares: list[int] = []
 
-    def counted(term: Callable[[Any], Tensor], items: Sequence[Any]) -> Tensor:
+    def counted(term: Callable[[Any], Tensor], items: Sequence[Any], check: Callable[[], None]) -> Tensor:
         shares.append(len(items))
-        return _sum(term, items)
+        return _sum(term, items, check)
 
     monkeypatch.setattr("wsb_engine.curvature.threads._sum", counted)
     H = dense(posed.objective)

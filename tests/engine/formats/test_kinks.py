@@ -114,10 +114,7 @@ def test_kinks_are_named_and_the_curvature_is_that_of_the_pieces(name: str) -> N
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "vector norm": lambda h: h / (torch.linalg.vector_norm(h, dim=1, keepdim=True) + 0.1),
     "normalize": lambda h: F.normalize(h, dim=1),
-    "of order 3": lambda h: h / (h.norm(p=3, dim=1, keepdim=True) + 0.1),
     "largest": lambda h: h / (h.norm(p=float("inf"), dim=1, keepdim=True) + 0.1),
-    "deviation": lambda h: h / (h.std(1, keepdim=True) + 0.1),
-    "written out": lambda h: h / (h.square().sum(1, keepdim=True).sqrt() + 0.1),
 }
 
 
