@@ -17,7 +17,6 @@ from wsb_engine.curvature.linearized_product import LinearizedProduct
 from wsb_engine.curvature.memory import SteppingProduct
 from wsb_engine.curvature.mlp_product import MLPProduct
 from wsb_engine.curvature.threads import Threads
-from wsb_engine.members import Devices
 from wsb_engine.problem import Problem, pose
 from wsb_engine.run import Run
 
@@ -122,18 +121,6 @@ def test_the_trace_of_a_perceptron_stops_between_tiles(monkeypatch: pytest.Monke
     with pytest.raises(StoppedError):
         mlp_trace(problem.structure.net, problem.tile, weights)
     assert clock.calls == 3
-
-
-def test_members_stop_too_and_answer_again() -> None:
-    problem = posed(Clock())
-    want = problem.hessian_product(3)(vectors(problem.objective))
-    clock = Clock(2)
-    problem = replace(problem, objective=replace(problem.objective, interrupt=clock))
-    with Devices(problem, [torch.device("cpu")] * 2) as team:
-        product = replace(problem, team=team).hessian_product(3)
-        with pytest.raises(StoppedError):
-            product(vectors(problem.objective))
-        torch.testing.assert_close(product(vectors(problem.objective)), want, rtol=1e-13, atol=1e-15)
 
 
 def test_other_threads_stop_when_the_callers_thread_does() -> None:
