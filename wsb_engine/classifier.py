@@ -82,8 +82,6 @@ class LogitModel:
     """The closed-form structure where the function is a smooth MLP of these parameters, else None."""
     activations: tuple[str, ...]
     """Names of the nonlinearities met, in order, without repetition."""
-    nonsmooth_operators: tuple[str, ...]
-    """Operators on the way to z that are not twice differentiable everywhere; empty means smooth."""
     tied: tuple[str, ...]
     """Parameters that are consumed more than once."""
     head: str

@@ -192,9 +192,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
     objective = replace(objective, targets=setting.targets(batch, logits.shape[1], model.classes, device))
     objective = replace(objective, scale=loss.scale(logits.to(device), objective.targets))
     first = objective.chunk_inputs(slice(0, len(batch) if objective.coupled else 1))
-    nonsmooth = model.nonsmooth_operators
-    if classifier.format == "module":
-        nonsmooth = tuple(nonsmooth_operators(model.function, tensors, first))
+    nonsmooth = nonsmooth_operators(model.function, tensors, first)
     if nonsmooth:
         run.warn(
             "not_smooth",

@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
+from types import TracebackType
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Running(threading.local):
+    name: str | None = None
+
+
+_RUNNING = _Running()
+
+
+class Running:
+    """Names what a model's own operator runs within the block, for a watch: it is torch's operators that are watched.
+
+    Args:
+        name: As the model's file calls it; None leaves torch's names.
+    """
+
+    __slots__ = ("_before", "_name")
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        self._before: str | None = None
+
+    def __enter__(self) -> None:
+        self._before, _RUNNING.name = _RUNNING.name, self._name
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _RUNNING.name = self._before
+
+
+def running() -> str | None:
+    """The name of the model's operator that this thread is running."""
+    return _RUNNING.name
 
 
 class OperatorWatch(TorchDispatchMode):

@@ -139,7 +139,6 @@ class _ModuleClassifier(Classifier):
             parameters=self.parameters,
             mlp=mlp,
             activations=_activations(self._module, graph),
-            nonsmooth_operators=(),
             tied=self._tied,
             head=applied,
             classes=None,

@@ -21,3 +21,9 @@ def vector_norm(x: Tensor, order: float, dims: Sequence[int], *, keepdim: bool =
 def normalised(x: Tensor, norm: Tensor) -> Tensor:
     """x / norm, and x itself where the norm is 0: no branch divides by 0."""
     return x / torch.where(norm == 0, torch.ones_like(norm), norm)
+
+
+def root(x: Tensor, exponent: float | Tensor) -> Tensor:
+    """x^exponent of sums of squares or powers, which is a norm: with slope 0 at 0."""
+    zero = x == 0
+    return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x).pow(exponent))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from wsb_engine.curvature.watching import Running
 from wsb_engine.errors import ModelError
 
 
@@ -19,7 +20,10 @@ class Substitutes(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(function, "__name__", "")
-        return _TABLE.get(name, function)(*args, **(kwargs or {}))
+        if name not in _TABLE:
+            return function(*args, **(kwargs or {}))
+        with Running(name):
+            return _TABLE[name](*args, **(kwargs or {}))
 
 
 def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:

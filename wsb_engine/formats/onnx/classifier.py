@@ -17,6 +17,7 @@ from wsb_engine.formats.onnx import operators
 from wsb_engine.formats.onnx.batching import BatchProgram
 from wsb_engine.formats.onnx.build import build
 from wsb_engine.formats.onnx.control import resolve_branches
+from wsb_engine.formats.onnx.conventions import follow_conventions
 from wsb_engine.formats.onnx.graph import Graph, Node
 from wsb_engine.formats.onnx.lowering import lower
 from wsb_engine.formats.onnx.mlp import find_mlp
@@ -26,7 +27,6 @@ from wsb_engine.formats.onnx.program import Program, Shapes
 from wsb_engine.formats.onnx.proto import parse
 from wsb_engine.formats.onnx.reference import NAME, Reference, make_reference
 from wsb_engine.formats.onnx.simplify import simplify
-from wsb_engine.formats.onnx.smoothness import nonsmooth_operators
 from wsb_engine.options import Head as HeadOption
 
 _PROBED = 16
@@ -51,7 +51,7 @@ class OnnxClassifier(Classifier):
 
     def __init__(self, data: bytes) -> None:
         self._model = lower(parse(data))
-        self._graph = simplify(resolve_branches(build(self._model)))
+        self._graph = follow_conventions(simplify(resolve_branches(build(self._model))))
         _require_an_output(self._graph)
         self._found = find_parameters(self._graph)
         self.sha256 = hashlib.sha256(data).hexdigest()
@@ -95,7 +95,6 @@ class OnnxClassifier(Classifier):
             parameters=used,
             mlp=mlp,
             activations=_activations(program, trained, mlp),
-            nonsmooth_operators=nonsmooth_operators(program.nodes, trained, self._graph.constants),
             tied=tied,
             head=chosen.name,
             classes=chosen.classes,

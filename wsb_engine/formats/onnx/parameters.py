@@ -149,7 +149,8 @@ class _Search:
         if before is None:
             return False
         if before.operator in _LINEAR and node.operator == "Add":
-            return True
+            weighted = any(self._origins.constant(each) for each in before.inputs if each)
+            return weighted or not self._is_mask(node, name)  # without weights it computes the scores of attention
         if self._is_normalised(before) or (before.operator == "Mul" and self._is_normalised(self._scaled(before))):
             return not self._is_number(name)
         return other in self._trained and self._varies(name) and not self._is_mask(node, name)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.classifier import Tensors
+from wsb_engine.curvature.watching import Running
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.onnx import operators, problems
 from wsb_engine.formats.onnx.graph import Graph, Node
@@ -62,7 +63,8 @@ class Plan:
         for step in self.steps:
             arguments = [values[a] if isinstance(a, str) else a for a in step.arguments]
             try:
-                made = step.kernel(step.call, *arguments)
+                with Running(step.call.node.operator):
+                    made = step.kernel(step.call, *arguments)
             except _KERNEL_FAILURES as error:
                 if _is_out_of_memory(error):
                     raise

@@ -15,9 +15,8 @@ _SURE = 15.0
 
 
 def simplify(graph: Graph) -> Graph:
-    """Constants made from a fixed shape become stored ones, a softplus with a switch a softplus, and roots of squares
-    norms."""
-    return _norms(_smooth_softplus(_stored_constants(graph)))
+    """Constants made from a fixed shape become stored ones; a softplus with a switch becomes a softplus."""
+    return _smooth_softplus(_stored_constants(graph))
 
 
 def _stored_constants(graph: Graph) -> Graph:
@@ -56,44 +55,6 @@ def _softplus(graph: Graph, node: Node) -> Node | None:
     if switch.inputs[0] != x or soft.inputs[0] != x:
         return None
     return replace(soft, outputs=node.outputs, name=node.name, index=node.index)
-
-
-def _norms(graph: Graph) -> Graph:
-    """√(Σ x²) is a norm, and √(x²) is |x|: at 0 they have the derivatives of those, and they are no smoother."""
-    return replace(graph, nodes=tuple(_norm(graph, node) or node for node in graph.nodes))
-
-
-def _norm(graph: Graph, node: Node) -> Node | None:
-    inside = graph.producers.get(node.inputs[0]) if _is_root(graph, node) else None
-    if inside is None:
-        return None
-    if _is(inside, "ReduceSumSquare"):
-        return replace(inside, operator="ReduceL2", outputs=node.outputs, name=node.name, index=node.index)
-    base = _squared(graph, inside)
-    if base is not None:
-        return replace(node, operator="Abs", inputs=(base,))
-    summand = graph.producers.get(inside.inputs[0]) if _is(inside, "ReduceSum") else None
-    base = None if summand is None else _squared(graph, summand)
-    if base is None:
-        return None
-    inputs = (base, *inside.inputs[1:])
-    return replace(inside, operator="ReduceL2", inputs=inputs, outputs=node.outputs, name=node.name, index=node.index)
-
-
-def _is_root(graph: Graph, node: Node) -> bool:
-    return _is(node, "Sqrt") or (_is(node, "Pow") and _exponent(graph, node) == 0.5)
-
-
-def _squared(graph: Graph, node: Node) -> str | None:
-    """x, if the node makes x²."""
-    if _is(node, "Mul") and node.inputs[0] == node.inputs[1]:
-        return node.inputs[0]
-    return node.inputs[0] if _is(node, "Pow") and _exponent(graph, node) == 2 else None
-
-
-def _exponent(graph: Graph, node: Node) -> float | None:
-    exponent = graph.constants.get(node.inputs[1])
-    return float(exponent) if exponent is not None and exponent.numel() == 1 else None
 
 
 def _is(node: Node, operator: str) -> bool:

@@ -28,7 +28,13 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(~allowed, -math.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return torch.softmax(scores, -1) @ value
+    return _safe_softmax(scores) @ value
+
+
+def _safe_softmax(scores: Tensor) -> Tensor:
+    """As torch's attention has it: zeros for a query that may look at nothing."""
+    blind = torch.isneginf(scores).all(dim=-1, keepdim=True)
+    return torch.softmax(scores.masked_fill(blind, 0), -1).masked_fill(blind, 0)
 
 
 def _self_attention(

@@ -18,6 +18,7 @@ from wsb_engine.formats.onnx.peeling import Head
 from wsb_engine.formats.torchscript.archive import checked_archive
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Script, load
+from wsb_engine.formats.torchscript.nonlinearities import nonlinearities
 from wsb_engine.formats.torchscript.parameters import ParameterSet, parameters
 from wsb_engine.formats.torchscript.program import (
     Program,
@@ -28,7 +29,6 @@ from wsb_engine.formats.torchscript.program import (
     outputs_of,
     released,
 )
-from wsb_engine.formats.torchscript.smoothness import kinks, nonlinearities
 from wsb_engine.formats.torchscript.structure import structure
 from wsb_engine.formats.torchscript.values import Step, Value
 from wsb_engine.options import Head as HeadOption
@@ -86,7 +86,6 @@ class TorchScriptClassifier(Classifier):
             parameters=used,
             mlp=mlp,
             activations=_activations(steps, mlp),
-            nonsmooth_operators=tuple(dict.fromkeys(kinks(steps))),
             tied=tied,
             head=chosen.name,
             classes=None,

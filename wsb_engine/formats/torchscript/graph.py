@@ -35,6 +35,12 @@ class Operation:
         """Without the namespace."""
         return self.kind.partition("::")[2]
 
+    @property
+    def public_name(self) -> str | None:
+        """The name of a function of torch's that this is, in place or not; None for what only torch itself calls."""
+        name = self.name.removesuffix("_")
+        return None if name.startswith("_") else name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:

@@ -30,8 +30,6 @@ class Operator:
     """An entry of the table."""
 
     kernel: Kernel
-    smooth: bool
-    """Whether it is twice differentiable everywhere in its floating arguments."""
     keeps: bool = False
     """Whether the result may be the first argument itself, without torch's schema saying so."""
 
@@ -40,10 +38,10 @@ TABLE: dict[str, Operator] = {}
 """Name without namespace → operator; one that works in place is found without its underscore."""
 
 
-def _enter(*names: str, smooth: bool = True, keeps: bool = False) -> Callable[[Kernel], Kernel]:
+def _enter(*names: str, keeps: bool = False) -> Callable[[Kernel], Kernel]:
     def enter(kernel: Kernel) -> Kernel:
         for name in names:
-            TABLE[name] = Operator(kernel, smooth, keeps)
+            TABLE[name] = Operator(kernel, keeps)
         return kernel
 
     return enter
@@ -80,35 +78,29 @@ def _own(call: Call, name: str, overload: str, arguments: tuple[Any, ...]) -> An
 FACTORIES = frozenset({"arange", "eye", "full", "linspace", "ones", "zeros"})
 """Operators that make tensors out of numbers."""
 
-_SMOOTH = """
-    _convolution_mode acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add addbmm addcdiv
-    addcmul addmm addmv all any arange argmax argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d
-    avg_pool3d baddbmm bitwise_and bitwise_not bitwise_or bmm broadcast_tensors broadcast_to cat celu
-    channel_shuffle chunk clone concat concatenate constant_pad_nd conv1d conv2d conv3d conv_transpose1d
-    conv_transpose2d conv_transpose3d cos cosh cosine_similarity cumprod cumsum diagonal div divide dot einsum
-    eq erf erfc exp exp2 expand expand_as expm1 eye flatten flip full full_like gather ge gelu greater
-    greater_equal gt hstack index index_add index_put index_select inner isfinite isinf isnan le less less_equal
-    linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not logical_or
-    logical_xor logsumexp lt masked_fill matmul mean meshgrid mish mm movedim mul multiply mv narrow ne neg
-    negative new_full new_ones new_zeros not_equal numpy_T one_hot ones ones_like outer permute pixel_shuffle
-    pixel_unshuffle pow prod reciprocal reflection_pad1d reflection_pad2d reflection_pad3d repeat
-    repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90 rsqrt rsub scatter
-    scatter_add select select_scatter sigmoid silu sin sinh slice slice_scatter softmax softsign split
-    split_with_sizes sqrt square squeeze stack std std_mean sub subtract sum swapaxes swapdims t take_along_dim
-    tan tanh tensor_split tile transpose tril triu true_divide unbind unflatten unsqueeze upsample_bicubic2d
-    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-    upsample_trilinear3d var var_mean vstack where xlogy zeros zeros_like
+_NATIVE = """
+    _convolution_mode abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d add addbmm addcdiv addcmul addmm addmv all amax amin any arange argmax
+    argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_not bitwise_or
+    bmm broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clip clone
+    concat concatenate constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    copysign cos cosh cosine_similarity cummax cummin cumprod cumsum diagonal div divide dot einsum elu eq erf erfc exp
+    exp2 expand expand_as expm1 eye flatten flip floor floor_divide fmod frac full full_like gather ge gelu greater
+    greater_equal gt hardshrink hardtanh hstack index index_add index_put index_select inner isfinite isinf isnan le
+    leaky_relu less less_equal linalg_vector_norm linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp
+    logical_and logical_not logical_or logical_xor logsumexp lt masked_fill matmul max max_pool1d max_pool2d
+    max_pool3d maximum mean median meshgrid min minimum mish mm movedim mul multiply mv narrow ne neg negative
+    new_full new_ones new_zeros norm not_equal numpy_T one_hot ones ones_like outer permute pixel_shuffle
+    pixel_unshuffle pow prod reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder
+    repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90 round rsqrt rsub
+    scatter scatter_add select select_scatter selu sgn sigmoid sign silu sin sinh slice slice_scatter softmax
+    softshrink softsign sort split split_with_sizes sqrt square squeeze stack std std_mean sub subtract sum swapaxes
+    swapdims t take_along_dim tan tanh tensor_split threshold tile topk transpose tril triu true_divide trunc unbind
+    unflatten unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean vstack where xlogy zeros zeros_like
 """
-_KINKED = """
-    abs absolute adaptive_max_pool1d adaptive_max_pool2d amax amin ceil clamp clamp_max clamp_min clip copysign cummax
-    cummin floor floor_divide fmod frac hardshrink hardtanh leaky_relu linalg_vector_norm max max_pool1d max_pool2d
-    max_pool3d maximum median min minimum norm relu relu6 remainder round selu sgn sign softshrink sort threshold
-    topk trunc
-"""
-for _name in _SMOOTH.split():
-    TABLE[_name] = Operator(native, True)
-for _name in _KINKED.split():
-    TABLE[_name] = Operator(native, False)
+for _name in _NATIVE.split():
+    TABLE[_name] = Operator(native)
 
 
 @_enter("alias", "contiguous", "lift_fresh", "lift_fresh_copy", "cpu", "cuda", "requires_grad", keeps=True)
@@ -200,22 +192,17 @@ def softplus(call: Call, x: Tensor, beta: float = 1, threshold: float = 20) -> T
     return functional.softplus(x, beta, 40.0 if threshold >= SURE else threshold)
 
 
-@_enter("elu", smooth=False)
-def elu(call: Call, x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
-    return scale * torch.where(x > 0, x, functional.elu(input_scale * x, alpha=alpha))
-
-
-@_enter("hardsigmoid", smooth=False)
+@_enter("hardsigmoid")
 def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
     return torch.clamp(x / 6 + 0.5, 0, 1)
 
 
-@_enter("hardswish", smooth=False)
+@_enter("hardswish")
 def hard_swish(call: Call, x: Tensor) -> Tensor:
     return x * torch.clamp(x / 6 + 0.5, 0, 1)
 
 
-@_enter("heaviside", smooth=False)
+@_enter("heaviside")
 def heaviside(call: Call, x: Tensor, at_zero: Tensor) -> Tensor:
     """torch's own has no derivative."""
     return torch.where(x == 0, at_zero, (x > 0).to(x.dtype))
@@ -231,14 +218,14 @@ def unfold(call: Call, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     return windows.movedim(dim + 1, -1)
 
 
-@_enter("prelu", smooth=False)
+@_enter("prelu")
 def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
     if slope.numel() > 1 and x.ndim > 1:
         slope = slope.reshape(-1, *[1] * (x.ndim - 2))
     return torch.where(x > 0, x, slope * x)
 
 
-@_enter("rrelu", smooth=False)
+@_enter("rrelu")
 def rrelu(call: Call, x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Tensor:
     return functional.leaky_relu(x, (lower + upper) / 2)
 
@@ -249,7 +236,7 @@ def glu(call: Call, x: Tensor, dim: int = -1) -> Tensor:
     return value * torch.sigmoid(gate)
 
 
-@_enter("pad", smooth=True)
+@_enter("pad")
 def pad(call: Call, x: Tensor, amounts: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
     return functional.pad(x, amounts, mode, value)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.classifier import Input, Tensors
+from wsb_engine.curvature.watching import Running
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Argument, Script
@@ -41,7 +42,8 @@ class Plan:
         for step, finished in self.steps:
             if step.kernel is None:  # a walk with all shapes given decides everything
                 raise RuntimeError(f"{step.call.operation.kind} was left open")
-            made = step.call.run(step.kernel, replaced(step.arguments, element))
+            with Running(step.call.operation.public_name):
+                made = step.call.run(step.kernel, replaced(step.arguments, element))
             values.update(zip(step.outputs, made if isinstance(made, (tuple, list)) else (made,), strict=False))
             for name in finished:
                 values.pop(name, None)

@@ -1,13 +1,15 @@
-"""Activation functions. Those with a kink are entered as not smooth; decomposed ones are recognised in mlp.py."""
+"""Activation functions; decomposed ones are recognised in mlp.py."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wsb_engine.formats.onnx.conventions import GUARDED
 from wsb_engine.formats.onnx.operators.registry import Call, operator
 
 ACTIVATIONS = frozenset(
@@ -71,52 +73,59 @@ def celu(call: Call, x: Tensor) -> Tensor:
     return functional.celu(x, alpha=call.get("alpha", 1.0))
 
 
-@operator("Selu", smooth=False)
+@operator("Selu")
 def selu(call: Call, x: Tensor) -> Tensor:
     alpha, gamma = call.get("alpha", 1.67326319217681884765625), call.get("gamma", 1.05070102214813232421875)
     return gamma * functional.elu(x, alpha=alpha)
 
 
-@operator("Relu", smooth=False)
+@operator("Relu")
 def relu(call: Call, x: Tensor) -> Tensor:
     return torch.relu(x)
 
 
-@operator("LeakyRelu", smooth=False)
+@operator("LeakyRelu")
 def leaky_relu(call: Call, x: Tensor) -> Tensor:
     return functional.leaky_relu(x, call.get("alpha", 0.01))
 
 
-@operator("PRelu", smooth=False)
+@operator("PRelu")
 def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
     return torch.where(x > 0, x, slope * x)
 
 
-@operator("ThresholdedRelu", smooth=False)
+@operator("ThresholdedRelu")
 def thresholded_relu(call: Call, x: Tensor) -> Tensor:
     return torch.where(x > call.get("alpha", 1.0), x, torch.zeros_like(x))
 
 
-@operator("Shrink", smooth=False)
+@operator("Shrink")
 def shrink(call: Call, x: Tensor) -> Tensor:
     threshold, bias = call.get("lambd", 0.5), call.get("bias", 0.0)
     low, high = x + bias, x - bias
     return torch.where(x < -threshold, low, torch.where(x > threshold, high, torch.zeros_like(x))).to(x.dtype)
 
 
-@operator("HardSigmoid", smooth=False)
+@operator("HardSigmoid")
 def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
     return torch.clamp(call.get("alpha", 0.2) * x + call.get("beta", 0.5), 0.0, 1.0)
 
 
-@operator("HardSwish", smooth=False)
+@operator("HardSwish")
 def hard_swish(call: Call, x: Tensor) -> Tensor:
     return x * torch.clamp(x / 6.0 + 0.5, 0.0, 1.0)
 
 
 @operator("Softmax")
 def softmax(call: Call, x: Tensor) -> Tensor:
-    return _over_axis(call, x, torch.softmax)
+    return _over_axis(call, x, _guarded_softmax if call.get(GUARDED, 0) else torch.softmax)
+
+
+def _guarded_softmax(x: Tensor, dim: int) -> Tensor:
+    """NaN, of slope 0, where all are −∞."""
+    blind = torch.isneginf(x).all(dim=dim, keepdim=True)
+    weights = torch.softmax(torch.where(blind, torch.zeros_like(x), x), dim)
+    return torch.where(blind, torch.full_like(x, math.nan), weights)
 
 
 @operator("LogSoftmax")
@@ -124,7 +133,7 @@ def log_softmax(call: Call, x: Tensor) -> Tensor:
     return _over_axis(call, x, torch.log_softmax)
 
 
-@operator("Hardmax", smooth=False)
+@operator("Hardmax")
 def hardmax(call: Call, x: Tensor) -> Tensor:
     return _over_axis(call, x, _first_maximum)
 

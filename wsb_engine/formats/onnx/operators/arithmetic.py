@@ -9,9 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wsb_engine.formats.norms import root
+from wsb_engine.formats.onnx.conventions import GUARDED, NORM
 from wsb_engine.formats.onnx.operators.registry import Call, Kernel, operator
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "Abs": torch.abs,
     "Acos": torch.acos,
     "Acosh": torch.acosh,
     "Asin": torch.asin,
@@ -19,26 +22,22 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Atan": torch.atan,
     "Atanh": torch.atanh,
     "BitwiseNot": torch.bitwise_not,
+    "Ceil": torch.ceil,
     "Cos": torch.cos,
     "Cosh": torch.cosh,
     "Erf": torch.erf,
     "Exp": torch.exp,
+    "Floor": torch.floor,
     "IsNaN": torch.isnan,
     "Log": torch.log,
     "Neg": torch.neg,
     "Not": torch.logical_not,
     "Reciprocal": torch.reciprocal,
-    "Sin": torch.sin,
-    "Sinh": torch.sinh,
-    "Sqrt": torch.sqrt,
-    "Tan": torch.tan,
-}
-_UNARY_NONSMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
-    "Abs": torch.abs,
-    "Ceil": torch.ceil,
-    "Floor": torch.floor,
     "Round": torch.round,  # halves to even, as ONNX wants
     "Sign": torch.sign,
+    "Sin": torch.sin,
+    "Sinh": torch.sinh,
+    "Tan": torch.tan,
 }
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Add": torch.add,
@@ -93,8 +92,6 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
 
 for _name, _function in _UNARY.items():
     operator(_name)(_unary(_function))
-for _name, _function in _UNARY_NONSMOOTH.items():
-    operator(_name, smooth=False)(_unary(_function))
 for _name, _pair in _BINARY.items():
     operator(_name)(_binary(_pair))
 
@@ -103,17 +100,27 @@ for _name, _pair in _BINARY.items():
 @_signed
 def div(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """Integers divide towards zero."""
-    whole = not a.is_floating_point() and not b.is_floating_point()
-    return torch.div(a, b, rounding_mode="trunc") if whole else torch.div(a, b)
+    if not a.is_floating_point() and not b.is_floating_point():
+        return torch.div(a, b, rounding_mode="trunc")
+    if not call.get(GUARDED, 0):
+        return torch.div(a, b)
+    neither = (a == 0) & (b == 0)
+    quotient = a / torch.where(neither, torch.ones_like(b), b)
+    return torch.where(neither, torch.full_like(quotient, math.nan), quotient)
+
+
+@operator("Sqrt")
+def square_root(call: Call, x: Tensor) -> Tensor:
+    return root(x, 0.5) if call.get(NORM, 0) else torch.sqrt(x)
 
 
 @operator("Pow")
 def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
     """The result has the base's type."""
-    return torch.pow(base, exponent).to(base.dtype)
+    return (root(base, exponent) if call.get(NORM, 0) else torch.pow(base, exponent)).to(base.dtype)
 
 
-@operator("Mod", smooth=False)
+@operator("Mod")
 @_signed
 def mod(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """fmod = 1 takes the sign of the dividend, otherwise of the divisor."""
@@ -136,7 +143,7 @@ def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
     return torch.bitwise_left_shift(a, b) if direction == "LEFT" else torch.bitwise_right_shift(a, b)
 
 
-@operator("Clip", smooth=False)
+@operator("Clip")
 @_signed
 def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Bounds are attributes before opset 11, inputs since."""
@@ -159,7 +166,7 @@ def mean(call: Call, *values: Tensor) -> Tensor:
     return total(call, *values) / len(values)
 
 
-@operator("Max", smooth=False)
+@operator("Max")
 @_signed
 def maximum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     for each in rest:
@@ -167,7 +174,7 @@ def maximum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     return first
 
 
-@operator("Min", smooth=False)
+@operator("Min")
 @_signed
 def minimum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     for each in rest:

@@ -18,7 +18,7 @@ def scaler(call: Call, x: Tensor) -> Tensor:
     return (x - x.new_tensor(offset)) * x.new_tensor(scale)
 
 
-@operator("Normalizer", domain=ML, smooth=False)
+@operator("Normalizer", domain=ML)
 def normalizer(call: Call, x: Tensor) -> Tensor:
     """Divides each row by its norm, where that is not 0."""
     x = x.to(call.working)
@@ -40,6 +40,6 @@ def array_feature_extractor(call: Call, x: Tensor, indices: Tensor) -> Tensor:
     return torch.index_select(x, -1, indices.reshape(-1).to(torch.int64))
 
 
-@operator("Binarizer", domain=ML, smooth=False)
+@operator("Binarizer", domain=ML)
 def binarizer(call: Call, x: Tensor) -> Tensor:
     return (x > call.get("threshold", 0.0)).to(x.dtype)

@@ -80,7 +80,7 @@ def mean_variance_normalization(call: Call, x: Tensor) -> Tensor:
     return centred / (vector_norm(centred, 2, axes, keepdim=True) / math.sqrt(samples) + 1e-9)
 
 
-@operator("LpNormalization", smooth=False)
+@operator("LpNormalization")
 def lp_normalization(call: Call, x: Tensor) -> Tensor:
     """x / ‖x‖_p along one axis; 0 where the norm is 0."""
     return normalised(x, vector_norm(x, call.get("p", 2), [call.get("axis", -1)], keepdim=True))

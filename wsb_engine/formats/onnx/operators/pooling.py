@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsb_engine.formats.norms import vector_norm
+from wsb_engine.formats.norms import root, vector_norm
 from wsb_engine.formats.onnx.operators.convolution import CONVOLUTIONS
 from wsb_engine.formats.onnx.operators.registry import Call, operator
 from wsb_engine.formats.onnx.operators.spatial import Window, pad_ends, window
@@ -27,7 +27,7 @@ def _window(call: Call, x: Tensor) -> Window:
     return window(call, x, call.ints("kernel_shape") or ())
 
 
-@operator("MaxPool", smooth=False)
+@operator("MaxPool")
 def max_pool(call: Call, x: Tensor) -> Tensor:
     shape = _window(call, x)
     exact = x if x.is_floating_point() else x.to(torch.float64)
@@ -58,19 +58,12 @@ def average_pool(call: Call, x: Tensor) -> Tensor:
     return _window_sums(shape.pad(x), shape) / _window_sums(counted, shape)
 
 
-@operator("LpPool", smooth=False)
+@operator("LpPool")
 def lp_pool(call: Call, x: Tensor) -> Tensor:
     """(Σ |x|^p)^(1/p) over each window."""
     order = call.get("p", 2)
     shape = _window(call, x)
-    return _root(_window_sums(shape.pad(x.abs().pow(order)), shape), order)
-
-
-def _root(x: Tensor, order: int) -> Tensor:
-    """x^(1/p) of sums that are not negative; at 0, where torch's norms have the derivative 0, so has this."""
-    positive = x > 0
-    inside = torch.where(positive, x, torch.ones_like(x))
-    return torch.where(positive, inside.sqrt() if order == 2 else inside.pow(1.0 / order), torch.zeros_like(x))
+    return root(_window_sums(shape.pad(x.abs().pow(order)), shape), 1.0 / order)
 
 
 def _spatial(x: Tensor) -> list[int]:
@@ -82,12 +75,12 @@ def global_average_pool(call: Call, x: Tensor) -> Tensor:
     return x.mean(dim=_spatial(x), keepdim=True)
 
 
-@operator("GlobalMaxPool", smooth=False)
+@operator("GlobalMaxPool")
 def global_max_pool(call: Call, x: Tensor) -> Tensor:
     return x.amax(dim=_spatial(x), keepdim=True)
 
 
-@operator("GlobalLpPool", smooth=False)
+@operator("GlobalLpPool")
 def global_lp_pool(call: Call, x: Tensor) -> Tensor:
     order = call.get("p", 2)
     return vector_norm(x, order, _spatial(x), keepdim=True)

@@ -30,8 +30,6 @@ _ACTIVATIONS: dict[str, tuple[_Activation, float, float]] = {
     "tanh": (lambda x, a, b: torch.tanh(x), 0.0, 0.0),
     "thresholdedrelu": (lambda x, a, b: torch.where(x > a, x, torch.zeros_like(x)), 1.0, 0.0),
 }
-SMOOTH = frozenset({"affine", "scaledtanh", "sigmoid", "softplus", "softsign", "tanh"})
-"""Activations of recurrent layers that are twice differentiable everywhere, in lower case."""
 
 
 def _functions(call: Call, default: tuple[str, ...], directions: int) -> list[Callable[[Tensor], Tensor]]:

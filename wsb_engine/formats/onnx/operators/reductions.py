@@ -66,17 +66,17 @@ def _log_sum_exp(x: Tensor, dims: list[int], keep: bool) -> Tensor:
     return torch.logsumexp(x if x.is_floating_point() else x.to(torch.float64), dim=dims, keepdim=keep).to(x.dtype)
 
 
-_REDUCTIONS: dict[str, tuple[_Reduction, bool]] = {
-    "ReduceL1": (_l1, False),
-    "ReduceL2": (_l2, False),
-    "ReduceLogSum": (_log_sum, True),
-    "ReduceLogSumExp": (_log_sum_exp, True),
-    "ReduceMax": (_largest, False),
-    "ReduceMean": (_mean, True),
-    "ReduceMin": (_smallest, False),
-    "ReduceProd": (_product, True),
-    "ReduceSum": (_sum, True),
-    "ReduceSumSquare": (_sum_of_squares, True),
+_REDUCTIONS: dict[str, _Reduction] = {
+    "ReduceL1": _l1,
+    "ReduceL2": _l2,
+    "ReduceLogSum": _log_sum,
+    "ReduceLogSumExp": _log_sum_exp,
+    "ReduceMax": _largest,
+    "ReduceMean": _mean,
+    "ReduceMin": _smallest,
+    "ReduceProd": _product,
+    "ReduceSum": _sum,
+    "ReduceSumSquare": _sum_of_squares,
 }
 
 
@@ -99,8 +99,8 @@ def _dims(call: Call, axes: tuple[int, ...], x: Tensor) -> list[int]:
     return sorted({axis_of(call, axis, x.ndim) for axis in axes})
 
 
-for _name, (_function, _smooth) in _REDUCTIONS.items():
-    operator(_name, static=(1,), smooth=_smooth)(_reducer(_function))
+for _name, _function in _REDUCTIONS.items():
+    operator(_name, static=(1,))(_reducer(_function))
 
 
 @operator("CumSum", static=(1,))
@@ -124,12 +124,12 @@ def _running(call: Call, x: Tensor, axis: Static, function: Callable[..., Tensor
     return made.flip(dim) if backwards else made
 
 
-@operator("ArgMax", smooth=False)
+@operator("ArgMax")
 def argmax(call: Call, x: Tensor) -> Tensor:
     return _arg(call, x, torch.argmax)
 
 
-@operator("ArgMin", smooth=False)
+@operator("ArgMin")
 def argmin(call: Call, x: Tensor) -> Tensor:
     return _arg(call, x, torch.argmin)
 
@@ -143,7 +143,7 @@ def _arg(call: Call, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
     return made
 
 
-@operator("TopK", static=(1,), smooth=False)
+@operator("TopK", static=(1,))
 def top_k(call: Call, x: Tensor, k: Static | None = None) -> tuple[Tensor, Tensor]:
     """The k extreme elements in order, and where they are; the first of equal ones comes first."""
     axis = axis_of(call, call.get("axis", -1), x.ndim)

@@ -78,8 +78,6 @@ class Operator:
     kernel: Kernel
     static: frozenset[int]
     """Positions of the inputs that must be known before the kernel runs."""
-    smooth: bool
-    """Whether the outputs are twice differentiable everywhere in the inputs that have a derivative."""
     concrete: bool
     """True where the output's shape depends on values: such a node can only be folded."""
 
@@ -92,7 +90,6 @@ def operator(
     domain: str = "",
     since: int = 1,
     static: tuple[int, ...] = (),
-    smooth: bool = True,
     concrete: bool = False,
 ) -> Callable[[T], T]:
     """Enters a kernel in the table under one or more operator names."""
@@ -105,7 +102,6 @@ def operator(
                 since=since,
                 kernel=kernel,  # type: ignore[arg-type]
                 static=frozenset(static),
-                smooth=smooth,
                 concrete=concrete,
             )
             versions = _TABLE.setdefault((domain, name), [])
