@@ -11,6 +11,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.helper import make_node as node
 
 from wsb_engine import ModelError, load_model
+from wsb_engine.curvature.smoothness import nonsmooth_operators
 from wsb_engine.formats.onnx.program import rescaled
 
 pytestmark = [
@@ -327,7 +328,8 @@ def test_operators_with_a_kink_in_the_parameters_are_reported(
 ) -> None:
     rest = [node("Gemm", ["x", "w"], ["h"]), *nodes, node("MatMul", ["a", "v"], ["z"])]
     model = load_model(build.bytes(rest, weights(w=(4, 5), v=(5, 3)) | extra)).resolve()
-    assert model.nonsmooth_operators == names
+    inputs = {"x": torch.from_numpy(X)}
+    assert nonsmooth_operators(model.function, model.parameters, inputs) == names
 
 
 def test_a_recurrent_layer_over_endless_time_is_refused(build: Any, weights: Any) -> None:

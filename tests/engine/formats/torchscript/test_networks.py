@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import wsb_engine as wsb
+from wsb_engine.curvature.smoothness import nonsmooth_operators
 
 SAMPLES = 6
 
@@ -148,6 +149,6 @@ def test_parameters_of_a_frozen_module_are_named_after_their_layers(randomised: 
 
 def test_a_kink_is_reported(randomised: Any, scripted: Any) -> None:
     model = wsb.load_model(scripted(randomised(Residual()))).resolve()
-    assert model.nonsmooth_operators == ("relu", "max_pool2d")
+    assert nonsmooth_operators(model.function, model.parameters, {"x": IMAGES}) == ("relu", "max_pool2d")
     assert model.mlp is None
     assert "norm.running_mean" not in model.parameters

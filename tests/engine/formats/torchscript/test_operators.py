@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
 from wsb_engine import load_model
+from wsb_engine.curvature.smoothness import nonsmooth_operators
 from wsb_engine.formats.torchscript.operators import TABLE
 
 Case = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -76,6 +77,7 @@ SMOOTH: dict[str, Case] = {
     "matmul": lambda h, a, k: h @ h.transpose(-1, -2),
     "mean sum prod": lambda h, a, k: h.mean((2, 3), keepdim=True) * h.sum(1, keepdim=True) + torch.prod(h + 2, 3, keepdim=True),
     "mish silu softplus": lambda h, a, k: F.mish(h) * F.silu(h) + F.softplus(h, beta=2.0),
+    "norm": lambda h, a, k: h.norm(2, 3, keepdim=True) * torch.linalg.vector_norm(h, dim=2, keepdim=True),
     "narrow select slice": lambda h, a, k: h.narrow(2, 1, 2) * h.select(1, 0)[:, None, :2] + h[:, :, :2],
     "matrix products of vectors": lambda h, a, k: (
         h * torch.inner(h, h[0, 1, 0])[..., None]
@@ -148,7 +150,10 @@ KINKED: dict[str, Case] = {
         + h * torch.div(h, 0.3, rounding_mode="floor")
     ),
     "max pool": lambda h, a, k: F.max_pool2d(h, 2, stride=1, padding=1),
-    "norm": lambda h, a, k: h.norm(2, 3, keepdim=True) * torch.linalg.vector_norm(h, dim=2, keepdim=True),
+    "norms but of several elements": lambda h, a, k: (
+        h.norm(1, 3, keepdim=True) * torch.linalg.vector_norm(h, math.inf, dim=2, keepdim=True)
+        + torch.linalg.vector_norm(h[:, :1], dim=1, keepdim=True)
+    ),
     "relu": lambda h, a, k: F.relu(h) * torch.relu(h),
     "round floor ceil": lambda h, a, k: h * (torch.round(h) + torch.floor(h) + torch.ceil(h)),
     "selu": lambda h, a, k: F.selu(h),
@@ -206,14 +211,14 @@ def test_values_and_second_derivatives_are_those_of_torch(name: str, traced: Any
         expected = torch.autograd.functional.hessian(eager, w).reshape(w.numel(), -1)  # type: ignore[no-untyped-call]
     assert math.isfinite(float(expected.sum()))
     torch.testing.assert_close(_hessian(ours, w), expected, rtol=1e-8, atol=1e-8)
-    assert bool(model.nonsmooth_operators) == (name in KINKED)
+    assert bool(nonsmooth_operators(model.function, {"w": w}, {"x": X})) == (name in KINKED)
 
 
 def test_a_hard_sigmoid_has_the_values_of_torch(traced: Any) -> None:
     module = Applied(lambda h, a, k: F.hardsigmoid(4 * h)).eval()  # torch has no second derivative of its own here
     model = load_model(traced(module, X[:2])).resolve()
     torch.testing.assert_close(model.function({"w": module.w.detach()}, {"x": X}), module(X), rtol=1e-9, atol=1e-9)
-    assert model.nonsmooth_operators == ("hardsigmoid",)
+    assert nonsmooth_operators(model.function, {"w": module.w.detach()}, {"x": X}) == ("hardsigmoid",)
 
 
 def test_single_precision_stays_single(traced: Any) -> None:

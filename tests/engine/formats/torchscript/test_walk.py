@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import wsb_engine as wsb
 from wsb_engine import ModelError, load_model
+from wsb_engine.curvature.smoothness import nonsmooth_operators
 
 X = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)).double()
 
@@ -246,4 +247,4 @@ def test_integers_stay_integers(randomised: Any, scripted: Any, logits: Any) -> 
     lengths = torch.tensor([1, 2, 3, 4, 2])
     model = load_model(scripted(module)).resolve()
     torch.testing.assert_close(logits(model, X, lengths, names=("x", "lengths")), module(X, lengths))
-    assert model.nonsmooth_operators == ()
+    assert nonsmooth_operators(model.function, model.parameters, {"x": X, "lengths": lengths}) == ()
