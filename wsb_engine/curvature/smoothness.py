@@ -126,6 +126,8 @@ class _Follower(OperatorWatch):
             names |= {shown}
         if name == _READ:
             self._read |= names
+        if not names and not any(tensor.is_floating_point() for tensor in results):
+            return  # the same almost everywhere
         writes = operator.__name__.endswith("_") or "out" in kwargs
         for index, tensor in enumerate(results):
             before = self._marks.get(_memory(tensor))

@@ -1,20 +1,42 @@
 """Norms and divisions by them, with torch's derivatives where those are a matter of convention.
 
 At a zero vector a norm has no derivative. torch's own takes 0 there, to every order; √(Σ x²) written out multiplies 0
-by ∞ in forward mode.
+by ∞.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+_SURE = (0, 1, 2, math.inf, -math.inf)
+"""Orders for which all of torch's derivatives at 0 are finite."""
 
-def vector_norm(x: Tensor, order: float, dims: Sequence[int], *, keepdim: bool = False) -> Tensor:
-    """‖x‖_p over some axes."""
-    norm: Tensor = torch.linalg.vector_norm(x, order, list(dims), keepdim=keepdim)
+
+def vector_norm(
+    x: Tensor,
+    order: float = 2,
+    dim: int | Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """‖x‖_p over some axes, all of them by default; as ``torch.linalg.vector_norm``."""
+    if order in _SURE:
+        return _vector_norm(x, order, dim, keepdim, dtype)
+    axes = [dim] if isinstance(dim, int) else range(x.ndim) if dim is None else dim
+    zero = (x == 0).all(list(axes), keepdim=True)
+    some = _vector_norm(torch.where(zero, torch.ones_like(x), x), order, dim, keepdim, dtype)
+    return torch.where(zero.reshape(some.shape), torch.zeros_like(some), some)
+
+
+def _vector_norm(
+    x: Tensor, order: float, dim: int | Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None
+) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, order, dim, keepdim, dtype=dtype)
     return norm
 
 

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from wsb_engine.curvature.watching import Running
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.norms import root, vector_norm
 
 
 class Substitutes(TorchFunctionMode):
@@ -49,8 +50,27 @@ def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: 
 
 
 def cdist(a: Tensor, b: Tensor, p: float = 2.0, *_: Any, **__: Any) -> Tensor:
-    distances: Tensor = torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, dim=-1)
-    return distances
+    return vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+
+
+def norm(x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, *arguments: Any, **options: Any) -> Tensor:
+    if isinstance(p, (int, float)) and not arguments and not options:
+        return vector_norm(x, p, dim, keepdim)
+    other: Tensor = torch.norm(x, p, dim, keepdim, *arguments, **options)
+    return other
+
+
+def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    return x / vector_norm(x, p, dim, True).clamp_min(eps)
+
+
+def std(*arguments: Any, **options: Any) -> Tensor:
+    return root(torch.var(*arguments, **options), 0.5)
+
+
+def std_mean(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(*arguments, **options)
+    return root(variance, 0.5), mean
 
 
 _Cell = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor | None]], tuple[Tensor, ...]]
@@ -172,13 +192,18 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "hardsigmoid": hardsigmoid,
     "heaviside": heaviside,
     "lstm": _recurrent(_lstm_cell),
+    "linalg_vector_norm": vector_norm,
     "lstm_cell": _cell(_lstm_cell),
+    "norm": norm,
+    "normalize": normalize,
     "prelu": prelu,
     "rnn_relu": _recurrent(_plain(torch.relu)),
     "rnn_relu_cell": _cell(_plain(torch.relu)),
     "rnn_tanh": _recurrent(_plain(torch.tanh)),
     "rnn_tanh_cell": _cell(_plain(torch.tanh)),
     "rrelu": rrelu,
+    "std": std,
+    "std_mean": std_mean,
 }
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wsb_engine.formats.norms import root, vector_norm
 from wsb_engine.formats.torchscript.attention import (
     encoder_layer,
     native_multi_head_attention,
@@ -79,25 +80,25 @@ FACTORIES = frozenset({"arange", "eye", "full", "linspace", "ones", "zeros"})
 """Operators that make tensors out of numbers."""
 
 _NATIVE = """
-    _convolution_mode abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    " _convolution_mode abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d add addbmm addcdiv addcmul addmm addmv all amax amin any arange argmax
     argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_not bitwise_or
     bmm broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clip clone
     concat concatenate constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    copysign cos cosh cosine_similarity cummax cummin cumprod cumsum diagonal div divide dot einsum elu eq erf erfc exp
-    exp2 expand expand_as expm1 eye flatten flip floor floor_divide fmod frac full full_like gather ge gelu greater
-    greater_equal gt hardshrink hardtanh hstack index index_add index_put index_select inner isfinite isinf isnan le
-    leaky_relu less less_equal linalg_vector_norm linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp
-    logical_and logical_not logical_or logical_xor logsumexp lt masked_fill matmul max max_pool1d max_pool2d
-    max_pool3d maximum mean median meshgrid min minimum mish mm movedim mul multiply mv narrow ne neg negative
-    new_full new_ones new_zeros norm not_equal numpy_T one_hot ones ones_like outer permute pixel_shuffle
-    pixel_unshuffle pow prod reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder
-    repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90 round rsqrt rsub
-    scatter scatter_add select select_scatter selu sgn sigmoid sign silu sin sinh slice slice_scatter softmax
-    softshrink softsign sort split split_with_sizes sqrt square squeeze stack std std_mean sub subtract sum swapaxes
-    swapdims t take_along_dim tan tanh tensor_split threshold tile topk transpose tril triu true_divide trunc unbind
-    unflatten unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean vstack where xlogy zeros zeros_like
+    copysign cos cosh cosine_similarity cummax cummin cumprod cumsum diagonal div divide dot einsum elu eq erf erfc
+    exp exp2 expand expand_as expm1 eye flatten flip floor floor_divide fmod frac full full_like gather ge gelu
+    greater greater_equal gt hardshrink hardtanh hstack index index_add index_put index_select inner isfinite isinf
+    isnan le leaky_relu less less_equal linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and
+    logical_not logical_or logical_xor logsumexp lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum
+    mean median meshgrid min minimum mish mm movedim mul multiply mv narrow ne neg negative new_full new_ones
+    new_zeros not_equal numpy_T one_hot ones ones_like outer permute pixel_shuffle pixel_unshuffle pow prod
+    reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder repeat repeat_interleave
+    replication_pad1d replication_pad2d replication_pad3d roll rot90 round rsqrt rsub scatter scatter_add select
+    select_scatter selu sgn sigmoid sign silu sin sinh slice slice_scatter softmax softshrink softsign sort split
+    split_with_sizes sqrt square squeeze stack sub subtract sum swapaxes swapdims t take_along_dim tan tanh
+    tensor_split threshold tile topk transpose tril triu true_divide trunc unbind unflatten unsqueeze
+    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d upsample_trilinear3d var var_mean vstack where xlogy zeros zeros_like
 """
 for _name in _NATIVE.split():
     TABLE[_name] = Operator(native)
@@ -200,6 +201,31 @@ def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
 @_enter("hardswish")
 def hard_swish(call: Call, x: Tensor) -> Tensor:
     return x * torch.clamp(x / 6 + 0.5, 0, 1)
+
+
+@_enter("linalg_vector_norm")
+def linalg_vector_norm(
+    call: Call, x: Tensor, order: float, dims: list[int] | None, keepdim: bool, dtype: int | None
+) -> Tensor:
+    return vector_norm(x, order, dims, keepdim, dtype=call.dtype(dtype))
+
+
+@_enter("norm")
+def norm(call: Call, x: Tensor, order: float | None, *arguments: Any) -> Tensor:
+    """Over all elements, or over axes; a dtype is the working one whatever it says."""
+    dims, keepdim = (*arguments, None, False)[:2] if call.operation.overload.endswith("dim") else (None, False)
+    return vector_norm(x, 2 if order is None else order, dims, keepdim)
+
+
+@_enter("std")
+def std(call: Call, x: Tensor, *arguments: Any) -> Tensor:
+    return root(_own(call, "var", call.operation.overload, (x, *arguments)), 0.5)
+
+
+@_enter("std_mean")
+def std_mean(call: Call, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    variance, mean = _own(call, "var_mean", call.operation.overload, (x, *arguments))
+    return root(variance, 0.5), mean
 
 
 @_enter("heaviside")
