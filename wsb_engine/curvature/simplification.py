@@ -48,12 +48,14 @@ _ACCUMULATED: dict[Any, Any] = {
 }
 """Products x·y, with what makes z + x·y in z."""
 _SLOPES = {
-    aten.elu_backward.default, aten.gelu_backward.default, aten.hardsigmoid_backward.default,
-    aten.hardswish_backward.default, aten.hardtanh_backward.default, aten.leaky_relu_backward.default,
-    aten.mish_backward.default, aten.sigmoid_backward.default, aten.silu_backward.default,
-    aten.softplus_backward.default, aten.tanh_backward.default, aten.threshold_backward.default,
+    aten.elu_backward.default, aten.gelu_backward.default, aten.hardswish_backward.default,
+    aten.leaky_relu_backward.default, aten.mish_backward.default, aten.sigmoid_backward.default,
+    aten.silu_backward.default, aten.softplus_backward.default, aten.tanh_backward.default,
 }  # fmt: skip
-"""Operators that multiply their first argument by a function's slope at their only other tensor."""
+"""Operators that multiply their first argument by a function's slope at their only other tensor.
+
+Not those that leave it out where the slope is 0: it may be infinite there, as that of a root behind a dead unit is.
+"""
 _FRESH = {
     *_ACCUMULATED, *_ACCUMULATED.values(), *_IN_PLACE, *_IN_PLACE.values(), aten.addmm.default,
     aten.avg_pool2d.default, aten.avg_pool2d_backward.default, aten.convolution.default, aten.div.Scalar,

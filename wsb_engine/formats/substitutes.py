@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from wsb_engine.curvature.watching import Running
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.norms import root, vector_norm
+from wsb_engine.formats.roots import Roots
 
 
-class Substitutes(TorchFunctionMode):
+class Substitutes(Roots):
     """Runs the functions below in place of torch's own of the same name within its block."""
 
     def __torch_function__(
@@ -22,7 +22,7 @@ class Substitutes(TorchFunctionMode):
     ) -> Any:
         name = getattr(function, "__name__", "")
         if name not in _TABLE:
-            return function(*args, **(kwargs or {}))
+            return super().__torch_function__(function, types, args, kwargs)
         with Running(name):
             return _TABLE[name](*args, **(kwargs or {}))
 

@@ -247,3 +247,17 @@ def test_pools_of_a_product_read_channels_last_from_one_channel_on() -> None:
         product(v)
     assert layouts.seen == [1] * 6  # two pools forward, and two backward with the gradient and the input
     torch.testing.assert_close(found, AutodiffProduct(objective)(v), rtol=1e-12, atol=1e-14)
+
+
+def test_an_infinite_slope_behind_a_dead_unit_does_not_count() -> None:
+    x = torch.tensor([[1.0, 2.0], [-1.0, -3.0], [2.0, 1.0]], dtype=torch.float64)
+    point = {"w": torch.tensor([[1.0, 0.5], [0.3, 2.0]], dtype=torch.float64)}
+    direction = {"w": torch.tensor([[0.3, -1.0], [2.0, 0.7]], dtype=torch.float64)}
+
+    def loss(parameters: Tensors, data: Tensor) -> Tensor:
+        h = torch.relu(data @ parameters["w"])
+        return (h / (h * h).sum(1, keepdim=True).sqrt().clamp(min=1e-3)).pow(3).sum()
+
+    expected = jvp(lambda at: grad(loss)(at, x), (point,), (direction,))[1]["w"]
+    assert bool(expected.isfinite().all())
+    torch.testing.assert_close(linearize(grad(loss), point, x)(x)(direction)["w"], expected, rtol=1e-12, atol=1e-12)

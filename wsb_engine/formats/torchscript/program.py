@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from wsb_engine.classifier import Input, Tensors
 from wsb_engine.curvature.watching import Running
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.roots import Roots
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Argument, Script
 from wsb_engine.formats.torchscript.values import Name, Step, Value, flattened, replaced
@@ -39,14 +41,16 @@ class Plan:
         def element(item: Any) -> Any:
             return values[item] if isinstance(item, Name) else item
 
-        for step, finished in self.steps:
-            if step.kernel is None:  # a walk with all shapes given decides everything
-                raise RuntimeError(f"{step.call.operation.kind} was left open")
-            with Running(step.call.operation.public_name):
-                made = step.call.run(step.kernel, replaced(step.arguments, element))
-            values.update(zip(step.outputs, made if isinstance(made, (tuple, list)) else (made,), strict=False))
-            for name in finished:
-                values.pop(name, None)
+        rooted = any(step.call.operation.name.removesuffix("_") in ("pow", "sqrt") for step, _ in self.steps)
+        with Roots() if rooted else nullcontext():
+            for step, finished in self.steps:
+                if step.kernel is None:  # a walk with all shapes given decides everything
+                    raise RuntimeError(f"{step.call.operation.kind} was left open")
+                with Running(step.call.operation.public_name):
+                    made = step.call.run(step.kernel, replaced(step.arguments, element))
+                values.update(zip(step.outputs, made if isinstance(made, (tuple, list)) else (made,), strict=False))
+                for name in finished:
+                    values.pop(name, None)
         return values[self.result]
 
 
