@@ -42,6 +42,9 @@ SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
     "mask of the inputs": lambda h: h * (torch.ones(6, dtype=h.dtype) > 0),
     "softplus": F.softplus,
     "log-sum-exp": lambda h: h * torch.logsumexp(h, 1, keepdim=True),
+    "scaled root": lambda h: (3 * h**2).mean(1, keepdim=True).sqrt() * h,
+    "distance": lambda h: h * torch.cdist(h, torch.zeros_like(h[:1])),
+    "cosine": lambda h: h * F.cosine_similarity(h, h + 1, dim=1)[:, None],
 }
 KINKED: dict[str, Callable[[Tensor], Tensor]] = {
     "where": lambda h: torch.where(h > 0, h, torch.zeros_like(h)),
@@ -49,7 +52,6 @@ KINKED: dict[str, Callable[[Tensor], Tensor]] = {
     "masked fill": lambda h: h.masked_fill(h <= 0, 0),
     "root of a square": lambda h: (h * h).sqrt(),
     "power of a square": lambda h: (h**2) ** 0.5,
-    "scaled root": lambda h: (3 * h**2).mean(1, keepdim=True).sqrt() * h,
     "L1": lambda h: h / h.norm(p=1, dim=1, keepdim=True),
     "largest": lambda h: h / h.abs().amax(1, keepdim=True),
     "fmod": lambda h: torch.fmod(h, 0.3),
@@ -64,8 +66,6 @@ KINKED: dict[str, Callable[[Tensor], Tensor]] = {
     "prelu": lambda h: F.prelu(h, torch.tensor(0.1, dtype=h.dtype)),
     "rrelu": F.rrelu,
     "sort": lambda h: h.sort(1)[0],
-    "distance": lambda h: h * torch.cdist(h, torch.zeros_like(h[:1])),
-    "cosine": lambda h: h * F.cosine_similarity(h, h + 1, dim=1)[:, None],
 }
 
 

@@ -80,7 +80,7 @@ FACTORIES = frozenset({"arange", "eye", "full", "linspace", "ones", "zeros"})
 """Operators that make tensors out of numbers."""
 
 _NATIVE = """
-    " _convolution_mode abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    _convolution_mode abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d add addbmm addcdiv addcmul addmm addmv all amax amin any arange argmax
     argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_not bitwise_or
     bmm broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clip clone
