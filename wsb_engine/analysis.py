@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 import wsb_engine
@@ -23,7 +25,7 @@ from wsb_engine.curvature.closed_form import ClosedForm
 from wsb_engine.curvature.hessian_product import HessianProduct
 from wsb_engine.curvature.mlp import network
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
-from wsb_engine.errors import ModelError, ResourceError, finite
+from wsb_engine.errors import ModelError, ResourceError, finite, overflow
 from wsb_engine.formats.batch import Batch
 from wsb_engine.members import Devices
 from wsb_engine.options import Options
@@ -79,6 +81,26 @@ def analyze(
         return report_on(replace(problem, team=team), classifier, batch, options, run)
 
 
+@contextmanager
+def _finite_numbers() -> Iterator[None]:
+    """Gives a number that is not finite, which no report can hold, an error with a code and advice.
+
+    Raises:
+        ResourceError: ``overflow``.
+    """
+    try:
+        yield
+    except OverflowError as error:
+        raise overflow("a number") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] != "finite_number":
+            raise
+        place = ".".join(str(part) for part in (error.title, *first["loc"]))
+        raise overflow(f"{place} of the report") from error
+
+
+@_finite_numbers()
 def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: Options, run: Run) -> r.Report:
     """All of an analysis but its setup.
 
@@ -292,8 +314,10 @@ def _disagreement(problem: Problem, hessian: Tensor, seed: int) -> tuple[float, 
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(len(hessian), generator=generator, dtype=torch.float64).to(hessian.device)
     reference = _reference(problem, v)
-    scale = _norm(reference)
-    return (_norm(hessian @ v - reference) / scale, _norm(v) / scale) if scale else (0.0, 0.0)
+    scale, difference = _norm(reference), _norm(hessian @ v - reference)
+    if scale == 0:
+        return math.inf if difference > 0 else 0.0, 0.0
+    return difference / scale, _norm(v) / scale
 
 
 def _norm(v: Tensor) -> float:

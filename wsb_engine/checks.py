@@ -101,7 +101,7 @@ def checks(
     results: list[r.Check] = []
 
     def check(name: str, value: float, tolerance: float) -> None:
-        passed = value <= tolerance
+        passed = math.isfinite(value) and math.isfinite(tolerance) and value <= tolerance
         finite = [number if math.isfinite(number) else None for number in (value, tolerance)]
         results.append(r.Check(name=name, passed=passed, value=finite[0], tolerance=finite[1]))
 
@@ -126,7 +126,8 @@ def checks(
         # |t| ≤ √P ‖H‖_F, whatever rounding did to either
         low, high = rounding.trace(t, q, P)
         least, norm = max(low, -high, 0.0), rounding.norm(q)[1]
-        check("trace_within_frobenius", least / (math.sqrt(P) * norm) if norm > 0 else 0.0, 1 + 100 * eps)
+        ratio = least / (math.sqrt(P) * norm) if norm > 0 else math.inf if least > 0 else 0.0
+        check("trace_within_frobenius", ratio, 1 + 100 * eps)
     for name, value, tolerance in (
         ("product_symmetry", evidence.symmetry, 1e4 * eps),
         ("hessian_symmetry", evidence.asymmetry, 1e5 * eps),

@@ -61,9 +61,14 @@ def finite(value: float, what: str) -> float:
         ResourceError: ``overflow`` where it is infinite or NaN.
     """
     if not math.isfinite(value):
-        raise ResourceError(
-            f"{what} overflows the working precision",
-            code="overflow",
-            advice="Rescale the inputs or weights, or use dtype float64.",
-        )
+        raise overflow(what)
     return value
+
+
+def overflow(what: str) -> ResourceError:
+    """The error of a number that is infinite or NaN."""
+    return ResourceError(
+        f"{what} overflows the working precision",
+        code="overflow",
+        advice="Rescale the inputs or weights, or use dtype float64.",
+    )

@@ -10,6 +10,7 @@ All bounds of one kind hold together, whatever the number of steps, so their run
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -164,7 +165,7 @@ class Enclosing:
     @property
     def _knows_moments(self) -> bool:
         """True if there are moments, and rounding leaves something of them."""
-        return self.premises.moments is not None and math.isfinite(self._frobenius() ** 2)
+        return self.premises.moments is not None and self._frobenius() < math.sqrt(sys.float_info.max)
 
     def _frobenius(self) -> float:
         """Upper bound on ‖H + E‖_F; without moments ‖T‖_F, which lacks what the basis has not met."""

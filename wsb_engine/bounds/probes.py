@@ -83,6 +83,6 @@ def probe(
     return Probed(
         trace=(float(T.trace()) + float(forms.mean())) / sigma,
         trace_error=float(forms.std()) / math.sqrt(probes) / sigma,
-        frobenius_squared=(whole / sigma) ** 2,
+        frobenius_squared=(whole / sigma) * (whole / sigma),
         failure_probability=failure_probability,
     )

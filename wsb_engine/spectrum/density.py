@@ -73,6 +73,7 @@ def density(
         products += run.steps
     means = torch.stack([(w * x).sum() for x, w in zip(nodes, weights, strict=True)])
     seconds = torch.stack([(w * x * x).sum() for x, w in zip(nodes, weights, strict=True)])
+    largest = seconds.max().clamp_min(5e-324)
     lowest, highest = min(float(x[0]) for x in nodes), max(float(x[-1]) for x in nodes)
     sigma = max(highest - lowest, 1e-12 * max(abs(highest), abs(lowest)), 1e-300) * WIDTH
     grid = torch.linspace(lowest - MARGIN * sigma, highest + MARGIN * sigma, GRID, dtype=torch.float64)
@@ -86,7 +87,8 @@ def density(
         mean=float(means.mean()),
         mean_error=float(means.std() / math.sqrt(STARTS)),
         second_moment=float(seconds.mean()),
-        second_moment_error=float(seconds.std() / math.sqrt(STARTS)),
+        # Divided by the largest, so that no square leaves the range of numbers.
+        second_moment_error=float(largest * (seconds / largest).std() / math.sqrt(STARTS)),
         sigma=sigma,
         products=products,
     )

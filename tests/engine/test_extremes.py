@@ -1,0 +1,40 @@
+"""Numbers at the ends of the range: a report that can be written, or an error with a code, whatever is asked for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import wsb_engine as wsb
+
+ASKED: dict[str, dict[str, object]] = {
+    "default": {},
+    "probes": {"moments": "probes"},
+    "dense": {"moments": "probes", "spectrum": "dense"},
+    "density": {"density": True},
+    "top": {"spectrum": "top"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("inputs", [1e-160, 1e80, 1e200])
+@pytest.mark.parametrize("weights", [1e-300, 1e-80, 1e40])
+def test_a_report_or_an_error_with_a_code(weights: float, inputs: float, asked: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(weights)
+    batch = wsb.Batch(inputs * np.random.default_rng(0).normal(size=(5, 3)), np.arange(5) % 3)
+    try:
+        report = wsb.analyze(wsb.from_module(module), batch, wsb.Options.model_validate(ASKED[asked]))
+    except wsb.EngineError:  # which has a code and advice
+        return
+    assert wsb.Report.model_validate_json(report.model_dump_json()) == report
+    for check in report.checks:
+        assert not check.passed or (check.value is not None and math.isfinite(check.value))
