@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.policies import Policy, PolicyError, Verdict, load_policy
+from service.summary import doubts
 from wsb_engine.report import SCHEMA_VERSION, Report
 
 STDOUT = Path("-")
@@ -118,9 +119,10 @@ def read_baseline(path: Path) -> Report:
     return report
 
 
-def describe(verdict: Verdict) -> str:
-    """The verdict in a few lines for people."""
-    rows = [
+def describe(verdict: Verdict, report: Report) -> str:
+    """The verdict in a few lines for people, after what voids the numbers of the report."""
+    rows: list[tuple[str, str, str | None]] = [(name, text, None) for name, text in doubts(report)]
+    rows += [
         (rule.outcome.upper() if rule.outcome != "pass" else "pass", rule.message, rule.advice)
         for rule in verdict.rules
     ]

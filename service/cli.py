@@ -214,7 +214,7 @@ def check(
         _end(str(error), Exit.INVALID)
     report = _evaluated(model, batch, options, url, timeout)
     found = evaluate(rules, report, base, options.learning_rate)
-    typer.echo(describe(found), err=outputs.uses_stdout)
+    typer.echo(describe(found, report), err=outputs.uses_stdout)
     _write(outputs, report, found)
     raise typer.Exit(_exit_of(found))
 

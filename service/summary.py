@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from service.rendering import facts
-from wsb_engine.report import Interval, Report
+from service.rendering.numbers import interval
+from wsb_engine.report import Report
 
 
 def summarize(report: Report) -> str:
     """What was analysed, the bounds, what confirms them, and what to be wary of."""
-    rows = [(" " if index else "IN DOUBT", text) for index, text in enumerate(_doubts(report))]
+    rows = doubts(report)
     rows += [
         ("model", _model(report)),
         ("batch", f"{report.batch.samples} samples, {report.batch.classes} classes"),
@@ -45,29 +46,27 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
     eigenvalues = report.spectrum.eigenvalues if report.spectrum is not None else []
     if report.bounds is not None:
         upper = report.bounds.wolkowicz_styan.lambda_max.upper
-        rows.append(("λ_max", f"{_interval(report.bounds.wolkowicz_styan.lambda_max)} (Wolkowicz-Styan)"))
+        rows.append(("λ_max", f"in {interval(report.bounds.wolkowicz_styan.lambda_max)} (Wolkowicz-Styan)"))
         if eigenvalues:
             ratio = f", the bound is {upper / eigenvalues[0]:.3g} times that" if eigenvalues[0] > 0 else ""
             rows.append(("", f"{eigenvalues[0]:.6g} by the {_spectrum(report)} spectrum{ratio}"))
-        rows.append(("λ_min", f"{_interval(report.bounds.wolkowicz_styan.lambda_min)} (Wolkowicz-Styan)"))
+        rows.append(("λ_min", f"in {interval(report.bounds.wolkowicz_styan.lambda_min)} (Wolkowicz-Styan)"))
     elif eigenvalues:
         rows.append(("λ_max", f"{eigenvalues[0]:.6g} by the {_spectrum(report)} spectrum"))
     if report.enclosure is not None:
-        for name, interval in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
-            sure = facts.certainty(report, interval)
-            rows.append((name, f"in [{interval.lower:.9g}, {interval.upper:.9g}] ({sure})"))
+        for name, found in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
+            rows.append((name, f"in {interval(found)} ({facts.certainty(report, found)})"))
         if facts.stopping(report):
             rows.append(("", f"stopped: {facts.stopping(report)}"))
+    elif facts.withheld(report):
+        rows.append(("λ_max", f"no enclosure: {facts.withheld(report)}"))
     return rows
 
 
-def _doubts(report: Report) -> list[str]:
+def doubts(report: Report) -> list[tuple[str, str]]:
+    """That the numbers can't be relied on, and why, as rows; nothing if every check passed."""
     told = facts.doubts(report)
-    return [facts.UNRELIABLE, *told] if told else []
-
-
-def _interval(interval: Interval) -> str:
-    return f"in [{interval.lower:.6g}, {interval.upper:.6g}]"
+    return [("IN DOUBT", facts.UNRELIABLE), *(("", text) for text in told)] if told else []
 
 
 def _spectrum(report: Report) -> str:

@@ -47,17 +47,19 @@ def evaluate(
 def _judge(rule: Rule, evidence: _Evidence) -> RuleResult:
     number = measure(evidence.report, rule.metric, evidence.learning_rate)
     if number is None:
-        return _missing(rule, evidence, "missing", f"The report has no {rule.metric}.")
+        return _missing(rule, evidence, evidence.report, "missing", f"The report has no {rule.metric}.")
     if not rule.needs_baseline:
         return _against_limit(rule, number)
     if evidence.baseline is None:
-        return _missing(rule, evidence, "baseline_missing", "There is no baseline to compare with.", number)
+        text = "There is no baseline to compare with."
+        return _missing(rule, evidence, evidence.report, "baseline_missing", text, number)
     if evidence.comparison is not None and not evidence.comparison.compatible:
         text = "The baseline can't be compared with."
         return _result(rule, number, outcome="error", code="baseline_mismatch", message=text)
     base = measure(evidence.baseline, rule.metric, evidence.learning_rate)
     if base is None:
-        return _missing(rule, evidence, "missing", f"The baseline has no {rule.metric}.", number)
+        text = f"The baseline has no {rule.metric}."
+        return _missing(rule, evidence, evidence.baseline, "missing", text, number)
     return _against_baseline(rule, number, base)
 
 
@@ -100,22 +102,27 @@ def _decided(
     )
 
 
-def _missing(rule: Rule, evidence: _Evidence, code: str, message: str, number: Measurement | None = None) -> RuleResult:
+def _missing(
+    rule: Rule, evidence: _Evidence, report: Report, code: str, message: str, number: Measurement | None = None
+) -> RuleResult:
+    """Of a rule whose number this report lacks."""
     outcome: Outcome = rule.severity if rule.on_missing == "fail" else rule.on_missing
     advice = "Ask for the part of the report that has it, or set the rule's on_missing."
     if code == "baseline_missing":
         advice = "Give a baseline, or set the rule's on_missing to pass until there is one."
     elif rule.metric == STABILITY_RATIO and evidence.learning_rate is None:
         message, advice = "There is no learning rate.", "Give the option learning_rate, or set it in the policy."
-    elif rule.metric.startswith("enclosure.") and (reason := _withheld(evidence.report)):
-        message, advice = f"The enclosure is withheld: {reason}.", "Allow what it lacks, or judge another metric."
-    elif any(warning.code == "time_limit" for warning in evidence.report.warnings):
+    elif rule.metric.partition(".")[0] in ("enclosure", STABILITY_RATIO) and (reason := _withheld(report)):
+        message = f"{message[:-1]}: the enclosure is withheld ({reason})."
+        advice = "Allow what it lacks, or judge another metric."
+    elif any(warning.code == "time_limit" for warning in report.warnings):
         message, advice = f"{message[:-1]}, which was cut short by its time limit.", "Allow it more time."
     return _result(rule, number, outcome=outcome, code=code, message=message, advice=advice)
 
 
 def _withheld(report: Report) -> str:
-    return next((warning.message for warning in report.warnings if warning.code == "enclosure_withheld"), "")
+    """Why a report has no enclosure; empty if it has one, or none was asked for."""
+    return next((each.message.rstrip(".") for each in report.warnings if each.code == "enclosure_withheld"), "")
 
 
 def _result(rule: Rule, number: Measurement | None, **fields: Any) -> RuleResult:
@@ -147,12 +154,15 @@ def _failed_check(policy: Policy, rules: list[RuleResult], evidence: _Evidence) 
     if policy.allow_failed_checks:
         return None
     for name, report in (("report", evidence.report), ("baseline", evidence.baseline)):
-        failed = [] if report is None else [check.name for check in report.checks if not check.passed]
+        if report is None:
+            continue
+        failed = [check.name for check in report.checks if not check.passed]
+        causes = "".join(f" {each.message.rstrip('.')}." for each in report.warnings if each.code == "check_failed")
         if failed:
             return Verdict(
                 outcome="error",
                 code="failed_check",
-                message=f"Consistency checks of the {name} failed: {', '.join(failed)}.",
+                message=f"Consistency checks of the {name} failed: {', '.join(failed)}.{causes}",
                 advice="Its numbers can't be relied on. Find out why, or set allow_failed_checks.",
                 rules=rules,
                 baseline=evidence.comparison,

@@ -17,11 +17,15 @@ MAX_CASE_NAME = 250
 
 
 def render_junit(report: Report, verdict: Verdict | None = None, *, name: str = "wsb") -> str:
-    """One suite. A rule that warns passes and says so in its output; one that could not be decided is an error."""
-    cases = [_rule(rule) for rule in verdict.rules] if verdict is not None else []
+    """One suite, checks that failed first: they void what follows.
+
+    A rule that warns passes and says so in its output; one that could not be decided is an error.
+    """
+    cases = [_check(check) for check in report.checks if not check.passed]
+    cases += [_rule(rule) for rule in verdict.rules] if verdict is not None else []
     if verdict is not None and verdict.outcome in ("fail", "error") and not _shows(verdict):
         cases.append(_whole(verdict))
-    cases += [_check(check) for check in report.checks]
+    cases += [_check(check) for check in report.checks if check.passed]
     _distinguish(cases)
     counts = {
         "tests": str(len(cases)),

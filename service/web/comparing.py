@@ -137,6 +137,8 @@ def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str,
         "rows": list(filter(None, (_row(label, metric, first.report, second.report) for label, metric in _NUMBERS))),
         "verdict": verdict,
         "decision": decision(first.report, second.report),
+        "doubts": {name: told for name, each in (("A", first), ("B", second)) if (told := facts.doubts(each.report))},
+        "withheld": {name: why for name, each in (("A", first), ("B", second)) if (why := facts.withheld(each.report))},
         "plot": _plot(first, second),
         "differences": _differences(first.report, second.report),
     }
@@ -144,6 +146,9 @@ def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str,
 
 def decision(first: Report, second: Report) -> tuple[str, str]:
     """Which of two classifiers is sharper for certain, in a few words, and why."""
+    doubtful = " and ".join(name for name, report in (("A", first), ("B", second)) if facts.doubts(report))
+    if doubtful:
+        return "Not decided", f"The numbers of {doubtful} can't be relied on."
     ours, theirs = facts.largest_eigenvalue(first), facts.largest_eigenvalue(second)
     if ours is None or theirs is None:
         return "Not decided", "One of the reports holds no bound on λ_max."

@@ -22,7 +22,7 @@ from service.rendering.numbers import Ends, interval, middle, number
 from service.security import InTenant
 from service.web.endpoints import LABEL
 from service.web.pages import page
-from wsb_engine.report import Bounds, Enclosure, Loss
+from wsb_engine.report import Bounds, Check, Enclosure, Loss
 
 MAX_CHECKPOINTS = 200
 """Analyses of a series: the newest with a report."""
@@ -39,6 +39,7 @@ class _Part(BaseModel):
     enclosure: Enclosure | None = None
     bounds: Bounds | None = None
     loss: Loss
+    checks: list[Check] = []
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Checkpoint:
     ends: Ends
     """About λ_max."""
     how: str
+    is_doubtful: bool
+    """True if a check has failed, so that the numbers can't be relied on."""
     loss: float
     accuracy: float | None
     learning_rate: float | None
@@ -76,6 +79,7 @@ async def show_series(request: Request, context: InContext, tenant: InTenant, la
         checkpoints=checkpoints,
         plot=_plot(label, checkpoints),
         stable=_stable(checkpoints),
+        doubtful=[each.position for each in checkpoints if each.is_doubtful],
         skipped=skipped,
         is_cut=is_cut,
         most=MAX_CHECKPOINTS,
@@ -121,8 +125,8 @@ def _checkpoint(row: AnalysisRow, body: str) -> Checkpoint | None:
         ends, how = part.bounds.wolkowicz_styan.lambda_max, "Wolkowicz-Styan bounds"
     else:
         return None
-    rate = row.options.get("learning_rate")
-    return Checkpoint(row.id, _position(row)[1], ends, how, part.loss.value, part.loss.accuracy, rate)
+    rate, is_doubtful = row.options.get("learning_rate"), any(not check.passed for check in part.checks)
+    return Checkpoint(row.id, _position(row)[1], ends, how, is_doubtful, part.loss.value, part.loss.accuracy, rate)
 
 
 def _position(row: AnalysisRow) -> tuple[float, str]:

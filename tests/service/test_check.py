@@ -80,6 +80,16 @@ def test_the_policy_decides_the_exit_code(
     assert (result.returncode, told in result.stdout) == (code, True), (result.stdout, result.stderr)
 
 
+@pytest.mark.parametrize(("more", "code"), [("", 3), ("allow_failed_checks = true\n", 0)])
+def test_a_failed_check_is_told_before_any_number_whatever_the_policy(
+    server: str, files: tuple[str, str], tmp_path: Path, more: str, code: int
+) -> None:
+    flags = ("--url", server, "--output", "doubtful", "--policy", policy(tmp_path, more + PASSING))
+    result = wsb("check", *files, *flags)
+    assert result.returncode == code, result.stderr
+    assert result.stdout.startswith("IN DOUBT  The numbers of this report can't be relied on.\n")
+
+
 @pytest.mark.parametrize(("output", "code"), [("fail", 2), ("crash", 3), ("sleep:60", 3)])
 def test_an_analysis_without_a_report_ends_as_analyze_does(
     server: str, files: tuple[str, str], tmp_path: Path, output: str, code: int

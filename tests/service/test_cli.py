@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -10,8 +11,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from support.service import Service, npz_batch, onnx_mlp, until
 
 import wsb_engine
@@ -68,6 +71,34 @@ def test_analyze_prints_a_summary_and_writes_the_report(files: tuple[str, str], 
     assert report.engine.sandbox
     assert f"{report.spectrum.eigenvalues[0]:.6g} by the dense spectrum" in result.stdout
     assert "moments 100%" in result.stderr
+
+
+def test_a_failed_check_ends_with_3_and_everything_is_written(files: tuple[str, str], tmp_path: Path) -> None:
+    # The file's own runtime computes in float32, in which this shift erases the inputs.
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 4), ("y", 3)))
+    random = np.random.default_rng(0)
+    weights = {"shift": np.float32(1e9), "w": random.normal(size=(4, 3)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Add", ["x", "shift"], ["far"]),
+        helper.make_node("Sub", ["far", "shift"], ["near"]),
+        helper.make_node("MatMul", ["near", "w"], ["y"]),
+    ]
+    arrays = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "shifted", [x], [y], arrays)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    Path(files[0]).write_bytes(model.SerializeToString())
+    paths = {name: tmp_path / f"report.{name}" for name in ("json", "markdown", "html")}
+    result = wsb("analyze", *files, *(f"--{name}={path}" for name, path in paths.items()))
+    assert result.returncode == 3, result.stderr
+    report = Report.model_validate_json(paths["json"].read_text())
+    assert [check.name for check in report.checks if not check.passed] == ["parity"]
+    assert "check_failed" in [warning.code for warning in report.warnings]
+    told = "The numbers of this report can't be relied on."
+    assert result.stdout.startswith(f"IN DOUBT  {told}\n")
+    assert f"{told} [check_failed]\n" in result.stderr
+    assert "the file's own runtime gives other logits" in result.stderr
+    assert paths["markdown"].read_text().startswith(f"## ✗ {told}")
+    assert told in html.unescape(paths["html"].read_text())
 
 
 def test_json_to_stdout_is_nothing_but_json(files: tuple[str, str]) -> None:
@@ -211,6 +242,23 @@ def test_a_failure_on_a_server_ends_as_one_here_does(
 ) -> None:
     result = wsb("analyze", *files, "--url", service.url, "--output", output, "--timeout", "1")
     assert (result.returncode, told in result.stderr) == (code, True), result.stderr
+
+
+def test_a_failed_check_on_a_server_ends_as_one_here_does(
+    service: Service, files: tuple[str, str], tmp_path: Path
+) -> None:
+    flags = ("--url", service.url, "--output", "doubtful", "--json", str(tmp_path / "report.json"))
+    result = wsb("analyze", *files, *flags)
+    assert (result.returncode, "[check_failed]\ncheck parity: " in result.stderr) == (3, True), result.stderr
+    assert not Report.model_validate_json((tmp_path / "report.json").read_text()).checks[0].passed
+    [analysis] = service.client.get("/v1/analyses").json()["items"]
+    assert analysis["state"] == "succeeded"
+
+
+def test_json_alone_on_stdout_and_a_failed_check_on_stderr(service: Service, files: tuple[str, str]) -> None:
+    result = wsb("analyze", *files, "--url", service.url, "--output", "doubtful", "--json", "-")
+    assert (result.returncode, "[check_failed]" in result.stderr) == (3, True)
+    assert Report.model_validate_json(result.stdout).checks
 
 
 def test_a_refusal_by_a_server_ends_with_2(service: Service, files: tuple[str, str]) -> None:

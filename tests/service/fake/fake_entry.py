@@ -10,11 +10,12 @@ from typing import Any
 
 import wsb_engine
 from wsb_engine.errors import ModelError
-from wsb_engine.report import BatchSummary, Engine, Loss, Model, Parameters, Report, ReportWarning
+from wsb_engine.report import BatchSummary, Check, Engine, Loss, Model, Parameters, Report, ReportWarning
 
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
-    """Does what ``output`` says: nothing, sleep:SECONDS, small:SECONDS, fail, crash, allocate:BYTES, garbage, genuine.
+    """Does what ``output`` says: nothing, sleep:SECONDS, small:SECONDS, fail, crash, allocate:BYTES, garbage, doubtful,
+    genuine.
 
     A report is that of no real engine, so that it is not reused for an equal request, unless it is to be genuine:
     one of this version, with a warning of the code that may follow the colon.
@@ -37,13 +38,21 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
             bytearray(int(argument))
         case "garbage":
             return "{}"
+        case "doubtful":
+            return _report(request, checks=[Check(name="parity", passed=False, value=0.5, tolerance=1e-3)])
         case "genuine":
             warnings = [ReportWarning(code=argument, message="Made up.")] if argument else []
             return _report(request, version=wsb_engine.__version__, warnings=warnings)
     return _report(request)
 
 
-def _report(request: dict[str, Any], *, version: str = "0", warnings: Sequence[ReportWarning] = ()) -> str:
+def _report(
+    request: dict[str, Any],
+    *,
+    version: str = "0",
+    warnings: Sequence[ReportWarning] = (),
+    checks: Sequence[Check] = (),
+) -> str:
     with open("model", "rb") as file:
         size = len(file.read())
     return Report(
@@ -68,7 +77,7 @@ def _report(request: dict[str, Any], *, version: str = "0", warnings: Sequence[R
         layers=None,
         blocks=None,
         orthogonality=None,
-        checks=[],
+        checks=list(checks),
         warnings=list(warnings),
         timings={"total": 0.0},
     ).model_dump_json()

@@ -162,6 +162,32 @@ def test_a_number_missing_for_want_of_time_is_told_so() -> None:
     assert "time limit" in judged(limit("spectrum.eigenvalues.0", "<=", 1), partial).message
 
 
+@pytest.mark.parametrize("metric", ["enclosure.lambda_max", "enclosure.lambda_min.lower", "stability_ratio"])
+def test_a_number_withheld_with_the_enclosure_is_missing_for_that_reason(metric: str) -> None:
+    warnings = [
+        r.ReportWarning(code="time_limit", message="late"),
+        r.ReportWarning(code="enclosure_withheld", message="H is lost in rounding."),
+    ]
+    empty = report(lambda_max=None, bounds=None, warnings=warnings)
+    rules = policy(limit(metric, "<=", 1))
+    [found] = evaluate(rules, empty, learning_rate=0.1).rules
+    assert (found.outcome, found.code) == ("error", "missing")
+    assert found.message == f"The report has no {metric}: the enclosure is withheld (H is lost in rounding)."
+    increase = {"metric": metric, "max_increase": 1}
+    [found] = evaluate(policy(increase), report(), empty, learning_rate=0.1).rules
+    assert found.message == f"The baseline has no {metric}: the enclosure is withheld (H is lost in rounding)."
+
+
+def test_what_is_missing_for_another_reason_is_not_said_to_be_withheld() -> None:
+    empty = report(lambda_max=None, warnings=[r.ReportWarning(code="enclosure_withheld", message="Lost.")])
+    assert (
+        judged(limit("spectrum.eigenvalues.0", "<=", 1), empty).message == "The report has no spectrum.eigenvalues.0."
+    )
+    assert judged(limit("enclosure.lambda_max", "<=", 1), report(lambda_max=None)).message == (
+        "The report has no enclosure.lambda_max."
+    )
+
+
 def test_a_rule_that_warns_never_stops_for_being_undecided() -> None:
     found = judged(limit("enclosure.lambda_max", "<=", 40.5, severity="warn"), report())
     assert (found.outcome, found.code) == ("warn", "undecided")

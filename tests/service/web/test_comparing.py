@@ -12,7 +12,7 @@ from support.policies import report
 from support.service import Service
 
 from service.web.comparing import decision
-from wsb_engine.report import Report
+from wsb_engine.report import Check, Report, ReportWarning
 
 Visit = Callable[..., Visitor]
 
@@ -61,6 +61,40 @@ def test_what_is_probable_only_is_said_to_be() -> None:
     assert "but for a probability of at most 1e-9" in decision(report((1.0, 2.0)), probable(5.0, 6.0))[1]
     assert "but for a probability of at most 2e-9" in decision(probable(1.0, 2.0), probable(5.0, 6.0))[1]
     assert "probability" not in decision(report((1.0, 2.0)), report((5.0, 6.0)))[1]
+
+
+FAILED = [Check(name="parity", passed=False, value=0.5, tolerance=1e-3)]
+WITHHELD = [ReportWarning(code="enclosure_withheld", message="H is lost in rounding.")]
+
+
+@pytest.mark.parametrize("doubtful", ["A", "B", "A and B"])
+def test_numbers_that_can_not_be_relied_on_decide_nothing(doubtful: str) -> None:
+    checks = {name: {"checks": FAILED} if name in doubtful.split() else {} for name in "AB"}
+    found = decision(report((1.0, 2.0), **checks["A"]), report((5.0, 6.0), **checks["B"]))
+    assert found == ("Not decided", f"The numbers of {doubtful} can't be relied on.")
+
+
+def test_a_comparison_names_failed_checks_first_and_why_an_enclosure_was_withheld(
+    service: Service, visit: Visit
+) -> None:
+    visitor = visit(service)
+    a = analysed(service, visitor, checks=FAILED)
+    b = analysed(service, visitor, lambda_max=None, warnings=WITHHELD)
+    text = visitor.get("/compare", params={"a": a, "b": b}).text
+    assert text.index("The numbers of A can't be relied on.") < text.index("check parity") < text.index('id="decision"')
+    assert "B has no enclosure: H is lost in rounding." in text
+    assert "is sharper" not in text
+
+
+def test_a_series_names_checkpoints_with_failed_checks_first(service: Service, visit: Visit) -> None:
+    visitor = visit(service)
+    analysed(service, visitor, "run: doubtful\nepoch: 1", checks=FAILED)
+    analysed(service, visitor, "run: doubtful\nepoch: 2")
+    text = visitor.get("/series", params={"label": "run:doubtful"}).text
+    assert text.index("The numbers of 1 of 2 checkpoints can't be relied on") < text.index("<svg")
+    found = rows(text)
+    assert found["1"][1].endswith("Not reliable")
+    assert "Not reliable" not in found["2"][1]
 
 
 def test_without_an_enclosure_the_bounds_decide() -> None:
