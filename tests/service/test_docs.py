@@ -5,6 +5,7 @@ from pathlib import Path
 
 from service.errors import every_error
 from service.settings import Settings
+from wsb_engine.checks import FAILURES
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,3 +24,8 @@ def test_every_code_of_a_problem_is_in_the_guide() -> None:
         schema = error.json_schema()["allOf"][1]["properties"]["code"]
         codes |= {schema["const"]} if "const" in schema else set(schema.get("enum", ()))
     assert [code for code in sorted(codes - {"http_error"}) if f"`{code}`" not in guide] == []
+
+
+def test_every_check_is_in_the_table() -> None:
+    _, _, section = (DOCS / "limitations.md").read_text(encoding="utf-8").partition("## When a check fails\n")
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(FAILURES)
