@@ -28,6 +28,8 @@ EVERY_STEP = 40
 """Up to this many steps the bounds are evaluated after each; later after every tenth."""
 STALL = 10
 """Products in which a gap has to fall by a tenth, unless rounding keeps it up."""
+WORTHWHILE = 1e3
+"""An interval has to be so many times narrower to go before a surer one that only rounding keeps from being so."""
 FLOOR_MARGIN = 1.1
 """A gap of at most this many times what rounding leaves open is as good as it gets."""
 USEFUL_GAP = 1e-3
@@ -52,12 +54,18 @@ class Enclosing:
         self.run, self.premises = run, premises
         self._limits: dict[_Bound, tuple[float, float]] = {}
         self._widths: dict[_Bound, dict[int, float]] = {}
+        self._reached: dict[int, int] = {}
+        """Sign → steps after which rounding kept the end as wide as it was."""
         self._values: list[float] = []
 
-    def evaluate(self) -> Enclosures:
-        """What the run certifies now; certainty goes before tightness beyond the gap that was asked for."""
+    def evaluate(self, *, final: bool = False) -> Enclosures:
+        """What the run certifies now; certainty goes before tightness beyond the gap that was asked for.
+
+        Args:
+            final: True if the run has ended, so that what is measured counts even where what is proven would improve.
+        """
         self._values = self.run.leading_ritz_values(self.run.steps)
-        top, bottom = self._end(1, asked=True), self._end(-1, asked=self.premises.both)
+        top, bottom = self._end(1, asked=True, final=final), self._end(-1, asked=self.premises.both, final=final)
         return Enclosures(lambda_max=top, lambda_min=bottom.mirrored, products=self.run.steps)
 
     def settled(self, end: End) -> bool:
@@ -65,14 +73,22 @@ class Enclosing:
         return end.width - 2 * end.slack <= self.premises.relative_gap * end.size
 
     def stalled(self, sign: int, end: End) -> bool:
-        """True if rounding keeps the end as wide as it is."""
-        return self.settled(end) or (not self._falls(sign) and end.width <= FLOOR_MARGIN * self.floor(sign, end))
+        """True if rounding keeps the end as wide as it is, and no surer bound has come as far soon after."""
+        if self.settled(end):
+            return True
+        if not self._at_floor(sign, end):
+            return False
+        since = self._reached.setdefault(sign, self.run.steps)
+        return self.run.steps - since >= STALL or not self._falls(sign)
 
     def floor(self, sign: int, end: End) -> float:
         """Width that rounding leaves to this kind of end, however many products follow."""
         if end.kind == "deterministic":
             return 2 * end.slack
         return self._likely(sign, end.how, settled=True).width
+
+    def _at_floor(self, sign: int, end: End) -> bool:
+        return end.width <= FLOOR_MARGIN * self.floor(sign, end)
 
     def raised(self, sign: int, end: End) -> End:
         """The end at the least δ at which its gap is useful, if rounding and not the number of products keeps it open.
@@ -112,7 +128,7 @@ class Enclosing:
         certain = [value + slack if value > rest.largest else None for value in ceiling]
         return certain + [None] * (count - len(certain))
 
-    def _end(self, sign: int, *, asked: bool) -> End:
+    def _end(self, sign: int, *, asked: bool, final: bool) -> End:
         """The interval of λ_max(H), or of λ_max(−H) for sign −1: proven ends go before measured ones."""
         found: list[End] = []
         for how in self._ways():
@@ -125,7 +141,12 @@ class Enclosing:
                 found.append(end)
             if not asked:
                 break
-        return min(found, key=lambda end: end.width)
+            # What is measured is of no use until rounding keeps what is proven as wide as it is.
+            if not final and not any(self._at_floor(sign, end) for end in found):
+                break
+        narrowest = min(found, key=lambda end: end.width)
+        close = [end for end in found if end.width <= WORTHWHILE * narrowest.width]
+        return next((end for end in close if self._at_floor(sign, end)), narrowest)
 
     def _ways(self) -> tuple[How, ...]:
         return ("measured",) if self.premises.rounding.product is None else ("proven", "measured")
@@ -274,6 +295,8 @@ def enclose(
             stopped = "time"
         elif stopped is None and run.steps >= max_products:
             stopped = "products"
+    if stopped != "gap":
+        history[-1] = enclosing.evaluate(final=True)
     return replace(history[-1], history=tuple(history[:-1]), stopped_by=stopped)
 
 
@@ -295,7 +318,7 @@ def finish(enclosing: Enclosing, found: Enclosures, rounding: Rounding) -> tuple
     if more > 0:
         enclosing = Enclosing(enclosing.run, replace(enclosing.premises, rounding=rounding))
         history = tuple(step.widened(more) for step in found.history)
-        found = replace(enclosing.evaluate(), history=history, stopped_by=found.stopped_by)
+        found = replace(enclosing.evaluate(final=True), history=history, stopped_by=found.stopped_by)
     top, bottom = found.lambda_max, found.lambda_min.mirrored
     floor = enclosing.floor(1, top)
     if top.width <= FLOOR_MARGIN * floor:
