@@ -20,6 +20,7 @@ GROUPS = {
     "moments": "Exact moments",
     "products": "Hessian products",
     "spectra": "Eigenvalues",
+    "rounding": "What rounding costs",
     "http_overhead": "Service: one call",
     "load": "Service: many calls",
     "uploads": "Service: large files",

@@ -18,14 +18,14 @@ import torch
 
 from wsb_engine.bounds.certificates import Enclosures, End, ExactMoments, Premises, StoppedBy
 from wsb_engine.bounds.deflation import Remainder, bordered_eigenvalues, bordered_maximum, remainder
-from wsb_engine.bounds.lanczos_polynomial import Recurrence, largest_eigenvalue_bound
+from wsb_engine.bounds.lanczos_polynomial import Recurrence, bound_exceeds, largest_eigenvalue_bound
 from wsb_engine.bounds.rounding import How, Rounding
 from wsb_engine.bounds.wolkowicz_styan import Range
 from wsb_engine.errors import ResourceError
 from wsb_engine.spectrum.lanczos import UNIT, Lanczos
 
-EVERY_STEP = 40
-"""Up to this many steps the bounds are evaluated after each; later after every tenth."""
+STRIDE = 10
+"""The bounds are evaluated whenever the number of steps has grown by this part of it."""
 STALL = 10
 """Products in which a gap has to fall by a tenth, unless rounding keeps it up."""
 WORTHWHILE = 1e3
@@ -54,8 +54,7 @@ class Enclosing:
         self.run, self.premises = run, premises
         self._limits: dict[_Bound, tuple[float, float]] = {}
         self._widths: dict[_Bound, dict[int, float]] = {}
-        self._reached: dict[int, int] = {}
-        """Sign → steps after which rounding kept the end as wide as it was."""
+        self._slacks: dict[tuple[How, int], tuple[float, float]] = {}
         self._values: list[float] = []
 
     def evaluate(self, *, final: bool = False) -> Enclosures:
@@ -73,13 +72,8 @@ class Enclosing:
         return end.width - 2 * end.slack <= self.premises.relative_gap * end.size
 
     def stalled(self, sign: int, end: End) -> bool:
-        """True if rounding keeps the end as wide as it is, and no surer bound has come as far soon after."""
-        if self.settled(end):
-            return True
-        if not self._at_floor(sign, end):
-            return False
-        since = self._reached.setdefault(sign, self.run.steps)
-        return self.run.steps - since >= STALL or not self._falls(sign)
+        """True if rounding keeps the end as wide as it is and, for λ_max, no other bound falls towards it."""
+        return self.settled(end) or (self._at_floor(sign, end) and not (sign > 0 and self._top_falls()))
 
     def floor(self, sign: int, end: End) -> float:
         """Width that rounding leaves to this kind of end, however many products follow."""
@@ -88,7 +82,14 @@ class Enclosing:
         return self._likely(sign, end.how, settled=True).width
 
     def _at_floor(self, sign: int, end: End) -> bool:
-        return end.width <= FLOOR_MARGIN * self.floor(sign, end)
+        """True if rounding keeps the end as wide as it is: its width is at most ``FLOOR_MARGIN`` times its floor."""
+        wanted = end.width / FLOOR_MARGIN
+        if end.kind == "deterministic":
+            return wanted <= 2 * end.slack
+        rounding, slack = self.premises.rounding.operator, self.slack(end.how)[1]
+        tau = wanted - slack - rounding + self._largest(sign)
+        recurrence = self._recurrence(sign, end.how).settled
+        return bound_exceeds(recurrence, self.run.parameters, self.premises.failure_probability, tau)
 
     def raised(self, sign: int, end: End) -> End:
         """The end at the least δ at which its gap is useful, if rounding and not the number of products keeps it open.
@@ -159,9 +160,9 @@ class Enclosing:
         self._widths.setdefault(bound, {})[self.run.steps] = end.width
         return end
 
-    def _falls(self, sign: int) -> bool:
-        """True if any bound on this end has fallen by a tenth within the last products, or is too young to tell."""
-        widths = [by_steps for bound, by_steps in self._widths.items() if bound[0] == sign]
+    def _top_falls(self) -> bool:
+        """True if any bound on λ_max has fallen by a tenth within the last products, or is too young to tell."""
+        widths = [by_steps for bound, by_steps in self._widths.items() if bound[0] > 0]
         before = [[w for steps, w in each.items() if steps <= self.run.steps - STALL] for each in widths]
         return any(not old or each[max(each)] <= 0.9 * old[-1] for each, old in zip(widths, before, strict=True))
 
@@ -178,10 +179,13 @@ class Enclosing:
         In the Frobenius norm, with R the error of the factorisation and ω = ‖QᵀQ − I‖_F (mathematics.md, section 11).
         """
         run = self.run
-        noise = math.sqrt(run.steps) * self.noise(how, run.steps)[-1]
-        skew = 3 * run.orthogonality(proven=how == "proven") * self._frobenius()
-        eta = math.sqrt(2) * (run.factorisation_error + noise + skew)
-        return eta, eta + self.premises.rounding.operator + (run.steps + 8) * UNIT * run.scale
+        if (how, run.steps) not in self._slacks:
+            noise = math.sqrt(run.steps) * self.noise(how, run.steps)[-1]
+            skew = 3 * run.orthogonality(proven=how == "proven") * self._frobenius()
+            eta = math.sqrt(2) * (run.factorisation_error + noise + skew)
+            slack = eta + self.premises.rounding.operator + (run.steps + 8) * UNIT * run.scale
+            self._slacks[how, run.steps] = eta, slack
+        return self._slacks[how, run.steps]
 
     @property
     def _knows_moments(self) -> bool:
@@ -200,7 +204,7 @@ class Enclosing:
         run, premises = self.run, self.premises
         if not (run.exhausted or self._knows_moments):
             return None
-        largest, (_, slack) = max(sign * value for value in (self._values[0], self._values[-1])), self.slack(how)
+        largest, (_, slack) = self._largest(sign), self.slack(how)
         rest = self._remainder(sign, how)
         chance = premises.rounding.failure_probability if rest is None else premises.deflation_risk
         bound = largest if rest is None else bordered_maximum(sign * run.tridiagonal, run.betas[-1], rest.largest)
@@ -231,20 +235,29 @@ class Enclosing:
             delta: δ, if not that of the premises.
             settled: True for the end that would be left if the recurrence had no residual.
         """
-        run, rounding = self.run, self.premises.rounding
-        first = run.first_breakdown or run.steps
-        epsilons = [e + v for e, v in zip(run.errors, self.noise(how, first), strict=False)]
-        recurrence = Recurrence(run.alphas[:first], run.betas[:first], run.gammas[:first], epsilons)
-        recurrence = recurrence if sign > 0 else recurrence.mirrored
+        run, rounding, largest = self.run, self.premises.rounding, self._largest(sign)
+        recurrence = self._recurrence(sign, how)
         recurrence = recurrence.settled if settled else recurrence
         chance = self.premises.failure_probability if delta is None else delta
-        largest = max(sign * value for value in (self._values[0], self._values[-1]))
-        bound = max(largest_eigenvalue_bound(recurrence, run.parameters, chance), largest)
+        near = None if run.first_breakdown else largest
+        bound = max(largest_eigenvalue_bound(recurrence, run.parameters, chance, near=near), largest)
         slack = self.slack(how)[1]
         risk = self.premises.risk - self.premises.failure_probability + chance
         # The recurrence's own errors are in the bound already.
         mean = (slack + rounding.operator) / 2
         return End(largest - slack, bound + rounding.operator, risk, self._size(sign), how, mean)
+
+    def _recurrence(self, sign: int, how: How) -> Recurrence:
+        """Of ±H, up to the first breakdown."""
+        run = self.run
+        first = run.first_breakdown or run.steps
+        epsilons = [e + v for e, v in zip(run.errors, self.noise(how, first), strict=False)]
+        recurrence = Recurrence(run.alphas[:first], run.betas[:first], run.gammas[:first], epsilons)
+        return recurrence if sign > 0 else recurrence.mirrored
+
+    def _largest(self, sign: int) -> float:
+        """λ_max of ±T."""
+        return self._values[-1] if sign > 0 else -self._values[0]
 
     def _size(self, sign: int) -> float:
         """What the gap is relative to: |λ_max|, and for λ_min the larger of |λ_max| and |λ_min|."""
@@ -275,7 +288,7 @@ def enclose(
     stopped: StoppedBy | None = None
     while stopped is None:
         try:
-            _advance(run, 10 if run.steps >= EVERY_STEP else 1 if history or not run.steps else 0, max_products)
+            _advance(run, max(1, run.steps // STRIDE) if history or not run.steps else 0, max_products)
         except ResourceError as error:
             if error.code != "time_limit" or not run.steps:
                 raise

@@ -13,7 +13,7 @@ the Lanczos polynomial p_k. A uniform start has |u_1·q_1| > c with probability 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,9 +22,11 @@ UNIT = 2.0**-53
 EVALUATION = 8.0
 """Units of max(|τ|, |T|) by which evaluating g perturbs an entry of T; they join ε."""
 STRIDE = 256.0
-"""Factor by which the search for the root moves away from θ_1."""
-ACCURACY = 1e-7
+"""Factor by which the search for the root moves away from θ_1 while h says little."""
+ACCURACY = 1e-3
 """Relative accuracy, upwards, of the root's distance from θ_1."""
+HARMLESS_EXPONENT = 60
+"""T of up to this power of two, and of its inverse, is not scaled."""
 FARTHEST = 2.0**200
 """Multiple of ‖T‖ beyond which a root is taken to be infinite."""
 
@@ -42,6 +44,11 @@ class Recurrence:
     """ε_j ≥ ‖f_j‖."""
 
     @property
+    def size(self) -> float:
+        """The largest entry of T and β_k."""
+        return max(*map(abs, self.alphas), *self.betas, *self.gammas)
+
+    @property
     def mirrored(self) -> Recurrence:
         """The recurrence of −H."""
         return replace(self, alphas=[-alpha for alpha in self.alphas])
@@ -53,6 +60,8 @@ class Recurrence:
 
     def shifted(self, exponent: int) -> Recurrence:
         """The recurrence of 2^exponent · H."""
+        if not exponent:
+            return self
         columns = (self.alphas, self.betas, self.gammas, self.epsilons)
         return Recurrence(*([math.ldexp(value, exponent) for value in column] for column in columns))
 
@@ -74,40 +83,94 @@ def overlap_quantile(n: int, failure_probability: float) -> float:
     return min(1.0, failure_probability / 2 / math.sqrt((n - 1) / (2 * math.pi)))
 
 
-def largest_eigenvalue_bound(recurrence: Recurrence, n: int, delta: float) -> float:
+def largest_eigenvalue_bound(recurrence: Recurrence, n: int, delta: float, *, near: float | None = None) -> float:
     """With probability 1 − δ over the start vector, no eigenvalue of H exceeds this.
 
     Args:
         recurrence: Of H; for the smallest eigenvalue that of −H.
         n: Order of H.
         delta: δ.
+        near: λ_max(T), from which the search starts, if it is known.
 
     Returns:
         The bound; inf if rounding (ε) or an early stop (β_k) hides the overlap of the start vector at every τ.
     """
-    # The stored start vector is rounded: its direction by u, its length by (n/2 + 2) u at most.
-    c = overlap_quantile(n, delta) * (1 - (n / 2 + 2) * UNIT) - 2 * UNIT
-    size = max(*map(abs, recurrence.alphas), *recurrence.betas, *recurrence.gammas)
+    c, size = _overlap(n, delta), recurrence.size
     if c <= 0 or not math.isfinite(size) or not all(map(math.isfinite, recurrence.epsilons)):
         return math.inf
     if size == 0:
         return recurrence.epsilons[0] / c  # T = 0, so h(τ) = ε_1/τ
-    exponent = math.frexp(size)[1]
+    exponent = _exponent(size)
     recurrence, size = recurrence.shifted(-exponent), math.ldexp(size, -exponent)
-    theta = _largest_ritz_value(recurrence)
-    far = UNIT * size
-    while not _h(recurrence, n, size, theta + far) <= c:
-        far *= STRIDE
-        if far > FARTHEST * size:
-            return math.inf
-    near = far / STRIDE
-    while far - near > ACCURACY * far:
-        middle = near * math.sqrt(far / near)
-        near, far = (near, middle) if _h(recurrence, n, size, theta + middle) <= c else (middle, far)
+    theta = _largest_ritz_value(recurrence) if near is None else math.ldexp(near, -exponent)
+    distance = _smallest_root(lambda d: _h(recurrence, n, size, theta + d) / c, UNIT * size, FARTHEST * size)
     try:
-        return math.ldexp(math.nextafter(theta + far, math.inf), exponent)
+        return math.ldexp(math.nextafter(theta + distance, math.inf), exponent)
     except OverflowError:
         return math.inf
+
+
+def bound_exceeds(recurrence: Recurrence, n: int, delta: float, tau: float) -> bool:
+    """True if ``largest_eigenvalue_bound`` is above τ; costs one evaluation of h."""
+    c, size = _overlap(n, delta), recurrence.size
+    exponent = _exponent(size) if math.isfinite(size) else 0
+    scaled, tau = recurrence.shifted(-exponent), math.ldexp(tau, -exponent)
+    return not (c > 0 and _h(scaled, n, math.ldexp(size, -exponent), tau) <= c)
+
+
+def _overlap(n: int, delta: float) -> float:
+    """c, for a stored start vector: its direction is rounded by u, its length by (n/2 + 2) u at most."""
+    return overlap_quantile(n, delta) * (1 - (n / 2 + 2) * UNIT) - 2 * UNIT
+
+
+def _exponent(size: float) -> int:
+    """Power of two by which T is divided lest h under- or overflows; 0 for most."""
+    exponent = math.frexp(size)[1]
+    return exponent if abs(exponent) > HARMLESS_EXPONENT else 0
+
+
+def _smallest_root(f: Callable[[float], float], smallest: float, largest: float) -> float:
+    """The least d with f(d) ≤ 1, but for ``ACCURACY``, upwards; inf above ``largest``.
+
+    f falls at least as fast as 1/d, so d f(d) is above the root; between points on both sides of it ln f is
+    interpolated over ln d, by the Illinois rule.
+
+    Args:
+        f: Falls from inf, at d = 0 at the latest.
+        smallest: Where the search starts.
+        largest: Where it ends.
+    """
+    near, above = smallest, f(smallest)
+    if above <= 1:
+        return near
+    while True:
+        # More than proportional lest rounding leaves it short.
+        far = near * (STRIDE if above == math.inf else 1.001 * above if above < STRIDE else math.sqrt(STRIDE * above))
+        if far > largest:
+            return math.inf
+        below = f(far)
+        if below <= 1:
+            break
+        near, above = far, below
+    high, low, last = math.log(above), _log(below), 0
+    while far - near > ACCURACY * far and below < 1 - ACCURACY:
+        share = high / (high - low) if math.isfinite(high - low) else 0.5
+        # Aimed at the far side, where the search may end.
+        middle = near * (far / near) ** min(max(share, 0.02), 0.98) * (1 + ACCURACY / 2)
+        value = f(middle)
+        if value <= 1:
+            far, below, low = middle, value, _log(value)
+            high = high / 2 if last > 0 else high
+            last = 1
+        else:
+            near, high = middle, math.log(value)
+            low = low / 2 if last < 0 else low
+            last = -1
+    return far
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
 
 
 def _largest_ritz_value(recurrence: Recurrence) -> float:

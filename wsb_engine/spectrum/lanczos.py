@@ -82,6 +82,7 @@ class Lanczos:
         self.products, self.seconds = 0, 0.0
         """Products made, and the wall-clock time that they took."""
         self._gram_square = 0.0
+        self._tridiagonal = torch.empty(0, 0, dtype=torch.float64)
         self._next: Tensor | None = None
         if self.dimension:
             self._accept(self._random())
@@ -189,10 +190,12 @@ class Lanczos:
 
     @property
     def tridiagonal(self) -> Tensor:
-        """(k, k) float64 on the CPU: the symmetric T of α and β."""
-        off = torch.tensor(self.betas[: max(self.steps - 1, 0)], dtype=torch.float64)
-        T = torch.diag(torch.tensor(self.alphas, dtype=torch.float64))
-        return T + torch.diag(off, 1) + torch.diag(off, -1)
+        """(k, k) float64 on the CPU: the symmetric T of α and β; kept until the next step, not to be written to."""
+        if len(self._tridiagonal) != self.steps:
+            off = torch.tensor(self.betas[: max(self.steps - 1, 0)], dtype=torch.float64)
+            T = torch.diag(torch.tensor(self.alphas, dtype=torch.float64))
+            self._tridiagonal = T + torch.diag(off, 1) + torch.diag(off, -1)
+        return self._tridiagonal
 
     def ritz_pairs(self) -> tuple[Tensor, Tensor]:
         """Ritz values of σH, ascending, and vectors (P, k) on the working device."""
@@ -210,7 +213,8 @@ class Lanczos:
     def _accept(self, q: Tensor) -> None:
         """Make q the next vector, and account for how far it is from orthonormal."""
         self._next = q
-        self._gram_square += 2 * sum(float(_dots(Q, q).square().sum()) for Q in self._blocks)
+        if self._blocks:
+            self._gram_square += 2 * float(torch.cat([_dots(Q, q) for Q in self._blocks]).square().sum())
         self._gram_square += (float(_dots(q.unsqueeze(0), q)) - 1) ** 2
 
     def _random(self) -> Tensor:
@@ -230,29 +234,24 @@ class Lanczos:
 
         Subtracting Σ c_i q_i of a block of m rows rounds by at most u‖v‖ + (m + 2) u Σ |c_i|.
         """
-        taken = torch.zeros(self.steps + 1, dtype=torch.float64)
+        taken = torch.zeros(len(self._blocks) * min(ROWS, self.parameters), dtype=torch.float64, device=v.device)
         rounding, norm = 0.0, _norm(v)
         for turn in range(PASSES):
-            before = norm
-            for Q in self._locked:
-                c = Q @ v
-                v = torch.addmv(v, Q.T, c, alpha=-1)
-                rounding += (len(c) + 2) * UNIT * float(c.abs().sum())
-            first = 0
-            for Q in self._blocks:
+            before, removed = norm, []
+            for Q in [*self._locked, *self._blocks]:
                 # Rows of a block that are not filled yet are 0.
-                c = Q @ v
-                v = torch.addmv(v, Q.T, c, alpha=-1)
-                here = c.cpu()
-                taken[first : first + len(here)] += here[: len(taken) - first]
-                first += len(here)
-                rounding += (len(here) + 2) * UNIT * float(here.abs().sum())
+                removed.append(Q @ v)
+                v = torch.addmv(v, Q.T, removed[-1], alpha=-1)
             norm = _norm(v)
-            rounding += (len(self._blocks) + 2) * UNIT * before
+            if removed:
+                along = torch.cat(removed)
+                taken += along[len(along) - len(taken) :]
+                rounding += (max(map(len, removed)) + 2) * UNIT * float(along.abs().sum())
+            rounding += (len(removed) + 2) * UNIT * before
             # Twice is enough (Kahan, Parlett), unless next to nothing was left the first time.
             if turn and norm >= before / 2:
-                return v, taken, rounding
-        return torch.zeros_like(v), taken, rounding + norm
+                return v, taken[: self.steps + 1].cpu(), rounding
+        return torch.zeros_like(v), taken[: self.steps + 1].cpu(), rounding + norm
 
 
 def _norm(v: Tensor) -> float:
@@ -261,6 +260,8 @@ def _norm(v: Tensor) -> float:
 
 def _dots(Q: Tensor, v: Tensor) -> Tensor:
     """Q v for rows Q (m, P), summed in pieces of ``COLUMNS`` entries."""
+    if len(v) <= COLUMNS:
+        return Q @ v
     total = Q.new_zeros(len(Q))
     for rows, piece in zip(Q.split(COLUMNS, dim=1), v.split(COLUMNS), strict=True):
         total += rows @ piece
