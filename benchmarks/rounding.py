@@ -2,8 +2,8 @@
 
     python benchmarks/rounding.py
 
-What looks at rounding only is the phase of that name and the products that confirm the enclosure. It is compared with the
-rest of an analysis without moments, which take longer still for networks that have no closed form.
+What looks at rounding only is the phase of that name and the products that confirm the enclosure. It is compared with
+the rest of an analysis without moments, which take longer still for networks that have no closed form.
 """
 
 from __future__ import annotations
