@@ -266,7 +266,7 @@ def symmetry_error(product: HessianProduct, seed: int) -> float:
 def float32_drift(problem: Problem, product: HessianProduct, seed: int) -> float:
     """‖Hv − H′v‖ / ‖H′v‖ with H′v in float64, for a random v."""
     v = _random(product, seed)[:, 0]
-    want, found = _normalised(problem.from_scratch(problem.objective.in_double()).vector(v), product.vector(v))
+    want, found = _normalised(problem.product_at(problem.objective.in_double()).vector(v), product.vector(v))
     scale = float(torch.linalg.vector_norm(want))
     return float(torch.linalg.vector_norm(found - want)) / scale if scale else 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from wsb_engine.bounds.certificates import Moments as KnownMoments
 from wsb_engine.bounds.probes import DEFLATED, probe_count
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.basis import basis_moments
-from wsb_engine.curvature.closed_form import ClosedForm, closed_form
+from wsb_engine.curvature.closed_form import ClosedForm, closed_form, underflow
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
 from wsb_engine.curvature.plan import MIN_TILES, Plan, plan
 from wsb_engine.curvature.split import split_closed_form
@@ -30,6 +31,10 @@ AUTO_OPERATIONS = 1e14
 PROBE_OPERATIONS = 2e12
 """Up to this cost, about a minute on two cores, ``moments="auto"`` takes probes of other models: an estimate is worth
 less."""
+
+
+SINGLE_UNIT = 2.0**-24
+"""What float32 may lose of q below its range."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,8 @@ def compute(
     """
     if choice.method == "probes" and shared is not None:
         return _probed(problem, options, shared, rounding, run)
-    if choice.layout is not None and problem.structure is not None:
-        closed = _closed_form(problem, problem.structure, choice.layout, run)
+    if choice.layout is not None:
+        closed = _closed_form(problem, choice.layout, run)
         return _exact(problem, "closed_form", closed.trace, closed.frobenius_squared, rounding, closed)
     if hessian is not None:
         q = float(torch.linalg.vector_norm(hessian) ** 2)
@@ -226,9 +231,20 @@ def _layout(problem: Problem, structure: Structure) -> Plan:
     return plan(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize, tiles=tiles)
 
 
-def _closed_form(problem: Problem, structure: Structure, layout: Plan, run: Run) -> ClosedForm:
-    net, weights = structure.net, problem.objective.targets.weights
+def _closed_form(problem: Problem, layout: Plan, run: Run) -> ClosedForm:
+    """In the working dtype, and again in float64 if float32 has not the range for its sums."""
+    if problem.structure is None:
+        raise ValueError("only an MLP has a closed form")
+    net, weights = problem.structure.net, problem.objective.targets.weights
     with torch.no_grad():
         if problem.team is not None:
-            return split_closed_form(net, len(weights), layout, problem.team, progress=run.report)
-        return closed_form(net, problem.tile, weights, layout, progress=run.report)
+            found = split_closed_form(net, len(weights), layout, problem.team, progress=run.report)
+        else:
+            found = closed_form(net, problem.tile, weights, layout, progress=run.report)
+        if problem.objective.dtype != torch.float32 or not math.isfinite(found.frobenius_squared):
+            return found
+        lost = underflow(net, problem.tile, len(weights), layout.tile)
+    if lost <= SINGLE_UNIT * found.frobenius_squared:
+        return found
+    double = problem.at(problem.objective.in_double())
+    return _closed_form(double, _layout(double, problem.structure), run)

@@ -107,6 +107,20 @@ class Problem:
         a0 = self.structure.mlp.features(objective.chunk_inputs(rows))
         return a0, objective.targets.y[rows]
 
+    def at(self, objective: Objective) -> Problem:
+        """The same model at another objective of it (moved parameters, another dtype), on one member."""
+        if self.structure is None:
+            return replace(self, objective=objective, team=None)
+        parameters = {**objective.fixed, **objective.selected}
+        net = network(self.structure.mlp, parameters, frozenset(objective.selected), objective.scale)
+        return replace(self, objective=objective, structure=replace(self.structure, net=net), team=None)
+
+    def product_at(self, objective: Objective, columns: int = 1) -> HessianProduct:
+        """The product of another objective of the same model: by hand if it is an MLP, else from scratch."""
+        if self.structure is None:
+            return self.from_scratch(objective, columns=columns)
+        return self.at(objective).hessian_product(columns)
+
     def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
         """The fastest that fits, for blocks of at most so many columns; it steps down where memory runs out."""
         columns = max(1, min(columns, self._vectors()))

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
-from wsb_engine.curvature.hessian_product import HessianProduct, Objective
-from wsb_engine.curvature.mlp import network
+from wsb_engine.curvature.hessian_product import HessianProduct
 from wsb_engine.curvature.plan import Plan
 from wsb_engine.curvature.running_error import running_error
 from wsb_engine.perturbation import PERTURBATION, perturbed
@@ -129,7 +128,7 @@ class Measuring:
 
     def _single(self, product: HessianProduct) -> Rounding:
         """‖H₃₂ − H₆₄‖_F from Gaussian vectors; the rounding of float64 itself is that much smaller."""
-        reference = self._elsewhere(self.problem.objective.in_double(), DIFFERENCES)
+        reference = self.problem.product_at(self.problem.objective.in_double(), DIFFERENCES)
         z = torch.stack([self._gaussian(index) for index in range(DIFFERENCES)], dim=1)
         z = z.to(product.device, torch.float32).double()
         images = reference(z)
@@ -156,18 +155,7 @@ class Measuring:
     def _perturbed(self, index: int, columns: int) -> HessianProduct:
         """A product at parameters and inputs that are each multiplied by 1 + εξ, with fresh forward quantities."""
         seed = (self.seed ^ STREAM) + DIFFERENCES * (index + 1)
-        return self._elsewhere(perturbed(self.problem.objective, seed), columns)
-
-    def _elsewhere(self, objective: Objective, columns: int) -> HessianProduct:
-        """The product of another objective of the same model: by hand if it is an MLP, else from scratch."""
-        problem = self.problem
-        if problem.structure is None:
-            return problem.from_scratch(objective, columns=columns)
-        structure = problem.structure
-        parameters = {**objective.fixed, **objective.selected}
-        net = network(structure.mlp, parameters, frozenset(objective.selected), objective.scale)
-        moved = replace(problem, objective=objective, structure=replace(structure, net=net), team=None)
-        return moved.hessian_product(columns)
+        return self.problem.product_at(perturbed(self.problem.objective, seed), columns)
 
 
 def _root_mean_square(rows: Tensor) -> float:

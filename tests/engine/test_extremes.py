@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from flint import arb
+from support.networks import case
 from torch import nn
 
 import wsb_engine as wsb
@@ -38,3 +40,17 @@ def test_a_report_or_an_error_with_a_code(weights: float, inputs: float, asked: 
     assert wsb.Report.model_validate_json(report.model_dump_json()) == report
     for check in report.checks:
         assert not check.passed or (check.value is not None and math.isfinite(check.value))
+
+
+def test_float32_falls_back_to_float64_where_squares_leave_its_range() -> None:
+    """x² = 1e24 times a curvature of 1e-22: products fit in float32, the squares in ‖H‖_F² do not."""
+    each = case(4257, 40)
+    report = wsb.analyze(each.classifier(), each.batch, each.options)
+    top, bottom = each.exact()
+    assert report.enclosure is not None
+    for end, truth in ((report.enclosure.lambda_max, top), (report.enclosure.lambda_min, bottom)):
+        low, high = sorted(abs(value) for value in (end.lower, end.upper))
+        assert arb(low) <= truth.above
+        assert truth.below <= arb(high)
+    assert not [check.name for check in report.checks if not check.passed]
+    assert "float32_drift" not in [warning.code for warning in report.warnings]

@@ -28,6 +28,8 @@ from wsb_engine.errors import ResourceError
 TileSource = Callable[[int, int], tuple[Tensor, Tensor]]
 """(start, stop) → a_0 (B, d_0) in the working dtype and y (B, C)."""
 
+SMALLEST_NORMAL = 2.0**-126
+"""Of float32; what is smaller may count as 0."""
 COHERENCE_SAMPLES = 4096
 """Up to this many samples the Gram matrix of inputs is visited for its coherence even when q doesn't need it."""
 
@@ -85,6 +87,31 @@ def closed_form(
     for fraction in add_terms(net, source, weights, plan, sums):
         progress(fraction)
     return finish(sums, plan)
+
+
+def underflow(net: Network, source: TileSource, samples: int, tile: int) -> float:
+    """What terms below the range of float32 may take from q, if products run in float32: an upper bound.
+
+    With K ≥ ‖ã_l,s‖², D ≥ ‖δ_l,s‖² and J ≥ ‖J_lk,s‖_F² (as φ′ and S are about 1), every Gram entry is off by at most
+    2^−126 a term, and what multiplies it is at most (1 + K)² (1 + D + J).
+
+    Args:
+        net: The network, on the working device.
+        source: Gives tiles of inputs and targets.
+        samples: N.
+        tile: Samples at a time.
+    """
+    K = D = steepest = 0.0
+    for start in range(0, samples, tile):
+        run = passes(net, *source(start, min(start + tile, samples)))
+        for l, layer in enumerate(net.layers):
+            K = max(K, float(layer.augmented(run.a[l]).double().square().sum(dim=1).max()))
+            D = max(D, float(run.delta[l].double().square().sum(dim=1).max()))
+        steepest = max(steepest, *(float(slope.abs().max()) for slope in run.phi1), 0.0)
+    norms = [float(layer.W.double().square().sum()) for layer in net.layers[1:]]
+    J = math.prod(max(1.0, norm * steepest**2) for norm in norms)
+    terms = max(triangle(layer.width) for layer in net.layers)
+    return SMALLEST_NORMAL * terms * (1 + K) ** 2 * (1 + D + J)
 
 
 def no_sums(net: Network, weights: Tensor) -> Sums:
