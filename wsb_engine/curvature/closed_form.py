@@ -104,13 +104,13 @@ def underflow(net: Network, source: TileSource, samples: int, tile: int) -> floa
     K = D = steepest = 0.0
     for start in range(0, samples, tile):
         run = passes(net, *source(start, min(start + tile, samples)))
-        for l, layer in enumerate(net.layers):
-            K = max(K, float(layer.augmented(run.a[l]).double().square().sum(dim=1).max()))
-            D = max(D, float(run.delta[l].double().square().sum(dim=1).max()))
+        for a, delta in zip(run.a, run.delta, strict=True):
+            K = max(K, 1 + float(a.double().square().sum(dim=1).max()))
+            D = max(D, float(delta.double().square().sum(dim=1).max()))
         steepest = max(steepest, *(float(slope.abs().max()) for slope in run.phi1), 0.0)
     norms = [float(layer.W.double().square().sum()) for layer in net.layers[1:]]
     J = math.prod(max(1.0, norm * steepest**2) for norm in norms)
-    terms = max(triangle(layer.width) for layer in net.layers)
+    terms = max(triangle(max(layer.d_in + 1, layer.d_out)) for layer in net.layers)
     return SMALLEST_NORMAL * terms * (1 + K) ** 2 * (1 + D + J)
 
 
