@@ -20,7 +20,7 @@ import torch
 from harness import Curve, show, slope
 from moments import moments, posed
 
-from wsb_engine.problem import Problem
+from wsb_engine.analysis.problem import Problem
 
 REPEATS = 5
 FITTED = 3

@@ -102,7 +102,7 @@ def serving(**settings: str) -> Iterator[tuple[str, psutil.Popen]]:
     """Address and process of a server with its default settings but for those given, in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="wsb-benchmark-") as folder:
         environment = {**os.environ, "WSB_DATA_DIR": folder, "WSB_LOG_LEVEL": "warning", **settings}
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
         with psutil.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             try:
                 yield process.stdout.readline().split()[-1], process

@@ -22,8 +22,8 @@ from operations import Operations
 from torch.utils.flop_counter import FlopCounterMode
 
 import wsb_engine as wsb
-from wsb_engine.curvature.closed_form import add_terms, no_sums
-from wsb_engine.problem import Problem
+from wsb_engine.analysis.problem import Problem
+from wsb_engine.curvature.closed_form.sums import add_terms, no_sums
 
 REPEATS = 5
 LARGE = 1e12

@@ -25,12 +25,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import wsb_engine as wsb
-from wsb_engine.curvature import closed_form
-from wsb_engine.curvature.closed_form import add_terms, finish, no_sums
-from wsb_engine.curvature.plan import Plan, plan
-from wsb_engine.curvature.tiles import Tile, make_tile
-from wsb_engine.problem import Problem, pose
-from wsb_engine.run import Run
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.curvature.closed_form import sums as closed_form
+from wsb_engine.curvature.closed_form.plan import Plan, plan
+from wsb_engine.curvature.closed_form.sums import add_terms, finish, no_sums
+from wsb_engine.curvature.closed_form.tiles import Tile, make_tile
 
 Prefer = Literal["auto", "pairs", "block"]
 BLOCK = 16

@@ -18,9 +18,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import wsb_engine as wsb
-from wsb_engine.curvature.hessian_product import HessianProduct
-from wsb_engine.problem import pose
-from wsb_engine.run import Run
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import pose
+from wsb_engine.curvature.products.autodiff import HessianProduct
 
 BLOCK = 16
 

@@ -30,7 +30,7 @@ import numpy as np
 import psycopg
 import torch
 
-from service.postgres import embedded_postgres
+from service.server.postgres import embedded_postgres
 
 _SIZES, _SAMPLES = (30, 40, 10), 100
 _SECONDS = 900.0
@@ -107,7 +107,7 @@ def serving(workers: int) -> Iterator[tuple[str, str]]:
             "WSB_LOG_LEVEL": "error",
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--workers", str(workers)]
+        command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0", "--workers", str(workers)]
         server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         try:

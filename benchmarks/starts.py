@@ -21,7 +21,7 @@ from harness import Row, duration, show
 from http_overhead import batch, model
 
 REPEATS = 5
-WSB = (sys.executable, "-m", "service.cli")
+WSB = (sys.executable, "-m", "service.cli.commands")
 
 
 def rows() -> Iterator[Row]:

@@ -60,7 +60,7 @@ def export(model: nn.Module, x: np.ndarray, path: Path) -> None:
 def service() -> Iterator[str]:
     """`wsb serve` on a free port with a data folder of its own; yields its URL."""
     with tempfile.TemporaryDirectory(prefix="wsb-demo-") as folder, (OUTPUT / "service.log").open("w") as log:
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
         environment = {**os.environ, "WSB_DATA_DIR": folder}
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process:
             try:
@@ -103,7 +103,7 @@ def main() -> None:
         report = post(url, model_path, batch_path)
     report_path.write_text(json.dumps(report, indent=2) + "\n")
 
-    from service.summary import summarize
+    from service.cli.summary import summarize
     from wsb_engine import Report
 
     print(summarize(Report.model_validate(report)))

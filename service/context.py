@@ -9,11 +9,11 @@ from typing import Annotated
 import procrastinate
 from fastapi import Depends, Request
 
-from service.database import Database
-from service.notifications import Notifications
+from service.database.engine import Database
+from service.database.notifications import Notifications
+from service.kit.slots import Slots
 from service.settings import Settings
-from service.slots import Slots
-from service.storage import BlobStore
+from service.storage.store import BlobStore
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,10 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match
 
-from service.fields import FieldError, field_errors
+from service.fields import FieldError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -205,15 +200,6 @@ def declare(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     return result
 
 
-def _allowed(request: Request) -> str:
-    """Methods of every route at the request's path; the framework's own answer names those of the first alone."""
-    methods: set[str] = set()
-    for route in iter_route_contexts(request.app.routes):
-        if route.methods and route.matches(request.scope)[0] is not Match.NONE:
-            methods |= route.methods
-    return ", ".join(sorted(methods))
-
-
 def every_error() -> list[type[ServiceError]]:
     """All concrete error classes that have been defined, in the order of their schema names."""
     found: set[type[ServiceError]] = set()
@@ -224,45 +210,3 @@ def every_error() -> list[type[ServiceError]]:
             if not subclass.__name__.startswith("_"):
                 found.add(subclass)
     return sorted(found, key=lambda error: error.schema_name())
-
-
-def install(app: FastAPI) -> None:
-    """Makes every error that leaves a route, or the framework, a problem document."""
-    import psycopg
-    from procrastinate.exceptions import ConnectorException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from service.database import is_away
-
-    async def database_error(_: Request, error: Exception) -> Response:
-        if not is_away(error):
-            raise error
-        log.warning("database_away", error=str(error).partition("\n")[0])
-        return DatabaseUnavailableError(
-            "The database can't be reached at this moment.",
-            advice="Try again; a request with an Idempotency-Key is not carried out twice.",
-            headers={"Retry-After": "1"},
-        ).response()
-
-    async def service_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ServiceError)  # noqa: S101 - the registration below says so
-        return error.response()
-
-    async def validation_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101
-        return InvalidRequestError("A parameter has an invalid value.", errors=field_errors(error)).response()
-
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101
-        if error.status_code == HTTPStatus.NOT_FOUND:
-            return NotFoundError(f"{request.url.path} does not exist.").response()
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            detail = f"{request.url.path} does not answer {request.method}."
-            return MethodNotAllowedError(detail, headers={"Allow": _allowed(request)}).response()
-        return OtherHTTPError(error.status_code, str(error.detail), error.headers).response()
-
-    for kind in (SQLAlchemyError, ConnectorException, psycopg.Error):
-        app.add_exception_handler(kind, database_error)
-    app.add_exception_handler(ServiceError, service_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(HTTPException, http_error)

@@ -83,7 +83,7 @@ def test_the_series_of_a_training_run_comes_back_from_the_server(capsys: pytest.
     example.EPOCHS = 2
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as folder:
         environment = {**os.environ, "WSB_DATA_DIR": folder, "PYTHONPATH": os.pathsep.join(sys.path)}
-        serve = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        serve = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
         with subprocess.Popen(
             serve, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as server:

@@ -9,26 +9,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from wsb_engine.version import __version__
+
 if TYPE_CHECKING:
-    from wsb_engine.analysis import analyze
-    from wsb_engine.classifier import Classifier
-    from wsb_engine.curvature.penalty import wolkowicz_styan_penalty
-    from wsb_engine.eigenvectors import Eigenpairs, eigenpairs
+    from wsb_engine.analysis.analyze import analyze
+    from wsb_engine.analysis.eigenpairs import Eigenpairs, eigenpairs
+    from wsb_engine.batch import Batch, load_batch
     from wsb_engine.errors import BatchError, EngineError, ModelError, OptionsError, ResourceError
     from wsb_engine.formats import load_model
-    from wsb_engine.formats.batch import Batch, load_batch
     from wsb_engine.formats.module import from_module
+    from wsb_engine.model import Classifier
     from wsb_engine.options import Options
+    from wsb_engine.penalty import wolkowicz_styan_penalty
     from wsb_engine.progress import Progress
     from wsb_engine.report import Report
 
-__version__ = "0.1.0"
-
 _HOME = {
-    "Batch": "wsb_engine.formats.batch",
+    "Batch": "wsb_engine.batch",
     "BatchError": "wsb_engine.errors",
-    "Classifier": "wsb_engine.classifier",
-    "Eigenpairs": "wsb_engine.eigenvectors",
+    "Classifier": "wsb_engine.model",
+    "Eigenpairs": "wsb_engine.analysis.eigenpairs",
     "EngineError": "wsb_engine.errors",
     "ModelError": "wsb_engine.errors",
     "Options": "wsb_engine.options",
@@ -36,12 +36,12 @@ _HOME = {
     "Progress": "wsb_engine.progress",
     "Report": "wsb_engine.report",
     "ResourceError": "wsb_engine.errors",
-    "analyze": "wsb_engine.analysis",
-    "eigenpairs": "wsb_engine.eigenvectors",
+    "analyze": "wsb_engine.analysis.analyze",
+    "eigenpairs": "wsb_engine.analysis.eigenpairs",
     "from_module": "wsb_engine.formats.module",
-    "load_batch": "wsb_engine.formats.batch",
+    "load_batch": "wsb_engine.batch",
     "load_model": "wsb_engine.formats",
-    "wolkowicz_styan_penalty": "wsb_engine.curvature.penalty",
+    "wolkowicz_styan_penalty": "wsb_engine.penalty",
 }
 
 __all__ = [

@@ -22,18 +22,18 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
-import wsb_engine
-from wsb_engine.analysis import report_on
-from wsb_engine.classifier import Classifier
-from wsb_engine.curvature.split import Task, Team
+from wsb_engine.analysis.analyze import report_on
+from wsb_engine.analysis.members import Member
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.batch import Batch
+from wsb_engine.curvature.team import Task, Team
 from wsb_engine.errors import EngineError, OptionsError, ResourceError
-from wsb_engine.formats.batch import Batch
-from wsb_engine.members import Member
+from wsb_engine.model import Classifier
 from wsb_engine.options import Options
-from wsb_engine.problem import Problem, pose
 from wsb_engine.progress import ProgressCallback
 from wsb_engine.report import Report, ReportWarning
-from wsb_engine.run import Run
+from wsb_engine.version import __version__
 
 
 def analyze(
@@ -93,7 +93,7 @@ def _facts(problem: Problem) -> dict[str, Any]:
     for tensor in (*numbers, objective.targets.y, objective.targets.weights):
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return {
-        "version": wsb_engine.__version__,
+        "version": __version__,
         "dtype": str(objective.dtype),
         "parameters": [(name, tuple(tensor.shape)) for name, tensor in objective.selected.items()],
         "closed form": problem.structure is not None,

@@ -11,7 +11,6 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from service import queue
 from service.analyses import repository, representations
 from service.analyses.errors import (
     AnalysisCancelledError,
@@ -34,12 +33,13 @@ from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis, AnalysisP
 from service.analyses.submission import Caller, submit
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
 from service.analyses.waiting import not_found, wait_until_ended
-from service.blobs import UPLOAD_ERRORS, BlobNotFoundError
+from service.blobs.repository import UPLOAD_ERRORS, BlobNotFoundError
 from service.context import InContext
+from service.database import queue
 from service.errors import InternalError, InvalidRequestError, declare
-from service.headers import described, matches, preferred_wait
-from service.multipart import InvalidFormError
-from service.security import InTenant
+from service.http.headers import described, matches, preferred_wait
+from service.http.multipart import InvalidFormError
+from service.http.security import InTenant
 from wsb_engine.report import Report
 
 _CREATE = """\

@@ -5,8 +5,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from service.analyses.breakdowns import is_breakdown
 from service.analyses.table import AnalysisRow
-from service.breakdowns import is_breakdown
 from service.errors import NotFoundError, ServiceError
 
 

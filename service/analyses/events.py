@@ -21,10 +21,10 @@ from service.analyses.schemas import Analysis
 from service.analyses.table import FINAL_STATES, AnalysisRow
 from service.analyses.waiting import not_found
 from service.context import Context, InContext
+from service.database.notifications import first_of
 from service.errors import ServiceError, declare
-from service.headers import described
-from service.notifications import first_of
-from service.security import InTenant
+from service.http.headers import described
+from service.http.security import InTenant
 
 _DESCRIPTION = """\
 Events, in the format that browsers read with `EventSource`:

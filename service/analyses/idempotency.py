@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses.errors import IdempotencyMismatchError
 from service.analyses.table import IdempotencyRow
-from service.database import lock
+from service.database.engine import lock
 
 
 async def replayed(session: AsyncSession, tenant: str, key: str, fingerprint: str) -> UUID | None:

@@ -8,11 +8,11 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import totals
 from service.analyses import repository
+from service.analyses.breakdowns import is_breakdown
 from service.analyses.table import AnalysisRow
-from service.breakdowns import is_breakdown
-from service.totals import Event
+from service.database import counters as totals
+from service.database.counters import Event
 
 PHASES = ("load", "setup", "loss", "parity", "moments", "enclosure", "spectrum")
 """Phases of an analysis, in their order."""

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses.table import FINAL_STATES, LIVE_STATES, AnalysisRow, FinalState, ReportRow, State
 from service.analyses.verdicts import judge
-from service.blobs import BlobRow
-from service.notifications import announce
+from service.blobs.repository import BlobRow
+from service.database.notifications import announce
 
 
 async def find(session: AsyncSession, analysis: UUID, tenant: str) -> AnalysisRow | None:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service.analyses.table import AnalysisRow, ReportRow
 from service.errors import ServiceError
-from service.headers import matches
+from service.http.headers import matches
 from service.policies import Verdict
 from service.rendering import render_html, render_junit, render_markdown
 from wsb_engine.report import Report

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from service.analyses.references import ReportReference
 from service.analyses.table import FINAL_STATES, AnalysisRow, State
-from service.blobs import identifier
+from service.blobs.repository import identifier
 from service.policies import Policy, Verdict
 from wsb_engine.options import Options
 

@@ -14,17 +14,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import queue, workers
 from service.analyses import idempotency, repository
 from service.analyses.errors import DeviceUnavailableError, QueueFullError, TenantQueueFullError
 from service.analyses.references import resolve
 from service.analyses.reuse import find_report, fingerprint
 from service.analyses.schemas import AnalysisRequest, AnalysisSettings, FormRequest
 from service.analyses.table import AnalysisRow
-from service.batches.formats import batch_format
-from service.blobs import NOUNS, digest, hold, identifier, register, sniff
+from service.blobs.batch_formats import batch_format
+from service.blobs.model_formats import model_format
+from service.blobs.repository import NOUNS, digest, hold, identifier, register, sniff
 from service.context import Context
-from service.database import lock
+from service.database import queue, workers
+from service.database.engine import lock
 from service.errors import (
     InvalidRequestError,
     MalformedRequestError,
@@ -32,10 +33,9 @@ from service.errors import (
     UnsupportedMediaTypeError,
 )
 from service.fields import FieldError, field_errors
-from service.models.formats import model_format
-from service.multipart import InvalidFormError, LimitedWriter, Writer, read_form
-from service.storage import Kind, Upload
-from service.uploads import read
+from service.http.bodies import read
+from service.http.multipart import InvalidFormError, LimitedWriter, Writer, read_form
+from service.storage.store import Kind, Upload
 
 Wanted = TypeVar("Wanted", bound=BaseModel)
 

@@ -10,7 +10,7 @@ from sqlalchemy import JSON, BigInteger, DateTime, Float, ForeignKey, Identity, 
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.database import Base
+from service.database.engine import Base
 
 LiveState = Literal["queued", "running", "cancelling"]
 FinalState = Literal["succeeded", "failed", "cancelled", "timed_out"]

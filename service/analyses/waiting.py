@@ -9,7 +9,7 @@ from service.analyses.errors import AnalysisNotFoundError
 from service.analyses.repository import find, find_report
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow
 from service.context import Context
-from service.notifications import first_of
+from service.database.notifications import first_of
 
 
 async def wait_until_ended(

@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.context import Context
-from service.database import is_away
+from service.database.engine import is_away
 from service.errors import DatabaseUnavailableError, ServiceError
 from service.keys import ApiKey
 from service.web import sessions

@@ -18,6 +18,7 @@ from service.analyses import endpoints as interface
 from service.analyses import representations
 from service.analyses.schemas import Analysis
 from service.context import Context, InContext
+from service.http.security import InTenant
 from service.policies import Policy, PolicyError, evaluate
 from service.policies.baseline import compare
 from service.policies.metrics import Measurement, measure, rounded
@@ -25,7 +26,6 @@ from service.policies.policy import parse_toml
 from service.policies.verdict import Difference, Range
 from service.rendering import facts, plots
 from service.rendering.numbers import ends, interval, number
-from service.security import InTenant
 from service.web.endpoints import find
 from service.web.pages import page
 from wsb_engine.report import Report

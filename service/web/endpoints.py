@@ -20,7 +20,7 @@ from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
 from service.analyses.waiting import not_found
 from service.context import Context, InContext
 from service.errors import NotFoundError
-from service.security import InTenant
+from service.http.security import InTenant
 from service.web.forms import Filled, empty_form, kept, submit_form
 from service.web.pages import STATIC_TYPES, page, see, static
 from service.web.posts import read_post

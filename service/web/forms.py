@@ -15,16 +15,16 @@ from pydantic import ValidationError
 from service.analyses.errors import AnalysisNotFoundError, DeviceUnavailableError, NoReportError, ReportNotReadyError
 from service.analyses.schemas import FormRequest
 from service.analyses.submission import Caller, accept
-from service.batches.formats import batch_format
-from service.blobs import NOUNS, BlobNotFoundError, digest, identifier, register, sniff
+from service.blobs.batch_formats import batch_format
+from service.blobs.model_formats import model_format
+from service.blobs.repository import NOUNS, BlobNotFoundError, digest, identifier, register, sniff
 from service.context import Context
 from service.errors import ServiceError
 from service.fields import FieldError, field_errors
-from service.models.formats import model_format
-from service.multipart import InvalidFormError, LimitedWriter, Writer, read_form
+from service.http.multipart import InvalidFormError, LimitedWriter, Writer, read_form
 from service.policies import PolicyError
 from service.policies.policy import parse_toml
-from service.storage import Kind, Upload
+from service.storage.store import Kind, Upload
 from service.web.browsers import check_csrf
 from service.web.sessions import Session
 from wsb_engine.options import Options

@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from service import rendering
+from service.http.security import ANONYMOUS
 from service.rendering import facts
 from service.rendering.html import symbols
 from service.rendering.numbers import interval, number, percent
 from service.rendering.text import clean
-from service.security import ANONYMOUS
 
 PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self';"

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 
 from service.errors import MalformedRequestError, UnsupportedMediaTypeError
-from service.uploads import Body
+from service.http.bodies import Body
 from service.web.browsers import check_csrf
 
 MAX_BYTES = 8192

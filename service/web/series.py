@@ -17,9 +17,9 @@ from starlette.concurrency import run_in_threadpool
 from service.analyses import repository
 from service.analyses.table import AnalysisRow, ReportRow
 from service.context import Context, InContext
+from service.http.security import InTenant
 from service.rendering import plots
 from service.rendering.numbers import Ends, interval, middle, number
-from service.security import InTenant
 from service.web.endpoints import LABEL
 from service.web.pages import page
 from wsb_engine.report import Bounds, Check, Enclosure, Loss

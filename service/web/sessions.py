@@ -19,7 +19,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from service.database import Base
+from service.database.engine import Base
 from service.keys import ApiKey
 
 COOKIE = "wsb"

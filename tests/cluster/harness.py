@@ -23,7 +23,7 @@ import psycopg
 from support.objects import bucket
 from support.service import npz_batch, onnx_mlp, until
 
-from service.postgres import embedded_postgres
+from service.server.postgres import embedded_postgres
 
 _SETTINGS = {
     "WSB_MAX_ATTEMPTS": "20",
@@ -159,7 +159,7 @@ class Cluster:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         environment = {**self.environment, "WSB_DATA_DIR": str(folder / "data"), **extra}
-        command = [sys.executable, "-m", "service.cli", *arguments]
+        command = [sys.executable, "-m", "service.cli.commands", *arguments]
         with (folder / "log").open("ab") as log:
             process = psutil.Popen(
                 command,

@@ -59,7 +59,7 @@ def serving(**settings: str) -> Iterator[Server]:
         folder = Path(name)
         log = folder / "log"
         environment = {**os.environ, "WSB_DATA_DIR": str(folder / "data"), "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
         with log.open("wb") as errors:
             process = psutil.Popen(
                 command, env={**environment, **settings}, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder
@@ -244,7 +244,7 @@ def test_a_killed_server_takes_its_workers_along_and_the_next_one_takes_over() -
 def test_a_signal_while_the_database_starts_leaves_no_database() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         environment = {**os.environ, "WSB_DATA_DIR": name, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             until((Path(name) / "postgres" / "postmaster.pid").exists)
             process.terminate()
@@ -254,7 +254,7 @@ def test_a_signal_while_the_database_starts_leaves_no_database() -> None:
 
 def test_a_second_server_on_the_same_data_is_refused(server: Server) -> None:
     environment = {**os.environ, "WSB_DATA_DIR": str(server.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode == 2
     assert "in use by another wsb process" in second.stderr

@@ -145,7 +145,7 @@ def test_logits_that_overflow_in_the_reference_are_left_out_of_the_comparison() 
 
 
 def test_what_nothing_needs_is_not_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.krylov.Lanczos", None)
+    monkeypatch.setattr("wsb_engine.analysis.krylov.Lanczos", None)
     assert wsb.analyze(classifier(), batch(), wsb.Options(enclosure=False)).bounds is not None
 
 
@@ -281,7 +281,7 @@ def test_the_density_comes_with_its_moments() -> None:
 def test_a_time_limit_returns_what_is_certified_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
     def late(event: wsb.Progress) -> None:
         if event.phase == "enclosure" and event.hessian_vector_products == 3:
-            monkeypatch.setattr("wsb_engine.run.Run.expired", True)
+            monkeypatch.setattr("wsb_engine.analysis.monitor.Run.expired", True)
 
     report = wsb.analyze(classifier(), batch(), wsb.Options(spectrum="dense", time_limit=3600), progress=late)
     assert report.enclosure is not None
@@ -291,7 +291,7 @@ def test_a_time_limit_returns_what_is_certified_by_then(monkeypatch: pytest.Monk
 
 
 def test_a_closed_form_that_costs_too_much_is_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.moments.AUTO_OPERATIONS", 1.0)
+    monkeypatch.setattr("wsb_engine.analysis.moments.AUTO_OPERATIONS", 1.0)
     report = wsb.analyze(classifier(), batch())
     assert report.moments is None
     assert report.enclosure is not None

@@ -104,7 +104,17 @@ def test_a_case_holds_through_the_command(name: str, tmp_path: Path) -> None:
         flag = "--" + option.replace("_", "-")
         flags += [part for each in (value if isinstance(value, list) else [value]) for part in (flag, str(each))]
     out = tmp_path / "report.json"
-    command = [sys.executable, "-m", "service.cli", "analyze", str(model), str(batch), "--json", str(out), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "service.cli.commands",
+        "analyze",
+        str(model),
+        str(batch),
+        "--json",
+        str(out),
+        *flags,
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "NO_COLOR": "1"})
     assert ended.returncode == 0, ended.stderr
     assert not judge(case, wsb.Report.model_validate_json(out.read_text()))

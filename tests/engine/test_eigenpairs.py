@@ -7,9 +7,9 @@ import torch
 from support.golden import Golden
 
 import wsb_engine as wsb
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import pose
 from wsb_engine.options import Options
-from wsb_engine.problem import pose
-from wsb_engine.run import Run
 from wsb_engine.spectrum.dense import dense_spectrum, form_hessian
 
 NAME = "paper_three_layer_tanh"

@@ -13,7 +13,7 @@ from support.golden import NAMES, Golden
 from torch import nn
 
 import wsb_engine as wsb
-from wsb_engine.curvature.plan import Plan, plan
+from wsb_engine.curvature.closed_form.plan import Plan, plan
 
 
 def case(name: str = "deep_tanh") -> tuple[wsb.Classifier, wsb.Batch, np.ndarray]:
@@ -106,7 +106,7 @@ def test_auto_takes_probes_of_an_mlp_whose_closed_form_costs_too_much(monkeypatc
     def dear(*arguments: Any, **named: Any) -> Plan:
         return replace(plan(*arguments, **named), cost=3e14)
 
-    monkeypatch.setattr("wsb_engine.moments.plan", dear)
+    monkeypatch.setattr("wsb_engine.analysis.moments.plan", dear)
     classifier, batch, _ = case()
     report = wsb.analyze(classifier, batch)
     assert report.model.architecture == "mlp"
@@ -120,12 +120,12 @@ def test_auto_takes_probes_of_an_mlp_whose_closed_form_costs_too_much(monkeypatc
 def test_auto_goes_from_the_basis_to_probes_to_nothing_as_they_cost_more(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = convolution()
     assert codes(wsb.analyze(model, data)) == []
-    monkeypatch.setattr("wsb_engine.moments.BASIS_PARAMETERS", 10)
+    monkeypatch.setattr("wsb_engine.analysis.moments.BASIS_PARAMETERS", 10)
     probed = wsb.analyze(model, data)
     assert probed.moments is not None
     assert probed.moments.method == "probes"
     assert codes(probed) == ["moments_probes"]
-    monkeypatch.setattr("wsb_engine.moments.PROBE_OPERATIONS", 1.0)
+    monkeypatch.setattr("wsb_engine.analysis.moments.PROBE_OPERATIONS", 1.0)
     without = wsb.analyze(model, data)
     assert without.moments is None
     assert codes(without) == ["moments_unavailable"]
@@ -140,7 +140,7 @@ def test_a_closed_form_that_does_not_fit_leaves_the_choice_to_auto(monkeypatch: 
     def refuse(*_: object, **__: object) -> None:
         raise wsb.ResourceError("one pair needs more", code="memory_limit", advice="Raise it.")
 
-    monkeypatch.setattr("wsb_engine.moments.plan", refuse)
+    monkeypatch.setattr("wsb_engine.analysis.moments.plan", refuse)
     assert codes(wsb.analyze(classifier, batch)) == ["moments_probes"]
     with pytest.raises(wsb.ResourceError) as caught:
         wsb.analyze(classifier, batch, wsb.Options(moments="closed_form"))
@@ -152,7 +152,7 @@ def at_the_first(phase: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[wsb.P
 
     def late(event: wsb.Progress) -> None:
         if event.phase == phase:
-            monkeypatch.setattr("wsb_engine.run.Run.expired", True)
+            monkeypatch.setattr("wsb_engine.analysis.monitor.Run.expired", True)
 
     return late
 

@@ -55,7 +55,7 @@ def test_both_ends_are_listed_by_product_and_hold_the_eigenvalues(moments: str) 
 
 
 def test_long_runs_are_thinned_and_keep_their_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.krylov.CONVERGENCE_ROWS", 5)
+    monkeypatch.setattr("wsb_engine.analysis.krylov.CONVERGENCE_ROWS", 5)
     report = analysed(moments="none", max_products=12)
     assert report.enclosure is not None
     assert report.enclosure.convergence is not None

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 import wsb_engine as wsb
-from wsb_engine.curvature.closed_form import ClosedForm, closed_form
-from wsb_engine.curvature.linearized_product import LinearizedProduct
-from wsb_engine.curvature.plan import plan
-from wsb_engine.curvature.split import Add, split_closed_form
-from wsb_engine.members import Devices, Member
-from wsb_engine.problem import Problem, pose
-from wsb_engine.run import Run
+from wsb_engine.analysis.members import Devices, Member
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.curvature.closed_form.plan import plan
+from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form
+from wsb_engine.curvature.products.linearized import LinearizedProduct
+from wsb_engine.curvature.team import Add, split_closed_form
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning")
 
@@ -39,9 +39,9 @@ from datetime import timedelta
 import torch.distributed as dist
 import wsb_engine as wsb
 from wsb_engine import distributed
-from wsb_engine.curvature.split import Add, Multiply
-from wsb_engine.members import Member
-from wsb_engine.run import Run
+from wsb_engine.curvature.team import Add, Multiply
+from wsb_engine.analysis.members import Member
+from wsb_engine.analysis.monitor import Run
 
 folder, rank, size, timeout = sys.argv[1], *map(int, sys.argv[2:])
 meeting = f"file://{folder}/meeting"
@@ -325,7 +325,7 @@ def test_terms_of_the_closed_form_add_up_whoever_has_them(prefer: Any, kept: int
 
 
 def test_a_gradient_that_was_linearised_is_multiplied_by_all_devices_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
     problem = posed(convolution(), 23, 1, 3, 3)
     v = torch.randn(problem.objective.parameters, 1, dtype=torch.float64)
     ways, both = [], threading.Barrier(2, timeout=TIMEOUT)

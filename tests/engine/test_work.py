@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import wsb_engine as wsb
-from wsb_engine.curvature.closed_form import closed_form
-from wsb_engine.curvature.linearized_product import LinearizedProduct
-from wsb_engine.curvature.memory import SteppingProduct
-from wsb_engine.curvature.plan import plan
-from wsb_engine.problem import Problem, pose
-from wsb_engine.run import Run
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.curvature.closed_form.plan import plan
+from wsb_engine.curvature.closed_form.sums import closed_form
+from wsb_engine.curvature.products.linearized import LinearizedProduct
+from wsb_engine.curvature.products.stepping import SteppingProduct
 
 ALLOWANCE = 1.05
 """What a count may exceed its record by: other versions of torch split an operation in other ways."""

@@ -82,7 +82,7 @@ class Tree:
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         port = self.url.rpartition(":")[2]
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", port, "--workers", "1"]
+        command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", port, "--workers", "1"]
         with self.log.open("ab") as log:
             self._process = psutil.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.data.parent)
         self.restarts += 1

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from support.service import Service, StartService, npz_batch, onnx_mlp, running_service
 
-from service.database import Database
-from service.postgres import embedded_postgres
+from service.database.engine import Database
+from service.server.postgres import embedded_postgres
 from service.settings import Settings
 
 _names = itertools.count()

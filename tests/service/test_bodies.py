@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.service import StartService
 
-from service.uploads import hand_on
+from service.http.bodies import hand_on
 
 LARGE = 1 << 17
 

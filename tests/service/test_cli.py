@@ -30,7 +30,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "service.cli", *arguments]
+    return [sys.executable, "-m", "service.cli.commands", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -49,7 +49,8 @@ def test_the_version_is_printed() -> None:
 
 def test_help_comes_without_torch() -> None:
     program = (
-        "import sys\nfrom service.cli import app\napp(['--help'], standalone_mode=False)\nprint('torch' in sys.modules)"
+        "import sys\nfrom service.cli.commands import app\napp(['--help'], standalone_mode=False)\n"
+        "print('torch' in sys.modules)"
     )
     run = [sys.executable, "-c", program]
     result = subprocess.run(run, env=environment(), capture_output=True, text=True, check=True)
@@ -188,7 +189,7 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
 @pytest.mark.parametrize(
     ("begun", "number"),
     [
-        ("service.cli worker", signal.SIGTERM),
+        ("service.cli.commands worker", signal.SIGTERM),
         ("service.sandbox.zygote", signal.SIGTERM),
         ("postgres", signal.SIGTERM),
         ("service.sandbox.zygote", signal.SIGKILL),

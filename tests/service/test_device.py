@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 from support.service import Service, StartService, until
 
-from service.analyses.device import Device
+from service.worker.device import Device
 
 
 async def has_room(device: Device) -> bool | None:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from service import devices
-from service.devices import UnknownDeviceError, chosen_devices
+from service.kit import devices
+from service.kit.devices import UnknownDeviceError, chosen_devices
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_device_that_is_not_here_is_refused(wanted: str, monkeypatch: pytest.M
 
 def test_the_command_says_which_devices_there_are() -> None:
     environment = {**os.environ, "WSB_DATABASE_URL": "postgresql://127.0.0.1/none"}
-    command = [sys.executable, "-m", "service.cli", "worker", "--device", "cuda:99"]
+    command = [sys.executable, "-m", "service.cli.commands", "worker", "--device", "cuda:99"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert "There is no device 'cuda:99' here" in ended.stderr

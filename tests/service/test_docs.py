@@ -5,7 +5,7 @@ from pathlib import Path
 
 from service.errors import every_error
 from service.settings import Settings
-from wsb_engine.checks import FAILURES
+from wsb_engine.analysis.checks import FAILURES
 
 DOCS = Path(__file__).parents[2] / "docs"
 

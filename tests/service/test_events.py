@@ -14,8 +14,8 @@ import httpx
 import pytest
 from support.service import Service, StartService, until
 
-from service.database import Database
-from service.notifications import Notifications, announce
+from service.database.engine import Database
+from service.database.notifications import Notifications, announce
 
 Files = dict[str, bytes]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from service.archives import NotAnArchiveError, member_names
-from service.batches.formats import batch_format
-from service.blobs import TruncatedFileError, UnknownFormatError
-from service.models.formats import model_format
+from service.blobs.batch_formats import batch_format
+from service.blobs.model_formats import model_format
+from service.blobs.repository import TruncatedFileError, UnknownFormatError
+from service.storage.archives import NotAnArchiveError, member_names
 
 
 def archive(*names: str) -> bytes:

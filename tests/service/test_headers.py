@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.headers import matches, preferred_wait
+from service.http.headers import matches, preferred_wait
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,23 @@ HEAVY = ("torch", "onnx", "onnxruntime", "numpy")
 SLOW = ("asyncio", "fastapi", "opentelemetry", "pydantic_settings", "rich", "structlog")
 
 
-@pytest.mark.parametrize("module", ["service.app", "service.serve", "service.worker", "service.cli"])
+@pytest.mark.parametrize(
+    "module", ["service.server.app", "service.server.serve", "service.worker.worker", "service.cli.commands"]
+)
 def test_a_process_of_the_service_does_not_load_the_engine(module: str) -> None:
     assert loaded(f"import {module}", HEAVY) == "[]"
 
 
 def test_the_help_loads_nothing_slow() -> None:
-    assert loaded("import service.cli\nservice.cli.app(['--help'], standalone_mode=False)", HEAVY + SLOW) == "[]"
+    program = "from service.cli.commands import app\napp(['--help'], standalone_mode=False)"
+    assert loaded(program, HEAVY + SLOW) == "[]"
 
 
-@pytest.mark.parametrize("module", ["service.evaluation", "service.check", "service.rendering", "service.summary"])
+@pytest.mark.parametrize(
+    "module", ["service.cli.evaluate", "service.cli.outputs", "service.rendering", "service.cli.summary"]
+)
 def test_a_command_does_not_load_the_web_framework(module: str) -> None:
-    assert loaded(f"import service.flags, {module}", ("fastapi", "sqlalchemy", *HEAVY)) == "[]"
+    assert loaded(f"import service.cli.flags, {module}", ("fastapi", "sqlalchemy", *HEAVY)) == "[]"
 
 
 def loaded(program: str, names: tuple[str, ...]) -> str:

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import pytest
 from support.service import Service, StartService, until
 
-from service import storage
-from service.storage import FolderStore, InsufficientStorageError
+from service.storage import store as storage
+from service.storage.folder import FolderStore
+from service.storage.store import InsufficientStorageError
 
 
 class Connection:

@@ -173,7 +173,7 @@ def serving(database_url: str, tmp_path: Path) -> Iterator[tuple[httpx.Client, P
         "WSB_LOG_FORMAT": "json",
         "WSB_LOG_LEVEL": "debug",
     }
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--workers", "1"]
+    command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0", "--workers", "1"]
     with (
         log.open("wb") as stderr,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,

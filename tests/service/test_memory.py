@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.service import Service, StartService, npz_batch, onnx_mlp, until
 
-from service.analyses.memory import least_bytes
+from service.worker.fit import least_bytes
 
 MIB = 1 << 20
 SMALL, LARGE = 256 * MIB, 4096 * MIB
@@ -100,7 +100,7 @@ def test_an_analysis_that_waits_for_a_larger_worker_can_be_cancelled(
 
 _GROWTH = """
 import sys
-import torch, wsb_engine as wsb, wsb_engine.analysis, wsb_engine.formats.onnx
+import torch, wsb_engine as wsb, wsb_engine.analysis.analyze, wsb_engine.formats.onnx
 # Not ru_maxrss, which a process inherits from the one that has started it.
 status = lambda: dict(line.split(":", 1) for line in open("/proc/self/status"))
 peak = lambda: int(status()["VmHWM"].split()[0]) * 1024

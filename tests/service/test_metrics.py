@@ -20,15 +20,15 @@ from support.outages import WAITING, close_database
 from support.service import Service, StartService, npz_batch, onnx_mlp, until
 
 import wsb_engine as wsb
-from service import totals
 from service.analyses.outcomes import CAUSES, TIMINGS, cause
 from service.analyses.table import FINAL_STATES
-from service.app import create_app
-from service.database import Database
+from service.database import counters as totals
+from service.database.counters import BUCKETS, Event
+from service.database.engine import Database
 from service.keys import hash_key, new_key
-from service.metrics import OTHER, FiguresReader, Metrics
+from service.monitoring.metrics import OTHER, FiguresReader, Metrics
+from service.server.app import create_app
 from service.settings import Settings
-from service.totals import BUCKETS, Event
 
 Files = dict[str, bytes]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from support.service import StartService
 
 import service
-from service.database import Database, latest_revision
+from service.database.engine import Database, latest_revision
 
 MODEL, BATCH = "a" * 64, "b" * 64
 ANALYSIS = "11111111-1111-1111-1111-111111111111"
@@ -33,7 +33,7 @@ def move(url: str, revision: str) -> None:
 
     def run(connection: Connection) -> None:
         config = Config()
-        config.set_main_option("script_location", str(Path(service.__file__).parent / "migrations"))
+        config.set_main_option("script_location", str(Path(service.__file__).parent / "database" / "migrations"))
         config.set_main_option("path_separator", "os")
         config.attributes["connection"] = connection
         known = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()

@@ -16,8 +16,8 @@ import pytest
 from support.objects import Bucket, bucket
 from support.service import Service, StartService, until
 
-from service.object_store import ObjectStore
-from service.storage import BlobMissingError, StorageUnavailableError
+from service.storage.bucket import ObjectStore
+from service.storage.store import BlobMissingError, StorageUnavailableError
 
 Files = dict[str, bytes]
 
@@ -163,7 +163,7 @@ def test_a_bucket_that_is_gone_is_an_outage_and_not_a_missing_file(objects: Buck
 _THROUGH = """
 import asyncio, resource, sys
 from pathlib import Path
-from service.object_store import ObjectStore
+from service.storage.bucket import ObjectStore
 url, size, piece = sys.argv[1], int(sys.argv[2]), bytes(1 << 20)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 async def through():

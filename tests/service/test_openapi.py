@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from openapi_spec_validator import validate
 
-from service.app import create_app
-from service.openapi import render
+from service.http.openapi import render
+from service.server.app import create_app
 from service.settings import Settings
 
 COMMITTED = Path(__file__).parents[2] / "openapi" / "openapi.json"
@@ -73,7 +73,7 @@ def test_every_reference_leads_somewhere(specification: dict[str, Any]) -> None:
 def test_the_specification_is_printed_without_a_database_and_without_torch(tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from service.cli import app\n"
+        "from service.cli.commands import app\n"
         "app(['openapi'], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules and 'onnxruntime' not in sys.modules"
     )

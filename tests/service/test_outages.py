@@ -14,7 +14,7 @@ from psycopg import sql
 from support.outages import close_database
 from support.service import Service, StartService, until
 
-from service.database import patiently
+from service.database.engine import patiently
 
 Files = dict[str, bytes]
 

@@ -12,12 +12,12 @@ import psycopg
 import pytest
 from support.service import until
 
-from service.postgres import embedded_postgres
+from service.server.postgres import embedded_postgres
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from service.postgres import embedded_postgres
+from service.server.postgres import embedded_postgres
 with embedded_postgres(Path(sys.argv[1])):
     print("up", flush=True)
     time.sleep(600)
@@ -107,6 +107,6 @@ def test_a_server_that_can_not_start_says_why(folder: Path, monkeypatch: pytest.
     with embedded_postgres(folder):
         pass
     (folder / "postgres" / "postgresql.conf").write_text("no_such_setting = 1\n")
-    monkeypatch.setattr("service.postgres._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("service.server.postgres._RETRY_SECONDS", 0.1)
     with pytest.raises(OSError, match="no_such_setting"), embedded_postgres(folder):
         pass

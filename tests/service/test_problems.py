@@ -10,8 +10,8 @@ import httpx
 import pytest
 from support.service import Service, StartService
 
-from service.app import create_app
 from service.errors import every_error
+from service.server.app import create_app
 from service.settings import Settings
 
 TWO_FILES = (('form-data; name="model"', b"x"), ('form-data; name="batch"', b"x"))

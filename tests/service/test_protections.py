@@ -13,8 +13,8 @@ import pytest
 import torch
 from support.service import StartService, npz_batch, onnx_mlp
 
-from service.analyses.job import ENTRY, MODEL_FILE, TORCHSCRIPT_NEEDS, torchscript_accepted
-from service.protections import REQUIRED, active_protections
+from service.child.entry import ENTRY, MODEL_FILE, TORCHSCRIPT_NEEDS, torchscript_accepted
+from service.child.protections import REQUIRED, active_protections
 from service.sandbox import Job, Outcome, Zygote
 from service.settings import Settings
 
@@ -23,7 +23,7 @@ ARCHIVE = b"PK\x03\x04 and no more"
 
 def wsb(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
-    command = [sys.executable, "-m", "service.cli", *arguments]
+    command = [sys.executable, "-m", "service.cli.commands", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import queue
 from service.analyses import repository
 from service.analyses.table import AnalysisRow
-from service.database import Database
+from service.database import queue
+from service.database.engine import Database
 
 
 def analysis(**values: Any) -> AnalysisRow:
@@ -163,7 +163,7 @@ def test_a_newer_queue_schema_brings_its_migrations(database_url: str) -> None:
             async def record(_: object, script: str) -> None:
                 run.append(script)
 
-            patch.setattr("service.database._run_script", record)
+            patch.setattr("service.database.engine._run_script", record)
             await database.migrate()
             await database.migrate()
         assert len(run) == 1

@@ -16,9 +16,9 @@ import pytest
 from support.outages import WAITING, close_database
 from support.service import Service, StartService, until
 
-from service.app import open_context
-from service.database import Database
-from service.readiness import CHECKS, OK, Readiness
+from service.database.engine import Database
+from service.monitoring.readiness import CHECKS, OK, Readiness
+from service.server.app import open_context
 from service.settings import Settings
 
 

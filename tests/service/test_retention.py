@@ -16,10 +16,10 @@ import httpx
 import pytest
 from support.service import Service, StartService, npz_batch, onnx_mlp, until
 
-from service.app import open_context
 from service.context import Context
 from service.keys import hash_key, new_key
-from service.retention import sweep
+from service.server.app import open_context
+from service.server.retention import sweep
 
 Files = dict[str, bytes]
 MONTH = timedelta(days=30)

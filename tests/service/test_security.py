@@ -16,9 +16,9 @@ import pytest
 from pydantic import ValidationError
 from support.service import Service, StartService, npz_batch, onnx_mlp, until
 
-from service.exposure import ExposedError, refuse_exposure
+from service.http.exposure import ExposedError, refuse_exposure
+from service.http.security import PUBLIC_PATHS
 from service.keys import ApiKey, hash_key, new_key, parse_keys
-from service.security import PUBLIC_PATHS
 from service.settings import Settings
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what is to be refused
@@ -39,7 +39,7 @@ def locked(start_service: StartService) -> Service:
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    run = [sys.executable, "-m", "service.cli", *arguments]
+    run = [sys.executable, "-m", "service.cli.commands", *arguments]
     path = os.pathsep.join(sys.path)
     values = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "NO_COLOR": "1", **environment}
     return subprocess.run(run, env=values, capture_output=True, text=True, timeout=60, check=False)

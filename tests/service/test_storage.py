@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from support.objects import bucket
 
-from service.object_store import ObjectStore
-from service.scratch import ScratchFolder
-from service.storage import BlobCorruptError, BlobMissingError, BlobStore, FolderStore, Upload
+from service.storage.bucket import ObjectStore
+from service.storage.folder import FolderStore
+from service.storage.scratch import ScratchFolder
+from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, Upload
 
 
 @dataclass
@@ -141,7 +142,7 @@ def test_a_scratch_folder_of_a_live_owner_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_scratch_folder_of_a_killed_owner_is_removed_by_the_next(tmp_path: Path) -> None:
     program = (
-        "import sys, os, signal; from pathlib import Path; from service.scratch import ScratchFolder\n"
+        "import sys, os, signal; from pathlib import Path; from service.storage.scratch import ScratchFolder\n"
         "with ScratchFolder(Path(sys.argv[1])) as s: (s.path / 'f').touch(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

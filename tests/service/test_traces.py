@@ -140,7 +140,7 @@ def test_a_job_carries_the_present_trace_and_nothing_without_one(spans: InMemory
 def test_without_an_endpoint_there_are_no_spans_and_no_sdk() -> None:
     program = (
         "import sys\n"
-        "from service.app import create_app\n"
+        "from service.server.app import create_app\n"
         "from service.settings import Settings\n"
         "from service.traces import Tracing, carried\n"
         "create_app(Settings(_env_file=None))\n"

@@ -9,10 +9,10 @@ import psycopg
 import pytest
 from support.service import Service, StartService, until
 
-from service.database import Database
-from service.notifications import Notifications
-from service.queue import open_queue
-from service.worker import rescue
+from service.database.engine import Database
+from service.database.notifications import Notifications
+from service.database.queue import open_queue
+from service.worker.worker import rescue
 
 Files = dict[str, bytes]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from service import writeback
-from service.allocation import keep_freed_memory
-from service.storage import Upload
-from service.writeback import start_writeback
+from service.server.allocation import keep_freed_memory
+from service.storage import writeback
+from service.storage.store import Upload
+from service.storage.writeback import start_writeback
 
 
 def test_what_is_being_written_back_stays_what_it_is(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_system_that_can_not_be_told_is_passed_over(monkeypatch: pytest.Monkey
 
 def test_large_uploads_are_written_back_as_they_come_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[int, int]] = []
-    monkeypatch.setattr("service.storage.start_writeback", lambda _, start, size: started.append((start, size)))
+    monkeypatch.setattr("service.storage.store.start_writeback", lambda _, start, size: started.append((start, size)))
     with Upload(tmp_path, "batches") as upload:
         for _ in range(10):
             upload.write(bytes(4 << 20))

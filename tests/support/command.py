@@ -17,5 +17,5 @@ def wsb(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         "GITHUB_STEP_SUMMARY": "",  # where these tests are themselves a step, its summary is not for this
         **more,
     }
-    run = [sys.executable, "-m", "service.cli", *arguments]
+    run = [sys.executable, "-m", "service.cli.commands", *arguments]
     return subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120, check=False)

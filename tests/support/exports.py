@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.classifier import Classifier
+from wsb_engine.model import Classifier
 
 
 def live(module: nn.Module, example: Tensor) -> Classifier:

@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from wsb_engine.classifier import Activation
+from wsb_engine.curvature.closed_form.mlp import Layer, Network
 from wsb_engine.curvature.loss import Targets
-from wsb_engine.curvature.mlp import Layer, Network
+from wsb_engine.model import Activation
 
 FOLDER = Path(__file__).parent.parent / "golden"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -34,7 +34,7 @@ def served(**settings: str) -> Iterator[Served]:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         folder = Path(name)
         environment = {**os.environ, "WSB_DATA_DIR": str(folder / "data"), "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
         with (folder / "log").open("wb") as log:
             process = psutil.Popen(
                 command, env={**environment, **settings}, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder

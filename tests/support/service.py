@@ -21,12 +21,12 @@ import psycopg
 import uvicorn
 from onnx import TensorProto, helper, numpy_helper
 
-from service.app import create_app
-from service.connections import server_config
+from service.http.listen import server_config
 from service.sandbox import Zygote
 from service.sandbox.job import LOG_NAME
+from service.server.app import create_app
 from service.settings import Settings
-from service.worker import work
+from service.worker.worker import work
 
 FAKE_ENTRY = Path(__file__).parents[1] / "service" / "fake"
 DEADLINE = 30.0

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from wsb_engine.classifier import Tensors
-from wsb_engine.curvature.closed_form import TileSource
-from wsb_engine.curvature.hessian_product import Objective
+from wsb_engine.curvature.closed_form.mlp import Network, passes, step_down
+from wsb_engine.curvature.closed_form.sums import TileSource
 from wsb_engine.curvature.loss import head
-from wsb_engine.curvature.memory import ran_out
-from wsb_engine.curvature.mlp import Network, passes, step_down
+from wsb_engine.curvature.products.autodiff import Objective
+from wsb_engine.curvature.products.stepping import ran_out
+from wsb_engine.model import Tensors
 
 WORK = 4 << 30
 """Entries of all samples' Jacobians beyond which a general model's trace is not computed."""

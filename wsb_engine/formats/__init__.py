@@ -9,8 +9,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from wsb_engine.classifier import Classifier
 from wsb_engine.errors import ModelError
+from wsb_engine.model import Classifier
 
 _ONNX_ADVICE = "Export the model to ONNX: torch.onnx.export(model, example_inputs, 'model.onnx', dynamo=True)."
 _ZIP_MAGIC = b"PK\x03\x04"

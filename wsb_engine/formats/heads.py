@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wsb_engine.classifier import Tensors
+from wsb_engine.model import Tensors
 from wsb_engine.options import Head
 
 PROBABILITY_TOLERANCE = 1e-5

@@ -14,10 +14,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wsb_engine.classifier import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.heads import apply_head
 from wsb_engine.formats.substitutes import Substitutes, follow_parameters
+from wsb_engine.model import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
 from wsb_engine.options import Head
 
 

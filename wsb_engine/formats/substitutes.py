@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsb_engine.curvature.watching import Running
+from wsb_engine.curvature.tracing.dispatch import Running
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.norms import root, vector_norm
-from wsb_engine.formats.roots import Roots
+from wsb_engine.formats.graph.norms import root, vector_norm
+from wsb_engine.formats.graph.roots import Roots
 
 
 class Substitutes(Roots):

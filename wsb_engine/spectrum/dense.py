@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsb_engine.curvature.hessian_product import HessianProduct
+from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.errors import ResourceError, finite
 
 BLOCK = 512

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from wsb_engine.bounds.certificates import Enclosures, ExactMoments, Premises
-from wsb_engine.bounds.confirmation import RitzResidual, confirm, outer_pairs
-from wsb_engine.bounds.enclosure import Enclosing, enclose, finish
 from wsb_engine.bounds.lanczos_polynomial import Recurrence, largest_eigenvalue_bound, overlap_quantile
 from wsb_engine.bounds.rounding import Rounding
+from wsb_engine.spectrum.confirmation import RitzResidual, confirm, outer_pairs
+from wsb_engine.spectrum.enclosure import Enclosing, enclose, finish
 from wsb_engine.spectrum.lanczos import Lanczos
 
 UNIT = 2.0**-53

@@ -13,10 +13,10 @@ from scipy import stats
 
 from wsb_engine.bounds.certificates import CertifiedNorm, Enclosures, Premises
 from wsb_engine.bounds.deflation import remainder
-from wsb_engine.bounds.enclosure import Enclosing
-from wsb_engine.bounds.probes import Probed, deflate, probe, probe_count
 from wsb_engine.bounds.rounding import Rounding, frobenius_factor
+from wsb_engine.spectrum.enclosure import Enclosing
 from wsb_engine.spectrum.lanczos import Lanczos
+from wsb_engine.spectrum.probes import Probed, deflate, probe, probe_count
 
 UNIT = 2.0**-53
 

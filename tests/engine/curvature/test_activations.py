@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from wsb_engine.classifier import Activation
-from wsb_engine.curvature.activations import KINDS, derivatives
+from wsb_engine.curvature.closed_form.activations import KINDS, derivatives
+from wsb_engine.model import Activation
 
 REFERENCE = {
     "identity": nn.Identity(),

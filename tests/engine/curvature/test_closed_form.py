@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from support.golden import NAMES, Golden
 from torch import Tensor
 
-from wsb_engine.classifier import Activation
-from wsb_engine.curvature.activations import derivatives
-from wsb_engine.curvature.closed_form import ClosedForm, closed_form, visits_of
+from wsb_engine.curvature.closed_form.activations import derivatives
+from wsb_engine.curvature.closed_form.mlp import Layer, Network
+from wsb_engine.curvature.closed_form.plan import Plan, plan
+from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form, visits_of
 from wsb_engine.curvature.loss import sample_losses
-from wsb_engine.curvature.mlp import Layer, Network
-from wsb_engine.curvature.plan import Plan, plan
+from wsb_engine.model import Activation
 
 MEMORY = 1 << 28
 

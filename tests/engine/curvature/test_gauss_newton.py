@@ -7,9 +7,9 @@ import torch
 from support.golden import NAMES, Golden
 
 import wsb_engine as wsb
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
-from wsb_engine.problem import Problem, pose
-from wsb_engine.run import Run
 
 
 def posed(name: str, **options: object) -> Problem:

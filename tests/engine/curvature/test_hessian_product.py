@@ -12,13 +12,13 @@ from support.golden import NAMES, Golden
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.curvature.hessian_product import COLUMNS, AutodiffProduct, HessianProduct, Objective
-from wsb_engine.curvature.linearized_product import LinearizedProduct
-from wsb_engine.curvature.memory import SteppingProduct
-from wsb_engine.curvature.mlp_product import MLPProduct
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import BLOCK_SHARE, Problem, pose
+from wsb_engine.curvature.products.autodiff import COLUMNS, AutodiffProduct, HessianProduct, Objective
+from wsb_engine.curvature.products.linearized import LinearizedProduct
+from wsb_engine.curvature.products.mlp import MLPProduct
+from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.curvature.threads import _sum
-from wsb_engine.problem import BLOCK_SHARE, Problem, pose
-from wsb_engine.run import Run
 
 
 def problem(classifier: wsb.Classifier, batch: wsb.Batch, **options: object) -> Problem:
@@ -76,7 +76,7 @@ def test_ragged_chunks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     posed = golden("deep_tanh")
     H = dense(posed.objective)
     V = columns(len(H))
-    monkeypatch.setattr("wsb_engine.curvature.hessian_product.PRODUCT_SAMPLES", 4)
+    monkeypatch.setattr("wsb_engine.curvature.products.autodiff.PRODUCT_SAMPLES", 4)
     torch.testing.assert_close(AutodiffProduct(posed.objective)(V), H @ V, rtol=1e-11, atol=1e-13)
     tight = way(replace(posed, memory=1 << 16))
     assert isinstance(tight, MLPProduct)
@@ -146,7 +146,7 @@ def convolutional(samples: int = 5, **options: object) -> Problem:
 def test_a_linearised_product_is_taken_where_it_pays_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     posed = convolutional()
     assert isinstance(way(posed, 1), AutodiffProduct)
-    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
     chosen = way(posed, 1)
     assert isinstance(chosen, LinearizedProduct)
     assert isinstance(way(replace(posed, objective=replace(posed.objective, fits=4)), 1), AutodiffProduct)
@@ -159,8 +159,8 @@ def test_a_linearised_product_is_taken_where_it_pays_and_fits(monkeypatch: pytes
 def test_a_linearised_product_is_made_by_threads_with_samples_of_their_own(
     columns_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
-    monkeypatch.setattr("wsb_engine.problem.LEAST_CHUNK", 2)
+    monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.analysis.problem.LEAST_CHUNK", 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     posed = convolutional(samples=7)
     shares: list[int] = []
@@ -181,11 +181,11 @@ def test_a_linearised_product_is_made_by_threads_with_samples_of_their_own(
 def test_no_more_threads_than_have_enough_to_do_and_to_hold(
     samples: int, vectors: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
-    monkeypatch.setattr("wsb_engine.problem.LEAST_CHUNK", 1)
+    monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.analysis.problem.LEAST_CHUNK", 1)
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     threads: list[int] = []
-    monkeypatch.setattr("wsb_engine.curvature.linearized_product.Threads", threads.append)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.Threads", threads.append)
     posed = convolutional(samples)
     memory = int((vectors + 0.5) * 8 * posed.objective.parameters / BLOCK_SHARE)
     way(replace(posed, memory=memory), 1)
@@ -193,12 +193,12 @@ def test_no_more_threads_than_have_enough_to_do_and_to_hold(
 
 
 def test_single_products_from_scratch_take_as_many_samples_as_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.problem.LEAST_CHUNK", 2)
+    monkeypatch.setattr("wsb_engine.analysis.problem.LEAST_CHUNK", 2)
     posed = convolutional(samples=7)
     H = dense(posed.objective)
     V = columns(len(H))[:, :1]
     for size, samples in ((0, 2), (3 * posed.footprint.bytes, 3), (1 << 30, 7)):
-        monkeypatch.setattr("wsb_engine.problem.CHUNK_BYTES", size)
+        monkeypatch.setattr("wsb_engine.analysis.problem.CHUNK_BYTES", size)
         # Seven in four pieces of two, in three of three, in one.
         for product in (posed.from_scratch(posed.objective), posed.hessian_product(1)):
             assert isinstance(product, SteppingProduct)

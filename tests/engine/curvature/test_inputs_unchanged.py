@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.curvature.hessian_product import AutodiffProduct, HessianProduct
-from wsb_engine.curvature.linearized_product import LinearizedProduct
-from wsb_engine.curvature.split import SplitProduct
-from wsb_engine.members import Devices
-from wsb_engine.problem import Problem, pose
-from wsb_engine.run import Run
+from wsb_engine.analysis.members import Devices
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.curvature.products.autodiff import AutodiffProduct, HessianProduct
+from wsb_engine.curvature.products.linearized import LinearizedProduct
+from wsb_engine.curvature.team import SplitProduct
 
 WAYS: dict[str, Callable[[Problem, int], HessianProduct]] = {
     "by hand": lambda problem, columns: problem.hessian_product(columns),

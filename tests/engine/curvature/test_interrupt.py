@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import wsb_engine as wsb
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
-from wsb_engine.curvature.hessian_product import AutodiffProduct, HessianProduct, Objective
-from wsb_engine.curvature.linearized_product import LinearizedProduct
-from wsb_engine.curvature.memory import SteppingProduct
-from wsb_engine.curvature.mlp_product import MLPProduct
+from wsb_engine.curvature.products.autodiff import AutodiffProduct, HessianProduct, Objective
+from wsb_engine.curvature.products.linearized import LinearizedProduct
+from wsb_engine.curvature.products.mlp import MLPProduct
+from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.curvature.threads import Threads
-from wsb_engine.problem import Problem, pose
-from wsb_engine.run import Run
 
 SAMPLES = 30
 

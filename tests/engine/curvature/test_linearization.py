@@ -13,18 +13,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import wsb_engine as wsb
-from wsb_engine.classifier import Tensors
-from wsb_engine.curvature.hessian_product import AutodiffProduct
-from wsb_engine.curvature.linearization import (
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import pose
+from wsb_engine.curvature.products.autodiff import AutodiffProduct
+from wsb_engine.curvature.products.linearized import LinearizedProduct, NotLinearizableError
+from wsb_engine.curvature.tracing.linearize import (
     PartialEvaluation,
     Product,
     ShapeFollowsValuesError,
     WrittenInPlaceError,
     linearize,
 )
-from wsb_engine.curvature.linearized_product import LinearizedProduct, NotLinearizableError
-from wsb_engine.problem import pose
-from wsb_engine.run import Run
+from wsb_engine.model import Tensors
 
 
 class Encoder(nn.Module):

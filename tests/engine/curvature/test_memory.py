@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.curvature.footprint import Footprint, gradient_footprint
-from wsb_engine.curvature.hessian_product import AutodiffProduct
-from wsb_engine.curvature.linearized_product import LinearizedProduct
-from wsb_engine.curvature.memory import SteppingProduct, ran_out
-from wsb_engine.curvature.mlp_product import MLPProduct
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.curvature.cost import Footprint, gradient_footprint
+from wsb_engine.curvature.products.autodiff import AutodiffProduct
+from wsb_engine.curvature.products.linearized import LinearizedProduct
+from wsb_engine.curvature.products.mlp import MLPProduct
+from wsb_engine.curvature.products.stepping import SteppingProduct, ran_out
 from wsb_engine.errors import ModelError, ResourceError
-from wsb_engine.problem import Problem, pose
-from wsb_engine.run import Run
 
 SAMPLES = 7
 
@@ -183,7 +183,7 @@ def test_a_report_says_that_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> N
     "norm", [nn.GroupNorm(2, 4), nn.LayerNorm([4, 2, 2]), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True)], ids=str
 )
 def test_normalisation_is_multiplied_alike_by_every_way(norm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
     problem = posed(convolution(norm))
     objective, step = problem.objective, 1e-5
     v = directions(problem, 1)[:, 0]
@@ -207,8 +207,8 @@ def test_a_gradient_that_can_not_be_traced_is_multiplied_from_scratch(monkeypatc
     def untraceable(*_: object) -> None:
         raise NotImplementedError("no rule for this operator")
 
-    monkeypatch.setattr("wsb_engine.problem.WORTHWHILE", 0)
-    monkeypatch.setattr("wsb_engine.curvature.linearized_product.linearize", untraceable)
+    monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.linearize", untraceable)
     plain = wsb.analyze(wsb.from_module(convolution()), batch(), wsb.Options(moments="none"))
     assert plain.enclosure is not None
     assert "memory_step_down" not in [warning.code for warning in plain.warnings]

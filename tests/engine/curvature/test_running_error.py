@@ -13,11 +13,11 @@ from support.exact import Dense, hessian
 from torch import nn
 
 import wsb_engine as wsb
-from wsb_engine.curvature.closed_form import closed_form
-from wsb_engine.curvature.plan import plan
-from wsb_engine.curvature.running_error import running_error
-from wsb_engine.problem import Problem, pose
-from wsb_engine.run import Run
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.curvature.closed_form.plan import plan
+from wsb_engine.curvature.closed_form.running_error import running_error
+from wsb_engine.curvature.closed_form.sums import closed_form
 
 KINDS = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "softplus": lambda: nn.Softplus(threshold=60)}
 CLASSES = {

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from wsb_engine.curvature.scripting import NotScriptableError, scripted
-from wsb_engine.curvature.simplification import multiply_by_slopes, simplify, zeros
+from wsb_engine.curvature.tracing.script import NotScriptableError, scripted
+from wsb_engine.curvature.tracing.simplify import multiply_by_slopes, simplify, zeros
 
 aten = torch.ops.aten
 

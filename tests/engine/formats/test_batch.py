@@ -157,7 +157,7 @@ def test_a_member_that_appears_twice_is_refused() -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.formats.batch.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("wsb_engine.batch.MAX_BYTES", 1 << 20)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, x=np.zeros((1 << 18, 2)), y=np.zeros(1 << 18, dtype=int))
     assert code_of(buffer.getvalue()) == "batch_too_large"

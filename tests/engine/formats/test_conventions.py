@@ -16,8 +16,8 @@ from support.exports import FORMATS, live, onnx
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
-from wsb_engine.classifier import Classifier, Tensors
-from wsb_engine.curvature.linearization import linearize
+from wsb_engine.curvature.tracing.linearize import linearize
+from wsb_engine.model import Classifier, Tensors
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore:There is a performance drop:UserWarning"

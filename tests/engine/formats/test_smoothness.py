@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from support.exports import FORMATS, live, onnx, traced
 from torch import Tensor, nn
 
-from wsb_engine.classifier import Classifier
-from wsb_engine.curvature.smoothness import nonsmooth_operators
+from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
+from wsb_engine.model import Classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from wsb_engine.bounds.certificates import ExactMoments, Premises
-from wsb_engine.bounds.enclosure import Enclosing
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.spectrum.density import density
+from wsb_engine.spectrum.enclosure import Enclosing
 from wsb_engine.spectrum.lanczos import Lanczos
 from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import service.policies
-from service.cli import Exit
+from service.cli.commands import Exit
 from service.policies.policy import Mismatch, Policy, Rule, parse_toml
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "ci.md").read_text(encoding="utf-8")

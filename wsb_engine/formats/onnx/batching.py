@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wsb_engine.classifier import Input, Tensors
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx.program import Program
+from wsb_engine.formats.graph.program import Program
+from wsb_engine.model import Input, Tensors
 
 _AGREEMENT = 1e-6
 """Relative, in float64: rounding is 1e-10 at most, a mix-up of samples is of order one."""

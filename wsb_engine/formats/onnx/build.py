@@ -8,15 +8,15 @@ from typing import Any
 
 import onnx
 
-from wsb_engine.classifier import Input
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx import problems
-from wsb_engine.formats.onnx.graph import Graph, Node
-from wsb_engine.formats.onnx.limits import LIMITS
+from wsb_engine.formats.graph import problems
+from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.tensors import dtype_of, element_count, to_torch
 from wsb_engine.formats.onnx.proto import canonical_domain, imported_opsets, opsets
 from wsb_engine.formats.onnx.scope import Scope, checked, limit, text
 from wsb_engine.formats.onnx.signature import check_signature
-from wsb_engine.formats.onnx.tensors import dtype_of, element_count, to_torch
+from wsb_engine.model import Input
 
 _AP = onnx.AttributeProto
 

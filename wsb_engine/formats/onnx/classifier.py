@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsb_engine.classifier import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx import head as heads
-from wsb_engine.formats.onnx import operators
+from wsb_engine.formats.graph import head as heads
+from wsb_engine.formats.graph import operators
+from wsb_engine.formats.graph.branches import resolve_branches
+from wsb_engine.formats.graph.conventions import follow_conventions
+from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.mlp import find_mlp
+from wsb_engine.formats.graph.parameters import find_parameters
+from wsb_engine.formats.graph.peeling import Head
+from wsb_engine.formats.graph.program import Program, Shapes
+from wsb_engine.formats.graph.simplify import simplify
 from wsb_engine.formats.onnx.batching import BatchProgram
 from wsb_engine.formats.onnx.build import build
-from wsb_engine.formats.onnx.control import resolve_branches
-from wsb_engine.formats.onnx.conventions import follow_conventions
-from wsb_engine.formats.onnx.graph import Graph, Node
 from wsb_engine.formats.onnx.lowering import lower
-from wsb_engine.formats.onnx.mlp import find_mlp
-from wsb_engine.formats.onnx.parameters import find_parameters
-from wsb_engine.formats.onnx.peeling import Head
-from wsb_engine.formats.onnx.program import Program, Shapes
 from wsb_engine.formats.onnx.proto import parse
 from wsb_engine.formats.onnx.reference import NAME, Reference, make_reference
-from wsb_engine.formats.onnx.simplify import simplify
+from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
 _PROBED = 16

@@ -15,8 +15,8 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx import problems
-from wsb_engine.formats.onnx.operators import ML
+from wsb_engine.formats.graph import problems
+from wsb_engine.formats.graph.operators import ML
 from wsb_engine.formats.onnx.signature import check_signature
 
 _DEFAULT_OPSET = 13

@@ -8,8 +8,8 @@ import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx import problems
-from wsb_engine.formats.onnx.limits import LIMITS
+from wsb_engine.formats.graph import problems
+from wsb_engine.formats.graph.limits import LIMITS
 
 # Field number → wire type of ModelProto (onnx.proto): 0 is a varint, 2 is length-delimited.
 _MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}

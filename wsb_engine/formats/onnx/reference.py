@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from wsb_engine.classifier import Input
 from wsb_engine.errors import ModelError
+from wsb_engine.model import Input
 
 NAME = "onnxruntime"
 Reference = Callable[[Mapping[str, np.ndarray]], np.ndarray]

@@ -9,10 +9,10 @@ import onnx
 import torch
 from torch import Tensor
 
-from wsb_engine.formats.onnx import problems
-from wsb_engine.formats.onnx.graph import Strings
-from wsb_engine.formats.onnx.limits import LIMITS
-from wsb_engine.formats.onnx.tensors import element_count, to_torch
+from wsb_engine.formats.graph import problems
+from wsb_engine.formats.graph.graph import Strings
+from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.tensors import element_count, to_torch
 
 _AP = onnx.AttributeProto
 Attributes = Mapping[str, onnx.AttributeProto]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from wsb_engine.formats.onnx import problems
+from wsb_engine.formats.graph import problems
 
 
 def _number(kind: object) -> int:

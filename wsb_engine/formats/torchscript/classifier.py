@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from wsb_engine.classifier import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx import head as heads
-from wsb_engine.formats.onnx.graph import Graph
-from wsb_engine.formats.onnx.mlp import find_mlp
-from wsb_engine.formats.onnx.peeling import Head
+from wsb_engine.formats.graph import head as heads
+from wsb_engine.formats.graph.graph import Graph
+from wsb_engine.formats.graph.mlp import find_mlp
+from wsb_engine.formats.graph.peeling import Head
+from wsb_engine.formats.torchscript import control
 from wsb_engine.formats.torchscript.archive import checked_archive
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Script, load
@@ -31,6 +31,7 @@ from wsb_engine.formats.torchscript.program import (
 )
 from wsb_engine.formats.torchscript.structure import structure
 from wsb_engine.formats.torchscript.values import Step, Value
+from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
 _SAMPLES = 3
@@ -144,7 +145,7 @@ class TorchScriptClassifier(Classifier):
 
 def _walk(script: Script, found: ParameterSet) -> tuple[Walk, dict[str, str]]:
     """A walk without the shapes of the inputs, and the outputs that it leads to."""
-    walk = Walk(script, frozenset(found.tensors), found.constants, candidates=True)
+    walk = Walk(script, frozenset(found.tensors), found.constants, control.TABLE, candidates=True)
     given = [Value(name, None) for name in input_values(script)]
     return walk, outputs_of(script, walk.run(arguments(script, given)))
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx.limits import LIMITS
+from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.torchscript import problems, scalars
 from wsb_engine.formats.torchscript.graph import Block, Operation
+from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Submodule
 from wsb_engine.formats.torchscript.values import Value, flattened, replaced
-
-if TYPE_CHECKING:
-    from wsb_engine.formats.torchscript.interpreter import Walk
 
 _LEFT_OPEN = frozenset({"unsupported_operator", "data_dependent_control_flow"})
 """What is wrong within a branch that may not be taken."""
@@ -175,7 +173,7 @@ def _nothing(walk: Walk, operation: Operation, inputs: tuple[Any, ...]) -> tuple
     return (None,) * len(operation.outputs)
 
 
-_Handler = Callable[["Walk", Operation, tuple[Any, ...]], tuple[Any, ...]]
+_Handler = Callable[[Walk, Operation, tuple[Any, ...]], tuple[Any, ...]]
 TABLE: Mapping[str, _Handler] = {
     "aten::_unwrap_optional": _passed,
     "aten::warn": _nothing,

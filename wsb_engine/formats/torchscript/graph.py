@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from wsb_engine.formats.onnx.limits import LIMITS
+from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.torchscript import problems
 
 NESTING = 200

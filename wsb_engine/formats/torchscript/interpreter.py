@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx.limits import LIMITS
-from wsb_engine.formats.torchscript import control, problems, queries, scalars
+from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.torchscript import problems, queries, scalars
 from wsb_engine.formats.torchscript.graph import Block, Operation
 from wsb_engine.formats.torchscript.loading import Script
 from wsb_engine.formats.torchscript.operators import TABLE, Operator
@@ -54,6 +54,8 @@ class Walk:
     script: Script
     parameters: frozenset[str]
     constants: Mapping[str, str]
+    control: Mapping[str, Callable[[Walk, Operation, tuple[Any, ...]], tuple[Any, ...]]]
+    """Handlers of operations that are no tensor operators, by kind."""
     working: torch.dtype = torch.float64
     device: torch.device = _CPU
     candidates: bool = False
@@ -122,8 +124,8 @@ class Walk:
         self._items += _require_fresh(inputs, operation.kind, operation.location)
         if self._items > _ITEMS:
             raise problems.too_complex("items in the containers that its operations read", self._items, _ITEMS)
-        if operation.kind in control.TABLE:
-            return control.TABLE[operation.kind](self, operation, inputs)
+        if operation.kind in self.control:
+            return self.control[operation.kind](self, operation, inputs)
         if operation.kind in queries.TABLE:
             return self._query(operation, inputs)
         name = operation.name

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx.limits import LIMITS
+from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.graph import Block, read_graph
 

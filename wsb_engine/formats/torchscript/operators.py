@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsb_engine.formats.norms import root, vector_norm
+from wsb_engine.formats.graph.norms import root, vector_norm
 from wsb_engine.formats.torchscript.attention import (
     encoder_layer,
     native_multi_head_attention,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.onnx.graph import Graph, Node
-from wsb_engine.formats.onnx.parameters import WEIGHT_SLOTS, find_parameters
+from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.parameters import WEIGHT_SLOTS, find_parameters
 
 _NAMES: Mapping[str, str] = {
     "BatchNormalization": "batch_norm",

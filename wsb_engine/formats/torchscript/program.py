@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsb_engine.classifier import Input, Tensors
-from wsb_engine.curvature.watching import Running
+from wsb_engine.curvature.tracing.dispatch import Running
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.roots import Roots
+from wsb_engine.formats.graph.roots import Roots
+from wsb_engine.formats.torchscript import control
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Argument, Script
 from wsb_engine.formats.torchscript.values import Name, Step, Value, flattened, replaced
+from wsb_engine.model import Input, Tensors
 
 _PLANS = 16
 """Plans kept by a program; a ragged last chunk and a few batch sizes are all that an analysis uses."""
@@ -109,7 +110,7 @@ class Program:
             Value(name, torch.empty(shape, dtype=dtype, device="meta"))
             for name, (shape, dtype) in zip(names, shapes, strict=True)
         ]
-        walk = Walk(self._script, self._all, self._constants, working=working, device=device)
+        walk = Walk(self._script, self._all, self._constants, control.TABLE, working=working, device=device)
         walk.run(arguments(self._script, values))
         result, _ = walk.defined.get(self._value, (self._value, None))
         made = {name for step in walk.steps for name in step.outputs} | set(names) | set(self.parameters)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsb_engine.classifier import Input
-from wsb_engine.formats.onnx.graph import Graph, Node
+from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.operators import SURE
 from wsb_engine.formats.torchscript.values import Name, Step, filled
+from wsb_engine.model import Input
 
 _VERSION = 21
 """Opset whose meaning the translated operators have."""

@@ -14,8 +14,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from wsb_engine.classifier import LogitModel
-from wsb_engine.curvature.activations import derivatives
+from wsb_engine.curvature.closed_form.activations import derivatives
+from wsb_engine.model import LogitModel
 
 Shape = Sequence[int | str | None] | None
 

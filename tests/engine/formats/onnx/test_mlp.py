@@ -16,7 +16,7 @@ from onnx.helper import make_node as node
 from torch import Tensor
 
 from wsb_engine import load_model
-from wsb_engine.curvature.smoothness import nonsmooth_operators
+from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 
 # torch compiles its forward-mode formulas with torch.jit.script when they are first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")

@@ -17,12 +17,12 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from wsb_engine import ModelError
-from wsb_engine.formats.onnx import operators
+from wsb_engine.formats.graph import operators
+from wsb_engine.formats.graph.branches import resolve_branches
+from wsb_engine.formats.graph.graph import Graph
+from wsb_engine.formats.graph.program import Program
+from wsb_engine.formats.graph.simplify import simplify
 from wsb_engine.formats.onnx.build import build
-from wsb_engine.formats.onnx.control import resolve_branches
-from wsb_engine.formats.onnx.graph import Graph
-from wsb_engine.formats.onnx.program import Program
-from wsb_engine.formats.onnx.simplify import simplify
 
 OUT_OF_SCOPE = {
     "Adagrad": "a training step",

@@ -11,8 +11,8 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.helper import make_node as node
 
 from wsb_engine import ModelError, load_model
-from wsb_engine.curvature.smoothness import nonsmooth_operators
-from wsb_engine.formats.onnx.program import rescaled
+from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
+from wsb_engine.formats.graph.program import rescaled
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from wsb_engine.classifier import LogitModel
+from wsb_engine.model import LogitModel
 
 Pick = Callable[[Any], Tensor]
 

@@ -22,7 +22,7 @@ SERVER = """
 import json, os, signal, sys
 import numpy as np
 import wsb_engine as wsb
-import wsb_engine.analysis, wsb_engine.formats.batch, wsb_engine.formats.torchscript
+import wsb_engine.analysis.analyze, wsb_engine.batch, wsb_engine.formats.torchscript
 
 def analyse(path):
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.curvature.smoothness import nonsmooth_operators
+from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 
 SAMPLES = 6
 

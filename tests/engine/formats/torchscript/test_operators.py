@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
 from wsb_engine import load_model
-from wsb_engine.curvature.smoothness import nonsmooth_operators
+from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 from wsb_engine.formats.torchscript.operators import TABLE
 
 Case = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsb_engine import load_model
-from wsb_engine.curvature.activations import derivatives
-from wsb_engine.curvature.smoothness import nonsmooth_operators
+from wsb_engine.curvature.closed_form.activations import derivatives
+from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 
 X = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).double()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import wsb_engine as wsb
 from wsb_engine import ModelError, load_model
-from wsb_engine.curvature.smoothness import nonsmooth_operators
+from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 
 X = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)).double()
 

@@ -1,0 +1,115 @@
+"""What the sandboxed child runs: both files are parsed here, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Collection
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsb_engine.progress import Progress
+
+ENTRY = "service.child.entry:run"
+PROTECTIONS_ENTRY = "service.child.entry:protections"
+PRELOAD = (
+    *("numpy", "onnx", "onnxruntime", "torch"),
+    "torch._dynamo",  # torch imports it at the first transform or operator on meta tensors: two seconds
+    *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.torchscript"),
+    *("service.child.warm_up", __name__),
+)
+"""What the zygote imports, in this order, so that a child starts in milliseconds."""
+
+TORCHSCRIPT_NEEDS = frozenset({"landlock", "seccomp"})
+"""Protections of files and of the network: it is torch that loads an archive, and torch does not promise that to be
+safe."""
+
+MODEL_FILE = "model"
+BATCH_FILE = "batch"
+
+_TELL_SECONDS = 0.1
+
+_ARCHIVE = b"PK\x03\x04"
+
+
+def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
+    """The report of ``model`` and ``batch`` in the working directory, as JSON.
+
+    Args:
+        request: ``options`` for the engine; ``torchscript``, the setting; ``threads`` and ``sandbox``, which the
+            sandbox adds.
+        emit_progress: Takes the engine's progress.
+
+    Raises:
+        EngineError: for input that can't be analysed.
+        MemoryError: if there is not enough memory.
+    """
+    _gate(request["torchscript"], request["sandbox"])
+
+    import torch
+
+    from wsb_engine import Options, analyze, load_batch, load_model
+
+    torch.set_num_threads(request["threads"] or len(os.sched_getaffinity(0)))
+    try:
+        classifier = load_model(MODEL_FILE)
+        batch = load_batch(BATCH_FILE)
+        options = Options.model_validate(request["options"])
+        report = analyze(classifier, batch, options, progress=_Told(emit_progress))
+    except Exception as error:
+        # torch and ONNX Runtime each have a text for it, and torch a class where it was a GPU's memory
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
+    engine = report.engine.model_copy(update={"sandbox": request["sandbox"]})
+    document: str = report.model_copy(update={"engine": engine}).model_dump_json()
+    return document
+
+
+class _Told:
+    """Passes progress on when a phase begins or ends, or some time has passed.
+
+    Each frame wakes the parent, and seventy of them took a tenth of the time of a small analysis.
+    """
+
+    def __init__(self, emit_progress: Callable[[dict[str, Any]], None]) -> None:
+        self._emit = emit_progress
+        self._phase, self._next = "", 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.phase != self._phase or progress.fraction == 1 or now >= self._next:
+            self._phase, self._next = progress.phase, now + _TELL_SECONDS
+            self._emit(asdict(progress))
+
+
+def torchscript_accepted(policy: str, active: Collection[str]) -> bool:
+    """Whether TorchScript may be loaded.
+
+    Args:
+        policy: The setting: auto, always or never.
+        active: Names of the protections of the process that would load it.
+    """
+    return policy == "always" or (policy == "auto" and set(active) >= TORCHSCRIPT_NEEDS)
+
+
+def _gate(policy: str, active: Collection[str]) -> None:
+    """Keeps archives, which is what TorchScript files are, from those who may not load them."""
+    from wsb_engine.errors import ModelError
+
+    with open(MODEL_FILE, "rb") as file:
+        is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+    if is_archive and not torchscript_accepted(policy, active):
+        raise ModelError(
+            "the model is an archive, as TorchScript is, which is not loaded here",
+            code="torchscript_refused",
+            advice="Export the model to ONNX: torch.onnx.export. Or have the operator allow TorchScript, which by "
+            "default takes a host with Landlock and seccomp: WSB_TORCHSCRIPT.",
+        )
+
+
+def protections(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]], None]) -> str:
+    """The names of the protections that are active in a child on this host, as a JSON list."""
+    return json.dumps(request["sandbox"])

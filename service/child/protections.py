@@ -1,0 +1,53 @@
+"""What confines analyses on this host, and what the settings ask for."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from service.child.entry import PROTECTIONS_ENTRY
+from service.sandbox import Job, SandboxError, Zygote
+from service.settings import Settings
+
+REQUIRED = ("landlock", "seccomp", "rlimit_data")
+"""Files out of reach, network out of reach, memory limited."""
+
+_PROBE_SECONDS = 60.0
+
+
+def required(settings: Settings) -> tuple[str, ...]:
+    """Protections without which no analysis is to run."""
+    return REQUIRED if settings.sandbox == "require" else ()
+
+
+async def active_protections(
+    settings: Settings, zygote: Zygote, folder: Path, *, device: str, group: Path | None = None
+) -> list[str]:
+    """The names of the protections of a child that this zygote forks.
+
+    Args:
+        settings: Of the service.
+        zygote: Whose children run the analyses.
+        folder: Where job folders are made.
+        device: Of the analyses, since those on a GPU are confined a little less.
+        group: Control group beneath which each of them gets its own.
+
+    Raises:
+        SandboxError: if no child can be run here, or is not confined as the settings require.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as job_folder:
+        job = Job(
+            folder=Path(job_folder),
+            entry=PROTECTIONS_ENTRY,
+            request={},
+            seconds=_PROBE_SECONDS,
+            limits=settings.job_limits,
+            gpu=device != "cpu",
+            group=group,
+            required=required(settings),
+        )
+        outcome = await zygote.run(job)
+    if (found := outcome.error) is not None:
+        raise SandboxError(found.message, code=found.code, advice=found.advice, **found.details)
+    return [str(name) for name in json.loads(outcome.result or "[]")]

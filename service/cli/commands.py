@@ -1,0 +1,323 @@
+"""The command `wsb`."""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+import wsb_engine
+from service.cli.flags import with_options
+from wsb_engine.options import Options
+
+# What the help does without is imported where it is used: half of its time otherwise.
+if TYPE_CHECKING:
+    from service.cli.outputs import Outputs
+    from service.policies import Verdict
+    from service.settings import Settings
+    from wsb_engine.report import Report
+
+# Without rich's markup, whose import takes longer than that of everything else that the help needs.
+app = typer.Typer(
+    help="How sharp is a trained classifier, with proof.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+keys = typer.Typer(help="API keys of the service.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys, name="keys")
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    FAILED = 1
+    INVALID = 2
+    NOT_EVALUATED = 3
+    INTERRUPTED = 130
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(wsb_engine.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """How sharp is a trained classifier, with proof: bounds on the largest eigenvalue of the cross-entropy Hessian."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    workers: Annotated[
+        int | None, typer.Option(min=0, max=256, help="Worker processes.", show_default="one a device")
+    ] = None,
+) -> None:
+    """Run everything: the API, the database (embedded, unless WSB_DATABASE_URL is set) and the workers.
+
+    Prints one line with the URL on stdout when it is ready, and logs on stderr.
+    """
+    from service.http.exposure import ExposedError
+    from service.sandbox import SandboxError
+    from service.server.postgres import DataFolderInUseError
+    from service.server.serve import DatabaseUnusableError
+    from service.server.serve import serve as run
+
+    settings = _settings()
+    try:
+        run(settings, host=host, port=port, workers=workers, announce=_announce)
+    except (DataFolderInUseError, ExposedError, SandboxError, OSError) as error:
+        _end(str(error), Exit.INVALID)
+    except DatabaseUnusableError as error:
+        _end(str(error), Exit.NOT_EVALUATED)
+
+
+@app.command()
+def worker(
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda:N, or all: a process for each there is.", show_default="the first there is")
+    ] = "",
+    supervised: Annotated[
+        bool, typer.Option(hidden=True, help="Take the database's URL from stdin, and stop when that closes.")
+    ] = False,
+) -> None:
+    """Run a worker for the database in WSB_DATABASE_URL; a device runs one analysis at a time, or some small ones."""
+    import asyncio
+
+    from service.child.entry import PRELOAD
+    from service.kit.devices import UnknownDeviceError, chosen_devices
+    from service.sandbox import SandboxError, Zygote
+
+    settings = _settings()
+    if settings.database_url is None and not supervised:
+        _end("A worker needs a database: set WSB_DATABASE_URL, or use wsb serve.", Exit.INVALID)
+
+    async def run() -> None:
+        devices, zygote = chosen_devices(device), Zygote(PRELOAD)
+        starting = None if device == "all" else asyncio.create_task(zygote.start())
+        await asyncio.sleep(0)
+        # The zygote imports meanwhile, on another core.
+        from service.server.supervision import supervise
+        from service.worker.worker import stop_on_signals, work
+
+        # Until there is a database, a signal ends this process at once.
+        url = settings.database_url if not supervised else await asyncio.to_thread(sys.stdin.readline)
+        if not url:
+            return
+        stop, hurry = asyncio.Event(), asyncio.Event()
+        stop_on_signals(stop, hurry, supervised=supervised)
+        if starting is None:
+            await supervise(settings, devices, stop, hurry)
+        else:
+            await starting
+            await work(settings, url.strip(), device=devices[0], stop=stop, zygote=zygote, hurry=hurry)
+
+    try:
+        asyncio.run(run())
+    except (SandboxError, UnknownDeviceError) as error:
+        _end(str(error), Exit.INVALID)
+    except Exception as error:
+        from sqlalchemy.exc import OperationalError
+
+        if not isinstance(error, OperationalError):
+            raise
+        _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
+
+
+ModelFile = Annotated[
+    Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="ONNX or TorchScript file.")
+]
+BatchFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help=".npz or .safetensors.")]
+ReportFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write the report here; - for stdout.")]
+MarkdownFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write Markdown.")]
+PageFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write a page that stands alone.")]
+Server = Annotated[str | None, typer.Option(help="Use this server instead of this machine.")]
+Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock seconds.")]
+
+
+@app.command()
+@with_options
+def analyze(
+    model: ModelFile,
+    batch: BatchFile,
+    json: ReportFile = None,
+    markdown: MarkdownFile = None,
+    html: PageFile = None,
+    url: Server = None,
+    timeout: Seconds = None,
+    *,
+    options: Options,
+) -> None:
+    """Analyse a model on a batch and print the bounds.
+
+    Exit codes: 0 done, 2 invalid input, 3 could not be evaluated, or a check of the report has failed.
+    """
+    from service.cli.outputs import Outputs
+    from service.cli.summary import summarize
+    from service.rendering import facts
+
+    outputs = Outputs(json=json, markdown=markdown, html=html)
+    _check(outputs)
+    report = _evaluated(model, batch, options, url, timeout)
+    if not outputs.uses_stdout:
+        typer.echo(summarize(report))
+    _write(outputs, report)
+    if doubts := facts.doubts(report):
+        _end("\n".join([f"{facts.UNRELIABLE} [check_failed]", *doubts]), Exit.NOT_EVALUATED)
+
+
+@app.command()
+@with_options
+def check(
+    model: ModelFile,
+    batch: BatchFile,
+    policy: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Rules, as TOML or JSON.")],
+    baseline: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Report to compare with; see --json.")
+    ] = None,
+    json: ReportFile = None,
+    verdict: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the verdict as JSON.")] = None,
+    junit: Annotated[Path | None, typer.Option(dir_okay=False, help="Write JUnit XML.")] = None,
+    markdown: MarkdownFile = None,
+    html: PageFile = None,
+    url: Server = None,
+    timeout: Seconds = None,
+    *,
+    options: Options,
+) -> None:
+    """Analyse a model on a batch and hold the report against a policy.
+
+    Exit codes: 0 passed, 1 a rule failed, 2 invalid input, policy or baseline, 3 could not be evaluated.
+    """
+    from service.cli.outputs import Outputs, UnusableError, describe, read_baseline, read_policy
+    from service.policies import evaluate
+
+    outputs = Outputs(json=json, verdict=verdict, junit=junit, markdown=markdown, html=html)
+    _check(outputs)
+    try:
+        rules = read_policy(policy, with_baseline=baseline is not None)
+        base = None if baseline is None else read_baseline(baseline)
+    except UnusableError as error:
+        _end(str(error), Exit.INVALID)
+    report = _evaluated(model, batch, options, url, timeout)
+    found = evaluate(rules, report, base, options.learning_rate)
+    typer.echo(describe(found, report), err=outputs.uses_stdout)
+    _write(outputs, report, found)
+    raise typer.Exit(_exit_of(found))
+
+
+def _check(outputs: Outputs) -> None:
+    from service.cli.outputs import UnusableError
+
+    try:
+        outputs.check()
+    except UnusableError as error:
+        _end(str(error), Exit.INVALID)
+
+
+def _write(outputs: Outputs, report: Report, verdict: Verdict | None = None) -> None:
+    try:
+        outputs.write(report, verdict)
+    except OSError as error:
+        _end(f"{error.filename} can't be written: {error.strerror}", Exit.INVALID)
+
+
+def _exit_of(verdict: Verdict) -> Exit:
+    if verdict.outcome == "error":
+        return Exit.INVALID if verdict.code == "baseline_mismatch" else Exit.NOT_EVALUATED
+    return Exit.FAILED if verdict.outcome == "fail" else Exit.DONE
+
+
+def _evaluated(model: Path, batch: Path, options: Options, url: str | None, timeout: float | None) -> Report:
+    """The report; ends the command where there is none."""
+    import asyncio
+
+    from service.cli.evaluate import InvalidInputError, NotEvaluatedError, evaluate_here, evaluate_there
+    from service.cli.progress import shown_progress
+
+    settings = _settings()
+    try:
+        with shown_progress() as progress:
+            if url is not None:
+                key = settings.api_key
+                return evaluate_there(url, model, batch, options, seconds=timeout, progress=progress, key=key)
+            here = evaluate_here(
+                *(model, batch, options),
+                settings=settings,
+                seconds=timeout or settings.job_seconds,
+                progress=progress,
+            )
+            return asyncio.run(here)
+    except InvalidInputError as error:
+        _end(str(error), Exit.INVALID)
+    except NotEvaluatedError as error:
+        _end(str(error), Exit.NOT_EVALUATED)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _end("Interrupted.", Exit.INTERRUPTED)
+
+
+@keys.command("new")
+def new_key(name: Annotated[str, typer.Argument(help="Whom the key is for; what is sent with it is theirs.")]) -> None:
+    """Make an API key: prints the key, which is stored nowhere, and the entry by which the server knows it."""
+    from service.keys import hash_key, is_tenant_name, new_key
+
+    if not is_tenant_name(name):
+        raise typer.BadParameter("at most 64 letters, digits, '_', '.' and '-'", param_hint="NAME")
+    key = new_key()
+    typer.echo(f"WSB_API_KEY={key}\nWSB_API_KEYS={name}:{hash_key(key)}")
+    typer.echo(
+        "The first line is for the client and is not shown again. The second is for the server: several entries are"
+        " separated by commas.",
+        err=True,
+    )
+
+
+@app.command()
+def openapi() -> None:
+    """Print the OpenAPI specification."""
+    from service.http.openapi import render
+    from service.server.app import create_app
+
+    typer.echo(render(create_app(_settings())), nl=False)
+
+
+def _settings() -> Settings:
+    from service import logs
+    from service.settings import Settings
+
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        from service.fields import field_errors
+
+        lines = [f"WSB_{item.pointer.strip('/').upper()}: {item.detail}" for item in field_errors(error)]
+        _end("\n".join(lines), Exit.INVALID)
+    logs.configure(form=settings.log_format, level=settings.log_level)
+    return settings
+
+
+def _announce(url: str) -> None:
+    sys.stdout.write(f"wsb serves {url}\n")
+    sys.stdout.flush()
+
+
+def _end(text: str, code: Exit) -> NoReturn:
+    sys.stderr.write(f"{text}\n")
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app()

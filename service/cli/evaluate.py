@@ -1,0 +1,180 @@
+"""One analysis for the command line: here in a sandbox, or on a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pydantic import SecretStr, ValidationError
+
+from service.analyses.breakdowns import is_breakdown, is_limit
+from service.child.entry import BATCH_FILE, ENTRY, MODEL_FILE, PRELOAD
+from service.child.protections import required
+from service.cli.progress import ProgressSink
+from service.kit.devices import has_gpu
+from service.sandbox import Job, SandboxError, Zygote
+from service.settings import Settings
+from wsb_engine.options import Options
+from wsb_engine.report import Report
+
+if TYPE_CHECKING:
+    import httpx
+
+_SERVER_SECONDS = 60
+_POLL_SECONDS = 0.5
+
+
+class InvalidInputError(Exception):
+    """The model, the batch or the options can't be analysed."""
+
+
+class NotEvaluatedError(Exception):
+    """The analysis could not be done: time, memory, a crash, a server out of reach."""
+
+
+async def evaluate_here(
+    model: Path, batch: Path, options: Options, *, settings: Settings, seconds: float, progress: ProgressSink
+) -> Report:
+    """Runs the engine in a sandboxed child of this process.
+
+    Args:
+        model, batch: Files.
+        options: Of the engine.
+        settings: Its threads, memory and sandbox.
+        seconds: Wall-clock limit.
+        progress: Told how far the analysis is.
+
+    Raises:
+        InvalidInputError, NotEvaluatedError: with a text for people.
+    """
+    task = asyncio.current_task()
+    if task is not None:
+        # Leaving the zygote's context kills the child; a signal must not go around it.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    with tempfile.TemporaryDirectory(prefix="wsb-") as name:
+        folder = Path(name)
+        shutil.copyfile(model, folder / MODEL_FILE)
+        shutil.copyfile(batch, folder / BATCH_FILE)
+        job = Job(
+            folder=folder,
+            entry=ENTRY,
+            request={"options": options.model_dump(mode="json"), "torchscript": settings.torchscript},
+            seconds=seconds,
+            threads=settings.job_threads,
+            limits=settings.job_limits,
+            gpu=options.device != "cpu" and has_gpu(),
+            required=required(settings),
+        )
+        try:
+            async with Zygote(PRELOAD) as zygote:
+                outcome = await zygote.run(job, progress)
+        except SandboxError as error:
+            raise _failure(error.code, error.message, error.advice, broke_down=True) from error
+    if (found := outcome.error) is not None:
+        broke_down = outcome.status != "failed" or is_breakdown(found.code) or is_limit(found.code)
+        raise _failure(found.code, found.message, found.advice, broke_down=broke_down)
+    return _report(outcome.result or "")
+
+
+def evaluate_there(
+    url: str,
+    model: Path,
+    batch: Path,
+    options: Options,
+    *,
+    seconds: float | None,
+    progress: ProgressSink,
+    key: SecretStr | None = None,
+) -> Report:
+    """Sends both files to a server and follows the analysis until it ends; an interrupt cancels it there.
+
+    Args:
+        url: Of the server.
+        seconds: Wall-clock limit, for the server to keep; None: the server's own.
+        key: API key, for a server that wants one.
+        model, batch, options, progress: As for ``evaluate_here``.
+
+    Raises:
+        InvalidInputError, NotEvaluatedError: with a text for people.
+    """
+    import httpx
+
+    request: dict[str, Any] = {"options": options.model_dump(mode="json")}
+    if seconds is not None:
+        request["timeout_s"] = seconds
+    try:
+        with httpx.Client(base_url=url, timeout=_SERVER_SECONDS, headers=_authorization(key)) as client:
+            with model.open("rb") as model_file, batch.open("rb") as batch_file:
+                files: dict[str, BinaryIO | bytes] = {
+                    "model": model_file,
+                    "batch": batch_file,
+                    "request": json.dumps(request).encode(),
+                }
+                response = client.post("/v1/analyses", files=files)
+            analysis = _accepted(response)
+            try:
+                return _follow(client, analysis["links"]["self"], progress)
+            except KeyboardInterrupt:
+                client.post(f"{analysis['links']['self']}/cancel")
+                raise
+    except httpx.HTTPError as error:
+        raise NotEvaluatedError(f"{url} can't be reached: {error or type(error).__name__}") from error
+
+
+def _authorization(key: SecretStr | None) -> dict[str, str]:
+    if key is None:
+        return {}
+    # What can't be a header would be told in an error of the client's, and the key with it.
+    text = key.get_secret_value().strip()
+    if not (text.isascii() and text.isprintable()):
+        raise InvalidInputError("WSB_API_KEY holds characters that no key has.")
+    return {"Authorization": f"Bearer {text}"}
+
+
+def _follow(client: httpx.Client, path: str, progress: ProgressSink) -> Report:
+    while True:
+        analysis = _accepted(client.get(path))
+        if analysis["state"] == "succeeded":
+            return _report(client.get(analysis["links"]["report"]).text)
+        if analysis["finished_at"] is not None:
+            error = analysis["error"] or {
+                "code": analysis["state"],
+                "message": "The analysis ended early.",
+                "advice": "",
+            }
+            broke_down = analysis["state"] != "failed" or is_breakdown(error["code"]) or is_limit(error["code"])
+            raise _failure(error["code"], error["message"], error["advice"], broke_down=broke_down)
+        if analysis["progress"] is not None:
+            progress(analysis["progress"])
+        time.sleep(_POLL_SECONDS)
+
+
+def _accepted(response: httpx.Response) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    with suppress(ValueError):
+        content = response.json()
+    if response.is_success:
+        return content
+    message = content.get("detail") or f"The server answered {response.status_code}."
+    errors = "".join(f"\n{item['pointer']}: {item['detail']}" for item in content.get("errors", ()))
+    code = content.get("code", f"http_{response.status_code}")
+    raise _failure(code, message + errors, content.get("advice", ""), broke_down=response.status_code >= 500)
+
+
+def _report(text: str) -> Report:
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as error:
+        raise NotEvaluatedError(f"The analysis gave something that is no report: {error}") from error
+
+
+def _failure(code: str, message: str, advice: str, *, broke_down: bool) -> InvalidInputError | NotEvaluatedError:
+    text = f"{message} [{code}]" + (f"\n{advice}" if advice else "")
+    return NotEvaluatedError(text) if broke_down else InvalidInputError(text)

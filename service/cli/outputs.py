@@ -1,0 +1,137 @@
+"""What `wsb check` does around an analysis: policy and baseline in, verdict and its renderings out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from service.cli.summary import doubts
+from service.policies import Policy, PolicyError, Verdict, load_policy
+from wsb_engine.report import SCHEMA_VERSION, Report
+
+STDOUT = Path("-")
+MAX_BASELINE_BYTES = 1 << 30
+
+
+class UnusableError(Exception):
+    """The policy, the baseline or a place for output can't be used; found before anything is analysed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where to write what; None for nowhere, - for stdout."""
+
+    json: Path | None = None
+    verdict: Path | None = None
+    junit: Path | None = None
+    markdown: Path | None = None
+    html: Path | None = None
+
+    @property
+    def uses_stdout(self) -> bool:
+        return any(path == STDOUT for path in self._paths())
+
+    def check(self) -> None:
+        """Raises UnusableError where a file could not be written, or two would go to stdout."""
+        if sum(path == STDOUT for path in self._paths()) > 1:
+            raise UnusableError("Only one output can go to stdout.")
+        for path in self._paths():
+            if path != STDOUT and not os.access(path if path.exists() else path.parent, os.W_OK):
+                raise UnusableError(f"{path} can't be written.")
+
+    def write(self, report: Report, verdict: Verdict | None = None) -> None:
+        """Writes what was asked for, and, of a verdict, the step summary where GitHub Actions wants one.
+
+        Raises:
+            OSError: a file can't be written.
+        """
+        from service.rendering import render_html, render_junit, render_markdown
+
+        writers: list[tuple[Path | None, Callable[[], str]]] = [
+            (self.json, lambda: report.model_dump_json(indent=2) + "\n"),
+            (self.verdict, lambda: verdict.model_dump_json(indent=2) + "\n" if verdict is not None else ""),
+            (self.junit, lambda: render_junit(report, verdict)),
+            (self.markdown, lambda: render_markdown(report, verdict)),
+            (self.html, lambda: render_html(report, verdict)),
+        ]
+        for path, render in writers:
+            if path == STDOUT:
+                sys.stdout.write(render())
+            elif path is not None:
+                path.write_text(render(), encoding="utf-8")
+        if verdict is not None and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(render_markdown(report, verdict) + "\n")
+
+    def _paths(self) -> Iterator[Path]:
+        for field in fields(self):
+            path = getattr(self, field.name)
+            if path is not None:
+                yield path
+
+
+def read_policy(path: Path, *, with_baseline: bool) -> Policy:
+    """The policy, ready to be applied.
+
+    Raises:
+        UnusableError: it is not valid, or has a rule that needs a baseline where there is none.
+    """
+    try:
+        policy = load_policy(path)
+    except PolicyError as error:
+        raise UnusableError(f"{path} is no valid policy:\n{error}") from error
+    except OSError as error:
+        raise UnusableError(f"{path} can't be read: {error.strerror}") from error
+    if not with_baseline and (rule := policy.unmet_baseline()) is not None:
+        raise UnusableError(
+            f"{path}: rule {policy.rule.index(rule) + 1} compares {rule.metric} with a baseline: give one with "
+            "--baseline, or set on_missing of the rule to pass until there is one."
+        )
+    return policy
+
+
+def read_baseline(path: Path) -> Report:
+    """A report that was written before.
+
+    Raises:
+        UnusableError: it is none, or one of another version.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BASELINE_BYTES + 1)
+    except OSError as error:
+        raise UnusableError(f"{path} can't be read: {error.strerror}") from error
+    if len(content) > MAX_BASELINE_BYTES:
+        raise UnusableError(f"{path} is larger than {MAX_BASELINE_BYTES} bytes.")
+    try:
+        report = Report.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UnusableError(f"{path} is no report: {place + ': ' if place else ''}{first['msg']}") from error
+    if report.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise UnusableError(f"{path} is a report of version {report.schema_version}; this is {SCHEMA_VERSION}.")
+    return report
+
+
+def describe(verdict: Verdict, report: Report) -> str:
+    """The verdict in a few lines for people, after what voids the numbers of the report."""
+    rows: list[tuple[str, str, str | None]] = [(name, text, None) for name, text in doubts(report)]
+    rows += [
+        (rule.outcome.upper() if rule.outcome != "pass" else "pass", rule.message, rule.advice)
+        for rule in verdict.rules
+    ]
+    code = f" [{verdict.code}]" if verdict.code else ""
+    advice = None if any(rule.advice == verdict.advice for rule in verdict.rules) else verdict.advice
+    rows.append(("verdict", f"{verdict.outcome}{code}: {verdict.message}", advice))
+    lines = []
+    for name, text, hint in rows:
+        lines.append(f"{name:<10}{text}")
+        if hint:
+            lines.append(f"{'':<10}{hint}")
+    return "\n".join(lines)

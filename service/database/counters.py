@@ -1,0 +1,85 @@
+"""Totals that all processes add to and that outlive the analyses: rows of the database, in its transactions.
+
+Workers have no port that a monitor could ask, and come and go; what they count is kept where every process of the API
+can read it. A total is added to in the transaction of what it counts, so that it is counted once. Analyses that end
+are counted by a trigger (see the migration), whoever ends them.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import BigInteger, Double, Text, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.database.engine import Base
+
+Metric = Literal["ended", "failed", "queue_wait", "duration", "phase"]
+
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, math.inf)
+"""Upper ends of the classes of durations, in seconds."""
+
+
+class TotalRow(Base):
+    __tablename__ = "totals"
+
+    metric: Mapped[Metric] = mapped_column(Text, primary_key=True)
+    label: Mapped[str] = mapped_column(Text, primary_key=True)
+    bucket: Mapped[float] = mapped_column(Double, primary_key=True)
+    """Upper end of the class of durations that this row counts; infinity where only the number matters."""
+    count: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float] = mapped_column(Double)
+    """Sum of the durations."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing to count.
+
+    Args:
+        metric: What happened.
+        label: Of which kind; from a short list, never from a client or a child.
+        seconds: How long it took; None where that does not matter.
+    """
+
+    metric: Metric
+    label: str = ""
+    seconds: float | None = None
+
+
+async def add(session: AsyncSession, events: Iterable[Event]) -> None:
+    """Counts events, each of another metric or label, when the session's transaction commits."""
+    # In one order everywhere: transactions that lock the same rows must not wait for each other.
+    values = [
+        {"metric": event.metric, "label": event.label, "count": 1, **_duration(event.seconds)}
+        for event in sorted(events, key=lambda event: (event.metric, event.label))
+    ]
+    if not values:
+        return
+    # One row a statement, all of them sent at once: with any number in one, it would be compiled anew each time.
+    new = insert(TotalRow)
+    await session.execute(
+        new.on_conflict_do_update(
+            index_elements=[TotalRow.metric, TotalRow.label, TotalRow.bucket],
+            set_={"count": TotalRow.count + 1, "seconds": TotalRow.seconds + new.excluded.seconds},
+        ),
+        values,
+    )
+
+
+async def read(session: AsyncSession) -> Sequence[TotalRow]:
+    """All totals, ordered by metric, label and bucket."""
+    return (await session.scalars(select(TotalRow).order_by(TotalRow.metric, TotalRow.label, TotalRow.bucket))).all()
+
+
+def _duration(seconds: float | None) -> dict[str, float]:
+    if seconds is None:
+        return {"bucket": math.inf, "seconds": 0.0}
+    seconds = max(seconds, 0.0)
+    return {"bucket": BUCKETS[bisect_left(BUCKETS, seconds)], "seconds": seconds}

@@ -1,0 +1,101 @@
+"""Changes of analyses as they happen: one LISTEN connection a process, fanned out to whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from uuid import UUID
+
+import psycopg
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.kit.background import background
+
+CHANNEL = "wsb_analyses"
+_ENDED, _CHANGED = "ended", "changed"
+
+log = structlog.get_logger(__name__)
+
+
+async def announce(session: AsyncSession, analysis: UUID, *, ended: bool) -> None:
+    """Tells every process, when the session's transaction commits, that the analysis has changed, or has ended."""
+    await session.execute(select(func.pg_notify(CHANNEL, f"{analysis} {_ENDED if ended else _CHANGED}")))
+
+
+class Notifications:
+    """Wakes waiters when the analysis they wait for has ended, or at each of its changes.
+
+    A notification that is lost with its connection is made up for by waking every waiter after a reconnect;
+    waiters read the state themselves.
+    """
+
+    def __init__(self, conninfo: str, *, retry_seconds: float = 1.0) -> None:
+        self._conninfo = conninfo
+        self._retry_seconds = retry_seconds
+        self._waiters: dict[str, dict[asyncio.Event, bool]] = defaultdict(dict)
+        """By analysis: the event of each waiter, and whether it asked for every change."""
+
+    @contextmanager
+    def subscribe(self, analysis: UUID, *, every_change: bool = False) -> Iterator[asyncio.Event]:
+        """An event that is set when the analysis ends, or may have ended unnoticed; the waiter clears it.
+
+        Args:
+            analysis: Its identifier.
+            every_change: Set the event at each change of state and of progress as well. Changes that come before
+                the waiter has looked are one event: nothing is queued.
+        """
+        key, event = str(analysis), asyncio.Event()
+        self._waiters[key][event] = every_change
+        try:
+            yield event
+        finally:
+            del self._waiters[key][event]
+            if not self._waiters[key]:
+                del self._waiters[key]
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Listens in the background; the first connection is up when the block begins."""
+        connection = await self._connect()
+        async with background(self._listen(connection), "notifications"):
+            yield
+
+    async def _connect(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
+        connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+        await connection.execute(f"LISTEN {CHANNEL}")
+        return connection
+
+    async def _listen(self, connection: psycopg.AsyncConnection[tuple[object, ...]] | None) -> None:
+        while True:
+            try:
+                if connection is None:
+                    connection = await self._connect()
+                    for key in list(self._waiters):
+                        self._wake(key, ended=True)
+                async with connection:
+                    async for notification in connection.notifies():
+                        analysis, _, what = notification.payload.partition(" ")
+                        self._wake(analysis, ended=what == _ENDED)
+            except psycopg.OperationalError as error:
+                log.warning("notifications_lost", error=str(error))
+                await asyncio.sleep(self._retry_seconds)
+            connection = None
+
+    def _wake(self, key: str, *, ended: bool) -> None:
+        for event, every_change in self._waiters.get(key, {}).items():
+            if ended or every_change:
+                event.set()
+
+
+async def first_of(*events: asyncio.Event, timeout: float) -> None:  # noqa: ASYNC109 - no error when it is over
+    """Returns when one of the events is set, or after ``timeout`` seconds."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

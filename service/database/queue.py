@@ -1,0 +1,93 @@
+"""The queue: Procrastinate on the service's own Postgres, one queue for each kind of device asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, LiteralString
+from uuid import UUID
+
+import procrastinate
+from procrastinate.connector import Notify
+from procrastinate.exceptions import ConnectorException
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import traces
+from service.database.engine import driver_connection, is_away, patiently
+
+RUN_ANALYSIS = "run_analysis"
+ANY_DEVICE = "analyses"
+
+_RECONNECT_SECONDS = 2.0
+"""Between attempts of the pool, which by itself would double the pause without end."""
+
+
+def open_queue(conninfo: str, *, patience: float = 0) -> procrastinate.App:
+    """The queue behind a database; connections are made only when a worker opens it.
+
+    Args:
+        conninfo: Of the database.
+        patience: Seconds for which a worker does without it.
+    """
+    return procrastinate.App(connector=_PatientConnector(conninfo, patience))
+
+
+class _PatientConnector(procrastinate.PsycopgConnector):
+    """Waits for a database that is away, where an error would end the queue's worker and the job that it runs.
+
+    Every statement of a worker may be repeated: a job fetched by a statement whose answer got lost is found by the
+    worker among its own, and ending or retrying a job twice changes nothing.
+    """
+
+    def __init__(self, conninfo: str, patience: float) -> None:
+        pause = _RECONNECT_SECONDS
+        super().__init__(conninfo=conninfo, min_size=1, max_size=4, timeout=pause, reconnect_timeout=pause)
+        self._patience = patience
+
+    async def execute_query_async(self, query: LiteralString, **arguments: Any) -> None:
+        once = super().execute_query_async
+        await patiently(lambda: once(query, **arguments), seconds=self._patience)
+
+    async def execute_query_one_async(self, query: LiteralString, **arguments: Any) -> dict[str, Any]:
+        once = super().execute_query_one_async
+        return await patiently(lambda: once(query, **arguments), seconds=self._patience)
+
+    async def execute_query_all_async(self, query: LiteralString, **arguments: Any) -> list[dict[str, Any]]:
+        once = super().execute_query_all_async
+        return await patiently(lambda: once(query, **arguments), seconds=self._patience)
+
+    async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
+        while True:
+            try:
+                await super().listen_notify(on_notification, channels)
+            except ConnectorException as error:
+                if not is_away(error):
+                    raise
+            await self.execute_query_async("SELECT 1")
+
+
+def queue_name(device: str) -> str:
+    """Where an analysis waits that asked for ``device``: any, a kind (cpu, cuda) or one (cuda:1)."""
+    return ANY_DEVICE if device == "auto" else f"{ANY_DEVICE}.{device}"
+
+
+def queues_of(device: str) -> list[str]:
+    """The queues that a worker with ``device`` serves."""
+    kind = device.partition(":")[0]
+    return list(dict.fromkeys([ANY_DEVICE, queue_name(kind), queue_name(device)]))
+
+
+async def defer(session: AsyncSession, queue: procrastinate.App, analysis: UUID, *, device: str, priority: int) -> int:
+    """Queues an analysis within the session's transaction; the number of the job."""
+    task = queue.configure_task(
+        RUN_ANALYSIS,
+        queue=queue_name(device),
+        priority=priority,
+        connection=await driver_connection(session),
+    )
+    return await task.defer_async(analysis=str(analysis), **traces.carried())
+
+
+async def abort(session: AsyncSession, queue: procrastinate.App, job: int) -> None:
+    """Takes a waiting job back, or tells the worker that runs it to stop, when the transaction commits."""
+    connection = await driver_connection(session)
+    await queue.job_manager.cancel_job_by_id_async(job, abort=True, delete_job=True, connection=connection)

@@ -1,0 +1,157 @@
+"""uvicorn as this service runs it: HTTP/1.1 by h11, with a time limit on the head of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from h11._readers import ContentLengthReader
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.errors import MalformedRequestError
+from service.settings import Settings
+
+_PIECE_BYTES = 256 << 10
+"""Read from a connection at a time, which is asyncio's own default."""
+_BODY_PIECE_BYTES = 2 << 20
+"""The same inside of a body: each piece takes a round of the event loop, whatever its size."""
+
+
+def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None = None) -> uvicorn.Config:
+    """Configuration of a server for the application.
+
+    Args:
+        app: Made by ``create_app``.
+        settings: Limits of connections.
+        drain_seconds: Time that requests have to finish when the server stops; None: as long as they take.
+    """
+
+    class Protocol(_Protocol):
+        head_bytes = settings.max_request_head_bytes
+        head_seconds = settings.request_head_seconds
+
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=drain_seconds,
+        h11_max_incomplete_event_size=settings.max_request_head_bytes,
+    )
+
+
+class _Protocol(H11Protocol):
+    """Limits the size of a request's line and headers, and closes connections on which they don't come in time.
+
+    uvicorn itself limits only the time before the first byte of a request, and that only after an earlier request
+    on the same connection. Bodies have limits of their own (``service.http.bodies``).
+    """
+
+    head_bytes: ClassVar[int]
+    head_seconds: ClassVar[float]
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_inside_a_body(data):
+            self._pass_on(data)
+            return
+        self._read_at_most(_PIECE_BYTES)
+        # h11 looks at the size of a head only while that is incomplete: it gets no more than it may hold at first.
+        most = len(data) if self.conn.their_state is not h11.IDLE else self.head_bytes + 1
+        for piece in filter(None, (data[:most], data[most:])):
+            if not self.transport.is_closing():
+                super().data_received(piece)
+        self._time_head()
+
+    def _is_inside_a_body(self, data: bytes) -> bool:
+        """Whether the data is a piece of a body of known length, with more to come."""
+        connection, reader = self.conn, getattr(self.conn, "_reader", None)
+        return (
+            connection.their_state is h11.SEND_BODY
+            and connection.our_state is h11.SEND_RESPONSE
+            and not connection.they_are_waiting_for_100_continue
+            and isinstance(reader, ContentLengthReader)
+            and len(data) < reader._remaining
+            and not connection.trailing_data[0]
+        )
+
+    def _pass_on(self, data: bytes) -> None:
+        """Does what uvicorn does with a piece of a body when it comes out of h11, which copies it twice on the way.
+
+        The end of the body is h11's to find: its count of what remains is kept.
+        """
+        self._read_at_most(_BODY_PIECE_BYTES)
+        self.conn._reader._remaining -= len(data)  # type: ignore[union-attr]
+        self._unset_keepalive_if_required()
+        self.cycle.body += data
+        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
+
+    def _read_at_most(self, size: int) -> None:
+        with suppress(AttributeError):  # a transport of another event loop than asyncio's
+            self.transport.max_size = size  # type: ignore[attr-defined]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _time_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_timer()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_seconds, self._head_missing)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_missing(self) -> None:
+        self._head_timer = None
+        if self.conn.their_state is h11.IDLE:
+            self.timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        """The answer to what is no HTTP, as a problem like every other error."""
+        problem = MalformedRequestError(msg).response()
+        headers = [*problem.raw_headers, (b"connection", b"close")]
+        events: list[Any] = [
+            h11.Response(status_code=problem.status_code, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(problem.body)),
+            h11.EndOfMessage(),
+        ]
+        for event in events:
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which leaves the signals to us and says when it answers."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

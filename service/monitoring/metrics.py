@@ -1,0 +1,214 @@
+"""Metrics for Prometheus: what this process counts itself, and what the database knows of all of them."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+import wsb_engine
+from service.analyses.outcomes import CAUSES, PHASES
+from service.analyses.table import FINAL_STATES, LIVE_STATES, AnalysisRow, State
+from service.database import counters as totals
+from service.database import workers
+from service.database.counters import BUCKETS, TotalRow
+from service.database.engine import Database
+from service.http.middleware import OTHER
+from service.kit.shared_call import SharedCall
+from service.settings import Settings
+
+router = APIRouter(tags=["service"])
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_UPLOADS = {"/v1/models": "models", "/v1/batches": "batches", "/v1/analyses": "forms"}
+_LATENCIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_FRESH_SECONDS = 1.0
+
+
+class Metrics:
+    """Everything one application counts, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._shared = _Shared()
+        self.registry.register(self._shared)
+        ProcessCollector(registry=self.registry)
+        build = {"version": wsb_engine.__version__, "python": platform.python_version()}
+        Info("wsb_build", "What is running.", registry=self.registry).info(build)
+        self._requests = Counter(
+            "wsb_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
+        )
+        self._latency = Histogram(
+            "wsb_http_request_duration_seconds",
+            "Time until an answer began; a client's own wait, as by Prefer, is in it.",
+            ["method", "route"],
+            buckets=_LATENCIES,
+            registry=self.registry,
+        )
+        self._upload_bytes = Counter(
+            "wsb_upload_bytes",
+            "Bytes of models, of batches, and of forms that hold both, as received.",
+            ["kind"],
+            registry=self.registry,
+        )
+        for kind in _UPLOADS.values():
+            self._upload_bytes.labels(kind)
+
+    def answered(self, method: str, route: str, status: int, *, seconds: float, received: int) -> None:
+        """Counts a request.
+
+        Args:
+            method: As the client sent it.
+            route: The route's template, or ``OTHER``.
+            status: Of the answer; 499 where the client left before there was one.
+            seconds: Until the answer began.
+            received: Bytes of its body.
+        """
+        method = method if method in _METHODS else OTHER
+        self._requests.labels(method, route, str(status)).inc()
+        self._latency.labels(method, route).observe(seconds)
+        if method == "POST" and route in _UPLOADS:
+            self._upload_bytes.labels(_UPLOADS[route]).inc(received)
+
+    def exposition(self, accept: str, figures: Figures | None) -> Response:
+        """All metrics in the format that the client prefers; without the database's where it did not answer."""
+        encode, media_type = choose_encoder(accept)
+        self._shared.figures = figures
+        return Response(encode(self.registry), media_type=media_type)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the database knows at one moment."""
+
+    live: dict[State, int]
+    oldest_seconds: float
+    """How long the analysis waits that has waited longest; 0 without any."""
+    workers: dict[str, int]
+    """By device."""
+    totals: Sequence[TotalRow]
+
+
+class FiguresReader:
+    """Reads the figures at most once a second, however many ask, and gives up on a database that hangs."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        self._read = SharedCall(self._query)
+        self._latest: tuple[float, Figures] | None = None
+
+    async def figures(self) -> Figures | None:
+        """None when the database does not answer."""
+        if self._latest is not None and time.monotonic() - self._latest[0] < _FRESH_SECONDS:
+            return self._latest[1]
+        try:
+            figures = await self._read.outcome(self._settings.probe_seconds)
+        except (SQLAlchemyError, OSError):
+            return None
+        self._latest = time.monotonic(), figures
+        return figures
+
+    async def _query(self) -> Figures:
+        # The partial index of live analyses answers this, however many have ended.
+        waiting = func.extract("epoch", func.now() - func.min(AnalysisRow.created_at))
+        query = select(AnalysisRow.state, func.count(), waiting).where(AnalysisRow.state.in_(LIVE_STATES))
+        async with self._database.transaction() as session:
+            live = (await session.execute(query.group_by(AnalysisRow.state))).all()
+            present = await workers.alive(session, within_seconds=self._settings.stalled_seconds)
+            counted = await totals.read(session)
+        devices = [worker.device for worker in present]
+        return Figures(
+            live={state: count for state, count, _ in live},
+            oldest_seconds=max((float(seconds) for state, _, seconds in live if state == "queued"), default=0.0),
+            workers={device: devices.count(device) for device in sorted(set(devices))},
+            totals=counted,
+        )
+
+
+class _Shared(Collector):
+    """The database's figures as metrics; every process of the API gives the same."""
+
+    def __init__(self) -> None:
+        self.figures: Figures | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        figures = self.figures
+        yield GaugeMetricFamily("wsb_database_up", "Whether the database answered.", value=float(figures is not None))
+        if figures is None:
+            return
+        queued = figures.live.get("queued", 0)
+        yield GaugeMetricFamily("wsb_queue_depth", "Analyses that wait for a worker.", value=queued)
+        yield GaugeMetricFamily(
+            "wsb_queue_oldest_seconds", "Age of the analysis that has waited longest.", value=figures.oldest_seconds
+        )
+        analyses = GaugeMetricFamily("wsb_analyses", "Analyses that have not ended.", labels=["state"])
+        for state in LIVE_STATES:
+            analyses.add_metric([state], figures.live.get(state, 0))
+        yield analyses
+        present = GaugeMetricFamily("wsb_workers", "Workers that are alive.", labels=["device"])
+        for device, count in figures.workers.items():
+            present.add_metric([device], count)
+        yield present
+        yield from _totals(figures.totals)
+
+    def describe(self) -> Iterator[Metric]:
+        """No names are claimed in advance: they depend on the database."""
+        return iter(())
+
+
+def _totals(rows: Sequence[TotalRow]) -> Iterator[Metric]:
+    by_name: dict[tuple[str, str], list[TotalRow]] = {}
+    for row in rows:
+        by_name.setdefault((row.metric, row.label), []).append(row)
+    ended = CounterMetricFamily("wsb_analyses_ended", "Analyses that have ended.", labels=["state"])
+    failed = CounterMetricFamily("wsb_analysis_failures", "Analyses without a report, by cause.", labels=["cause"])
+    for family, metric, labels in ((ended, "ended", FINAL_STATES), (failed, "failed", CAUSES)):
+        for label in labels:
+            family.add_metric([label], sum(row.count for row in by_name.get((metric, label), ())))
+        yield family
+    wait = HistogramMetricFamily("wsb_queue_wait_seconds", "Time from request to first start.", labels=[])
+    wait.add_metric([], *_histogram(by_name.get(("queue_wait", ""), ())))
+    yield wait
+    duration = HistogramMetricFamily("wsb_analysis_duration_seconds", "Time of analyses that gave a report.", labels=[])
+    duration.add_metric([], *_histogram(by_name.get(("duration", ""), ())))
+    yield duration
+    phases = HistogramMetricFamily("wsb_analysis_phase_seconds", "The same, by phase.", labels=["phase"])
+    for phase in PHASES:
+        phases.add_metric([phase], *_histogram(by_name.get(("phase", phase), ())))
+    yield phases
+
+
+def _histogram(rows: Sequence[TotalRow]) -> tuple[list[tuple[str, float]], float]:
+    """Cumulative buckets, as Prometheus has them, and the sum."""
+    counts = {row.bucket: row.count for row in rows}
+    buckets, below = [], 0
+    for end in BUCKETS:
+        below += counts.get(end, 0)
+        buckets.append((str(end) if math.isfinite(end) else "+Inf", float(below)))
+    return buckets, sum(row.seconds for row in rows)
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    description="The text format, or OpenMetrics for who asks for it. Needs a key where keys are set.",
+    response_class=PlainTextResponse,
+)
+async def get_metrics(request: Request, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
+    metrics: Metrics = request.state.metrics
+    reader: FiguresReader = request.state.figures
+    return metrics.exposition(accept, await reader.figures())

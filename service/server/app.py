@@ -1,0 +1,151 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypedDict
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+import wsb_engine
+from service.analyses import comparisons, events
+from service.analyses import endpoints as analyses
+from service.analyses.comparison_schemas import ComparisonRequest
+from service.analyses.repository import uses_blob
+from service.analyses.schemas import AnalysisRequest, FormRequest
+from service.blobs.endpoints import batch_router, model_router
+from service.context import Context
+from service.database.engine import Database
+from service.database.notifications import Notifications
+from service.database.queue import open_queue
+from service.http import openapi, problems
+from service.http.middleware import RequestLog
+from service.http.security import Authentication
+from service.kit.slots import Slots
+from service.monitoring import capabilities
+from service.monitoring import metrics as monitoring
+from service.monitoring.metrics import FiguresReader, Metrics
+from service.monitoring.readiness import Readiness
+from service.server.postgres import embedded_postgres
+from service.server.retention import retention
+from service.settings import Settings
+from service.storage.opening import open_blobs
+from service.traces import Tracing
+from service.web import comparing, series, sign_in
+from service.web import endpoints as web
+from service.web.browsers import Browsers
+from service.web.outermost import Outermost
+
+_DESCRIPTION = """\
+How sharp is a trained classifier, with proof: bounds on the largest and smallest eigenvalue of the Hessian of the
+cross-entropy, for a model and a batch that you upload.
+
+One call does it all: `POST /v1/analyses` as multipart/form-data with the parts `model` and `batch`, and
+`Prefer: wait=30` to get the report in the answer. Errors are RFC 9457 problems with a stable `code`.
+"""
+
+_TAGS = [
+    {"name": "analyses", "description": "Ask for a report, follow the analysis, fetch the report."},
+    {"name": "comparisons", "description": "Judge reports by a policy, alone or against a baseline."},
+    {"name": "models", "description": "Trained classifiers: ONNX files and TorchScript archives."},
+    {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
+    {"name": "service", "description": "What the service can do, and how it is."},
+]
+
+
+class State(TypedDict):
+    """What the lifespan gives to requests."""
+
+    context: Context
+    readiness: Readiness
+    metrics: Metrics
+    figures: FiguresReader
+
+
+def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> FastAPI:
+    """The application; everything it holds is made when it starts and undone when it stops.
+
+    Args:
+        settings: Without a database URL an embedded Postgres is started.
+        stopping: Set it to make requests that wait answer at once.
+    """
+
+    metrics, tracing = Metrics(), Tracing(settings.otlp_endpoint)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        async with tracing.exporting(), open_context(settings, stopping or asyncio.Event()) as context:
+            yield {
+                "context": context,
+                "readiness": Readiness(context),
+                "metrics": metrics,
+                "figures": FiguresReader(settings, context.database),
+            }
+
+    app = FastAPI(
+        title="wsb",
+        version=wsb_engine.__version__,
+        summary="Certified sharpness of trained classifiers.",
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        generate_unique_id_function=_operation_id,
+        docs_url="/docs",
+        redoc_url=None,
+        telemetry=tracing.telemetry(),
+    )
+    # The one that is added last sees a request first: refusals are logged too.
+    app.add_middleware(Authentication, keys=settings.api_keys)
+    app.add_middleware(Browsers, keys=settings.api_keys, allow_anonymous=settings.allow_anonymous)
+    app.add_middleware(RequestLog, count=metrics.answered)
+    app.add_middleware(Outermost, root_path=settings.root_path)
+    app.include_router(analyses.router)
+    app.include_router(events.router)
+    app.include_router(comparisons.router)
+    app.include_router(model_router(uses_blob))
+    app.include_router(batch_router(uses_blob))
+    app.include_router(capabilities.router)
+    app.include_router(monitoring.router)
+    for pages in (sign_in, web, comparing, series):
+        app.include_router(pages.router)
+    problems.install(app)
+    openapi.install(app, extra_models=(AnalysisRequest, FormRequest, ComparisonRequest))
+    return app
+
+
+@asynccontextmanager
+async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIterator[Context]:
+    """Database (embedded, where none is given), migrations, blobs, queue and notifications."""
+    async with AsyncExitStack() as stack:
+        url = settings.database_url
+        if url is None:
+            embedded = embedded_postgres(settings.data_dir)
+            url = await run_in_threadpool(embedded.__enter__)
+            stack.push_async_callback(run_in_threadpool, embedded.__exit__, None, None, None)
+        database = Database(url)
+        stack.push_async_callback(database.close)
+        await database.migrate()
+        blobs = stack.enter_context(open_blobs(settings))
+        notifications = Notifications(url)
+        await stack.enter_async_context(notifications.listening())
+        context = Context(
+            settings=settings,
+            database=database,
+            blobs=blobs,
+            queue=open_queue(url),
+            notifications=notifications,
+            uploads=Slots(settings.max_uploads),
+            streams=Slots(settings.max_event_streams),
+            stopping=stopping,
+        )
+        await stack.enter_async_context(retention(context))
+        yield context
+
+
+def _operation_id(route: APIRoute) -> str:
+    return f"head_{route.name.removeprefix('get_')}" if route.methods == {"HEAD"} else route.name

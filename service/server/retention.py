@@ -1,0 +1,79 @@
+"""What is kept too long goes: ended analyses with their reports, and files that no kept analysis was made from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.analyses import repository
+from service.blobs.repository import BlobInUseError, BlobNotFoundError, BlobRow, delete_blob, identifier
+from service.context import Context
+from service.database.engine import lock
+from service.kit.background import background
+from service.storage.store import Kind
+
+_BATCH = 100
+"""Deleted in one go: a transaction that holds no lock for long."""
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def retention(context: Context) -> AsyncIterator[None]:
+    """Sweeps now and then while the block runs, where the settings say how long things are kept."""
+    days = context.settings.retention_days
+    if days is None:
+        yield
+        return
+    async with background(_sweep_for_ever(context, timedelta(days=days)), "retention"):
+        yield
+
+
+async def _sweep_for_ever(context: Context, age: timedelta) -> None:
+    while True:
+        try:
+            await sweep(context, datetime.now(UTC) - age)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("retention_failed", error=str(error))
+        await asyncio.sleep(context.settings.retention_interval_seconds)
+
+
+async def sweep(context: Context, moment: datetime) -> None:
+    """Deletes analyses that ended before a moment, then files last sent before it that no analysis mentions.
+
+    Processes that sweep at the same time take turns, a batch each.
+    """
+    analyses, files = 0, 0
+    while (deleted := await _sweep_analyses(context, moment)) > 0:
+        analyses += deleted
+    while (deleted := await _sweep_files(context, moment)) > 0:
+        files += deleted
+    if analyses or files:
+        log.info("retention_swept", analyses=analyses, files=files)
+
+
+async def _sweep_analyses(context: Context, moment: datetime) -> int:
+    async with context.database.transaction() as session:
+        await lock(session, "retention")
+        return await repository.delete_ended_before(session, moment, limit=_BATCH)
+
+
+async def _sweep_files(context: Context, moment: datetime) -> int:
+    async def is_needed(session: AsyncSession, blob: BlobRow) -> bool:
+        return blob.uploaded_at >= moment or await repository.mentions_blob(session, blob)
+
+    async with context.database.transaction() as session:
+        await lock(session, "retention")
+        blobs = await repository.unmentioned_blobs(session, moment, limit=_BATCH)
+    for blob in blobs:
+        # Between the look and the deletion it may have been sent again, taken by an analysis, or deleted.
+        with suppress(BlobNotFoundError, BlobInUseError):
+            await delete_blob(context, blob.tenant, cast(Kind, blob.kind), identifier(blob.sha256), is_needed)
+    return len(blobs)

@@ -1,0 +1,116 @@
+"""Blobs in an object store that speaks S3, by obstore.
+
+Addresses and credentials are the ``AWS_*`` variables of the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import obstore
+import structlog
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from service.storage.store import BlobMissingError, BlobStore, Kind, StorageUnavailableError, Upload, blob_path
+
+_PART_BYTES = 8 << 20
+_PARTS_AT_ONCE = 2
+"""Of one upload in memory."""
+_MOST_PARTS = 10_000
+"""What S3 allows."""
+_PROBE = "probe"
+
+log = structlog.get_logger(__name__)
+
+
+class ObjectStore(BlobStore):
+    """Blobs as objects ``<prefix>/<kind>/<first two digits>/<digest>``.
+
+    Args:
+        url: s3://bucket/prefix.
+        folder: Of uploads on their way in, on this machine.
+        min_free_bytes: Room on the folder's disk that uploads must leave.
+        patience_seconds: How long a request that fails is repeated, and how long the store may be silent in one.
+    """
+
+    def __init__(self, url: str, folder: Path, *, min_free_bytes: int = 0, patience_seconds: float = 30.0) -> None:
+        super().__init__(folder, min_free_bytes=min_free_bytes)
+        patience = timedelta(seconds=patience_seconds)
+        self._store = S3Store.from_url(
+            url,
+            # The limit of a whole request would be one of the size of blobs; that of silence is none. Options that are
+            # given replace those of the environment.
+            client_options={
+                "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
+                "read_timeout": patience,
+                "timeout": timedelta(days=1),
+            },
+            retry_config={
+                "max_retries": 1000,
+                "retry_timeout": patience,
+                "backoff": {
+                    "init_backoff": timedelta(milliseconds=100),
+                    "max_backoff": timedelta(seconds=2),
+                    "base": 2,
+                },
+            },
+        )
+
+    async def keep(self, upload: Upload) -> None:
+        part = max(_PART_BYTES, -(-upload.size // _MOST_PARTS))
+        with _failures_told():
+            await obstore.put_async(
+                self._store,
+                blob_path(upload.kind, upload.sha256),
+                upload.path,
+                chunk_size=part,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
+
+    async def remove(self, kind: Kind, sha256: str) -> None:
+        """Removes a blob; one that can't be removed is left, which is only waste, and logged."""
+        try:
+            with _failures_told():
+                await obstore.delete_async(self._store, blob_path(kind, sha256))
+        except StorageUnavailableError:
+            log.warning("blob_left", blob=f"{kind}/{sha256}")
+
+    async def probe(self) -> None:
+        with _failures_told():
+            await obstore.put_async(self._store, _PROBE, b"\0")
+
+    async def _fetch(self, kind: Kind, sha256: str, destination: Path) -> None:
+        path = blob_path(kind, sha256)
+        with _failures_told(), destination.open("wb") as file:
+            try:
+                found = await obstore.get_async(self._store, path)
+            except FileNotFoundError as error:
+                if _is_bucket_missing(error):
+                    raise
+                raise BlobMissingError(f"{kind}/{sha256}") from error
+            async for chunk in found.stream(min_chunk_size=_PART_BYTES):
+                await asyncio.to_thread(file.write, chunk)
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, FileNotFoundError) as error:
+        # The text has every header of the request, and after its first line all of its internals.
+        log.warning("storage_unavailable", error=str(error).partition("\n")[0])
+        raise StorageUnavailableError(
+            "The object store of models and batches can't be used at this moment.",
+            advice="Try again; a request with an Idempotency-Key is not carried out twice.",
+            headers={"Retry-After": "5"},
+        ) from error
+
+
+def _is_bucket_missing(error: FileNotFoundError) -> bool:
+    return "NoSuchBucket" in str(error)

@@ -1,0 +1,80 @@
+"""Whether an analysis can fit into a worker's memory, by the sizes of its files alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import ScalarSelect, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.analyses.schemas import AnalysisError
+from service.analyses.table import AnalysisRow
+from service.blobs.repository import BlobRow
+from service.database import workers
+
+_VECTORS = 2
+"""Copies of the parameters that every analysis holds: themselves and their gradient."""
+
+
+class LeftToOthersError(Exception):
+    """The analysis can't fit here, but into another worker, which will find it in the queue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What decides whether an analysis fits."""
+
+    device: str
+    memory_bytes: int
+    """That one analysis may have."""
+    within_seconds: float
+    """Silence after which another worker counts as lost."""
+
+
+async def shortage(session: AsyncSession, row: AnalysisRow, worker: Worker) -> AnalysisError | None:
+    """Why the analysis can't succeed on any worker; None where it can on this one.
+
+    Args:
+        session: A transaction.
+        row: The analysis.
+        worker: The one that is about to start it.
+
+    Raises:
+        LeftToOthersError: when it can on another one that is alive.
+    """
+    needed = least_bytes(*await _sizes(session, row), doubles=_works_in_double(row.options["dtype"], worker.device))
+    if needed <= worker.memory_bytes:
+        return None
+    for other in await workers.alive(session, within_seconds=worker.within_seconds):
+        if workers.offers(other, row.options["device"]) and (other.memory_bytes or 0) >= needed:
+            raise LeftToOthersError(str(row.id))
+    return AnalysisError(
+        code="out_of_memory",
+        message=f"It needs at least {needed} bytes of memory, and no worker has as many.",
+        advice="Use a smaller model or batch, dtype float32, or a worker with more memory.",
+        details={"needed_bytes": needed, "limit_bytes": worker.memory_bytes},
+    )
+
+
+def least_bytes(model: int, batch: int, *, doubles: bool) -> int:
+    """Less than any analysis takes: what surely does not fit is told, and what may fit is tried.
+
+    Args:
+        model, batch: Bytes of the files; weights are taken for float32.
+        doubles: Whether the analysis works in float64.
+    """
+    return _VECTORS * model * (2 if doubles else 1) + batch
+
+
+def _works_in_double(dtype: str, device: str) -> bool:
+    return dtype == "float64" or (dtype == "auto" and device == "cpu")
+
+
+async def _sizes(session: AsyncSession, row: AnalysisRow) -> tuple[int, int]:
+    """Bytes of model and batch; 0 for one that is unknown."""
+
+    def size(kind: str, sha256: str) -> ScalarSelect[int | None]:
+        return select(func.max(BlobRow.size)).where(BlobRow.kind == kind, BlobRow.sha256 == sha256).scalar_subquery()
+
+    model, batch = (await session.execute(select(size("models", row.model), size("batches", row.batch)))).one()
+    return model or 0, batch or 0

@@ -1,0 +1,271 @@
+"""One attempt at one analysis: job folder, sandboxed child, and what becomes of its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import structlog
+from procrastinate.job_context import AbortReason, JobContext
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import traces
+from service.analyses import outcomes, repository
+from service.analyses.schemas import AnalysisError, progress_document
+from service.analyses.table import FINAL_STATES, AnalysisRow
+from service.child.entry import BATCH_FILE, MODEL_FILE
+from service.database.engine import Database, patiently
+from service.kit.background import background
+from service.sandbox import Outcome, SandboxError
+from service.settings import Settings
+from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, StorageUnavailableError
+from service.traces import Tracing
+from service.worker import fit as memory
+from service.worker.children import Children
+from service.worker.device import Device
+from wsb_engine.report import Report
+
+log = structlog.get_logger(__name__)
+
+_CHILD_LINES = 100
+"""Of the end of what a child wrote; more would let a hostile one flood the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """Runs analyses on one device."""
+
+    settings: Settings
+    database: Database
+    blobs: BlobStore
+    children: Children
+    """Which run what their place says."""
+    name: str
+    """Of the device: cpu or cuda:N."""
+    device: Device
+    tracing: Tracing
+    running: set[int] = field(default_factory=set)
+    """Jobs of the queue that are being worked on."""
+
+    async def run(self, analysis: UUID, job: JobContext, traceparent: str | None = None) -> None:
+        """One attempt. An exception that leaves it makes the queue try again later.
+
+        Args:
+            analysis: Which one.
+            job: The queue's own.
+            traceparent: Of the request that asked for the analysis, where it was traced.
+
+        Raises:
+            asyncio.CancelledError: when the worker stops; the analysis is back in the queue then.
+            LeftToOthersError: when it can't fit here, but into another worker; nothing has changed.
+            StorageUnavailableError: when its files can't be had at this moment; it is back in the queue then, too.
+            SandboxError: when no child could be started, or it was killed from outside, and there are attempts left.
+        """
+        number = job.job.id or 0
+        self.running.add(number)
+        try:
+            facts: dict[str, str | int] = {"analysis": str(analysis), "job": number, "device": self.name}
+            with (
+                structlog.contextvars.bound_contextvars(**facts),
+                self.tracing.job_span("run_analysis", traceparent, facts),
+            ):
+                await self._run(analysis, job)
+        finally:
+            structlog.contextvars.unbind_contextvars("tenant", "attempt")
+            self.device.leave(number)
+            self.running.discard(number)
+
+    async def _run(self, analysis: UUID, job: JobContext) -> None:
+        row = await self._start(analysis)
+        if row is None:
+            return
+        facts: dict[str, str | int] = {"tenant": row.tenant, "attempt": row.attempts}
+        structlog.contextvars.bind_contextvars(**facts)
+        traces.note(**facts)
+        log.info("analysis_started")
+        try:
+            outcome = await self._attempt(row, job.job.id or 0)
+        except asyncio.CancelledError:
+            await self._stopped(row, job)
+            return
+        except BlobMissingError as error:
+            message = f"The file {error} is not stored any more."
+            await self._fail(row, AnalysisError(code="blob_missing", message=message))
+        except BlobCorruptError as error:
+            message, advice = f"The file {error} was changed where it is stored.", "Send it again; tell the operator."
+            await self._fail(row, AnalysisError(code="blob_corrupt", message=message, advice=advice))
+        except StorageUnavailableError:
+            # Not the analysis's fault, however long it takes.
+            await self._put_back(row)
+            raise
+        except SandboxError as error:
+            if row.attempts < self.settings.max_attempts:
+                raise
+            await self._fail(row, AnalysisError(code=error.code, message=error.message, advice=error.advice))
+        else:
+            if outcome.interrupted and row.attempts < self.settings.max_attempts and outcome.error is not None:
+                lost = outcome.error
+                raise SandboxError(lost.message, code=lost.code, advice=lost.advice)
+            await self._conclude(row, outcome)
+
+    async def _start(self, analysis: UUID) -> AnalysisRow | None:
+        async with self.database.transaction() as session:
+            if not await self._fits(session, analysis):
+                return None
+            row = await repository.start(session, analysis)
+            if row is None:
+                # It ended meanwhile, or its worker was lost while it was being cancelled.
+                await repository.cancelled(session, analysis, allowed=("cancelling",))
+            elif row.attempts > self.settings.max_attempts:
+                await outcomes.fail(session, analysis, worker_lost(row.attempts - 1))
+                return None
+            return row
+
+    async def _fits(self, session: AsyncSession, analysis: UUID) -> bool:
+        """Whether it may fit into this worker's memory; ends one that fits nowhere."""
+        row = await repository.find_anyones(session, analysis)
+        if row is None or row.state in FINAL_STATES:
+            return True
+        here = memory.Worker(
+            device=self.name,
+            memory_bytes=self.settings.job_bytes,
+            within_seconds=self.settings.stalled_seconds,
+        )
+        error = await memory.shortage(session, row, here)
+        if error is None:
+            return True
+        log.warning("analysis_too_large", analysis=str(analysis), message=error.message)
+        if await outcomes.fail(session, analysis, error.model_dump(mode="json")) is None:
+            await repository.cancelled(session, analysis, allowed=("cancelling",))
+        return False
+
+    async def _attempt(self, row: AnalysisRow, job: int) -> Outcome:
+        async with self.children.one() as child:
+            folder = child.place.folder
+            await asyncio.gather(
+                self.blobs.copy("models", row.model, folder / MODEL_FILE),
+                self.blobs.copy("batches", row.batch, folder / BATCH_FILE),
+            )
+            request = {
+                "options": {**row.options, "device": self.name},
+                "torchscript": self.settings.torchscript,
+            }
+            latest: dict[str, Any] = {}
+
+            def progressed(fields: dict[str, Any]) -> None:
+                latest.update(fields)
+                if fields.get("one_thread") is True:
+                    self.device.share(job)
+
+            async with self._writing_progress(row.id, latest):
+                self.children.fork_ahead()
+                outcome = await child.run(request, row.timeout_s, progressed)
+        self.device.leave(job)  # the next one computes while its report is stored
+        return outcome
+
+    @asynccontextmanager
+    async def _writing_progress(self, analysis: UUID, latest: dict[str, Any]) -> AsyncIterator[None]:
+        async def write() -> None:
+            written: dict[str, Any] = {}
+            while True:
+                await asyncio.sleep(self.settings.progress_seconds)
+                try:
+                    progress = progress_document(latest)
+                except ValidationError:
+                    continue  # nothing yet, or a child that says something else than the engine does
+                if progress == written:
+                    continue
+                try:
+                    async with self.database.transaction() as session:
+                        await repository.report_progress(session, analysis, progress)
+                except (SQLAlchemyError, OSError) as error:
+                    log.warning("progress_not_written", error=str(error))
+                    continue
+                written = progress
+
+        async with background(write(), "progress"):
+            yield
+
+    async def _stopped(self, row: AnalysisRow, job: JobContext) -> None:
+        """The child is gone: because somebody cancelled the analysis, or because this worker stops."""
+        task = asyncio.current_task()
+        if job.abort_reason() is AbortReason.USER_REQUEST:
+            if task is not None:
+                task.uncancel()
+            async with self.database.transaction() as session:
+                await repository.cancelled(session, row.id)
+            log.info("analysis_cancelled")
+            return
+        await self._put_back(row)
+        raise asyncio.CancelledError
+
+    async def _put_back(self, row: AnalysisRow) -> None:
+        async with self.database.transaction() as session:
+            await repository.requeue(session, row.id, row.attempts)
+            await repository.cancelled(session, row.id, allowed=("cancelling",))
+        log.info("analysis_requeued")
+
+    async def _conclude(self, row: AnalysisRow, outcome: Outcome) -> None:
+        given = outcome.error
+        details = {} if given is None else {"code": given.code}
+        log.info("analysis_ended", status=outcome.status, seconds=round(outcome.seconds, 3), **details)
+        if given is not None:
+            for line in outcome.log.splitlines()[-_CHILD_LINES:]:
+                log.info("child_log", line=line)
+            error = AnalysisError(code=given.code, message=given.message, advice=given.advice, details=given.details)
+            await self._fail(row, error, timed_out=outcome.status == "timed_out")
+            return
+        try:
+            report, timings = await asyncio.to_thread(_checked, outcome.result or "")
+        except ValidationError as invalid:
+            log.error("invalid_report", errors=str(invalid)[:2000])
+            message = "The analysis gave something that is no report."
+            await self._fail(row, AnalysisError(code="invalid_report", message=message))
+            return
+
+        async def succeed(session: AsyncSession) -> None:
+            if await outcomes.succeed(session, row.id, report, timings) is None:
+                await repository.cancelled(session, row.id, allowed=("cancelling",))
+
+        traces.add_phases(timings)
+        await self._store(succeed)
+
+    async def _fail(self, row: AnalysisRow, error: AnalysisError, *, timed_out: bool = False) -> None:
+        document = error.model_dump(mode="json")
+
+        async def fail(session: AsyncSession) -> None:
+            if await outcomes.fail(session, row.id, document, timed_out=timed_out) is None:
+                await repository.cancelled(session, row.id, allowed=("cancelling",))
+
+        traces.mark_failed(error.code)
+        await self._store(fail)
+
+    async def _store(self, end: Callable[[AsyncSession], Awaitable[None]]) -> None:
+        """Writes how the analysis ended, as soon as there is a database to write it to."""
+
+        async def once() -> None:
+            async with self.database.transaction() as session:
+                await end(session)
+
+        await patiently(once, seconds=self.settings.database_patience_seconds)
+
+
+def worker_lost(attempts: int) -> dict[str, Any]:
+    """The error of an analysis whose workers all died."""
+    return AnalysisError(
+        code="worker_lost",
+        message=f"The worker was lost in each of {attempts} attempts.",
+        advice="The analysis may need more memory than the machine has; the operator finds the cause in the log.",
+    ).model_dump(mode="json")
+
+
+def _checked(result: str) -> tuple[str, dict[str, float]]:
+    """The report as our schema writes it, and its timings: the child's word for it is not taken."""
+    report = Report.model_validate_json(result)
+    return report.model_dump_json(), {name: report.timings[name] for name in outcomes.TIMINGS if name in report.timings}

@@ -1,0 +1,187 @@
+"""Whether the logits of a sample depend on other samples: batch statistics, attention over the batch, a row's position.
+
+Losses of chunks add up to the loss of the batch only where they do not. Two tests compare the logits of the same sample
+in different company. In place: some samples become copies of others, and the rest stay where they are. A row then
+passes through the same kernels as before, so its logits keep every bit unless they depend on its neighbours, however
+weakly. Elsewhere: samples in smaller groups and in reverse order, which also shows dependence on the number of samples
+and on positions, but changes how sums are rounded.
+
+Both are made in float64. Rounding is told from coupling by what the same logits do when every number that they are
+computed from moves by one unit roundoff: inputs such as timestamps amplify rounding as they amplify that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wsb_engine.curvature.products.autodiff import GRADIENT_SAMPLES, Objective
+from wsb_engine.curvature.products.stepping import ran_out
+from wsb_engine.errors import ModelError
+from wsb_engine.model import Input, Tensors
+
+CODE = "samples_coupled"
+MESSAGE = "the logits of a sample depend on the other samples: H is of this batch as a whole"
+NOTHING = 8.0
+"""Units of roundoff, relative to a row's largest logit, that are not looked into."""
+ROUNDING = 1e3
+"""Times that the summation of long rows may amplify rounding beyond what moving each number once shows."""
+DRAWS = 2
+"""Random signs with which numbers are moved."""
+SHIFT = 1e-3
+"""Relative, of parameters: what is multiplied by a parameter that is 0 shows only near it."""
+GROUPS = 4
+"""Parts of a chunk whose samples meet elsewhere."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Samples of one batch as they appear in another."""
+
+    other: Tensor
+    """Rows of the other batch."""
+    here: Tensor
+    """Positions of the samples in their own batch."""
+    there: Tensor
+    """Their positions in the other one."""
+
+
+def coupled_in_place(objective: Objective) -> bool:
+    """Whether logits follow the contents of other rows, on at most one chunk of samples from the whole batch.
+
+    Only parameters that are selected are moved away from 0: others stay what they are in H too.
+    """
+    exact = objective.in_double()
+    size = min(exact.samples, GRADIENT_SAMPLES, exact.fits)
+    rows = torch.arange(size) * exact.samples // size
+    generator = torch.Generator().manual_seed(0)
+    for point, donors in ((exact, 1), (_shifted(exact, generator), size)):
+        z = _evaluated(point, rows)
+        if z is not None and any(_couples(point, trial, z) for trial in _halves(rows, donors, generator)):
+            return True
+    return False
+
+
+def coupled_elsewhere(objective: Objective, logits: Tensor) -> bool:
+    """Whether logits follow the number or the order of samples; in every chunk.
+
+    Args:
+        objective: As the logits were evaluated.
+        logits: (N, C) float64, from the objective's own chunks.
+    """
+    exact = objective.in_double()
+    for chunk in exact.chunks():
+        own = torch.arange(chunk.start, chunk.stop)
+        z = logits[chunk].to(exact.device) if objective.dtype == exact.dtype else _evaluated(exact, own)
+        for first in range(min(GROUPS, len(own))):
+            here = torch.arange(first, len(own), GROUPS).flip(0)
+            if z is not None and _couples(exact, _Trial(own[here], here, torch.arange(len(here))), z):
+                return True
+    return False
+
+
+def require_free_batch(inputs: tuple[Input, ...], samples: int) -> None:
+    """Refuses coupled samples of a file that is fixed to another number: no run of it holds the batch.
+
+    Raises:
+        ModelError: ``samples_coupled``.
+    """
+    sizes = {entry.shape[0] if entry.shape else None for entry in inputs}
+    if len(sizes) == 1 and not sizes & {None, samples}:
+        raise ModelError(
+            f"the logits of a sample depend on the other samples, and the file takes {sizes.pop()} samples at a time; "
+            f"the batch has {samples}",
+            code=CODE,
+            advice="Export the model with a free batch axis, or in evaluation mode (fixed statistics).",
+            samples=samples,
+        )
+
+
+def _halves(rows: Tensor, donors: int, generator: torch.Generator) -> Iterator[_Trial]:
+    """A random half of the rows stays and the other one holds copies of up to so many of it; then the reverse."""
+    order = torch.randperm(len(rows), generator=generator)
+    middle = len(rows) // 2
+    for kept, replaced in ((order[:middle], order[middle:]), (order[middle:], order[:middle])):
+        if len(kept) and len(replaced):
+            copied = torch.randint(min(donors, len(kept)), (len(replaced),), generator=generator)
+            other = rows.clone()
+            other[replaced] = rows[kept[copied]]
+            yield _Trial(other, kept, kept)
+
+
+def _couples(objective: Objective, trial: _Trial, z: Tensor) -> bool:
+    """Whether logits differ by more than rounding between two batches.
+
+    Args:
+        objective: The logits, in float64.
+        trial: The other batch.
+        z: Logits of the samples' own batch.
+    """
+    other = _evaluated(objective, trial.other)
+    if other is None:
+        return False
+    own, other = z[trial.here], other[trial.there]
+    same = (own == other) | (own.isnan() & other.isnan())
+    difference = torch.where(same, 0.0, (own - other).abs()).nan_to_num(nan=math.inf).amax(dim=1)
+    unit = torch.finfo(objective.dtype).eps * own.nan_to_num().abs().amax(dim=1)
+    if bool((difference <= NOTHING * unit).all()):
+        return False
+    moved = _sensitivity(objective, trial.other)[trial.there]
+    # The median, because a row may happen to stand still in every draw.
+    return bool((difference > ROUNDING * torch.maximum(unit, moved.clamp(min=moved.median()))).any())
+
+
+def _sensitivity(objective: Objective, rows: Tensor) -> Tensor:
+    """(B,) largest change of each row's logits when inputs and parameters move by one unit roundoff."""
+    generator = torch.Generator().manual_seed(1)
+    z = _evaluated(objective, rows)
+    moved = torch.zeros(len(rows), dtype=torch.float64, device=objective.device)
+    for _ in range(DRAWS):
+        near = replace(
+            objective, selected=_jittered(objective.selected, generator), fixed=_jittered(objective.fixed, generator)
+        )
+        there = _evaluated(near, rows, generator)
+        if z is not None and there is not None:
+            moved = torch.maximum(moved, (there - z).abs().nan_to_num(nan=0.0).amax(dim=1))
+    return moved
+
+
+def _jittered(tensors: Tensors, generator: torch.Generator) -> dict[str, Tensor]:
+    """Floating numbers moved up or down by one unit roundoff."""
+
+    def jitter(tensor: Tensor) -> Tensor:
+        signs = torch.randint(2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+        return tensor * (1 + torch.finfo(tensor.dtype).eps * signs)
+
+    return {name: jitter(tensor) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def _shifted(objective: Objective, generator: torch.Generator) -> Objective:
+    """Selected parameters near those of the model, none of them 0."""
+
+    def shifted(tensor: Tensor) -> Tensor:
+        scale = float(tensor.abs().mean()) or 1.0
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return tensor + SHIFT * scale * noise.to(tensor)
+
+    return replace(objective, selected={name: shifted(tensor) for name, tensor in objective.selected.items()})
+
+
+def _evaluated(objective: Objective, rows: Tensor, jitter: torch.Generator | None = None) -> Tensor | None:
+    """Logits of some rows as one batch, (B, C) float64; None where the model does not take such a batch."""
+    objective.pause()
+    inputs = objective.chunk_inputs(rows)
+    if jitter is not None:
+        inputs = _jittered(inputs, jitter)
+    try:
+        with torch.no_grad():
+            z = objective.function({**objective.fixed, **objective.selected}, inputs)
+    except Exception as error:  # a file may be fixed to a number of samples, and a module raise anything
+        if ran_out(error):
+            raise
+        return None
+    return z.double() if z.ndim == 2 and len(z) == len(rows) and z.shape[1] else None

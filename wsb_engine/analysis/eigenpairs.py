@@ -1,0 +1,58 @@
+"""eigenpairs(): the largest eigenvalues with their eigenvectors, which are too large for a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from wsb_engine.analysis import krylov
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import pose
+from wsb_engine.batch import Batch
+from wsb_engine.bounds.certificates import Premises
+from wsb_engine.bounds.rounding import Rounding
+from wsb_engine.model import Classifier
+from wsb_engine.options import Options
+from wsb_engine.progress import ProgressCallback
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """The k largest eigenvalues found; float64 on the CPU."""
+
+    eigenvalues: Tensor
+    """(k,) descending"""
+    eigenvectors: Tensor
+    """(P, k) orthonormal columns; their entries follow the tensors of the report's ``model.parameters``, each flattened
+    by rows."""
+    residuals: Tensor
+    """(k,) ‖Hv − θv‖ of each, by a product of its own."""
+    converged: bool
+    """Whether all residuals are small and nothing larger was left out, but for the failure probability."""
+
+
+def eigenpairs(
+    classifier: Classifier, batch: Batch, options: Options | None = None, *, progress: ProgressCallback | None = None
+) -> Eigenpairs:
+    """The ``top`` largest eigenvalues of the Hessian, in algebraic order, and their eigenvectors.
+
+    Args:
+        classifier: From ``load_model`` or ``from_module``.
+        batch: N labelled samples.
+        options: Those of ``analyze``; what concerns moments and the enclosure is not used.
+        progress: Called every now and then; raising in it stops the search and reaches the caller.
+
+    Raises:
+        ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
+    """
+    options = options or Options()
+    run = Run(options, progress, classifier.load_seconds + batch.load_seconds)
+    with run.phase("setup"):
+        problem = pose(classifier, batch, options, run)
+    with run.phase("spectrum"):
+        shared = krylov.krylov(problem, problem.hessian_product(columns=1), options, run)
+        premises = Premises(Rounding("measured", 0.0), None, options.failure_probability, options.relative_gap)
+        found = krylov.top(shared, premises, options, run)
+    found = found.divided(problem.objective.scale)
+    return Eigenpairs(found.eigenvalues, found.eigenvectors.cpu(), found.residuals, found.converged)

@@ -1,0 +1,227 @@
+"""From options, a classifier and a batch to a well-posed problem: device, dtype, parameters, inputs and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsb_engine.batch import Batch
+from wsb_engine.curvature.loss import Targets
+from wsb_engine.errors import BatchError, OptionsError
+from wsb_engine.model import Input, Tensors
+from wsb_engine.options import Options
+
+DEFAULT_MEMORY_LIMIT = 2 << 30
+"""Working memory on a CPU, in bytes, when the options state none."""
+GPU_MEMORY_SHARE = 0.5
+"""Of a GPU's memory, when the options state no limit."""
+SMALL_MODEL = 2_000_000
+"""Parameters up to which float64 is used on a GPU too."""
+
+
+def device(options: Options) -> torch.device:
+    """The device that the options name; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        OptionsError: ``device_unavailable``.
+    """
+    count = torch.cuda.device_count()
+    if options.device == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    chosen = torch.device(options.device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise OptionsError(
+            f"device {options.device} is not there: this machine offers {count} CUDA devices",
+            code="device_unavailable",
+            advice="Choose cpu, or auto.",
+        )
+    return torch.device("cuda", chosen.index or 0) if chosen.type == "cuda" else chosen
+
+
+def dtype(options: Options, on: torch.device, parameters: int) -> torch.dtype:
+    """float64 on a CPU and for small models, unless the options say otherwise."""
+    if options.dtype == "auto":
+        return torch.float64 if on.type == "cpu" or parameters <= SMALL_MODEL else torch.float32
+    return torch.float64 if options.dtype == "float64" else torch.float32
+
+
+def memory_limit(options: Options, on: torch.device) -> int:
+    """Bytes to work in."""
+    if options.memory_limit is not None:
+        return options.memory_limit
+    if on.type == "cuda":
+        return int(torch.cuda.get_device_properties(on).total_memory * GPU_MEMORY_SHARE)
+    return DEFAULT_MEMORY_LIMIT
+
+
+def select(parameters: Tensors, patterns: tuple[str, ...]) -> list[str]:
+    """Names that a pattern includes and none excludes, in the model's order; excludes alone start from all.
+
+    Raises:
+        OptionsError: ``parameter_pattern_unmatched``, ``no_parameters_selected``.
+    """
+    includes = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
+    excludes = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    for pattern in includes + excludes:
+        if not any(fnmatchcase(name, pattern) for name in parameters):
+            raise OptionsError(
+                f"no parameter matches {pattern!r}",
+                code="parameter_pattern_unmatched",
+                advice="Compare it with the names in the report's model.parameters.tensors.",
+                pattern=pattern,
+                parameters=list(parameters)[:50],
+            )
+    chosen = [
+        name
+        for name in parameters
+        if any(fnmatchcase(name, pattern) for pattern in includes)
+        and not any(fnmatchcase(name, pattern) for pattern in excludes)
+    ]
+    if not chosen:
+        raise OptionsError(
+            "the parameters option excludes every parameter",
+            code="no_parameters_selected",
+            advice="Leave at least one parameter in.",
+        )
+    return chosen
+
+
+def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]:
+    """The batch's arrays under the model's input names, checked against declared shapes and kinds.
+
+    Raises:
+        BatchError: ``input_missing``, ``input_unknown``, ``feature_count_mismatch``, ``input_kind_mismatch``.
+    """
+    arrays = dict(batch.x)
+    if len(declared) == 1 and set(arrays) == {"x"}:
+        arrays = {declared[0].name: arrays["x"]}
+    wanted = [entry.name for entry in declared]
+    missing, unknown = [n for n in wanted if n not in arrays], [n for n in arrays if n not in wanted]
+    if missing:
+        raise BatchError(
+            f"the batch lacks the model's input {missing[0]!r}; it has {sorted(arrays)}",
+            code="input_missing",
+            advice="Save one array per model input under its name, or x for a model with a single input.",
+            inputs=wanted,
+        )
+    if unknown:
+        raise BatchError(
+            f"the batch has an array {unknown[0]!r}, which is no input of the model",
+            code="input_unknown",
+            advice=f"Keep y, weights and the model's inputs: {', '.join(wanted)}.",
+            inputs=wanted,
+        )
+    return {entry.name: _checked(entry, arrays[entry.name]) for entry in declared}
+
+
+def _checked(entry: Input, tensor: Tensor) -> Tensor:
+    shape = tuple(tensor.shape)
+    if entry.shape is not None and (
+        len(shape) != len(entry.shape)
+        or any(size is not None and size != actual for size, actual in zip(entry.shape[1:], shape[1:], strict=True))
+    ):
+        declared = ["N", *("?" if size is None else str(size) for size in entry.shape[1:])]
+        raise BatchError(
+            f"input {entry.name!r} expects shape [{', '.join(declared)}], the batch has {list(shape)}",
+            code="feature_count_mismatch",
+            advice="Give each sample the features that the model was exported with.",
+            input=entry.name,
+            expected=list(entry.shape),
+            actual=list(shape),
+        )
+    if entry.dtype is None:
+        return tensor
+    if tensor.is_floating_point() and not entry.dtype.is_floating_point:
+        raise BatchError(
+            f"input {entry.name!r} expects {_name(entry.dtype)}, the batch has {_name(tensor.dtype)}",
+            code="input_kind_mismatch",
+            advice="Save integer inputs (tokens, indices) with an integer dtype.",
+            input=entry.name,
+        )
+    # Integers given for a floating input (pixels, counts) are numbers; the reverse would lose something.
+    keep = tensor.is_floating_point() or not entry.dtype.is_floating_point
+    return tensor if keep else tensor.to(entry.dtype)
+
+
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def targets(batch: Batch, logits: int, classes: tuple[int | str, ...] | None, on: torch.device) -> Targets:
+    """Labels as rows on the simplex, or as probabilities of the positive class for one logit.
+
+    Args:
+        batch: Its y and weights.
+        logits: C, or 1 for one binary logit.
+        classes: Labels that the model declares, in logit order.
+        on: Where the targets go.
+
+    Raises:
+        BatchError: ``labels_out_of_range``, ``labels_unknown``, ``label_classes_mismatch``.
+    """
+    weights = torch.full((len(batch),), 1.0) if batch.weights is None else torch.from_numpy(batch.weights)
+    weights = weights.to(on, torch.float64)
+    count = max(logits, 2)
+    if batch.y.ndim == 2:
+        y = _soft(batch.y, logits)
+    elif batch.y.dtype.kind == "f":
+        if logits != 1:
+            raise BatchError(
+                f"y has one number a row that is no class; the model has {logits} classes",
+                code="label_classes_mismatch",
+                advice="Give integer labels [N], or probabilities [N, C].",
+            )
+        y = torch.from_numpy(batch.y)[:, None]
+    else:
+        index = torch.from_numpy(_class_indices(batch.y, count, classes))
+        y = index[:, None].double() if logits == 1 else torch.nn.functional.one_hot(index, count).double()
+    return Targets(y.to(on, torch.float64), weights / weights.sum())
+
+
+def _soft(y: np.ndarray, logits: int) -> Tensor:
+    if y.shape[1] != max(logits, 2):
+        raise BatchError(
+            f"y has {y.shape[1]} columns, the model has {max(logits, 2)} classes",
+            code="label_classes_mismatch",
+            advice="Give one probability for each class, in the order of the logits.",
+            expected=max(logits, 2),
+            actual=int(y.shape[1]),
+        )
+    rows = torch.from_numpy(y)
+    return rows[:, 1:] if logits == 1 else rows
+
+
+def _class_indices(y: np.ndarray, count: int, classes: tuple[int | str, ...] | None) -> np.ndarray:
+    if classes is not None:
+        positions: Mapping[int | str, int] = {label: index for index, label in enumerate(classes)}
+        values = [value.item() for value in y]
+        unknown = [value for value in values if value not in positions]
+        if unknown:
+            raise BatchError(
+                f"label {unknown[0]!r} is none of the model's classes {list(classes)[:20]}",
+                code="labels_unknown",
+                advice="Use the class labels that the model was trained with.",
+                label=unknown[0],
+            )
+        return np.array([positions[value] for value in values], dtype=np.int64)
+    if y.dtype.kind == "U":
+        raise BatchError(
+            "y holds strings, but the model declares no class labels",
+            code="labels_unknown",
+            advice="Give integer labels, counted from 0 in the order of the logits.",
+        )
+    bad = np.flatnonzero((y < 0) | (y >= count))
+    if len(bad):
+        raise BatchError(
+            f"label {int(y[bad[0]])} in row {int(bad[0])} is outside 0..{count - 1}",
+            code="labels_out_of_range",
+            advice="Count labels from 0, one for each logit of the model.",
+            row=int(bad[0]),
+            label=int(y[bad[0]]),
+            classes=count,
+        )
+    return y

@@ -1,0 +1,283 @@
+"""The stages of an analysis that multiply by the Hessian: enclosure, largest eigenvalues, density."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wsb_engine import report as r
+from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.problem import Problem
+from wsb_engine.analysis.rounding import Measuring
+from wsb_engine.bounds.certificates import Enclosures, End, Premises
+from wsb_engine.curvature.products.autodiff import HessianProduct
+from wsb_engine.options import Options
+from wsb_engine.spectrum.confirmation import RitzResidual, confirm, outer_pairs
+from wsb_engine.spectrum.density import STEPS, DensityEstimate, density
+from wsb_engine.spectrum.enclosure import Enclosing, enclose, finish
+from wsb_engine.spectrum.lanczos import ROWS, Lanczos
+from wsb_engine.spectrum.probes import Probed, deflate
+from wsb_engine.spectrum.probes import probe as probed
+from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
+
+CONVERGENCE_ROWS = 100
+"""At most so many steps of an enclosure are in the report."""
+FINISHING_PRODUCTS = 24
+"""Products, at most, that confirm an enclosure after its last step; a time limit leaves room for them."""
+USELESS_WIDTH = 1e3
+"""An enclosure wider than this many times the spectrum is withheld: it says nothing."""
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """A run that the stages share, and its product."""
+
+    run: Lanczos
+    product: HessianProduct
+    limit: int
+    """Steps that options and memory allow."""
+    short: bool = False
+    """True if it is memory that limits them."""
+
+
+def wanted(options: Options) -> bool:
+    """True if any stage of these options multiplies single vectors."""
+    return options.enclosure or options.density or options.spectrum == "top"
+
+
+def krylov(problem: Problem, product: HessianProduct, options: Options, run: Run) -> Krylov:
+    """Set up a run at the seed; multiply nothing yet.
+
+    Args:
+        problem: The analysis.
+        product: Multiplies single vectors.
+        options: Limits and the seed.
+        run: Warned if memory limits the number of products.
+    """
+    wanted = min(options.max_products, product.parameters)
+    # The basis is kept in float64, besides a few vectors for the product itself.
+    fits = max(1, problem.memory // (8 * product.parameters) - ROWS)
+    if fits < wanted:
+        run.warn("enclosure_memory", f"the memory limit holds {fits} products of the {wanted} that were allowed")
+    unit = torch.finfo(product.dtype).eps / 2
+    lanczos = Lanczos(
+        product.vector, product.parameters, product.device, options.seed, unit, homogeneity=options.enclosure
+    )
+    return Krylov(lanczos, product, min(wanted, fits), fits < wanted)
+
+
+def probe(shared: Krylov, seed: int, failure_probability: float, run: Run) -> tuple[Probed, tuple[float, float] | None]:
+    """The moments by random products, and the outermost Ritz values, moved inwards for rounding, of steps before them.
+
+    Raises:
+        TimeLimitError: ``time_limit``.
+    """
+    lanczos = shared.run
+    deflate(lanczos, shared.limit, progress=lambda products: run.report(0.0, products))
+    found = probed(lanczos, failure_probability=failure_probability, seed=seed, progress=run.report)
+    if not lanczos.steps:
+        return found, None
+    values, sigma = lanczos.leading_ritz_values(lanczos.steps), lanczos.scaling
+    noise = math.sqrt(2 * lanczos.steps) * lanczos.product_rounding()[-1]
+    slack = 2 * (lanczos.factorisation_error + noise + 3 * lanczos.orthogonality(proven=False) * lanczos.scale)
+    return found, ((values[0] + slack) / sigma, (values[-1] - slack) / sigma)
+
+
+def enclosure(
+    problem: Problem, shared: Krylov, premises: Premises, measuring: Measuring, options: Options, run: Run
+) -> tuple[r.Enclosure | None, RitzResidual]:
+    """Both ends of the spectrum, as tight as options, memory and time allow, and what fresh products say of them.
+
+    Args:
+        problem: The analysis.
+        shared: Its Krylov run; one product is made whatever the time limit.
+        premises: In the units of the products.
+        measuring: Looks at the outer Ritz vectors as well.
+        options: Limits.
+        run: Clock and warnings.
+
+    Returns:
+        No enclosure if it would say nothing; a warning tells why.
+    """
+    lanczos = shared.run
+    if not lanczos.steps:
+        lanczos.step()
+    sigma = lanczos.scaling
+    enclosing = Enclosing(lanczos, premises.scaled(sigma))
+    with run.limited(reserve=FINISHING_PRODUCTS * lanczos.seconds / lanczos.products):
+        found = enclose(
+            enclosing,
+            max_products=shared.limit,
+            progress=lambda now: run.tell(now.products / shared.limit, now.products),
+            expired=lambda: run.expired,
+        )
+    if shared.short and found.stopped_by == "products":
+        found = replace(found, stopped_by="memory")
+    pairs = outer_pairs(lanczos)
+    rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
+    enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
+    found, residual = confirm(enclosing, found, pairs)
+    advice = _advice(found, problem)
+    top = found.lambda_max.scaled(1 / sigma)
+    if _says_nothing(found, enclosing):
+        run.warn(
+            "enclosure_withheld",
+            f"after {found.products} products λ_max is only known to lie in [{top.lower:.3g}, {top.upper:.3g}], which "
+            f"says nothing: {advice}",
+        )
+        return None, residual
+    if top.relative_gap > options.relative_gap:
+        run.warn(
+            "enclosure_open",
+            f"after {found.products} products the gap of λ_max is {top.relative_gap:.3g} of its size, not "
+            f"{options.relative_gap:g}: {advice}",
+        )
+    raised = max(found.lambda_max.failure_probability, found.lambda_min.failure_probability)
+    if raised > options.failure_probability:
+        run.warn(
+            "failure_probability_raised",
+            f"rounding hides what a failure probability of {options.failure_probability:g} would need; the enclosure "
+            f"holds with {raised:.2g}: {advice}",
+        )
+    return _part(found, 1 / sigma), residual
+
+
+def _says_nothing(found: Enclosures, enclosing: Enclosing) -> bool:
+    asked = (found.lambda_max, found.lambda_min)[: 1 + enclosing.premises.both]
+    spread = found.lambda_min.size
+    return any(not math.isfinite(end.width) or end.width > USELESS_WIDTH * spread > 0 for end in asked)
+
+
+def _advice(found: Enclosures, problem: Problem) -> str:
+    """Why an enclosure is no narrower, and what would help."""
+    if found.stopped_by == "time":
+        return "the time limit passed; raise time_limit, or send fewer samples"
+    if found.stopped_by == "memory":
+        return "the memory limit holds no more products; raise memory_limit"
+    if found.stopped_by == "products":
+        return "allow more with max_products"
+    if problem.objective.dtype == torch.float32:
+        return "that is the limit of float32; use dtype float64"
+    return "what is left is rounding in float64; rescale inputs whose values lie far from 0 next to their spread"
+
+
+def _part(found: Enclosures, factor: float) -> r.Enclosure:
+    """The report's part, in true units."""
+    slack = found.slack * factor
+    return r.Enclosure(
+        lambda_max=_certified(found.lambda_max.scaled(factor)),
+        lambda_min=_certified(found.lambda_min.scaled(factor)),
+        hessian_vector_products=found.products,
+        rounding_slack=slack,
+        rounding=r.Rounding(how=found.how, slack=slack),
+        floor=found.floor,
+        stopped_by=found.stopped_by,
+        convergence=_convergence([*found.history, found], factor),
+    )
+
+
+def _convergence(rows: list[Enclosures], factor: float) -> list[r.EnclosureStep]:
+    """Some of the rows, evenly spread, the last among them; rows that certify nothing yet are left out."""
+    useful = [row for row in rows if math.isfinite(row.lambda_max.width) and math.isfinite(row.lambda_min.width)]
+    thinned = useful[:: -max(1, math.ceil(len(useful) / CONVERGENCE_ROWS))][::-1]
+    return [
+        r.EnclosureStep(
+            products=row.products,
+            lambda_max=_interval(row.lambda_max.scaled(factor)),
+            lambda_min=_interval(row.lambda_min.scaled(factor)),
+        )
+        for row in thinned
+    ]
+
+
+def _interval(end: End) -> r.Interval:
+    return r.Interval(lower=_finite(end.lower), upper=_finite(end.upper))
+
+
+def _certified(end: End) -> r.CertifiedInterval:
+    return r.CertifiedInterval(
+        lower=_finite(end.lower),
+        upper=_finite(end.upper),
+        relative_gap=end.relative_gap if math.isfinite(end.relative_gap) else None,
+        kind=end.kind,
+        failure_probability=None if end.kind == "deterministic" else end.failure_probability,
+    )
+
+
+def _finite(value: float) -> float:
+    """The value, or the largest number of its sign: where nothing is certified, that holds as well."""
+    return max(-sys.float_info.max, min(sys.float_info.max, value))
+
+
+def top(shared: Krylov, premises: Premises, options: Options, run: Run) -> TopEigenvalues:
+    """The largest eigenvalues by continuing the run, in the units of the products."""
+    limit = max(shared.limit, min(2 * options.top, shared.product.parameters))
+    lanczos = shared.run
+    with run.limited():
+        found = top_eigenvalues(
+            lanczos,
+            options.top,
+            max_products=limit,
+            failure_probability=premises.failure_probability,
+            seed=options.seed,
+            progress=lambda products: run.report(products / (2 * limit), products),
+        )
+    if not found.converged:
+        why = "see their residuals, or allow more with max_products"
+        if shared.product.dtype == torch.float32:
+            why = "float32 can't exclude that; see their residuals, or use dtype float64"
+        run.warn(
+            "top_not_converged",
+            f"after {found.products} products some of the {options.top} largest eigenvalues still move, or one may be "
+            f"missing: {why}",
+        )
+    bounds = Enclosing(lanczos, premises.scaled(lanczos.scaling)).upper_bounds(len(found.eigenvalues))
+    return replace(found, upper_bounds=bounds).divided(lanczos.scaling)
+
+
+def spectral_density(shared: Krylov, options: Options, run: Run) -> DensityEstimate:
+    """The density of all eigenvalues, by runs of its own."""
+    product = shared.product
+    with run.limited():
+        return density(
+            product.vector,
+            product.parameters,
+            product.device,
+            seed=options.seed,
+            unit=shared.run.unit,
+            steps=min(shared.limit, STEPS),
+            progress=run.report,
+        )
+
+
+def symmetry_error(product: HessianProduct, seed: int) -> float:
+    """|uᵀHv − vᵀHu| / (‖Hu‖ ‖v‖ + ‖Hv‖ ‖u‖) for random u and v: 0 but for rounding."""
+    u, v = _random(product, seed).unbind(dim=1)
+    image_u, image_v = _normalised(product.vector(u), product.vector(v))
+    norm = torch.linalg.vector_norm
+    scale = float(norm(image_u) * norm(v) + norm(image_v) * norm(u))
+    return abs(float(v @ image_u - u @ image_v)) / scale if scale else 0.0
+
+
+def float32_drift(problem: Problem, product: HessianProduct, seed: int) -> float:
+    """‖Hv − H′v‖ / ‖H′v‖ with H′v in float64, for a random v."""
+    v = _random(product, seed)[:, 0]
+    want, found = _normalised(problem.product_at(problem.objective.in_double()).vector(v), product.vector(v))
+    scale = float(torch.linalg.vector_norm(want))
+    return float(torch.linalg.vector_norm(found - want)) / scale if scale else 0.0
+
+
+def _normalised(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both divided by the largest entry of either, so that their norms neither underflow nor overflow."""
+    largest = max(float(a.abs().max()), float(b.abs().max()))
+    return (a / largest, b / largest) if largest else (a, b)
+
+
+def _random(product: HessianProduct, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(product.parameters, 2, generator=generator, dtype=torch.float64)
+    return vectors.to(product.device, product.dtype).double()

@@ -1,0 +1,134 @@
+"""Members of one analysis that share its products and pairs of samples, and the devices of one process as such."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from wsb_engine.analysis.problem import Problem
+from wsb_engine.curvature.closed_form.mlp import network
+from wsb_engine.curvature.closed_form.plan import Plan
+from wsb_engine.curvature.closed_form.sums import Sums, add_terms, no_sums
+from wsb_engine.curvature.loss import Targets
+from wsb_engine.curvature.products.autodiff import HessianProduct
+from wsb_engine.curvature.team import Add, Collect, Multiply, Task, Team, packed
+from wsb_engine.model import Tensors
+
+
+class Member:
+    """One member's rows, and what it has added up.
+
+    Args:
+        problem: The whole.
+        index: Which member this is.
+        count: How many there are.
+        device: Where this one works.
+    """
+
+    def __init__(self, problem: Problem, index: int, count: int, device: torch.device) -> None:
+        self.device = device
+        self._index, self._count = index, count
+        self._whole = _part(problem, slice(None), device)
+        samples = problem.samples
+        share = slice(index * samples // count, (index + 1) * samples // count)
+        if problem.objective.coupled:
+            # Samples that depend on each other all belong to the first member.
+            share = slice(0, 0 if index else samples)
+        self._own = _part(self._whole, share, device)
+        self._products: dict[int, HessianProduct] = {}
+        self._sums: Sums | None = None
+        self._terms: Iterator[float] = iter(())
+
+    def answer(self, task: Task, tensor: Tensor | None = None) -> Tensor:
+        """What the task asks for, float64 on this member's device."""
+        match task:
+            case Multiply(columns):
+                if tensor is None:
+                    raise ValueError("a product needs columns")
+                if not self._own.samples:
+                    return torch.zeros(tensor.shape, dtype=torch.float64, device=self.device)
+                if columns not in self._products:
+                    self._products[columns] = self._own.hessian_product(columns)
+                return self._products[columns](tensor.to(self.device))
+            case Add(plan):
+                with torch.no_grad():
+                    sums = self._sums or self._start(plan)
+                    return sums.shares.new_tensor([next(self._terms)])
+            case Collect():
+                if self._sums is None:
+                    raise ValueError("nothing was added")
+                row, self._sums = packed(self._sums), None
+                return row
+
+    def _start(self, plan: Plan) -> Sums:
+        structure, weights = self._whole.structure, self._whole.objective.targets.weights
+        if structure is None:
+            raise ValueError("the closed form needs an MLP")
+        net, source = structure.net, self._whole.tile
+        self._sums = no_sums(net, weights)
+        self._terms = add_terms(net, source, weights, plan, self._sums, self._index, self._count)
+        return self._sums
+
+
+def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:
+    """Some rows on a device, each with the weight that it has in the whole."""
+
+    def moved(tensors: Tensors) -> dict[str, Tensor]:
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    whole = problem.objective
+    objective = replace(
+        whole,
+        selected=moved(whole.selected),
+        fixed=moved(whole.fixed),
+        inputs={name: tensor[rows] for name, tensor in whole.inputs.items()},
+        targets=Targets(whole.targets.y[rows].to(device), whole.targets.weights[rows].to(device)),
+        device=device,
+        interrupt=lambda: None,
+    )
+    structure = problem.structure
+    if structure is not None:
+        parameters = {**objective.fixed, **objective.selected}
+        structure = replace(
+            structure, net=network(structure.mlp, parameters, frozenset(objective.selected), whole.scale)
+        )
+    return replace(problem, objective=objective, structure=structure, team=None)
+
+
+class Devices(Team):
+    """Several devices of this process, each with a thread of its own; leave it as a context to end the threads.
+
+    Args:
+        problem: The whole, posed on the first device.
+        devices: One for each member.
+    """
+
+    def __init__(self, problem: Problem, devices: Sequence[torch.device]) -> None:
+        self.size = len(devices)
+        self._members = [Member(problem, index, self.size, device) for index, device in enumerate(devices)]
+        self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="wsb-device")
+        self._begun: set[Multiply] = set()
+
+    def __enter__(self) -> Devices:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown()
+
+    def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:
+        if isinstance(task, Multiply) and task not in self._begun:
+            # A product may trace its function when it is first used, which patches torch for all threads.
+            self._begun.add(task)
+            answers = [member.answer(task, tensor) for member in self._members]
+        else:
+            futures = [self._threads.submit(member.answer, task, tensor) for member in self._members]
+            wait(futures)
+            answers = [future.result() for future in futures]
+        return [answer.to(self._members[0].device) for answer in answers]

@@ -1,0 +1,40 @@
+"""The same function at slightly different parameters and inputs, to measure rounding (mathematics.md, section 11)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from wsb_engine.curvature.products.autodiff import Objective
+from wsb_engine.model import Tensors
+
+PERTURBATION = 2.0**-43
+"""Relative size of a perturbation, in which H is linear but for cancellations that leave no digits anyway."""
+
+
+def perturbed(objective: Objective, seed: int) -> Objective:
+    """The objective with every parameter and floating input multiplied by 1 + εξ; an exact zero stays one.
+
+    Args:
+        objective: In float64.
+        seed: Seed of ξ, which is uniform with unit variance.
+    """
+
+    def moved(tensor: Tensor, stream: int) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((seed, stream)) % (1 << 63))
+        xi = (2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3)
+        return tensor * (1 + PERTURBATION * xi.to(tensor.device))
+
+    def all_moved(tensors: Tensors, first: int) -> dict[str, Tensor]:
+        return {name: moved(tensor, first + i) for i, (name, tensor) in enumerate(tensors.items())}
+
+    count = len(objective.selected)
+    return replace(
+        objective,
+        selected=all_moved(objective.selected, 0),
+        fixed=all_moved(objective.fixed, count),
+        disturb=lambda tensor, place: moved(tensor, -1 - place),
+    )

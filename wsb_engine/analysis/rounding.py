@@ -1,0 +1,169 @@
+"""The stage that finds out what rounding does to H (mathematics.md, section 11).
+
+Three levels: a proof for smooth MLPs in float64, by running error analysis; elsewhere in float64 a measurement, by
+perturbing parameters and inputs; in float32 a bound from random products of the difference to float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
+from wsb_engine.analysis.problem import Problem
+from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
+from wsb_engine.curvature.closed_form.plan import Plan
+from wsb_engine.curvature.closed_form.running_error import running_error
+from wsb_engine.curvature.products.autodiff import HessianProduct
+
+UNIT = 2.0**-53
+SINGLE_UNIT = 2.0**-24
+PERTURBATIONS = 4
+USELESS = 1e-3
+"""A proof that leaves more of H than this open is given up for a measurement."""
+SAFETY = 32.0
+"""Rounding is within a small factor of such perturbations, but not bounded by them."""
+DIFFERENCES = 10
+"""Random products of the difference between float32 and float64."""
+TINIEST, TINIEST_SINGLE = 2.0**-1000, 2.0**-100
+"""What sums lose of terms that leave the range of float64, or float32, at the scale at which g and S are about 1."""
+TINIEST_CURVATURE = 2.0**-1030
+"""What probabilities below the smallest normal number can be off by, with room for inputs and weights."""
+STREAM = 0x2545F491
+"""Distinguishes these seeds from those of other random vectors."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How this analysis measures rounding.
+
+    Args:
+        problem: The analysis.
+        seed: Seed of its random vectors.
+        failure_probability: Share of δ for a bound from random products.
+        tell: Called with the fraction done.
+    """
+
+    problem: Problem
+    seed: int
+    failure_probability: float
+    tell: Callable[[float], None]
+
+    def rounding(self, product: HessianProduct, layout: Plan | None) -> Rounding:
+        """Bounds on rounding errors, in the units of the products.
+
+        Args:
+            product: Multiplies single vectors.
+            layout: How the closed form is summed, if it is.
+
+        Raises:
+            ResourceError: ``overflow``.
+        """
+        if product.dtype == torch.float32:
+            return self._single(product)
+        proven = self._proven(layout)
+        return self._measured(product) if proven is None else proven
+
+    def confirmed(self, rounding: Rounding, vectors: Tensor, images: Tensor) -> Rounding:
+        """The same with the vectors in the measurement, if perturbations are what it rests on.
+
+        Args:
+            rounding: From ``rounding``.
+            vectors: (P, m) unit columns.
+            images: (P, m) their products.
+        """
+        if rounding.product is not None or rounding.failure_probability:
+            return rounding
+        products = (self._perturbed(index, vectors.shape[1]) for index in range(PERTURBATIONS))
+        differences = torch.stack([product(vectors) - images for product in products])
+        worst = max(_root_mean_square(differences[:, :, i]) for i in range(vectors.shape[1]))
+        return replace(rounding, operator=max(rounding.operator, _slack(worst)))
+
+    def _proven(self, layout: Plan | None) -> Rounding | None:
+        """By running error analysis; None if the model is no MLP for which it is known, or it says too little."""
+        problem = self.problem
+        if problem.structure is None or not self._reads_inputs_as_they_are():
+            return None
+        net, weights = problem.structure.net, problem.objective.targets.weights
+        with torch.no_grad():
+            found = running_error(net, problem.tile, weights)
+        if found is None or not found.operator + found.product <= USELESS * found.absolute:
+            return None
+        factor = 0.0 if layout is None else found.moments(net, layout, len(weights))
+        if not math.isfinite(factor * found.absolute * found.absolute):
+            return None
+        return Rounding(
+            "proven",
+            found.operator + TINIEST + TINIEST_CURVATURE * net.scale,
+            found.product,
+            square_error=factor * found.absolute * found.absolute + TINIEST,
+            trace_error=factor * found.absolute,
+        )
+
+    def _reads_inputs_as_they_are(self) -> bool:
+        """True if the first layer's features are the batch's own numbers, so that they are exact."""
+        problem = self.problem
+        inputs = list(problem.objective.inputs.values())
+        if len(inputs) != 1:
+            return False
+        for rows in problem.objective.chunks():
+            a0, _ = problem.tile(rows.start, rows.stop)
+            if not torch.equal(a0.cpu(), inputs[0][rows].reshape(len(a0), -1).to(a0.dtype)):
+                return False
+        return True
+
+    def _measured(self, product: HessianProduct) -> Rounding:
+        differences = []
+        for index in range(PERTURBATIONS):
+            z = self._gaussian(index).to(product.device)
+            differences.append(self._perturbed(index, 1)(z.unsqueeze(1)).squeeze(1) - product.vector(z))
+            self.tell((index + 1) / PERTURBATIONS)
+        operator = _slack(_root_mean_square(torch.stack(differences)))
+        operator += TINIEST + TINIEST_CURVATURE * self.problem.objective.scale
+        return Rounding("measured", operator, relative_square_error=SUMS * UNIT, square_error=TINIEST)
+
+    def _single(self, product: HessianProduct) -> Rounding:
+        """‖H₃₂ − H₆₄‖_F from Gaussian vectors; the rounding of float64 itself is that much smaller."""
+        reference = self.problem.product_at(self.problem.objective.in_double(), DIFFERENCES)
+        z = torch.stack([self._gaussian(index) for index in range(DIFFERENCES)], dim=1)
+        z = z.to(product.device, torch.float32).double()
+        images = reference(z)
+        differences = []
+        for index in range(DIFFERENCES):
+            differences.append(product.vector(z[:, index]) - images[:, index])
+            self.tell((index + 1) / DIFFERENCES)
+        mean = _root_mean_square(torch.stack(differences))
+        factor = math.sqrt(frobenius_factor(DIFFERENCES, self.failure_probability))
+        operator = mean / factor + SAFETY * UNIT / SINGLE_UNIT * mean
+        return Rounding(
+            "measured",
+            operator,
+            failure_probability=self.failure_probability,
+            relative_square_error=SUMS * SINGLE_UNIT,
+            square_error=TINIEST_SINGLE,
+            trace_error=TINIEST_SINGLE,
+        )
+
+    def _gaussian(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed ^ STREAM) + index)
+        return torch.randn(self.problem.objective.parameters, generator=generator, dtype=torch.float64)
+
+    def _perturbed(self, index: int, columns: int) -> HessianProduct:
+        """A product at parameters and inputs that are each multiplied by 1 + εξ, with fresh forward quantities."""
+        seed = (self.seed ^ STREAM) + DIFFERENCES * (index + 1)
+        return self.problem.product_at(perturbed(self.problem.objective, seed), columns)
+
+
+def _root_mean_square(rows: Tensor) -> float:
+    """√ of the mean of ‖·‖² over rows, whose squares may leave the range of numbers."""
+    largest = float(rows.abs().max())
+    return largest * float(torch.linalg.vector_norm(rows / largest)) / math.sqrt(len(rows)) if largest else 0.0
+
+
+def _slack(root_mean_square: float) -> float:
+    """‖E‖ from ‖H′ − H‖ at perturbations of this size."""
+    return SAFETY * UNIT / PERTURBATION * root_mean_square

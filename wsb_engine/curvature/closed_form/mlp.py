@@ -1,0 +1,165 @@
+"""Per-sample quantities of a smooth MLP: what mathematics.md section 3 is built from.
+
+Layers are numbered from 0 here: layer l maps a[l] to h_l = W[l] a[l] + b[l], and a[l+1] = φ_l(h_l). Symbols:
+
+    phi1, phi2   φ_l′(h_l), φ_l″(h_l)                    (B, d_l)
+    delta[l]     δ_l = ∂ℓ/∂h_l                           (B, d_l)
+    A[l, k]      ∂δ_k/∂h_l, kept as its transpose        (B, d_k, d_l)
+    J[l, k]      ∂a_k/∂h_l (B_lk there), transposed      (B, d_{k−1}, d_l),  for l < k − 1
+
+Transposed storage lets each step of the recursion be one matrix product over all samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsb_engine.curvature.closed_form.activations import derivatives
+from wsb_engine.curvature.loss import Head, head
+from wsb_engine.model import MLP, Activation, Tensors
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One affine layer in the working dtype, and which of its tensors are differentiated."""
+
+    name: str
+    W: Tensor
+    """(d_out, d_in)"""
+    b: Tensor | None
+    """(d_out,)"""
+    learns_weight: bool
+    learns_bias: bool
+
+    @property
+    def d_out(self) -> int:
+        return int(self.W.shape[0])
+
+    @property
+    def d_in(self) -> int:
+        return int(self.W.shape[1])
+
+    @property
+    def width(self) -> int:
+        """Columns of ã: what is learned of one row of [W b]."""
+        return self.d_in * self.learns_weight + self.learns_bias
+
+    @property
+    def parameters(self) -> int:
+        return self.d_out * self.width
+
+    def augmented(self, a: Tensor) -> Tensor:
+        """ã of shape (B, width)."""
+        parts = [a] if self.learns_weight else []
+        if self.learns_bias:
+            parts.append(torch.ones_like(a[:, :1]))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+@dataclass(frozen=True)
+class Network:
+    """An MLP with its tensors."""
+
+    layers: tuple[Layer, ...]
+    activations: tuple[Activation, ...]
+    scale: float = 1.0
+    """A power of four by which ∂ℓ/∂z and S are multiplied before they are cast to the working dtype, and so H."""
+
+    @property
+    def classes(self) -> int:
+        return self.layers[-1].d_out
+
+
+def network(mlp: MLP, parameters: Tensors, selected: frozenset[str], scale: float = 1.0) -> Network:
+    """Lays the named tensors out as [d_out, d_in] layers.
+
+    Args:
+        mlp: The structure.
+        parameters: Tensors in the working dtype, on the working device.
+        selected: Names of those that are differentiated.
+        scale: Of H; a power of four.
+    """
+    layers = []
+    for dense in mlp.layers:
+        stored = parameters[dense.weight]
+        layers.append(
+            Layer(
+                name=dense.weight,
+                W=stored.T.contiguous() if dense.transposed else stored,
+                b=None if dense.bias is None else parameters[dense.bias].reshape(-1),
+                learns_weight=dense.weight in selected,
+                learns_bias=dense.bias is not None and dense.bias in selected,
+            )
+        )
+    return Network(tuple(layers), mlp.activations, scale)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """One forward and one backward pass over B samples; lists are indexed by layer."""
+
+    a: list[Tensor]
+    phi1: list[Tensor]
+    phi2: list[Tensor]
+    delta: list[Tensor]
+    z: Tensor
+    head: Head
+    """float64, without the scale"""
+
+
+def passes(net: Network, a0: Tensor, y: Tensor) -> Passes:
+    """Forward and backward quantities.
+
+    Args:
+        net: The network.
+        a0: (B, d_0).
+        y: (B, C) targets on the simplex, or (B, 1).
+    """
+    a, phi1, phi2 = [a0], [], []
+    h = a0
+    for index, layer in enumerate(net.layers):
+        h = a[-1] @ layer.W.T
+        if layer.b is not None:
+            h = h + layer.b
+        if index < len(net.activations):
+            value, first, second = derivatives(net.activations[index], h)
+            a.append(value)
+            phi1.append(first)
+            phi2.append(second)
+    at = head(h, y)
+    delta = [(net.scale * at.gradient).to(h.dtype)]
+    for index in range(len(net.layers) - 2, -1, -1):
+        delta.insert(0, (delta[0] @ net.layers[index + 1].W) * phi1[index])
+    return Passes(a, phi1, phi2, delta, h, at)
+
+
+def last_hidden_factor(net: Network, run: Passes) -> Tensor:
+    """Rᵀ of the last hidden layer, (B, C, d): A = R Rᵀ + diag(v), from S = ℒ ℒᵀ."""
+    factor = math.sqrt(net.scale) * run.head.factor_times(net.layers[-1].W.double())
+    return factor.to(run.z.dtype) * run.phi1[-1].unsqueeze(1)
+
+
+def diagonal_term(net: Network, run: Passes, l: int) -> Tensor:
+    """v_l = φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}, (B, d_l)."""
+    return run.phi2[l] * (run.delta[l + 1] @ net.layers[l + 1].W)
+
+
+def step_down(net: Network, run: Passes, l: int, block: Tensor) -> Tensor:
+    """(D_l W_{l+1}ᵀ X)ᵀ from Xᵀ = ``block`` (B, m, d_{l+1}): the recursion that A and J share."""
+    return (block @ net.layers[l + 1].W) * run.phi1[l].unsqueeze(1)
+
+
+def square_blocks(net: Network, run: Passes, lowest: int) -> dict[int, Tensor]:
+    """A_ll for l = lowest..L−1, each (B, d_l, d_l) and symmetric."""
+    last = len(net.layers) - 1
+    blocks = {last: (net.scale * run.head.curvature()).to(run.z.dtype)}
+    for index in range(last - 1, lowest - 1, -1):
+        half = step_down(net, run, index, blocks[index + 1])
+        square = step_down(net, run, index, half.transpose(1, 2))
+        square.diagonal(dim1=1, dim2=2).add_(diagonal_term(net, run, index))
+        blocks[index] = square
+    return blocks

@@ -1,0 +1,226 @@
+"""Cost and memory model of the closed form: which way each block of H is summed, and in tiles of how many samples.
+
+A block (l, k) of H = Σ_s w_s ã_l ⊗ M_s is summed in one of these ways, all exact:
+
+    pairs, packed   ⟨h_s, h_t⟩ for all pairs of samples, from Gram matrices of flattened blocks
+    pairs, factor   the same with A = R Rᵀ + diag(v), for the last hidden layer (‖R_sᵀ R_t‖², better for wide layers)
+    block           the block itself, formed in chunks of its rows: better when samples outnumber parameters
+
+Costs are floating-point operations plus a charge for memory traffic; they rank ways and promise no times.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Literal
+
+from wsb_engine.curvature.closed_form.mlp import Network
+from wsb_engine.errors import ResourceError
+
+Form = Literal["packed", "factor", "block"]
+
+MAX_TILE = 1024
+"""Samples in a tile: beyond this, products of Gram matrices gain nothing."""
+MIN_TILE = 64
+"""Smaller tiles cost more in calls than they save, where memory doesn't ask for them."""
+MIN_TILES = 4
+"""Tiles to aim for: the symmetry in (s, t) saves up to half of the work only between different tiles."""
+TRAFFIC = 12.0
+"""Operations that touching a number once costs, next to one multiply-add of a matrix product."""
+TILES_SHARE = 7 / 8
+"""Of the memory, for tiles and what pairs of them take; half where blocks are formed as well."""
+BLOCK_TOUCHES = 8
+"""Times that each entry of a sample's rows is touched when a block is formed."""
+
+
+def triangle(n: int) -> int:
+    """Entries of a packed symmetric n × n matrix."""
+    return n * (n + 1) // 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to sum."""
+
+    forms: dict[tuple[int, int], Form]
+    """By block (l, k), l ≤ k, of layers that learn."""
+    tile: int
+    """Samples in a tile."""
+    kept: int
+    """Tiles that are held at once. Where there are more, each of those meets all later ones before the next come in."""
+    memory: int
+    """Bytes to work in."""
+    itemsize: int
+    """Of the working dtype."""
+    cost: float
+    """Operations, roughly: 1e11 take seconds on two cores."""
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return [block for block, form in self.forms.items() if form != "block"]
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        return [block for block, form in self.forms.items() if form == "block"]
+
+
+def plan(
+    net: Network,
+    samples: int,
+    *,
+    memory: int,
+    itemsize: int,
+    prefer: Literal["auto", "pairs", "block"] = "auto",
+    tiles: int = MIN_TILES,
+) -> Plan:
+    """Chooses the cheapest way for each block and the largest useful tile.
+
+    Args:
+        net: The network.
+        samples: N.
+        memory: Bytes to work in.
+        itemsize: Of the working dtype.
+        prefer: Forces one way.
+        tiles: How many to aim for, where memory allows fewer.
+
+    Raises:
+        ResourceError: ``memory_limit`` when not even single samples fit.
+    """
+    learning = [index for index, layer in enumerate(net.layers) if layer.width]
+    forms: dict[tuple[int, int], Form] = {}
+    cost = 0.0
+    for l in learning:
+        for k in learning:
+            if k < l:
+                continue
+            costs = _costs(net, l, k, samples, memory, itemsize)
+            allowed = {
+                form: c for form, c in costs.items() if prefer == "auto" or (form == "block") == (prefer == "block")
+            }
+            best = min(allowed or costs, key=costs.__getitem__)
+            forms[l, k] = best
+            cost += costs[best]
+    tile, kept, overhead = _tiling(net, forms, samples, memory, itemsize, tiles)
+    return Plan(forms, tile, kept, memory, itemsize, cost + overhead)
+
+
+def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> dict[Form, float]:
+    row, column = net.layers[l], net.layers[k]
+    pairs = n * (n + 1) / 2
+    gram = 2.0 * (row.width + column.width) + 4 * TRAFFIC
+    costs: dict[Form, float] = {}
+    if l == k:
+        costs["packed"] = pairs * (gram + 2 * triangle(row.d_out))
+        if l == len(net.layers) - 2:
+            c = net.classes
+            costs["factor"] = pairs * (gram + c * c * (2 * row.d_out + TRAFFIC) + 6 * row.d_out)
+        shape = (triangle(row.width), triangle(row.d_out))
+    else:
+        costs["packed"] = pairs * (gram + 2.0 * _pair_width(net, l, k))
+        shape = (row.width, row.d_out * column.parameters)
+    if block_row_bytes(net, l, k, itemsize) <= memory / 2:
+        # Twice: a second pass for the samples' shares.
+        costs["block"] = 2 * n * (2.0 * shape[0] * shape[1] + BLOCK_TOUCHES * TRAFFIC * sum(shape))
+    return costs
+
+
+def _build_cost(net: Network, forms: dict[tuple[int, int], Form]) -> float:
+    """Operations that making one sample's blocks takes, which is paid again where tiles are not kept."""
+    widths, cost = [layer.d_out for layer in net.layers], 0.0
+    for l in range(square_rows(forms, len(widths)), len(widths) - 1):
+        cost += 2.0 * widths[l] * widths[l + 1] * (widths[l] + widths[l + 1])
+    for l, k in forms:
+        if l < k:
+            cost += 2.0 * widths[l] * widths[l + 1] * (widths[k] + net.layers[k].d_in * (k > l + 1))
+    return cost
+
+
+def _pair_width(net: Network, l: int, k: int) -> float:
+    """Multiply-adds a pair of samples costs in an off-diagonal block."""
+    row, column = net.layers[l], net.layers[k]
+    width = float(row.d_out * column.d_out)
+    if column.learns_weight:
+        if k == l + 1:
+            width += 2 * width + row.d_out + column.d_out
+        else:
+            width += row.d_out * column.d_in + column.d_out
+            width += 2 * row.d_out * (column.d_out + column.d_in + TRAFFIC)
+    return width
+
+
+def block_row_bytes(net: Network, l: int, k: int, itemsize: int) -> int:
+    """Bytes that the smallest chunk of block (l, k) needs: a row of units, summed in float64."""
+    row, column = net.layers[l], net.layers[k]
+    columns = triangle(row.d_out) if l == k else row.width * column.parameters
+    return 8 * columns + itemsize * columns
+
+
+def sample_bytes(net: Network, forms: dict[tuple[int, int], Form], itemsize: int) -> tuple[int, int]:
+    """Bytes of one sample's quantities: those kept in a tile, and those only needed while it is made."""
+    layers = net.layers
+    squares = [layer.d_out**2 for layer in layers[square_rows(forms, len(layers)) :]]
+    transient = sum(squares) + 2 * max(squares, default=0)
+    count = sum(layer.d_in + 4 * layer.d_out for layer in layers)
+    for (l, k), form in forms.items():
+        row, column = layers[l], layers[k]
+        if form == "factor":
+            count += net.classes * row.d_out + 2 * row.d_out
+        elif form == "packed" and l == k:
+            count += triangle(row.d_out)
+        elif l != k:
+            count += row.d_out * (column.d_out + column.d_in * (k > l + 1))
+            transient = max(transient, 2 * row.d_out * column.d_out)
+    return count * itemsize, transient * itemsize
+
+
+def square_rows(forms: dict[tuple[int, int], Form], layers: int) -> int:
+    """Lowest layer whose A_ll must be formed as a d × d matrix."""
+    wanted = [l if form != "factor" else l + 1 for (l, k), form in forms.items() if l == k]
+    wanted += [k for l, k in forms if l != k]
+    return min(wanted, default=layers)
+
+
+def _pair_bytes(net: Network, forms: dict[tuple[int, int], Form]) -> int:
+    """Bytes that one pair of samples takes while a pair of tiles is summed."""
+    numbers = 12
+    for (l, k), form in forms.items():
+        if form == "factor":
+            numbers = max(numbers, 12 + 2 * net.classes**2)
+        elif form == "packed" and k > l + 1:
+            numbers = max(numbers, 12 + 3 * net.layers[l].d_out)
+    return 8 * numbers
+
+
+def _tiling(
+    net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int, tiles: int
+) -> tuple[int, int, float]:
+    """Samples in a tile, tiles to hold, and the operations that making and reading them takes."""
+    (size, transient), pair = sample_bytes(net, forms, itemsize), _pair_bytes(net, forms)
+    blocks = [block for block, form in forms.items() if form == "block"]
+    budget = memory / 2 if blocks else TILES_SHARE * memory
+    passing = 2 if blocks else 1
+    build, again = _build_cost(net, forms), sum(_build_cost(net, {block: "block"}) for block in blocks)
+    choices = []
+    tile = min(n, MAX_TILE, max(MIN_TILE, math.ceil(n / tiles)))
+    while tile:
+        count = math.ceil(n / tile)
+        fitting = int((budget - transient * tile - pair * tile * tile) // (size * tile))
+        kept = count if fitting >= count else fitting - passing
+        if kept > 0:
+            made = build * (math.ceil(count / kept) + 1) / 2 + (2 * again if kept < count else 0)
+            read = TRAFFIC * size / itemsize * n / tile if len(blocks) < len(forms) else 0
+            choices.append((n * (made + read), tile, kept))
+        tile //= 2
+    if not choices:
+        needed = size * min(n, 1 + passing) + transient + pair
+        raise ResourceError(
+            f"one pair of samples needs {needed:,} bytes, of the memory limit {int(budget):,} are left for it",
+            code="memory_limit",
+            advice="Raise memory_limit, or analyse a narrower set of layers with the parameters option.",
+            needed=needed,
+            limit=memory,
+        )
+    cost, tile, kept = min(choices, key=itemgetter(0))
+    return tile, kept, cost

@@ -1,0 +1,290 @@
+"""Loss, gradient and Hessian-vector products by automatic differentiation, for any logits.
+
+Samples are taken in chunks; each chunk's loss carries its samples' own weights, so that ragged chunks add up right.
+Products of a chunk run in the working dtype, sums over chunks in float64.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from wsb_engine.curvature.loss import Targets, sample_losses
+from wsb_engine.errors import finite
+from wsb_engine.model import Tensors
+
+Logits = Callable[[Tensors, Tensors], Tensor]
+Rows = slice | Tensor
+"""A range of samples, or their indices."""
+
+GRADIENT_SAMPLES = 1024
+"""Samples in a chunk of a gradient."""
+PRODUCT_SAMPLES = 128
+"""Samples in a chunk of a block of products, which holds that many intermediates for each column."""
+COLUMNS = 64
+"""Vectors multiplied at a time."""
+_FORWARD_MODE = threading.Lock()
+"""torch counts levels of forward-mode differentiation for all threads together, so they take turns."""
+
+
+_INTERRUPTS = "_wsb_interrupts"
+
+
+def _go_on() -> None:
+    """Interrupts nothing."""
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether an error was raised by the caller, who interrupts, and not by what was at work."""
+    return hasattr(error, _INTERRUPTS)
+
+
+class Chunk(NamedTuple):
+    """Some samples, on the working device."""
+
+    inputs: Tensors
+    y: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """L as a function of the selected parameters, over all samples."""
+
+    function: Logits
+    selected: Mapping[str, Tensor]
+    """What is differentiated, in the working dtype and on the working device."""
+    fixed: Mapping[str, Tensor]
+    """Parameters that are not."""
+    inputs: Mapping[str, Tensor]
+    """As loaded; cast and moved chunk by chunk."""
+    targets: Targets
+    dtype: torch.dtype
+    device: torch.device
+    fits: int = sys.maxsize
+    """Samples whose gradients memory holds at once."""
+    layout: torch.memory_format = torch.preserve_format
+    """Of four-dimensional tensors in memory; their values and their order in H are the same in each."""
+    coupled: bool = False
+    """True if the logits of a sample depend on the others, so that no batch may be divided."""
+    interrupt: Callable[[], None] = _go_on
+    """Called before each chunk of samples; may raise to stop. Several threads may call it."""
+    scale: float = 1.0
+    """A power of four that multiplies the loss inside of derivatives, and so H: ``loss.scale``."""
+    disturb: Callable[[Tensor, int], Tensor] | None = None
+    """Changes a floating input of some rows, to see what rounding does; the number tells rows and inputs apart."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.selected.values())
+
+    @property
+    def samples(self) -> int:
+        return len(self.targets.weights)
+
+    def in_double(self) -> Objective:
+        """The same in float64, of which half as many samples fit."""
+        return replace(
+            self,
+            selected={name: tensor.double() for name, tensor in self.selected.items()},
+            fixed={name: tensor.double() for name, tensor in self.fixed.items()},
+            dtype=torch.float64,
+            fits=max(1, self.fits * self.dtype.itemsize // torch.float64.itemsize),
+        )
+
+    def pause(self) -> None:
+        """Let the caller interrupt; whatever that raises is told from errors of operators by ``interrupted``."""
+        try:
+            self.interrupt()
+        except Exception as error:
+            setattr(error, _INTERRUPTS, True)
+            raise
+
+    def chunks(self, size: int = GRADIENT_SAMPLES) -> Iterator[slice]:
+        """Slices of at most ``size`` samples, and of no more than fit; all of them at once if they are coupled."""
+        size = self.samples if self.coupled else max(1, min(size, self.fits))
+        for start in range(0, self.samples, size):
+            self.pause()
+            yield slice(start, min(start + size, self.samples))
+
+    def chunk_inputs(self, rows: Rows) -> dict[str, Tensor]:
+        chunk = {}
+        for index, (name, tensor) in enumerate(self.inputs.items()):
+            floating = tensor.is_floating_point()
+            part = tensor[rows].to(self.device, self.dtype if floating else None)
+            if floating and self.disturb is not None:
+                first = rows.start if isinstance(rows, slice) else int(rows[0])
+                part = self.disturb(part, first * len(self.inputs) + index)
+            chunk[name] = in_layout(part, self.layout)
+        return chunk
+
+    def logits(self, rows: Rows) -> Tensor:
+        """z of shape (B, C)."""
+        return self.function({**self.fixed, **self.selected}, self.chunk_inputs(rows))
+
+    def chunk(self, rows: Rows) -> Chunk:
+        """What the loss of some samples is a function of, beside the parameters."""
+        return Chunk(self.chunk_inputs(rows), self.targets.y[rows], self.targets.weights[rows])
+
+    def loss(self, selected: Tensors, chunk: Chunk) -> Tensor:
+        """Σ_s w_s ℓ_s of a chunk, times the scale."""
+        z = self.function({**self.fixed, **selected}, chunk.inputs)
+        return (self.scale * chunk.weights * sample_losses(z, chunk.y)).sum()
+
+    def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
+        """Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
+        return partial(self.loss, chunk=self.chunk(rows))
+
+    def flatten(self, tensors: Tensors) -> Tensor:
+        """Concatenates in the order of ``selected``; (P,)."""
+        return torch.cat([tensors[name].reshape(-1) for name in self.selected])
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Inverse of ``flatten``."""
+        pieces = vector.split([tensor.numel() for tensor in self.selected.values()])
+        return {name: piece.view_as(self.selected[name]) for name, piece in zip(self.selected, pieces, strict=True)}
+
+    def gradient(self) -> Tensor:
+        """∇L, (P,) float64."""
+        total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
+        for rows in self.chunks():
+            total += self.flatten(self.chunk_gradient(rows))
+        return total
+
+    def twice_backward(self, v: Tensor) -> Tensor:
+        """H·v, (P,) float64, as the gradient of ⟨∇L, v⟩: without torch.func, for logits that can be derived so twice.
+
+        Args:
+            v: (P,) in the working dtype.
+        """
+        total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
+        direction = self.unflatten(v)
+        for rows in self.chunks():
+            point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+            with torch.enable_grad():
+                first = torch.autograd.grad(
+                    self.loss(point, self.chunk(rows)),
+                    list(point.values()),
+                    create_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+                products = [(part * direction[name]).sum() for name, part in zip(point, first, strict=True)]
+                slope = torch.stack(products).sum()
+            second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
+            total += self.flatten(dict(zip(point, second, strict=True)))
+        return total
+
+    def chunk_gradient(self, rows: Rows) -> dict[str, Tensor]:
+        """∇ Σ_s w_s ℓ_s of a chunk, by name."""
+        point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+        # Not by torch.func, which imports for more than a second what plain gradients do without.
+        with torch.enable_grad():
+            loss = self.loss(point, self.chunk(rows))
+        if not loss.requires_grad:
+            return {name: torch.zeros_like(tensor) for name, tensor in self.selected.items()}
+        parts = torch.autograd.grad(loss, list(point.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(point, parts, strict=True))
+
+
+def in_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """The tensor with its four dimensions laid out so; others stay as they are."""
+    if tensor.ndim != 4 or layout != torch.channels_last:
+        return tensor
+    # Copied, because a tensor of one channel is in every layout, and what is computed of it follows its strides.
+    return tensor.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+
+
+class HessianProduct(ABC):
+    """H·V for blocks of columns; the order of H is that of the objective's selected parameters."""
+
+    def __init__(self, objective: Objective, columns: int = COLUMNS) -> None:
+        self.objective = objective
+        self.columns = min(columns, objective.parameters)
+        """Columns to multiply at a time."""
+        self.parameters = objective.parameters
+        self.dtype, self.device = objective.dtype, objective.device
+
+    @abstractmethod
+    def __call__(self, V: Tensor) -> Tensor:
+        """H·V, (P, m) float64, for V of shape (P, m) in the working dtype."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """The way it multiplies, for a warning."""
+
+    def smaller(self) -> HessianProduct | None:
+        """The next way to the same product that takes less memory; None where there is none."""
+        return None
+
+    def vector(self, v: Tensor) -> Tensor:
+        """H·v, (P,) float64, for v of shape (P,) in any floating dtype.
+
+        Raises:
+            ResourceError: ``overflow`` if it is not finite.
+        """
+        image = self(v.to(self.dtype).unsqueeze(1)).squeeze(1)
+        finite(float(image.abs().max()), "a Hessian-vector product")
+        return image
+
+    def basis(self, start: int, stop: int) -> Tensor:
+        """Columns ``start`` to ``stop`` of the identity, (P, stop − start)."""
+        columns = torch.zeros(self.parameters, stop - start, dtype=self.dtype, device=self.device)
+        columns[start:stop].fill_diagonal_(1)
+        return columns
+
+
+class AutodiffProduct(HessianProduct):
+    """Forward-over-reverse differentiation: any logits that torch can differentiate twice.
+
+    Args:
+        objective: The loss.
+        columns: Columns to multiply at a time.
+        samples: In a chunk; by default as many as are useful and fit. Coupled samples are never split.
+    """
+
+    def __init__(self, objective: Objective, columns: int = COLUMNS, samples: int | None = None) -> None:
+        if objective.coupled:
+            samples, columns = objective.samples, max(1, min(columns, objective.fits // objective.samples - 1))
+        super().__init__(objective, columns)
+        useful = GRADIENT_SAMPLES if self.columns == 1 else PRODUCT_SAMPLES
+        # A column brings a derivative of each intermediate of the gradient.
+        fitting = min(useful, objective.fits // (1 + self.columns), len(objective.targets.weights))
+        self.samples = max(1, fitting if samples is None else samples)
+
+    @property
+    def description(self) -> str:
+        return f"{self.samples} samples at a time, each product from scratch"
+
+    def smaller(self) -> AutodiffProduct | None:
+        if self.samples == 1 or self.objective.coupled:
+            return None
+        return AutodiffProduct(self.objective, self.columns, self.samples // 2)
+
+    def __call__(self, V: Tensor) -> Tensor:
+        objective = self.objective
+        if objective.coupled and V.shape[1] > self.columns:
+            # All samples go together, so memory has to be saved on columns.
+            return torch.cat([self(some) for some in V.split(self.columns, dim=1)], dim=1)
+        total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
+        point = dict(objective.selected)
+        for rows in objective.chunks(self.samples):
+            gradient = grad(objective.chunk_loss(rows))
+
+            def product(v: Tensor, gradient: Callable[[Tensors], Tensors] = gradient) -> Tensor:
+                return objective.flatten(jvp(gradient, (point,), (objective.unflatten(v),))[1])
+
+            # Without vmap a single product costs half as much.
+            with _FORWARD_MODE:
+                total += product(V[:, 0]).unsqueeze(1) if V.shape[1] == 1 else vmap(product, in_dims=1, out_dims=1)(V)
+        return total

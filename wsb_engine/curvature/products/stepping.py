@@ -1,0 +1,108 @@
+"""Products that go on with less when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wsb_engine.curvature.products.autodiff import HessianProduct, interrupted
+from wsb_engine.curvature.products.linearized import NotLinearizableError
+from wsb_engine.errors import ModelError, ResourceError
+
+_ALLOCATOR = ("allocate memory", "not enough memory")
+"""What torch's allocator on a CPU says, in a plain RuntimeError."""
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether an error says that there was no memory for a tensor."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _ALLOCATOR)
+
+
+def not_differentiable(error: BaseException) -> ModelError:
+    """What torch says of an operator that it can't derive, as an error with a code."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ModelError(
+        f"torch can't derive the logits twice: {lines[0][:300]}",
+        code="not_differentiable",
+        advice="Replace the operator that it names by others, or export the model to ONNX and analyse that file.",
+    )
+
+
+class SteppingProduct(HessianProduct):
+    """A product that steps down to the next smaller way when it runs out of memory, and stays there.
+
+    After the last way, blocks of columns are halved.
+
+    Args:
+        way: The first to try.
+        warn: Called with a code and a message after a step.
+    """
+
+    def __init__(self, way: HessianProduct, warn: Callable[[str, str], None]) -> None:
+        super().__init__(way.objective, way.columns)
+        self.way, self._warn = way, warn
+        self._batched = True
+        """False once an operator could not be batched over columns."""
+        self._short = False
+        """Whether memory ran out since the last product that was had."""
+
+    @property
+    def description(self) -> str:
+        return self.way.description
+
+    def __call__(self, V: Tensor) -> Tensor:
+        """H·V, (P, m) float64.
+
+        Raises:
+            ResourceError: ``out_of_memory`` where the smallest way does not fit either.
+        """
+        while True:
+            if not self._batched and V.shape[1] > 1:
+                return torch.cat([self(column) for column in V.split(1, dim=1)], dim=1)
+            image = self._attempt(V)
+            if image is not None:
+                if self._short:
+                    self._warn("memory_step_down", f"memory ran out: products go on with {self.way.description}")
+                    self._short = False
+                return image
+            if not self._batched and V.shape[1] > 1:
+                continue
+            if V.is_cuda:
+                torch.cuda.empty_cache()
+            smaller = self.way.smaller()
+            if smaller is None:
+                return self._halved(V)
+            self.way = smaller
+
+    def _attempt(self, V: Tensor) -> Tensor | None:
+        """The product, or None; what a failed attempt held is free on return."""
+        try:
+            return self.way(V)
+        except NotLinearizableError as error:
+            self._short = self._short or ran_out(error.__cause__)
+        except (MemoryError, RuntimeError) as error:
+            if interrupted(error):
+                raise
+            if ran_out(error):
+                self._short = True
+            elif V.shape[1] > 1:  # an operator that vmap can't batch may still be derived
+                self._batched = False
+            else:
+                raise not_differentiable(error) from error
+        return None
+
+    def _halved(self, V: Tensor) -> Tensor:
+        if V.shape[1] == 1:
+            few = "all samples, which depend on each other," if self.objective.coupled else "one sample at a time"
+            raise ResourceError(
+                f"a Hessian-vector product of {few} does not fit in memory",
+                code="out_of_memory",
+                advice="Give the analysis more memory, or select fewer parameters.",
+            )
+        middle = V.shape[1] // 2
+        self.columns = min(self.columns, middle)
+        return torch.cat([self(V[:, :middle]), self(V[:, middle:])], dim=1)

@@ -1,0 +1,118 @@
+"""Hessian products and the closed form where several members share the work (mathematics.md, section 4).
+
+Each member holds all parameters. It multiplies by the Hessian of its own rows, and adds every so many-th term of t and
+q. The first one asks for one task after another and adds up the answers in the order of members, so that the result
+depends on no timing, and every decision is made in one place.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsb_engine.curvature.closed_form.mlp import Network
+from wsb_engine.curvature.closed_form.plan import Plan
+from wsb_engine.curvature.closed_form.sums import ClosedForm, Sums, finish
+from wsb_engine.curvature.products.autodiff import HessianProduct, Objective
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """Asks for H·V, (P, m) float64, by the product that takes so many columns at a time."""
+
+    columns: int
+
+
+@dataclass(frozen=True)
+class Add:
+    """Asks for one more term of the closed form; answered with the fraction done, (1,)."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Asks for what was added, packed."""
+
+
+Task = Multiply | Add | Collect
+
+
+class Team(ABC):
+    """The members of one analysis, as the first of them sees it."""
+
+    size: int
+
+    @abstractmethod
+    def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:
+        """What each makes of a task, in the order of members, on the first one's device."""
+
+
+class SplitProduct(HessianProduct):
+    """H·V as the sum over members of what their rows contribute."""
+
+    def __init__(self, objective: Objective, columns: int, team: Team) -> None:
+        super().__init__(objective, columns)
+        self._team = team
+
+    @property
+    def description(self) -> str:
+        return f"samples split {self._team.size} ways"
+
+    def __call__(self, V: Tensor) -> Tensor:
+        total, *others = self._team.answers(Multiply(self.columns), V)
+        for image in others:
+            total += image
+        return total
+
+
+def split_closed_form(
+    net: Network, samples: int, plan: Plan, team: Team, *, progress: Callable[[float], None] = lambda _: None
+) -> ClosedForm:
+    """The closed form with its terms split over a team.
+
+    Args:
+        net: The network.
+        samples: N.
+        plan: How to sum; each member follows it.
+        team: Who shares the terms.
+        progress: Called with the fraction done after each round; may raise to stop.
+    """
+    fraction = 0.0
+    while fraction < 1:
+        fraction = float(team.answers(Add(plan))[0])
+        progress(fraction)
+    parts = [unpacked(packed, len(net.layers), samples) for packed in team.answers(Collect())]
+    total = parts[0]
+    for part in parts[1:]:
+        total = Sums(
+            total.block_squares + part.block_squares,
+            total.layer_traces + part.layer_traces,
+            total.shares + part.shares,
+            total.self_share + part.self_share,
+            max(total.coherence, part.coherence),
+        )
+    return finish(total, plan)
+
+
+def packed(sums: Sums) -> Tensor:
+    """All of it in one row, (L² + L + N + 2,) float64."""
+    return torch.cat(
+        [
+            sums.block_squares.flatten(),
+            sums.layer_traces,
+            sums.shares,
+            sums.self_share.reshape(1),
+            sums.shares.new_tensor([sums.coherence]),
+        ]
+    )
+
+
+def unpacked(row: Tensor, layers: int, samples: int) -> Sums:
+    """Inverse of ``packed``."""
+    squares, traces, shares, self_share, coherence = row.split([layers**2, layers, samples, 1, 1])
+    return Sums(squares.view(layers, layers), traces, shares, self_share[0], float(coherence))

@@ -1,0 +1,153 @@
+"""Activation functions; decomposed ones are recognised in mlp.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from wsb_engine.formats.graph.conventions import GUARDED
+from wsb_engine.formats.graph.operators.registry import Call, operator
+
+ACTIVATIONS = frozenset(
+    {
+        "Attention", "Celu", "Elu", "Erf", "GRU", "Gelu", "HardSigmoid", "HardSwish", "LSTM", "LeakyRelu", "Mish",
+        "PRelu", "RNN", "Relu", "Selu", "Shrink", "Sigmoid", "Softmax", "Softplus", "Softsign", "SwiGLU", "Swish",
+        "Tanh", "ThresholdedRelu",
+    }
+)  # fmt: skip
+"""Operators that a report names as a network's nonlinearities; Erf stands for a GELU written out."""
+
+
+@operator("Tanh")
+def tanh(call: Call, x: Tensor) -> Tensor:
+    return torch.tanh(x)
+
+
+@operator("Sigmoid")
+def sigmoid(call: Call, x: Tensor) -> Tensor:
+    return torch.sigmoid(x)
+
+
+@operator("Softplus")
+def softplus(call: Call, x: Tensor) -> Tensor:
+    # Beyond 40 the identity is exact in float64; torch's own threshold of 20 is off by 2e-9.
+    return functional.softplus(x, threshold=40.0)
+
+
+@operator("Softsign")
+def softsign(call: Call, x: Tensor) -> Tensor:
+    return functional.softsign(x)
+
+
+@operator("Gelu")
+def gelu(call: Call, x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate=call.get("approximate", "none"))
+
+
+@operator("Swish")
+def swish(call: Call, x: Tensor) -> Tensor:
+    return x * torch.sigmoid(call.get("alpha", 1.0) * x)
+
+
+@operator("SwiGLU")
+def swiglu(call: Call, gate: Tensor, x: Tensor) -> Tensor:
+    return swish(call, gate) * x
+
+
+@operator("Mish")
+def mish(call: Call, x: Tensor) -> Tensor:
+    return x * torch.tanh(softplus(call, x))
+
+
+@operator("Elu")
+def elu(call: Call, x: Tensor) -> Tensor:
+    return functional.elu(x, alpha=call.get("alpha", 1.0))
+
+
+@operator("Celu")
+def celu(call: Call, x: Tensor) -> Tensor:
+    return functional.celu(x, alpha=call.get("alpha", 1.0))
+
+
+@operator("Selu")
+def selu(call: Call, x: Tensor) -> Tensor:
+    alpha, gamma = call.get("alpha", 1.67326319217681884765625), call.get("gamma", 1.05070102214813232421875)
+    return gamma * functional.elu(x, alpha=alpha)
+
+
+@operator("Relu")
+def relu(call: Call, x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+@operator("LeakyRelu")
+def leaky_relu(call: Call, x: Tensor) -> Tensor:
+    return functional.leaky_relu(x, call.get("alpha", 0.01))
+
+
+@operator("PRelu")
+def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(x > 0, x, slope * x)
+
+
+@operator("ThresholdedRelu")
+def thresholded_relu(call: Call, x: Tensor) -> Tensor:
+    return torch.where(x > call.get("alpha", 1.0), x, torch.zeros_like(x))
+
+
+@operator("Shrink")
+def shrink(call: Call, x: Tensor) -> Tensor:
+    threshold, bias = call.get("lambd", 0.5), call.get("bias", 0.0)
+    low, high = x + bias, x - bias
+    return torch.where(x < -threshold, low, torch.where(x > threshold, high, torch.zeros_like(x))).to(x.dtype)
+
+
+@operator("HardSigmoid")
+def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
+    return torch.clamp(call.get("alpha", 0.2) * x + call.get("beta", 0.5), 0.0, 1.0)
+
+
+@operator("HardSwish")
+def hard_swish(call: Call, x: Tensor) -> Tensor:
+    return x * torch.clamp(x / 6.0 + 0.5, 0.0, 1.0)
+
+
+@operator("Softmax")
+def softmax(call: Call, x: Tensor) -> Tensor:
+    return _over_axis(call, x, _guarded_softmax if call.get(GUARDED, 0) else torch.softmax)
+
+
+def _guarded_softmax(x: Tensor, dim: int) -> Tensor:
+    """NaN, of slope 0, where all are −∞."""
+    blind = torch.isneginf(x).all(dim=dim, keepdim=True)
+    weights = torch.softmax(torch.where(blind, torch.zeros_like(x), x), dim)
+    return torch.where(blind, torch.full_like(x, math.nan), weights)
+
+
+@operator("LogSoftmax")
+def log_softmax(call: Call, x: Tensor) -> Tensor:
+    return _over_axis(call, x, torch.log_softmax)
+
+
+@operator("Hardmax")
+def hardmax(call: Call, x: Tensor) -> Tensor:
+    return _over_axis(call, x, _first_maximum)
+
+
+def _over_axis(call: Call, x: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Before opset 13 the function runs over all axes from ``axis`` on, as one."""
+    if call.version >= 13:
+        return function(x, call.get("axis", -1))
+    axis = call.get("axis", 1)
+    axis += x.ndim if axis < 0 else 0
+    rows = x.reshape(*x.shape[:axis], -1)
+    return function(rows, -1).reshape(x.shape)
+
+
+def _first_maximum(x: Tensor, dim: int) -> Tensor:
+    best = torch.argmax(x, dim=dim)
+    return functional.one_hot(best, x.shape[dim]).movedim(-1, dim).to(x.dtype)

@@ -1,0 +1,45 @@
+"""The part of ai.onnx.ml that scikit-learn's linear models and scalers export to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wsb_engine.formats.graph.norms import normalised, vector_norm
+from wsb_engine.formats.graph.operators.registry import ML, Call, operator
+
+
+@operator("Scaler", domain=ML)
+def scaler(call: Call, x: Tensor) -> Tensor:
+    """(x − offset) · scale, by feature."""
+    offset: tuple[float, ...] = call.get("offset", (0.0,))
+    scale: tuple[float, ...] = call.get("scale", (1.0,))
+    x = x.to(call.working)
+    return (x - x.new_tensor(offset)) * x.new_tensor(scale)
+
+
+@operator("Normalizer", domain=ML)
+def normalizer(call: Call, x: Tensor) -> Tensor:
+    """Divides each row by its norm, where that is not 0."""
+    x = x.to(call.working)
+    kind = call.get("norm", "MAX")
+    if kind == "L1":
+        norm = vector_norm(x, 1, [-1], keepdim=True)
+    elif kind == "L2":
+        norm = vector_norm(x, 2, [-1], keepdim=True)
+    elif kind == "MAX":
+        norm = x.abs().amax(-1, keepdim=True)
+    else:
+        raise call.wrong(f"norm {kind!r} is unknown")
+    return normalised(x, norm)
+
+
+@operator("ArrayFeatureExtractor", domain=ML)
+def array_feature_extractor(call: Call, x: Tensor, indices: Tensor) -> Tensor:
+    """Columns by index."""
+    return torch.index_select(x, -1, indices.reshape(-1).to(torch.int64))
+
+
+@operator("Binarizer", domain=ML)
+def binarizer(call: Call, x: Tensor) -> Tensor:
+    return (x > call.get("threshold", 0.0)).to(x.dtype)

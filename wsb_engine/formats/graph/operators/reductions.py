@@ -1,0 +1,158 @@
+"""Reductions over axes, running sums, and the positions of extreme elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wsb_engine.formats.graph.norms import vector_norm
+from wsb_engine.formats.graph.operators.registry import Call, Kernel, Static, operator
+from wsb_engine.formats.graph.operators.shapes import axis_of
+
+_Reduction = Callable[[Tensor, list[int], bool], Tensor]
+
+
+def _sum(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    return x.sum(dim=dims, keepdim=keep, dtype=x.dtype)
+
+
+def _mean(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    if x.is_floating_point():
+        return x.mean(dim=dims, keepdim=keep)
+    return x.to(torch.float64).mean(dim=dims, keepdim=keep).to(x.dtype)
+
+
+def _product(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    for axis in sorted(dims, reverse=True):
+        x = x.prod(dim=axis, keepdim=keep, dtype=x.dtype)
+    return x
+
+
+def _largest(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    if any(x.shape[axis] == 0 for axis in dims):
+        low = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
+        return torch.full_like(x.sum(dim=dims, keepdim=keep, dtype=x.dtype), low)
+    return x.amax(dim=dims, keepdim=keep)
+
+
+def _smallest(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    if any(x.shape[axis] == 0 for axis in dims):
+        high = float("inf") if x.is_floating_point() else torch.iinfo(x.dtype).max
+        return torch.full_like(x.sum(dim=dims, keepdim=keep, dtype=x.dtype), high)
+    return x.amin(dim=dims, keepdim=keep)
+
+
+def _l1(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    return vector_norm(x, 1, dims, keepdim=keep) if x.is_floating_point() else _sum(x.abs(), dims, keep)
+
+
+def _sum_of_squares(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    return _sum(x * x, dims, keep)
+
+
+def _l2(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    if any(x.shape[axis] == 0 for axis in dims) or not x.is_floating_point():
+        return _sum_of_squares(x, dims, keep).sqrt().to(x.dtype)
+    return vector_norm(x, 2, dims, keepdim=keep)
+
+
+def _log_sum(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    return _sum(x, dims, keep).log().to(x.dtype)
+
+
+def _log_sum_exp(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+    return torch.logsumexp(x if x.is_floating_point() else x.to(torch.float64), dim=dims, keepdim=keep).to(x.dtype)
+
+
+_REDUCTIONS: dict[str, _Reduction] = {
+    "ReduceL1": _l1,
+    "ReduceL2": _l2,
+    "ReduceLogSum": _log_sum,
+    "ReduceLogSumExp": _log_sum_exp,
+    "ReduceMax": _largest,
+    "ReduceMean": _mean,
+    "ReduceMin": _smallest,
+    "ReduceProd": _product,
+    "ReduceSum": _sum,
+    "ReduceSumSquare": _sum_of_squares,
+}
+
+
+def _reducer(function: _Reduction) -> Kernel:
+    def kernel(call: Call, x: Tensor, axes: Static | None = None) -> Tensor:
+        """Axes are an attribute in older opsets, an input in newer ones; none means all, or nothing to do."""
+        chosen = call.ints("axes") if axes is None else tuple(axes.tolist())
+        if not chosen:
+            if call.get("noop_with_empty_axes", 0):
+                return function(x.unsqueeze(-1), [x.ndim], False)  # what it does to each element by itself
+            chosen = tuple(range(x.ndim))
+        if x.dtype == torch.bool:
+            return function(x.to(torch.uint8), _dims(call, chosen, x), bool(call.get("keepdims", 1))).to(torch.bool)
+        return function(x, _dims(call, chosen, x), bool(call.get("keepdims", 1)))
+
+    return kernel
+
+
+def _dims(call: Call, axes: tuple[int, ...], x: Tensor) -> list[int]:
+    return sorted({axis_of(call, axis, x.ndim) for axis in axes})
+
+
+for _name, _function in _REDUCTIONS.items():
+    operator(_name, static=(1,))(_reducer(_function))
+
+
+@operator("CumSum", static=(1,))
+def cumsum(call: Call, x: Tensor, axis: Static) -> Tensor:
+    return _running(call, x, axis, torch.cumsum, 0)
+
+
+@operator("CumProd", static=(1,))
+def cumprod(call: Call, x: Tensor, axis: Static) -> Tensor:
+    return _running(call, x, axis, torch.cumprod, 1)
+
+
+def _running(call: Call, x: Tensor, axis: Static, function: Callable[..., Tensor], start: int) -> Tensor:
+    dim = axis_of(call, int(axis.reshape(-1)[0]), x.ndim)
+    backwards = bool(call.get("reverse", 0))
+    x = x.flip(dim) if backwards else x
+    if call.get("exclusive", 0):
+        first = torch.full_like(x.narrow(dim, 0, 1), start)
+        x = torch.cat([first, x.narrow(dim, 0, x.shape[dim] - 1)], dim)
+    made = function(x, dim=dim, dtype=x.dtype)
+    return made.flip(dim) if backwards else made
+
+
+@operator("ArgMax")
+def argmax(call: Call, x: Tensor) -> Tensor:
+    return _arg(call, x, torch.argmax)
+
+
+@operator("ArgMin")
+def argmin(call: Call, x: Tensor) -> Tensor:
+    return _arg(call, x, torch.argmin)
+
+
+def _arg(call: Call, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
+    axis, keep = call.get("axis", 0), bool(call.get("keepdims", 1))
+    if not call.get("select_last_index", 0):
+        return function(x, dim=axis, keepdim=keep)
+    from_end = function(x.flip(axis), dim=axis, keepdim=keep)
+    made: Tensor = x.shape[axis] - 1 - from_end
+    return made
+
+
+@operator("TopK", static=(1,))
+def top_k(call: Call, x: Tensor, k: Static | None = None) -> tuple[Tensor, Tensor]:
+    """The k extreme elements in order, and where they are; the first of equal ones comes first."""
+    axis = axis_of(call, call.get("axis", -1), x.ndim)
+    count = call.get("k", 1) if k is None else int(k.reshape(-1)[0])
+    values, indices = torch.sort(x, dim=axis, descending=bool(call.get("largest", 1)), stable=True)
+    return values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
+
+
+@operator("Det")
+def det(call: Call, x: Tensor) -> Tensor:
+    made: Tensor = torch.linalg.det(x)
+    return made
