@@ -14,7 +14,7 @@ from service.http.openapi import render
 from service.server.app import create_app
 from service.settings import Settings
 
-COMMITTED = Path(__file__).parents[2] / "openapi" / "openapi.json"
+COMMITTED = Path(__file__).parents[3] / "openapi" / "openapi.json"
 
 
 @pytest.fixture(scope="module")
