@@ -25,9 +25,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
-from wsb_engine.curvature.closed_form import sums as closed_form
+from wsb_engine.curvature import closed_form
 from wsb_engine.curvature.closed_form.plan import Plan, plan
 from wsb_engine.curvature.closed_form.sums import add_terms, finish, no_sums
 from wsb_engine.curvature.closed_form.tiles import Tile, make_tile
@@ -53,7 +53,7 @@ def posed(sizes: Sequence[int], samples: int, *, dtype: Literal["float32", "floa
     x = random.random((samples, sizes[0]), dtype=np.float32)
     batch = wsb.Batch(x, random.integers(0, sizes[-1], samples))
     options = wsb.Options(dtype=dtype, device="cpu")
-    return pose(wsb.from_module(mlp(sizes)), batch, options, Run(options, None, 0.0))
+    return pose(wsb.from_module(mlp(sizes)), batch, options, Monitor(options, None, 0.0))
 
 
 def moments(problem: Problem) -> tuple[float, float]:
@@ -166,7 +166,7 @@ def summed(problem: Problem, layout: Plan, limit: float = math.inf) -> Sum:
     net, weights = problem.structure.net, problem.objective.targets.weights
     making = Making()
     started = time.perf_counter()
-    with torch.no_grad(), mock.patch.object(closed_form, "make_tile", making):
+    with torch.no_grad(), mock.patch.object(closed_form.sums, "make_tile", making):
         sums = no_sums(net, weights)
         for fraction in add_terms(net, problem.tile, weights, layout, sums):
             seconds = time.perf_counter() - started
@@ -209,7 +209,7 @@ def forms() -> Iterator[Row]:
 def _compared(name: str, problem: Problem, chosen: Plan, same: str, others: Mapping[str, Plan]) -> Row:
     first = summed(problem, chosen, WHOLE)
     # Blocks alone need no pair of samples, which would be visited only to tell how alike inputs are.
-    with mock.patch.object(closed_form, "COHERENCE_SAMPLES", 0):
+    with mock.patch.object(closed_form.sums, "COHERENCE_SAMPLES", 0):
         found = {other: summed(problem, layout, REPEATED) for other, layout in others.items()}
     if first.q is not None:
         for other, result in found.items():

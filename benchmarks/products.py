@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import pose
 from wsb_engine.curvature.products.autodiff import HessianProduct
 
@@ -68,7 +68,7 @@ def cases() -> Iterator[Case]:
 def ours(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[int], HessianProduct]:
     """The engine's product for so many columns, chosen as in an analysis."""
     options = wsb.Options(dtype="float32", device="cpu")
-    problem = pose(wsb.from_module(module), wsb.Batch(x.numpy(), y.numpy()), options, Run(options, None, 0.0))
+    problem = pose(wsb.from_module(module), wsb.Batch(x.numpy(), y.numpy()), options, Monitor(options, None, 0.0))
     return problem.hessian_product
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from wsb_engine.analysis.analyze import report_on
 from wsb_engine.analysis.members import Member
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.batch import Batch
 from wsb_engine.curvature.team import Task, Team
@@ -61,19 +61,19 @@ def analyze(
             ``process_lost`` where another one did so otherwise.
     """
     options = _current(options or Options())
-    run = Run(options, None if dist.get_rank(group) else progress, classifier.load_seconds + batch.load_seconds)
-    processes = Processes(group, run)
-    with processes.together(), run.phase("setup"):
-        problem = pose(classifier, batch, options, run)
+    monitor = Monitor(options, None if dist.get_rank(group) else progress, classifier.load_seconds + batch.load_seconds)
+    processes = Processes(group, monitor)
+    with processes.together(), monitor.phase("setup"):
+        problem = pose(classifier, batch, options, monitor)
         processes.member = Member(problem, processes.rank, processes.size, problem.objective.device)
         facts = _facts(problem)
     processes.agree_on(facts)
     if processes.rank:
         return processes.follow(problem.objective.dtype)
     with processes.led():
-        run.warn("split", f"products and pairs of samples were split over {processes.size} processes")
+        monitor.warn("split", f"products and pairs of samples were split over {processes.size} processes")
         shared = problem if problem.objective.coupled else replace(problem, team=processes)
-        report = report_on(shared, classifier, batch, options, run)
+        report = report_on(shared, classifier, batch, options, monitor)
     processes.end(report)
     return report
 
@@ -118,15 +118,15 @@ class Processes(Team):
 
     Args:
         group: The processes.
-        run: Told of the other processes' warnings.
+        monitor: Told of the other processes' warnings.
     """
 
     member: Member
     """This process's own."""
 
-    def __init__(self, group: dist.ProcessGroup | None, run: Run) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, monitor: Monitor) -> None:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._group, self._run = group, run
+        self._group, self._monitor = group, monitor
         self._over = False
         """Whether the others have left, or been left."""
 
@@ -177,7 +177,7 @@ class Processes(Team):
         except BaseException as error:
             failure = error
         words: list[_Word] = self._gathered(
-            _Word(None if failure is None else self._portable(failure), self._run.warnings)
+            _Word(None if failure is None else self._portable(failure), self._monitor.warnings)
         )
         errors = [word.error for word in words if word.error is not None]
         self._over = self._over or bool(errors)
@@ -187,7 +187,7 @@ class Processes(Team):
             raise errors[0]
         if not self.rank:
             for warning in (warning for word in words for warning in word.warnings):
-                self._run.warn(warning.code, warning.message)
+                self._monitor.warn(warning.code, warning.message)
 
     @contextmanager
     def led(self) -> Iterator[None]:

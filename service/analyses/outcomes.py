@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.analyses import repository
 from service.analyses.breakdowns import is_breakdown
 from service.analyses.table import AnalysisRow
-from service.database import counters as totals
+from service.database import counters
 from service.database.counters import Event
 
 PHASES = ("load", "setup", "loss", "parity", "moments", "enclosure", "spectrum")
@@ -59,7 +59,7 @@ async def succeed(
     if row is not None:
         phases = [Event("phase", name, timings[name]) for name in PHASES if name in timings]
         duration = [Event("duration", seconds=timings["total"])] if "total" in timings else []
-        await totals.add(session, [*phases, *duration, *_wait(row)])
+        await counters.add(session, [*phases, *duration, *_wait(row)])
     return row
 
 
@@ -69,7 +69,7 @@ async def fail(
     """``repository.fail``, counted."""
     row = await repository.fail(session, analysis, error, timed_out=timed_out)
     if row is not None:
-        await totals.add(session, [Event("failed", cause(str(error["code"]))), *_wait(row)])
+        await counters.add(session, [Event("failed", cause(str(error["code"]))), *_wait(row)])
     return row
 
 

@@ -22,8 +22,7 @@ from starlette.responses import Response
 import wsb_engine
 from service.analyses.outcomes import CAUSES, PHASES
 from service.analyses.table import FINAL_STATES, LIVE_STATES, AnalysisRow, State
-from service.database import counters as totals
-from service.database import workers
+from service.database import counters, workers
 from service.database.counters import BUCKETS, TotalRow
 from service.database.engine import Database
 from service.http.middleware import OTHER
@@ -129,7 +128,7 @@ class FiguresReader:
         async with self._database.transaction() as session:
             live = (await session.execute(query.group_by(AnalysisRow.state))).all()
             present = await workers.alive(session, within_seconds=self._settings.stalled_seconds)
-            counted = await totals.read(session)
+            counted = await counters.read(session)
         devices = [worker.device for worker in present]
         return Figures(
             live={state: count for state, count, _ in live},

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature.closed_form.plan import plan
 from wsb_engine.curvature.closed_form.sums import closed_form
@@ -88,7 +88,7 @@ def case(name: str, samples: int) -> tuple[wsb.Classifier, wsb.Batch, wsb.Option
 
 def posed(name: str, samples: int) -> Problem:
     classifier, batch, options = case(name, samples)
-    return pose(classifier, batch, options, Run(options, None, 0.0))
+    return pose(classifier, batch, options, Monitor(options, None, 0.0))
 
 
 def moments(name: str, samples: int) -> Callable[[], object]:

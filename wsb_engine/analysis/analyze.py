@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from wsb_engine import report as r
-from wsb_engine.analysis import inputs as setting
 from wsb_engine.analysis import krylov, moments
 from wsb_engine.analysis.checks import Evidence, checks, failure
+from wsb_engine.analysis.inputs import device as device_of
 from wsb_engine.analysis.members import Devices
-from wsb_engine.analysis.monitor import Run, TimeLimitError
+from wsb_engine.analysis.monitor import Monitor, TimeLimitError
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.batch import Batch
@@ -69,17 +69,17 @@ def analyze(
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
     """
     options = options or Options()
-    chosen = [setting.device(Options(device=name)) for name in devices]
+    chosen = [device_of(Options(device=name)) for name in devices]
     if chosen:
         options = options.model_copy(update={"device": str(chosen[0])})
-    run = Run(options, progress, classifier.load_seconds + batch.load_seconds)
-    with run.phase("setup"):
-        problem = pose(classifier, batch, options, run)
+    monitor = Monitor(options, progress, classifier.load_seconds + batch.load_seconds)
+    with monitor.phase("setup"):
+        problem = pose(classifier, batch, options, monitor)
     if len(chosen) < 2 or problem.objective.coupled:
-        return report_on(problem, classifier, batch, options, run)
+        return report_on(problem, classifier, batch, options, monitor)
     with Devices(problem, chosen) as team:
-        run.warn("split", f"products and pairs of samples were split over {', '.join(map(str, chosen))}")
-        return report_on(replace(problem, team=team), classifier, batch, options, run)
+        monitor.warn("split", f"products and pairs of samples were split over {', '.join(map(str, chosen))}")
+        return report_on(replace(problem, team=team), classifier, batch, options, monitor)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def _finite_numbers() -> Iterator[None]:
 
 
 @_finite_numbers()
-def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: Options, run: Run) -> r.Report:
+def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: Options, monitor: Monitor) -> r.Report:
     """All of an analysis but its setup.
 
     Raises:
@@ -110,35 +110,35 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     """
     device = problem.objective.device
     small = problem.product_operations <= ONE_THREAD_OPERATIONS
-    with run.phase("loss"), threads_of(device, one=small):
+    with monitor.phase("loss"), threads_of(device, one=small):
         loss_part = _loss(problem)
-    with run.phase("parity"):
-        parity = _parity(problem, classifier, run)
-    choice = moments.choose(problem, options, run)
+    with monitor.phase("parity"):
+        parity = _parity(problem, classifier, monitor)
+    choice = moments.choose(problem, options, monitor)
     probing = choice is not None and choice.method == "probes"
     layout = None if choice is None else choice.layout
     summed_by_one = layout is not None and layout.cost <= ONE_THREAD_SUMS
-    run.one_thread = device.type == "cpu" and small and summed_by_one and options.spectrum == "none"
+    monitor.one_thread = device.type == "cpu" and small and summed_by_one and options.spectrum == "none"
     product = problem.hessian_product(columns=1)
     shared = None
     if probing or krylov.wanted(options):
-        shared = krylov.krylov(problem, product, options, run)
+        shared = krylov.krylov(problem, product, options, monitor)
     share = moments.shares(options, single=product.dtype == torch.float32, probing=probing)
-    measuring = Measuring(problem, options.seed, share, run.tell)
-    with run.phase("rounding"), threads_of(device, one=small):
+    measuring = Measuring(problem, options.seed, share, monitor.tell)
+    with monitor.phase("rounding"), threads_of(device, one=small):
         rounding = measuring.rounding(product, layout)
     hessian, found = None, None
     with (
-        run.phase("moments"),
-        _partial(run, "moments", options.enclosure),
-        _without_overflow(run, options),
-        run.limited(),
+        monitor.phase("moments"),
+        _partial(monitor, "moments", options.enclosure),
+        _without_overflow(monitor, options),
+        monitor.limited(),
         threads_of(device, one=summed_by_one),
     ):
         if choice is not None:
             if options.spectrum == "dense" and problem.structure is None and not probing:
-                hessian = _form(problem, run)
-            found = moments.compute(problem, options, choice, hessian, shared, rounding, run)
+                hessian = _form(problem, monitor)
+            found = moments.compute(problem, options, choice, hessian, shared, rounding, monitor)
             found = moments.with_gauss_newton(found, problem)
     premises = Premises(
         rounding=rounding,
@@ -148,18 +148,18 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         both=options.ends == "both",
     )
     enclosure, evidence = None, Evidence()
-    with run.phase("enclosure"), threads_of(device, one=small):
+    with monitor.phase("enclosure"), threads_of(device, one=small):
         if options.enclosure and shared is not None:
-            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, run)
-            evidence = replace(_evidence(problem, product, options.seed, run), ritz=ritz)
+            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+            evidence = replace(_evidence(problem, product, options.seed, monitor), ritz=ritz)
     spectrum = None
-    with run.phase("spectrum"), _partial(run, "a spectrum", enclosure is not None), run.limited():
-        spectrum, evidence = _spectrum(problem, options, shared, premises, hessian, evidence, run)
+    with monitor.phase("spectrum"), _partial(monitor, "a spectrum", enclosure is not None), monitor.limited():
+        spectrum, evidence = _spectrum(problem, options, shared, premises, hessian, evidence, monitor)
     part, bounds, closed = (None, None, None) if found is None else (found.part, found.bounds, found.closed)
     found_checks = checks(problem, part, bounds, enclosure, spectrum, parity, rounding, evidence)
     for check in found_checks:
         if not check.passed:
-            run.warn("check_failed", failure(check))
+            monitor.warn("check_failed", failure(check))
     report = r.Report(
         engine=_engine(problem, options),
         model=_model(classifier, problem, parity),
@@ -173,32 +173,32 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
         orthogonality=_orthogonality(closed),
         checks=found_checks,
-        warnings=run.warnings,
-        timings=run.timings(),
+        warnings=monitor.warnings,
+        timings=monitor.timings(),
     )
     return in_true_units(report, problem.objective.scale)
 
 
 @contextmanager
-def _partial(run: Run, what: str, something: bool) -> Iterator[None]:
+def _partial(monitor: Monitor, what: str, something: bool) -> Iterator[None]:
     """Leaves a part out once the time limit has passed, as long as the report will hold something without it."""
     try:
         yield
     except TimeLimitError as error:
         if not something:
             raise
-        run.warn("time_limit", f"{error.message}: the report is partial, without {what}")
+        monitor.warn("time_limit", f"{error.message}: the report is partial, without {what}")
 
 
 @contextmanager
-def _without_overflow(run: Run, options: Options) -> Iterator[None]:
+def _without_overflow(monitor: Monitor, options: Options) -> Iterator[None]:
     """Leaves moments out if their squares leave the range of numbers and nobody asked for them."""
     try:
         yield
     except ResourceError as error:
         if error.code != "overflow" or options.moments != "auto" or not options.enclosure:
             raise
-        run.warn("moments_unavailable", f"{error.message}: no moments")
+        monitor.warn("moments_unavailable", f"{error.message}: no moments")
 
 
 def _loss(problem: Problem) -> r.Loss:
@@ -212,24 +212,24 @@ def _loss(problem: Problem) -> r.Loss:
     )
 
 
-def _parity(problem: Problem, classifier: Classifier, run: Run) -> r.Parity | None:
+def _parity(problem: Problem, classifier: Classifier, monitor: Monitor) -> r.Parity | None:
     model = problem.model
     if model.reference is None or model.reference_name is None:
         if classifier.format != "module":
-            run.warn("parity_none", "there is no other runtime to compare these logits with")
+            monitor.warn("parity_none", "there is no other runtime to compare these logits with")
         return None
     rows = slice(0, problem.samples if problem.objective.coupled else PARITY_SAMPLES)
     arrays = {name: tensor[rows].numpy() for name, tensor in problem.objective.inputs.items()}
     try:
         expected = model.reference(arrays)
     except ModelError as error:
-        run.warn("parity_unavailable", f"{model.reference_name} can't run this model: {error.message}")
+        monitor.warn("parity_unavailable", f"{model.reference_name} can't monitor this model: {error.message}")
         return None
     theirs, ours = np.asarray(expected, dtype=np.float64), problem.logits[rows].numpy()
     comparable = np.isfinite(theirs)
     if not comparable.all():
         # A probability that underflows in the file's precision has no logarithm there.
-        run.warn(
+        monitor.warn(
             "parity_partial", f"{comparable.size - comparable.sum()} of the logits overflow in {model.reference_name}"
         )
     if not comparable.any():
@@ -238,14 +238,14 @@ def _parity(problem: Problem, classifier: Classifier, run: Run) -> r.Parity | No
     return r.Parity(reference=model.reference_name, max_abs_error=float(difference.max()))
 
 
-def _evidence(problem: Problem, product: HessianProduct, seed: int, run: Run) -> Evidence:
+def _evidence(problem: Problem, product: HessianProduct, seed: int, monitor: Monitor) -> Evidence:
     """How well the products behave, on random vectors; none once time is up."""
-    if run.expired:
+    if monitor.expired:
         return Evidence()
     if problem.objective.dtype == torch.float32:
         drift = krylov.float32_drift(problem, product, seed)
         if drift > FLOAT32_DRIFT:
-            run.warn(
+            monitor.warn(
                 "float32_drift",
                 f"products in float32 are off by {drift:.2g} of their size: certified numbers allow for that, "
                 "estimates do not; use dtype float64",
@@ -253,8 +253,8 @@ def _evidence(problem: Problem, product: HessianProduct, seed: int, run: Run) ->
     return Evidence(symmetry=krylov.symmetry_error(product, seed))
 
 
-def _form(problem: Problem, run: Run) -> Tensor:
-    return form_hessian(problem.hessian_product(), memory=problem.memory, progress=run.report)
+def _form(problem: Problem, monitor: Monitor) -> Tensor:
+    return form_hessian(problem.hessian_product(), memory=problem.memory, progress=monitor.report)
 
 
 def _spectrum(
@@ -264,12 +264,12 @@ def _spectrum(
     premises: Premises,
     hessian: Tensor | None,
     evidence: Evidence,
-    run: Run,
+    monitor: Monitor,
 ) -> tuple[r.SpectrumResult | None, Evidence]:
-    drawn = krylov.spectral_density(shared, options, run) if options.density and shared is not None else None
+    drawn = krylov.spectral_density(shared, options, monitor) if options.density and shared is not None else None
     density = None if drawn is None else _density(drawn)
     if options.spectrum == "dense":
-        H = _form(problem, run) if hessian is None else hessian
+        H = _form(problem, monitor) if hessian is None else hessian
         disagreement, reach = _disagreement(problem, H, options.seed)
         dense = dense_spectrum(H)
         result = r.SpectrumResult(
@@ -281,7 +281,7 @@ def _spectrum(
         )
         return result, replace(evidence, asymmetry=dense.asymmetry, disagreement=disagreement, reach=reach)
     if options.spectrum == "top" and shared is not None:
-        found = krylov.top(shared, premises, options, run)
+        found = krylov.top(shared, premises, options, monitor)
         result = r.SpectrumResult(
             method="lanczos",
             eigenvalues=found.eigenvalues.tolist(),

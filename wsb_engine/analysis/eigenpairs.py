@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from wsb_engine.analysis import krylov
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import pose
 from wsb_engine.batch import Batch
 from wsb_engine.bounds.certificates import Premises
@@ -47,12 +47,12 @@ def eigenpairs(
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
     """
     options = options or Options()
-    run = Run(options, progress, classifier.load_seconds + batch.load_seconds)
-    with run.phase("setup"):
-        problem = pose(classifier, batch, options, run)
-    with run.phase("spectrum"):
-        shared = krylov.krylov(problem, problem.hessian_product(columns=1), options, run)
+    monitor = Monitor(options, progress, classifier.load_seconds + batch.load_seconds)
+    with monitor.phase("setup"):
+        problem = pose(classifier, batch, options, monitor)
+    with monitor.phase("spectrum"):
+        shared = krylov.krylov(problem, problem.hessian_product(columns=1), options, monitor)
         premises = Premises(Rounding("measured", 0.0), None, options.failure_probability, options.relative_gap)
-        found = krylov.top(shared, premises, options, run)
+        found = krylov.top(shared, premises, options, monitor)
     found = found.divided(problem.objective.scale)
     return Eigenpairs(found.eigenvalues, found.eigenvectors.cpu(), found.residuals, found.converged)

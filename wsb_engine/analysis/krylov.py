@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine import report as r
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.bounds.certificates import Enclosures, End, Premises
@@ -49,7 +49,7 @@ def wanted(options: Options) -> bool:
     return options.enclosure or options.density or options.spectrum == "top"
 
 
-def krylov(problem: Problem, product: HessianProduct, options: Options, run: Run) -> Krylov:
+def krylov(problem: Problem, product: HessianProduct, options: Options, monitor: Monitor) -> Krylov:
     """Set up a run at the seed; multiply nothing yet.
 
     Args:
@@ -62,7 +62,7 @@ def krylov(problem: Problem, product: HessianProduct, options: Options, run: Run
     # The basis is kept in float64, besides a few vectors for the product itself.
     fits = max(1, problem.memory // (8 * product.parameters) - ROWS)
     if fits < wanted:
-        run.warn("enclosure_memory", f"the memory limit holds {fits} products of the {wanted} that were allowed")
+        monitor.warn("enclosure_memory", f"the memory limit holds {fits} products of the {wanted} that were allowed")
     unit = torch.finfo(product.dtype).eps / 2
     lanczos = Lanczos(
         product.vector, product.parameters, product.device, options.seed, unit, homogeneity=options.enclosure
@@ -70,15 +70,17 @@ def krylov(problem: Problem, product: HessianProduct, options: Options, run: Run
     return Krylov(lanczos, product, min(wanted, fits), fits < wanted)
 
 
-def probe(shared: Krylov, seed: int, failure_probability: float, run: Run) -> tuple[Probed, tuple[float, float] | None]:
+def probe(
+    shared: Krylov, seed: int, failure_probability: float, monitor: Monitor
+) -> tuple[Probed, tuple[float, float] | None]:
     """The moments by random products, and the outermost Ritz values, moved inwards for rounding, of steps before them.
 
     Raises:
         TimeLimitError: ``time_limit``.
     """
     lanczos = shared.run
-    deflate(lanczos, shared.limit, progress=lambda products: run.report(0.0, products))
-    found = probed(lanczos, failure_probability=failure_probability, seed=seed, progress=run.report)
+    deflate(lanczos, shared.limit, progress=lambda products: monitor.report(0.0, products))
+    found = probed(lanczos, failure_probability=failure_probability, seed=seed, progress=monitor.report)
     if not lanczos.steps:
         return found, None
     values, sigma = lanczos.leading_ritz_values(lanczos.steps), lanczos.scaling
@@ -88,7 +90,7 @@ def probe(shared: Krylov, seed: int, failure_probability: float, run: Run) -> tu
 
 
 def enclosure(
-    problem: Problem, shared: Krylov, premises: Premises, measuring: Measuring, options: Options, run: Run
+    problem: Problem, shared: Krylov, premises: Premises, measuring: Measuring, options: Options, monitor: Monitor
 ) -> tuple[r.Enclosure | None, RitzResidual]:
     """Both ends of the spectrum, as tight as options, memory and time allow, and what fresh products say of them.
 
@@ -108,12 +110,12 @@ def enclosure(
         lanczos.step()
     sigma = lanczos.scaling
     enclosing = Enclosing(lanczos, premises.scaled(sigma))
-    with run.limited(reserve=FINISHING_PRODUCTS * lanczos.seconds / lanczos.products):
+    with monitor.limited(reserve=FINISHING_PRODUCTS * lanczos.seconds / lanczos.products):
         found = enclose(
             enclosing,
             max_products=shared.limit,
-            progress=lambda now: run.tell(now.products / shared.limit, now.products),
-            expired=lambda: run.expired,
+            progress=lambda now: monitor.tell(now.products / shared.limit, now.products),
+            expired=lambda: monitor.expired,
         )
     if shared.short and found.stopped_by == "products":
         found = replace(found, stopped_by="memory")
@@ -124,21 +126,21 @@ def enclosure(
     advice = _advice(found, problem)
     top = found.lambda_max.scaled(1 / sigma)
     if _says_nothing(found, enclosing):
-        run.warn(
+        monitor.warn(
             "enclosure_withheld",
             f"after {found.products} products λ_max is only known to lie in [{top.lower:.3g}, {top.upper:.3g}], which "
             f"says nothing: {advice}",
         )
         return None, residual
     if top.relative_gap > options.relative_gap:
-        run.warn(
+        monitor.warn(
             "enclosure_open",
             f"after {found.products} products the gap of λ_max is {top.relative_gap:.3g} of its size, not "
             f"{options.relative_gap:g}: {advice}",
         )
     raised = max(found.lambda_max.failure_probability, found.lambda_min.failure_probability)
     if raised > options.failure_probability:
-        run.warn(
+        monitor.warn(
             "failure_probability_raised",
             f"rounding hides what a failure probability of {options.failure_probability:g} would need; the enclosure "
             f"holds with {raised:.2g}: {advice}",
@@ -213,24 +215,24 @@ def _finite(value: float) -> float:
     return max(-sys.float_info.max, min(sys.float_info.max, value))
 
 
-def top(shared: Krylov, premises: Premises, options: Options, run: Run) -> TopEigenvalues:
+def top(shared: Krylov, premises: Premises, options: Options, monitor: Monitor) -> TopEigenvalues:
     """The largest eigenvalues by continuing the run, in the units of the products."""
     limit = max(shared.limit, min(2 * options.top, shared.product.parameters))
     lanczos = shared.run
-    with run.limited():
+    with monitor.limited():
         found = top_eigenvalues(
             lanczos,
             options.top,
             max_products=limit,
             failure_probability=premises.failure_probability,
             seed=options.seed,
-            progress=lambda products: run.report(products / (2 * limit), products),
+            progress=lambda products: monitor.report(products / (2 * limit), products),
         )
     if not found.converged:
         why = "see their residuals, or allow more with max_products"
         if shared.product.dtype == torch.float32:
             why = "float32 can't exclude that; see their residuals, or use dtype float64"
-        run.warn(
+        monitor.warn(
             "top_not_converged",
             f"after {found.products} products some of the {options.top} largest eigenvalues still move, or one may be "
             f"missing: {why}",
@@ -239,10 +241,10 @@ def top(shared: Krylov, premises: Premises, options: Options, run: Run) -> TopEi
     return replace(found, upper_bounds=bounds).divided(lanczos.scaling)
 
 
-def spectral_density(shared: Krylov, options: Options, run: Run) -> DensityEstimate:
+def spectral_density(shared: Krylov, options: Options, monitor: Monitor) -> DensityEstimate:
     """The density of all eigenvalues, by runs of its own."""
     product = shared.product
-    with run.limited():
+    with monitor.limited():
         return density(
             product.vector,
             product.parameters,
@@ -250,7 +252,7 @@ def spectral_density(shared: Krylov, options: Options, run: Run) -> DensityEstim
             seed=options.seed,
             unit=shared.run.unit,
             steps=min(shared.limit, STEPS),
-            progress=run.report,
+            progress=monitor.report,
         )
 
 

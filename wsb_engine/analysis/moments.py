@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wsb_engine import report as r
 from wsb_engine.analysis import krylov
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, Structure
 from wsb_engine.bounds.certificates import CertifiedNorm, ExactMoments
 from wsb_engine.bounds.certificates import Moments as KnownMoments
@@ -68,7 +68,7 @@ def shares(options: Options, *, single: bool, probing: bool) -> float:
     return options.failure_probability / (1 + single + probing)
 
 
-def choose(problem: Problem, options: Options, run: Run) -> Choice | None:
+def choose(problem: Problem, options: Options, monitor: Monitor) -> Choice | None:
     """How moments are got; None where there are none to be had.
 
     Raises:
@@ -89,10 +89,10 @@ def choose(problem: Problem, options: Options, run: Run) -> Choice | None:
         return Choice(method, _layout(problem, structure))
     if method in ("basis", "probes"):
         return Choice(method)
-    return _automatic(problem, options, run)
+    return _automatic(problem, options, monitor)
 
 
-def _automatic(problem: Problem, options: Options, run: Run) -> Choice | None:
+def _automatic(problem: Problem, options: Options, monitor: Monitor) -> Choice | None:
     P, each = problem.objective.parameters, problem.product_operations
     if problem.structure is None:
         if options.spectrum == "dense" or (P <= BASIS_PARAMETERS and P * each <= AUTO_OPERATIONS):
@@ -112,12 +112,12 @@ def _automatic(problem: Problem, options: Options, run: Run) -> Choice | None:
     probes = probe_count(shares(options, single=single, probing=True))
     cost = (DEFLATED + probes) * each
     if cost <= budget:
-        run.warn(
+        monitor.warn(
             "moments_probes",
             f"{reason}: {probes} random products estimate the trace and bound the Frobenius norm from above",
         )
         return Choice("probes")
-    run.warn(
+    monitor.warn(
         "moments_unavailable",
         f"{reason}, and {probes} random products {cost:.1e}, more than {budget:.0e}: no moments; ask for one of these "
         "with moments if the time does not matter",
@@ -132,7 +132,7 @@ def compute(
     hessian: Tensor | None,
     shared: krylov.Krylov | None,
     rounding: Rounding,
-    run: Run,
+    monitor: Monitor,
 ) -> Moments:
     """Moments and bounds by the method that was chosen.
 
@@ -143,20 +143,20 @@ def compute(
         hessian: The dense Hessian, if it was formed.
         shared: The Krylov run, for probes.
         rounding: By which the bounds are moved outwards.
-        run: Told of progress.
+        monitor: Told of progress.
 
     Raises:
         TimeLimitError: ``time_limit``.
     """
     if choice.method == "probes" and shared is not None:
-        return _probed(problem, options, shared, rounding, run)
+        return _probed(problem, options, shared, rounding, monitor)
     if choice.layout is not None:
-        closed = _closed_form(problem, choice.layout, run)
+        closed = _closed_form(problem, choice.layout, monitor)
         return _exact(problem, "closed_form", closed.trace, closed.frobenius_squared, rounding, closed)
     if hessian is not None:
         q = float(torch.linalg.vector_norm(hessian) ** 2)
         return _exact(problem, "basis", float(hessian.trace()), q, rounding)
-    return _exact(problem, "basis", *basis_moments(problem.hessian_product(), progress=run.report), rounding)
+    return _exact(problem, "basis", *basis_moments(problem.hessian_product(), progress=monitor.report), rounding)
 
 
 def with_gauss_newton(moments: Moments, problem: Problem) -> Moments:
@@ -192,9 +192,9 @@ def _exact(
     )
 
 
-def _probed(problem: Problem, options: Options, shared: krylov.Krylov, rounding: Rounding, run: Run) -> Moments:
+def _probed(problem: Problem, options: Options, shared: krylov.Krylov, rounding: Rounding, monitor: Monitor) -> Moments:
     share = shares(options, single=problem.objective.dtype == torch.float32, probing=True)
-    found, inner = krylov.probe(shared, options.seed, share, run)
+    found, inner = krylov.probe(shared, options.seed, share, monitor)
     t = finite(found.trace, "the Hessian's trace")
     # Without t all that q says is |λ| ≤ ‖H‖_F; the inner ends are Ritz values.
     outer = rounding.norm(found.frobenius_squared)[1]
@@ -231,20 +231,20 @@ def _layout(problem: Problem, structure: Structure) -> Plan:
     return plan(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize, tiles=tiles)
 
 
-def _closed_form(problem: Problem, layout: Plan, run: Run) -> ClosedForm:
+def _closed_form(problem: Problem, layout: Plan, monitor: Monitor) -> ClosedForm:
     """In the working dtype, and again in float64 if float32 has not the range for its sums."""
     if problem.structure is None:
         raise ValueError("only an MLP has a closed form")
     net, weights = problem.structure.net, problem.objective.targets.weights
     with torch.no_grad():
         if problem.team is not None:
-            found = split_closed_form(net, len(weights), layout, problem.team, progress=run.report)
+            found = split_closed_form(net, len(weights), layout, problem.team, progress=monitor.report)
         else:
-            found = closed_form(net, problem.tile, weights, layout, progress=run.report)
+            found = closed_form(net, problem.tile, weights, layout, progress=monitor.report)
         if problem.objective.dtype != torch.float32 or not math.isfinite(found.frobenius_squared):
             return found
         lost = underflow(net, problem.tile, len(weights), layout.tile)
     if lost <= SINGLE_UNIT * found.frobenius_squared:
         return found
     double = problem.at(problem.objective.in_double())
-    return _closed_form(double, _layout(double, problem.structure), run)
+    return _closed_form(double, _layout(double, problem.structure), monitor)

@@ -22,7 +22,7 @@ class TimeLimitError(ResourceError):
 
 
 @dataclass
-class Run:
+class Monitor:
     """What the stages of one analysis share: nothing else does."""
 
     options: Options

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from wsb_engine.analysis import coupling
-from wsb_engine.analysis import inputs as setting
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis import inputs as prepare
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.batch import Batch
 from wsb_engine.curvature import loss
@@ -165,19 +165,19 @@ class Problem:
         return math.ceil(self.samples / (threads * math.ceil(self.samples / (threads * most))))
 
 
-def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Problem:
+def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monitor) -> Problem:
     """Checks model, batch and options against each other and evaluates the logits.
 
     Raises:
         ModelError, BatchError, OptionsError: with a code and advice.
     """
-    device = setting.device(options)
+    device = prepare.device(options)
     model = classifier.resolve(head=options.head, output=options.output)
-    inputs = setting.match_inputs(classifier.inputs, batch)
-    names = setting.select(model.parameters, options.parameters)
-    dtype = setting.dtype(options, device, sum(model.parameters[name].numel() for name in names))
+    inputs = prepare.match_inputs(classifier.inputs, batch)
+    names = prepare.select(model.parameters, options.parameters)
+    dtype = prepare.dtype(options, device, sum(model.parameters[name].numel() for name in names))
     tensors = {name: tensor.to(device, dtype) for name, tensor in model.parameters.items()}
-    memory = setting.memory_limit(options, device)
+    memory = prepare.memory_limit(options, device)
     objective = Objective(
         function=model.function,
         selected={name: tensors[name] for name in names},
@@ -186,33 +186,35 @@ def pose(classifier: Classifier, batch: Batch, options: Options, run: Run) -> Pr
         targets=loss.Targets(torch.zeros(0, 1), torch.ones(len(batch))),
         dtype=dtype,
         device=device,
-        interrupt=run.interrupt,
+        interrupt=monitor.interrupt,
     )
     forward = logits_footprint(objective)
     objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread):
-        objective, logits = _evaluated(objective, classifier, memory, run)
+        objective, logits = _evaluated(objective, classifier, memory, monitor)
         if options.head == "auto" and model.head == "none" and looks_like_probabilities(logits):
             model = classifier.resolve(head="probabilities", output=options.output)
-            run.warn("head_probed", "every output row is a probability distribution: logits are taken as its logarithm")
+            monitor.warn(
+                "head_probed", "every output row is a probability distribution: logits are taken as its logarithm"
+            )
             objective = replace(objective, function=model.function)
-            objective, logits = _evaluated(objective, classifier, memory, run)
-    objective = replace(objective, targets=setting.targets(batch, logits.shape[1], model.classes, device))
+            objective, logits = _evaluated(objective, classifier, memory, monitor)
+    objective = replace(objective, targets=prepare.targets(batch, logits.shape[1], model.classes, device))
     objective = replace(objective, scale=loss.scale(logits.to(device), objective.targets))
     first = objective.chunk_inputs(slice(0, len(batch) if objective.coupled else 1))
     nonsmooth = nonsmooth_operators(model.function, tensors, first)
     if nonsmooth:
-        run.warn(
+        monitor.warn(
             "not_smooth",
             f"{', '.join(nonsmooth)}: the Hessian exists only almost everywhere, and its closed form does not apply",
         )
     with threads_of(device, one=one_thread):
-        structure = None if nonsmooth or objective.coupled else _structure(model, objective, logits, run)
+        structure = None if nonsmooth or objective.coupled else _structure(model, objective, logits, monitor)
     objective = _laid_out(objective)
     footprint = gradient_footprint(objective)
     objective = _fitted(objective, footprint, memory)
-    problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, run.warn)
+    problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, monitor.warn)
     least = loss.least_curvature(logits.to(device), objective.targets)
     return problem if least * objective.scale > SMALL else _rescaled(problem)
 
@@ -298,26 +300,26 @@ def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objectiv
     return replace(objective, fits=footprint.fits(memory))
 
 
-def _evaluated(objective: Objective, classifier: Classifier, memory: int, run: Run) -> tuple[Objective, Tensor]:
+def _evaluated(objective: Objective, classifier: Classifier, memory: int, monitor: Monitor) -> tuple[Objective, Tensor]:
     """Finite logits, of all samples together if they depend on each other."""
     if not objective.coupled and coupling.coupled_in_place(objective):
-        objective = _together(objective, classifier, memory, run)
-    logits = _logits(objective, run)
+        objective = _together(objective, classifier, memory, monitor)
+    logits = _logits(objective, monitor)
     if not objective.coupled and coupling.coupled_elsewhere(objective, logits):
-        objective = _together(objective, classifier, memory, run)
-        logits = _logits(objective, run)
+        objective = _together(objective, classifier, memory, monitor)
+        logits = _logits(objective, monitor)
     _require_finite(logits)
     return objective, logits
 
 
-def _together(objective: Objective, classifier: Classifier, memory: int, run: Run) -> Objective:
+def _together(objective: Objective, classifier: Classifier, memory: int, monitor: Monitor) -> Objective:
     coupling.require_free_batch(classifier.inputs, objective.samples)
-    run.warn(coupling.CODE, coupling.MESSAGE)
+    monitor.warn(coupling.CODE, coupling.MESSAGE)
     objective = replace(objective, coupled=True)
     return _fitted(objective, logits_footprint(objective), memory)
 
 
-def _logits(objective: Objective, run: Run) -> Tensor:
+def _logits(objective: Objective, monitor: Monitor) -> Tensor:
     """(N, C) logits, float64 on the CPU, in chunks."""
     parts = []
     with torch.no_grad():
@@ -330,7 +332,7 @@ def _logits(objective: Objective, run: Run) -> Tensor:
                     advice="A classifier gives one row of logits or probabilities a sample; choose it with output.",
                 )
             parts.append(z.double().cpu())
-            run.report(rows.stop / objective.samples)
+            monitor.report(rows.stop / objective.samples)
     return torch.cat(parts)
 
 
@@ -345,7 +347,7 @@ def _require_finite(logits: Tensor) -> None:
         )
 
 
-def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run) -> Structure | None:
+def _structure(model: LogitModel, objective: Objective, logits: Tensor, monitor: Monitor) -> Structure | None:
     """The MLP that the reader recognised, if its own forward pass agrees with the logits."""
     if model.mlp is None:
         return None
@@ -363,7 +365,9 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, run: Run
             tolerance = max(tolerance, _sensitivity(objective, rows))
         if error <= tolerance:
             return Structure(model.mlp, net, error, tolerance)
-    run.warn("structure_mismatch", "the network looked like an MLP but does not evaluate as one: treated as general")
+    monitor.warn(
+        "structure_mismatch", "the network looked like an MLP but does not evaluate as one: treated as general"
+    )
     return None
 
 

@@ -7,7 +7,7 @@ import torch
 from support.golden import Golden
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import pose
 from wsb_engine.options import Options
 from wsb_engine.spectrum.dense import dense_spectrum, form_hessian
@@ -17,7 +17,7 @@ NAME = "paper_three_layer_tanh"
 
 def hessian() -> torch.Tensor:
     case, options = Golden(NAME), Options()
-    posed = pose(wsb.from_module(case.module()), wsb.Batch(case.x, case.y), options, Run(options, None, 0.0))
+    posed = pose(wsb.from_module(case.module()), wsb.Batch(case.x, case.y), options, Monitor(options, None, 0.0))
     return form_hessian(posed.hessian_product(), memory=1 << 30)
 
 

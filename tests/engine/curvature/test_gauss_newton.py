@@ -7,14 +7,14 @@ import torch
 from support.golden import NAMES, Golden
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
 
 
 def posed(name: str, **options: object) -> Problem:
     case, chosen = Golden(name), wsb.Options(**options)
-    return pose(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y), chosen, Run(chosen, None, 0.0))
+    return pose(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y), chosen, Monitor(chosen, None, 0.0))
 
 
 def written_out(problem: Problem) -> float:

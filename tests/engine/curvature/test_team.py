@@ -19,7 +19,7 @@ from torch import nn
 
 import wsb_engine as wsb
 from wsb_engine.analysis.members import Devices, Member
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature.closed_form.plan import plan
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form
@@ -41,12 +41,12 @@ import wsb_engine as wsb
 from wsb_engine import distributed
 from wsb_engine.curvature.team import Add, Multiply
 from wsb_engine.analysis.members import Member
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 
 folder, rank, size, timeout = sys.argv[1], *map(int, sys.argv[2:])
 meeting = f"file://{folder}/meeting"
 dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
-answer, expired = Member.answer, Run.expired
+answer, expired = Member.answer, Monitor.expired
 
 def refuse():
     raise wsb.ResourceError("no room left here", code="out_of_memory", advice="Make room.")
@@ -66,7 +66,7 @@ for number, case in enumerate(json.load(open(f"{folder}/cases.json"))):
     trouble, batches = case["trouble"], case["batches"]
     Member.answer = troubled(*TROUBLE[trouble]) if trouble in TROUBLE and rank == size - 1 else answer
     late = trouble == "time" and rank == 0
-    Run.expired = property(lambda run: run.current == "moments") if late else expired
+    Monitor.expired = property(lambda run: run.current == "moments") if late else expired
     try:
         report = distributed.analyze(
             wsb.load_model(case["model"]),
@@ -298,7 +298,7 @@ def test_devices_give_the_numbers_of_one(name: str, devices: int, tmp_path: Path
 def posed(module: nn.Module, samples: int, *shape: int, **options: Any) -> Problem:
     arrays, chosen = data(samples, *shape), wsb.Options(device="cpu", **options)
     batch = wsb.Batch(arrays["x"], arrays["y"], weights=arrays["weights"])
-    return pose(wsb.from_module(module), batch, chosen, Run(chosen, None, 0.0))
+    return pose(wsb.from_module(module), batch, chosen, Monitor(chosen, None, 0.0))
 
 
 def team(problem: Problem, size: int) -> Devices:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from support.service import Service, StartService, until
 
-from service.storage import store as storage
+from service.storage import store
 from service.storage.folder import FolderStore
 from service.storage.store import InsufficientStorageError
 
@@ -215,7 +215,7 @@ def free_bytes(monkeypatch: pytest.MonkeyPatch, *values: int) -> None:
         def free(self) -> int:
             return next(left)
 
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: Usage())
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: Usage())
 
 
 def test_what_an_upload_announces_must_leave_the_room_that_is_kept_free(
@@ -251,7 +251,7 @@ def test_a_full_disk_is_507_and_leaves_nothing(
         os.close(descriptor)
         return os.open("/dev/full", os.O_WRONLY), name
 
-    monkeypatch.setattr(storage.tempfile, "mkstemp", full)
+    monkeypatch.setattr(store.tempfile, "mkstemp", full)
     content: dict[str, Any] = form(model_bytes) if path == "/v1/analyses" else {"content": model_bytes}
     response = api.client.post(path, **content)
     assert (response.status_code, response.json()["code"]) == (507, "insufficient_storage")
@@ -265,7 +265,7 @@ def test_a_disk_that_is_full_when_an_upload_is_put_in_its_place_is_507(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(store.os, "fsync", full)
     with FolderStore(tmp_path) as blobs, blobs.receive("models") as upload:
         upload.write(b"content")
         with pytest.raises(InsufficientStorageError):

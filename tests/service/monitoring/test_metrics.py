@@ -22,7 +22,7 @@ from support.service import Service, StartService, npz_batch, onnx_mlp, until
 import wsb_engine as wsb
 from service.analyses.outcomes import CAUSES, TIMINGS, cause
 from service.analyses.table import FINAL_STATES
-from service.database import counters as totals
+from service.database import counters
 from service.database.counters import BUCKETS, Event
 from service.database.engine import Database
 from service.keys import hash_key, new_key
@@ -228,11 +228,11 @@ def test_events_that_come_at_one_time_are_all_counted(database_url: str) -> None
             # In either order, as two workers may come: they must not wait for each other for ever.
             events = [Event("phase", "load", 0.02), Event("phase", "loss", 0.02)]
             async with database.transaction() as session:
-                await totals.add(session, events if number % 2 else reversed(events))
+                await counters.add(session, events if number % 2 else reversed(events))
 
         await asyncio.gather(*map(count, range(30)))
         async with database.transaction() as session:
-            found = [(row.metric, row.label, row.count) for row in await totals.read(session)]
+            found = [(row.metric, row.label, row.count) for row in await counters.read(session)]
         await database.close()
         return found
 
@@ -244,7 +244,7 @@ def test_durations_are_a_cumulative_histogram(api: Service) -> None:
         database = Database(str(api.settings.database_url))
         for seconds in (-1.0, 0.01, 0.02, 7.0, 1e9):
             async with database.transaction() as session:
-                await totals.add(session, [Event("phase", "moments", seconds)])
+                await counters.add(session, [Event("phase", "moments", seconds)])
         await database.close()
 
     asyncio.run(act())

@@ -13,7 +13,7 @@ from support.exact import Dense, hessian
 from torch import nn
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature.closed_form.plan import plan
 from wsb_engine.curvature.closed_form.running_error import running_error
@@ -58,7 +58,7 @@ def network(seed: int, kind: str, *, confident: bool) -> tuple[Problem, list[Den
     weights = rng.random(samples) + 0.1 if rng.random() < 0.4 else None
     batch = wsb.Batch(x, y, weights)
     options = wsb.Options()
-    problem = pose(wsb.from_module(module), batch, options, Run(options, None, 0.0))
+    problem = pose(wsb.from_module(module), batch, options, Monitor(options, None, 0.0))
     layers, count = [], 0
     for each in linear:
         index = np.arange(count, count + each.weight.numel()).reshape(each.weight.shape)
@@ -113,7 +113,7 @@ def test_activations_whose_slope_has_zeros_have_no_radii() -> None:
     options = wsb.Options()
     module = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
     batch = wsb.Batch(np.ones((2, 3)), np.array([0, 1]))
-    problem = pose(wsb.from_module(module), batch, options, Run(options, None, 0.0))
+    problem = pose(wsb.from_module(module), batch, options, Monitor(options, None, 0.0))
     assert problem.structure is not None
     assert running_error(problem.structure.net, problem.tile, problem.objective.targets.weights) is None
 

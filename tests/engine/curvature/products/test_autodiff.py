@@ -12,7 +12,7 @@ from support.golden import NAMES, Golden
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import BLOCK_SHARE, Problem, pose
 from wsb_engine.curvature.products.autodiff import COLUMNS, AutodiffProduct, HessianProduct, Objective
 from wsb_engine.curvature.products.linearized import LinearizedProduct
@@ -23,7 +23,7 @@ from wsb_engine.curvature.threads import _sum
 
 def problem(classifier: wsb.Classifier, batch: wsb.Batch, **options: object) -> Problem:
     chosen = wsb.Options(**options)
-    return pose(classifier, batch, chosen, Run(chosen, None, 0.0))
+    return pose(classifier, batch, chosen, Monitor(chosen, None, 0.0))
 
 
 def golden(name: str, **options: object) -> Problem:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import wsb_engine as wsb
 from wsb_engine.analysis.members import Devices
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature.products.autodiff import AutodiffProduct, HessianProduct
 from wsb_engine.curvature.products.linearized import LinearizedProduct
@@ -34,7 +34,7 @@ def posed(samples: int, parameters: tuple[str, ...], dtype: str, classes: int, m
     rng = np.random.default_rng(0)
     batch = wsb.Batch(rng.normal(size=(samples, 3)), rng.integers(0, max(classes, 2), samples))
     options = wsb.Options(parameters=parameters, dtype=dtype, memory_limit=memory)
-    return pose(wsb.from_module(module), batch, options, Run(options, None, 0.0))
+    return pose(wsb.from_module(module), batch, options, Monitor(options, None, 0.0))
 
 
 @pytest.mark.parametrize("classes", [1, 3])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
 from wsb_engine.curvature.products.autodiff import AutodiffProduct, HessianProduct, Objective
@@ -45,7 +45,7 @@ def posed(clock: Clock) -> Problem:
     module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     batch = wsb.Batch(torch.randn(SAMPLES, 4, dtype=torch.float64), torch.arange(SAMPLES) % 3)
     options = wsb.Options()
-    problem = pose(wsb.from_module(module), batch, options, Run(options, None, 0.0))
+    problem = pose(wsb.from_module(module), batch, options, Monitor(options, None, 0.0))
     return replace(problem, objective=replace(problem.objective, interrupt=clock, fits=7))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature.cost import Footprint, gradient_footprint
 from wsb_engine.curvature.products.autodiff import AutodiffProduct
@@ -34,7 +34,7 @@ def batch() -> wsb.Batch:
 
 def posed(module: nn.Module, **options: object) -> Problem:
     chosen = wsb.Options(**options)
-    return pose(wsb.from_module(module), batch(), chosen, Run(chosen, None, 0.0))
+    return pose(wsb.from_module(module), batch(), chosen, Monitor(chosen, None, 0.0))
 
 
 def directions(problem: Problem, columns: int = 4) -> Tensor:
@@ -104,7 +104,7 @@ def test_a_footprint_counts_every_sample_the_same() -> None:
         module = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
         data = wsb.Batch(torch.randn(4, 1, side, 16), torch.tensor([0, 1, 2, 0]))
         options = wsb.Options()
-        return pose(wsb.from_module(module), data, options, Run(options, None, 0.0)).footprint
+        return pose(wsb.from_module(module), data, options, Monitor(options, None, 0.0)).footprint
 
     small, large = footprint(16), footprint(32)
     assert large.bytes == pytest.approx(2 * small.bytes, rel=0.05)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import wsb_engine as wsb
-from wsb_engine.analysis.monitor import Run
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import pose
 from wsb_engine.curvature.products.autodiff import AutodiffProduct
 from wsb_engine.curvature.products.linearized import LinearizedProduct, NotLinearizableError
@@ -211,7 +211,7 @@ def test_a_model_with_shapes_that_follow_values_is_multiplied_from_scratch_or_ri
     x[:, 0] = np.where(np.arange(12) < 3, 1, -1)
     batch = wsb.Batch(x, np.arange(12) % 2)
     model = wsb.from_module(CountsValues().double())
-    objective = pose(model, batch, options, Run(options, None, 0.0)).objective
+    objective = pose(model, batch, options, Monitor(options, None, 0.0)).objective
     v = torch.randn(objective.parameters, 1, dtype=torch.float64)
     with pytest.raises(NotLinearizableError):
         LinearizedProduct(objective, samples=4)(v)
@@ -238,7 +238,7 @@ def test_pools_of_a_product_read_channels_last_from_one_channel_on() -> None:
     )  # fmt: skip
     options = wsb.Options(dtype="float64", device="cpu")
     batch = wsb.Batch(np.random.default_rng(0).random((5, 1, 14, 14)), np.arange(5) % 3)
-    objective = pose(wsb.from_module(net.double()), batch, options, Run(options, None, 0.0)).objective
+    objective = pose(wsb.from_module(net.double()), batch, options, Monitor(options, None, 0.0)).objective
     product = LinearizedProduct(objective)
     v = torch.randn(objective.parameters, 1, dtype=torch.float64)
     with Layouts() as layouts:
