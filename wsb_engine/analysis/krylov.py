@@ -56,7 +56,7 @@ def krylov(problem: Problem, product: HessianProduct, options: Options, monitor:
         problem: The analysis.
         product: Multiplies single vectors.
         options: Limits and the seed.
-        run: Warned if memory limits the number of products.
+        monitor: Warned if memory limits the number of products.
     """
     wanted = min(options.max_products, product.parameters)
     # The basis is kept in float64, besides a few vectors for the product itself.
@@ -100,7 +100,7 @@ def enclosure(
         premises: In the units of the products.
         measuring: Looks at the outer Ritz vectors as well.
         options: Limits.
-        run: Clock and warnings.
+        monitor: Clock and warnings.
 
     Returns:
         No enclosure if it would say nothing; a warning tells why.
