@@ -56,7 +56,7 @@ class Batch:
     sha256: str | None = None
     """Hex digest of the file; None for arrays from memory."""
     load_seconds: float = 0.0
-    """That reading the file took."""
+    """Seconds spent reading the file."""
 
     def __init__(
         self,

@@ -103,7 +103,7 @@ class Classifier(ABC):
     parameters: Tensors
     """All trainable tensors of the file by name, as stored."""
     load_seconds: float = 0.0
-    """That reading the file took."""
+    """Seconds spent reading the file."""
 
     @abstractmethod
     def resolve(self, *, head: Head = "auto", output: str | None = None) -> LogitModel:

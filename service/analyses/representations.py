@@ -20,7 +20,7 @@ from wsb_engine.report import Report
 
 JSON, MARKDOWN, HTML, JUNIT = "application/json", "text/markdown", "text/html", "application/junit+xml"
 MEDIA_TYPES = (JSON, MARKDOWN, HTML, JUNIT)
-"""The first is the one for who has no preference."""
+"""The first is the default."""
 
 DOCUMENT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Content-Security-Policy of the HTML report; the report has a stricter one about styles itself."""
@@ -112,7 +112,7 @@ def verdict_of(row: AnalysisRow) -> Verdict | None:
 def _rendered(row: AnalysisRow, stored: ReportRow, kind: str) -> bytes:
     report = parsed(stored)
     if report is None:
-        raise NotAcceptableError("The report was made by an older version, and can be had as application/json only.")
+        raise NotAcceptableError("The report was made by an older version, and is available only as application/json.")
     return _RENDERERS[kind](report, verdict_of(row)).encode()
 
 

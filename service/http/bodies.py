@@ -167,8 +167,8 @@ def _too_slow(detail: str) -> UploadTooSlowError:
     return UploadTooSlowError(detail, advice="Send it again over a faster connection.", headers={"Connection": "close"})
 
 
-async def hand_on(body: AsyncIterable[bytes], write: Callable[[bytes], object]) -> None:
-    """Passes the whole body on, in order: what is large by a thread, while more comes in.
+async def pump(body: AsyncIterable[bytes], write: Callable[[bytes], object]) -> None:
+    """Write the body in order, large chunks on a thread while the next ones arrive.
 
     Args:
         body: Its chunks.
@@ -214,7 +214,7 @@ async def hand_on(body: AsyncIterable[bytes], write: Callable[[bytes], object]) 
 async def receive(request: Request, upload: Upload, limit: int, what: str) -> None:
     """Writes the whole body into ``upload``; raises as ``Body`` does."""
     async with Body(request, limit, what) as body:
-        await hand_on(body, upload.write)
+        await pump(body, upload.write)
 
 
 async def read(request: Request, limit: int) -> bytes:

@@ -12,7 +12,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.context import Context
 from service.errors import MalformedRequestError, ServiceError
-from service.http.bodies import Body, hand_on, too_large
+from service.http.bodies import Body, pump, too_large
 
 _ROOM_FOR_HEADERS = 1 << 16
 
@@ -86,7 +86,7 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
                 max_header_count=limits.max_part_headers,
                 max_header_size=limits.max_part_header_bytes,
             )
-            await hand_on(body, parser.write)
+            await pump(body, parser.write)
         except FormParserError as error:
             raise MalformedRequestError(f"The multipart body is malformed: {error}") from error
     if not form.complete:

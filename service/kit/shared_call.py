@@ -1,4 +1,4 @@
-"""A call that many may ask for at one time, and that is made once for all of them."""
+"""Coalesces concurrent identical calls into one."""
 
 from __future__ import annotations
 

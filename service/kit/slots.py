@@ -9,7 +9,7 @@ from service.errors import ServiceError
 
 
 class Slots:
-    """A counter with a limit; who comes when all slots are taken is refused and not kept waiting."""
+    """A counter with a limit; callers are rejected at once when all slots are taken."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -143,7 +143,7 @@ def _mismatch(rules: list[RuleResult], comparison: BaselineComparison | None) ->
     return Verdict(
         outcome="error",
         code="baseline_mismatch",
-        message=f"The baseline was made otherwise: {paths}.",
+        message=f"The baseline was produced with different settings: {paths}.",
         advice=f"Make the baseline the same way, or allow the difference: allow_mismatch with {names}.",
         rules=rules,
         baseline=comparison,

@@ -178,6 +178,6 @@ _OUT_OF_MEMORY = JobError(
 
 _INTERNAL_ERROR = JobError(
     code="internal_error",
-    message="The job failed in a way that nobody foresaw.",
+    message="The job failed with an unexpected error.",
     advice="Ask the operator of the service, who finds the cause in the log.",
 )

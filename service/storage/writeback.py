@@ -1,4 +1,4 @@
-"""Putting a file's content on the disk while more of it comes in."""
+"""Starts flushing a file to disk while it is still being received."""
 
 from __future__ import annotations
 

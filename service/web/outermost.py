@@ -1,4 +1,4 @@
-"""Around everything else: the path prefix, headers for browsers, and problems as pages for who reads pages."""
+"""The outermost middleware: path prefix, headers for browsers, and HTML error pages for browsers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Children of one zygote, of which one is confined already when an analysis comes."""
+"""Keeps one pre-forked, already sandboxed child ready."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ async def shortage(session: AsyncSession, row: AnalysisRow, worker: Worker) -> A
 
 
 def least_bytes(model: int, batch: int, *, doubles: bool) -> int:
-    """Less than any analysis takes: what surely does not fit is told, and what may fit is tried.
+    """A lower bound: reject what cannot fit, try what might.
 
     Args:
         model, batch: Bytes of the files; weights are taken for float32.

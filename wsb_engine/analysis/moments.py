@@ -69,7 +69,7 @@ def shares(options: Options, *, single: bool, probing: bool) -> float:
 
 
 def choose(problem: Problem, options: Options, monitor: Monitor) -> Choice | None:
-    """How moments are got; None where there are none to be had.
+    """Choose how to compute the moments; None if they are unavailable.
 
     Raises:
         OptionsError: ``closed_form_unavailable``.

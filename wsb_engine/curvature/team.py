@@ -1,6 +1,6 @@
 """Hessian products and the closed form where several members share the work (mathematics.md, section 4).
 
-Each member holds all parameters. It multiplies by the Hessian of its own rows, and adds every so many-th term of t and
+Each member holds all parameters. It multiplies by the Hessian of its own rows, and adds every n-th term of t and
 q. The first one asks for one task after another and adds up the answers in the order of members, so that the result
 depends on no timing, and every decision is made in one place.
 """

@@ -23,7 +23,7 @@ ONE_THREAD_OPERATIONS = 1e8
 
 @contextmanager
 def threads_of(device: torch.device, *, one: bool) -> Iterator[None]:
-    """Has operators use one thread of a CPU, or all of them as always."""
+    """Limit torch to one CPU thread inside the block."""
     if device.type != "cpu" or not one:
         yield
         return

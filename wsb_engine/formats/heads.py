@@ -1,4 +1,4 @@
-"""From what a model puts out to logits, where the graph itself doesn't show them."""
+"""Recovers logits from a model's output if the graph does not expose them."""
 
 from __future__ import annotations
 

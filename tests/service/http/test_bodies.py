@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.service import StartService
 
-from service.http.bodies import hand_on
+from service.http.bodies import pump
 
 LARGE = 1 << 17
 
@@ -27,7 +27,7 @@ async def body(*sizes: int) -> AsyncIterator[bytes]:
 def test_chunks_are_written_in_order_whatever_their_sizes() -> None:
     written = bytearray()
     sizes = [5, LARGE, 1, 3 * LARGE, LARGE, *[7] * 50, 20 * LARGE, 2]
-    asyncio.run(hand_on(body(*sizes), written.extend))
+    asyncio.run(pump(body(*sizes), written.extend))
     assert written == b"".join(bytes([number]) * size for number, size in enumerate(sizes))
 
 
@@ -46,7 +46,7 @@ def test_more_is_received_while_a_large_chunk_is_written_but_not_without_end() -
         assert release.wait(20)
 
     async def watch() -> None:
-        task = asyncio.create_task(hand_on(chunks(), write))
+        task = asyncio.create_task(pump(chunks(), write))
         # Until it stands still: what is ahead of the disk is limited.
         while not seen_while_writing or received != seen_while_writing[-1]:
             seen_while_writing.append(received)
@@ -88,7 +88,7 @@ def test_a_body_that_breaks_off_leaves_no_thread_that_writes() -> None:
 
     async def receive() -> None:
         with pytest.raises(ConnectionError):
-            await hand_on(breaks(), disk.write)
+            await pump(breaks(), disk.write)
         assert disk.written == LARGE
 
     asyncio.run(receive())
@@ -98,7 +98,7 @@ def test_a_request_that_is_cancelled_leaves_no_thread_that_writes() -> None:
     disk = SlowDisk()
 
     async def cancel() -> None:
-        task = asyncio.create_task(hand_on(body(LARGE, 20 * LARGE, LARGE), disk.write))
+        task = asyncio.create_task(pump(body(LARGE, 20 * LARGE, LARGE), disk.write))
         await disk.has_begun()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -114,7 +114,7 @@ def test_what_goes_wrong_in_writing_is_told(sizes: tuple[int, ...]) -> None:
         raise OSError("full")
 
     with pytest.raises(OSError, match="full"):
-        asyncio.run(hand_on(body(*sizes), write))
+        asyncio.run(pump(body(*sizes), write))
 
 
 def test_a_large_file_is_stored_as_it_was_sent_alone_and_in_a_form(

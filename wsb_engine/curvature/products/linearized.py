@@ -30,7 +30,7 @@ class LinearizedProduct(HessianProduct):
         objective: The loss.
         columns: Columns to multiply at a time.
         samples: In a chunk, the first of which is traced.
-        threads: That each multiply by chunks of their own.
+        threads: Number of threads; each multiplies its own chunks.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class SteppingProduct(HessianProduct):
         self._batched = True
         """False once an operator could not be batched over columns."""
         self._short = False
-        """Whether memory ran out since the last product that was had."""
+        """True if memory has run out since the last successful product."""
 
     @property
     def description(self) -> str:
