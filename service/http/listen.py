@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 import h11
 import uvicorn
 from fastapi import FastAPI
-from h11._readers import ContentLengthReader
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import MalformedRequestError
@@ -66,41 +64,13 @@ class _Protocol(H11Protocol):
         self._time_head()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_inside_a_body(data):
-            self._pass_on(data)
-            return
-        self._read_at_most(_PIECE_BYTES)
         # h11 looks at the size of a head only while that is incomplete: it gets no more than it may hold at first.
         most = len(data) if self.conn.their_state is not h11.IDLE else self.head_bytes + 1
         for piece in filter(None, (data[:most], data[most:])):
             if not self.transport.is_closing():
                 super().data_received(piece)
+        self._read_at_most(_BODY_PIECE_BYTES if self.conn.their_state is h11.SEND_BODY else _PIECE_BYTES)
         self._time_head()
-
-    def _is_inside_a_body(self, data: bytes) -> bool:
-        """Whether the data is a piece of a body of known length, with more to come."""
-        connection, reader = self.conn, getattr(self.conn, "_reader", None)
-        return (
-            connection.their_state is h11.SEND_BODY
-            and connection.our_state is h11.SEND_RESPONSE
-            and not connection.they_are_waiting_for_100_continue
-            and isinstance(reader, ContentLengthReader)
-            and len(data) < reader._remaining
-            and not connection.trailing_data[0]
-        )
-
-    def _pass_on(self, data: bytes) -> None:
-        """Does what uvicorn does with a piece of a body when it comes out of h11, which copies it twice on the way.
-
-        The end of the body is h11's to find: its count of what remains is kept.
-        """
-        self._read_at_most(_BODY_PIECE_BYTES)
-        self.conn._reader._remaining -= len(data)  # type: ignore[union-attr]
-        self._unset_keepalive_if_required()
-        self.cycle.body += data
-        if len(self.cycle.body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
-        self.cycle.message_event.set()
 
     def _read_at_most(self, size: int) -> None:
         with suppress(AttributeError):  # a transport of another event loop than asyncio's

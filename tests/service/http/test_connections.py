@@ -11,7 +11,6 @@ from contextlib import closing
 from http.client import HTTPResponse
 from urllib.parse import urlsplit
 
-import h11
 import numpy as np
 import pytest
 from support.service import Service
@@ -57,24 +56,6 @@ def test_a_body_is_stored_as_it_was_sent_whatever_its_pieces(
     status, document = answer(connection)
     # What was cut off is no batch any more, which only its whole content can tell.
     assert (status, document.get("id")) == ((201, identifier(content)) if size > 1 else (422, None))
-
-
-def test_most_of_a_body_is_not_copied_by_the_http_library(
-    connection: socket.socket, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copied = []
-    receive = h11.Connection.receive_data
-
-    def counting(self: h11.Connection, data: bytes) -> None:
-        copied.append(len(data))
-        receive(self, data)
-
-    monkeypatch.setattr(h11.Connection, "receive_data", counting)
-    connection.sendall(post(len(content)))
-    for start in range(0, len(content), 100_000):
-        connection.sendall(content[start : start + 100_000])
-    assert answer(connection)[0] == 201
-    assert sum(copied) < len(content) / 2
 
 
 def test_requests_follow_each_other_on_one_connection(connection: socket.socket, content: bytes) -> None:
