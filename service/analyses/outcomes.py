@@ -14,7 +14,7 @@ from service.analyses.table import AnalysisRow
 from service.database import counters
 from service.database.counters import Event
 
-PHASES = ("load", "setup", "loss", "parity", "moments", "enclosure", "spectrum")
+PHASES = ("load", "setup", "loss", "parity", "rounding", "moments", "enclosure", "spectrum")
 """Phases of an analysis, in their order."""
 
 TIMINGS = (*PHASES, "total")
