@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wsb_engine.analysis.eigenpairs import Eigenpairs, eigenpairs
     from wsb_engine.batch import Batch, load_batch
     from wsb_engine.errors import BatchError, EngineError, ModelError, OptionsError, ResourceError
-    from wsb_engine.formats import load_model
+    from wsb_engine.formats.load import load_model
     from wsb_engine.formats.module import from_module
     from wsb_engine.model import Classifier
     from wsb_engine.options import Options
@@ -40,7 +40,7 @@ _HOME = {
     "eigenpairs": "wsb_engine.analysis.eigenpairs",
     "from_module": "wsb_engine.formats.module",
     "load_batch": "wsb_engine.batch",
-    "load_model": "wsb_engine.formats",
+    "load_model": "wsb_engine.formats.load",
     "wolkowicz_styan_penalty": "wsb_engine.penalty",
 }
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsb_engine.errors import BatchError
+from wsb_engine.formats.detect import batch_format
 
 MAX_BYTES = 8 << 30
 """Of all arrays of a batch, uncompressed."""
@@ -103,12 +104,8 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
     """
     start = time.perf_counter()
     data = _read(source)
-    if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        arrays: dict[str, ArrayLike] = dict(_read_npz(data))
-    elif _looks_like_safetensors(data):
-        arrays = dict(_read_safetensors(data))
-    else:
-        raise _unrecognized(data)
+    arrays: dict[str, ArrayLike] = {}
+    arrays.update(_read_npz(data) if batch_format(data) == "npz" else _read_safetensors(data))
     y = arrays.pop("y", None)
     weights = arrays.pop("weights", None)
     if y is None:
@@ -143,26 +140,7 @@ def _read(source: str | os.PathLike[str] | bytes) -> bytes:
                 code="batch_not_found",
                 advice="Give the path of a readable .npz or .safetensors file.",
             ) from error
-    if not data:
-        raise BatchError(
-            "the batch file is empty", code="batch_empty_file", advice="Write the file again and check its size."
-        )
     return data
-
-
-def _unrecognized(data: bytes) -> BatchError:
-    if data[:1] == b"\x80":
-        return BatchError(
-            "the file is a Python pickle, which is never loaded",
-            code="pickle_refused",
-            advice="Save the arrays with numpy.savez(file, x=x, y=y).",
-        )
-    advice = "Send .npz (numpy.savez(file, x=x, y=y)) or .safetensors."
-    if data.startswith(b"\x93NUMPY"):
-        return BatchError(
-            "the file is a single .npy array; a batch needs x and y", code="batch_unrecognized", advice=advice
-        )
-    return BatchError("the file is neither .npz nor .safetensors", code="batch_unrecognized", advice=advice)
 
 
 def _too_large(size: int) -> BatchError:
@@ -238,10 +216,6 @@ def _object_array(name: str) -> BatchError:
         advice="Convert it to a numeric dtype before saving (rows of different lengths make object arrays).",
         array=name,
     )
-
-
-def _looks_like_safetensors(data: bytes) -> bool:
-    return len(data) > 8 and 2 <= int.from_bytes(data[:8], "little") <= 100_000_000 and data[8:9] == b"{"
 
 
 def _read_safetensors(data: bytes) -> dict[str, Tensor]:

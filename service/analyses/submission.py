@@ -20,8 +20,7 @@ from service.analyses.references import resolve
 from service.analyses.reuse import find_report, fingerprint
 from service.analyses.schemas import AnalysisRequest, AnalysisSettings, FormRequest
 from service.analyses.table import AnalysisRow
-from service.blobs.batch_formats import batch_format
-from service.blobs.model_formats import model_format
+from service.blobs.formats import batch_format, model_format
 from service.blobs.repository import NOUNS, digest, hold, identifier, register, sniff
 from service.context import Context
 from service.database import queue, workers

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.blobs.batch_formats import batch_format
-from service.blobs.model_formats import model_format
+from service.blobs.formats import batch_format, model_format
 from service.blobs.repository import (
     NOUNS,
     UPLOAD_ERRORS,

@@ -15,8 +15,7 @@ from pydantic import ValidationError
 from service.analyses.errors import AnalysisNotFoundError, DeviceUnavailableError, NoReportError, ReportNotReadyError
 from service.analyses.schemas import FormRequest
 from service.analyses.submission import Caller, accept
-from service.blobs.batch_formats import batch_format
-from service.blobs.model_formats import model_format
+from service.blobs.formats import batch_format, model_format
 from service.blobs.repository import NOUNS, BlobNotFoundError, digest, identifier, register, sniff
 from service.context import Context
 from service.errors import ServiceError

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from service.blobs.batch_formats import batch_format
-from service.blobs.model_formats import model_format
+from service.blobs.formats import batch_format, model_format
 from service.blobs.repository import TruncatedFileError, UnknownFormatError
-from service.storage.archives import NotAnArchiveError, member_names
+from wsb_engine.errors import ModelError
+from wsb_engine.formats import detect
+from wsb_engine.formats.archives import NotAnArchiveError, member_names
 
 
 def archive(*names: str) -> bytes:
@@ -53,7 +54,7 @@ def test_an_onnx_file_that_lacks_its_end_is_called_truncated(tmp_path: Path, mod
     ("content", "told"),
     [
         (b"hello", "neither an ONNX file nor"),
-        (b"\x80\x02}q\x00.", "neither an ONNX file nor"),
+        (b"\x80\x02}q\x00.", "a Python pickle"),
         (b"\x00" * 64, "neither an ONNX file nor"),
         (b"<!doctype html><html></html>", "neither an ONNX file nor"),
         (b'{"json": true}', "neither an ONNX file nor"),
@@ -66,6 +67,22 @@ def test_an_onnx_file_that_lacks_its_end_is_called_truncated(tmp_path: Path, mod
 def test_another_file_is_no_model(tmp_path: Path, content: bytes, told: str) -> None:
     with pytest.raises(UnknownFormatError, match=told):
         model_format(written(tmp_path, content))
+
+
+def test_a_file_of_endless_fields_costs_little(tmp_path: Path) -> None:
+    """Counted, not timed: a field of two bytes costs one read, and there is a limit to them."""
+    path = written(tmp_path, b"\x08\x08" * (5 << 20))
+    reads = 0
+
+    class Counting(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            nonlocal reads
+            reads += 1
+            return super().read(size)
+
+    with Counting(path) as file, pytest.raises(ModelError):
+        detect.require_onnx(file, 10 << 20)
+    assert reads <= detect.TOP_LEVEL_FIELDS
 
 
 def test_a_cut_off_archive_is_called_truncated(tmp_path: Path) -> None:
@@ -93,9 +110,9 @@ def test_a_safetensors_header_beyond_the_file_is_called_truncated(tmp_path: Path
 
 def test_names_of_a_zip64_archive_are_read(tmp_path: Path) -> None:
     names = [f"folder/{index}.npy" for index in range(70_000)]
-    assert member_names(written(tmp_path, archive(*names))) == names
+    assert member_names(io.BytesIO(archive(*names))) == names
 
 
 def test_a_directory_that_claims_too_many_entries_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(NotAnArchiveError):
-        member_names(written(tmp_path, archive("a", "b", "c")), limit=2)
+        member_names(io.BytesIO(archive("a", "b", "c")), limit=2)

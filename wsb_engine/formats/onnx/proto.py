@@ -1,4 +1,4 @@
-"""Bytes → ModelProto, refusing what is not a model, what is cut short, and what points outside the file."""
+"""Bytes → ModelProto, refusing what is malformed and what points outside the file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.limits import LIMITS
 
-# Field number → wire type of ModelProto (onnx.proto): 0 is a varint, 2 is length-delimited.
-_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
 _MINIMUM_OPSET = 7
 _DOMAIN_ALIASES = {"ai.onnx": ""}
 
@@ -21,8 +19,7 @@ def parse(data: bytes) -> onnx.ModelProto:
     """Parses an ONNX model.
 
     Raises:
-        ModelError: ``model_too_large``, ``model_unrecognized``, ``model_truncated``, ``model_invalid``,
-            ``external_data_refused`` or ``unsupported_opset``.
+        ModelError: ``model_too_large``, ``model_invalid``, ``external_data_refused`` or ``unsupported_opset``.
     """
     if len(data) > LIMITS.file_bytes:
         raise ModelError(
@@ -31,7 +28,6 @@ def parse(data: bytes) -> onnx.ModelProto:
             advice="Export a smaller model.",
             limit=LIMITS.file_bytes,
         )
-    _scan(data)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -70,61 +66,6 @@ def imported_opsets(imports: object) -> dict[str, int]:
 def canonical_domain(domain: str) -> str:
     """``ai.onnx`` is another name of the default domain."""
     return _DOMAIN_ALIASES.get(domain, domain)
-
-
-def _scan(data: bytes) -> None:
-    """Walks the outermost fields: protobuf's parser does not say whether a message was cut short."""
-    position, known = 0, 0
-    while position < len(data):
-        tag = _varint(data, position)
-        if tag is None:
-            raise _truncated(len(data)) if known else _unrecognized()
-        key, position = tag
-        number, wire = key >> 3, key & 7
-        if _MODEL_FIELDS.get(number) != wire:
-            raise _unrecognized() if known < 2 else problems.invalid(f"field {number} does not belong to an ONNX model")
-        value = _varint(data, position)
-        if value is None:
-            raise _truncated(len(data)) if known else _unrecognized()
-        length, position = value
-        if wire == 2:
-            position += length
-        if position > len(data):
-            raise _truncated(len(data), position) if known else _unrecognized()
-        known += 1
-    if not known:
-        raise _unrecognized()
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int] | None:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            return None
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    return None
-
-
-def _truncated(size: int, needed: int | None = None) -> ModelError:
-    more = f"; it declares at least {needed}" if needed is not None else ""
-    return ModelError(
-        f"the ONNX file ends after {size} bytes{more}",
-        code="model_truncated",
-        advice="Copy or upload the file again; the transfer was cut short.",
-        size=size,
-    )
-
-
-def _unrecognized() -> ModelError:
-    return ModelError(
-        "the file is not a model that can be read",
-        code="model_unrecognized",
-        advice="Give an ONNX file (torch.onnx.export, tf2onnx, skl2onnx).",
-    )
 
 
 def _require_text(message: Message) -> None:

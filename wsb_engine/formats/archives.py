@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from pathlib import Path
 from typing import BinaryIO
 
 _END = struct.Struct("<4s4H2LH")
@@ -18,19 +17,18 @@ class NotAnArchiveError(Exception):
     """The file has no readable central directory."""
 
 
-def member_names(path: Path, *, limit: int = 100_000) -> list[str]:
-    """Names of at most ``limit`` members, in the order of the central directory.
+def member_names(file: BinaryIO, *, limit: int = 100_000) -> list[str]:
+    """Read the names of at most ``limit`` members, in the order of the central directory.
 
     Raises:
-        NotAnArchiveError: when the directory is missing, cut off or larger than the limit.
+        NotAnArchiveError: if the directory is missing, cut off or larger than the limit.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        count, start, length = _directory(file, size)
-        if count > limit or start + length > size:
-            raise NotAnArchiveError("central directory out of bounds")
-        file.seek(start)
-        return [_next_name(file) for _ in range(count)]
+    size = file.seek(0, os.SEEK_END)
+    count, start, length = _directory(file, size)
+    if count > limit or start + length > size:
+        raise NotAnArchiveError("central directory out of bounds")
+    file.seek(start)
+    return [_next_name(file) for _ in range(count)]
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
