@@ -32,6 +32,7 @@ FROM dependencies AS build
 ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY wsb wsb
 COPY wsb_engine wsb_engine
 COPY service service
 RUN --mount=type=bind,from=wheels,target=/mnt/wheels \

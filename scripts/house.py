@@ -17,7 +17,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("wsb_engine", "service")
+PACKAGES = ("wsb", "wsb_engine", "service")
 MOST = 20
 """Modules in a folder."""
 

@@ -147,11 +147,15 @@ class Settings(BaseSettings):
     @field_validator("otlp_endpoint")
     @classmethod
     def _can_trace(cls, value: str | None) -> str | None:
-        if value is not None and urlsplit(value).scheme not in ("http", "https"):
+        if value is None:
+            return None
+        if urlsplit(value).scheme not in ("http", "https"):
             raise ValueError("the collector's address must be http://… or https://…")
-        from service import traces  # takes a tenth of a second, which commands that trace nothing save
-
-        if value is not None and not traces.installed():
+        try:
+            from service import traces  # takes a tenth of a second, which commands that trace nothing save
+        except ModuleNotFoundError as error:
+            raise ValueError("traces need the server: pip install 'wsb-sharpness[server,traces]'") from error
+        if not traces.installed():
             raise ValueError(f"traces need OpenTelemetry's SDK and exporter; {traces.ADVICE}")
         return value
 

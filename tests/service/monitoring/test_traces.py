@@ -228,7 +228,7 @@ def test_a_collector_that_hangs_does_not_hold_up_the_end(collector: Collector) -
 
 def test_an_endpoint_without_the_extra_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.traces.installed", lambda: False)
-    with pytest.raises(ValidationError, match=r"pip install 'wsb\[service,traces\]'"):
+    with pytest.raises(ValidationError, match=r"pip install 'wsb-sharpness\[server,traces\]'"):
         Settings(_env_file=None, otlp_endpoint=NOWHERE)
 
 

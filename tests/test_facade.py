@@ -1,0 +1,35 @@
+"""`import wsb` is `import wsb_engine` under the command's name."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import wsb
+import wsb_engine
+
+
+def test_the_facade_gives_what_the_engine_gives() -> None:
+    assert dir(wsb) == dir(wsb_engine) == wsb_engine.__all__
+    assert all(getattr(wsb, name) is getattr(wsb_engine, name) for name in wsb.__all__)
+
+
+def test_nothing_is_defined_in_it() -> None:
+    tree = ast.parse(Path(wsb.__file__).read_text())
+    assert {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} == {
+        "__getattr__",
+        "__dir__",
+    }
+
+
+def test_importing_it_loads_no_torch() -> None:
+    run = [sys.executable, "-c", "import sys, wsb\nprint('torch' in sys.modules)"]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_its_help_shows_the_public_names() -> None:
+    run = [sys.executable, "-c", "import wsb_engine\nhelp(wsb_engine)"]
+    text = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    assert all(name in text for name in wsb_engine.__all__ if name != "__version__")
