@@ -29,8 +29,8 @@ class Problem(BaseModel):
     detail: str = Field(description="What was found, and where.")
     code: str = Field(description="Stable identifier for programs.")
     advice: str | None = Field(None, description="What to do about it.")
-    errors: list[FieldError] | None = Field(None, description="Field by field, where fields are at fault.")
-    analysis: str | None = Field(None, description="Identifier of the analysis that ended this way.")
+    errors: list[FieldError] | None = Field(None, description="Errors by field, if fields are invalid.")
+    analysis: str | None = Field(None, description="Identifier of the analysis that failed.")
     details: dict[str, JsonValue] | None = Field(None, description="Facts for programs.")
 
 
@@ -140,7 +140,7 @@ class BodyTooLargeError(ServiceError):
 class UnsupportedMediaTypeError(ServiceError):
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     code = "unsupported_media_type"
-    title = "The body is of a type that isn't accepted here"
+    title = "The media type of the body is not accepted"
 
 
 class InvalidRequestError(ServiceError):

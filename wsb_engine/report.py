@@ -43,7 +43,7 @@ class Parameters(_Part):
 
 
 class Parity(_Part):
-    """Agreement of our logits with an independent runtime on the same batch."""
+    """Agreement of the logits with an independent runtime on the same batch."""
 
     reference: str
     max_abs_error: float
@@ -110,7 +110,7 @@ class Bounds(_Part):
 
 
 class CertifiedInterval(_Part):
-    """An interval that holds the eigenvalue: always, or but for the failure probability."""
+    """An interval that contains the eigenvalue: always, or except with the failure probability."""
 
     lower: float
     upper: float

@@ -9,7 +9,7 @@ from service.policies import Policy, Verdict
 
 
 class ComparisonRequest(BaseModel):
-    """A policy, and the reports to apply it to: each an analysis's identifier, or a report itself."""
+    """A policy and the reports to apply it to, each given by an analysis's identifier or as a report."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -29,7 +29,9 @@ class ComparisonRequest(BaseModel):
     baseline: ReportReference | None = Field(None, description="The report to compare with.")
     policy: Policy
     learning_rate: float | None = Field(
-        None, gt=0, description="For `stability_ratio`; default: of the candidate's analysis, else of the policy."
+        None,
+        gt=0,
+        description="For `stability_ratio`; defaults to that of the candidate's analysis, then of the policy.",
     )
 
 

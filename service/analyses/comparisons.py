@@ -36,7 +36,7 @@ _BODY = {
     "",
     response_model=Comparison,
     summary="Judge a report, alone or against another",
-    description="Nothing is analysed and nothing stored. A rule that fails is a verdict, not an error.",
+    description="Nothing is analysed or stored. A rule that fails is a verdict, not an error.",
     responses=declare(
         *(MalformedRequestError, BodyTooLargeError, UnsupportedMediaTypeError, UploadTooSlowError),
         *(InvalidRequestError, AnalysisNotFoundError, ReportNotReadyError, NoReportError, InternalError),

@@ -64,7 +64,7 @@ def _analysis_id(analysis_id: Annotated[str, Path(description="Identifier of the
 
 
 AnalysisId = Annotated[UUID, Depends(_analysis_id)]
-IfNoneMatch = Annotated[str | None, Header(description="Entity tag of a copy that the client has.")]
+IfNoneMatch = Annotated[str | None, Header(description="Entity tag of the client's copy.")]
 # OpenAPI says by the content of the answer what can be accepted.
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Prefer = Annotated[
@@ -85,18 +85,20 @@ IdempotencyKey = Annotated[
         examples=["3b1f9a52-epoch-12"],
     ),
 ]
-States = Annotated[list[State] | None, Query(alias="state", description="Only in one of these states.", max_length=7)]
+States = Annotated[
+    list[State] | None, Query(alias="state", description="Return only analyses in one of these states.", max_length=7)
+]
 Labels = Annotated[
     list[Annotated[str, Query(pattern=f"^{LABEL_KEY}(:{LABEL_VALUE})?$")]] | None,
     Query(
         alias="label",
-        description="Only with this label: `key:value`, or `key` with any value. Repeatable.",
+        description="Return only analyses with this label: `key:value`, or `key` with any value. Repeatable.",
         max_length=32,
     ),
 ]
 Limit = Annotated[int, Query(ge=1, le=200, description="Most analyses on a page.")]
 After = Annotated[
-    str | None, Query(pattern="^[1-9][0-9]{0,17}$", description="Cursor, as `next` of the page before has it.")
+    str | None, Query(pattern="^[1-9][0-9]{0,17}$", description="Cursor from `next` of the previous page.")
 ]
 
 
@@ -148,8 +150,8 @@ def _request_body() -> dict[str, Any]:
             "headers": described(
                 {
                     "Location": "Address of the analysis.",
-                    "Retry-After": "Seconds until it is worth asking; absent where the analysis has ended.",
-                    "Preference-Applied": "The wait that was granted, where one was asked for.",
+                    "Retry-After": "Seconds to wait before asking again; absent once the analysis has ended.",
+                    "Preference-Applied": "The wait that was granted, if one was requested.",
                     "Idempotency-Replayed": "`true` where the analysis is that of an earlier request.",
                 }
             ),
@@ -231,8 +233,8 @@ async def list_analyses(
 @router.get(
     "/{analysis_id}",
     response_model=Analysis,
-    summary="See how an analysis stands",
-    description="200 whatever the state; a failed one has its error in the body.",
+    summary="Get the state of an analysis",
+    description="Returns 200 in every state; a failed analysis has its error in the body.",
     responses={
         200: {"headers": described({"ETag": "Changes with the analysis."})},
         304: {"description": "Nothing has changed since the copy named by If-None-Match."},
@@ -256,14 +258,14 @@ async def get_analysis(
     "/{analysis_id}/report",
     response_model=Report,
     summary="Fetch the report",
-    description="As JSON it never changes. As Markdown, HTML or JUnit XML it has the verdict, where there is one.",
+    description="JSON never changes. Markdown, HTML and JUnit XML include the verdict, if there is one.",
     responses={
         200: {
             "content": representations.described(),
             "headers": described(
                 {
-                    "ETag": "Strong, another one for each form.",
-                    "Cache-Control": "Allows to keep the JSON for ever.",
+                    "ETag": "Strong, and different for each media type.",
+                    "Cache-Control": "Allows caching the JSON for ever.",
                     "Vary": "Accept.",
                 }
             ),
@@ -298,7 +300,7 @@ async def get_report(
     "/{analysis_id}/cancel",
     status_code=HTTPStatus.ACCEPTED,
     summary="Cancel an analysis",
-    description="A waiting one is cancelled at once, a running one is stopped. Cancelling again changes nothing.",
+    description="A queued analysis is cancelled at once, a running one is stopped. Cancelling again changes nothing.",
     responses=declare(AnalysisNotFoundError, AnalysisFinalError),
 )
 async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> Analysis:
@@ -320,7 +322,7 @@ async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTe
     "/{analysis_id}",
     status_code=HTTPStatus.NO_CONTENT,
     summary="Delete an analysis and its report",
-    description="Only once it has ended. The files stay.",
+    description="Allowed once the analysis has ended. The files stay.",
     responses=declare(AnalysisNotFoundError, AnalysisLiveError),
 )
 async def delete_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> None:

@@ -18,7 +18,7 @@ class AnalysisNotFoundError(NotFoundError):
 class DeviceUnavailableError(ServiceError):
     status = HTTPStatus(422)
     code = "device_unavailable"
-    title = "No worker has the device that was asked for"
+    title = "No worker has the requested device"
 
 
 class QueueFullError(ServiceError):
@@ -36,13 +36,13 @@ class TenantQueueFullError(ServiceError):
 class IdempotencyMismatchError(ServiceError):
     status = HTTPStatus(422)
     code = "idempotency_mismatch"
-    title = "The Idempotency-Key came with another request before"
+    title = "The Idempotency-Key was used with another request"
 
 
 class AnalysisLiveError(ServiceError):
     status = HTTPStatus.CONFLICT
     code = "analysis_live"
-    title = "The analysis has not ended yet, and can't be deleted"
+    title = "The analysis has not ended yet and can't be deleted"
 
 
 class AnalysisFinalError(ServiceError):

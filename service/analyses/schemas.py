@@ -34,10 +34,10 @@ class AnalysisSettings(BaseModel):
     labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict,
         max_length=32,
-        description="Names and values to find the analysis by.",
+        description="Names and values by which to find the analysis.",
         json_schema_extra={"additionalProperties": False},
     )
-    priority: int = Field(0, ge=-100, le=100, description="Higher ones leave the queue first.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher priorities leave the queue first.")
     timeout_s: float | None = Field(
         None, gt=0, description="Wall-clock seconds after which the analysis is stopped; at most the service's limit."
     )
@@ -46,7 +46,7 @@ class AnalysisSettings(BaseModel):
         None, description="For rules about increases: an analysis's identifier, or a report."
     )
     fresh: bool = Field(
-        False, description="Run the analysis even if there is a report of the same model, batch and options already."
+        False, description="Run the analysis even if a report of the same model, batch and options exists."
     )
 
     @model_validator(mode="after")
@@ -77,19 +77,19 @@ class AnalysisRequest(AnalysisSettings):
         }
     )
 
-    model: str = Field(max_length=200, description="Identifier that POST /v1/models returned.")
-    batch: str = Field(max_length=200, description="Identifier that POST /v1/batches returned.")
+    model: str = Field(max_length=200, description="Identifier returned by POST /v1/models.")
+    batch: str = Field(max_length=200, description="Identifier returned by POST /v1/batches.")
 
 
 class FormRequest(AnalysisSettings):
-    """The ``request`` part of a multipart body; a file that was uploaded before can be named instead of sent."""
+    """The ``request`` part of a multipart body; it can name a file that was uploaded before instead of sending it."""
 
-    model: str | None = Field(None, max_length=200, description="Identifier, instead of the part of this name.")
-    batch: str | None = Field(None, max_length=200, description="Identifier, instead of the part of this name.")
+    model: str | None = Field(None, max_length=200, description="Identifier that replaces the part of this name.")
+    batch: str | None = Field(None, max_length=200, description="Identifier that replaces the part of this name.")
 
 
 class AnalysisProgress(BaseModel):
-    """How far a running analysis is."""
+    """Progress of a running analysis."""
 
     phase: str = Field(description="load, moments, enclosure, spectrum, …")
     fraction: float = Field(description="Of this phase, 0 to 1.")
@@ -109,12 +109,12 @@ class AnalysisError(BaseModel):
 
 class Links(BaseModel):
     self: str
-    report: str | None = Field(None, description="Where the report is, once there is one.")
-    cancel: str | None = Field(None, description="Where to cancel, while that is possible.")
+    report: str | None = Field(None, description="URL of the report, once it exists.")
+    cancel: str | None = Field(None, description="URL for cancelling, while that is possible.")
 
 
 class Analysis(BaseModel):
-    """One analysis: what was asked for and how it stands."""
+    """One analysis: its request and its state."""
 
     id: UUID
     state: State
@@ -124,12 +124,12 @@ class Analysis(BaseModel):
     labels: dict[str, str]
     priority: int
     timeout_s: float
-    attempts: int = Field(description="How often it was started; above one after a worker was lost.")
+    attempts: int = Field(description="Number of attempts; more than one if a worker was lost.")
     progress: AnalysisProgress | None
     error: AnalysisError | None
-    verdict: Verdict | None = Field(description="What the policy says about the report; null without one of the two.")
+    verdict: Verdict | None = Field(description="Verdict of the policy on the report; null if either is missing.")
     reused_from: UUID | None = Field(
-        description="The analysis that made the report, where an equal one had been made already; it may be deleted."
+        description="The analysis that produced the report, if an equal one existed; it may have been deleted."
     )
     created_at: datetime
     started_at: datetime | None

@@ -82,7 +82,7 @@ def _router(
         status_code=HTTPStatus.CREATED,
         summary=f"Upload a {noun}",
         description=f"{content} The same bytes are stored once.",
-        responses={200: {"model": Blob, "description": "The content was here already."}, **declare(*UPLOAD_ERRORS)},
+        responses={200: {"model": Blob, "description": "The content is already stored."}, **declare(*UPLOAD_ERRORS)},
         openapi_extra=binary_body(f"The {noun} file."),
     )
     async def upload(request: Request, response: Response, context: InContext, tenant: InTenant) -> Blob:
@@ -90,7 +90,7 @@ def _router(
 
     @router.get(one, name=f"get_{noun}", summary=f"Describe a {noun}", responses=declare(BlobNotFoundError))
     @router.head(
-        one, name=f"get_{noun}", summary=f"Ask whether a {noun} is stored", responses=declare(BlobNotFoundError)
+        one, name=f"get_{noun}", summary=f"Check whether a {noun} is stored", responses=declare(BlobNotFoundError)
     )
     async def get(context: InContext, tenant: InTenant, blob_id: str = identifier) -> Blob:
         return await get_blob(context, tenant, kind, blob_id)
@@ -100,7 +100,7 @@ def _router(
         name=f"delete_{noun}",
         status_code=HTTPStatus.NO_CONTENT,
         summary=f"Delete a {noun}",
-        description="Reports made from it stay.",
+        description="Reports produced from it stay.",
         responses=declare(BlobNotFoundError, BlobInUseError),
     )
     async def delete(context: InContext, tenant: InTenant, blob_id: str = identifier) -> None:

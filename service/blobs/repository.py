@@ -35,7 +35,7 @@ _IDENTIFIER = re.compile(r"sha256:([0-9a-f]{64})")
 class UnknownFormatError(ServiceError):
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     code = "unknown_format"
-    title = "The content is of no format that is accepted here"
+    title = "The format of the content is not accepted"
 
 
 class TruncatedFileError(ServiceError):

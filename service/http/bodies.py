@@ -34,7 +34,7 @@ class UploadTooSlowError(ServiceError):
 class TooManyUploadsError(ServiceError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "too_many_uploads"
-    title = "Too many uploads are under way"
+    title = "Too many uploads are in progress"
 
 
 class Body:

@@ -92,5 +92,5 @@ InTenant = Annotated[str, Depends(_tenant)]
 
 def openapi_scheme() -> dict[str, Any]:
     """The security scheme of the specification."""
-    text = "A key that `wsb keys new` made. A service without keys answers everyone as one tenant."
+    text = "A key made by `wsb keys new`. A service without keys treats everyone as one tenant."
     return {"ApiKey": {"type": "http", "scheme": "bearer", "description": text}}

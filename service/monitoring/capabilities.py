@@ -28,7 +28,7 @@ class EngineVersions(BaseModel):
 
 class Formats(BaseModel):
     models: list[ModelFormat] = Field(
-        description="TorchScript is among them where WSB_TORCHSCRIPT, and what confines analyses, let it be loaded."
+        description="Includes TorchScript if WSB_TORCHSCRIPT and the active protections allow loading it."
     )
     batches: list[BatchFormat]
 
@@ -47,15 +47,15 @@ class Limits(BaseModel):
 
 
 class Sandbox(BaseModel):
-    protections: list[str] = Field(description="What confines analyses on every worker that is alive.")
+    protections: list[str] = Field(description="Protections that are active on every live worker.")
 
 
 class Capabilities(BaseModel):
-    """What can be asked of this service at this time."""
+    """What this service offers at the moment."""
 
     engine: EngineVersions
     workers: int = Field(description="Workers that are alive.")
-    devices: list[str] = Field(description="Devices that they offer; an analysis may ask for one.")
+    devices: list[str] = Field(description="Devices that the workers offer; an analysis may request one.")
     formats: Formats
     limits: Limits
     sandbox: Sandbox
@@ -103,14 +103,14 @@ async def get_capabilities(context: InContext) -> Capabilities:
     )
 
 
-@router.get("/healthz", summary="Whether this process answers")
+@router.get("/healthz", summary="Check whether this process answers")
 async def get_health() -> Health:
     return Health()
 
 
 @router.get(
     "/readyz",
-    summary="Whether analyses can be accepted and run",
+    summary="Check whether analyses can be accepted and run",
     description="503 names in `details.missing` the first part that is not as it has to be. `checks` says, with either "
     "status, how each part is: the server, the database, its tables, the place of models and batches, the queue, and "
     "whether a worker is alive. Waits for none of them longer than WSB_PROBE_SECONDS.",

@@ -204,7 +204,7 @@ def _histogram(rows: Sequence[TotalRow]) -> tuple[list[tuple[str, float]], float
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",
-    description="The text format, or OpenMetrics for who asks for it. Needs a key where keys are set.",
+    description="The Prometheus text format, or OpenMetrics on request. Needs a key if keys are set.",
     response_class=PlainTextResponse,
 )
 async def get_metrics(request: Request, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:

@@ -1,4 +1,4 @@
-"""Whether analyses can be accepted and run: each part is asked on its own, and none for long."""
+"""Check whether analyses can be accepted and run: each part is asked on its own, and none for long."""
 
 from __future__ import annotations
 

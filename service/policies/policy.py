@@ -60,10 +60,10 @@ class Rule(_Part):
     metric: str = Field(max_length=200, description="Path into the report, or `stability_ratio`.")
     op: Operator | None = Field(None, description="How the number compares with `limit`.")
     limit: Number | None = None
-    max_relative_increase: Number | None = Field(None, description="Over the baseline, as a share of its size.")
-    max_increase: Number | None = Field(None, description="Over the baseline.")
-    severity: Severity = Field("fail", description="What it is when the rule does not hold.")
-    on_missing: OnMissing = Field("error", description="What it is when the report has no such number.")
+    max_relative_increase: Number | None = Field(None, description="Increase over the baseline, relative to its size.")
+    max_increase: Number | None = Field(None, description="Increase over the baseline.")
+    severity: Severity = Field("fail", description="Outcome if the rule does not hold.")
+    on_missing: OnMissing = Field("error", description="Outcome if the report has no such number.")
 
     @field_validator("metric")
     @classmethod
@@ -96,15 +96,15 @@ class Rule(_Part):
 
 
 class Policy(_Part):
-    """Rules that a report has to satisfy."""
+    """Rules that a report must satisfy."""
 
     rule: list[Rule] = Field(min_length=1, max_length=MAX_RULES)
     allow_mismatch: list[Mismatch] = Field(
-        [], max_length=len(get_args(Mismatch)), description="Differences from the baseline that don't matter."
+        [], max_length=len(get_args(Mismatch)), description="Differences from the baseline to ignore."
     )
-    allow_failed_checks: bool = Field(False, description="Judge a report although a consistency check failed in it.")
+    allow_failed_checks: bool = Field(False, description="Judge a report even if one of its consistency checks failed.")
     learning_rate: Number | None = Field(
-        None, gt=0, description="For `stability_ratio`, where the options of the analysis have none."
+        None, gt=0, description="Learning rate for `stability_ratio` if the options of the analysis have none."
     )
 
     @field_validator("allow_mismatch", mode="before")

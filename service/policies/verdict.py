@@ -17,14 +17,14 @@ class _Part(BaseModel):
 
 
 class Range(_Part):
-    """Between these lies the number that a rule is about."""
+    """Interval that contains the number that the rule is about."""
 
     lower: float
     upper: float
 
 
 class RuleResult(_Part):
-    """One rule and what became of it."""
+    """One rule and its outcome."""
 
     metric: str = Field(description="Path into the report, or `stability_ratio`.")
     op: Operator | None = Field(None, description="Null for a rule against the baseline.")
@@ -34,9 +34,9 @@ class RuleResult(_Part):
     severity: Severity = "fail"
     outcome: Outcome
     code: str | None = Field(None, description="Why a rule is an error, such as `undecided` or `missing`.")
-    value: float | None = Field(None, description="What the report says at the metric's path.")
-    interval: Range | None = Field(None, description="What is certain about the number, where the report encloses it.")
-    baseline: float | None = Field(None, description="What the baseline says at the same path.")
+    value: float | None = Field(None, description="Value of the report at the metric's path.")
+    interval: Range | None = Field(None, description="Certified interval of the number, if the report encloses it.")
+    baseline: float | None = Field(None, description="Value of the baseline at the same path.")
     baseline_interval: Range | None = None
     message: str
     advice: str | None = None
@@ -52,7 +52,7 @@ class Difference(_Part):
 
 
 class BaselineComparison(_Part):
-    """Whether the baseline was made the same way as the report."""
+    """Whether the baseline was produced with the same settings as the report."""
 
     compatible: bool
     differences: list[Difference]

@@ -53,7 +53,7 @@ _TAGS = [
     {"name": "comparisons", "description": "Judge reports by a policy, alone or against a baseline."},
     {"name": "models", "description": "Trained classifiers: ONNX files and TorchScript archives."},
     {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
-    {"name": "service", "description": "What the service can do, and how it is."},
+    {"name": "service", "description": "Capabilities and health of the service."},
 ]
 
 

@@ -32,7 +32,7 @@ _WRITTEN_BACK_EVERY = 16 << 20
 class InsufficientStorageError(ServiceError):
     status = HTTPStatus.INSUFFICIENT_STORAGE
     code = "insufficient_storage"
-    title = "There is no room to store this"
+    title = "Insufficient storage"
 
 
 class StorageUnavailableError(ServiceError):
