@@ -88,9 +88,9 @@ class Tracing:
         """A span around a job, in the trace of the request that queued it.
 
         Args:
-            name: Of the span.
-            traceparent: As ``carried`` gave it; None starts a trace.
-            attributes: Of the span.
+            name: Name of the span.
+            traceparent: Value from ``carried``; None starts a trace.
+            attributes: Attributes of the span.
         """
         context = _CONTEXT.extract({} if traceparent is None else {"traceparent": traceparent})
         # An exception's text may hold what does not belong into a trace.

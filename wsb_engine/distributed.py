@@ -118,7 +118,7 @@ class Processes(Team):
 
     Args:
         group: The processes.
-        monitor: Told of the other processes' warnings.
+        monitor: Receives the other processes' warnings.
     """
 
     member: Member

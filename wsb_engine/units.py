@@ -35,7 +35,7 @@ def in_true_units(report: r.Report, scale: float) -> r.Report:
     """The report of H from that of scale · H.
 
     Args:
-        report: Of an analysis whose loss was multiplied by ``scale``.
+        report: Report of an analysis whose loss was multiplied by ``scale``.
         scale: A power of two, so that nothing is rounded unless it leaves the range of numbers.
     """
     converted: r.Report = report if scale == 1 else _converted(report, scale)

@@ -119,7 +119,7 @@ async def _events(context: Context, row: AnalysisRow, changed: asyncio.Event, se
     """The stream, until the analysis ends or is deleted, or the server stops.
 
     Args:
-        context: Of the request.
+        context: Context of the request.
         row: The analysis as it is now.
         changed: Set at each change after ``row`` was read.
         seen: Revision that the client knows.

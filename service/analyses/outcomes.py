@@ -52,7 +52,7 @@ async def succeed(
     Args:
         session: The transaction.
         analysis: Which one.
-        report: As JSON.
+        report: Report as JSON.
         timings: Seconds by names of ``TIMINGS``.
     """
     row = await repository.succeed(session, analysis, report)

@@ -31,8 +31,8 @@ def verdict_document(
 
     Args:
         policy, baseline: As they were stored.
-        learning_rate: Of the options.
-        report: As JSON.
+        learning_rate: Learning rate from the options.
+        report: Report as JSON.
     """
     try:
         verdict = evaluate(

@@ -27,10 +27,10 @@ async def active_protections(
     """The names of the protections of a child that this zygote forks.
 
     Args:
-        settings: Of the service.
+        settings: Settings of the service.
         zygote: Whose children run the analyses.
-        folder: Where job folders are made.
-        device: Of the analyses, since those on a GPU are confined a little less.
+        folder: Folder in which job folders are created.
+        device: Device of the analyses; those on a GPU are confined a little less.
         group: Control group beneath which each of them gets its own.
 
     Raises:

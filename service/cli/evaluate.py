@@ -46,10 +46,10 @@ async def evaluate_here(
 
     Args:
         model, batch: Files.
-        options: Of the engine.
+        options: Options of the engine.
         settings: Its threads, memory and sandbox.
         seconds: Wall-clock limit.
-        progress: Told how far the analysis is.
+        progress: Called with the progress of the analysis.
 
     Raises:
         InvalidInputError, NotEvaluatedError: with a text for people.
@@ -96,7 +96,7 @@ def evaluate_there(
     """Sends both files to a server and follows the analysis until it ends; an interrupt cancels it there.
 
     Args:
-        url: Of the server.
+        url: URL of the server.
         seconds: Wall-clock limit, for the server to keep; None: the server's own.
         key: API key, for a server that wants one.
         model, batch, options, progress: As for ``evaluate_here``.

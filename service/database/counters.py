@@ -44,8 +44,8 @@ class Event:
 
     Args:
         metric: What happened.
-        label: Of which kind; from a short list, never from a client or a child.
-        seconds: How long it took; None where that does not matter.
+        label: Kind, from a short list; never text from a client or a child.
+        seconds: Duration; None if it does not matter.
     """
 
     metric: Metric

@@ -25,7 +25,7 @@ def open_queue(conninfo: str, *, patience: float = 0) -> procrastinate.App:
     """The queue behind a database; connections are made only when a worker opens it.
 
     Args:
-        conninfo: Of the database.
+        conninfo: Connection string of the database.
         patience: Seconds for which a worker does without it.
     """
     return procrastinate.App(connector=_PatientConnector(conninfo, patience))

@@ -53,7 +53,7 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
     """Reads the whole form.
 
     Args:
-        request: Of type multipart/form-data.
+        request: A multipart/form-data request.
         limit: Bytes of all parts together.
         open_part: Gives the writer for a part of this name, or raises for a name that isn't wanted; as no name
             comes twice, this limits the number of parts. Called by one thread at a time, not always the same.

@@ -45,7 +45,7 @@ class Authentication:
     Wraps the whole application, so that no route can be forgotten and no body be read before the check.
 
     Args:
-        app: What is protected.
+        app: Protected application.
         keys: Without any, everyone is let in as one tenant.
     """
 

@@ -70,9 +70,9 @@ class Metrics:
         """Counts a request.
 
         Args:
-            method: As the client sent it.
+            method: Method as the client sent it.
             route: The route's template, or ``OTHER``.
-            status: Of the answer; 499 where the client left before there was one.
+            status: Status of the answer; 499 if the client left before it.
             seconds: Until the answer began.
             received: Bytes of its body.
         """

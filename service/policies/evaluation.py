@@ -34,8 +34,8 @@ def evaluate(
     Args:
         policy: The rules.
         report: The candidate's.
-        baseline: For rules about increases.
-        learning_rate: For ``stability_ratio``; None: the policy's own.
+        baseline: Report for rules about increases.
+        learning_rate: Learning rate for ``stability_ratio``; None takes the policy's.
     """
     comparison = None if baseline is None else compare(policy, report, baseline)
     rate = policy.learning_rate if learning_rate is None else learning_rate

@@ -57,7 +57,7 @@ def measure(report: Report, metric: str, learning_rate: float | None = None) -> 
     Args:
         report: To look into.
         metric: A path that ``check_metric`` accepts.
-        learning_rate: For ``stability_ratio``.
+        learning_rate: Learning rate for ``stability_ratio``.
     """
     if metric == STABILITY_RATIO:
         return _stability_ratio(report, learning_rate)

@@ -88,7 +88,7 @@ def seal(folder: Path, code: Iterable[str], *, gpu: bool) -> list[str]:
     To be called once, in the child, with its own code imported and no stranger's file seen; there must be one thread.
 
     Args:
-        folder: Of the job. It may be read; nothing on any disk may be written to.
+        folder: Folder of the job, which may be read; no disk may be written to.
         code: Paths of the code that may be imported from here on.
         gpu: Whether the job may use the devices of GPUs.
 

@@ -28,8 +28,8 @@ def grants(folder: Path, code: Iterable[str], *, gpu: bool) -> list[tuple[str, i
     """Paths with the rights to them that a job needs; none may be written to but devices.
 
     Args:
-        folder: Of the job.
-        code: What ``code_paths`` gave.
+        folder: Folder of the job.
+        code: Paths from ``code_paths``.
         gpu: Whether the job may use the devices of GPUs.
     """
     readable = [str(folder), *code, *_SYSTEM, *(_SYSTEM_WITH_GPU if gpu else ())]

@@ -38,7 +38,7 @@ class Place:
         folder: An existing folder that is this job's alone; the child can read it, and can't write to it.
         entry: ``package.module:function``, importable where the zygote's caller can import it. What the module needs
             from outside the Python installation it has to import when it is imported itself.
-        threads: How many threads the entry may use; None leaves it to the entry.
+        threads: Number of threads for the entry; None leaves it to the entry.
         limits: Ceilings on what the child can open, write, send and use.
         gpu: Whether the entry may use the devices of GPUs.
         group: A control group beneath which the child gets one of its own, which limits its memory; see ``cgroup``.

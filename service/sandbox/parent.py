@@ -38,7 +38,7 @@ class Zygote:
     Args:
         preload: Modules to import before the first fork. None of them may start a thread on import.
         python_path: Folders to import from, ahead of those of this process.
-        start_seconds: How long the imports may take.
+        start_seconds: Time limit for the imports.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Child:
         Args:
             request: JSON-compatible argument of the entry; numbers must be finite.
             seconds: Wall-clock limit.
-            on_progress: Told what the entry says of itself.
+            on_progress: Called with what the entry reports.
 
         Raises:
             SandboxError: if no child can be forked; the job has not begun then.

@@ -25,7 +25,7 @@ def limit_resources(limits: Limits, *, gpu: bool) -> list[str]:
     """Lowers limits for good, all but that of CPU time; a lower hard limit of the host stays in force.
 
     Args:
-        limits: Of the job.
+        limits: Limits of the job.
         gpu: Whether the job may use the devices of GPUs, whose driver reserves addresses for all of their memory: the
             address space is not limited then.
 

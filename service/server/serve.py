@@ -30,8 +30,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int | None, anno
     Args:
         settings: Without a database URL an embedded Postgres runs alongside.
         host, port: Where to listen; port 0 takes a free one.
-        workers: How many; None gives one to each device.
-        announce: Told the URL once requests are answered.
+        workers: Number of workers; None starts one per device.
+        announce: Called with the URL once requests are answered.
 
     Raises:
         ExposedError: before anything is started, when strangers could use the service.

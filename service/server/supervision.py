@@ -56,7 +56,7 @@ async def supervised(
     """A worker process for each device, while the block runs.
 
     Args:
-        settings: Of the workers as well.
+        settings: Settings, which the workers share.
         devices: Each may be there more than once.
         database: Its URL, once it is there; the workers are started before, and import meanwhile.
         hurry: Cuts short the time that running analyses have at the end of the block.

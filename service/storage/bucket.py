@@ -34,7 +34,7 @@ class ObjectStore(BlobStore):
 
     Args:
         url: s3://bucket/prefix.
-        folder: Of uploads on their way in, on this machine.
+        folder: Local folder of incoming uploads.
         min_free_bytes: Room on the folder's disk that uploads must leave.
         patience_seconds: How long a request that fails is repeated, and how long the store may be silent in one.
     """

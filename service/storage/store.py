@@ -109,7 +109,7 @@ class BlobStore(ABC):
     """Blobs by kind and digest; enter it before receiving uploads.
 
     Args:
-        folder: Of uploads on their way in; made when it isn't there.
+        folder: Folder of incoming uploads; created if missing.
         min_free_bytes: Room on its disk that uploads must leave.
     """
 

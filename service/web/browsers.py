@@ -43,8 +43,8 @@ class Browsers:
     the token in a field, which the routes that read them check.
 
     Args:
-        app: What is protected; it finds the session in ``state``.
-        keys: By which people sign in.
+        app: Protected application; it finds the session in ``state``.
+        keys: Keys with which people sign in.
         allow_anonymous: Whether something before this service says who may use it, and under which name.
     """
 

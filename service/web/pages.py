@@ -44,9 +44,9 @@ def page(
     Args:
         request: Whose page it is.
         template: Name of the template.
-        status: Of the answer.
+        status: Status of the answer.
         reload_after: Seconds after which a browser without scripts loads the page again.
-        values: For the template.
+        values: Values for the template.
     """
     state = request.scope.get("state", {})
     session = state.get("session")

@@ -59,7 +59,7 @@ class Runner:
         Args:
             analysis: Which one.
             job: The queue's own.
-            traceparent: Of the request that asked for the analysis, where it was traced.
+            traceparent: Trace of the request for the analysis, if it was traced.
 
         Raises:
             asyncio.CancelledError: when the worker stops; the analysis is back in the queue then.

@@ -67,11 +67,11 @@ async def work(
 
     Args:
         settings: Limits and folders.
-        database_url: Of a database with current tables.
+        database_url: URL of a database with current tables.
         device: cpu or cuda:N; analyses that ask for another are left to others.
         stop: Ends the work.
         zygote: Has the modules of ``entry`` preloaded; closed at the end.
-        entry: What a child runs.
+        entry: Entry point that a child runs.
         hurry: Cuts short the time that the running analysis has after ``stop``.
 
     Raises:

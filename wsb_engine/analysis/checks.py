@@ -93,7 +93,7 @@ def checks(
     Args:
         problem: The analysis.
         moments, bounds, enclosure, spectrum, parity: Parts of its report, None if absent; all in the same units.
-        rounding: What it did to H, in those units.
+        rounding: Rounding of H, in those units.
         evidence: Errors measured on the way.
     """
     eps = torch.finfo(problem.objective.dtype).eps

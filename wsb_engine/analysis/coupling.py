@@ -70,7 +70,7 @@ def coupled_elsewhere(objective: Objective, logits: Tensor) -> bool:
     """Whether logits follow the number or the order of samples; in every chunk.
 
     Args:
-        objective: As the logits were evaluated.
+        objective: Objective with which the logits were evaluated.
         logits: (N, C) float64, from the objective's own chunks.
     """
     exact = objective.in_double()

@@ -158,7 +158,7 @@ def targets(batch: Batch, logits: int, classes: tuple[int | str, ...] | None, on
         batch: Its y and weights.
         logits: C, or 1 for one binary logit.
         classes: Labels that the model declares, in logit order.
-        on: Where the targets go.
+        on: Device of the targets.
 
     Raises:
         BatchError: ``labels_out_of_range``, ``labels_unknown``, ``label_classes_mismatch``.

@@ -97,7 +97,7 @@ def enclosure(
     Args:
         problem: The analysis.
         shared: Its Krylov run; one product is made whatever the time limit.
-        premises: In the units of the products.
+        premises: Premises in the units of the products.
         measuring: Looks at the outer Ritz vectors as well.
         options: Limits.
         monitor: Clock and warnings.

@@ -26,8 +26,8 @@ class Member:
     Args:
         problem: The whole.
         index: Which member this is.
-        count: How many there are.
-        device: Where this one works.
+        count: Number of members.
+        device: Device of this member.
     """
 
     def __init__(self, problem: Problem, index: int, count: int, device: torch.device) -> None:

@@ -142,8 +142,8 @@ def compute(
         choice: From ``choose``.
         hessian: The dense Hessian, if it was formed.
         shared: The Krylov run, for probes.
-        rounding: By which the bounds are moved outwards.
-        monitor: Told of progress.
+        rounding: Rounding by which the bounds are widened.
+        monitor: Receives progress.
 
     Raises:
         TimeLimitError: ``time_limit``.

@@ -19,7 +19,7 @@ def perturbed(objective: Objective, seed: int) -> Objective:
     """The objective with every parameter and floating input multiplied by 1 + εξ; an exact zero stays one.
 
     Args:
-        objective: In float64.
+        objective: Objective in float64.
         seed: Seed of ξ, which is uniform with unit variance.
     """
 

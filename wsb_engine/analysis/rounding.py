@@ -58,7 +58,7 @@ class Measuring:
 
         Args:
             product: Multiplies single vectors.
-            layout: How the closed form is summed, if it is.
+            layout: Plan of the closed form's sums, if there is one.
 
         Raises:
             ResourceError: ``overflow``.

@@ -87,7 +87,7 @@ def largest_eigenvalue_bound(recurrence: Recurrence, n: int, delta: float, *, ne
     """With probability 1 − δ over the start vector, no eigenvalue of H exceeds this.
 
     Args:
-        recurrence: Of H; for the smallest eigenvalue that of −H.
+        recurrence: Recurrence of H, or of −H for the smallest eigenvalue.
         n: Order of H.
         delta: δ.
         near: λ_max(T), from which the search starts, if it is known.
@@ -137,8 +137,8 @@ def _smallest_root(f: Callable[[float], float], smallest: float, largest: float)
 
     Args:
         f: Falls from inf, at d = 0 at the latest.
-        smallest: Where the search starts.
-        largest: Where it ends.
+        smallest: Start of the search.
+        largest: End of the search.
     """
     near, above = smallest, f(smallest)
     if above <= 1:

@@ -157,7 +157,7 @@ def scale(z: Tensor, targets: Targets) -> float:
 
     Args:
         z: (N, C) logits.
-        targets: Of the same device.
+        targets: Targets on the same device.
     """
     at = head(z, targets.y)
     sizes = torch.maximum(at.gradient.abs(), at.p * at.complement).amax(dim=1)

@@ -78,8 +78,8 @@ def split_closed_form(
     Args:
         net: The network.
         samples: N.
-        plan: How to sum; each member follows it.
-        team: Who shares the terms.
+        plan: Plan of the sums, which each member follows.
+        team: Team that shares the terms.
         progress: Called with the fraction done after each round; may raise to stop.
     """
     fraction = 0.0

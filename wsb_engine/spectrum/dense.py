@@ -67,7 +67,7 @@ def dense_spectrum(H: Tensor, *, eigenvectors: bool = False) -> DenseSpectrum:
 
     Args:
         H: (P, P) float64.
-        eigenvectors: Whether to give them too, which takes several times as long.
+        eigenvectors: True to return eigenvectors too, which takes several times as long.
 
     Raises:
         torch.linalg.LinAlgError: if the solver does not converge.

@@ -55,8 +55,8 @@ def density(
     Args:
         product: v (P,) → H v (P,) float64.
         parameters: P.
-        device: Where the vectors live.
-        seed: Of the first start; the others follow.
+        device: Device of the vectors.
+        seed: Seed of the first start vector; the others follow.
         unit: Unit roundoff of the products' dtype.
         steps: Lanczos steps for each start.
         progress: Called with the fraction done and the products so far; may raise to stop.

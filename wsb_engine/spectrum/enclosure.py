@@ -47,7 +47,7 @@ class Enclosing:
 
     Args:
         run: A Lanczos run at a uniform random start.
-        premises: In the units of the run, σH.
+        premises: Premises in the units of the run, σH.
     """
 
     def __init__(self, run: Lanczos, premises: Premises) -> None:

@@ -38,7 +38,7 @@ class Lanczos:
     Args:
         product: v (P,) → H v (P,) in float64; must not write into v.
         parameters: P.
-        device: Where the vectors live.
+        device: Device of the vectors.
         seed: Seed of the start vector, which is uniform on the sphere.
         unit: Unit roundoff of the products' dtype.
         locked: (m, P) orthonormal rows; the run stays in their complement and sees H compressed to it.

@@ -76,8 +76,8 @@ def top_eigenvalues(
     Args:
         run: A Lanczos run, advanced by this.
         count: k.
-        max_products: For the run, those taken before included, and as many again for the search.
-        failure_probability: Of each search that finds nothing.
+        max_products: Limit for the run, earlier products included, and again for the search.
+        failure_probability: Failure probability of each search that finds nothing.
         seed: Seed of the searches' starts.
         progress: Called with the products so far; may raise to stop.
 

@@ -81,7 +81,7 @@ def network(mlp: MLP, parameters: Tensors, selected: frozenset[str], scale: floa
         mlp: The structure.
         parameters: Tensors in the working dtype, on the working device.
         selected: Names of those that are differentiated.
-        scale: Of H; a power of four.
+        scale: Scale of H, a power of four.
     """
     layers = []
     for dense in mlp.layers:

@@ -81,9 +81,9 @@ def plan(
         net: The network.
         samples: N.
         memory: Bytes to work in.
-        itemsize: Of the working dtype.
+        itemsize: Item size of the working dtype, in bytes.
         prefer: Forces one way.
-        tiles: How many to aim for, where memory allows fewer.
+        tiles: Number of tiles to aim for.
 
     Raises:
         ResourceError: ``memory_limit`` when not even single samples fit.

@@ -60,7 +60,7 @@ class RunningError:
 
         Args:
             net: The network.
-            plan: How the closed form is summed.
+            plan: Plan of the closed form's sums.
             samples: N.
         """
         sums = 2 * self.chain + 4 * max(layer.d_in for layer in net.layers) + 4 * plan.tile

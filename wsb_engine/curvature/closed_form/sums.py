@@ -225,7 +225,7 @@ def differentiable_moments(net: Network, a0: Tensor, y: Tensor, plan: Plan) -> t
         net: The network, whose tensors may require gradients.
         a0: (N, d_0) inputs.
         y: (N, C) targets.
-        plan: For N samples, of pairs only.
+        plan: Plan for N samples, of pairs only.
 
     Raises:
         ResourceError: ``memory_limit`` where the plan needs more than one tile.

@@ -250,7 +250,7 @@ class AutodiffProduct(HessianProduct):
     Args:
         objective: The loss.
         columns: Columns to multiply at a time.
-        samples: In a chunk; by default as many as are useful and fit. Coupled samples are never split.
+        samples: Samples in a chunk; by default as many as are useful and fit. Coupled samples are never split.
     """
 
     def __init__(self, objective: Objective, columns: int = COLUMNS, samples: int | None = None) -> None:

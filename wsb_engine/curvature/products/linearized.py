@@ -29,7 +29,7 @@ class LinearizedProduct(HessianProduct):
     Args:
         objective: The loss.
         columns: Columns to multiply at a time.
-        samples: In a chunk, the first of which is traced.
+        samples: Number of samples in a chunk; the first chunk is traced.
         threads: Number of threads; each multiplies its own chunks.
     """
 

@@ -21,7 +21,7 @@ class Running:
     """Names what a model's own operator runs within the block, for a watch: it is torch's operators that are watched.
 
     Args:
-        name: As the model's file calls it; None leaves torch's names.
+        name: Name in the model's file; None leaves torch's names.
     """
 
     __slots__ = ("_before", "_name")

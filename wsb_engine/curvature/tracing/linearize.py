@@ -39,7 +39,7 @@ def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data:
     """Traces v ↦ J v at ``point`` once, for data of one shape: returns data ↦ (v ↦ J v), exact.
 
     Args:
-        function: Of a dictionary of tensors and of data, to a dictionary of tensors.
+        function: Function of a dictionary of tensors and of data, to a dictionary of tensors.
         point: Where; it must not change afterwards.
         data: A tree of tensors; other data must have its shapes.
 

@@ -69,8 +69,8 @@ def multiply_by_slopes(graph: fx.Graph, free: int) -> None:
     """Has slopes of activations depend on no direction, so that a product multiplies by what was evaluated once.
 
     Args:
-        graph: Of a function of its first ``free`` arguments and of others.
-        free: How many those are.
+        graph: Graph of a function of its first ``free`` arguments and of others.
+        free: Number of free arguments.
     """
     varying: set[Node] = set(graph.find_nodes(op="placeholder")[:free])
     for node in graph.nodes:

@@ -102,8 +102,8 @@ class Program:
         """The outputs, in the dtype and on the device of the parameters (of the inputs where there are none).
 
         Args:
-            parameters: By name; those that the program does not use are ignored.
-            inputs: By name, likewise.
+            parameters: Parameters by name; unused ones are ignored.
+            inputs: Inputs by name; unused ones are ignored.
             declared: The number of samples that the graph's Reshape targets are written for, where the inputs have
                 another one; the targets are then rescaled.
 

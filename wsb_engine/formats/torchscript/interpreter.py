@@ -47,7 +47,7 @@ class Walk:
         parameters: Names of the tensors that are parameters.
         constants: Name of a constant of the graph → name of the parameter that it is.
         working: The floating type that everything is computed in.
-        device: Where the steps will run.
+        device: Device on which the steps will run.
         candidates: Whether constants that may turn out to be parameters are kept apart, as values to be told.
     """
 

@@ -48,7 +48,7 @@ def parameters(declared: Mapping[str, Tensor], graph: Graph) -> ParameterSet:
     """The parameters that a module declares, and those that freezing has hidden among its constants.
 
     Args:
-        declared: By name.
+        declared: Declared parameters by name.
         graph: The structure of forward, in which floating constants are not known yet.
 
     Raises:
