@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.analyses import repository, representations
+from service.analyses import representations, service
 from service.analyses.errors import (
     AnalysisCancelledError,
     AnalysisCrashedError,
@@ -31,11 +31,10 @@ from service.analyses.errors import (
 from service.analyses.representations import NotAcceptableError, negotiated, represent
 from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis, AnalysisPage, AnalysisRequest, FormRequest
 from service.analyses.submission import Caller, submit
-from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
+from service.analyses.table import FINAL_STATES, ReportRow, State
 from service.analyses.waiting import not_found, wait_until_ended
 from service.blobs.repository import UPLOAD_ERRORS, BlobNotFoundError
 from service.context import InContext
-from service.database import queue
 from service.errors import InternalError, InvalidRequestError, declare
 from service.http.headers import described, matches, preferred_wait
 from service.http.multipart import InvalidFormError
@@ -209,25 +208,13 @@ async def list_analyses(
     limit: Limit = 50,
     after: After = None,
 ) -> AnalysisPage:
-    before = None if after is None else int(after)
-    pairs = [text.partition(":") for text in label or ()]
-    async with context.database.transaction() as session:
-        rows = await repository.newest(
-            session,
-            tenant,
-            states=state or (),
-            labels=[{key: value} for key, colon, value in pairs if colon],
-            label_keys=[key for key, colon, _ in pairs if not colon],
-            before=before,
-            limit=limit + 1,
-        )
-    page = rows[:limit]
+    states, labels = state or (), label or ()
+    page = await service.newest(context, tenant, states=states, labels=labels, limit=limit, after=after)
     following = None
-    if len(rows) > limit:
-        query = [*(("state", item) for item in state or ()), *(("label", item) for item in label or ())]
-        query += [("limit", str(limit)), ("after", str(page[-1].sequence))]
-        following = f"/v1/analyses?{urlencode(query)}"
-    return AnalysisPage(items=[Analysis.of(row) for row in page], next=following)
+    if page.after is not None:
+        query = [*(("state", item) for item in states), *(("label", item) for item in labels)]
+        following = f"/v1/analyses?{urlencode([*query, ('limit', str(limit)), ('after', page.after)])}"
+    return AnalysisPage(items=[Analysis.of(row) for row in page.rows], next=following)
 
 
 @router.get(
@@ -245,9 +232,7 @@ async def get_analysis(
     analysis: AnalysisId, context: InContext, tenant: InTenant, if_none_match: IfNoneMatch = None
 ) -> Response:
     async with context.database.transaction() as session:
-        row = await repository.find(session, analysis, tenant)
-    if row is None:
-        raise not_found(str(analysis))
+        row = await service.find(session, tenant, analysis)
     headers = {"ETag": f'"{row.revision}-{row.id.hex}"', "Cache-Control": "private, no-cache"}
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
@@ -283,16 +268,7 @@ async def get_report(
 ) -> Response:
     kind = negotiated(accept)
     async with context.database.transaction() as session:
-        row = await repository.find(session, analysis, tenant)
-        report = await repository.find_report(session, analysis)
-    if row is None:
-        raise not_found(str(analysis))
-    if row.state not in FINAL_STATES:
-        raise ReportNotReadyError(f"The analysis is {row.state}.", headers={"Retry-After": "1"}, analysis=str(row.id))
-    if row.state != "succeeded":
-        raise _no_report(row)
-    if report is None:
-        raise _missing()
+        row, report = await service.find_report(session, tenant, analysis)
     return await represent(row, report, kind, if_none_match=if_none_match)
 
 
@@ -304,18 +280,7 @@ async def get_report(
     responses=declare(AnalysisNotFoundError, AnalysisFinalError),
 )
 async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> Analysis:
-    async with context.database.transaction() as session:
-        if await repository.find(session, analysis, tenant) is None:
-            raise not_found(str(analysis))
-        row = await repository.request_cancel(session, analysis)
-        if row is not None and row.job_id is not None:
-            await queue.abort(session, context.queue, row.job_id)
-        row = row or await repository.find(session, analysis, tenant)
-    if row is None:
-        raise not_found(str(analysis))
-    if row.state not in ("cancelling", "cancelled"):
-        raise AnalysisFinalError(f"The analysis has {row.state.replace('_', ' ')}.", analysis=str(row.id))
-    return Analysis.of(row)
+    return Analysis.of(await service.cancel(context, tenant, analysis))
 
 
 @router.delete(
@@ -326,32 +291,10 @@ async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTe
     responses=declare(AnalysisNotFoundError, AnalysisLiveError),
 )
 async def delete_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> None:
-    async with context.database.transaction() as session:
-        row = await repository.find(session, analysis, tenant)
-        if row is None:
-            raise not_found(str(analysis))
-        if not await repository.delete_ended(session, analysis):
-            raise AnalysisLiveError(
-                f"The analysis is {row.state}.", advice="Cancel it, or wait until it has ended.", analysis=str(row.id)
-            )
+    await service.delete(context, tenant, analysis)
 
 
 def _report_response(report: ReportRow | None, status: HTTPStatus, headers: dict[str, str]) -> Response:
-    if report is None:
-        raise _missing()
+    report = service.existing(report)
     headers = {**headers, "ETag": f'"{report.sha256}"'}
     return Response(report.body, status, headers, media_type="application/json")
-
-
-def _missing() -> InternalError:
-    return InternalError("The analysis has succeeded, but its report is missing.")
-
-
-def _no_report(row: AnalysisRow) -> NoReportError:
-    outcome = ended(row)
-    return NoReportError(
-        f"The analysis ended as {row.state}: {outcome.detail}",
-        advice=outcome.advice,
-        analysis=str(row.id),
-        details={"state": row.state, "code": outcome.problem_code},
-    )

@@ -8,11 +8,8 @@ from uuid import UUID
 from pydantic import Discriminator, Tag
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.analyses import repository
-from service.analyses.errors import NoReportError, ReportNotReadyError
-from service.analyses.table import FINAL_STATES, AnalysisRow
-from service.analyses.waiting import not_found
-from service.errors import InternalError
+from service.analyses.service import find_report
+from service.analyses.table import AnalysisRow
 from wsb_engine.report import Report
 
 
@@ -34,14 +31,5 @@ async def resolve(session: AsyncSession, tenant: str, reference: UUID | Report) 
     """
     if isinstance(reference, Report):
         return reference, None
-    row = await repository.find(session, reference, tenant)
-    if row is None:
-        raise not_found(str(reference))
-    if row.state not in FINAL_STATES:
-        raise ReportNotReadyError(f"The analysis is {row.state}.", headers={"Retry-After": "1"}, analysis=str(row.id))
-    if row.state != "succeeded":
-        raise NoReportError(f"The analysis ended as {row.state}.", analysis=str(row.id))
-    stored = await repository.find_report(session, reference)
-    if stored is None:
-        raise InternalError("The analysis has succeeded, but its report is missing.")
+    row, stored = await find_report(session, tenant, reference)
     return Report.model_validate_json(stored.body), row

@@ -14,8 +14,7 @@ from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
 from service import rendering
-from service.analyses import endpoints as interface
-from service.analyses import representations
+from service.analyses import representations, service
 from service.analyses.schemas import Analysis
 from service.context import Context, InContext
 from service.http.security import InTenant
@@ -77,7 +76,7 @@ class Chosen:
 async def compare_analyses(
     request: Request, context: InContext, tenant: InTenant, a: str = "", b: str = "", policy: str = ""
 ) -> Response:
-    choices = await interface.list_analyses(context, tenant, state=["succeeded"], limit=MAX_CHOICES)
+    choices = await service.newest(context, tenant, states=["succeeded"], limit=MAX_CHOICES)
     errors: dict[str, str] = {}
     first = await _chosen(context, tenant, a, errors, "a")
     second = await _chosen(context, tenant, b, errors, "b")
@@ -86,7 +85,7 @@ async def compare_analyses(
     if first is not None and second is not None:
         compared |= await run_in_threadpool(_compared, first, second, rules)
     status = HTTPStatus(422) if errors else HTTPStatus.OK
-    shown = _offered(choices.items, first, second)
+    shown = _offered([Analysis.of(row) for row in choices.rows], first, second)
     return page(request, "compare.html", status, choices=shown, first=first, second=second, **compared)
 
 

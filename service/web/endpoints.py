@@ -6,18 +6,16 @@ import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, get_args
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from service import rendering
-from service.analyses import endpoints as interface
-from service.analyses import repository, representations
+from service.analyses import representations, service
 from service.analyses.endpoints import After, AnalysisId
 from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
-from service.analyses.waiting import not_found
 from service.context import Context, InContext
 from service.errors import NotFoundError
 from service.http.security import InTenant
@@ -70,25 +68,24 @@ async def _home(
 ) -> Response:
     state, label = filters.get("state") or "", (filters.get("label") or "").strip()
     known = label if LABEL.fullmatch(label) else ""
-    found = await interface.list_analyses(
+    found = await service.newest(
         context,
         tenant,
-        state=[wanted for wanted in get_args(State) if wanted == state],
-        label=[known] if known else [],
+        states=[wanted for wanted in get_args(State) if wanted == state],
+        labels=[known] if known else [],
         limit=PAGE_SIZE,
         after=filters.get("after"),
     )
     following = None
-    if found.next is not None:
-        after = parse_qs(urlsplit(found.next).query)["after"]
-        following = "?" + urlencode({"state": state, "label": label, "after": after[0]})
+    if found.after is not None:
+        following = "?" + urlencode({"state": state, "label": label, "after": found.after})
     return page(
         request,
         "home.html",
         form.status if form.errors else HTTPStatus.OK,
         form=form,
         kept=kept(form.values),
-        analyses=found.items,
+        analyses=[Analysis.of(row) for row in found.rows],
         following=following,
         states=get_args(State),
         state=state,
@@ -135,14 +132,14 @@ async def download_report(analysis: AnalysisId, context: InContext, tenant: InTe
 @router.post("/analyses/{analysis_id}/cancel")
 async def cancel(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
     await read_post(request)
-    await interface.cancel_analysis(analysis, context, tenant)
+    await service.cancel(context, tenant, analysis)
     return see(request, "show_analysis", analysis_id=analysis)
 
 
 @router.post("/analyses/{analysis_id}/delete")
 async def delete(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
     await read_post(request)
-    await interface.delete_analysis(analysis, context, tenant)
+    await service.delete(context, tenant, analysis)
     return see(request, "show_home")
 
 
@@ -162,7 +159,4 @@ async def find(context: Context, tenant: str, analysis: Any) -> tuple[AnalysisRo
         AnalysisNotFoundError: also for one of another tenant.
     """
     async with context.database.transaction() as session:
-        row = await repository.find(session, analysis, tenant)
-        if row is None:
-            raise not_found(str(analysis))
-        return row, await repository.find_report(session, analysis) if row.state == "succeeded" else None
+        return await service.find_with_report(session, tenant, analysis)

@@ -1,0 +1,146 @@
+"""Finding, listing, cancelling and deleting analyses: the API, the pages and comparisons share these functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.analyses import repository
+from service.analyses.errors import AnalysisFinalError, AnalysisLiveError, NoReportError, ReportNotReadyError, ended
+from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
+from service.analyses.waiting import not_found
+from service.context import Context
+from service.database import queue
+from service.errors import InternalError
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some analyses, newest first."""
+
+    rows: Sequence[AnalysisRow]
+    after: str | None
+    """Cursor of the next page; None on the last one."""
+
+
+async def newest(
+    context: Context,
+    tenant: str,
+    *,
+    states: Sequence[State] = (),
+    labels: Sequence[str] = (),
+    limit: int,
+    after: str | None = None,
+) -> Page:
+    """List the tenant's analyses.
+
+    Args:
+        context: Context of the request.
+        tenant: Owner of the analyses.
+        states: States to include; none includes all.
+        labels: ``key:value``, or ``key`` with any value; an analysis must have all of them.
+        limit: Largest number of analyses.
+        after: Cursor of an earlier page.
+    """
+    pairs = [text.partition(":") for text in labels]
+    async with context.database.transaction() as session:
+        rows = await repository.newest(
+            session,
+            tenant,
+            states=states,
+            labels=[{key: value} for key, colon, value in pairs if colon],
+            label_keys=[key for key, colon, _ in pairs if not colon],
+            before=None if after is None else int(after),
+            limit=limit + 1,
+        )
+    return Page(rows[:limit], str(rows[limit - 1].sequence) if len(rows) > limit else None)
+
+
+async def find(session: AsyncSession, tenant: str, analysis: UUID) -> AnalysisRow:
+    """Find an analysis of the tenant.
+
+    Raises:
+        AnalysisNotFoundError: also for an analysis of another tenant.
+    """
+    row = await repository.find(session, analysis, tenant)
+    if row is None:
+        raise not_found(str(analysis))
+    return row
+
+
+async def find_with_report(session: AsyncSession, tenant: str, analysis: UUID) -> tuple[AnalysisRow, ReportRow | None]:
+    """The same with the report, if the analysis has succeeded.
+
+    Raises:
+        AnalysisNotFoundError: also for an analysis of another tenant.
+    """
+    row = await find(session, tenant, analysis)
+    return row, await repository.find_report(session, analysis) if row.state == "succeeded" else None
+
+
+async def find_report(session: AsyncSession, tenant: str, analysis: UUID) -> tuple[AnalysisRow, ReportRow]:
+    """The same for an analysis that must have a report.
+
+    Raises:
+        AnalysisNotFoundError: also for an analysis of another tenant.
+        ReportNotReadyError, NoReportError: if there is no report yet, or none at all.
+    """
+    row, report = await find_with_report(session, tenant, analysis)
+    if row.state not in FINAL_STATES:
+        raise ReportNotReadyError(f"The analysis is {row.state}.", headers={"Retry-After": "1"}, analysis=str(row.id))
+    if row.state != "succeeded":
+        outcome = ended(row)
+        raise NoReportError(
+            f"The analysis ended as {row.state}: {outcome.detail}",
+            advice=outcome.advice,
+            analysis=str(row.id),
+            details={"state": row.state, "code": outcome.problem_code},
+        )
+    return row, existing(report)
+
+
+def existing(report: ReportRow | None) -> ReportRow:
+    """The report of an analysis that has succeeded.
+
+    Raises:
+        InternalError: if it is missing.
+    """
+    if report is None:
+        raise InternalError("The analysis has succeeded, but its report is missing.")
+    return report
+
+
+async def cancel(context: Context, tenant: str, analysis: UUID) -> AnalysisRow:
+    """Cancel a queued analysis, or stop a running one; idempotent.
+
+    Raises:
+        AnalysisNotFoundError: also for an analysis of another tenant.
+        AnalysisFinalError: if it has ended otherwise.
+    """
+    async with context.database.transaction() as session:
+        await find(session, tenant, analysis)
+        changed = await repository.request_cancel(session, analysis)
+        if changed is not None and changed.job_id is not None:
+            await queue.abort(session, context.queue, changed.job_id)
+        row = changed or await find(session, tenant, analysis)
+    if row.state not in ("cancelling", "cancelled"):
+        raise AnalysisFinalError(f"The analysis has {row.state.replace('_', ' ')}.", analysis=str(row.id))
+    return row
+
+
+async def delete(context: Context, tenant: str, analysis: UUID) -> None:
+    """Delete an analysis that has ended, and its report.
+
+    Raises:
+        AnalysisNotFoundError: also for an analysis of another tenant.
+        AnalysisLiveError: if it has not ended.
+    """
+    async with context.database.transaction() as session:
+        row = await find(session, tenant, analysis)
+        if not await repository.delete_ended(session, analysis):
+            raise AnalysisLiveError(
+                f"The analysis is {row.state}.", advice="Cancel it, or wait until it has ended.", analysis=str(row.id)
+            )
