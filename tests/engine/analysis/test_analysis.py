@@ -281,7 +281,7 @@ def test_the_density_comes_with_its_moments() -> None:
 def test_a_time_limit_returns_what_is_certified_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
     def late(event: wsb.Progress) -> None:
         if event.phase == "enclosure" and event.hessian_vector_products == 3:
-            monkeypatch.setattr("wsb_engine.analysis.monitor.Run.expired", True)
+            monkeypatch.setattr("wsb_engine.analysis.monitor.Monitor.expired", True)
 
     report = wsb.analyze(classifier(), batch(), wsb.Options(spectrum="dense", time_limit=3600), progress=late)
     assert report.enclosure is not None

@@ -152,7 +152,7 @@ def at_the_first(phase: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[wsb.P
 
     def late(event: wsb.Progress) -> None:
         if event.phase == phase:
-            monkeypatch.setattr("wsb_engine.analysis.monitor.Run.expired", True)
+            monkeypatch.setattr("wsb_engine.analysis.monitor.Monitor.expired", True)
 
     return late
 
