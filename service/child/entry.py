@@ -51,6 +51,7 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
     import torch
 
     from wsb_engine import Options, analyze, load_batch, load_model
+    from wsb_engine.memory import ran_out
 
     torch.set_num_threads(request["threads"] or len(os.sched_getaffinity(0)))
     try:
@@ -59,8 +60,7 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
         options = Options.model_validate(request["options"])
         report = analyze(classifier, batch, options, progress=_Told(emit_progress))
     except Exception as error:
-        # torch and ONNX Runtime each have a text for it, and torch a class where it was a GPU's memory
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if ran_out(error):
             raise MemoryError(str(error)) from error
         raise
     engine = report.engine.model_copy(update={"sandbox": request["sandbox"]})

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from wsb_engine.curvature.products.autodiff import GRADIENT_SAMPLES, Objective
-from wsb_engine.curvature.products.stepping import ran_out
 from wsb_engine.errors import ModelError
+from wsb_engine.memory import ran_out
 from wsb_engine.model import Input, Tensors
 
 CODE = "samples_coupled"

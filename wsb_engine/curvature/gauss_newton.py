@@ -18,7 +18,7 @@ from wsb_engine.curvature.closed_form.mlp import Network, passes, step_down
 from wsb_engine.curvature.closed_form.sums import TileSource
 from wsb_engine.curvature.loss import head
 from wsb_engine.curvature.products.autodiff import Objective
-from wsb_engine.curvature.products.stepping import ran_out
+from wsb_engine.memory import ran_out
 from wsb_engine.model import Tensors
 
 WORK = 4 << 30

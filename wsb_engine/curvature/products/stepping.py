@@ -10,16 +10,7 @@ from torch import Tensor
 from wsb_engine.curvature.products.autodiff import HessianProduct, interrupted
 from wsb_engine.curvature.products.linearized import NotLinearizableError
 from wsb_engine.errors import ModelError, ResourceError
-
-_ALLOCATOR = ("allocate memory", "not enough memory")
-"""What torch's allocator on a CPU says, in a plain RuntimeError."""
-
-
-def ran_out(error: BaseException | None) -> bool:
-    """Whether an error says that there was no memory for a tensor."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _ALLOCATOR)
+from wsb_engine.memory import ran_out
 
 
 def not_differentiable(error: BaseException) -> ModelError:

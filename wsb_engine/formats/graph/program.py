@@ -25,6 +25,7 @@ from wsb_engine.formats.graph import operators, problems
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.graph.operators import Call, Operator
+from wsb_engine.memory import ran_out
 from wsb_engine.model import Tensors
 
 _META = torch.device("meta")
@@ -66,7 +67,7 @@ class Plan:
                 with Running(step.call.node.operator):
                     made = step.kernel(step.call, *arguments)
             except _KERNEL_FAILURES as error:
-                if _is_out_of_memory(error):
+                if ran_out(error):
                     raise
                 raise _evaluation_error(step.call.node, arguments, error) from error
             values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=False))
@@ -135,11 +136,6 @@ class Program:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Not the model's fault: it stays the error that it is. On a CPU torch has no type of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _evaluation_error(node: Node, arguments: Sequence[Any], error: Exception) -> ModelError:
@@ -274,7 +270,7 @@ class _Planner:
         try:
             made = entry.kernel(Call(node=node, working=self.working, device=device), *arguments)
         except _KERNEL_FAILURES as error:
-            if _is_out_of_memory(error):
+            if ran_out(error):
                 raise
             raise _evaluation_error(node, arguments, error) from error
         values = made if isinstance(made, tuple) else (made,)

@@ -12,6 +12,7 @@ from torch import Tensor
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.graph import Operation
+from wsb_engine.memory import ran_out
 
 DTYPES: Mapping[int, torch.dtype] = {
     0: torch.uint8,
@@ -95,8 +96,7 @@ class Call:
         try:
             return kernel(self, *arguments)
         except _KERNEL_FAILURES as error:
-            # On a CPU torch has no type of its own for it.
-            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            if ran_out(error):
                 raise
             shapes = [list(item.shape) for item in flattened(tuple(arguments)) if isinstance(item, Tensor)]
             reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -16,8 +16,9 @@ from wsb_engine.curvature.cost import Footprint, gradient_footprint
 from wsb_engine.curvature.products.autodiff import AutodiffProduct
 from wsb_engine.curvature.products.linearized import LinearizedProduct
 from wsb_engine.curvature.products.mlp import MLPProduct
-from wsb_engine.curvature.products.stepping import SteppingProduct, ran_out
+from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.errors import ModelError, ResourceError
+from wsb_engine.memory import ran_out
 
 SAMPLES = 7
 
@@ -161,8 +162,21 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
         product.vector(torch.zeros(product.parameters, dtype=torch.float64))
     assert caught.value.code == "not_differentiable"
     assert calls == ["7×1"]
-    assert not ran_out(ValueError("can't allocate memory"))
+    assert not ran_out(ResourceError("out of memory", code="out_of_memory", advice=""))
     assert not ran_out(None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_texts_of_libraries_are_known(text: str) -> None:
+    assert ran_out(RuntimeError(text))
 
 
 def test_a_report_says_that_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
