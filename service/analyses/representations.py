@@ -15,17 +15,14 @@ from service.analyses.table import AnalysisRow, ReportRow
 from service.errors import ServiceError
 from service.http.headers import matches
 from service.policies import Verdict
-from service.rendering import render_html, render_junit, render_markdown
+from service.rendering.registry import RENDERINGS
 from wsb_engine.report import Report
 
-JSON, MARKDOWN, HTML, JUNIT = "application/json", "text/markdown", "text/html", "application/junit+xml"
-MEDIA_TYPES = (JSON, MARKDOWN, HTML, JUNIT)
+JSON = "application/json"
+_RENDERINGS = {rendering.media_type: rendering for rendering in RENDERINGS}
+MEDIA_TYPES = (JSON, *_RENDERINGS)
 """The first is the default."""
 
-DOCUMENT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""Content-Security-Policy of the HTML report; the report has a stricter one about styles itself."""
-
-_RENDERERS = {MARKDOWN: render_markdown, HTML: render_html, JUNIT: render_junit}
 _IMMUTABLE = "private, max-age=31536000, immutable"
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
@@ -92,8 +89,8 @@ async def represent(
     }
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    if kind == HTML:
-        headers["Content-Security-Policy"] = DOCUMENT_POLICY
+    if kind in _RENDERINGS:
+        headers |= _RENDERINGS[kind].headers
     return Response(body, status, headers, media_type=kind)
 
 
@@ -113,7 +110,7 @@ def _rendered(row: AnalysisRow, stored: ReportRow, kind: str) -> bytes:
     report = parsed(stored)
     if report is None:
         raise NotAcceptableError("The report was made by an older version, and is available only as application/json.")
-    return _RENDERERS[kind](report, verdict_of(row)).encode()
+    return _RENDERINGS[kind].render(report, verdict_of(row)).encode()
 
 
 def described() -> dict[str, Any]:

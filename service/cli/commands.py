@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 import wsb_engine
-from service.cli.flags import with_options
+from service.cli.flags import with_options, with_outputs
 from wsb_engine.options import Options
 
 # What the help does without is imported where it is used: half of its time otherwise.
@@ -151,24 +151,20 @@ ModelFile = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="ONNX or TorchScript file.")
 ]
 BatchFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help=".npz or .safetensors.")]
-ReportFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write the report here; - for stdout.")]
-MarkdownFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write Markdown.")]
-PageFile = Annotated[Path | None, typer.Option(dir_okay=False, help="Write a page that stands alone.")]
 Server = Annotated[str | None, typer.Option(help="Use this server instead of this machine.")]
 Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock seconds.")]
 
 
 @app.command()
 @with_options
+@with_outputs(of_verdicts=False)
 def analyze(
     model: ModelFile,
     batch: BatchFile,
-    json: ReportFile = None,
-    markdown: MarkdownFile = None,
-    html: PageFile = None,
     url: Server = None,
     timeout: Seconds = None,
     *,
+    outputs: dict[str, Path],
     options: Options,
 ) -> None:
     """Analyse a model on a batch and print the bounds.
@@ -179,18 +175,19 @@ def analyze(
     from service.cli.summary import summarize
     from service.rendering import facts
 
-    outputs = Outputs(json=json, markdown=markdown, html=html)
-    _check(outputs)
+    wanted = Outputs(outputs)
+    _check(wanted)
     report = _evaluated(model, batch, options, url, timeout)
-    if not outputs.uses_stdout:
+    if not wanted.uses_stdout:
         typer.echo(summarize(report))
-    _write(outputs, report)
+    _write(wanted, report)
     if doubts := facts.doubts(report):
         _end("\n".join([f"{facts.UNRELIABLE} [check_failed]", *doubts]), Exit.NOT_EVALUATED)
 
 
 @app.command()
 @with_options
+@with_outputs(of_verdicts=True)
 def check(
     model: ModelFile,
     batch: BatchFile,
@@ -198,14 +195,10 @@ def check(
     baseline: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Report to compare with; see --json.")
     ] = None,
-    json: ReportFile = None,
-    verdict: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the verdict as JSON.")] = None,
-    junit: Annotated[Path | None, typer.Option(dir_okay=False, help="Write JUnit XML.")] = None,
-    markdown: MarkdownFile = None,
-    html: PageFile = None,
     url: Server = None,
     timeout: Seconds = None,
     *,
+    outputs: dict[str, Path],
     options: Options,
 ) -> None:
     """Analyse a model on a batch and hold the report against a policy.
@@ -215,8 +208,8 @@ def check(
     from service.cli.outputs import Outputs, UnusableError, describe, read_baseline, read_policy
     from service.policies import evaluate
 
-    outputs = Outputs(json=json, verdict=verdict, junit=junit, markdown=markdown, html=html)
-    _check(outputs)
+    wanted = Outputs(outputs)
+    _check(wanted)
     try:
         rules = read_policy(policy, with_baseline=baseline is not None)
         base = None if baseline is None else read_baseline(baseline)
@@ -224,8 +217,8 @@ def check(
         _end(str(error), Exit.INVALID)
     report = _evaluated(model, batch, options, url, timeout)
     found = evaluate(rules, report, base, options.learning_rate)
-    typer.echo(describe(found, report), err=outputs.uses_stdout)
-    _write(outputs, report, found)
+    typer.echo(describe(found, report), err=wanted.uses_stdout)
+    _write(wanted, report, found)
     raise typer.Exit(_exit_of(found))
 
 

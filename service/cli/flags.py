@@ -1,27 +1,61 @@
-"""The engine's options as command-line flags, made from their schema so that names and help can't differ."""
+"""Flags made from what they stand for, so that names and help can't differ: engine options, and outputs."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
 
 from service.fields import field_errors
+from service.rendering.registry import RENDERINGS
 from wsb_engine.options import Options
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replaces the parameter ``options`` of a typer command by one flag for each field of ``Options``."""
+    """Replace the parameter ``options`` of a typer command by one flag for each field of ``Options``."""
+    flags = [_flag(name) for name in Options.model_fields]
+    return _with_flags(command, "options", flags, _options)
+
+
+def with_outputs(*, of_verdicts: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace the parameter ``outputs`` of a typer command by one flag for each output, as a dictionary of paths.
+
+    Args:
+        of_verdicts: True to offer what says little without a verdict.
+    """
+    offered = {"json": "Write the report here; - for stdout."}
+    if of_verdicts:
+        offered["verdict"] = "Write the verdict as JSON."
+    offered |= {each.name: each.help for each in RENDERINGS if of_verdicts or not each.of_verdicts}
+    flags = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[Path | None, typer.Option(f"--{name}", dir_okay=False, help=text)],
+        )
+        for name, text in offered.items()
+    ]
+    return lambda command: _with_flags(command, "outputs", flags, lambda given: given)
+
+
+def _with_flags(
+    command: Callable[..., None],
+    replaced: str,
+    flags: list[inspect.Parameter],
+    value_of: Callable[[dict[str, Any]], Any],
+) -> Callable[..., None]:
+    """A command with flags in place of a parameter, whose value is made of the flags that were given."""
     own = inspect.signature(command, eval_str=True).parameters
-    parameters = [parameter for name, parameter in own.items() if name != "options"]
-    parameters += [_flag(name) for name in Options.model_fields]
+    parameters = [parameter for name, parameter in own.items() if name != replaced] + flags
 
     def run(**values: Any) -> None:
-        given = {name: values.pop(name) for name in Options.model_fields}
-        command(**values, options=_options({name: value for name, value in given.items() if value is not None}))
+        given = {flag.name: values.pop(flag.name) for flag in flags}
+        command(**values, **{replaced: value_of({name: value for name, value in given.items() if value is not None})})
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

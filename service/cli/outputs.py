@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from service.cli.summary import doubts
 from service.policies import Policy, PolicyError, Verdict, load_policy
+from service.rendering.registry import MARKDOWN, RENDERINGS
 from wsb_engine.report import SCHEMA_VERSION, Report
 
 STDOUT = Path("-")
@@ -22,57 +23,47 @@ class UnusableError(Exception):
     """The policy, the baseline or a place for output can't be used; found before anything is analysed."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Outputs:
-    """Where to write what; None for nowhere, - for stdout."""
+    """Where to write what: name of an output → path, - for stdout."""
 
-    json: Path | None = None
-    verdict: Path | None = None
-    junit: Path | None = None
-    markdown: Path | None = None
-    html: Path | None = None
+    paths: Mapping[str, Path]
 
     @property
     def uses_stdout(self) -> bool:
-        return any(path == STDOUT for path in self._paths())
+        return STDOUT in self.paths.values()
 
     def check(self) -> None:
         """Raises UnusableError where a file could not be written, or two would go to stdout."""
-        if sum(path == STDOUT for path in self._paths()) > 1:
+        if list(self.paths.values()).count(STDOUT) > 1:
             raise UnusableError("Only one output can go to stdout.")
-        for path in self._paths():
+        for path in self.paths.values():
             if path != STDOUT and not os.access(path if path.exists() else path.parent, os.W_OK):
                 raise UnusableError(f"{path} can't be written.")
 
     def write(self, report: Report, verdict: Verdict | None = None) -> None:
-        """Writes what was asked for, and, of a verdict, the step summary where GitHub Actions wants one.
+        """Write what was asked for and, with a verdict, the step summary of GitHub Actions.
 
         Raises:
             OSError: a file can't be written.
         """
-        from service.rendering import render_html, render_junit, render_markdown
-
-        writers: list[tuple[Path | None, Callable[[], str]]] = [
-            (self.json, lambda: report.model_dump_json(indent=2) + "\n"),
-            (self.verdict, lambda: verdict.model_dump_json(indent=2) + "\n" if verdict is not None else ""),
-            (self.junit, lambda: render_junit(report, verdict)),
-            (self.markdown, lambda: render_markdown(report, verdict)),
-            (self.html, lambda: render_html(report, verdict)),
-        ]
-        for path, render in writers:
+        for name, path in self.paths.items():
+            text = _written(name, report, verdict)
             if path == STDOUT:
-                sys.stdout.write(render())
-            elif path is not None:
-                path.write_text(render(), encoding="utf-8")
+                sys.stdout.write(text)
+            else:
+                path.write_text(text, encoding="utf-8")
         if verdict is not None and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
             with open(summary, "a", encoding="utf-8") as file:
-                file.write(render_markdown(report, verdict) + "\n")
+                file.write(MARKDOWN.render(report, verdict) + "\n")
 
-    def _paths(self) -> Iterator[Path]:
-        for field in fields(self):
-            path = getattr(self, field.name)
-            if path is not None:
-                yield path
+
+def _written(name: str, report: Report, verdict: Verdict | None) -> str:
+    if name == "json":
+        return report.model_dump_json(indent=2) + "\n"
+    if name == "verdict":
+        return "" if verdict is None else verdict.model_dump_json(indent=2) + "\n"
+    return next(each for each in RENDERINGS if each.name == name).render(report, verdict)
 
 
 def read_policy(path: Path, *, with_baseline: bool) -> Policy:

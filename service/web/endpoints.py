@@ -19,6 +19,7 @@ from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
 from service.context import Context, InContext
 from service.errors import NotFoundError
 from service.http.security import InTenant
+from service.rendering.registry import RENDERINGS
 from service.web.forms import Filled, empty_form, kept, submit_form
 from service.web.pages import STATIC_TYPES, page, see, static
 from service.web.posts import read_post
@@ -31,12 +32,7 @@ LABEL = re.compile(f"{LABEL_KEY}(:{LABEL_VALUE})?")
 
 router = APIRouter(include_in_schema=False)
 
-_FORMS = {
-    "json": representations.JSON,
-    "md": representations.MARKDOWN,
-    "xml": representations.JUNIT,
-    "html": representations.HTML,
-}
+_FORMS = {"json": representations.JSON, **{each.suffix: each.media_type for each in RENDERINGS}}
 
 
 @router.get("/")
