@@ -276,7 +276,7 @@ def test_whatever_code_a_child_makes_up_has_one_of_the_known_causes(code: str) -
 def alembic(database_url: str) -> Iterator[tuple[Config, sqlalchemy.Connection]]:
     engine = sqlalchemy.create_engine("postgresql+psycopg://" + database_url.split("://", 1)[1])
     config = Config()
-    config.set_main_option("script_location", "service:migrations")
+    config.set_main_option("script_location", "service.database:migrations")
     config.set_main_option("path_separator", "os")
     with engine.connect() as connection:
         config.attributes["connection"] = connection
