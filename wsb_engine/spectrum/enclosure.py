@@ -83,6 +83,8 @@ class Enclosing:
 
     def _at_floor(self, sign: int, end: End) -> bool:
         """True if rounding keeps the end as wide as it is: its width is at most ``FLOOR_MARGIN`` times its floor."""
+        if math.isinf(end.width):
+            return math.isinf(self.floor(sign, end))
         wanted = end.width / FLOOR_MARGIN
         if end.kind == "deterministic":
             return wanted <= 2 * end.slack

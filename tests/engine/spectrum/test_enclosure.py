@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from wsb_engine.bounds.certificates import Enclosures, ExactMoments, Premises
-from wsb_engine.bounds.lanczos_polynomial import Recurrence, largest_eigenvalue_bound, overlap_quantile
+from wsb_engine.bounds.lanczos_polynomial import Recurrence, bound_exceeds, largest_eigenvalue_bound, overlap_quantile
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.spectrum.confirmation import RitzResidual, confirm, outer_pairs
 from wsb_engine.spectrum.enclosure import Enclosing, enclose, finish
@@ -160,6 +160,7 @@ def test_the_bound_is_where_h_falls_to_the_overlap(
     bound = largest_eigenvalue_bound(recurrence, n, delta)
     if not math.isfinite(bound):
         return
+    assert not bound_exceeds(recurrence, n, delta, bound + 0.01 * abs(bound))
     with mpmath.workdps(80):
         k = len(alphas)
         T = mpmath.zeros(k)
