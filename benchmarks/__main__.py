@@ -1,9 +1,9 @@
-"""Every comparison in one run: prints the table row by row, and ends with 1 where a target is missed.
+"""Run every comparison, print the table row by row, and exit with 1 if a target is missed.
 
     ./scripts/bench [--only GROUP …] [--write]
 
-Each group runs in a process of its own, one after the other; nothing else should run meanwhile. `--write` puts the
-table and its plots into docs/.
+Each group runs in a separate process, one after the other; nothing else should run meanwhile. `--write` writes the
+table and its plots to docs/.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     end_with_what_was_started()
     if given.only and given.write:
-        parser.error("the page holds all groups: --write does not go with --only")
+        parser.error("the page contains all groups: --write cannot be combined with --only")
     print(machine(), flush=True)
     sections = []
     started = time.monotonic()
     for group in given.only or GROUPS:
         busy = psutil.cpu_percent(interval=1)
-        print(f"\n{GROUPS[group]} (other programs take {busy:.0f} % of the machine)", flush=True)
+        print(f"\n{GROUPS[group]} (other programs use {busy:.0f} % of the machine)", flush=True)
         sections.append(page.Section(GROUPS[group], list(told(rows_apart(group))), busy))
     sections.append(page.Section("This run", list(told(whole(time.monotonic() - started)))))
     if given.write:
