@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for group in given.only or GROUPS:
         busy = psutil.cpu_percent(interval=1)
         print(f"\n{GROUPS[group]} (other programs use {busy:.0f} % of the machine)", flush=True)
-        sections.append(page.Section(GROUPS[group], list(told(rows_apart(group))), busy))
-    sections.append(page.Section("This run", list(told(whole(time.monotonic() - started)))))
+        sections.append(page.Section(GROUPS[group], list(printed(rows_apart(group))), busy))
+    sections.append(page.Section("This run", list(printed(whole(time.monotonic() - started)))))
     if given.write:
         page.write(sections)
     missed = [row for section in sections for row in section.rows if row.met is False]
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(missed))
 
 
-def told(rows: Iterator[Row]) -> Iterator[Row]:
+def printed(rows: Iterator[Row]) -> Iterator[Row]:
     for row in rows:
         print(row, flush=True)
         yield row

@@ -226,13 +226,13 @@ def _compared(name: str, problem: Problem, chosen: Plan, same: str, others: Mapp
         medians = {way: statistics.median(s) for way, s in alternate(turns, repeats=5, warmup=0).items()}
     took = medians[same]
     best = min(took, *(medians.get(other, result.seconds) for other, result in found.items()))
-    told = [
+    rest = [
         f"{other} {medians[other]:.3g} s" if other in medians else f"{other} {'' if result.q else 'at least '}{result}"
         for other, result in found.items()
     ]
     mine = f"{took:.3g} s" if first.seconds < REPEATED else f"{first}, once" if first.q is not None else str(first)
     return Row(
-        f"q, {name}", f"{same}, chosen: {mine}; {', '.join(told)}", "within 1.3 × of the best", took <= 1.3 * best
+        f"q, {name}", f"{same}, chosen: {mine}; {', '.join(rest)}", "within 1.3 × of the best", took <= 1.3 * best
     )
 
 

@@ -76,8 +76,8 @@ def rows() -> Iterator[Row]:
         assert narrow.rounding is not None
         top, how = narrow.lambda_max, narrow.rounding.how
         width, most = (top.upper - top.lower) / abs(top.upper), WIDTHS[how]
-        told = f"relative width {width:.1e}, {top.kind}, rounding {how}"
-        yield Row(f"λ_max to 1e-12: {name}", told, f"at most {most:g}", width <= most)
+        text = f"relative width {width:.1e}, {top.kind}, rounding {how}"
+        yield Row(f"λ_max to 1e-12: {name}", text, f"at most {most:g}", width <= most)
         seconds, spent, allowed = [], [], []
         for _ in range(REPEATS):
             started = time.perf_counter()

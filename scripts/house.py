@@ -49,12 +49,12 @@ def upward(graph: grimp.ImportGraph) -> list[str]:
             continue
         for folder in contract["containers"]:
             layers = [{name.strip() for name in layer.split("|")} for layer in contract["layers"]]
-            floor = {f"{folder}.{name}": index for index, names in enumerate(layers) for name in names}
+            level = {f"{folder}.{name}": index for index, names in enumerate(layers) for name in names}
             depth = folder.count(".") + 2
             for importer in graph.modules:
                 for imported in graph.find_modules_directly_imported_by(importer):
                     one, other = (".".join(name.split(".")[:depth]) for name in (importer, imported))
-                    if one != other and one in floor and other in floor and floor[other] <= floor[one]:
+                    if one != other and one in level and other in level and level[other] <= level[one]:
                         found.append(f"{importer} -> {imported}")
     return sorted(found)
 
