@@ -103,7 +103,7 @@ def machine() -> str:
     """Describe processors, load, threads and versions, for the head of a table."""
     load = os.getloadavg()[0]
     return (
-        f"{os.cpu_count()} cores, load {load:.2f}, {torch.get_num_threads()} threads "
+        f"{os.cpu_count()} cores, load {load:.2f}, {torch.get_num_threads()} torch threads "
         f"(OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'unset')}), "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
