@@ -1,11 +1,11 @@
 # syntax=docker/dockerfile:1
-# The service in one image: API, embedded Postgres, workers. docs/deployment.md says how it is built and run.
+# The service in one image: API, embedded Postgres, workers. See docs/deployment.md for how to build and run it.
 
-# Debian or Ubuntu, or what is made from them. Where it brings no python3, the distribution's is installed.
+# Debian or Ubuntu, or an image derived from them. If it has no python3, the distribution's is installed.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# Packages to install from, in place of an index: --build-context wheels=FOLDER puts a folder here. This stage is what
-# stands here without.
+# Packages to install from instead of an index: --build-context wheels=FOLDER replaces this stage by a folder. Without it
+# the stage holds no packages.
 FROM scratch AS wheels
 COPY requirements.lock /
 
@@ -17,9 +17,9 @@ RUN set -eu; \
     rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log; \
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This base has a Python older than 3.11.")'; \
     useradd --uid 10001 --create-home --home-dir /var/lib/wsb --skel /nonexistent --shell /usr/sbin/nologin wsb
-# A further index. torch's build comes from here: the one of the public index is for CUDA where there is one.
+# An additional index for torch, since the build on PyPI is for CUDA.
 ARG PIP_EXTRA_INDEX_URL=
-# torch's own tests and C++ headers are a tenth of the image; nothing here compiles.
+# torch's tests and C++ headers are a tenth of the image; nothing here compiles.
 RUN --mount=type=bind,from=wheels,target=/mnt/wheels \
     --mount=type=bind,source=requirements.lock,target=/mnt/requirements.lock \
     set -eu; \
@@ -39,7 +39,7 @@ RUN --mount=type=bind,from=wheels,target=/mnt/wheels \
     if ls /mnt/wheels/*.whl >/dev/null 2>&1; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/mnt/wheels; fi; \
     /opt/wsb/bin/pip wheel --no-cache-dir --disable-pip-version-check --no-deps --wheel-dir /dist .
 
-# On the layer of the dependencies, which is large and changes seldom, lies that of the service, which is small.
+# The layer of the dependencies is large and seldom changes; that of the service, on top of it, is small.
 FROM dependencies
 LABEL org.opencontainers.image.title="wsb" \
       org.opencontainers.image.description="Certified sharpness of trained classifiers over HTTP" \
@@ -59,6 +59,6 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
   CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
-# The process with the number 1 has to reap what others leave behind, and that is tini's work.
+# Process 1 must reap orphans, which tini does.
 ENTRYPOINT ["/usr/bin/tini", "--"]
 CMD ["wsb", "serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -1,9 +1,9 @@
-"""Every comparison in one run: prints the table row by row, and ends with 1 where a target is missed.
+"""Run every comparison, print the table row by row, and exit with 1 if a target is missed.
 
     ./scripts/bench [--only GROUP …] [--write]
 
-Each group runs in a process of its own, one after the other; nothing else should run meanwhile. `--write` puts the
-table and its plots into docs/.
+Each group runs in a separate process, one after the other; nothing else should run meanwhile. `--write` writes the
+table and its plots to docs/.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     end_with_what_was_started()
     if given.only and given.write:
-        parser.error("the page holds all groups: --write does not go with --only")
+        parser.error("the page contains all groups: --write cannot be combined with --only")
     print(machine(), flush=True)
     sections = []
     started = time.monotonic()
     for group in given.only or GROUPS:
         busy = psutil.cpu_percent(interval=1)
-        print(f"\n{GROUPS[group]} (other programs take {busy:.0f} % of the machine)", flush=True)
-        sections.append(page.Section(GROUPS[group], list(told(rows_apart(group))), busy))
-    sections.append(page.Section("This run", list(told(whole(time.monotonic() - started)))))
+        print(f"\n{GROUPS[group]} (other programs use {busy:.0f} % of the machine)", flush=True)
+        sections.append(page.Section(GROUPS[group], list(printed(rows_apart(group))), busy))
+    sections.append(page.Section("This run", list(printed(whole(time.monotonic() - started)))))
     if given.write:
         page.write(sections)
     missed = [row for section in sections for row in section.rows if row.met is False]
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(missed))
 
 
-def told(rows: Iterator[Row]) -> Iterator[Row]:
+def printed(rows: Iterator[Row]) -> Iterator[Row]:
     for row in rows:
         print(row, flush=True)
         yield row

@@ -2,7 +2,7 @@
 
 ./scripts/bench --only growth
 
-Memory is the peak of what is resident, beyond what is resident before.
+Memory is the peak of resident memory, beyond what was resident before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wsb_engine.analysis.problem import Problem
 
 REPEATS = 5
 FITTED = 3
-"""Last points that the slope is fitted to: the first are ruled by what does not grow."""
+"""Number of last points to which the slope is fitted; constant costs dominate the first ones."""
 MIB = 1 << 20
 libc = ctypes.CDLL(None)
 NAMES = {"moments": "the moments", "product": "one product"}
@@ -32,18 +32,18 @@ NAMES = {"moments": "the moments", "product": "one product"}
 
 @dataclass(frozen=True)
 class Sweep:
-    """One size that grows while all others stay."""
+    """One size that grows while all others stay fixed."""
 
     axis: str
     subject: str
-    """What stays, for a title."""
+    """What stays fixed, for a title."""
     values: Sequence[int]
     shape: Callable[[int], tuple[tuple[int, ...], int]]
     """Widths and samples."""
     reasons: dict[str, str]
-    """What a slope comes from, by quantity."""
+    """The expected slope and its reason, by quantity."""
     parameters: bool = False
-    """Whether the axis shows the number of parameters in place of the value."""
+    """True if the axis shows the number of parameters instead of the value."""
 
 
 SWEEPS = (
@@ -53,9 +53,9 @@ SWEEPS = (
         (250, 500, 1000, 2000),
         lambda n: ((784, 128, 10), n),
         {
-            "moments time": "2 where pairs of samples rule",
+            "moments time": "2 if pairs of samples dominate",
             "moments memory": "1 while the tiles of all samples are kept, 0 beyond",
-            "product time": "1: each sample is passed once",
+            "product time": "1: each sample is processed once",
             "product memory": "1 up to the chunk that fits",
         },
     ),
@@ -67,7 +67,7 @@ SWEEPS = (
         {
             "moments time": "1: a pair of samples costs C² d in the last hidden layer",
             "moments memory": "1: each sample keeps C d numbers",
-            "product time": "1: each parameter is used once a sample",
+            "product time": "1: each parameter is used once per sample",
             "product memory": "1: activations of d units",
         },
         parameters=True,
@@ -79,7 +79,7 @@ SWEEPS = (
         lambda depth: ((64, *([64] * depth), 10), 300),
         {
             "moments time": "2: pairs of layers",
-            "moments memory": "2: each sample keeps a block for each pair of layers; 0 where memory caps the tile",
+            "moments memory": "2: each sample keeps a block for each pair of layers; 0 once memory caps the tile",
             "product time": "1: layers",
             "product memory": "1: activations of each layer",
         },
@@ -129,7 +129,7 @@ def _ends(series: Sequence[tuple[float, float]], what: str) -> str:
 
 
 def measure(sizes: Sequence[int], samples: int) -> dict[str, float]:
-    """One point of a sweep."""
+    """Measure one point of a sweep."""
     problem = posed(sizes, samples)
     v = torch.randn(problem.objective.parameters, 1)
     product = problem.hessian_product(1)
@@ -141,7 +141,7 @@ def measure(sizes: Sequence[int], samples: int) -> dict[str, float]:
 
 
 def warm(problem: Problem) -> None:
-    """What a process pays once."""
+    """Do once what a process does only once."""
     moments(problem)
     problem.hessian_product(1)(torch.randn(problem.objective.parameters, 1))
 
@@ -153,9 +153,9 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def peak(function: Callable[[], object]) -> float:
-    """Bytes of resident memory that it takes at most, beyond what is resident before."""
-    libc.malloc_trim(0)  # or it would be made in what was freed
-    # Linux takes this as: begin the peak anew.
+    """Return the peak of resident memory in bytes, beyond what was resident before."""
+    libc.malloc_trim(0)  # otherwise freed memory would be reused
+    # Resets the peak.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     function()
@@ -163,7 +163,7 @@ def peak(function: Callable[[], object]) -> float:
 
 
 def resident(name: str) -> int:
-    """Bytes, by a name of /proc/self/status."""
+    """Return a field of /proc/self/status in bytes."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].split()[0]) * 1024
 

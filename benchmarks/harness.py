@@ -1,4 +1,4 @@
-"""What the comparisons share: interleaved timings, medians, and a row that says whether its target was met."""
+"""Shared by the comparisons: interleaved timings, medians, and rows that say whether a target was met."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Row:
     name: str
     measured: str
     target: str
-    """Empty where a figure is only told."""
+    """Empty if there is none."""
     met: bool | None
-    """None where there is no target."""
+    """None if there is no target."""
 
     def __str__(self) -> str:
         mark = {True: "met", False: "MISSED", None: ""}[self.met]
@@ -36,28 +36,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve(Row):
-    """What grows with one size, for a plot with two logarithmic axes."""
+    """A quantity that grows with one size, for a plot with two logarithmic axes."""
 
     axis: str = ""
     subject: str = ""
-    """What stays the same."""
+    """What stays fixed."""
     quantity: str = ""
     points: tuple[tuple[float, float], ...] = ()
     slope: float = 0.0
-    """Of the line through the logarithms of the last points."""
+    """Slope of the line through the logarithms of the last points."""
     reason: str = ""
 
 
 def alternate(
     functions: Mapping[str, Callable[[], object]], *, repeats: int = 7, warmup: int = 1, before: int = 0
 ) -> dict[str, list[float]]:
-    """Seconds of each function, called in turns so that what slows the machine slows all of them.
+    """Time functions in turns, so that whatever slows the machine slows all of them.
 
     Args:
-        functions: By name.
-        repeats: Times that each is timed.
-        warmup: Calls of each before all turns.
-        before: Calls of each just before it is timed, for what is called many times in a row when it is used.
+        functions: The functions by name.
+        repeats: Number of timed calls of each.
+        warmup: Number of calls of each before the first turn.
+        before: Number of calls of each just before it is timed, for functions that are used many times in a row.
+
+    Returns:
+        Seconds of each call, by name.
     """
     for function in functions.values():
         for _ in range(warmup):
@@ -74,18 +77,18 @@ def alternate(
 
 
 def ratio(seconds: Mapping[str, list[float]], ours: str, theirs: str) -> float:
-    """Median over the turns of theirs / ours: how often ours fits into theirs."""
+    """Return the median over the turns of theirs / ours: how many times faster ours is."""
     return statistics.median(b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True))
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the line through the logarithms."""
+    """Return the slope of the line through the logarithms."""
     x, y = np.log(np.array(points)).T
     return float(np.polyfit(x, y, 1)[0])
 
 
 def duration(values: Sequence[float]) -> str:
-    """Median and range in seconds, or in milliseconds where they are few."""
+    """Format median and range in seconds, or in milliseconds below one second."""
     if statistics.median(values) < 1:
         return milliseconds(list(values))
     return f"{statistics.median(values):.3g} s ({min(values):.3g}–{max(values):.3g})"
@@ -97,17 +100,17 @@ def milliseconds(values: list[float]) -> str:
 
 
 def machine() -> str:
-    """Processor count, load, threads and versions, for the head of a table."""
+    """Describe processors, load, threads and versions, for the head of a table."""
     load = os.getloadavg()[0]
     return (
-        f"{os.cpu_count()} cores, load {load:.2f}, {torch.get_num_threads()} threads, "
-        f"that wait {os.environ.get('OMP_WAIT_POLICY', 'as they do by default')}, "
+        f"{os.cpu_count()} cores, load {load:.2f}, {torch.get_num_threads()} torch threads "
+        f"(OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'unset')}), "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
 
 
 def show(rows: Iterable[Row]) -> bool:
-    """Prints the machine and each row as it comes; whether no target was missed."""
+    """Print the machine and each row as it comes; return True if no target was missed."""
     print(machine())
     met = True
     for row in rows:
@@ -117,7 +120,7 @@ def show(rows: Iterable[Row]) -> bool:
 
 
 def rows_apart(module: str) -> Iterator[Row]:
-    """The rows of a module here, from a process of its own: neither memory nor threads reach the next module."""
+    """Yield the rows of a module, run in a separate process so that memory and threads do not affect the next."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_rows, args=(module, sender))
@@ -133,11 +136,11 @@ def rows_apart(module: str) -> Iterator[Row]:
         process.terminate()
         process.join()
     if process.exitcode:
-        yield Row(module, f"ended with {process.exitcode}: see above", "rows", False)
+        yield Row(module, f"exited with {process.exitcode}: see above", "rows", False)
 
 
 def end_with_what_was_started() -> None:
-    """Has SIGTERM raise, so that every block that is entered is left as well."""
+    """Make SIGTERM raise, so that every context manager is exited."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 

@@ -1,9 +1,9 @@
-"""Time from POST to report beyond the engine's own, over 30 calls against a real `wsb serve`.
+"""Measure the time from POST to report beyond the engine's, over 30 calls to a real `wsb serve`.
 
     python benchmarks/http_overhead.py [--calls 30] [--url http://…]
 
 Each call is one multipart POST with ``Prefer: wait`` of a 64-32-10 tanh network on 400 samples; the overhead is
-the wall-clock time of the call less ``timings.total`` of its report.
+the wall-clock time of the call minus ``timings.total`` of its report.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TARGET = 0.060
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=CALLS)
-    parser.add_argument("--url", help="of a running server; otherwise one is started")
+    parser.add_argument("--url", help="URL of a running server; by default one is started")
     arguments = parser.parse_args()
     return int(not show(rows(calls=arguments.calls, url=arguments.url)))
 
@@ -42,15 +42,15 @@ def rows(*, calls: int = CALLS, url: str | None = None) -> Iterator[Row]:
         overheads, totals = measure(address, calls)
     yield Row(
         f"POST to report beyond the engine, {calls} calls",
-        f"{duration(overheads)}, beside an engine's {duration(totals)}",
+        f"{duration(overheads)}, in addition to the engine's {duration(totals)}",
         f"at most {TARGET * 1e3:g} ms",
         statistics.median(overheads) <= TARGET,
     )
 
 
 def measure(url: str, calls: int) -> tuple[list[float], list[float]]:
-    """Seconds beyond the engine and of the engine, of each call."""
-    # Fresh: otherwise all but the first are answered with its report.
+    """Return for each call the seconds beyond the engine's, and the engine's."""
+    # Without fresh, all but the first would be answered with the first report.
     files = {"model": model(), "batch": batch(), "request": b'{"fresh": true}'}
     overheads, totals = [], []
     with httpx.Client(base_url=url, timeout=120) as client:
@@ -63,7 +63,7 @@ def measure(url: str, calls: int) -> tuple[list[float], list[float]]:
                 raise SystemExit(f"{response.status_code}: {response.text}")
             totals.append(response.json()["timings"]["total"])
             overheads.append(wall - totals[-1])
-    # The first call fills caches of the server and the disk.
+    # The first call fills the caches of the server and the disk.
     return overheads[1:], totals[1:]
 
 
@@ -99,7 +99,7 @@ def batch() -> bytes:
 
 @contextmanager
 def serving(**settings: str) -> Iterator[tuple[str, psutil.Popen]]:
-    """Address and process of a server with its default settings but for those given, in a folder of its own."""
+    """Run a server in a temporary folder with default settings except those given; yield its address and process."""
     with tempfile.TemporaryDirectory(prefix="wsb-benchmark-") as folder:
         environment = {**os.environ, "WSB_DATA_DIR": folder, "WSB_LOG_LEVEL": "warning", **settings}
         command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]

@@ -1,8 +1,8 @@
-"""What limits each case: how near it comes to the rate of matrix products and of memory, and what its time goes into.
+"""Show what limits each case: its share of the rate of matrix products and of memory, and where its time goes.
 
     python benchmarks/limits.py
 
-Prints the table of docs/performance.md. Operations are those of matrix products and convolutions; bytes are those that
+Prints the table in docs/performance.md. Operations are those of matrix products and convolutions; bytes are those that
 each operation reads and writes, as if nothing stayed in a cache.
 """
 
@@ -27,16 +27,16 @@ from wsb_engine.curvature.closed_form.sums import add_terms, no_sums
 
 REPEATS = 5
 LARGE = 1e12
-"""Operations of a plan of which only every 64th term is looked at."""
+"""Operations of a plan above which only every 64th term is computed."""
 SHOWN = 4
 
 
 @dataclass(frozen=True)
 class Machine:
     flops: dict[torch.dtype, float]
-    """A second, of a product of two square matrices."""
+    """Floating-point operations per second of a product of two square matrices."""
     bandwidth: float
-    """Bytes a second, read and written by a copy beyond every cache."""
+    """Bytes per second, read and written, of a copy larger than every cache."""
 
 
 def this_machine() -> Machine:
@@ -99,10 +99,10 @@ def main() -> None:
     limits = this_machine()
     print(machine())
     print(
-        f"A product of matrices: {limits.flops[torch.float32] / 1e9:.0f} GFLOP/s in float32, "
+        f"A matrix product: {limits.flops[torch.float32] / 1e9:.0f} GFLOP/s in float32, "
         f"{limits.flops[torch.float64] / 1e9:.0f} in float64; a copy: {limits.bandwidth / 1e9:.0f} GB/s\n"
     )
-    print("| | time | GFLOP | of the rate of a matrix product | of the rate of memory | what its time goes into |")
+    print("| | time | GFLOP | share of matrix product rate | share of memory bandwidth | where its time goes |")
     print("|---|---|---|---|---|---|")
     for name, function, dtype in cases():
         print(row(name, function, dtype, limits), flush=True)

@@ -1,13 +1,13 @@
-"""Many clients at once against a real `wsb serve`: latency, throughput, and the server's memory.
+"""Put a real `wsb serve` under load from many clients: latency, throughput, and the server's memory.
 
     python benchmarks/load.py [--clients 50] [--seconds 60]
 
 Each client posts a 64-32-10 tanh network and 400 samples with ``Prefer: wait``, over and over; `fresh` keeps reports
-from being used again. Latency is that of answers with the report (201). The engine alone, in this process and on one
-thread, is measured before for comparison. Any answer but 201, 202 (no report within 60 s) and 429 ends the run.
+from being reused. Latency is that of responses with a report (201). For comparison, the engine alone is measured
+first, in this process and on one thread. Any response other than 201, 202 (no report within 60 s) and 429 ends the run.
 
-``rows`` compares rates without the clients' part in them: the same analyses are queued while another one runs, and
-counted from its end to the end of the last one.
+``rows`` compares rates without the clients' share: the analyses are queued while another one runs, and
+timed from its end to the end of the last one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MIB = 1 << 20
 
 @dataclass
 class Load:
-    """What the clients saw."""
+    """What the clients measured."""
 
     seconds: list[float] = field(default_factory=list)
     """From the request to the report."""
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"answers              {dict(sorted(load.answers.items()))}")
     print(f"latency, median      {statistics.median(latencies):8.3f} s")
     print(f"latency, 95th        {latencies[min(int(0.95 * done), done - 1)]:8.3f} s")
-    print(f"served               {done / given.seconds:8.1f} analyses a second")
-    print(f"engine alone         {alone:8.1f} analyses a second")
+    print(f"served               {done / given.seconds:8.1f} analyses per second")
+    print(f"engine alone         {alone:8.1f} analyses per second")
     print(f"server's memory      {', '.join(f'{size / _MIB:.0f}' for size in memory)} MiB at the start, half-way, end")
     for error in load.errors[:10]:
         print(f"error                {error}")
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def engine_rate(seconds: float) -> float:
-    """Analyses a second of the engine in this process, on one thread."""
+    """Return the engine's analyses per second in this process, on one thread."""
     torch.set_num_threads(1)
     content = model(), batch()
     analyze(load_model(content[0]), load_batch(content[1]))
@@ -79,7 +79,7 @@ def engine_rate(seconds: float) -> float:
 
 
 def rows(*, jobs: int = 6, rounds: int = 5) -> Iterator[Row]:
-    """One worker that never waits for work, as it is set by default, beside the engine called in a loop, in turns."""
+    """Compare one saturated worker with default settings with the engine called in a loop, in turns."""
     content = model(), batch()
     served, alone = [], []
     with serving() as (url, _), httpx.Client(base_url=url, timeout=120) as client:
@@ -95,14 +95,14 @@ def rows(*, jobs: int = 6, rounds: int = 5) -> Iterator[Row]:
     share = statistics.median(a / b for a, b in zip(served, alone, strict=True))
     yield Row(
         f"one worker's throughput, {jobs} small analyses queued",
-        f"{statistics.median(served):.2f} a second, the engine in a loop {statistics.median(alone):.2f}: {share:.0%}",
+        f"{statistics.median(served):.2f} per second, the engine in a loop {statistics.median(alone):.2f}: {share:.0%}",
         "at least 90 %",
         share >= 0.9,
     )
 
 
 def saturated(client: httpx.Client, jobs: int) -> float:
-    """Analyses a second, from the end of the one before them to the last end."""
+    """Return analyses per second, from the end of the preceding one to the last end."""
     wanted = {
         kind: client.post(f"/v1/{path}", content=data).raise_for_status().json()["id"]
         for kind, path, data in (("model", "models", model()), ("batch", "batches", batch()))
@@ -131,7 +131,7 @@ def finished(client: httpx.Client, analysis: str) -> dict[str, str]:
     while not (found := client.get(f"/v1/analyses/{analysis}").raise_for_status().json())["finished_at"]:
         if time.monotonic() > deadline:
             raise TimeoutError(f"analysis {analysis} did not end")
-        # Often enough for the last one, and seldom enough not to take part in what is measured.
+        # Often enough for the last one, and seldom enough not to affect the measurement.
         time.sleep(0.5)
     if found["state"] != "succeeded":
         raise RuntimeError(f"analysis {analysis} {found['state']}: {found['error']}")
@@ -139,7 +139,7 @@ def finished(client: httpx.Client, analysis: str) -> dict[str, str]:
 
 
 def put_under_load(url: str, process: psutil.Process, clients: int, seconds: float) -> tuple[Load, list[int]]:
-    """What the clients saw, and the resident bytes of the server's process at the start, half-way and at the end."""
+    """Return what the clients measured, and the server's resident bytes at the start, half-way and at the end."""
     load = Load()
     files = {"model": model(), "batch": batch(), "request": b'{"fresh": true}'}
     with httpx.Client(base_url=url, timeout=120) as client:

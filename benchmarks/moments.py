@@ -1,4 +1,4 @@
-"""Exact moments beside a public stochastic estimator, and beside every other way of summing them.
+"""Compare exact moments with a public stochastic estimator, and with every other way of summing them.
 
 ./scripts/peers && PYTHONPATH=.peers .venv/bin/python benchmarks/moments.py
 """
@@ -35,11 +35,11 @@ from wsb_engine.curvature.closed_form.tiles import Tile, make_tile
 Prefer = Literal["auto", "pairs", "block"]
 BLOCK = 16
 PROBES = 200
-"""From which the estimator's variance is measured."""
+"""Number of probes from which the estimator's variance is measured."""
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """A tanh network of these widths."""
+    """Return a tanh network of these widths."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for d_in, d_out in itertools.pairwise(sizes):
@@ -48,7 +48,7 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
 
 
 def posed(sizes: Sequence[int], samples: int, *, dtype: Literal["float32", "float64"] = "float32") -> Problem:
-    """A random batch on a random network."""
+    """Pose the problem of a random batch on a random network."""
     random = np.random.default_rng(0)
     x = random.random((samples, sizes[0]), dtype=np.float32)
     batch = wsb.Batch(x, random.integers(0, sizes[-1], samples))
@@ -57,14 +57,14 @@ def posed(sizes: Sequence[int], samples: int, *, dtype: Literal["float32", "floa
 
 
 def moments(problem: Problem) -> tuple[float, float]:
-    """(seconds, q)."""
+    """Compute q; return (seconds, q)."""
     result = summed(problem, layout_of(problem))
     assert result.q is not None
     return result.seconds, result.q
 
 
 def against_estimator() -> Iterator[Row]:
-    """Row 1: exact q against Hutchinson's estimator to one sigma of 1 %."""
+    """Compare exact q with Hutchinson's estimator at a standard error of 1 %."""
     from curvlinops import HessianLinearOperator
     from curvlinops.sampling import rademacher
 
@@ -81,7 +81,7 @@ def against_estimator() -> Iterator[Row]:
     torch.manual_seed(1)
     for _ in range(PROBES // BLOCK):
         started = time.perf_counter()
-        # As its own hutchinson_squared_fro draws them by default, which would take all columns at once.
+        # As curvlinops' hutchinson_squared_fro draws them by default, which would multiply all columns at once.
         Z = torch.stack([rademacher(operator.shape[1], "cpu", torch.float32) for _ in range(BLOCK)], dim=1)
         image = operator @ Z
         times.append(time.perf_counter() - started)
@@ -100,7 +100,7 @@ def against_estimator() -> Iterator[Row]:
 
 
 def _rate(problem: Problem) -> Row:
-    """How near the matrix products of the closed form come to torch.matmul's rate."""
+    """Measure the rate of the closed form's matrix products as a share of torch.matmul's."""
     with FlopCounterMode(display=False) as counter:
         moments(problem)
     flops = counter.get_total_flops()
@@ -131,24 +131,24 @@ FORMS: dict[str, tuple[tuple[int, ...], int]] = {
     "20 features, N = 50 000": ((20, 32, 5), 50_000),
 }
 REPEATED = 3.0
-"""Seconds up to which a sum is made five times; a longer one is made once, and its row says so."""
+"""Seconds up to which a sum is repeated five times; a longer one runs once, and its row says so."""
 WHOLE = 3.0
-"""Seconds after which the chosen sum is stopped and scaled, and its row says so."""
+"""Seconds after which the chosen sum is stopped and extrapolated, and its row says so."""
 
 
 @dataclass(frozen=True)
 class Sum:
-    """One way of summing q; ``q`` is None where it was stopped, and the seconds are what the whole would take then."""
+    """One way of summing q; if it was stopped, ``q`` is None and the seconds are extrapolated to the whole sum."""
 
     seconds: float
     q: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.seconds:.3g} s{'' if self.q is not None else ' by a part of it'}"
+        return f"{self.seconds:.3g} s{'' if self.q is not None else ', extrapolated'}"
 
 
 class Making:
-    """How many tiles were made, in how many seconds."""
+    """Counts tiles as they are computed, and the seconds that this takes."""
 
     def __init__(self) -> None:
         self.tiles, self.seconds = 0, 0.0
@@ -161,7 +161,7 @@ class Making:
 
 
 def summed(problem: Problem, layout: Plan, limit: float = math.inf) -> Sum:
-    """Sums as the plan says; after ``limit`` seconds it stops and says how long the whole takes."""
+    """Sum according to the plan; after ``limit`` seconds stop and extrapolate the time."""
     assert problem.structure is not None
     net, weights = problem.structure.net, problem.objective.targets.weights
     making = Making()
@@ -177,10 +177,10 @@ def summed(problem: Problem, layout: Plan, limit: float = math.inf) -> Sum:
 
 
 def _whole(layout: Plan, samples: int, fraction: float, seconds: float, making: Making) -> float:
-    """Seconds that a sum takes of which a fraction is done.
+    """Extrapolate the seconds of a whole sum from the fraction that is done.
 
-    Pairs of tiles are all alike, but a tile meets fewer of them at the start. Blocks are not alike, and the largest
-    comes first: of blocks it alone is looked at, as if the others cost nothing, which flatters a way not chosen.
+    All pairs of tiles cost the same, but a tile is paired with fewer at the start. Blocks differ, and the largest
+    comes first: only that block counts, as if the others cost nothing, which favours a way that was not chosen.
     """
     if layout.blocks:
         return seconds / (fraction if layout.pairs else min(1.0, fraction * len(layout.blocks)))
@@ -196,7 +196,7 @@ def layout_of(problem: Problem, prefer: Prefer = "auto") -> Plan:
 
 
 def forms() -> Iterator[Row]:
-    """Row 2: the chosen way of summing against the others."""
+    """Compare the chosen way of summing with the others."""
     for name, (sizes, samples) in FORMS.items():
         problem = posed(sizes, samples)
         chosen = layout_of(problem)
@@ -208,15 +208,15 @@ def forms() -> Iterator[Row]:
 
 def _compared(name: str, problem: Problem, chosen: Plan, same: str, others: Mapping[str, Plan]) -> Row:
     first = summed(problem, chosen, WHOLE)
-    # Blocks alone need no pair of samples, which would be visited only to tell how alike inputs are.
+    # Blocks alone need no pairs of samples; these would be visited only to measure coherence.
     with mock.patch.object(closed_form.sums, "COHERENCE_SAMPLES", 0):
         found = {other: summed(problem, layout, REPEATED) for other, layout in others.items()}
     if first.q is not None:
         for other, result in found.items():
-            assert result.q is None or abs(result.q - first.q) <= 1e-4 * first.q, f"{name}: {other} gives another q"
+            assert result.q is None or abs(result.q - first.q) <= 1e-4 * first.q, f"{name}: {other} gives a different q"
     medians = {same: first.seconds}
     if first.seconds < REPEATED:
-        # Of the others only what comes near is worth a median; one that was stopped takes longer by far.
+        # Only ways that come close are worth a median; one that was stopped is far slower.
         near = {
             other: others[other]
             for other, result in found.items()
@@ -226,13 +226,13 @@ def _compared(name: str, problem: Problem, chosen: Plan, same: str, others: Mapp
         medians = {way: statistics.median(s) for way, s in alternate(turns, repeats=5, warmup=0).items()}
     took = medians[same]
     best = min(took, *(medians.get(other, result.seconds) for other, result in found.items()))
-    told = [
+    rest = [
         f"{other} {medians[other]:.3g} s" if other in medians else f"{other} {'' if result.q else 'at least '}{result}"
         for other, result in found.items()
     ]
     mine = f"{took:.3g} s" if first.seconds < REPEATED else f"{first}, once" if first.q is not None else str(first)
     return Row(
-        f"q, {name}", f"{same}, chosen: {mine}; {', '.join(told)}", "within 1.3 × of the best", took <= 1.3 * best
+        f"q, {name}", f"{same}, chosen: {mine}; {', '.join(rest)}", "within 1.3 × of the best", took <= 1.3 * best
     )
 
 

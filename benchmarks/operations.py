@@ -1,4 +1,4 @@
-"""What the operations of a function take: seconds by name, and bytes that they read and write."""
+"""Measure the torch operations of a function: seconds by name, and bytes read and written."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm")
 
 
 class Operations(TorchDispatchMode):
-    """Everything that torch is asked for within the block."""
+    """Records every torch operation inside the block."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seconds: Counter[str] = Counter()
         self.bytes = 0
-        """As if nothing stayed in a cache."""
+        """Bytes read and written, as if nothing stayed in a cache."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -35,5 +35,5 @@ class Operations(TorchDispatchMode):
 
     @property
     def products(self) -> float:
-        """Seconds in products of matrices."""
+        """Seconds spent in matrix products."""
         return sum(self.seconds[name] for name in PRODUCTS)

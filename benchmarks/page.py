@@ -1,4 +1,4 @@
-"""The page that holds the last full run: docs/benchmarks.md, and its plots in docs/images."""
+"""Write the page with the last full run, docs/benchmarks.md, and its plots in docs/images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ NAMES = {"moments": "exact moments", "product": "one Hessian product"}
 HEAD = """# Benchmarks
 
 Written by `./scripts/bench --write`, which compares with public tools in the same run. `./scripts/bench` prints the
-same table and ends with 1 where a target is missed. Times are medians with their range in brackets; programs that are
-compared take turns; a single product is called once just before it is timed, since Lanczos' method makes one after
-another. What limits each case is in [performance](performance.md). **{met} of {count} targets are met.**
+same table and exits with 1 if a target is missed. Times are medians with their range in brackets, and programs that are
+compared take turns. A single product is called once just before it is timed, because Lanczos runs call one after
+another. [Performance](performance.md) says what limits each case. **{met} of {count} targets are met.**
 
 - {date}, {machine}
 - {processor}, {memory:.0f} GiB memory
 - {peers}
 """
 GROWTH = """Both axes are logarithmic. A slope is fitted to the last three points by least squares; 2 means that twice
-the size takes four times as much. Memory is the peak beyond what was resident before.
+the size takes four times as much. Memory is the peak of resident memory, beyond what was resident before.
 """
 
 
@@ -36,11 +36,11 @@ class Section:
     title: str
     rows: Sequence[Row]
     busy: float | None = None
-    """Percent of the machine that other programs took just before."""
+    """Percentage of the machine that other programs used just before."""
 
 
 def write(sections: Sequence[Section]) -> None:
-    """Replaces page and plots."""
+    """Replace the page and its plots."""
     rows = [row for section in sections for row in section.rows]
     curves = [row for row in rows if isinstance(row, Curve)]
     targets = [row.met for row in rows if row.met is not None]
@@ -60,7 +60,7 @@ def write(sections: Sequence[Section]) -> None:
         grown = [row for row in section.rows if isinstance(row, Curve)]
         parts.append(f"\n## {section.title}\n\n")
         if section.busy is not None:
-            parts.append(f"Other programs took {section.busy:.0f} % of the machine before it.\n\n")
+            parts.append(f"Just before, other programs used {section.busy:.0f} % of the machine.\n\n")
         if plain:
             parts += ["| | measured | target | |\n|---|---|---|---|\n", *map(_line, plain)]
         if grown:
@@ -68,7 +68,7 @@ def write(sections: Sequence[Section]) -> None:
             for subject in NAMES:
                 draw(subject, [curve for curve in curves if curve.quantity.startswith(subject)])
                 parts.append(f"\n![Time and memory of {NAMES[subject]}](images/growth-{subject}.svg)\n")
-            parts.append("\n| | what stays | slope | what it comes from | from, to |\n|---|---|---|---|---|\n")
+            parts.append("\n| | fixed | slope | expected slope and reason | from, to |\n|---|---|---|---|---|\n")
             parts += [_grown(curve) for curve in grown]
     (DOCS / "benchmarks.md").write_text("".join(parts), encoding="utf-8")
 
@@ -88,11 +88,11 @@ def _grown(curve: Curve) -> str:
 
 
 def draw(subject: str, curves: Sequence[Curve]) -> None:
-    """Time above, memory below, a column for each size."""
+    """Plot time above memory, one column for each size."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    # The same points give the same file.
+    # Makes the file reproducible.
     mpl.rcParams["svg.hashsalt"] = "wsb"
     axes_names = list(dict.fromkeys(curve.axis for curve in curves))
     figure = Figure(figsize=(3.2 * len(axes_names), 5.6), layout="constrained")

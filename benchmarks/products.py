@@ -1,4 +1,4 @@
-"""Hessian-vector products beside curvlinops, in one run: the same network, batch and vectors, in float32.
+"""Compare Hessian-vector products with curvlinops in one run: same network, batch and vectors, in float32.
 
 ./scripts/peers && PYTHONPATH=.peers .venv/bin/python benchmarks/products.py
 """
@@ -26,7 +26,7 @@ BLOCK = 16
 
 
 class Encoder(nn.Module):
-    """Two encoder layers over a sequence, then the mean."""
+    """Two encoder layers over a sequence, followed by the mean."""
 
     def __init__(self, features: int, width: int, classes: int) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class Case:
     module: nn.Module
     x: Tensor
     single: float
-    """How many times faster than curvlinops' a single product has to be."""
+    """How many times faster than curvlinops a single product must be."""
     block: float | None = 1.0
-    """The same for blocks of 16; None where none is claimed."""
+    """The same for blocks of 16; None if there is no target."""
 
 
 def cases() -> Iterator[Case]:
@@ -66,7 +66,7 @@ def cases() -> Iterator[Case]:
 
 
 def ours(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[int], HessianProduct]:
-    """The engine's product for so many columns, chosen as in an analysis."""
+    """Return the engine's product by number of columns, chosen as in an analysis."""
     options = wsb.Options(dtype="float32", device="cpu")
     problem = pose(wsb.from_module(module), wsb.Batch(x.numpy(), y.numpy()), options, Monitor(options, None, 0.0))
     return problem.hessian_product
@@ -79,7 +79,7 @@ def theirs(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor
     operator = HessianLinearOperator(module, nn.CrossEntropyLoss(), parameters, [(x, y)], check_deterministic=False)
 
     def product(V: Tensor) -> Tensor:
-        # torch has no forward derivative of its fused attention on a CPU; ours sets the same.
+        # torch has no forward derivative of its fused attention on a CPU; our product does the same.
         with sdpa_kernel(SDPBackend.MATH):
             image: Tensor = operator @ V
         return image
@@ -88,7 +88,7 @@ def theirs(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor
 
 
 def reference(case: Case, y: Tensor, V: Tensor) -> Tensor:
-    """H·V in float64 by differences of gradients, which do without forward derivatives and what may be wrong there."""
+    """Compute H·V in float64 by differences of gradients, which is independent of forward-mode derivatives."""
     module = copy.deepcopy(case.module).double()
     point = {name: tensor.detach() for name, tensor in module.named_parameters()}
     sizes, x = [tensor.numel() for tensor in point.values()], case.x.double()
@@ -107,7 +107,7 @@ def reference(case: Case, y: Tensor, V: Tensor) -> Tensor:
 
 
 def distance(image: Tensor, exact: Tensor) -> float:
-    """Relative, of the whole block."""
+    """Return the relative error of the whole block."""
     difference = image.double().reshape(exact.shape) - exact
     return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(exact))
 
@@ -129,7 +129,7 @@ def compare(case: Case, *, repeats: int) -> Iterator[Row]:
                 "curvlinops": lambda V=V, columns=columns: peer(V.squeeze(1) if columns == 1 else V),
             },
             repeats=repeats if columns == 1 else 5,
-            # Lanczos' method makes one after another.
+            # Lanczos runs call one after another.
             before=1 if columns == 1 else 0,
         )
         faster = ratio(seconds, "ours", "curvlinops")

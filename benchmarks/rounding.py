@@ -1,9 +1,9 @@
-"""What certificates that account for rounding cost, and how narrow they stay where a gap of 1e-12 is asked for.
+"""Measure what accounting for rounding costs, and how narrow enclosures are if a gap of 1e-12 is requested.
 
     python benchmarks/rounding.py
 
-What looks at rounding only is the phase of that name and the products that confirm the enclosure. It is compared with
-the rest of an analysis without moments, which take longer still for networks that have no closed form.
+The cost is that of the phase `rounding` and of the products that confirm the enclosure. It is compared with the rest of
+an analysis without moments, which would take even longer for networks without a closed form.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELD_OUT = 120
 WIDTHS = {"proven": 1e-9, "measured": 1e-11}
 """Largest relative width of λ_max, by how its rounding is known."""
 SHARE, PRODUCTS = 0.15, 30
-"""What rounding may cost: of the rest, or as many products, whichever is more."""
+"""Limits on the cost: a share of the rest, or a number of products, whichever is more."""
 
 
 class Encoder(nn.Module):
@@ -53,7 +53,7 @@ def networks() -> Iterator[tuple[str, nn.Module]]:
 
 
 def trained(module: nn.Module) -> tuple[wsb.Classifier, wsb.Batch]:
-    """On scikit-learn's digits, with a batch that was held out."""
+    """Train on scikit-learn's digits; return the classifier and a held-out batch."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -76,8 +76,8 @@ def rows() -> Iterator[Row]:
         assert narrow.rounding is not None
         top, how = narrow.lambda_max, narrow.rounding.how
         width, most = (top.upper - top.lower) / abs(top.upper), WIDTHS[how]
-        told = f"relative width {width:.1e}, {top.kind}, rounding {how}"
-        yield Row(f"λ_max to 1e-12: {name}", told, f"at most {most:g}", width <= most)
+        text = f"relative width {width:.1e}, {top.kind}, rounding {how}"
+        yield Row(f"λ_max to 1e-12: {name}", text, f"at most {most:g}", width <= most)
         seconds, spent, allowed = [], [], []
         for _ in range(REPEATS):
             started = time.perf_counter()
@@ -89,7 +89,7 @@ def rows() -> Iterator[Row]:
             allowed.append(max(SHARE * (seconds[-1] - spent[-1]), PRODUCTS * product))
         met = statistics.median(spent) <= statistics.median(allowed)
         limit = f"at most {duration(allowed).split(' (')[0]}"
-        yield Row(f"what rounding costs: {name}", f"{duration(spent)} of {duration(seconds)}", limit, met)
+        yield Row(f"cost of rounding: {name}", f"{duration(spent)} of {duration(seconds)}", limit, met)
 
 
 if __name__ == "__main__":

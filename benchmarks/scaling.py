@@ -1,12 +1,12 @@
-"""How many analyses a second one worker makes, and two.
+"""Measure the analyses per second of one worker and of two.
 
     python benchmarks/scaling.py [--analyses 24] [--rounds 3]
 
 A Postgres, one API process and one or two workers run on this machine, each analysis on one thread. An analysis is
-the dense spectrum of a 30-40-10 tanh network on 100 samples: about a second of arithmetic. They are queued before the
-clock starts, which runs from the first start to the last end as the database has them. The two settings take turns;
-the medians and their ratio are printed. The ratio means something only on a machine with a core to spare for each
-worker: everything else takes part of one, too.
+the dense spectrum of a 30-40-10 tanh network on 100 samples: about a second of arithmetic. All are queued first, and
+timed from the first start to the last end according to the database. The two settings take turns;
+the medians and their ratio are printed. The ratio is meaningful only on a machine with a spare core for each
+worker, since everything else needs part of a core too.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for workers, seen in rates.items():
             with serving(workers) as (url, database):
                 seen.append(measured(url, database, content, given.analyses))
-            print(f"{workers} worker{'s' * (workers > 1)}  {seen[-1]:6.3f} analyses a second", flush=True)
+            print(f"{workers} worker{'s' * (workers > 1)}  {seen[-1]:6.3f} analyses per second", flush=True)
     one, two = (statistics.median(rates[workers]) for workers in (1, 2))
-    print(f"median of one   {one:6.3f} analyses a second, {1 / one:.2f} s each")
-    print(f"median of two   {two:6.3f} analyses a second")
+    print(f"median of one   {one:6.3f} analyses per second, {1 / one:.2f} s each")
+    print(f"median of two   {two:6.3f} analyses per second")
     print(f"ratio           {two / one:6.2f} on {os.cpu_count()} cores")
     return 0
 
@@ -69,9 +69,9 @@ def files() -> dict[str, bytes]:
 
 
 def measured(url: str, database: str, content: dict[str, bytes], analyses: int) -> float:
-    """Analyses a second, from the first start to the last end."""
+    """Return analyses per second, from the first start to the last end."""
     with httpx.Client(base_url=url, timeout=60) as client:
-        # The first of each worker finds caches cold.
+        # The first analyses of each worker find cold caches.
         for seed in range(-4, analyses):
             wanted = {
                 "options": {"seed": seed + 4, "spectrum": "dense"},
@@ -97,7 +97,7 @@ def measured(url: str, database: str, content: dict[str, bytes], analyses: int) 
 
 @contextmanager
 def serving(workers: int) -> Iterator[tuple[str, str]]:
-    """URLs of an API and of its database, with so many workers."""
+    """Run an API with a number of workers; yield its URL and that of its database."""
     with tempfile.TemporaryDirectory(prefix="wsb-scaling-") as name, embedded_postgres(Path(name) / "db") as database:
         environment = {
             **os.environ,

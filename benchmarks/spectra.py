@@ -1,4 +1,4 @@
-"""Eigenvalues: the certified λ_max beside an uncertified Lanczos, and the dense spectrum beside torch.func.hessian.
+"""Compare the certified λ_max with an uncertified Lanczos run, and the dense spectrum with torch.func.hessian.
 
 ./scripts/peers && PYTHONPATH=.peers .venv/bin/python benchmarks/spectra.py
 """
@@ -22,7 +22,7 @@ from torch import nn
 import wsb_engine as wsb
 
 DIMENSIONS = {3000: ((30, 60, 18), 150), 6000: ((60, 80, 14), 60)}
-"""Widths and samples of the networks whose dense spectra are formed, by about their number of parameters."""
+"""Widths and samples of the networks for dense spectra, by their approximate number of parameters."""
 DENSE = """
 import json, resource, sys, time
 import numpy as np, torch
@@ -58,7 +58,7 @@ print(json.dumps({"seconds": seconds, "mebibytes": (after - before) / 1024, "top
 
 
 def digits() -> tuple[nn.Module, np.ndarray, np.ndarray]:
-    """A small network trained on scikit-learn's digits."""
+    """Return a small network trained on scikit-learn's digits, and the data."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -75,7 +75,7 @@ def digits() -> tuple[nn.Module, np.ndarray, np.ndarray]:
 
 
 def largest() -> Iterator[Row]:
-    """Row 4: λ_max enclosed to 1e-6 against a Ritz pair of the same residual, of which nobody knows what it missed."""
+    """Compare λ_max enclosed to 1e-6 with a Ritz pair of the same residual, which certifies nothing."""
     from hessian_eigenthings import EigenResult, HessianOperator, lanczos, supervised_loss
 
     module, x, y = digits()
@@ -90,7 +90,7 @@ def largest() -> Iterator[Row]:
         operator = HessianOperator(module, loader, supervised_loss(nn.functional.cross_entropy))
         return lanczos(operator, k=1, max_iter=steps, tol=1e-6, which="LA", seed=0)
 
-    # It makes as many steps as it is told, by default two: here as many as the residual takes, which is not counted.
+    # It takes a fixed number of steps, two by default: here as many as the residual needs. Finding that is not timed.
     enough = next(steps for steps in range(4, len(x), 2) if bool(theirs(steps).converged.all()))
     interval = ours().enclosure.lambda_max
     value = float(theirs(enough).eigenvalues[0])
@@ -107,7 +107,7 @@ def largest() -> Iterator[Row]:
 
 
 def dense(*, repeats: int = 5) -> Iterator[Row]:
-    """Row 5, each run in a process of its own, because memory is compared as well."""
+    """Compare dense spectra, each run in a separate process because memory is compared as well."""
     for about, (sizes, samples) in DIMENSIONS.items():
         runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
         for _ in range(repeats):

@@ -1,8 +1,8 @@
-"""From the start of a process to what it is for: `wsb serve` ready, `wsb analyze` done, `wsb --help` printed.
+"""Time processes from their start until `wsb serve` is ready, `wsb analyze` is done, `wsb --help` is printed.
 
     python benchmarks/starts.py
 
-The files of the programs are in the cache of the disk; each run is a process of its own.
+The files of the programs are in the disk cache; each run is a separate process.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="wsb-benchmark-") as name:
         folder = Path(name)
         environment = {**os.environ, "WSB_DATA_DIR": str(folder / "data"), "WSB_LOG_LEVEL": "warning"}
-        # Modules are compiled once, as they are for whoever installs the package.
+        # Modules are compiled once, as in an installed package.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        # The first start makes the database.
+        # The first start creates the database.
         first = ready(environment)
         starts = [ready(environment) for _ in range(REPEATS)]
         yield _row("wsb serve, to /readyz", starts, 5.0, f" (the very first {first:.1f} s)")
@@ -55,7 +55,7 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> float:
 
 
 def ready(environment: Mapping[str, str]) -> float:
-    """Seconds until a server is ready."""
+    """Return the seconds until a server is ready."""
     started = time.perf_counter()
     command = (*WSB, "serve", "--port", "0")
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:

@@ -1,10 +1,10 @@
-"""A large batch sent to a real `wsb serve` beside a plain copy of the file that hashes what it copies.
+"""Compare uploading a large batch to a real `wsb serve` with copying and hashing the file.
 
     python benchmarks/uploads.py
 
-Both have the file in the cache of the disk and end with its SHA-256 known. The upload ends with the content on the disk
-itself; how long the copy takes to get there as well is told besides. Each is deleted before the next one, for which a
-virtual machine would otherwise have to ask its host for memory.
+Both start with the file in the disk cache and end with its SHA-256 known. The upload also ends with the content flushed
+to disk; a copy with fsync is measured as well. Each is deleted before the next, for which a virtual machine would
+otherwise have to request memory from its host.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEGABYTES = 500
 REPEATS = 5
 PIECE = 1 << 20
 FLAT = 32
-"""MiB by which a server may grow over all uploads and still be called flat."""
+"""MiB by which a server may grow over all uploads and still count as flat."""
 
 
 def rows() -> Iterator[Row]:
@@ -44,7 +44,7 @@ def rows() -> Iterator[Row]:
         before, peak = resident(server), 0
         sent, copied, kept = [], [], []
         for turn in range(REPEATS):
-            # Other content each time: what is there already is not stored again.
+            # Different content each time, since existing content is not stored again.
             change(path, turn)
             copied.append(copy(path, folder / "copy"))
             kept.append(copy(path, folder / "copy", synced=True))
@@ -55,7 +55,7 @@ def rows() -> Iterator[Row]:
     yield Row(
         f"upload of {MEGABYTES} MB",
         f"{duration(sent)}, a copy with SHA-256 {duration(copied)}: {share:.0%} of its rate "
-        f"({durable:.0%} of one that is on the disk in the end)",
+        f"({durable:.0%} of a copy with fsync)",
         "at least 60 %",
         share >= 0.6,
     )
@@ -76,7 +76,7 @@ def batch_of(folder: Path, megabytes: int) -> Path:
 
 
 def change(path: Path, turn: int) -> None:
-    """Another number in the middle."""
+    """Change a number in the middle of the file."""
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         file.write(bytes([turn + 1]))
@@ -98,7 +98,7 @@ def copy(source: Path, target: Path, *, synced: bool = False) -> float:
 
 
 def upload(url: str, path: Path) -> float:
-    """Seconds until the answer; by a client that does next to nothing itself."""
+    """Return the seconds until the response, with a client that has almost no overhead."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120, blocksize=PIECE)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Trains a network with and without the Wolkowicz-Styan penalty and compares the minima.
+"""Train a network with and without the Wolkowicz-Styan penalty, and compare the minima.
 
 python examples/flat_minima.py
 """
@@ -17,7 +17,7 @@ BATCH = 128
 
 
 def train(strength: float) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A 64-24-10 tanh network on 800 digits, and the 800 others."""
+    """Train a 64-24-10 tanh network on 800 digits; return it with 800 other digits."""
     torch.manual_seed(0)
     digits = load_digits()
     x, y = torch.from_numpy(digits.data / 16), torch.from_numpy(digits.target)
@@ -37,7 +37,7 @@ def train(strength: float) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 def sharpness(strength: float) -> tuple[float, float]:
-    """λ_max and accuracy on samples that training has not seen."""
+    """Return λ_max and accuracy on samples that were not used for training."""
     module, x, y = train(strength)
     report = wsb.analyze(wsb.from_module(module), wsb.Batch(x, y))
     if report.enclosure is None:

@@ -1,9 +1,9 @@
-"""Logs the sharpness of every run of an MLflow experiment back to the run, as metrics.
+"""Log the sharpness of every run of an MLflow experiment as metrics of the run.
 
 python examples/mlflow_checkpoints.py EXPERIMENT BATCH.npz [ARTIFACT]
 
-ARTIFACT is the path of the ONNX file among a run's artifacts, by default model.onnx. Runs that have the metric
-already are left alone. Needs the package mlflow, and MLFLOW_TRACKING_URI where it is not a local folder.
+ARTIFACT is the path of the ONNX file among a run's artifacts, by default model.onnx. Runs that already have
+the metric are skipped. Requires the package mlflow, and MLFLOW_TRACKING_URI unless runs are in a local folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DONE = "wsb.lambda_max_upper"
 
 
 def metrics(report: Report) -> dict[str, float]:
-    """What is worth a curve in MLflow."""
+    """Return the numbers of a report that are worth a curve in MLflow."""
     found = {"wsb.loss": report.loss.value, "wsb.gradient_norm": report.loss.gradient_norm}
     if report.bounds is not None:
         found["wsb.wolkowicz_styan_upper"] = report.bounds.wolkowicz_styan.lambda_max.upper
@@ -30,7 +30,7 @@ def metrics(report: Report) -> dict[str, float]:
 
 
 def log_sharpness(mlflow: Any, experiment: str, batch_path: str, artifact: str) -> None:
-    """Analyses the artifact of each run that has not been done."""
+    """Analyse the artifact of each run that does not have the metrics yet."""
     client = mlflow.MlflowClient()
     found = client.get_experiment_by_name(experiment)
     if found is None:

@@ -1,4 +1,4 @@
-"""Sharpness as a test of the training code: fails when a change makes the minimum sharper than it may be.
+"""Test the training code for sharpness: fail if a change makes the minimum sharper than the policy allows.
 
 pytest examples/pytest_sharpness.py
 """
@@ -26,7 +26,7 @@ POLICY = Policy.model_validate(
 
 
 def train(x: torch.Tensor, y: torch.Tensor) -> nn.Module:
-    """A small network, in place of the project's own training."""
+    """Train a small network; put your project's training here."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, momentum=0.9)

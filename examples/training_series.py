@@ -1,9 +1,9 @@
-"""Posts a checkpoint of a training run to a server after every epoch and prints how λ_max develops.
+"""Post a checkpoint of a training run to a server after every epoch, and print how λ_max develops.
 
 wsb serve                                              # in another terminal
 python examples/training_series.py [URL]               # default: http://127.0.0.1:8000
 
-The server keeps the series: GET /v1/analyses?label=run:NAME lists it, and /series?label=run:NAME draws it.
+The server keeps the series: GET /v1/analyses?label=run:NAME lists it, and /series?label=run:NAME plots it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ WIDTH = 40
 
 
 def blobs() -> tuple[torch.Tensor, torch.Tensor]:
-    """300 points around three centres."""
+    """Return 300 points around three centres, with labels."""
     y = torch.arange(300) % 3
     centres = torch.tensor([[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]])
     return centres[y] + 0.6 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0)), y
 
 
 def checkpoints(x: torch.Tensor, y: torch.Tensor) -> Iterator[bytes]:
-    """The network after each epoch, as ONNX."""
+    """Train, and yield the network after each epoch as ONNX."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(2, 12), nn.Tanh(), nn.Linear(12, 3))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.2, momentum=0.9)
@@ -49,27 +49,27 @@ def checkpoints(x: torch.Tensor, y: torch.Tensor) -> Iterator[bytes]:
 
 
 def exported(module: nn.Module, x: torch.Tensor) -> bytes:
-    """The module as ONNX; the exporter's running commentary is left out."""
+    """Export the module as ONNX, without the exporter's log output."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     dimensions = ({0: torch.export.Dim("n")},)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(module, (x[:2],), dynamo=True, dynamic_shapes=dimensions, verbose=False)
     if program is None:
-        raise SystemExit("torch.onnx.export gave nothing")
+        raise SystemExit("torch.onnx.export returned nothing")
     content: bytes = program.model_proto.SerializeToString()
     return content
 
 
 def post(client: httpx.Client, run: str, epoch: int, model: bytes, batch: bytes) -> None:
-    """Queues one checkpoint; training does not wait for its report."""
+    """Queue one checkpoint; training does not wait for its report."""
     request = {"labels": {"run": run, "epoch": str(epoch)}}
     files = {"model": model, "batch": batch, "request": json.dumps(request).encode()}
     client.post("/v1/analyses", files=files).raise_for_status()
 
 
 def series(client: httpx.Client, run: str) -> list[tuple[int, dict[str, Any]]]:
-    """(epoch, report) of the run, in order, once every analysis has ended."""
+    """Wait until every analysis of the run has ended; return (epoch, report) in order."""
     while True:
         analyses = client.get("/v1/analyses", params={"label": f"run:{run}", "limit": 200}).raise_for_status().json()
         if all(analysis["finished_at"] for analysis in analyses["items"]):
@@ -86,7 +86,7 @@ def series(client: httpx.Client, run: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def chart(reports: list[tuple[int, dict[str, Any]]]) -> str:
-    """A bar for each epoch, as long as λ_max is large."""
+    """Draw a bar for each epoch, proportional to λ_max."""
     largest = max(report["enclosure"]["lambda_max"]["upper"] for _, report in reports)
     lines = [f"{'epoch':>5}  {'λ_max':>10}  {'loss':>8}"]
     for epoch, report in reports:
@@ -106,7 +106,7 @@ def main(url: str) -> None:
         for epoch, model in enumerate(checkpoints(x, y), start=1):
             post(client, run, epoch, model, batch.getvalue())
         print(chart(series(client, run)))
-        print(f"\ndrawn at {url}/series?label=run:{run}")
+        print(f"\nplotted at {url}/series?label=run:{run}")
 
 
 if __name__ == "__main__":

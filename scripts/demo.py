@@ -27,7 +27,7 @@ START_SECONDS = 120
 
 
 def train() -> tuple[nn.Module, np.ndarray, np.ndarray, float]:
-    """A 64-32-10 tanh network on handwritten digits, and the held-out batch."""
+    """Train a 64-32-10 tanh network on handwritten digits; return it, the held-out batch and the training loss."""
     torch.manual_seed(0)
     digits = load_digits()
     order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0)).numpy()
@@ -44,7 +44,7 @@ def train() -> tuple[nn.Module, np.ndarray, np.ndarray, float]:
 
 
 def export(model: nn.Module, x: np.ndarray, path: Path) -> None:
-    """Writes ONNX; the exporter's running commentary is left out."""
+    """Write the model as ONNX, without the exporter's log output."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -52,13 +52,13 @@ def export(model: nn.Module, x: np.ndarray, path: Path) -> None:
             model, (torch.from_numpy(x[:2]),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False
         )
     if program is None:
-        raise SystemExit("torch.onnx.export gave nothing")
+        raise SystemExit("torch.onnx.export returned nothing")
     program.save(str(path))
 
 
 @contextlib.contextmanager
 def service() -> Iterator[str]:
-    """`wsb serve` on a free port with a data folder of its own; yields its URL."""
+    """Run `wsb serve` on a free port with a temporary data folder; yield its URL."""
     with tempfile.TemporaryDirectory(prefix="wsb-demo-") as folder, (OUTPUT / "service.log").open("w") as log:
         command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
         environment = {**os.environ, "WSB_DATA_DIR": folder}
@@ -74,7 +74,7 @@ def service() -> Iterator[str]:
 
 
 def post(url: str, model: Path, batch: Path) -> dict[str, object]:
-    """The report of one analysis, in one request."""
+    """Request one analysis and return its report."""
     with model.open("rb") as model_file, batch.open("rb") as batch_file:
         response = httpx.post(
             f"{url}/v1/analyses",
@@ -107,7 +107,7 @@ def main() -> None:
     from wsb_engine import Report
 
     print(summarize(Report.model_validate(report)))
-    print(f"\nThe whole report: {report_path}")
+    print(f"\nThe full report is in {report_path}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The house at a glance: modules by folder, circles of imports, and imports that go up a floor.
+"""Show the layout at a glance: modules per folder, cyclic imports, and imports from a higher layer.
 
     .venv/bin/python scripts/house.py
 
-Ends with 1 if there is a circle of files or folders, or an import from a higher floor. Floors are the layers that
-pyproject.toml states for import-linter; files and folders within one folder count by what anything in them imports.
+Exits with 1 if there is a cycle of files or folders, or an import from a higher layer. The layers are those that
+pyproject.toml states for import-linter. Within one folder, each file or folder counts with everything it contains.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import grimp
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("wsb", "wsb_engine", "service")
 MOST = 20
-"""Modules in a folder."""
+"""Largest number of modules in a folder before a note is printed."""
 
 
 def circles(graph: grimp.ImportGraph) -> list[str]:
-    """One circle of each folder that has any, as a chain of names."""
+    """Return one cycle for each folder that has any, as a chain of names."""
     above: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for importer in graph.modules:
         for imported in graph.find_modules_directly_imported_by(importer):
             one, other = importer.split("."), imported.split(".")
             same = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-            # A package and a module of its own are no pair; neither are modules of two packages.
+            # Skip a package and a module inside it, and modules of two packages.
             if same:
                 above[".".join(one[:same])][one[same]].add(other[same])
     found = []
@@ -42,19 +42,19 @@ def circles(graph: grimp.ImportGraph) -> list[str]:
 
 
 def upward(graph: grimp.ImportGraph) -> list[str]:
-    """Imports from a higher floor."""
+    """Return imports from a higher layer."""
     found = []
     for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]:
         if contract["type"] != "layers":
             continue
         for folder in contract["containers"]:
             layers = [{name.strip() for name in layer.split("|")} for layer in contract["layers"]]
-            floor = {f"{folder}.{name}": index for index, names in enumerate(layers) for name in names}
+            level = {f"{folder}.{name}": index for index, names in enumerate(layers) for name in names}
             depth = folder.count(".") + 2
             for importer in graph.modules:
                 for imported in graph.find_modules_directly_imported_by(importer):
                     one, other = (".".join(name.split(".")[:depth]) for name in (importer, imported))
-                    if one != other and one in floor and other in floor and floor[other] <= floor[one]:
+                    if one != other and one in level and other in level and level[other] <= level[one]:
                         found.append(f"{importer} -> {imported}")
     return sorted(found)
 
