@@ -90,7 +90,7 @@ def test_the_estimate_of_the_trace_is_within_its_error() -> None:
     assert 0.6 < np.std(deviations) < 1.5
 
 
-def test_what_the_steps_before_hold_is_not_estimated() -> None:
+def test_what_earlier_steps_capture_is_not_estimated() -> None:
     A = rotated(np.array([9.0, 7.0, 5.0] + [0.0] * 40), 0)
     _, found = probed(A, 0, 1e-9)
     assert found.frobenius_squared == pytest.approx(155.0, rel=1e-9)
@@ -124,7 +124,7 @@ def test_the_factor_solves_its_equation_and_is_rounded_downwards(count: int, del
     ("count", "delta", "widening"),
     [(10, 1e-3, 3.1), (10, 1e-6, 6.5), (10, 1e-9, 13.1), (20, 1e-3, 2.1), (20, 1e-6, 3.1), (20, 1e-9, 4.5)],
 )
-def test_the_factors_of_the_mathematics(count: int, delta: float, widening: float) -> None:
+def test_the_factors_are_those_of_the_mathematics(count: int, delta: float, widening: float) -> None:
     assert frobenius_factor(count, delta) ** -0.5 == pytest.approx(widening, abs=0.06)
 
 

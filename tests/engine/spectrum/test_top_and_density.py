@@ -72,7 +72,7 @@ def test_order_is_algebraic_not_by_magnitude() -> None:
     assert top(A, 2).eigenvalues.tolist() == pytest.approx([2.0, 1.0])
 
 
-def test_more_than_there_are_gives_all() -> None:
+def test_asking_for_more_eigenvalues_than_there_are_returns_all() -> None:
     A = symmetric(torch.tensor([3.0, 1.0, -1.0], dtype=torch.float64))
     found = top(A, 10)
     assert found.eigenvalues.tolist() == pytest.approx([3.0, 1.0, -1.0])
