@@ -31,10 +31,7 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_extra={"description": "Options of one analysis."},
+        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra={"description": "Options of one analysis."}
     )
 
     moments: Moments = Field(

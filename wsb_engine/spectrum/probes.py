@@ -80,9 +80,8 @@ def probe(
         progress((i + 1) / probes, lanczos.steps + i + 1)
     T, beta = lanczos.tridiagonal, lanczos.betas[-1] if lanczos.steps else 0.0
     rest = float(squares.mean()) / frobenius_factor(probes, failure_probability)
-    eta = math.sqrt(2) * (
-        lanczos.factorisation_error + math.sqrt(lanczos.steps) * max(lanczos.product_rounding(), default=0.0)
-    )
+    noise = math.sqrt(lanczos.steps) * max(lanczos.product_rounding(), default=0.0)
+    eta = math.sqrt(2) * (lanczos.factorisation_error + noise)
     whole = math.sqrt(float(T.square().sum()) + 2 * beta * beta + rest) + eta
     sigma = lanczos.scaling
     return Probed(

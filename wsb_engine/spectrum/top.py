@@ -96,18 +96,16 @@ def top_eigenvalues(
             converged = bool((estimates <= tolerance / 2 * lanczos.norm_estimate).all())
     values, vectors = lanczos.ritz_pairs()
     found = _Pairs(values[-count:].flip(0), vectors[:, -count:].flip(1).T.contiguous())
-    products, complete = lanczos.steps, lanczos.exhausted
+    products, complete, norm = lanczos.steps, lanczos.exhausted, lanczos.norm_estimate
     while converged and not complete and products < 2 * max_products:
         search = Lanczos(
-            lanczos.image, lanczos.parameters, found.vectors.device, seed + products, lanczos.unit, found.vectors
+            lanczos.image, lanczos.parameters, vectors.device, seed + products, lanczos.unit, found.vectors
         )
-        budget = 2 * max_products - products
-        pair = _search(
-            search, float(found.values[-1]), lanczos.norm_estimate, budget, failure_probability, progress, products
-        )
+        budget, floor = 2 * max_products - products, float(found.values[-1])
+        pair = _search(search, floor, norm, budget, failure_probability, progress, products)
         products += search.steps
         if pair is None:
-            complete = _nothing_above(search, float(found.values[-1]), lanczos.norm_estimate, failure_probability)
+            complete = _nothing_above(search, floor, norm, failure_probability)
             break
         found = found.with_one_more(*pair)
     fresh = [
@@ -115,7 +113,7 @@ def top_eigenvalues(
         for value, vector in zip(found.values, found.vectors, strict=True)
     ]
     residuals = torch.tensor(fresh, dtype=torch.float64)
-    confirmed = complete and bool((residuals <= tolerance * lanczos.norm_estimate).all())
+    confirmed = complete and bool((residuals <= tolerance * norm).all())
     bounds: list[float | None] = [None] * len(fresh)
     return TopEigenvalues(found.values, residuals, found.vectors.T, bounds, confirmed, products + len(fresh))
 
