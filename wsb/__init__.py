@@ -1,22 +1,14 @@
-"""Certified sharpness of trained classifiers, under the short name: what ``wsb_engine`` gives, and nothing else."""
+"""The short name of ``wsb_engine``: the same names, and nothing else."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import wsb_engine
+from wsb_engine import __all__ as __all__
+from wsb_engine import __dir__ as __dir__
+from wsb_engine import __version__ as __version__
 
 if TYPE_CHECKING:
     from wsb_engine import *  # noqa: F403
-
-__all__ = wsb_engine.__all__
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(wsb_engine, name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+else:
+    from wsb_engine import __getattr__ as __getattr__

@@ -1,7 +1,27 @@
-"""Certified sharpness of trained classifiers: bounds on the largest Hessian eigenvalue.
+"""How sharp a trained classifier is, with proof: bounds on the largest eigenvalue of its loss's Hessian.
 
-The public names are loaded on first use, so that importing the package (for its report schema, say) does not
-import torch.
+Load a classifier and a batch, analyse them, and read the report:
+
+    >>> import wsb
+    >>> classifier = wsb.load_model("model.onnx")  # or wsb.from_module(torch_module)
+    >>> batch = wsb.load_batch("batch.npz")  # or wsb.Batch(x, y)
+    >>> report = wsb.analyze(classifier, batch)
+    >>> print(f"{report.bounds.wolkowicz_styan.lambda_max.upper:.4f}")
+    1.9882
+    >>> print(f"{report.enclosure.lambda_max.lower:.4f} to {report.enclosure.lambda_max.upper:.4f}")
+    0.8378 to 0.8378
+
+The names:
+
+- ``load_model`` and ``from_module`` return a ``Classifier``, from a model file or a live torch module.
+- ``load_batch`` and ``Batch`` hold labelled samples, from a file or from arrays.
+- ``analyze`` returns a ``Report``; ``Options`` says what to compute, ``Progress`` how far it is.
+- ``eigenpairs`` returns ``Eigenpairs``: the largest eigenvalues with their eigenvectors.
+- ``wolkowicz_styan_penalty`` is the bound as a differentiable penalty for training.
+- ``EngineError`` is the base class of ``ModelError``, ``BatchError``, ``OptionsError`` and ``ResourceError``; each
+  error has a code and advice.
+
+A name is loaded when it is first used, so importing the package does not import torch.
 """
 
 from __future__ import annotations
@@ -24,7 +44,7 @@ if TYPE_CHECKING:
     from wsb_engine.progress import Progress
     from wsb_engine.report import Report
 
-_HOME = {
+_MODULES = {
     "Batch": "wsb_engine.batch",
     "BatchError": "wsb_engine.errors",
     "Classifier": "wsb_engine.model",
@@ -65,11 +85,12 @@ __all__ = [
     "wolkowicz_styan_penalty",
 ]
 
+if not TYPE_CHECKING:  # type checkers would allow any name
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -48,6 +48,16 @@ class Batch:
     Raises:
         BatchError: ``empty_batch``, ``row_count_mismatch``, ``batch_not_finite``, ``object_array``,
             ``unsupported_array_dtype``, ``labels_shape``, ``labels_not_probabilities``, ``weights_invalid``.
+
+    Examples:
+        >>> import numpy as np
+        >>> import wsb
+        >>> x = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> len(wsb.Batch(x, [0, 1, 1]))
+        3
+        >>> soft = wsb.Batch({"image": x}, [[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], weights=[1, 1, 2])
+        >>> list(soft.x), soft.y.shape, soft.weights
+        (['image'], (3, 2), array([1., 1., 2.]))
     """
 
     x: Mapping[str, Tensor]
@@ -101,6 +111,14 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
     Raises:
         BatchError: as ``Batch``, and ``batch_not_found``, ``batch_empty_file``, ``batch_unrecognized``,
             ``batch_invalid``, ``batch_too_large``, ``labels_missing``, ``inputs_missing``, ``pickle_refused``.
+
+    Examples:
+        >>> import numpy as np
+        >>> import wsb
+        >>> np.savez("batch.npz", x=np.eye(4), y=np.array([0, 1, 2, 1]))
+        >>> batch = wsb.load_batch("batch.npz")
+        >>> {name: tuple(tensor.shape) for name, tensor in batch.x.items()}, batch.y.tolist()
+        ({'x': (4, 4)}, [0, 1, 2, 1])
     """
     start = time.perf_counter()
     data = _read(source)

@@ -1,7 +1,7 @@
 """Errors of the engine: each has a code for programs and advice for people.
 
-The codes are part of the public interface. A service maps them to its own error format; the text says
-what was found and where, the advice says what to do about it.
+Codes are part of the public interface; the service maps them to HTTP problems. The message says what was found and
+where, the advice what to do about it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ from typing import Any
 
 
 class EngineError(Exception):
-    """Base class of everything the engine raises on purpose.
+    """Base class of the errors that the engine raises on purpose.
 
     Args:
         message: What was found, and where.
         code: Stable identifier in ``snake_case``.
         advice: What the caller can do about it.
         details: JSON-compatible facts for programs (node, domain, shapes, …).
+
+    Examples:
+        >>> import wsb
+        >>> try:
+        ...     wsb.load_model(b"not a model")
+        ... except wsb.EngineError as error:
+        ...     print(type(error).__name__, error.code)
+        ModelError model_unrecognized
     """
 
     def __init__(self, message: str, *, code: str, advice: str, **details: Any) -> None:
@@ -39,26 +47,26 @@ def _rebuild(cls: type[EngineError], message: str, code: str, advice: str, detai
 
 
 class ModelError(EngineError):
-    """The model file can't be read, or describes something that can't be analysed."""
+    """The model can't be read, or it is of a kind that can't be analysed."""
 
 
 class BatchError(EngineError):
-    """The batch can't be read, or does not fit the model."""
+    """The batch can't be read, or it does not fit the model."""
 
 
 class OptionsError(EngineError):
-    """The options ask for something that this model or machine can't give."""
+    """The options ask for something that is impossible for this model or on this machine."""
 
 
 class ResourceError(EngineError):
-    """A stated limit (memory, size) would be exceeded."""
+    """A limit (memory, time, the range of floating-point numbers) would be exceeded."""
 
 
 def finite(value: float, what: str) -> float:
-    """The value itself.
+    """Return the value if it is finite.
 
     Raises:
-        ResourceError: ``overflow`` where it is infinite or NaN.
+        ResourceError: ``overflow`` if it is infinite or NaN.
     """
     if not math.isfinite(value):
         raise overflow(what)
@@ -66,9 +74,9 @@ def finite(value: float, what: str) -> float:
 
 
 def overflow(what: str) -> ResourceError:
-    """The error of a number that is infinite or NaN."""
+    """Return the error for a number that is infinite or NaN."""
     return ResourceError(
         f"{what} overflows the working precision",
         code="overflow",
-        advice="Rescale the inputs or weights, or use dtype float64.",
+        advice="Use dtype float64, or rescale the inputs or weights.",
     )

@@ -1,4 +1,4 @@
-"""Whether an error means that there was no memory: torch, CUDA's libraries and ONNX Runtime each have texts for it."""
+"""Recognise errors that mean out of memory: torch, CUDA's libraries and ONNX Runtime each word them differently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEXTS = (
 
 
 def ran_out(error: BaseException | None) -> bool:
-    """True if an error of whatever library says that there was no memory."""
+    """Return True if an error, from whichever library, means that memory ran out."""
     if error is None or isinstance(error, EngineError):
         return False
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

@@ -1,8 +1,8 @@
 """A classifier as a pure function of (parameters, inputs), whatever file or module it came from.
 
-A reader (``wsb_engine.formats``) turns a file into a ``Classifier``. ``Classifier.resolve`` then picks the
-output and strips the head (softmax, sigmoid, …), which depends on options, and gives a ``LogitModel``: the
-function whose Hessian is studied.
+A reader (``wsb_engine.formats``) turns a file into a ``Classifier``. ``Classifier.resolve`` then selects the output and
+strips the head (softmax, sigmoid, …), both of which depend on options, and returns a ``LogitModel``: the function that
+the loss and its Hessian are computed from.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One input of a model: ``shape`` has the sample axis first; None is a free dimension."""
+    """One input of a model."""
 
     name: str
     shape: tuple[int | None, ...] | None
-    """None where the file declares no shape."""
+    """Declared shape, sample axis first; None for a free dimension, or instead of the tuple if none is declared."""
     dtype: torch.dtype | None
-    """As the file declares it, None where it doesn't; floating inputs are cast to the working dtype."""
+    """Declared dtype, None if the file declares none; floating-point inputs are cast to the working dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +38,18 @@ class DenseLayer:
 
     weight: str
     transposed: bool
-    """False where the tensor is stored [d_out, d_in]; True where it is stored [d_in, d_out]."""
+    """False if the tensor is stored as [d_out, d_in], True if as [d_in, d_out]."""
     bias: str | None
-    """A tensor of d_out elements (any shape with that many)."""
+    """Name of a tensor with d_out elements, of any shape; None for a layer without a bias."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activation:
     """A smooth elementwise function between two layers.
 
-    ``kind`` names an entry of ``wsb_engine.curvature.closed_form.activations``. ELU has its slope in ``alpha``. A GELU
-    that a file writes out has rounded constants, and they are what the file computes: ``alpha`` multiplies 1/√2 in the
-    erf form and √(2/π) in the tanh form, ``beta`` multiplies 0.044715.
+    ``kind`` names an entry of ``wsb_engine.curvature.closed_form.activations``. For ELU, ``alpha`` is the slope. A file
+    that spells a GELU out has rounded its constants, and the rounded ones are what it computes: ``alpha`` multiplies
+    1/√2 in the erf form and √(2/π) in the tanh form, ``beta`` multiplies 0.044715.
     """
 
     kind: str
@@ -61,57 +61,71 @@ class Activation:
 class MLP:
     """The structure that the closed form needs: z = W_L φ_{L−1}(… φ_1(W_1 a_0 + b_1) …) + b_L.
 
-    ``activations[i]`` follows ``layers[i]``; there is one fewer than there are layers. No tensor appears twice.
+    ``activations[i]`` follows ``layers[i]``, so there is one activation fewer than layers. No tensor occurs twice.
     """
 
     layers: tuple[DenseLayer, ...]
     activations: tuple[Activation, ...]
     features: Callable[[Tensors], Tensor]
-    """Model inputs → a_0 of shape (N, d_0), free of parameters (flattening, fixed scaling)."""
+    """Model inputs → a_0 of shape (N, d_0); depends on no parameter (flattening, fixed scaling)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitModel:
-    """logits(parameters, inputs), ready to be differentiated twice, under vmap and forward mode."""
+    """The logits as a function of (parameters, inputs), twice differentiable, under vmap and in forward mode too."""
 
     function: Callable[[Tensors, Tensors], Tensor]
     """(parameters, inputs) → z of shape (N, C), or (N, 1) for one binary logit; no side effects."""
     parameters: Tensors
-    """Every trainable tensor that z depends on, as stored in the file, in the file's order."""
+    """Every trainable tensor that z depends on, as stored, in the file's order."""
     mlp: MLP | None
-    """The closed-form structure where the function is a smooth MLP of these parameters, else None."""
+    """The structure for the closed form if the function is a smooth MLP of these parameters, else None."""
     activations: tuple[str, ...]
-    """Names of the nonlinearities met, in order, without repetition."""
+    """Names of the nonlinearities, without repetition, in order of first use."""
     tied: tuple[str, ...]
-    """Parameters that are consumed more than once."""
+    """Names of parameters that are used more than once."""
     head: str
     """What was stripped from the output to reach z: "none", "softmax", "log_softmax", "sigmoid", …"""
     classes: tuple[int | str, ...] | None
-    """Class labels that the file declares, in logit order; None means 0..C−1."""
+    """Class labels that the file declares, in the order of the logits; None for 0..C−1."""
     reference: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None
-    """The same logits by an independent runtime, in the file's own precision; None where there is none."""
+    """Inputs by name → the same logits from an independent runtime, in the file's precision; None if there is none."""
     reference_name: str | None
+    """Name of that runtime."""
 
 
 class Classifier(ABC):
-    """What a reader returns. Reading has checked the file; nothing in it has been executed."""
+    """A classifier as ``load_model`` and ``from_module`` return it. A file was checked, and nothing in it executed.
+
+    Examples:
+        >>> import wsb
+        >>> classifier, batch = wsb.load_model("model.onnx"), wsb.load_batch("batch.npz")
+        >>> classifier.inputs[0].name, classifier.inputs[0].shape, sorted(classifier.parameters)
+        ('x', (None, 4), ['b0', 'b1', 'w0', 'w1'])
+        >>> model = classifier.resolve()
+        >>> model.head, model.activations
+        ('none', ('tanh',))
+        >>> model.function(model.parameters, batch.x).shape
+        torch.Size([12, 3])
+    """
 
     format: Literal["onnx", "torchscript", "module"]
     sha256: str | None
     """Hex digest of the file; None for a live module."""
     inputs: tuple[Input, ...]
+    """The model's inputs, in order."""
     parameters: Tensors
-    """All trainable tensors of the file by name, as stored."""
+    """All trainable tensors by name, as stored."""
     load_seconds: float = 0.0
     """Seconds spent reading the file."""
 
     @abstractmethod
     def resolve(self, *, head: Head = "auto", output: str | None = None) -> LogitModel:
-        """Picks the output, strips its head and gives the logits as a pure function.
+        """Select the output, strip its head and return the logits as a pure function.
 
         Args:
-            head: What the output means; ``auto`` reads it off the graph.
-            output: Name of the output; None takes the only one, or the one that leads to logits.
+            head: Meaning of the output; ``auto`` infers it from the graph.
+            output: Name of the output; None selects the only one, or the one that leads to logits.
 
         Raises:
             ModelError: ``unknown_output``, ``ambiguous_head``, ``unsupported_head``, …

@@ -20,14 +20,25 @@ class Options(BaseModel):
 
     Raises:
         pydantic.ValidationError: for an unknown name or a value outside its range.
+
+    Examples:
+        >>> import wsb
+        >>> options = wsb.Options(spectrum="top", top=3)
+        >>> options.relative_gap
+        1e-06
+        >>> options.model_copy(update={"seed": 1}).model_dump(exclude_defaults=True)
+        {'spectrum': 'top', 'top': 3, 'seed': 1}
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra={"description": "Options of one analysis."}
+    )
 
     moments: Moments = Field(
         "auto",
-        description="How to compute tr H and ‖H‖_F². auto takes the closed form of an MLP, and elsewhere what the cost "
-        "allows; ask for basis to get exact moments at any cost, or for none to skip them.",
+        description="How to compute tr H and ‖H‖_F². auto uses the closed form for smooth MLPs, and otherwise what the "
+        "cost allows. Set basis for exact moments at any cost, probes for a fast upper bound on ‖H‖_F², none to skip "
+        "them.",
     )
     enclosure: bool = Field(
         True, description="Certify λ_max and λ_min from both sides. Turn off if the Wolkowicz-Styan bound is enough."
@@ -36,66 +47,88 @@ class Options(BaseModel):
         1e-6,
         gt=0,
         lt=1,
-        description="Relative width of the enclosure at which to stop. Lower it to publish a value; raise it to save "
-        "products.",
+        description="Relative width at which the enclosure is narrow enough. Lower it for more digits; raise it to "
+        "save Hessian-vector products.",
     )
     ends: Ends = Field(
         "both",
-        description="Which ends to narrow to that width. largest takes fewer products if only λ_max matters; λ_min is "
-        "then certified as far as the run went.",
+        description="Which ends of the spectrum to narrow to the relative gap. Set largest if only λ_max matters: it "
+        "takes fewer products, and λ_min is certified as far as they reach.",
     )
     failure_probability: float = Field(
         1e-6,
         ge=1e-300,
         le=0.5,
-        description="Failure probability δ of each probabilistic end, 0 < δ ≤ 1/2. Rounding leaves a relative gap of "
-        "about 1e-14/δ in float64, so a smaller δ may widen the enclosure.",
+        description="Failure probability δ of each probabilistic end, 0 < δ ≤ 1/2. Lower it for more confidence; "
+        "rounding leaves a relative gap of about 1e-14/δ in float64, so a small δ may widen the enclosure.",
     )
     max_products: int = Field(
         300,
         ge=1,
         le=1_000_000,
-        description="Limit on Hessian-vector products for the enclosure. Raise it if the report warns of "
-        "enclosure_open.",
+        description="Limit on Hessian-vector products for the enclosure and the largest eigenvalues. Raise it if the "
+        "report warns of enclosure_open or top_not_converged.",
     )
     spectrum: Spectrum = Field(
         "none",
         description="Eigenvalues to compute in addition: the largest (top), or all of them (dense) for small models.",
     )
-    top: int = Field(10, ge=1, le=10_000, description="Number of eigenvalues if spectrum is top.")
+    top: int = Field(
+        10,
+        ge=1,
+        le=10_000,
+        description="Number of eigenvalues if spectrum is top. Raise it to see where the outliers end.",
+    )
     density: bool = Field(
         False,
-        description="Estimate the spectral density by stochastic Lanczos quadrature, to see the bulk of the spectrum.",
+        description="Estimate the spectral density by stochastic Lanczos quadrature. Turn on to see the bulk of the "
+        "spectrum.",
     )
     dtype: DType = Field(
         "auto",
-        description="Working precision. auto is float64 on a CPU and for small models; ask for float64 if the report "
-        "warns of float32_drift.",
+        description="Working precision. auto is float64 on a CPU and for small models, otherwise float32. Set float64 "
+        "if the report warns of float32_drift.",
     )
-    device: Device = Field("auto", description="Device to compute on: auto, cpu, cuda or cuda:N.")
+    device: Device = Field(
+        "auto",
+        description="Device to compute on: auto, cpu, cuda or cuda:N. auto is the first GPU if there is one. Set "
+        "cuda:N to choose another.",
+    )
     parameters: tuple[Glob, ...] = Field(
         ("*",),
         min_length=1,
         max_length=256,
-        description="Globs over parameter names; a leading ! excludes. Select layers to see what dominates λ_max.",
+        description="Globs over parameter names; a leading ! excludes. Select layers to see which of them dominate "
+        "λ_max.",
     )
     head: Head = Field(
-        "auto", description="Meaning of the model's output. Set it if an error says that the output is ambiguous."
+        "auto",
+        description="Meaning of the model's output. auto infers it. Set it if an error says that the output is "
+        "ambiguous.",
     )
-    output: str | None = Field(None, max_length=512, description="Name of the output to use if there are several.")
+    output: str | None = Field(
+        None, max_length=512, description="Name of the model's output to use. Set it if there are several."
+    )
     seed: int = Field(
-        0, ge=0, lt=2**63, description="Seed of every random number. Change it to check a probabilistic enclosure."
+        0,
+        ge=0,
+        lt=2**63,
+        description="Seed of all random numbers. Change it to repeat a probabilistic enclosure independently.",
     )
     memory_limit: int | None = Field(
         None,
         ge=1 << 20,
         le=1 << 50,
         description="Limit on working memory in bytes. Lower it on a shared machine; raise it if the report warns of "
-        "memory.",
+        "enclosure_memory.",
     )
     time_limit: float | None = Field(
-        None, gt=0, le=1e7, description="Limit in seconds. The report then holds what is certified by then."
+        None,
+        gt=0,
+        le=1e7,
+        description="Limit on the analysis in seconds. Set it to get what is certified by then instead of waiting for "
+        "everything.",
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="Learning rate of the training, for stability_ratio in a policy."
+        None, gt=0, description="Learning rate of the training. Set it to use stability_ratio in a policy."
     )

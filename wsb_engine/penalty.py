@@ -32,6 +32,21 @@ def wolkowicz_styan_penalty(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         ModelError: ``closed_form_unavailable`` where the module is no smooth MLP.
         BatchError: ``row_count_mismatch``, ``label_classes_mismatch``.
         ResourceError: ``memory_limit`` where the pairs of samples don't fit; use smaller batches.
+
+    Examples:
+        >>> import torch
+        >>> import wsb
+        >>> module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+        >>> x, y = torch.eye(4).double(), torch.tensor([0, 1, 2, 1])
+        >>> penalty = wsb.wolkowicz_styan_penalty(module, x, y)
+        >>> loss = torch.nn.functional.cross_entropy(module(x), y) + 0.01 * penalty
+        >>> loss.backward()
+
+        It is the upper bound of the report:
+
+        >>> report = wsb.analyze(wsb.from_module(module), wsb.Batch(x, y), wsb.Options(enclosure=False))
+        >>> abs(penalty.item() / report.bounds.wolkowicz_styan.lambda_max.upper - 1) < 1e-9
+        True
     """
     mlp = live_mlp(module)
     if mlp is None:

@@ -1,4 +1,4 @@
-"""What a running analysis tells its caller. Raising in the callback stops the analysis."""
+"""How far a running analysis is, as its caller's callback learns it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
+    """How far an analysis is; passed to the callback, which may raise to stop the analysis.
+
+    Examples:
+        >>> import wsb
+        >>> classifier, batch, seen = wsb.load_model("model.onnx"), wsb.load_batch("batch.npz"), []
+        >>> report = wsb.analyze(classifier, batch, progress=seen.append)
+        >>> seen[0].phase, seen[-1].fraction
+        ('setup', 1.0)
+    """
+
     phase: str
-    """load, moments, enclosure, spectrum, …"""
+    """Name of the phase: setup, loss, moments, enclosure, spectrum, …"""
     fraction: float
-    """Of this phase, 0 to 1."""
+    """Fraction of the phase that is done, from 0 to 1."""
     hessian_vector_products: int = 0
+    """Hessian-vector products of the phase so far."""
     one_thread: bool = False
-    """Whether all that is left uses one thread of a CPU."""
+    """True if the rest of the analysis uses one thread of a CPU."""
 
 
 ProgressCallback = Callable[[Progress], None]

@@ -222,7 +222,23 @@ class ReportWarning(_Part):
 
 
 class Report(_Part):
-    """Sharpness of one classifier on one batch."""
+    """Sharpness of one classifier on one batch.
+
+    Examples:
+        >>> import wsb
+        >>> batch = wsb.load_batch("batch.npz")
+        >>> report = wsb.analyze(wsb.load_model("model.onnx"), batch, wsb.Options(spectrum="dense"))
+        >>> report.model.parameters.count, report.moments.method, report.enclosure.lambda_max.kind
+        (51, 'closed_form', 'deterministic')
+        >>> print(f"{report.spectrum.eigenvalues[0]:.4f}")
+        0.8378
+        >>> [check.name for check in report.checks if not check.passed]
+        []
+        >>> wsb.Report.model_validate_json(report.model_dump_json()) == report
+        True
+    """
+
+    model_config = ConfigDict(json_schema_extra={"description": "Sharpness of one classifier on one batch."})
 
     schema_version: str = SCHEMA_VERSION
     engine: Engine

@@ -1,4 +1,4 @@
-"""Reports in true units, from an analysis of a multiple of H."""
+"""Convert the report of an analysis of scale · H into the report of H."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ POWERS: dict[type[BaseModel], dict[str, int]] = {
     },
     r.LayerCurvature: {"trace": 1, "frobenius_squared": 2, "wolkowicz_styan_upper": 1},
 }
-"""Fields that carry the units of H, with the power of them; checks are relative."""
+"""Fields whose unit is a power of H's, and that power; checks are relative, so they have none."""
 
 
 def in_true_units(report: r.Report, scale: float) -> r.Report:
-    """The report of H from that of scale · H.
+    """Return the report of H, given the report of scale · H.
 
     Args:
         report: Report of an analysis whose loss was multiplied by ``scale``.
-        scale: A power of two, so that nothing is rounded unless it leaves the range of numbers.
+        scale: A power of two, so that division is exact except for overflow and underflow.
     """
     converted: r.Report = report if scale == 1 else _converted(report, scale)
     return converted

@@ -1,3 +1,3 @@
-"""The version, which no other module of the package is needed for."""
+"""The version, in a module that imports nothing."""
 
 __version__ = "0.1.0"

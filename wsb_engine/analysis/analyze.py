@@ -67,6 +67,18 @@ def analyze(
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
+
+    Examples:
+        >>> import wsb
+        >>> classifier, batch = wsb.load_model("model.onnx"), wsb.load_batch("batch.npz")
+        >>> report = wsb.analyze(classifier, batch)
+        >>> print(f"{report.bounds.wolkowicz_styan.lambda_max.upper:.4f}")
+        1.9882
+        >>> print(f"{report.enclosure.lambda_max.lower:.4f} to {report.enclosure.lambda_max.upper:.4f}")
+        0.8378 to 0.8378
+        >>> first_layer = wsb.analyze(classifier, batch, wsb.Options(parameters=("w0", "b0")))
+        >>> first_layer.enclosure.lambda_max.upper < report.enclosure.lambda_max.upper
+        True
     """
     options = options or Options()
     chosen = [device_of(Options(device=name)) for name in devices]

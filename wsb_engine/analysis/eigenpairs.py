@@ -45,6 +45,15 @@ def eigenpairs(
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
+
+    Examples:
+        >>> import wsb
+        >>> classifier, batch = wsb.load_model("model.onnx"), wsb.load_batch("batch.npz")
+        >>> pairs = wsb.eigenpairs(classifier, batch, wsb.Options(top=2))
+        >>> pairs.eigenvectors.shape, pairs.converged
+        (torch.Size([51, 2]), True)
+        >>> print(f"{pairs.eigenvalues[0]:.4f}")
+        0.8378
     """
     options = options or Options()
     monitor = Monitor(options, progress, classifier.load_seconds + batch.load_seconds)

@@ -83,9 +83,9 @@ def probe(
     found = probed(lanczos, failure_probability=failure_probability, seed=seed, progress=monitor.report)
     if not lanczos.steps:
         return found, None
-    values, sigma = lanczos.leading_ritz_values(lanczos.steps), lanczos.scaling
+    values, sigma = lanczos.ritz_values(), lanczos.scaling
     noise = math.sqrt(2 * lanczos.steps) * lanczos.product_rounding()[-1]
-    slack = 2 * (lanczos.factorisation_error + noise + 3 * lanczos.orthogonality(proven=False) * lanczos.scale)
+    slack = 2 * (lanczos.factorisation_error + noise + 3 * lanczos.orthogonality(proven=False) * lanczos.norm_estimate)
     return found, ((values[0] + slack) / sigma, (values[-1] - slack) / sigma)
 
 

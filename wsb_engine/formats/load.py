@@ -27,6 +27,14 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
 
     A TorchScript archive is checked from its bytes and never run, but it is torch that loads what passed the check.
     Load archives of unknown origin in a process that has nothing to lose, as the service does.
+
+    Examples:
+        >>> import wsb
+        >>> classifier = wsb.load_model("model.onnx")
+        >>> classifier.format, [entry.name for entry in classifier.inputs]
+        ('onnx', ['x'])
+        >>> {name: tuple(tensor.shape) for name, tensor in classifier.parameters.items()}
+        {'w0': (6, 4), 'b0': (6,), 'w1': (3, 6), 'b1': (3,)}
     """
     start = time.perf_counter()
     data = source if isinstance(source, bytes) else _read(Path(source))

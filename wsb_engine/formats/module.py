@@ -78,6 +78,14 @@ def from_module(module: nn.Module) -> Classifier:
 
     Raises:
         ModelError: ``model_no_parameters``, ``model_not_finite``.
+
+    Examples:
+        >>> import torch
+        >>> import wsb
+        >>> module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+        >>> classifier = wsb.from_module(module)
+        >>> {name: tuple(tensor.shape) for name, tensor in classifier.parameters.items()}
+        {'0.weight': (6, 4), '0.bias': (6,), '2.weight': (3, 6), '2.bias': (3,)}
     """
     return _ModuleClassifier(module)
 

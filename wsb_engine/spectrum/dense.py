@@ -12,7 +12,7 @@ from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.errors import ResourceError, finite
 
 BLOCK = 512
-"""Rows and columns that are made symmetric at a time."""
+"""Rows and columns of a block that is symmetrised at a time."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DenseSpectrum:
     trace: float
     frobenius_squared: float
     asymmetry: float
-    """max |H − Hᵀ| / max |H| as formed, before symmetrising."""
+    """max |H − Hᵀ| / max |H| before H was symmetrised."""
     eigenvectors: Tensor | None = None
     """(P, P) float64, orthonormal columns in the order of the eigenvalues; None unless asked for."""
 
@@ -32,15 +32,15 @@ class DenseSpectrum:
 def form_hessian(
     operator: HessianProduct, *, memory: int, progress: Callable[[float, int], None] = lambda *_: None
 ) -> Tensor:
-    """H of shape (P, P), unsymmetrised, in float64 on the operator's device.
+    """Form H of shape (P, P), not symmetrised, in float64 on the operator's device.
 
     Args:
-        operator: Gives H·V for blocks of columns.
-        memory: Bytes to work in; H takes 8 P², the eigen-solve twice as much again.
-        progress: Called with the fraction of columns done and the products so far; may raise to stop.
+        operator: Computes H·V for blocks of columns V.
+        memory: Bytes of working memory; H takes 8 P², and the eigensolver twice that in addition.
+        progress: Called with the fraction of columns done and the number of products so far; may raise to stop.
 
     Raises:
-        ResourceError: ``memory_limit``, or ``overflow`` where the norm of H is not finite.
+        ResourceError: ``memory_limit``, or ``overflow`` if the norm of H is not finite.
     """
     P = operator.parameters
     needed = 3 * 8 * P * P
@@ -48,7 +48,7 @@ def form_hessian(
         raise ResourceError(
             f"the dense spectrum of {P:,} parameters needs {needed:,} bytes, the memory limit is {memory:,}",
             code="memory_limit",
-            advice="Raise memory_limit, or leave spectrum at none: the bounds do not need it.",
+            advice="Raise memory_limit, select fewer parameters, or set spectrum to top or none.",
             needed=needed,
             limit=memory,
         )
@@ -63,18 +63,18 @@ def form_hessian(
 
 
 def dense_spectrum(H: Tensor, *, eigenvectors: bool = False) -> DenseSpectrum:
-    """Eigenvalues of (H + Hᵀ)/2; overwrites H.
+    """Compute the eigenvalues of (H + Hᵀ)/2; overwrites H.
 
     Args:
         H: (P, P) float64.
-        eigenvectors: True to return eigenvectors too, which takes several times as long.
+        eigenvectors: True to compute eigenvectors too, which takes several times as long.
 
     Raises:
         torch.linalg.LinAlgError: if the solver does not converge.
     """
-    scale = float(torch.linalg.vector_norm(H, torch.inf))
+    largest = float(torch.linalg.vector_norm(H, torch.inf))
     difference = _symmetrise(H)
-    asymmetry = difference / scale if scale else 0.0
+    asymmetry = difference / largest if largest else 0.0
     values, vectors = torch.linalg.eigh(H) if eigenvectors else (torch.linalg.eigvalsh(H), None)
     return DenseSpectrum(
         eigenvalues=values.flip(0).cpu(),
@@ -86,7 +86,7 @@ def dense_spectrum(H: Tensor, *, eigenvectors: bool = False) -> DenseSpectrum:
 
 
 def _symmetrise(H: Tensor) -> float:
-    """Overwrites H by (H + Hᵀ)/2, in pairs of blocks that caches hold; gives max |H − Hᵀ| of what it was."""
+    """Overwrite H with (H + Hᵀ)/2, in pairs of blocks that fit in caches; return max |H − Hᵀ| of the original."""
     starts, difference = range(0, len(H), BLOCK), 0.0
     for i in starts:
         for j in starts[i // BLOCK :]:

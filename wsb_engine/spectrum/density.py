@@ -30,13 +30,17 @@ class DensityEstimate:
     """A density on a grid, and its first two moments with their standard errors over the starts."""
 
     grid: Tensor
+    """(512,) float64, ascending eigenvalues λ"""
     values: Tensor
+    """(512,) float64, the density at each of them"""
     mean: float
+    """Estimate of tr H / P."""
     mean_error: float
     second_moment: float
+    """Estimate of ‖H‖_F² / P."""
     second_moment_error: float
     sigma: float
-    """Standard deviation of the Gaussians; the drawn density's second moment is larger by its square."""
+    """Standard deviation of the Gaussians; the second moment of ``values`` is larger by its square."""
     products: int
 
 
@@ -50,27 +54,27 @@ def density(
     steps: int = STEPS,
     progress: Callable[[float, int], None] = lambda *_: None,
 ) -> DensityEstimate:
-    """Estimates the density of H's eigenvalues.
+    """Estimate the density of the eigenvalues of H.
 
     Args:
-        product: v (P,) → H v (P,) float64.
+        product: v (P,) → H v (P,) in float64.
         parameters: P.
         device: Device of the vectors.
         seed: Seed of the first start vector; the others follow.
         unit: Unit roundoff of the products' dtype.
         steps: Lanczos steps for each start.
-        progress: Called with the fraction done and the products so far; may raise to stop.
+        progress: Called with the fraction done and the number of products so far; may raise to stop.
     """
     nodes, weights, products = [], [], 0
     for start in range(STARTS):
-        run = Lanczos(product, parameters, device, seed + start, unit)
-        while not run.exhausted and run.steps < steps and run.first_breakdown is None:
-            run.step()
-            progress((start + run.steps / steps) / STARTS, products + run.steps)
-        values, vectors = torch.linalg.eigh(run.tridiagonal)
-        nodes.append(values / run.scaling)
+        lanczos = Lanczos(product, parameters, device, seed + start, unit)
+        while not lanczos.exhausted and lanczos.steps < steps and lanczos.first_breakdown is None:
+            lanczos.step()
+            progress((start + lanczos.steps / steps) / STARTS, products + lanczos.steps)
+        values, vectors = torch.linalg.eigh(lanczos.tridiagonal)
+        nodes.append(values / lanczos.scaling)
         weights.append(vectors[0].square())
-        products += run.steps
+        products += lanczos.steps
     means = torch.stack([(w * x).sum() for x, w in zip(nodes, weights, strict=True)])
     seconds = torch.stack([(w * x * x).sum() for x, w in zip(nodes, weights, strict=True)])
     largest = seconds.max().clamp_min(5e-324)
@@ -87,7 +91,7 @@ def density(
         mean=float(means.mean()),
         mean_error=float(means.std() / math.sqrt(STARTS)),
         second_moment=float(seconds.mean()),
-        # Divided by the largest, so that no square leaves the range of numbers.
+        # Divided by the largest, so that no square overflows or underflows.
         second_moment_error=float(largest * (seconds / largest).std() / math.sqrt(STARTS)),
         sigma=sigma,
         products=products,

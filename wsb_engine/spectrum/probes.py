@@ -1,8 +1,8 @@
 """An upper bound on ‖H‖_F² from random products, and an estimate of tr H (mathematics.md, section 4).
 
-For Gaussian z_1..z_m and symmetric F, Q = (1/m) Σ ‖F z_i‖² bounds ‖F‖_F² from above by Q/x, but for a probability that
-``frobenius_factor`` says. F is what a few Lanczos steps leave of H: they hold the largest eigenvalues, so that only the
-rest is estimated.
+For Gaussian z_1..z_m, symmetric F and Q = (1/m) Σ ‖F z_i‖², Q/x is an upper bound on ‖F‖_F² except with a probability
+that ``frobenius_factor`` relates to x. F is H in the complement of a few Lanczos vectors; these capture the largest
+eigenvalues, so that only the rest is estimated.
 """
 
 from __future__ import annotations
@@ -17,69 +17,73 @@ from wsb_engine.bounds.rounding import frobenius_factor
 from wsb_engine.spectrum.lanczos import Lanczos
 
 EXCESS = 4.0
-"""The bound on ‖F‖_F² is this many times the estimate: twice on ‖F‖_F, which only has to be below λ_max."""
+"""1/x: ratio of the bound on ‖F‖_F² to its estimate Q; a ratio of 2 for ‖F‖_F, which only has to be below λ_max."""
 DEFLATED = 20
 """Lanczos steps before the probes."""
 STREAM = 0x5851F42D
-"""Distinguishes the probes' seed from the start vector's."""
+"""Separates the random stream of the probes from that of the start vector."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probes say of H."""
+    """Moments of H as the probes estimate and bound them."""
 
     trace: float
     """Unbiased estimate of tr H."""
     trace_error: float
     """Its standard error."""
     frobenius_squared: float
-    """‖H‖_F² is not above this, but for the failure probability."""
+    """Upper bound on ‖H‖_F², except with the failure probability."""
     failure_probability: float
 
 
 def probe_count(failure_probability: float) -> int:
-    """m for a failure probability δ, so that the bound is ``EXCESS`` times the estimate."""
+    """Return the number m of probes for a failure probability δ that makes the bound ``EXCESS`` times the estimate."""
     x = 1 / EXCESS
     return math.ceil(2 * math.log(1 / failure_probability) / (x - 1 - math.log(x)))
 
 
-def deflate(run: Lanczos, limit: int, progress: Callable[[int], None] = lambda _: None) -> None:
-    """Takes the steps before the probes, if they were not taken: no more than ``limit``, nor half of the space."""
-    while run.steps < min(DEFLATED, limit, run.dimension // 2):
-        run.step()
-        progress(run.steps)
+def deflate(lanczos: Lanczos, limit: int, progress: Callable[[int], None] = lambda _: None) -> None:
+    """Take the Lanczos steps before the probes: ``DEFLATED``, at most ``limit``, and at most half of the space."""
+    while lanczos.steps < min(DEFLATED, limit, lanczos.dimension // 2):
+        lanczos.step()
+        progress(lanczos.steps)
 
 
 def probe(
-    run: Lanczos,
+    lanczos: Lanczos,
     *,
     failure_probability: float,
     seed: int,
     progress: Callable[[float, int], None] = lambda *_: None,
 ) -> Probed:
-    """Multiplies ``probe_count`` Gaussian vectors in the complement of the run's basis.
+    """Estimate the moments with ``probe_count`` Gaussian vectors, projected onto the complement of the basis.
 
     Args:
-        run: Some Lanczos steps of H; not advanced.
+        lanczos: A Lanczos run with a few steps; not advanced.
         failure_probability: δ of the bound on ‖H‖_F².
-        seed: Seed of the run; the probes have another stream.
-        progress: Called with the fraction of probes done and their number; may raise to stop.
+        seed: Seed of the run; the probes use another random stream.
+        progress: Called with the fraction of probes done and the number of products so far; may raise to stop.
+
+    Returns:
+        Moments in the units of H.
     """
     generator = torch.Generator().manual_seed(seed ^ STREAM)
     probes = probe_count(failure_probability)
     squares, forms = torch.zeros(2, probes, dtype=torch.float64)
     for i in range(probes):
-        z = torch.randn(run.parameters, generator=generator, dtype=torch.float64).to(run.device)
-        g = run.complement(z)
-        image = run.complement(run.image(g))
+        z = torch.randn(lanczos.parameters, generator=generator, dtype=torch.float64).to(lanczos.device)
+        g = lanczos.complement(z)
+        image = lanczos.complement(lanczos.image(g))
         squares[i] = torch.linalg.vector_norm(image) ** 2
         forms[i] = g @ image
-        progress((i + 1) / probes, run.steps + i + 1)
-    T, beta = run.tridiagonal, run.betas[-1] if run.steps else 0.0
+        progress((i + 1) / probes, lanczos.steps + i + 1)
+    T, beta = lanczos.tridiagonal, lanczos.betas[-1] if lanczos.steps else 0.0
     rest = float(squares.mean()) / frobenius_factor(probes, failure_probability)
-    eta = math.sqrt(2) * (run.factorisation_error + math.sqrt(run.steps) * max(run.product_rounding(), default=0.0))
+    noise = math.sqrt(lanczos.steps) * max(lanczos.product_rounding(), default=0.0)
+    eta = math.sqrt(2) * (lanczos.factorisation_error + noise)
     whole = math.sqrt(float(T.square().sum()) + 2 * beta * beta + rest) + eta
-    sigma = run.scaling
+    sigma = lanczos.scaling
     return Probed(
         trace=(float(T.trace()) + float(forms.mean())) / sigma,
         trace_error=float(forms.std()) / math.sqrt(probes) / sigma,

@@ -1,7 +1,7 @@
-"""The largest eigenvalues by continuing a Krylov run, each with a fresh residual (mathematics.md, section 7).
+"""The largest eigenvalues by continuing a Lanczos run, each with a fresh residual (mathematics.md, section 7).
 
-A Krylov space holds one direction of a repeated eigenvalue. So the complement of what was found is searched from fresh
-random starts, until nothing larger is left there but for the failure probability.
+A Krylov space contains only one direction of a repeated eigenvalue. So the complement of the eigenvectors found is
+searched from fresh random starts, until it holds nothing larger, except with the failure probability.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from wsb_engine.bounds.lanczos_polynomial import Recurrence, largest_eigenvalue_
 from wsb_engine.spectrum.lanczos import Lanczos
 
 RESIDUAL = 1e-9
-"""Residual at which a pair has converged, relative to ‖H‖; float32 has to do with ``RESIDUAL_UNITS``."""
+"""Residual at which a pair has converged, relative to ‖H‖; in float32 ``RESIDUAL_UNITS`` is larger and applies."""
 RESIDUAL_UNITS = 64.0
-"""Units of rounding below which no residual can be asked to lie."""
-NEWS = 10.0
-"""Residuals by which an eigenvalue has to lie above the last one found to be missed."""
+"""Smallest residual that can be required, in units of rounding."""
+MISSED = 10.0
+"""An eigenvalue counts as missed if it exceeds the last one found by more than this many residuals."""
 OBSCURED = 1e-3
-"""What rounding hides of the complement, relative to ‖H‖, beyond which the search has shown nothing."""
+"""Largest part of the complement's spectrum, relative to ‖H‖, that rounding may hide from a conclusive search."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class TopEigenvalues:
     eigenvalues: Tensor
     """(k,)"""
     residuals: Tensor
-    """(k,) ‖Hv − θv‖, each by a product of its own."""
+    """(k,) ‖Hv − θv‖ of each, from a fresh product."""
     eigenvectors: Tensor
     """(P, k) orthonormal columns, on the working device."""
     upper_bounds: list[float | None]
-    """Certified: the i-th eigenvalue of H is not above the i-th of these; None if that is not known."""
+    """Certified upper bounds on the k largest eigenvalues of H; None if there is no bound."""
     converged: bool
-    """True if all fresh residuals are small and nothing larger was left out, but for the failure probability."""
+    """True if all fresh residuals are small and no larger eigenvalue is missing, up to the failure probability."""
     products: int
 
     def divided(self, factor: float) -> TopEigenvalues:
-        """The same for H from factor · H."""
+        """Return the result for H, given that for factor · H."""
         bounds = [None if bound is None else bound / factor for bound in self.upper_bounds]
         values, residuals = self.eigenvalues / factor, self.residuals / factor
         return replace(self, eigenvalues=values, residuals=residuals, upper_bounds=bounds)
@@ -63,7 +63,7 @@ class _Pairs:
 
 
 def top_eigenvalues(
-    run: Lanczos,
+    lanczos: Lanczos,
     count: int,
     *,
     max_products: int,
@@ -71,47 +71,49 @@ def top_eigenvalues(
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> TopEigenvalues:
-    """Continue the run until the ``count`` largest pairs have converged, then search for what it may have missed.
+    """Continue the run until the ``count`` largest pairs have converged, then search for eigenvalues that it missed.
 
     Args:
-        run: A Lanczos run, advanced by this.
+        lanczos: A Lanczos run; advanced.
         count: k.
-        max_products: Limit for the run, earlier products included, and again for the search.
+        max_products: Limit on the run's products, earlier ones included; the searches may take as many again.
         failure_probability: Failure probability of each search that finds nothing.
-        seed: Seed of the searches' starts.
-        progress: Called with the products so far; may raise to stop.
+        seed: Seed of the searches' start vectors.
+        progress: Called with the number of products so far; may raise to stop.
 
     Returns:
-        Eigenvalues of σH, in the units of the run, without upper bounds.
+        Eigenvalues of σH, without upper bounds.
     """
-    count = min(count, run.parameters)
-    small = max(RESIDUAL, RESIDUAL_UNITS * run.unit)
+    count = min(count, lanczos.parameters)
+    tolerance = max(RESIDUAL, RESIDUAL_UNITS * lanczos.unit)
     converged = False
-    while not converged and not run.exhausted and run.steps < max_products:
-        run.step()
-        progress(run.steps)
-        if run.steps >= count and (run.steps < 40 or run.steps % 5 == 0):
-            _, inner = torch.linalg.eigh(run.tridiagonal)
-            estimates = run.betas[-1] * inner[-1, -count:].abs()
-            converged = bool((estimates <= small / 2 * run.scale).all())
-    values, vectors = run.ritz_pairs()
+    while not converged and not lanczos.exhausted and lanczos.steps < max_products:
+        lanczos.step()
+        progress(lanczos.steps)
+        if lanczos.steps >= count and (lanczos.steps < 40 or lanczos.steps % 5 == 0):
+            _, inner = torch.linalg.eigh(lanczos.tridiagonal)
+            estimates = lanczos.betas[-1] * inner[-1, -count:].abs()
+            converged = bool((estimates <= tolerance / 2 * lanczos.norm_estimate).all())
+    values, vectors = lanczos.ritz_pairs()
     found = _Pairs(values[-count:].flip(0), vectors[:, -count:].flip(1).T.contiguous())
-    products, complete = run.steps, run.exhausted
+    products, complete, norm = lanczos.steps, lanczos.exhausted, lanczos.norm_estimate
     while converged and not complete and products < 2 * max_products:
-        search = Lanczos(run.image, run.parameters, found.vectors.device, seed + products, run.unit, found.vectors)
-        budget = 2 * max_products - products
-        more = _search(search, float(found.values[-1]), run.scale, budget, failure_probability, progress, products)
+        search = Lanczos(
+            lanczos.image, lanczos.parameters, vectors.device, seed + products, lanczos.unit, found.vectors
+        )
+        budget, floor = 2 * max_products - products, float(found.values[-1])
+        pair = _search(search, floor, norm, budget, failure_probability, progress, products)
         products += search.steps
-        if more is None:
-            complete = _nothing_above(search, float(found.values[-1]), run.scale, failure_probability)
+        if pair is None:
+            complete = _nothing_above(search, floor, norm, failure_probability)
             break
-        found = found.with_one_more(*more)
+        found = found.with_one_more(*pair)
     fresh = [
-        float(torch.linalg.vector_norm(run.image(vector) - float(value) * vector))
+        float(torch.linalg.vector_norm(lanczos.image(vector) - float(value) * vector))
         for value, vector in zip(found.values, found.vectors, strict=True)
     ]
     residuals = torch.tensor(fresh, dtype=torch.float64)
-    confirmed = complete and bool((residuals <= small * run.scale).all())
+    confirmed = complete and bool((residuals <= tolerance * norm).all())
     bounds: list[float | None] = [None] * len(fresh)
     return TopEigenvalues(found.values, residuals, found.vectors.T, bounds, confirmed, products + len(fresh))
 
@@ -119,44 +121,48 @@ def top_eigenvalues(
 def _search(
     search: Lanczos,
     floor: float,
-    scale: float,
+    norm: float,
     budget: int,
     delta: float,
     progress: Callable[[int], None],
     before: int,
 ) -> tuple[float, Tensor] | None:
-    """A converged pair of the complement above ``floor``, or None once there is none, or the budget is used up."""
-    small = max(RESIDUAL, RESIDUAL_UNITS * search.unit)
+    """Find a converged pair above ``floor`` in the complement.
+
+    Returns:
+        Its value and vector; None if there is none, or the budget ran out.
+    """
+    tolerance = max(RESIDUAL, RESIDUAL_UNITS * search.unit)
     while not search.exhausted and search.steps < budget:
         search.step()
         progress(before + search.steps)
-        if _nothing_above(search, floor, scale, delta):
+        if _nothing_above(search, floor, norm, delta):
             return None
         values, inner = torch.linalg.eigh(search.tridiagonal)
         value, residual = float(values[-1]) / search.scaling, search.betas[-1] * float(inner[-1, -1].abs())
-        if value > floor + small * scale and residual / search.scaling <= small / 2 * scale:
+        if value > floor + tolerance * norm and residual / search.scaling <= tolerance / 2 * norm:
             return value, search.basis.T @ inner[:, -1].to(search.basis.device)
     return None
 
 
-def _nothing_above(search: Lanczos, floor: float, scale: float, delta: float) -> bool:
-    """True if the complement holds nothing above ``floor``, but for the accuracy of values and what rounding hides.
+def _nothing_above(search: Lanczos, floor: float, norm: float, delta: float) -> bool:
+    """Return whether the complement holds no eigenvalue above ``floor``, up to accuracy and what rounding hides.
 
-    A copy of the last value found is no news.
+    A copy of the last value found does not count.
     """
     if search.dimension == 0:
         return True
     first, sigma = search.first_breakdown or search.steps, search.scaling
-    largest = search.leading_ritz_values(search.steps)[-1] / sigma
-    news = NEWS * max(RESIDUAL, RESIDUAL_UNITS * search.unit) * scale
-    if search.exhausted or largest > floor + news:
-        return largest <= floor + news
-    # Products of H round by its own size, not by that of the complement.
-    size = max(32 * search.unit * scale * sigma, *search.product_rounding(first))
+    largest = search.ritz_values()[-1] / sigma
+    missed = MISSED * max(RESIDUAL, RESIDUAL_UNITS * search.unit) * norm
+    if search.exhausted or largest > floor + missed:
+        return largest <= floor + missed
+    # Rounding in products grows with ‖H‖, not with the norm of H in the complement.
+    size = max(32 * search.unit * norm * sigma, *search.product_rounding(first))
     epsilons = [error + size for error in search.errors[:first]]
     recurrence = Recurrence(search.alphas[:first], search.betas[:first], search.gammas[:first], epsilons)
     bound = largest_eigenvalue_bound(recurrence, search.dimension, delta) / sigma
-    if bound <= floor + news:
+    if bound <= floor + missed:
         return True
     hidden = largest_eigenvalue_bound(recurrence.settled, search.dimension, delta) / sigma
-    return hidden <= floor + OBSCURED * scale and bound - floor <= 1.1 * (hidden - floor)
+    return hidden <= floor + OBSCURED * norm and bound - floor <= 1.1 * (hidden - floor)

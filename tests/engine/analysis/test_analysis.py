@@ -72,7 +72,7 @@ def test_a_batch_that_does_not_fit_has_its_code(changes: dict[str, object], code
         (wsb.Options(moments="closed_form", enclosure=False, time_limit=1e-9), "time_limit"),
     ],
 )
-def test_an_option_that_can_not_be_met_has_its_code(options: wsb.Options, code: str) -> None:
+def test_an_option_that_cannot_be_satisfied_has_its_code(options: wsb.Options, code: str) -> None:
     assert code_of(classifier(), batch(), options) == code
 
 
@@ -381,7 +381,7 @@ def test_a_gpu_agrees_with_the_cpu() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.save. is deprecated:DeprecationWarning")
-def test_a_torchscript_file_is_read_and_its_missing_parity_is_said() -> None:
+def test_a_torchscript_file_is_read_and_its_missing_parity_is_reported() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double().eval()
     buffer = io.BytesIO()

@@ -209,7 +209,7 @@ def test_float32_enclosures_hold_the_float64_eigenvalues() -> None:
         assert single.enclosure.lambda_min.lower <= smallest <= single.enclosure.lambda_min.upper, seed
 
 
-def test_float32_keeps_the_curvature_of_a_model_that_is_sure() -> None:
+def test_float32_keeps_the_curvature_of_a_confident_model() -> None:
     classifier, batch = confident(1)
     single, double = (wsb.analyze(classifier, batch, wsb.Options(dtype=dtype)) for dtype in ("float32", "float64"))
     assert double.loss.value < 0.1

@@ -94,7 +94,7 @@ def test_the_seed_draws_the_probes() -> None:
     assert first == again != other
 
 
-def test_auto_takes_the_closed_form_of_an_mlp_and_says_nothing() -> None:
+def test_auto_takes_the_closed_form_of_an_mlp_without_a_warning() -> None:
     classifier, batch, _ = case()
     report = wsb.analyze(classifier, batch)
     assert report.moments is not None

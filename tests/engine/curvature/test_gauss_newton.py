@@ -32,7 +32,7 @@ def written_out(problem: Problem) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_ways_equal_the_jacobians_written_out(name: str) -> None:
+def test_both_methods_equal_the_jacobians_written_out(name: str) -> None:
     problem = posed(name)
     want = written_out(problem)
     assert problem.structure is not None

@@ -308,7 +308,7 @@ def team(problem: Problem, size: int) -> Devices:
 @pytest.mark.parametrize("size", [2, 5])
 @pytest.mark.parametrize("prefer", ["auto", "pairs", "block"])
 @pytest.mark.parametrize("kept", [1, 3, 100])
-def test_terms_of_the_closed_form_add_up_whoever_has_them(prefer: Any, kept: int, size: int) -> None:
+def test_terms_of_the_closed_form_add_up_whichever_device_computes_them(prefer: Any, kept: int, size: int) -> None:
     problem = posed(mlp(), 301, 5)
     assert problem.structure is not None
     net, weights = problem.structure.net, problem.objective.targets.weights

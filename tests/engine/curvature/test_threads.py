@@ -62,7 +62,7 @@ def test_each_thread_uses_its_part_of_the_processors(processors: int) -> None:
         assert later.submit(torch.get_num_threads).result() == processors
 
 
-def test_an_error_is_raised_when_no_thread_is_at_work_any_more() -> None:
+def test_an_error_is_raised_once_all_threads_have_stopped() -> None:
     at_work: list[int] = []
 
     def term(i: int) -> Tensor:
@@ -80,7 +80,7 @@ def test_an_error_is_raised_when_no_thread_is_at_work_any_more() -> None:
     assert float(threads.sum(lambda i: torch.ones(1), range(4))) == 4
 
 
-def test_its_threads_end_with_it() -> None:
+def test_threads_end_with_their_pool() -> None:
     others, threads = set(threading.enumerate()), Threads(3)
     threads.sum(lambda _: torch.zeros(1), range(3))
     own = set(threading.enumerate()) - others

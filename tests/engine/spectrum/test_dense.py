@@ -1,3 +1,5 @@
+"""The dense spectrum: blocks, asymmetry, zeros."""
+
 from __future__ import annotations
 
 import pytest

@@ -41,7 +41,7 @@ def moments_of(A: torch.Tensor) -> ExactMoments:
 
 
 def whole(
-    run: Lanczos,
+    lanczos: Lanczos,
     moments: ExactMoments | None,
     *,
     delta: float = 1e-9,
@@ -51,17 +51,17 @@ def whole(
     rounding: Rounding = ROUNDING,
 ) -> tuple[Enclosures, RitzResidual]:
     """The enclosure of a run, confirmed, in the units of H."""
-    run.step()
+    lanczos.step()
     premises = Premises(rounding, moments, delta, gap, both)
-    enclosing = Enclosing(run, premises.scaled(run.scaling))
+    enclosing = Enclosing(lanczos, premises.scaled(lanczos.scaling))
     found = enclose(enclosing, max_products=products)
     enclosing, found = finish(enclosing, found, enclosing.premises.rounding)
-    found, residual = confirm(enclosing, found, outer_pairs(run))
-    ends = {name: getattr(found, name).scaled(1 / run.scaling) for name in ("lambda_max", "lambda_min")}
+    found, residual = confirm(enclosing, found, outer_pairs(lanczos))
+    ends = {name: getattr(found, name).scaled(1 / lanczos.scaling) for name in ("lambda_max", "lambda_min")}
     return replace(found, **ends), residual
 
 
-def run(A: torch.Tensor, *, exact: bool, seed: int = 0, delta: float = 1e-9, products: int = 300) -> Enclosures:
+def enclosed(A: torch.Tensor, *, exact: bool, seed: int = 0, delta: float = 1e-9, products: int = 300) -> Enclosures:
     return whole(krylov(A, seed), moments_of(A) if exact else None, delta=delta, products=products)[0]
 
 
@@ -88,7 +88,7 @@ spectra = st.one_of(
 @given(spectra, st.integers(0, 2**31 - 1), st.integers(1, 30))
 def test_a_deterministic_enclosure_never_misses(eigenvalues: np.ndarray, seed: int, products: int) -> None:
     A = rotated(eigenvalues, seed % 1000)
-    found = run(A, exact=True, seed=seed, products=products)
+    found = enclosed(A, exact=True, seed=seed, products=products)
     assert holds(found, A)
 
 
@@ -96,7 +96,7 @@ def test_a_deterministic_enclosure_never_misses(eigenvalues: np.ndarray, seed: i
 @given(spectra, st.integers(0, 2**31 - 1))
 def test_everything_closes_once_the_space_is_spanned(eigenvalues: np.ndarray, seed: int) -> None:
     A = rotated(eigenvalues, seed % 1000)
-    found = run(A, exact=False, seed=seed)
+    found = enclosed(A, exact=False, seed=seed)
     assert holds(found, A)
     scale = float(np.abs(eigenvalues).max())
     assert found.lambda_max.upper - found.lambda_max.lower <= 1e-8 * scale
@@ -119,7 +119,7 @@ def test_everything_closes_once_the_space_is_spanned(eigenvalues: np.ndarray, se
 @pytest.mark.parametrize("exact", [True, False])
 def test_degenerate_matrices_are_enclosed_tightly(eigenvalues: list[float], exact: bool) -> None:
     A = rotated(np.array(eigenvalues), 1)
-    found = run(A, exact=exact)
+    found = enclosed(A, exact=exact)
     assert holds(found, A)
     for end in (found.lambda_max, found.lambda_min):
         assert end.upper - end.lower <= 1e-6 * max(abs(v) for v in eigenvalues)
@@ -278,8 +278,8 @@ def test_products_that_change_their_input_or_vary_give_no_wrong_certificate(size
         return (1 + size * (next(calls) % 7)) * (A @ v)
 
     for product in (changing, varying):
-        run = Lanczos(product, 40, torch.device("cpu"), 0, UNIT, homogeneity=True)
-        found, residual = whole(run, moments_of(A))
+        lanczos = Lanczos(product, 40, torch.device("cpu"), 0, UNIT, homogeneity=True)
+        found, residual = whole(lanczos, moments_of(A))
         assert holds(found, A) or residual.excess > residual.explained
 
 
@@ -295,7 +295,7 @@ def test_a_near_multiple_of_the_identity_is_enclosed(excess: float) -> None:
     values = torch.ones(2500, dtype=torch.float64)
     values[1234] += excess
     for seed in range(20):
-        run = Lanczos(lambda v: values * v, 2500, torch.device("cpu"), seed, UNIT, homogeneity=True)
-        found, _ = whole(run, None, delta=1e-6, gap=1e-6)
+        lanczos = Lanczos(lambda v: values * v, 2500, torch.device("cpu"), seed, UNIT, homogeneity=True)
+        found, _ = whole(lanczos, None, delta=1e-6, gap=1e-6)
         assert found.lambda_max.lower <= 1 + excess <= found.lambda_max.upper
         assert found.lambda_max.relative_gap < 1e-4

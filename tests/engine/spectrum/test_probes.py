@@ -28,16 +28,16 @@ def rotated(eigenvalues: np.ndarray, seed: int) -> torch.Tensor:
 
 
 def probed(A: torch.Tensor, seed: int, delta: float, steps: int = 300) -> tuple[Lanczos, Probed]:
-    run = Lanczos(lambda v: A @ v, len(A), torch.device("cpu"), seed, UNIT)
-    deflate(run, steps)
-    return run, probe(run, failure_probability=delta, seed=seed)
+    lanczos = Lanczos(lambda v: A @ v, len(A), torch.device("cpu"), seed, UNIT)
+    deflate(lanczos, steps)
+    return lanczos, probe(lanczos, failure_probability=delta, seed=seed)
 
 
-def evaluate(run: Lanczos, moments: CertifiedNorm | None, delta: float, gap: float) -> Enclosures:
+def evaluate(lanczos: Lanczos, moments: CertifiedNorm | None, delta: float, gap: float) -> Enclosures:
     """In the units of H."""
     rounding = Rounding("measured", 0.0, relative_square_error=1e3 * UNIT)
-    found = Enclosing(run, Premises(rounding, moments, delta, gap).scaled(run.scaling)).evaluate()
-    ends = {name: getattr(found, name).scaled(1 / run.scaling) for name in ("lambda_max", "lambda_min")}
+    found = Enclosing(lanczos, Premises(rounding, moments, delta, gap).scaled(lanczos.scaling)).evaluate()
+    ends = {name: getattr(found, name).scaled(1 / lanczos.scaling) for name in ("lambda_max", "lambda_min")}
     return replace(found, **ends)
 
 
@@ -69,10 +69,10 @@ def test_bounds_of_whole_runs_fail_no_more_often_than_they_say(kind: str) -> Non
     misses = ends = 0
     for seed in range(runs):
         A = rotated(spectrum(kind, rng), seed)
-        run, found = probed(A, seed, delta / 2, steps=4)
+        lanczos, found = probed(A, seed, delta / 2, steps=4)
         misses += found.frobenius_squared < float(A.square().sum()) * (1 - 1e-12)
         norm = CertifiedNorm(found.frobenius_squared, found.failure_probability)
-        top = evaluate(run, norm, delta / 2, 1e-9).lambda_max
+        top = evaluate(lanczos, norm, delta / 2, 1e-9).lambda_max
         ends += not top.lower <= float(torch.linalg.eigvalsh(A)[-1]) <= top.upper
     allowed = 3 * math.sqrt(delta * (1 - delta) / runs)
     assert misses / runs <= delta / 2 + allowed
@@ -90,7 +90,7 @@ def test_the_estimate_of_the_trace_is_within_its_error() -> None:
     assert 0.6 < np.std(deviations) < 1.5
 
 
-def test_what_the_steps_before_hold_is_not_estimated() -> None:
+def test_what_earlier_steps_capture_is_not_estimated() -> None:
     A = rotated(np.array([9.0, 7.0, 5.0] + [0.0] * 40), 0)
     _, found = probed(A, 0, 1e-9)
     assert found.frobenius_squared == pytest.approx(155.0, rel=1e-9)
@@ -100,8 +100,8 @@ def test_what_the_steps_before_hold_is_not_estimated() -> None:
 
 def test_the_bound_is_about_four_times_the_estimate() -> None:
     A = rotated(np.random.default_rng(0).normal(size=400), 1)
-    run, found = probed(A, 0, 1e-9, steps=0)
-    assert run.steps == 0
+    lanczos, found = probed(A, 0, 1e-9, steps=0)
+    assert lanczos.steps == 0
     assert 3.6 < found.frobenius_squared / float(A.square().sum()) < 4.4
 
 
@@ -124,7 +124,7 @@ def test_the_factor_solves_its_equation_and_is_rounded_downwards(count: int, del
     ("count", "delta", "widening"),
     [(10, 1e-3, 3.1), (10, 1e-6, 6.5), (10, 1e-9, 13.1), (20, 1e-3, 2.1), (20, 1e-6, 3.1), (20, 1e-9, 4.5)],
 )
-def test_the_factors_of_the_mathematics(count: int, delta: float, widening: float) -> None:
+def test_the_factors_are_those_of_the_mathematics(count: int, delta: float, widening: float) -> None:
     assert frobenius_factor(count, delta) ** -0.5 == pytest.approx(widening, abs=0.06)
 
 
@@ -132,45 +132,45 @@ def test_no_probe_is_the_start_vector() -> None:
     """A probe along the start vector would see nothing of the complement, whatever the seed."""
     A = rotated(np.linspace(-1, 1, 30), 0)
     for seed in (0, 7, 2**62):
-        run = Lanczos(lambda v: A @ v, 30, torch.device("cpu"), seed, UNIT)
-        deflate(run, 1)
+        lanczos = Lanczos(lambda v: A @ v, 30, torch.device("cpu"), seed, UNIT)
+        deflate(lanczos, 1)
         sizes: list[float] = []
 
-        def image(v: torch.Tensor, sizes: list[float] = sizes, run: Lanczos = run) -> torch.Tensor:
+        def image(v: torch.Tensor, sizes: list[float] = sizes, lanczos: Lanczos = lanczos) -> torch.Tensor:
             sizes.append(float(torch.linalg.vector_norm(v)))
-            return run.scaling * A @ v
+            return lanczos.scaling * A @ v
 
-        run.image = image
-        probe(run, failure_probability=0.05, seed=seed)
+        lanczos.image = image
+        probe(lanczos, failure_probability=0.05, seed=seed)
         assert min(sizes) > 1.0
 
 
 def both(A: torch.Tensor) -> tuple[Enclosures, Enclosures, Lanczos, Probed]:
-    run, found = probed(A, 0, 5e-10)
+    lanczos, found = probed(A, 0, 5e-10)
     for _ in range(3):
-        run.step()
+        lanczos.step()
     norm = CertifiedNorm(found.frobenius_squared, found.failure_probability)
-    with_probes = evaluate(run, norm, 5e-10, 1e-12)
-    without = evaluate(run, None, 1e-9, 1e-12)
-    return with_probes, without, run, found
+    with_probes = evaluate(lanczos, norm, 5e-10, 1e-12)
+    without = evaluate(lanczos, None, 1e-9, 1e-12)
+    return with_probes, without, lanczos, found
 
 
 def test_an_enclosure_with_probes_is_no_wider_than_half_the_risk_costs() -> None:
     """Beside the probes the start vector has only half of δ; its bound alone must not be missed by more."""
     for seed in range(10):
         A = rotated(np.random.default_rng(seed).normal(size=120), seed)
-        with_probes, _, run, _ = both(A)
-        halved = evaluate(run, None, 5e-10, 1e-12)
+        with_probes, _, lanczos, _ = both(A)
+        halved = evaluate(lanczos, None, 5e-10, 1e-12)
         assert with_probes.lambda_max.upper <= halved.lambda_max.upper
         assert with_probes.lambda_min.lower >= halved.lambda_min.lower
 
 
 def test_probes_tighten_an_enclosure_that_is_still_open() -> None:
     A = rotated(np.concatenate([[30.0, 29.9], np.random.default_rng(0).normal(size=200)]), 0)
-    run, found = probed(A, 0, 5e-10, steps=4)
+    lanczos, found = probed(A, 0, 5e-10, steps=4)
     norm = CertifiedNorm(found.frobenius_squared, found.failure_probability)
-    with_probes = evaluate(run, norm, 5e-10, 1e-6).lambda_max
-    without = evaluate(run, None, 1e-9, 1e-6).lambda_max
+    with_probes = evaluate(lanczos, norm, 5e-10, 1e-6).lambda_max
+    without = evaluate(lanczos, None, 1e-9, 1e-6).lambda_max
     assert with_probes.kind == "probabilistic"
     assert with_probes.failure_probability == 1e-9
     assert with_probes.lower <= 30.0 <= with_probes.upper < without.upper
@@ -178,11 +178,11 @@ def test_probes_tighten_an_enclosure_that_is_still_open() -> None:
 
 def test_a_bound_on_the_norm_without_a_trace_leaves_the_norm() -> None:
     A = rotated(np.linspace(-1, 2, 20), 0)
-    run = Lanczos(lambda v: A @ v, 20, torch.device("cpu"), 0, UNIT)
+    lanczos = Lanczos(lambda v: A @ v, 20, torch.device("cpu"), 0, UNIT)
     for _ in range(5):
-        run.step()
+        lanczos.step()
     q = float(A.square().sum())
-    T, beta = run.tridiagonal / run.scaling, run.betas[-1] / run.scaling
+    T, beta = lanczos.tridiagonal / lanczos.scaling, lanczos.betas[-1] / lanczos.scaling
     rest = remainder(None, q, 20, T, beta)
     exact = remainder((float(A.trace()), float(A.trace())), q, 20, T, beta)
     assert rest is not None

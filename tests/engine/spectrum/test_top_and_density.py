@@ -27,13 +27,13 @@ def symmetric(eigenvalues: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 def top(A: torch.Tensor, count: int, *, exact: bool = True, products: int = 300) -> TopEigenvalues:
     """In the units of A."""
-    run = Lanczos(lambda v: A @ v, len(A), CPU, 0, UNIT)
-    found = top_eigenvalues(run, count, max_products=products, failure_probability=1e-6, seed=0)
+    lanczos = Lanczos(lambda v: A @ v, len(A), CPU, 0, UNIT)
+    found = top_eigenvalues(lanczos, count, max_products=products, failure_probability=1e-6, seed=0)
     moments = ExactMoments(float(A.trace()), float(A.square().sum())) if exact else None
     rounding = Rounding("measured", 0.0, relative_square_error=1e3 * UNIT)
-    enclosing = Enclosing(run, Premises(rounding, moments, 1e-6, 1e-6).scaled(run.scaling))
+    enclosing = Enclosing(lanczos, Premises(rounding, moments, 1e-6, 1e-6).scaled(lanczos.scaling))
     bounds = enclosing.upper_bounds(len(found.eigenvalues))
-    return replace(found, upper_bounds=bounds).divided(run.scaling)
+    return replace(found, upper_bounds=bounds).divided(lanczos.scaling)
 
 
 def test_the_largest_eigenvalues_are_found_with_their_residuals() -> None:
@@ -72,7 +72,7 @@ def test_order_is_algebraic_not_by_magnitude() -> None:
     assert top(A, 2).eigenvalues.tolist() == pytest.approx([2.0, 1.0])
 
 
-def test_more_than_there_are_gives_all() -> None:
+def test_asking_for_more_eigenvalues_than_there_are_returns_all() -> None:
     A = symmetric(torch.tensor([3.0, 1.0, -1.0], dtype=torch.float64))
     found = top(A, 10)
     assert found.eigenvalues.tolist() == pytest.approx([3.0, 1.0, -1.0])

@@ -156,7 +156,7 @@ def test_a_linearised_product_is_taken_where_it_pays_and_fits(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("columns_at_a_time", [1, 4])
-def test_a_linearised_product_is_made_by_threads_with_samples_of_their_own(
+def test_threads_of_a_linearised_product_each_have_their_samples(
     columns_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
@@ -178,7 +178,7 @@ def test_a_linearised_product_is_made_by_threads_with_samples_of_their_own(
 
 
 @pytest.mark.parametrize(("samples", "vectors", "wanted"), [(64, 9, 4), (3, 9, 3), (64, 2, 2), (64, 0, 1)])
-def test_no_more_threads_than_have_enough_to_do_and_to_hold(
+def test_there_are_no_more_threads_than_work_and_memory_allow(
     samples: int, vectors: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)

@@ -196,7 +196,7 @@ def test_a_report_says_that_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     "norm", [nn.GroupNorm(2, 4), nn.LayerNorm([4, 2, 2]), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True)], ids=str
 )
-def test_normalisation_is_multiplied_alike_by_every_way(norm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_of_product_treats_normalisation_alike(norm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
     problem = posed(convolution(norm))
     objective, step = problem.objective, 1e-5
@@ -217,7 +217,7 @@ def test_normalisation_is_multiplied_alike_by_every_way(norm: nn.Module, monkeyp
     torch.testing.assert_close(block, torch.stack([want, 2 * want], dim=1), rtol=1e-7, atol=1e-9)
 
 
-def test_a_gradient_that_can_not_be_traced_is_multiplied_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_cannot_be_traced_is_multiplied_from_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     def untraceable(*_: object) -> None:
         raise NotImplementedError("no rule for this operator")
 

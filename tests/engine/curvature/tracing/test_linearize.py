@@ -1,3 +1,5 @@
+"""Linearised gradients: the products of the gradient itself, whatever a trace writes, repeats or specialises."""
+
 from __future__ import annotations
 
 from collections import Counter

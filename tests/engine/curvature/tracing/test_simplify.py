@@ -1,3 +1,5 @@
+"""Passes over traced graphs: what each simplifies, and what it leaves as it is."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -41,11 +43,11 @@ def simplified(function: Callable[..., Any], inputs: list[Tensor], zero: tuple[i
     return counts(left)
 
 
-def test_what_is_made_twice_is_made_once() -> None:
+def test_a_repeated_computation_is_done_once() -> None:
     assert simplified(lambda x: (x.exp() - 1) * (x.exp() - 1), several((3, 4)))["aten.exp.default"] == 1
 
 
-def test_products_are_added_where_the_first_of_them_is_made() -> None:
+def test_products_are_added_where_the_first_is_computed() -> None:
     left = simplified(lambda a, b, c, d: a @ b + c @ d, several((5, 3), (3, 4), (5, 2), (2, 4)))
     assert left == {"aten.mm.default": 1, "aten.addmm.out": 1}
 
@@ -91,7 +93,7 @@ def test_what_is_read_again_or_is_seen_through_a_view_is_not_written_over(functi
     simplified(function, several((4, 4), (4, 4)))
 
 
-def test_a_sum_in_single_and_double_precision_stays_one() -> None:
+def test_a_sum_of_mixed_precisions_stays_a_sum() -> None:
     a, b = several((4, 4), (4, 4))
     assert simplified(lambda a, b: a.float() @ b.float() + a @ b, [a, b])["aten.add_.Tensor"] == 1
 
@@ -109,7 +111,7 @@ def test_a_copy_with_other_strides_stays() -> None:
     assert left["aten.clone.default"] == 1
 
 
-def test_nothing_is_added_that_is_zero_each_time() -> None:
+def test_what_is_always_zero_is_not_added() -> None:
     a, b = several((3, 4), (3, 4))
     assert simplified(lambda a, z, b: (a + z) * b, [a, torch.zeros(3, 4).double(), b], zero=(1,)) == {
         "aten.mul.Tensor": 1
@@ -140,7 +142,7 @@ def test_slices_that_leave_gaps_or_overlap_are_added(order: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("place", [1, 2])
-def test_a_stack_that_is_copied_with_its_new_dimension_elsewhere_is_made_there(place: int) -> None:
+def test_a_stack_copied_to_another_dimension_is_stacked_along_it(place: int) -> None:
     def function(a: Tensor, b: Tensor) -> Tensor:
         return torch.stack([a, b]).movedim(0, place).clone(memory_format=torch.contiguous_format) * 2
 
@@ -207,7 +209,7 @@ def test_a_convolution_of_zeros_is_zero_without_a_bias() -> None:
     assert zero_outputs(function, several((2, 3, 5, 5), (4, 3, 3, 3), (4,))) == [True, False, True]
 
 
-def test_gradients_of_a_convolution_are_zero_with_a_factor_of_theirs() -> None:
+def test_gradients_of_a_convolution_are_zero_if_a_factor_is() -> None:
     def function(g: Tensor, x: Tensor, kernel: Tensor) -> list[Tensor]:
         def gradients(g: Tensor, x: Tensor, kernel: Tensor) -> list[Tensor]:
             settings = ([4], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
@@ -223,7 +225,7 @@ def test_gradients_of_a_convolution_are_zero_with_a_factor_of_theirs() -> None:
     assert zero_outputs(function, shapes) == [True, True, False, False, True, False, True, False, False]
 
 
-def test_a_graph_of_torchs_takes_lists_formats_types_and_several_results() -> None:
+def test_a_torch_graph_takes_lists_formats_types_and_several_results() -> None:
     def function(x: Tensor, kernel: Tensor) -> list[Tensor]:
         laid_out = x.clone(memory_format=torch.channels_last)
         settings = ([4], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, False])
@@ -235,7 +237,7 @@ def test_a_graph_of_torchs_takes_lists_formats_types_and_several_results() -> No
     torch.testing.assert_close(scripted(module)(*inputs), function(*inputs))
 
 
-def test_a_function_that_is_no_operator_of_atens_is_refused() -> None:
+def test_a_function_that_is_not_an_aten_operator_is_refused() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
     graph.output([graph.call_function(torch.sin, (x,))])

@@ -233,7 +233,7 @@ def test_independent_probabilities_divided_by_their_sum_are_a_softmax_of_their_l
 
 
 @pytest.mark.parametrize(("shift", "head"), [(0.0, "probabilities"), (2.0, "none")])
-def test_an_output_that_the_graph_does_not_explain_is_told_by_its_values(
+def test_an_output_that_the_graph_does_not_explain_is_identified_by_its_values(
     shift: float, head: str, build: Any, weights: Any
 ) -> None:
     nodes = [

@@ -92,7 +92,7 @@ CASES: dict[str, tuple[list[NodeProto], dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("nodes", "extra", "names"), CASES.values(), ids=CASES.keys())
-def test_parameters_are_told_by_the_slot_that_consumes_them(
+def test_parameters_are_identified_by_the_slot_that_consumes_them(
     nodes: list[NodeProto], extra: dict[str, Any], names: list[str], build: Any, weights: Any
 ) -> None:
     if "mask" in extra:  # directly after a layer a shift is a bias; a mask comes after a product of activations

@@ -108,7 +108,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_an_output_that_can_not_be_it_is_refused(name: str, randomised: Any, scripted: Any) -> None:
+def test_an_output_that_cannot_hold_logits_is_refused(name: str, randomised: Any, scripted: Any) -> None:
     options, code = REFUSED[name]
     with pytest.raises(ModelError) as caught:
         load_model(scripted(randomised(Keyed(None)))).resolve(**options)  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ def test_a_perceptron_is_found_however_its_layers_are_written(
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activation_is_told_by_what_it_computes(name: str, randomised: Any, traced: Any, logits: Any) -> None:
+def test_an_activation_is_recognised_by_what_it_computes(name: str, randomised: Any, traced: Any, logits: Any) -> None:
     kind, activation = ACTIVATIONS[name]
     module = randomised(Written(FLATTENINGS["flatten"], functional.linear, activation))
     model = load_model(traced(module, X)).resolve()

@@ -109,14 +109,14 @@ def test_state_is_the_stored_one_each_time(randomised: Any, scripted: Any, logit
         torch.testing.assert_close(logits(model, X), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_an_exception_of_the_module_is_told(randomised: Any, scripted: Any, logits: Any) -> None:
+def test_an_exception_raised_by_the_module_is_reported(randomised: Any, scripted: Any, logits: Any) -> None:
     model = load_model(scripted(randomised(OverShapes()))).resolve()
     with pytest.raises(ModelError, match="got 2 axes") as caught:
         logits(model, X[:, 0])
     assert caught.value.code == "evaluation_failed"
 
 
-def test_a_wrong_feature_count_is_told_with_the_operator(randomised: Any, scripted: Any, logits: Any) -> None:
+def test_a_wrong_feature_count_is_reported_with_the_operator(randomised: Any, scripted: Any, logits: Any) -> None:
     model = load_model(scripted(randomised(OverContainers()))).resolve()
     with pytest.raises(ModelError, match="aten::linear") as caught:
         logits(model, torch.zeros(2, 4, 7))
