@@ -106,7 +106,7 @@ class ExtremeBounds(_Part):
 
 
 class Bounds(_Part):
-    """The first bound from the moments, whatever its name in ``bounds_list``."""
+    """The bound from the moments, which ``bounds_list`` holds under its name."""
 
     wolkowicz_styan: ExtremeBounds
     """From t, q and P; with ``probes`` the outer ends are ±‖H‖_F, as t is unknown, and the inner ones Ritz values."""
@@ -177,6 +177,11 @@ class Enclosure(_Part):
     stopped_by: StoppedBy | None = None
     """``gap``: the requested relative gap was reached. ``precision``: only rounding is left. ``products``, ``time``,
     ``memory``: a limit was reached. Null in reports before schema 1.2."""
+
+    @property
+    def is_measured(self) -> bool:
+        """True if rounding was measured, so that the enclosure is certified up to that."""
+        return self.rounding is not None and self.rounding.how == "measured"
 
 
 class Density(_Part):

@@ -2,6 +2,6 @@
 
 from service.policies.evaluation import evaluate
 from service.policies.policy import Policy, PolicyError, Rule, load_policy
-from service.policies.verdict import RuleResult, Verdict
+from service.policies.schemas import RuleResult, Verdict
 
 __all__ = ["Policy", "PolicyError", "Rule", "RuleResult", "Verdict", "evaluate", "load_policy"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from xml.etree import ElementTree
 
-from service.policies.verdict import RuleResult, Verdict
-from service.rendering import facts
+from service.policies.schemas import RuleResult, Verdict
+from service.rendering import wording
 from service.rendering.numbers import number
 from service.rendering.text import clean
 from service.rendering.text import name as shown_name
@@ -45,11 +45,11 @@ def render_junit(report: Report, verdict: Verdict | None = None, *, name: str = 
 
 
 def _rule(rule: RuleResult) -> ElementTree.Element:
-    case = _case("policy", f"{rule.metric} {facts.condition(rule)}")
+    case = _case("policy", f"{rule.metric} {wording.condition(rule)}")
     told = [
         clean(rule.message),
-        f"found: {facts.found(rule)}",
-        *([f"baseline: {facts.baseline(rule)}"] if facts.baseline(rule) != "—" else []),
+        f"found: {wording.found(rule)}",
+        *([f"baseline: {wording.baseline(rule)}"] if wording.baseline(rule) != "—" else []),
         *([clean(rule.advice)] if rule.advice else []),
     ]
     if rule.outcome == "warn":

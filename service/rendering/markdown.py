@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from service.policies.verdict import Verdict
-from service.rendering import facts
+from service.policies.schemas import Verdict
+from service.rendering import wording
 from service.rendering.numbers import number, percent
 from service.rendering.text import MAX_NAME, MAX_TEXT, clean, cut, name
 from wsb_engine.report import Report
@@ -31,11 +31,11 @@ def render_markdown(report: Report, verdict: Verdict | None = None) -> str:
 
 
 def _doubts(report: Report) -> list[str]:
-    shown, rest = cut(facts.doubts(report), MAX_ROWS)
-    items = [f"- {facts.MARKS['fail']} {plain(text)}" for text in shown]
+    shown, rest = cut(wording.doubts(report), MAX_ROWS)
+    items = [f"- {wording.MARKS['fail']} {plain(text)}" for text in shown]
     if rest:
         items.append(f"- … and {rest} more")
-    return [f"## {facts.MARKS['fail']} {facts.UNRELIABLE}", "\n".join(items)] if items else []
+    return [f"## {wording.MARKS['fail']} {wording.UNRELIABLE}", "\n".join(items)] if items else []
 
 
 def _verdict(verdict: Verdict | None) -> list[str]:
@@ -43,15 +43,15 @@ def _verdict(verdict: Verdict | None) -> list[str]:
         return []
     code = f" ({plain(verdict.code)})" if verdict.code else ""
     advice = [plain(verdict.advice)] if verdict.advice else []
-    parts = [f"## {facts.MARKS[verdict.outcome]} Sharpness: {facts.OUTCOMES[verdict.outcome].lower()}"]
+    parts = [f"## {wording.MARKS[verdict.outcome]} Sharpness: {wording.OUTCOMES[verdict.outcome].lower()}"]
     parts += [plain(verdict.message) + code, *advice]
     shown, rest = cut(verdict.rules, MAX_ROWS)
     rows: list[Row] = [
         (
-            f"{facts.MARKS[rule.outcome]} {facts.RULE_OUTCOMES[rule.outcome]}",
-            f"{code_span(rule.metric)} {plain(facts.condition(rule))}",
-            facts.found(rule),
-            *([facts.baseline(rule)] if verdict.baseline is not None else []),
+            f"{wording.MARKS[rule.outcome]} {wording.RULE_OUTCOMES[rule.outcome]}",
+            f"{code_span(rule.metric)} {plain(wording.condition(rule))}",
+            wording.found(rule),
+            *([wording.baseline(rule)] if verdict.baseline is not None else []),
             plain(rule.message, MAX_MESSAGE) + (f" {plain(rule.advice, MAX_MESSAGE)}" if rule.advice else ""),
         )
         for rule in shown
@@ -71,13 +71,15 @@ def _verdict(verdict: Verdict | None) -> list[str]:
 
 
 def _numbers(report: Report) -> list[str]:
-    rows = [(plain(label), value, plain(note)) for label, value, note in (*facts.curvature(report), *facts.fit(report))]
-    return [f"### Numbers\n\n{plain(facts.subject(report))}", _table(("Quantity", "Value", "How"), rows)]
+    rows = [
+        (plain(label), value, plain(note)) for label, value, note in (*wording.curvature(report), *wording.fit(report))
+    ]
+    return [f"### Numbers\n\n{plain(wording.subject(report))}", _table(("Quantity", "Value", "How"), rows)]
 
 
 def _wary(report: Report) -> list[str]:
-    warned, others = cut(facts.cautions(report), MAX_ROWS)
-    items = [f"- {facts.MARKS['warn']} {plain(each.message)} ({code_span(each.code)})" for each in warned]
+    warned, others = cut(wording.cautions(report), MAX_ROWS)
+    items = [f"- {wording.MARKS['warn']} {plain(each.message)} ({code_span(each.code)})" for each in warned]
     if others:
         items.append(f"- … and {others} more")
     return ["### What to be wary of", "\n".join(items)] if items else []
@@ -130,7 +132,7 @@ def _origin(report: Report) -> list[str]:
             "Engine",
             plain(f"wsb {engine.version}, torch {engine.torch}, {engine.device}, {engine.dtype}, seed {engine.seed}"),
         ),
-        ("Command", code_span(facts.command(report), MAX_TEXT)),
+        ("Command", code_span(wording.command(report), MAX_TEXT)),
     ]
     return [_folded("How to reproduce it", _table(("What", "Value"), rows))]
 

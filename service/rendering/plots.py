@@ -55,7 +55,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, WIDTH - 16.0, 28.0, 44.0
 
 
 @dataclass(frozen=True)
-class Range:
+class LabelledInterval:
     """A labelled interval. ``style`` 1 to 3 is its colour."""
 
     label: str
@@ -66,7 +66,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Limit:
-    """A labelled number that others are held against."""
+    """A labelled number to compare others with."""
 
     label: str
     value: float
@@ -83,7 +83,7 @@ class Line:
 
 
 def number_line(
-    ranges: Sequence[Range], limits: Sequence[Limit] = (), *, key: str, title: str, description: str
+    ranges: Sequence[LabelledInterval], limits: Sequence[Limit] = (), *, key: str, title: str, description: str
 ) -> Markup:
     """Intervals one below the other on one axis, which holds 0, with limits across them."""
     values = [0.0, *(end for r in ranges for end in (r.lower, r.upper)), *(limit.value for limit in limits)]
@@ -254,7 +254,13 @@ def heat_map(
 
 
 def series(
-    points: Sequence[Range], limits: Sequence[Limit] = (), *, y_label: str, key: str, title: str, description: str
+    points: Sequence[LabelledInterval],
+    limits: Sequence[Limit] = (),
+    *,
+    y_label: str,
+    key: str,
+    title: str,
+    description: str,
 ) -> Markup:
     """Intervals side by side in the order given, such as λ_max from checkpoint to checkpoint, joined by a line."""
     height = 260.0

@@ -101,8 +101,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     monitor.one_thread = device.type == "cpu" and small and choice.is_short and options.spectrum == "none"
     product = problem.hessian_product(columns=1)
     probing = choice.method == "probes"
-    needs_run = probing or krylov.wanted(options)
-    shared = krylov.krylov(problem, product, options, monitor) if needs_run else None
+    shared = krylov.krylov(problem, product, options, monitor) if probing or krylov.wanted(options) else None
     share = moments.shares(options, single=product.dtype == torch.float32, probing=probing)
     measuring = Measuring(problem, options.seed, share, monitor.tell)
     with monitor.phase("rounding"), threads_of(device, one=small):
@@ -117,11 +116,10 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         relative_gap=options.relative_gap,
         both=options.ends == "both",
     )
-    enclosure, errors = None, MeasuredErrors()
+    enclosure, eigenvalues, errors = None, None, MeasuredErrors()
     with monitor.phase("enclosure"), threads_of(device, one=small):
         if options.enclosure and shared is not None:
             enclosure, errors = _enclosure(problem, options, shared, product, premises, measuring, monitor)
-    eigenvalues = None
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
     part, closed = (None, None) if found is None else (found.part, found.closed)

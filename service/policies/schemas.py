@@ -1,10 +1,12 @@
-"""What a policy says about a report: a verdict, rule by rule."""
+"""The verdict of a policy on a report, rule by rule."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from wsb_engine.report import Interval
 
 Operator = Literal["<", "<=", ">", ">=", "=="]
 Severity = Literal["fail", "warn"]
@@ -14,13 +16,6 @@ Outcome = Literal["pass", "warn", "fail", "error"]
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Range(_Part):
-    """Interval that contains the number that the rule is about."""
-
-    lower: float
-    upper: float
 
 
 class RuleResult(_Part):
@@ -35,17 +30,17 @@ class RuleResult(_Part):
     outcome: Outcome
     code: str | None = Field(None, description="Why a rule is an error, such as `undecided` or `missing`.")
     value: float | None = Field(None, description="Value of the report at the metric's path.")
-    interval: Range | None = Field(None, description="Certified interval of the number, if the report encloses it.")
+    interval: Interval | None = Field(None, description="Certified interval of the number, if the report encloses it.")
     baseline: float | None = Field(None, description="Value of the baseline at the same path.")
-    baseline_interval: Range | None = None
+    baseline_interval: Interval | None = None
     message: str
     advice: str | None = None
 
 
 class Difference(_Part):
-    """Something that makes two reports incomparable."""
+    """A difference that makes two reports incomparable."""
 
-    name: str = Field(description="As `allow_mismatch` lists it.")
+    name: str = Field(description="Name for `allow_mismatch`.")
     path: str
     candidate: JsonValue
     baseline: JsonValue
@@ -60,7 +55,7 @@ class BaselineComparison(_Part):
 
 
 class Verdict(_Part):
-    """What a policy says about a report."""
+    """The verdict of a policy on a report."""
 
     outcome: Outcome
     code: str | None = Field(None, description="Why the verdict is an error.")
