@@ -1,4 +1,4 @@
-"""Gates: rules over a report, comparison with a baseline, and the verdict."""
+"""Policies: rules over a report, comparison with a baseline, and the verdict."""
 
 from service.policies.evaluation import evaluate
 from service.policies.policy import Policy, PolicyError, Rule, load_policy

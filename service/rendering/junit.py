@@ -13,13 +13,13 @@ from service.rendering.text import name as shown_name
 from wsb_engine.report import Check, Report
 
 MAX_CASE_NAME = 250
-"""Characters of the name of a case."""
+"""Most characters of the name of a case."""
 
 
 def render_junit(report: Report, verdict: Verdict | None = None, *, name: str = "wsb") -> str:
-    """One suite, checks that failed first: they void what follows.
+    """Render one suite; failed checks come first, since they void the rest.
 
-    A rule that warns passes and says so in its output; one that could not be decided is an error.
+    A rule that warns passes with a note in its output; an undecided one is an error.
     """
     cases = [_check(check) for check in report.checks if not check.passed]
     cases += [_rule(rule) for rule in verdict.rules] if verdict is not None else []
@@ -60,7 +60,7 @@ def _rule(rule: RuleResult) -> ElementTree.Element:
 
 
 def _whole(verdict: Verdict) -> ElementTree.Element:
-    """What no rule shows, such as a baseline that can't be compared."""
+    """Make a case of what no rule shows, such as an incomparable baseline."""
     case = _case("policy", "verdict")
     told = [clean(verdict.message), *([clean(verdict.advice)] if verdict.advice else [])]
     if verdict.baseline is not None:
@@ -96,7 +96,7 @@ def _spoil(case: ElementTree.Element, outcome: str, code: str, told: list[str]) 
 
 
 def _distinguish(cases: list[ElementTree.Element]) -> None:
-    """CI systems take cases of one name for one case."""
+    """Number cases of the same name, which CI systems would take for one."""
     seen: Counter[tuple[str, str]] = Counter()
     for case in cases:
         key = (case.attrib["classname"], case.attrib["name"])

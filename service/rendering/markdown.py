@@ -12,19 +12,19 @@ from service.rendering.text import MAX_NAME, MAX_TEXT, clean, cut, name
 from wsb_engine.report import Report
 
 MAX_ROWS = 50
-"""Rows of a table: with every text as long as it may be, the whole stays below GitHub's limit."""
+"""Most rows of a table: even with texts of full length, the whole stays below GitHub's limit."""
 MAX_MESSAGE = 500
-"""Characters of a message in a table."""
+"""Most characters of a message in a table."""
 
 _ACTIVE = re.compile(r"[\\`*_\[\]<>#|~$&@]|:(?=//|\w)|(?<=www)\.|^[-+=]")
-"""What markup, HTML, mentions, links and emoji begin with, and what begins a list."""
+"""First characters of markup, HTML, mentions, links, emoji and lists."""
 _NUMBERED = re.compile(r"^(\d+)(?=[.)](\s|$))")
 
 Row = tuple[str, ...]
 
 
 def render_markdown(report: Report, verdict: Verdict | None = None) -> str:
-    """Doubts and the verdict first, then the numbers, then what to be wary of; details are folded."""
+    """Render doubts and the verdict first, then the numbers, then warnings; details are folded."""
     parts = [*_doubts(report), *_verdict(verdict), *_numbers(report)]
     parts += [*_wary(report), *_details(report), *_origin(report)]
     return "\n\n".join(parts) + "\n"
@@ -138,14 +138,14 @@ def _origin(report: Report) -> list[str]:
 
 
 def plain(text: str, limit: int = MAX_TEXT) -> str:
-    """Text in which nothing is markup, HTML, a mention or a link, in a table or out of it."""
+    """Escape text so that nothing in it is markup, HTML, a mention or a link, inside a table or outside."""
     escaped = _ACTIVE.sub(lambda match: f"\\{match[0]}", clean(text, limit).strip())
     return _NUMBERED.sub(r"\1\\", escaped)
 
 
 def code_span(text: str, limit: int = MAX_NAME) -> str:
-    """A name as code, in a table or out of it; pipes become bars that look alike."""
-    # a backslash before a pipe would be seen out of a table, and a bare pipe would end a cell
+    """Format a name as code, inside a table or outside; pipes become bars that look alike."""
+    # Outside a table a backslash before a pipe would show; inside, a bare pipe would end a cell.
     shown = name(text, limit).replace("|", "∣")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     room = " " if len(fence) > 1 else ""

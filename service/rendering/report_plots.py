@@ -17,11 +17,11 @@ from service.rendering.wording import condition
 from wsb_engine.report import CertifiedInterval, Interval, Report
 
 MAX_LIMITS = 4
-"""Limits of a policy that are drawn."""
+"""Most limits of a policy to draw."""
 MAX_LAYERS = 40
 """Layers of the heat map; if there are more, those with the largest diagonal blocks."""
 MAX_BARS = 12
-"""Samples whose shares are drawn."""
+"""Most samples whose shares are drawn."""
 
 _EXTREME = re.compile(
     r"(enclosure|bounds\.wolkowicz_styan|bounds_list\.\w+)\.lambda_(max|min)(\.lower|\.upper)?|spectrum\.eigenvalues\.0"
