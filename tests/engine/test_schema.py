@@ -70,3 +70,10 @@ def test_long_runs_are_thinned_and_keep_their_last_row(monkeypatch: pytest.Monke
     assert report.enclosure is not None
     assert report.enclosure.convergence is not None
     assert [row.products for row in report.enclosure.convergence] == [3, 6, 9, 12]
+
+
+def test_the_bound_of_a_report_before_schema_1_3_with_probes_is_that_of_the_norm() -> None:
+    report = analysed(moments="probes", enclosure=False)
+    (found,) = report.model_copy(update={"bounds_list": None}).named_bounds
+    assert report.bounds_list is not None
+    assert found == report.bounds_list[0].model_copy(update={"assumptions": []})

@@ -1,4 +1,4 @@
-"""Parts of a report that follow from the problem and the closed form without a stage of their own."""
+"""Parts of a report that follow directly from the problem and the closed form."""
 
 from __future__ import annotations
 
