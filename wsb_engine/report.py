@@ -6,11 +6,11 @@ report, ``timings`` aside. Symbols: t = tr H, q = ‖H‖_F², P the number of p
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 
 class _Part(BaseModel):
@@ -26,7 +26,7 @@ class Engine(_Part):
     dtype: Literal["float64", "float32"]
     seed: int
     sandbox: list[str] | None = None
-    """Protections that were active; null when the engine ran unconfined in the caller's own process."""
+    """Active protections; null if the engine ran unconfined in the caller's process."""
 
 
 class ParameterTensor(_Part):
@@ -43,7 +43,7 @@ class Parameters(_Part):
 
 
 class Parity(_Part):
-    """Agreement of the logits with an independent runtime on the same batch."""
+    """Agreement of the logits with those of an independent runtime on the same batch."""
 
     reference: str
     max_abs_error: float
@@ -73,7 +73,7 @@ class Loss(_Part):
     value: float
     gradient_norm: float
     accuracy: float
-    """Weighted share of samples whose most probable class is the label's."""
+    """Weighted share of samples whose most probable class is that of the label."""
 
 
 MomentsMethod = Literal["closed_form", "basis", "probes"]
@@ -85,14 +85,14 @@ class Moments(_Part):
     trace: float
     """Exact, or with ``probes`` an unbiased estimate."""
     frobenius_squared: float
-    """Exact, or with ``probes`` an upper bound that holds but for the failure probability."""
+    """Exact, or with ``probes`` an upper bound that holds except with the failure probability."""
     failure_probability: float | None = None
-    """Null where exact."""
+    """Null if exact."""
     trace_standard_error: float | None = None
-    """Of the estimate; null where exact."""
+    """Standard error of an estimated trace; null if exact."""
     gauss_newton_trace: float | None = None
-    """tr G of the generalised Gauss-Newton matrix: the part of the trace that is the loss's own curvature; null where
-    the samples' Jacobians are too large."""
+    """tr G of the generalised Gauss-Newton matrix: the part of the trace that is the curvature of the loss; null if the
+    Jacobians of the samples are too large."""
 
 
 class Interval(_Part):
@@ -106,7 +106,27 @@ class ExtremeBounds(_Part):
 
 
 class Bounds(_Part):
+    """The bound from the moments, which ``bounds_list`` holds under its name."""
+
     wolkowicz_styan: ExtremeBounds
+    """From t, q and P; with ``probes`` the outer ends are ±‖H‖_F, as t is unknown, and the inner ones Ritz values."""
+
+
+Kind = Literal["deterministic", "probabilistic"]
+
+
+class NamedBound(_Part):
+    """A bound on both ends of the spectrum that holds for this analysis."""
+
+    name: str
+    """Stable identifier, such as ``wolkowicz_styan`` or ``frobenius_norm``."""
+    assumptions: list[str]
+    """Sentences: what the bound rests on."""
+    kind: Kind
+    failure_probability: float | None
+    """Null for a deterministic bound."""
+    lambda_max: Interval
+    lambda_min: Interval
 
 
 class CertifiedInterval(_Part):
@@ -115,14 +135,14 @@ class CertifiedInterval(_Part):
     lower: float
     upper: float
     relative_gap: float | None
-    """(upper − lower) / |λ_max|; for λ_min over the larger of |λ_max| and |λ_min|. Null where only that is 0."""
-    kind: Literal["deterministic", "probabilistic"]
+    """(upper − lower) / |λ_max|; for λ_min relative to the larger of |λ_max| and |λ_min|. Null if only that is 0."""
+    kind: Kind
     failure_probability: float | None
     """Null for a deterministic interval."""
 
 
 class EnclosureStep(_Part):
-    """What was certified after some products."""
+    """Certified intervals after a number of products."""
 
     products: int
     lambda_max: Interval
@@ -134,7 +154,7 @@ class Rounding(_Part):
 
     how: Literal["proven", "measured"]
     """``proven``: a running error analysis bounds every rounding error. ``measured``: perturbed or more precise
-    products estimate it, so the enclosure is certified up to measured rounding."""
+    products estimate rounding, so the enclosure is certified up to measured rounding."""
     slack: float
     """Distance by which each end was moved outwards."""
 
@@ -147,20 +167,25 @@ class Enclosure(_Part):
     lambda_min: CertifiedInterval
     hessian_vector_products: int
     rounding_slack: float
-    """Distance by which each end was moved outwards for rounding; the same as ``rounding.slack``."""
+    """Distance by which each end was moved outwards for rounding, as in ``rounding.slack``."""
     convergence: list[EnclosureStep] | None = None
-    """Both ends by number of products, some hundred rows at most; null in reports before schema 1.1."""
+    """Both ends by number of products, about a hundred rows at most; null in reports before schema 1.1."""
     rounding: Rounding | None = None
     """Null in reports before schema 1.2."""
     floor: float | None = None
-    """Relative gap of λ_max below which rounding does not let the enclosure narrow; null where it sets no limit."""
+    """Relative gap of λ_max below which rounding keeps the enclosure from narrowing; null if rounding sets no limit."""
     stopped_by: StoppedBy | None = None
-    """``gap``: the relative gap asked for was reached. ``precision``: what is left is rounding. ``products``, ``time``,
+    """``gap``: the requested relative gap was reached. ``precision``: only rounding is left. ``products``, ``time``,
     ``memory``: a limit was reached. Null in reports before schema 1.2."""
+
+    @property
+    def is_measured(self) -> bool:
+        """True if rounding was measured, so that the enclosure is certified up to that."""
+        return self.rounding is not None and self.rounding.how == "measured"
 
 
 class Density(_Part):
-    """Density of the eigenvalues, (1/P) Σ_i δ(λ − λ_i), with each node drawn as a Gaussian."""
+    """Density of the eigenvalues, (1/P) Σ_i δ(λ − λ_i), each node smoothed to a Gaussian."""
 
     grid: list[float]
     values: list[float]
@@ -169,7 +194,7 @@ class Density(_Part):
     mean: float
     """Estimate of t/P."""
     mean_error: float
-    """Its standard error over the random starts."""
+    """Standard error of ``mean`` over the random starts."""
     second_moment: float
     """Estimate of q/P."""
     second_moment_error: float
@@ -178,11 +203,11 @@ class Density(_Part):
 class SpectrumResult(_Part):
     method: Literal["dense", "lanczos"]
     eigenvalues: list[float]
-    """Descending; all of them where dense, the largest where lanczos."""
+    """Descending: all of them if ``dense``, the largest if ``lanczos``."""
     residuals: list[float] | None
-    """‖Hv − θv‖ of each, by a product of its own; null where dense."""
+    """‖Hv − θv‖ of each pair, by a fresh product; null if ``dense``."""
     upper_bounds: list[float | None] | None
-    """Certified: the i-th largest eigenvalue is not above the i-th of these; null where that can't be had."""
+    """Certified: the i-th largest eigenvalue is at most the i-th of these; null if unavailable."""
     density: Density | None
 
 
@@ -201,12 +226,12 @@ class SampleShare(_Part):
 
 class Orthogonality(_Part):
     coherence: float | None
-    """Largest |cos| between two different samples' ã = [x; 1] (x without a bias) at the first layer; null where
-    the samples are too many to compare and q did not need it."""
+    """Largest |cos| between ã = [x; 1] (x without a bias) of two different samples at the first layer; null if
+    there are too many samples to compare and q did not need it."""
     cross_sample_share: float
-    """Share of q that comes from pairs of different samples; negative where they cancel."""
+    """Share of q that comes from pairs of different samples; negative if they cancel."""
     sample_shares: list[SampleShare]
-    """The largest ones, Σ_t of q by sample."""
+    """The largest shares of q by sample, in descending order."""
 
 
 class Check(_Part):
@@ -219,6 +244,14 @@ class Check(_Part):
 class ReportWarning(_Part):
     code: str
     message: str
+
+
+class Closest(NamedTuple):
+    """The closest interval about λ_max in a report."""
+
+    source: str
+    """``enclosure``, or the name of a bound."""
+    interval: CertifiedInterval
 
 
 class Report(_Part):
@@ -247,6 +280,8 @@ class Report(_Part):
     loss: Loss
     moments: Moments | None
     bounds: Bounds | None
+    bounds_list: list[NamedBound] | None = None
+    """Every bound that holds, without the enclosure; null in reports before schema 1.3."""
     enclosure: Enclosure | None
     spectrum: SpectrumResult | None
     layers: list[LayerCurvature] | None
@@ -257,3 +292,51 @@ class Report(_Part):
     warnings: list[ReportWarning]
     timings: dict[str, float]
     """Seconds by phase; ``total`` covers all of them."""
+
+    @property
+    def named_bounds(self) -> list[NamedBound]:
+        """``bounds_list``, or for a report before schema 1.3 the bound that it holds elsewhere."""
+        if self.bounds_list is not None:
+            return self.bounds_list
+        if self.bounds is None:
+            return []
+        chance = None if self.moments is None else self.moments.failure_probability
+        bound = NamedBound(
+            name="wolkowicz_styan" if self.moments is None or self.moments.exact else "frobenius_norm",
+            assumptions=[],
+            kind="deterministic" if chance is None else "probabilistic",
+            failure_probability=chance,
+            lambda_max=self.bounds.wolkowicz_styan.lambda_max,
+            lambda_min=self.bounds.wolkowicz_styan.lambda_min,
+        )
+        return [bound]
+
+    @property
+    def lambda_max(self) -> Closest | None:
+        """The enclosure of λ_max, or without one the narrowest bound; None if there is neither."""
+        if self.enclosure is not None:
+            return Closest("enclosure", self.enclosure.lambda_max)
+        if not self.named_bounds:
+            return None
+        bound = min(self.named_bounds, key=lambda each: each.lambda_max.upper - each.lambda_max.lower)
+        interval = CertifiedInterval(
+            **bound.lambda_max.model_dump(),
+            relative_gap=None,
+            kind=bound.kind,
+            failure_probability=bound.failure_probability,
+        )
+        return Closest(bound.name, interval)
+
+    @property
+    def largest_eigenvalue(self) -> float | None:
+        """The largest eigenvalue of the spectrum, which is not certified; None without a spectrum."""
+        return self.spectrum.eigenvalues[0] if self.spectrum is not None and self.spectrum.eigenvalues else None
+
+    @property
+    def failed_checks(self) -> list[Check]:
+        """Checks that void the numbers of the report."""
+        return [check for check in self.checks if not check.passed]
+
+    def messages(self, code: str) -> list[str]:
+        """Return the messages of the warnings with this code."""
+        return [warning.message for warning in self.warnings if warning.code == code]

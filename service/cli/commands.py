@@ -173,7 +173,7 @@ def analyze(
     """
     from service.cli.outputs import Outputs
     from service.cli.summary import summarize
-    from service.rendering import facts
+    from service.rendering import wording
 
     wanted = Outputs(outputs)
     _check(wanted)
@@ -181,8 +181,8 @@ def analyze(
     if not wanted.uses_stdout:
         typer.echo(summarize(report))
     _write(wanted, report)
-    if doubts := facts.doubts(report):
-        _end("\n".join([f"{facts.UNRELIABLE} [check_failed]", *doubts]), Exit.NOT_EVALUATED)
+    if doubts := wording.doubts(report):
+        _end("\n".join([f"{wording.UNRELIABLE} [check_failed]", *doubts]), Exit.NOT_EVALUATED)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.rendering import facts
+from service.rendering import bounds, wording
 from service.rendering.numbers import interval
 from wsb_engine.report import Report
 
@@ -27,7 +27,7 @@ def summarize(report: Report) -> str:
             ("moments", f"tr H = {moments.trace:.6g}, ‖H‖_F = {norm:.6g} ({moments.method.replace('_', ' ')}, {exact})")
         )
     rows += _extremes(report)
-    rows += [("warning", f"{warning.message} [{warning.code}]") for warning in facts.cautions(report)]
+    rows += [("warning", f"{warning.message} [{warning.code}]") for warning in wording.cautions(report)]
     if "total" in report.timings:
         rows.append(("time", f"{report.timings['total']:.3g} s on {report.engine.device} in {report.engine.dtype}"))
     return "\n".join(f"{name:<10}{text}" for name, text in rows)
@@ -42,31 +42,31 @@ def _model(report: Report) -> str:
 
 
 def _extremes(report: Report) -> list[tuple[str, str]]:
-    rows = []
-    eigenvalues = report.spectrum.eigenvalues if report.spectrum is not None else []
-    if report.bounds is not None:
-        upper = report.bounds.wolkowicz_styan.lambda_max.upper
-        rows.append(("λ_max", f"in {interval(report.bounds.wolkowicz_styan.lambda_max)} (Wolkowicz-Styan)"))
-        if eigenvalues:
-            ratio = f", the bound is {upper / eigenvalues[0]:.3g} times that" if eigenvalues[0] > 0 else ""
-            rows.append(("", f"{eigenvalues[0]:.6g} by the {_spectrum(report)} spectrum{ratio}"))
-        rows.append(("λ_min", f"in {interval(report.bounds.wolkowicz_styan.lambda_min)} (Wolkowicz-Styan)"))
-    elif eigenvalues:
-        rows.append(("λ_max", f"{eigenvalues[0]:.6g} by the {_spectrum(report)} spectrum"))
+    rows, largest = [], report.largest_eigenvalue
+    computed = "" if largest is None else f"{largest:.6g} by the {_spectrum(report)} spectrum"
+    for bound in bounds.shown(report):
+        title = bounds.words(bound.name).title
+        rows.append(("λ_max", f"in {interval(bound.lambda_max)} ({title})"))
+        if largest is not None:
+            ratio = f", the bound is {bound.lambda_max.upper / largest:.3g} times that" if largest > 0 else ""
+            rows.append(("", computed + ratio))
+        rows.append(("λ_min", f"in {interval(bound.lambda_min)} ({title})"))
+    if computed and not rows:
+        rows.append(("λ_max", computed))
     if report.enclosure is not None:
         for name, found in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
-            rows.append((name, f"in {interval(found)} ({facts.certainty(report, found)})"))
-        if facts.stopping(report):
-            rows.append(("", f"stopped: {facts.stopping(report)}"))
-    elif facts.withheld(report):
-        rows.append(("λ_max", f"no enclosure: {facts.withheld(report)}"))
+            rows.append((name, f"in {interval(found)} ({wording.certainty(report, found)})"))
+        if wording.stopping(report):
+            rows.append(("", f"stopped: {wording.stopping(report)}"))
+    elif wording.withheld(report):
+        rows.append(("λ_max", f"no enclosure: {wording.withheld(report)}"))
     return rows
 
 
 def doubts(report: Report) -> list[tuple[str, str]]:
     """That the numbers can't be relied on, and why, as rows; nothing if every check passed."""
-    told = facts.doubts(report)
-    return [("IN DOUBT", facts.UNRELIABLE), *(("", text) for text in told)] if told else []
+    told = wording.doubts(report)
+    return [("IN DOUBT", wording.UNRELIABLE), *(("", text) for text in told)] if told else []
 
 
 def _spectrum(report: Report) -> str:

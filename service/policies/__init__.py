@@ -1,7 +1,7 @@
-"""Gates: rules over a report, comparison with a baseline, and the verdict."""
+"""Policies: rules over a report, comparison with a baseline, and the verdict."""
 
 from service.policies.evaluation import evaluate
 from service.policies.policy import Policy, PolicyError, Rule, load_policy
-from service.policies.verdict import RuleResult, Verdict
+from service.policies.schemas import RuleResult, Verdict
 
 __all__ = ["Policy", "PolicyError", "Rule", "RuleResult", "Verdict", "evaluate", "load_policy"]

@@ -1,4 +1,4 @@
-"""Whether two reports can be compared: the same method, parameters, batch, loss and precision."""
+"""Whether two reports are comparable: the same method, parameters, batch, loss and precision."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pydantic import JsonValue
 
 from service.policies.policy import Mismatch, Policy
-from service.policies.verdict import BaselineComparison, Difference
+from service.policies.schemas import BaselineComparison, Difference
 from wsb_engine.report import Report
 
 NAMED_TENSORS = 5
-"""Tensors that a difference names."""
+"""Most tensors that a difference names."""
 
 
 def compare(policy: Policy, report: Report, baseline: Report) -> BaselineComparison:
-    """The differences that matter, and whether the policy allows them all."""
+    """Find the differences that matter, and whether the policy allows them all."""
     spectrum = any(rule.needs_baseline and rule.metric.startswith("spectrum.") for rule in policy.rule)
     differences = list(_differences(report, baseline, spectrum=spectrum))
     names = {difference.name for difference in differences}
@@ -28,7 +28,7 @@ def compare(policy: Policy, report: Report, baseline: Report) -> BaselineCompari
 
 def _differences(report: Report, baseline: Report, *, spectrum: bool) -> Iterator[Difference]:
     pairs: list[tuple[Mismatch, str, JsonValue, JsonValue]] = []
-    # Where one of the two has no such part, its numbers are missing, which is for the rule to say.
+    # If one report has no such part, its numbers are missing, which the rule reports.
     if report.moments is not None and baseline.moments is not None:
         pairs.append(("method", "moments.method", report.moments.method, baseline.moments.method))
     if spectrum and report.spectrum is not None and baseline.spectrum is not None:
@@ -48,7 +48,7 @@ def _differences(report: Report, baseline: Report, *, spectrum: bool) -> Iterato
 
 
 def _tensors(report: Report, baseline: Report) -> tuple[JsonValue, JsonValue]:
-    """The tensors that only one of the two has, each as name and shape."""
+    """List the tensors that only one of the two has, each by name and shape."""
     ours, theirs = (
         {f"{tensor.name} {tensor.shape}": None for tensor in each.model.parameters.tensors}
         for each in (report, baseline)

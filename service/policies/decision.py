@@ -1,4 +1,4 @@
-"""Decisions about numbers that are known between two ends: yes, no, or not decided.
+"""Decisions about numbers that are known to lie between two ends: yes, no, or undecided.
 
 A rule holds if it holds for every value that the number can have, and does not hold if it holds for none. All
 arithmetic is exact.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 from service.policies.metrics import Measurement
-from service.policies.verdict import Operator
+from service.policies.schemas import Operator
 
 
 def satisfies(number: Measurement, op: Operator, limit: Fraction) -> bool | None:
-    """Whether the number compares like this with the limit; None where the limit is between its ends."""
+    """Return whether the number compares like this with the limit; None if that is undecided."""
     low, high = number.low, number.high
     match op:
         case "<=":
@@ -29,14 +29,14 @@ def satisfies(number: Measurement, op: Operator, limit: Fraction) -> bool | None
 
 
 def increases_at_most(number: Measurement, baseline: Measurement, most: Fraction) -> bool | None:
-    """Whether number − baseline ≤ most."""
+    """Return whether number − baseline ≤ most; None if that is undecided."""
     return _decided(number.high - baseline.low <= most, number.low - baseline.high > most)
 
 
 def increases_relatively_at_most(number: Measurement, baseline: Measurement, most: Fraction) -> bool | None:
-    """Whether number − baseline ≤ most · |baseline|.
+    """Return whether number − baseline ≤ most · |baseline|; None if that is undecided.
 
-    Over a baseline of 0 no increase at all is allowed; below 0 the share is of the baseline's size.
+    A baseline of 0 allows no increase at all; below 0 the share is one of the baseline's magnitude.
     """
     # b + most |b| is linear on both sides of 0, so its extremes are at the ends or at 0.
     places = [baseline.low, baseline.high]

@@ -7,9 +7,9 @@ from typing import Any
 
 from service.policies.baseline import compare
 from service.policies.decision import increases_at_most, increases_relatively_at_most, satisfies
-from service.policies.metrics import STABILITY_RATIO, Measurement, exact, measure, rounded
+from service.policies.metrics import BOUNDS_LIST, STABILITY_RATIO, Measurement, exact, measure, rounded
 from service.policies.policy import Policy, Rule
-from service.policies.verdict import BaselineComparison, Outcome, Range, RuleResult, Verdict
+from service.policies.schemas import BaselineComparison, Outcome, Range, RuleResult, Verdict
 from wsb_engine.report import Report
 
 _TIGHTEN = (
@@ -19,7 +19,9 @@ _TIGHTEN = (
 
 
 @dataclass(frozen=True)
-class _Evidence:
+class _Candidate:
+    """A report under judgement, and what its rules compare it with."""
+
     report: Report
     baseline: Report | None
     learning_rate: float | None
@@ -29,37 +31,37 @@ class _Evidence:
 def evaluate(
     policy: Policy, report: Report, baseline: Report | None = None, learning_rate: float | None = None
 ) -> Verdict:
-    """What the policy says about the report.
+    """Judge a report by a policy.
 
     Args:
         policy: The rules.
-        report: The candidate's.
+        report: The report to judge.
         baseline: Report for rules about increases.
         learning_rate: Learning rate for ``stability_ratio``; None takes the policy's.
     """
     comparison = None if baseline is None else compare(policy, report, baseline)
     rate = policy.learning_rate if learning_rate is None else learning_rate
-    evidence = _Evidence(report, baseline, rate, comparison)
-    rules = [_judge(rule, evidence) for rule in policy.rule]
-    return _mismatch(rules, comparison) or _failed_check(policy, rules, evidence) or _sum_up(rules, comparison)
+    candidate = _Candidate(report, baseline, rate, comparison)
+    rules = [_judge(rule, candidate) for rule in policy.rule]
+    return _mismatch(rules, comparison) or _failed_check(policy, rules, candidate) or _sum_up(rules, comparison)
 
 
-def _judge(rule: Rule, evidence: _Evidence) -> RuleResult:
-    number = measure(evidence.report, rule.metric, evidence.learning_rate)
+def _judge(rule: Rule, candidate: _Candidate) -> RuleResult:
+    number = measure(candidate.report, rule.metric, candidate.learning_rate)
     if number is None:
-        return _missing(rule, evidence, evidence.report, "missing", f"The report has no {rule.metric}.")
+        return _missing(rule, candidate, candidate.report, "missing", f"The report has no {rule.metric}.")
     if not rule.needs_baseline:
         return _against_limit(rule, number)
-    if evidence.baseline is None:
+    if candidate.baseline is None:
         text = "There is no baseline to compare with."
-        return _missing(rule, evidence, evidence.report, "baseline_missing", text, number)
-    if evidence.comparison is not None and not evidence.comparison.compatible:
+        return _missing(rule, candidate, candidate.report, "baseline_missing", text, number)
+    if candidate.comparison is not None and not candidate.comparison.compatible:
         text = "The baseline can't be compared with."
         return _result(rule, number, outcome="error", code="baseline_mismatch", message=text)
-    base = measure(evidence.baseline, rule.metric, evidence.learning_rate)
+    base = measure(candidate.baseline, rule.metric, candidate.learning_rate)
     if base is None:
         text = f"The baseline has no {rule.metric}."
-        return _missing(rule, evidence, evidence.baseline, "missing", text, number)
+        return _missing(rule, candidate, candidate.baseline, "missing", text, number)
     return _against_baseline(rule, number, base)
 
 
@@ -84,16 +86,24 @@ def _against_baseline(rule: Rule, number: Measurement, base: Measurement) -> Rul
     risen = f"it has risen by more than {most}"
     texts = risen.replace("has risen by", "has not risen by"), risen, risen
     result = _decided(rule, number, holds, found, texts)
-    return result.model_copy(update={"baseline": base.value, "baseline_interval": _range(base)})
+    return result.model_copy(update={"baseline": base.value, "baseline_interval": _interval(base)})
 
 
 def _decided(
     rule: Rule, number: Measurement, holds: bool | None, found: str, texts: tuple[str, str, str]
 ) -> RuleResult:
-    """The result, told in the text for a rule that holds, one that does not, or one of which it isn't known."""
+    """Return the result of a rule.
+
+    Args:
+        rule: The rule.
+        number: The number that it is about.
+        holds: Whether it holds; None if that is undecided.
+        found: What the report says, as a sentence without its end.
+        texts: How the sentence goes on if the rule holds, does not hold, or is undecided.
+    """
     yes, no, whether = texts
     if holds is None:
-        # Whichever it is, a rule that only warns does not stop anyone.
+        # Either way, a rule that only warns stops nobody.
         outcome: Outcome = "warn" if rule.severity == "warn" else "error"
         message = f"{found}: that does not decide whether {whether}."
         return _result(rule, number, outcome=outcome, code="undecided", message=message, advice=_TIGHTEN)
@@ -103,33 +113,32 @@ def _decided(
 
 
 def _missing(
-    rule: Rule, evidence: _Evidence, report: Report, code: str, message: str, number: Measurement | None = None
+    rule: Rule, candidate: _Candidate, report: Report, code: str, message: str, number: Measurement | None = None
 ) -> RuleResult:
-    """Of a rule whose number this report lacks."""
+    """Return the result of a rule whose number this report lacks."""
     outcome: Outcome = rule.severity if rule.on_missing == "fail" else rule.on_missing
     advice = "Ask for the part of the report that has it, or set the rule's on_missing."
     if code == "baseline_missing":
         advice = "Give a baseline, or set the rule's on_missing to pass until there is one."
-    elif rule.metric == STABILITY_RATIO and evidence.learning_rate is None:
+    elif rule.metric == STABILITY_RATIO and candidate.learning_rate is None:
         message, advice = "There is no learning rate.", "Give the option learning_rate, or set it in the policy."
-    elif rule.metric.partition(".")[0] in ("enclosure", STABILITY_RATIO) and (reason := _withheld(report)):
-        message = f"{message[:-1]}: the enclosure is withheld ({reason})."
+    elif rule.metric.startswith(BOUNDS_LIST) and report.named_bounds:
+        message = f"{message[:-1]}; its bounds are {', '.join(bound.name for bound in report.named_bounds)}."
+    elif rule.metric.partition(".")[0] in ("enclosure", STABILITY_RATIO) and (
+        reasons := report.messages("enclosure_withheld")
+    ):
+        message = f"{message[:-1]}: the enclosure is withheld ({reasons[0].rstrip('.')})."
         advice = "Allow what it lacks, or judge another metric."
-    elif any(warning.code == "time_limit" for warning in report.warnings):
+    elif report.messages("time_limit"):
         message, advice = f"{message[:-1]}, which was cut short by its time limit.", "Allow it more time."
     return _result(rule, number, outcome=outcome, code=code, message=message, advice=advice)
-
-
-def _withheld(report: Report) -> str:
-    """Why a report has no enclosure; empty if it has one, or none was asked for."""
-    return next((each.message.rstrip(".") for each in report.warnings if each.code == "enclosure_withheld"), "")
 
 
 def _result(rule: Rule, number: Measurement | None, **fields: Any) -> RuleResult:
     return RuleResult(
         **rule.model_dump(exclude={"on_missing"}),
         value=None if number is None else number.value,
-        interval=None if number is None else _range(number),
+        interval=None if number is None else _interval(number),
         **fields,
     )
 
@@ -144,20 +153,20 @@ def _mismatch(rules: list[RuleResult], comparison: BaselineComparison | None) ->
         outcome="error",
         code="baseline_mismatch",
         message=f"The baseline was produced with different settings: {paths}.",
-        advice=f"Make the baseline the same way, or allow the difference: allow_mismatch with {names}.",
+        advice=f"Produce the baseline with the same settings, or allow the difference: allow_mismatch with {names}.",
         rules=rules,
         baseline=comparison,
     )
 
 
-def _failed_check(policy: Policy, rules: list[RuleResult], evidence: _Evidence) -> Verdict | None:
+def _failed_check(policy: Policy, rules: list[RuleResult], candidate: _Candidate) -> Verdict | None:
     if policy.allow_failed_checks:
         return None
-    for name, report in (("report", evidence.report), ("baseline", evidence.baseline)):
+    for name, report in (("report", candidate.report), ("baseline", candidate.baseline)):
         if report is None:
             continue
-        failed = [check.name for check in report.checks if not check.passed]
-        causes = "".join(f" {each.message.rstrip('.')}." for each in report.warnings if each.code == "check_failed")
+        failed = [check.name for check in report.failed_checks]
+        causes = "".join(f" {message.rstrip('.')}." for message in report.messages("check_failed"))
         if failed:
             return Verdict(
                 outcome="error",
@@ -165,13 +174,13 @@ def _failed_check(policy: Policy, rules: list[RuleResult], evidence: _Evidence) 
                 message=f"Consistency checks of the {name} failed: {', '.join(failed)}.{causes}",
                 advice="Its numbers can't be relied on. Find out why, or set allow_failed_checks.",
                 rules=rules,
-                baseline=evidence.comparison,
+                baseline=candidate.comparison,
             )
     return None
 
 
 def _sum_up(rules: list[RuleResult], comparison: BaselineComparison | None) -> Verdict:
-    """The gravest outcome; a rule that certainly fails weighs more than one that can't be decided."""
+    """Find the gravest outcome; a rule that certainly fails weighs more than one that can't be decided."""
     order: tuple[Outcome, ...] = ("fail", "error", "warn", "pass")
     gravest = next(outcome for outcome in order if any(rule.outcome == outcome for rule in rules))
     first = next(rule for rule in rules if rule.outcome == gravest)
@@ -188,12 +197,12 @@ def _sum_up(rules: list[RuleResult], comparison: BaselineComparison | None) -> V
     )
 
 
-def _range(number: Measurement) -> Range | None:
+def _interval(number: Measurement) -> Range | None:
     return Range(lower=rounded(number.low), upper=rounded(number.high)) if number.enclosed else None
 
 
 def _subject(rule: Rule) -> str:
-    """What the number at the metric's path is about."""
+    """Name the quantity that the metric is about."""
     path, _, end = rule.metric.rpartition(".")
     return path if path.startswith("enclosure.") and end in ("lower", "upper") else rule.metric
 

@@ -1,4 +1,4 @@
-"""Numbers of a report by their path, each with what is certain about it."""
+"""Numbers of a report by path, each with what is certain about it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from wsb_engine.report import CertifiedInterval, Interval, Report
+from wsb_engine.bounds import registry
+from wsb_engine.report import CertifiedInterval, Interval, NamedBound, Report
 
 STABILITY_RATIO = "stability_ratio"
 """λ_max × learning rate / 2; gradient descent is stable on the quadratic model below 1."""
+
+BOUNDS_LIST = "bounds_list."
+"""Begins the path of a number of a bound, which goes on with the bound's name."""
 
 _ENDS = ("lower", "upper")
 
@@ -23,18 +27,18 @@ class Measurement:
     """A number of a report, known exactly (``low == high``) or between two ends."""
 
     value: float | None
-    """What stands at the path; None for an interval as a whole."""
+    """The number at the path; None for an interval as a whole."""
     low: Fraction
     high: Fraction
     enclosed: bool = False
-    """Whether the number is known only to lie between ``low`` and ``high``."""
+    """True if the number is only known to lie between ``low`` and ``high``."""
 
 
 def check_metric(metric: str) -> None:
-    """Whether a report can have a number at this path.
+    """Check that a report can have a number at this path.
 
     Raises:
-        ValueError: with a text that says which part is wrong, and what there is.
+        ValueError: a part of the path is wrong; the message lists what exists there.
     """
     if metric == STABILITY_RATIO:
         return
@@ -50,13 +54,13 @@ def check_metric(metric: str) -> None:
 
 
 def measure(report: Report, metric: str, learning_rate: float | None = None) -> Measurement | None:
-    """The number at the path, or None where the report has none.
+    """Look up the number at a path; None if the report has none.
 
-    Either end of an enclosure is measured as the eigenvalue, which lies between the two.
+    Either end of an enclosure stands for the eigenvalue, which lies between the two.
 
     Args:
-        report: To look into.
-        metric: A path that ``check_metric`` accepts.
+        report: The report.
+        metric: Path that ``check_metric`` accepts.
         learning_rate: Learning rate for ``stability_ratio``.
     """
     if metric == STABILITY_RATIO:
@@ -76,12 +80,12 @@ def measure(report: Report, metric: str, learning_rate: float | None = None) -> 
 
 
 def exact(number: float) -> Fraction:
-    """The number as its decimal digits say it: 0.3 is three tenths, and no rounding comes after."""
+    """Convert a number as its decimal digits read: 0.3 is three tenths, without rounding later."""
     return Fraction(repr(float(number)))
 
 
 def rounded(number: Fraction) -> float:
-    """The nearest float that is finite."""
+    """Round to the nearest finite float."""
     try:
         return float(number)
     except OverflowError:
@@ -89,21 +93,17 @@ def rounded(number: Fraction) -> float:
 
 
 def _stability_ratio(report: Report, learning_rate: float | None) -> Measurement | None:
-    interval: CertifiedInterval | Interval
-    if learning_rate is None:
-        return None
-    if report.enclosure is not None:
-        interval = report.enclosure.lambda_max
-    elif report.bounds is not None:
-        interval = report.bounds.wolkowicz_styan.lambda_max
-    else:
+    closest = report.lambda_max
+    if learning_rate is None or closest is None:
         return None
     factor = exact(learning_rate) / 2
-    low, high = factor * exact(interval.lower), factor * exact(interval.upper)
+    low, high = factor * exact(closest.interval.lower), factor * exact(closest.interval.upper)
     return Measurement(value=rounded(high), low=low, high=high, enclosed=True)
 
 
 def _child(value: Any, part: str) -> Any:
+    if isinstance(value, Report) and part == "bounds_list":
+        return {bound.name: bound for bound in reversed(value.named_bounds)}
     if isinstance(value, BaseModel):
         return getattr(value, part)
     if isinstance(value, dict):
@@ -112,7 +112,7 @@ def _child(value: Any, part: str) -> Any:
 
 
 def _step(kind: Any, part: str, path: str) -> Any:
-    """The type of a part of this type."""
+    """Return the type of a part of this type."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         if part not in kind.model_fields:
             where = path or "the report"
@@ -120,6 +120,11 @@ def _step(kind: Any, part: str, path: str) -> Any:
         return _without_none(kind.model_fields[part].annotation)
     if get_origin(kind) is dict:
         return get_args(kind)[1]
+    if kind == list[NamedBound]:
+        names = [bound.name for bound in registry.BOUNDS]
+        if part not in names:
+            raise ValueError(f"{path} has no '{part[:80]}', but {', '.join(names)}")
+        return NamedBound
     if get_origin(kind) is list:
         if not (part.isdecimal() and part.isascii() and len(part) <= 9):
             raise ValueError(f"{path} is a list: its parts are 0, 1, …")

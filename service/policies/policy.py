@@ -14,14 +14,14 @@ from pydantic_core import PydanticCustomError
 
 from service.fields import FieldError, field_errors
 from service.policies.metrics import check_metric
-from service.policies.verdict import Operator, Severity
+from service.policies.schemas import Operator, Severity
 
 MAX_RULES = 200
 MAX_POLICY_BYTES = 1 << 20
 
 OnMissing = Literal["error", "pass", "fail"]
 Mismatch = Literal["method", "parameters", "batch", "loss", "dtype"]
-"""What can make a baseline incomparable."""
+"""Differences that make a baseline incomparable."""
 Number = Annotated[float, Field(strict=True)]
 
 _CRITERIA = ("limit", "max_relative_increase", "max_increase")
@@ -31,8 +31,8 @@ class PolicyError(Exception):
     """The policy is not valid.
 
     Args:
-        errors: What is wrong; each pointer is a JSON pointer into the policy.
-        source: The policy's text, where it is TOML: to find lines.
+        errors: Errors, each with a JSON pointer into the policy.
+        source: Text of a policy in TOML, to find lines.
     """
 
     def __init__(self, errors: Iterable[FieldError], source: str | None = None) -> None:
@@ -118,16 +118,16 @@ class Policy(_Part):
         return names
 
     def unmet_baseline(self) -> Rule | None:
-        """The first rule that can't be decided without a baseline."""
+        """Return the first rule that can't be decided without a baseline."""
         return next((rule for rule in self.rule if rule.needs_baseline and rule.on_missing == "error"), None)
 
 
 def load_policy(path: Path) -> Policy:
-    """Reads a policy: JSON where the name ends in ``.json``, else TOML.
+    """Read a policy: JSON if the name ends in ``.json``, else TOML.
 
     Raises:
-        PolicyError: what is wrong, and at which rule, key and line.
-        OSError: the file can't be read.
+        PolicyError: the policy is invalid; the message names rule, key and line.
+        OSError: the file is not readable.
     """
     with path.open("rb") as file:
         content = file.read(MAX_POLICY_BYTES + 1)
@@ -139,22 +139,22 @@ def load_policy(path: Path) -> Policy:
 
 
 def parse_toml(content: bytes) -> Policy:
-    """The policy of a TOML document.
+    """Parse the policy of a TOML document.
 
     Raises:
-        PolicyError: what is wrong, and at which rule, key and line.
+        PolicyError: the policy is invalid; the message names rule, key and line.
     """
     try:
         source = content.decode()
         document = tomllib.loads(source)
     except (ValueError, RecursionError) as error:
         raise PolicyError([FieldError(pointer="", detail=f"It is no TOML: {error}")]) from error
-    # Through Python's types, where TOML has some that JSON has not (dates); the schema refuses those.
+    # Python's types include some of TOML that JSON lacks (dates); the schema rejects those.
     return _validated(lambda: Policy.model_validate(document), source)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A suggestion to append to a message, or nothing."""
+    """Return a suggestion to append to a message, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
@@ -168,7 +168,7 @@ def _validated(validate: Any, source: str | None = None) -> Policy:
 
 
 def _located(error: FieldError, source: str | None) -> str:
-    """The error with its place as people count: rules from 1, and the line where the rule begins."""
+    """Format an error with its place as people count: rules from 1, and the line where the rule begins."""
     parts = error.pointer.strip("/").split("/") if error.pointer else []
     if len(parts) < 2 or parts[0] != "rule" or not parts[1].isdecimal():
         where = ".".join(parts)

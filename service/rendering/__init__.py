@@ -1,4 +1,4 @@
-"""A report, and what a policy said of it, as HTML with plots, Markdown and JUnit XML: pure functions."""
+"""A report and its verdict as HTML with plots, Markdown and JUnit XML: pure functions."""
 
 from service.rendering.html import render_html, render_sections, render_verdict, stylesheet
 from service.rendering.junit import render_junit

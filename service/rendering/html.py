@@ -1,4 +1,4 @@
-"""A report as one HTML file that loads nothing: no script, no font, no image but its own SVG."""
+"""A report as one HTML file that loads nothing: no script, no font, no image but inline SVG."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from service.policies.verdict import Verdict
-from service.rendering import facts, numbers, text
-from service.rendering.figures import figures, shown_layers
+from service.policies.schemas import Verdict
+from service.rendering import bounds, numbers, text, wording
+from service.rendering.report_plots import report_plots, shown_layers
 from wsb_engine.report import Report
 
 MAX_ROWS = 50
-"""Rows of a table that are shown: rules, eigenvalues, layers, samples, checks, warnings, tensors."""
+"""Rows shown of a table: rules, eigenvalues, layers, samples, checks, warnings, tensors."""
 
 
 def render_html(
     report: Report, verdict: Verdict | None = None, *, title: str | None = None, reproduce: str | None = None
 ) -> str:
-    """The whole page. ``title`` heads it; ``reproduce`` is the command to show in place of the one made here."""
+    """Render the whole page.
+
+    Args:
+        report: The report.
+        verdict: What a policy says about it.
+        title: Heading of the page.
+        reproduce: Command to show in place of ``wording.command``.
+    """
     style = stylesheet()
     return (
         _environment()
@@ -30,23 +37,23 @@ def render_html(
             report=report,
             verdict=verdict,
             title=title or "Sharpness report",
-            reproduce=reproduce or facts.command(report),
-            style=Markup(style),  # noqa: S704 - ours, without any value
+            reproduce=reproduce or wording.command(report),
+            style=Markup(style),  # noqa: S704 - static
             style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-            plots=figures(report, verdict),
+            plots=report_plots(report, verdict),
             layers=shown_layers(report),
         )
     )
 
 
 def render_sections(report: Report, verdict: Verdict | None = None) -> Markup:
-    """What the page has between its header and its footer, for a page that links ``stylesheet``."""
+    """Render the sections between header and footer, for a page that links ``stylesheet``."""
     template = _environment().get_template("sections.html")
-    plots = figures(report, verdict)
+    plots = report_plots(report, verdict)
     rendered = template.render(
         report=report,
         verdict=verdict,
-        reproduce=facts.command(report),
+        reproduce=wording.command(report),
         plots=plots,
         layers=shown_layers(report),
     )
@@ -54,12 +61,12 @@ def render_sections(report: Report, verdict: Verdict | None = None) -> Markup:
 
 
 def render_verdict(verdict: Verdict) -> Markup:
-    """The section about the verdict alone."""
+    """Render the section about the verdict alone."""
     return Markup(_environment().get_template("sections.html").render(report=None, verdict=verdict))  # noqa: S704
 
 
 def stylesheet() -> str:
-    """The style of the page, plots included."""
+    """Return the style sheet of the page, plots included."""
     return _environment().get_template("report.css").render()
 
 
@@ -73,7 +80,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.globals.update(facts=facts, MAX_ROWS=MAX_ROWS)
+    environment.globals.update(bounds=bounds, wording=wording, MAX_ROWS=MAX_ROWS)
     environment.filters.update(
         cut=text.cut,
         ends=numbers.ends,
@@ -89,7 +96,7 @@ def _environment() -> Environment:
 
 
 def symbols(label: str) -> Markup:
-    """Our own labels with their indices set as such."""
+    """Set the indices of our labels as such."""
     written = str(escape(label))
     for symbol, index in (("λ", "max"), ("λ", "min"), ("‖", "F")):
         written = written.replace(f"{symbol}_{index}", f"{symbol}<sub>{index}</sub>")
@@ -97,7 +104,7 @@ def symbols(label: str) -> Markup:
 
 
 def _shown(value: object) -> object:
-    """What ``{{ … }}`` prints: strangers' text made visible, numbers to six digits."""
+    """Format what ``{{ … }}`` prints: untrusted text made visible, numbers to six digits."""
     if isinstance(value, Markup):
         return value
     if value is None:

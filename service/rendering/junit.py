@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from xml.etree import ElementTree
 
-from service.policies.verdict import RuleResult, Verdict
-from service.rendering import facts
+from service.policies.schemas import RuleResult, Verdict
+from service.rendering import wording
 from service.rendering.numbers import number
 from service.rendering.text import clean
 from service.rendering.text import name as shown_name
 from wsb_engine.report import Check, Report
 
 MAX_CASE_NAME = 250
-"""Characters of the name of a case."""
+"""Most characters of the name of a case."""
 
 
 def render_junit(report: Report, verdict: Verdict | None = None, *, name: str = "wsb") -> str:
-    """One suite, checks that failed first: they void what follows.
+    """Render one suite; failed checks come first, since they void the rest.
 
-    A rule that warns passes and says so in its output; one that could not be decided is an error.
+    A rule that warns passes with a note in its output; an undecided one is an error.
     """
     cases = [_check(check) for check in report.checks if not check.passed]
     cases += [_rule(rule) for rule in verdict.rules] if verdict is not None else []
@@ -45,11 +45,11 @@ def render_junit(report: Report, verdict: Verdict | None = None, *, name: str = 
 
 
 def _rule(rule: RuleResult) -> ElementTree.Element:
-    case = _case("policy", f"{rule.metric} {facts.condition(rule)}")
+    case = _case("policy", f"{rule.metric} {wording.condition(rule)}")
     told = [
         clean(rule.message),
-        f"found: {facts.found(rule)}",
-        *([f"baseline: {facts.baseline(rule)}"] if facts.baseline(rule) != "—" else []),
+        f"found: {wording.found(rule)}",
+        *([f"baseline: {wording.baseline(rule)}"] if wording.baseline(rule) != "—" else []),
         *([clean(rule.advice)] if rule.advice else []),
     ]
     if rule.outcome == "warn":
@@ -60,7 +60,7 @@ def _rule(rule: RuleResult) -> ElementTree.Element:
 
 
 def _whole(verdict: Verdict) -> ElementTree.Element:
-    """What no rule shows, such as a baseline that can't be compared."""
+    """Make a case of what no rule shows, such as an incomparable baseline."""
     case = _case("policy", "verdict")
     told = [clean(verdict.message), *([clean(verdict.advice)] if verdict.advice else [])]
     if verdict.baseline is not None:
@@ -96,7 +96,7 @@ def _spoil(case: ElementTree.Element, outcome: str, code: str, told: list[str]) 
 
 
 def _distinguish(cases: list[ElementTree.Element]) -> None:
-    """CI systems take cases of one name for one case."""
+    """Number cases of the same name, which CI systems would take for one."""
     seen: Counter[tuple[str, str]] = Counter()
     for case in cases:
         key = (case.attrib["classname"], case.attrib["name"])

@@ -5,37 +5,37 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from service.policies.verdict import Verdict
-from service.rendering import facts
+from service.policies.schemas import Verdict
+from service.rendering import wording
 from service.rendering.numbers import number, percent
 from service.rendering.text import MAX_NAME, MAX_TEXT, clean, cut, name
 from wsb_engine.report import Report
 
 MAX_ROWS = 50
-"""Rows of a table: with every text as long as it may be, the whole stays below GitHub's limit."""
+"""Most rows of a table: even with texts of full length, the whole stays below GitHub's limit."""
 MAX_MESSAGE = 500
-"""Characters of a message in a table."""
+"""Most characters of a message in a table."""
 
 _ACTIVE = re.compile(r"[\\`*_\[\]<>#|~$&@]|:(?=//|\w)|(?<=www)\.|^[-+=]")
-"""What markup, HTML, mentions, links and emoji begin with, and what begins a list."""
+"""First characters of markup, HTML, mentions, links, emoji and lists."""
 _NUMBERED = re.compile(r"^(\d+)(?=[.)](\s|$))")
 
 Row = tuple[str, ...]
 
 
 def render_markdown(report: Report, verdict: Verdict | None = None) -> str:
-    """Doubts and the verdict first, then the numbers, then what to be wary of; details are folded."""
+    """Render doubts and the verdict first, then the numbers, then warnings; details are folded."""
     parts = [*_doubts(report), *_verdict(verdict), *_numbers(report)]
     parts += [*_wary(report), *_details(report), *_origin(report)]
     return "\n\n".join(parts) + "\n"
 
 
 def _doubts(report: Report) -> list[str]:
-    shown, rest = cut(facts.doubts(report), MAX_ROWS)
-    items = [f"- {facts.MARKS['fail']} {plain(text)}" for text in shown]
+    shown, rest = cut(wording.doubts(report), MAX_ROWS)
+    items = [f"- {wording.MARKS['fail']} {plain(text)}" for text in shown]
     if rest:
         items.append(f"- … and {rest} more")
-    return [f"## {facts.MARKS['fail']} {facts.UNRELIABLE}", "\n".join(items)] if items else []
+    return [f"## {wording.MARKS['fail']} {wording.UNRELIABLE}", "\n".join(items)] if items else []
 
 
 def _verdict(verdict: Verdict | None) -> list[str]:
@@ -43,15 +43,15 @@ def _verdict(verdict: Verdict | None) -> list[str]:
         return []
     code = f" ({plain(verdict.code)})" if verdict.code else ""
     advice = [plain(verdict.advice)] if verdict.advice else []
-    parts = [f"## {facts.MARKS[verdict.outcome]} Sharpness: {facts.OUTCOMES[verdict.outcome].lower()}"]
+    parts = [f"## {wording.MARKS[verdict.outcome]} Sharpness: {wording.OUTCOMES[verdict.outcome].lower()}"]
     parts += [plain(verdict.message) + code, *advice]
     shown, rest = cut(verdict.rules, MAX_ROWS)
     rows: list[Row] = [
         (
-            f"{facts.MARKS[rule.outcome]} {facts.RULE_OUTCOMES[rule.outcome]}",
-            f"{code_span(rule.metric)} {plain(facts.condition(rule))}",
-            facts.found(rule),
-            *([facts.baseline(rule)] if verdict.baseline is not None else []),
+            f"{wording.MARKS[rule.outcome]} {wording.RULE_OUTCOMES[rule.outcome]}",
+            f"{code_span(rule.metric)} {plain(wording.condition(rule))}",
+            wording.found(rule),
+            *([wording.baseline(rule)] if verdict.baseline is not None else []),
             plain(rule.message, MAX_MESSAGE) + (f" {plain(rule.advice, MAX_MESSAGE)}" if rule.advice else ""),
         )
         for rule in shown
@@ -71,13 +71,15 @@ def _verdict(verdict: Verdict | None) -> list[str]:
 
 
 def _numbers(report: Report) -> list[str]:
-    rows = [(plain(label), value, plain(note)) for label, value, note in (*facts.curvature(report), *facts.fit(report))]
-    return [f"### Numbers\n\n{plain(facts.subject(report))}", _table(("Quantity", "Value", "How"), rows)]
+    rows = [
+        (plain(label), value, plain(note)) for label, value, note in (*wording.curvature(report), *wording.fit(report))
+    ]
+    return [f"### Numbers\n\n{plain(wording.subject(report))}", _table(("Quantity", "Value", "How"), rows)]
 
 
 def _wary(report: Report) -> list[str]:
-    warned, others = cut(facts.cautions(report), MAX_ROWS)
-    items = [f"- {facts.MARKS['warn']} {plain(each.message)} ({code_span(each.code)})" for each in warned]
+    warned, others = cut(wording.cautions(report), MAX_ROWS)
+    items = [f"- {wording.MARKS['warn']} {plain(each.message)} ({code_span(each.code)})" for each in warned]
     if others:
         items.append(f"- … and {others} more")
     return ["### What to be wary of", "\n".join(items)] if items else []
@@ -130,20 +132,20 @@ def _origin(report: Report) -> list[str]:
             "Engine",
             plain(f"wsb {engine.version}, torch {engine.torch}, {engine.device}, {engine.dtype}, seed {engine.seed}"),
         ),
-        ("Command", code_span(facts.command(report), MAX_TEXT)),
+        ("Command", code_span(wording.command(report), MAX_TEXT)),
     ]
     return [_folded("How to reproduce it", _table(("What", "Value"), rows))]
 
 
 def plain(text: str, limit: int = MAX_TEXT) -> str:
-    """Text in which nothing is markup, HTML, a mention or a link, in a table or out of it."""
+    """Escape text so that nothing in it is markup, HTML, a mention or a link, inside a table or outside."""
     escaped = _ACTIVE.sub(lambda match: f"\\{match[0]}", clean(text, limit).strip())
     return _NUMBERED.sub(r"\1\\", escaped)
 
 
 def code_span(text: str, limit: int = MAX_NAME) -> str:
-    """A name as code, in a table or out of it; pipes become bars that look alike."""
-    # a backslash before a pipe would be seen out of a table, and a bare pipe would end a cell
+    """Format a name as code, inside a table or outside; pipes become bars that look alike."""
+    # Outside a table a backslash before a pipe would show; inside, a bare pipe would end a cell.
     shown = name(text, limit).replace("|", "∣")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     room = " " if len(fence) > 1 else ""

@@ -1,4 +1,4 @@
-"""Numbers for people: as many digits as tell something."""
+"""Numbers for people, with as many digits as are meaningful."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Protocol
 
 DIGITS = 6
-"""Significant digits of a number, and the least of an interval's ends."""
+"""Significant digits of a number, and the fewest of the ends of an interval."""
 MAX_DIGITS = 17
-"""Significant digits that tell any two float64 numbers apart."""
+"""Significant digits that distinguish any two float64 numbers."""
 
 
 class Ends(Protocol):
@@ -24,7 +24,7 @@ class Ends(Protocol):
 
 
 def number(value: float | None, digits: int = DIGITS) -> str:
-    """``value`` to so many significant digits; whole numbers in groups of three; a dash for none."""
+    """Format a number to ``digits`` significant digits; integers in groups of three, None as a dash."""
     if value is None:
         return "—"
     if isinstance(value, int):
@@ -37,7 +37,7 @@ def percent(share: float) -> str:
 
 
 def ends(interval: Ends) -> tuple[str, str]:
-    """Both ends with as many digits as show their difference, rounded outwards: what is shown holds what is meant."""
+    """Format both ends with enough digits to show their difference, rounded outwards."""
     lower, upper = interval.lower, interval.upper
     digits = _digits(lower, upper)
     return _rounded(lower, digits, ROUND_FLOOR), _rounded(upper, digits, ROUND_CEILING)
@@ -57,7 +57,7 @@ def width(value: Ends) -> float:
 
 
 def _digits(lower: float, upper: float) -> int:
-    """Two more than the ends have in common."""
+    """Count two digits more than the ends have in common."""
     largest = max(abs(lower), abs(upper))
     gap = abs(upper / largest - lower / largest) if largest > 0 else 0.0
     if gap == 0:
@@ -69,11 +69,11 @@ def _rounded(value: float, digits: int, rounding: str) -> str:
     rounded = float(Context(prec=digits, rounding=rounding).create_decimal(Decimal(value)))
     if not math.isfinite(rounded):  # the largest float64 numbers, rounded upwards
         return number(value, MAX_DIGITS)
-    # with their zeros, long ends are of one length and can be compared at sight
+    # Trailing zeros give long ends one length, so that they compare at a glance.
     return _tidy(f"{rounded:#.{digits}g}") if digits > DIGITS else number(rounded, digits)
 
 
 def _tidy(text: str) -> str:
-    """1e-09 as 1e-9."""
+    """Write 1e-09 as 1e-9."""
     mantissa, mark, exponent = text.partition("e")
     return f"{mantissa}e{int(exponent)}" if mark else text

@@ -1,7 +1,7 @@
 """Plots as SVG, from plain numbers. Colours are those of ``templates/plots.css``, which follows the page's theme.
 
-Each takes a ``key`` that is unique on its page, a title and a description, and returns an ``<svg role="img">`` that
-names and describes itself. The numbers belong in a table beside it.
+Each function takes a ``key`` that is unique on its page, a title and a description, and returns an
+``<svg role="img">`` that names and describes itself. The numbers belong in a table next to it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from service.rendering.svg import (
 from service.rendering.text import name
 
 MAX_STEMS = 300
-"""Eigenvalues that are drawn; of more, some from all along."""
+"""Most eigenvalues to draw; of more, evenly spread ones."""
 MAX_POINTS = 1000
-"""Points of a curve, a line or a series."""
+"""Most points of a curve, a line or a series."""
 MAX_NAMED_ROWS = 16
-"""Rows up to which a heat map names them; more have numbers."""
+"""Most rows that a heat map names; if there are more, it numbers them."""
 MAX_LABEL = 12
-"""Characters of the label of a checkpoint."""
+"""Most characters of the label of a checkpoint."""
 MOST_DECADES = 14
-"""Decades of a logarithmic axis; what is smaller than that against the largest is rounding."""
+"""Most decades of a logarithmic axis; numbers that much smaller than the largest are rounding."""
 
 Shape = Literal["circle", "triangle", "diamond"]
 
@@ -55,7 +55,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, WIDTH - 16.0, 28.0, 44.0
 
 
 @dataclass(frozen=True)
-class Range:
+class LabelledInterval:
     """A labelled interval. ``style`` 1 to 3 is its colour."""
 
     label: str
@@ -66,7 +66,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Limit:
-    """A labelled number that others are held against."""
+    """A labelled number to compare others with."""
 
     label: str
     value: float
@@ -83,9 +83,9 @@ class Line:
 
 
 def number_line(
-    ranges: Sequence[Range], limits: Sequence[Limit] = (), *, key: str, title: str, description: str
+    ranges: Sequence[LabelledInterval], limits: Sequence[Limit] = (), *, key: str, title: str, description: str
 ) -> Markup:
-    """Intervals one below the other on one axis, which holds 0, with limits across them."""
+    """Draw intervals one below the other on one axis that includes 0, with limits across them."""
     values = [0.0, *(end for r in ranges for end in (r.lower, r.upper)), *(limit.value for limit in limits)]
     x = Scale(*span_of(values, margin=0.03), 16, WIDTH - 16)
     top = LINE * len(limits) + 6
@@ -111,7 +111,7 @@ def number_line(
 
 
 def stem(values: Sequence[float], *, key: str, title: str, description: str) -> Markup:
-    """Magnitudes of descending numbers by their rank, on a logarithmic axis: negative ones are hollow triangles."""
+    """Draw magnitudes of descending numbers by rank on a logarithmic axis; negative ones are hollow triangles."""
     size = decades_of((abs(value) for value in values), most=MOST_DECADES)
     height = 260.0
     y = LogScale(*size, height - _BOTTOM, _TOP)
@@ -142,7 +142,7 @@ def curve(
     description: str,
     decades: int = 6,
 ) -> Markup:
-    """A filled curve over a logarithmic axis that goes so many decades down from its top."""
+    """Draw a filled curve over a logarithmic axis of at most ``decades`` decades."""
     chosen = _some(len(x_values), MAX_POINTS)
     height = 240.0
     y = LogScale(*decades_of(y_values, most=decades), height - _BOTTOM, _TOP)
@@ -154,7 +154,7 @@ def curve(
 
 
 def lines(drawn: Sequence[Line], *, x_label: str, y_label: str, key: str, title: str, description: str) -> Markup:
-    """Lines with a marker at each point, over a logarithmic axis; numbers that are not positive lie on its bottom."""
+    """Draw lines with markers over a logarithmic axis; numbers that are not positive lie at its bottom."""
     height = 260.0
     points = [point for each in drawn for point in each.points]
     y = LogScale(*decades_of((b for _, b in points), most=MOST_DECADES), height - _BOTTOM, _TOP)
@@ -177,9 +177,15 @@ def bars(
     maximum: float | None = None,
     written: Sequence[str] | None = None,
 ) -> Markup:
-    """A horizontal bar each, with its number (or what is ``written``) at its end; negative ones go left of 0.
+    """Draw a horizontal bar for each item; negative ones extend to the left of 0.
 
-    ``maximum`` is where the axis ends, such as 1 for a share of a whole.
+    Args:
+        items: Labels and numbers.
+        key: Unique on the page.
+        title: Name of the plot.
+        description: Text for readers who don't see it.
+        maximum: End of the axis, such as 1 for a share of a whole.
+        written: Text at the end of each bar; by default its number.
     """
     values = [value for _, value in items]
     numbers = written or [number(value, 3) for value in values]
@@ -225,9 +231,9 @@ def heat_map(
     description: str,
     ranks: Sequence[int] | None = None,
 ) -> Markup:
-    """A square of cells that are the darker the larger their number, from 0 to the largest.
+    """Draw a square of cells, the darker the larger their number, from 0 to the largest.
 
-    Columns have numbers (``ranks``, by default from 1), rows the same and names, where there is room; so have cells.
+    Columns and rows are numbered (``ranks``, by default from 1); rows also have names, and cells numbers, if they fit.
     """
     count = len(names)
     numbers = [str(rank) for rank in ranks or range(1, count + 1)]
@@ -254,9 +260,15 @@ def heat_map(
 
 
 def series(
-    points: Sequence[Range], limits: Sequence[Limit] = (), *, y_label: str, key: str, title: str, description: str
+    points: Sequence[LabelledInterval],
+    limits: Sequence[Limit] = (),
+    *,
+    y_label: str,
+    key: str,
+    title: str,
+    description: str,
 ) -> Markup:
-    """Intervals side by side in the order given, such as λ_max from checkpoint to checkpoint, joined by a line."""
+    """Draw intervals side by side in the given order, such as λ_max by checkpoint, joined by a line."""
     height = 260.0
     shown = [points[i] for i in _some(len(points), MAX_POINTS)]
     values = [end for r in shown for end in (r.lower, r.upper)] + [limit.value for limit in limits]
@@ -285,7 +297,7 @@ def series(
 
 
 def _written(values: Sequence[Sequence[float]], side: float) -> list[list[str]] | None:
-    """Numbers for the cells of a heat map, with as many digits as fit; none where one would not."""
+    """Format the numbers of a heat map with as many digits as fit; None if one does not fit."""
     for digits in (3, 2):
         written = [[number(value, digits) for value in row] for row in values]
         if max(len(shown) for row in written for shown in row) * _SMALL_CHARACTER <= side - 4:
@@ -297,7 +309,7 @@ _SIGNS: dict[bool, Shape] = {False: "circle", True: "triangle"}
 
 
 def _bar(left: float, right: float, y: float, style: int) -> Markup:
-    """A thick line with ends, or a diamond where it would be too short to be seen."""
+    """Draw a thick line with ends, or a diamond if it would be too short to see."""
     if right - left < _VISIBLE:
         return marker((left + right) / 2, y, f"dot s{style}", shape="diamond", size=5)
     ends = [line(at, y - 6, at, y + 6, f"whisker s{style}") for at in (left, right)]
@@ -305,7 +317,7 @@ def _bar(left: float, right: float, y: float, style: int) -> Markup:
 
 
 def _legend(entries: Sequence[tuple[str, str, Shape]]) -> Markup:
-    """What the markers stand for, from the right end of the line above the plot."""
+    """Explain the markers, right-aligned in the line above the plot."""
     parts, at = [], _RIGHT
     for label, kind, shape in reversed(entries):
         at -= len(label) * CHARACTER
@@ -315,7 +327,7 @@ def _legend(entries: Sequence[tuple[str, str, Shape]]) -> Markup:
 
 
 def _ramp(x: float, y: float, largest: float) -> Markup:
-    """What the shades of a heat map stand for."""
+    """Explain the shades of a heat map."""
     cells = [
         element("rect", x=x + 16 + 6.0 * i, y=y, width=6.0, height=10.0, class_="heat", fill_opacity=i / 19)
         for i in range(20)
@@ -324,13 +336,13 @@ def _ramp(x: float, y: float, largest: float) -> Markup:
 
 
 def _inside(x: float, label: str) -> float:
-    """Where the middle of a text has to be for it to stay in the picture."""
+    """Move the middle of a text so that it stays inside the picture."""
     half = len(label) * CHARACTER / 2 + 2
     return min(max(x, half), WIDTH - half)
 
 
 def _some(count: int, most: int) -> Sequence[int]:
-    """All of 0 … count − 1, or ``most`` of them from all along, first and last included."""
+    """Select all of 0 … count − 1, or ``most`` of them evenly spread, with the first and the last."""
     if count <= most:
         return range(count)
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -1,4 +1,4 @@
-"""Every rendering of a report: the API, the pages and the command line offer what is listed here."""
+"""Every rendering of a report: the API, the pages and the command line offer this list."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Rendering:
     media_type: str
     suffix: str
     help: str
-    """Of the flag."""
+    """Help text of the flag."""
     source: str
-    """``module:function`` of (report, verdict or None) → text; imported when it is used."""
+    """``module:function`` of (report, verdict or None) → text; imported on first use."""
     of_verdicts: bool = False
     """True if it says little without a verdict, so that only ``wsb check`` offers it."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ RENDERINGS = (
         "html",
         "text/html",
         "html",
-        "Write a page that stands alone.",
+        "Write a self-contained page.",
         "service.rendering.html:render_html",
         headers={"Content-Security-Policy": DOCUMENT_POLICY},
     ),

@@ -13,13 +13,13 @@ from service.rendering.numbers import number
 from service.rendering.text import clean, name
 
 WIDTH = 400.0
-"""Width of every plot in its own units; text is 12 of them high, so that it can be read on a phone."""
+"""Width of every plot in its units; text is 12 of them high, so that it is readable on a phone."""
 LINE = 16.0
 """Height of a line of text."""
 CHARACTER = 7.0
-"""Width that a character of our own labels takes, about."""
+"""Approximate width of a character in our labels."""
 _WIDE = 7.8
-"""Width of a wider one, which strangers may use throughout."""
+"""Width of a wider character, of which untrusted text may consist."""
 
 _INDEXED = re.compile(r"λ_(max|min)([^λ]*)")
 _LOWERED = r'λ<tspan dy="3" font-size="9">\1</tspan><tspan dy="-3">\2</tspan>'
@@ -28,7 +28,7 @@ _SMALLEST = 1e-290
 
 
 def element(tag: str, *children: Markup | str, **attributes: object) -> Markup:
-    """An element; ``_`` in the name of an attribute stands for ``-``, but for one at its end."""
+    """Build an element; ``_`` in the name of an attribute stands for ``-``, except at its end."""
     written = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _value(value))
         for key, value in attributes.items()
@@ -53,7 +53,7 @@ def path(points: Iterable[tuple[float, float]], kind: str) -> Markup:
 
 
 def marker(x: float, y: float, kind: str, *, shape: str = "circle", size: float = 3.5) -> Markup:
-    """A circle, a triangle or a diamond, so that colour does not tell alone what a point belongs to."""
+    """Draw a circle, a triangle or a diamond, so that points differ in more than colour."""
     if shape == "circle":
         return element("circle", cx=x, cy=y, r=size, class_=kind)
     corners = [(x, y - size - 1), (x + size + 1, y), (x, y + size + 1), (x - size - 1, y)]
@@ -63,7 +63,7 @@ def marker(x: float, y: float, kind: str, *, shape: str = "circle", size: float 
 
 
 def picture(key: str, title: str, description: str, height: float, children: Iterable[Markup]) -> Markup:
-    """The whole SVG, named and described for those who don't see it; ``key`` is unique on its page."""
+    """Build the whole SVG, named and described for readers who don't see it; ``key`` is unique on its page."""
     return element(
         "svg",
         element("title", title, id=f"{key}-title"),
@@ -78,14 +78,14 @@ def picture(key: str, title: str, description: str, height: float, children: Ite
 
 
 def fitted(label: str, width: float) -> str:
-    """As much of a name as fits."""
+    """Cut a name to the width."""
     shown = name(label)
     return shown if len(shown) * CHARACTER <= width else name(label, max(1, int(width / _WIDE) - 1))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Numbers from ``low`` to ``high`` on pixels from ``start`` to ``end``; any finite numbers will do."""
+    """Maps numbers from ``low`` to ``high``, any finite ones, to pixels from ``start`` to ``end``."""
 
     low: float
     high: float
@@ -99,7 +99,7 @@ class Scale:
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Round numbers and what to write at them."""
+        """Return round numbers, each with its label."""
         size = max(abs(self.low), abs(self.high))
         span = self.high - self.low
         if not _SMALLEST < size < _LARGEST or span < 1e-13 * size:
@@ -112,7 +112,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class LogScale:
-    """Positive numbers by their logarithm; what is not above ``low`` is drawn at its place."""
+    """Maps positive numbers to pixels by logarithm; numbers below ``low`` count as ``low``."""
 
     low: float
     high: float
@@ -131,7 +131,7 @@ class LogScale:
 
 
 def span_of(values: Iterable[float], *, margin: float = 0.05) -> tuple[float, float]:
-    """Ends of an axis that shows all of these, with a margin on both sides."""
+    """Return the ends of an axis that shows all values, with a margin on both sides."""
     found = list(values)
     low, high = min(found), max(found)
     room = margin * (high / 2 - low / 2) * 2 or abs(low) * margin or 1.0
@@ -139,7 +139,7 @@ def span_of(values: Iterable[float], *, margin: float = 0.05) -> tuple[float, fl
 
 
 def decades_of(values: Iterable[float], *, most: int) -> tuple[float, float]:
-    """Whole powers of ten round the positive ones of these, at most so many decades down from the largest."""
+    """Return powers of ten that enclose the positive values, at most ``most`` decades apart."""
     positive = [value for value in values if value > 0] or [1.0]
     high = min(308, max(-300, math.ceil(math.log10(max(positive)) + 1e-12)))
     low = max(math.floor(math.log10(min(positive))), high - most, -307)
@@ -147,7 +147,7 @@ def decades_of(values: Iterable[float], *, most: int) -> tuple[float, float]:
 
 
 def axes(x: Scale | LogScale, y: Scale | LogScale, *, x_label: str, y_label: str) -> Markup:
-    """A grid with numbers, and what they count."""
+    """Draw a grid with numbers and the labels of both axes."""
     left, right, bottom, top = x.start, x.end, y.start, y.end
     parts = []
     for value, label in y.ticks():
@@ -164,7 +164,7 @@ def axes(x: Scale | LogScale, y: Scale | LogScale, *, x_label: str, y_label: str
 
 
 def _round_up(step: float) -> float:
-    """The next of 1, 2, 5, 10, … times a power of ten."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power >= step)
 

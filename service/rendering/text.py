@@ -1,4 +1,4 @@
-"""Text of strangers made safe to look at. Names of tensors and operators come from files that anybody may have made."""
+"""Untrusted text made safe to show: names of tensors and operators come from files that anybody may have made."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 MAX_NAME = 80
-"""Characters of a name that are shown."""
+"""Most characters of a name to show."""
 MAX_TEXT = 1000
-"""Characters of any other text that are shown."""
+"""Most characters of any other text to show."""
 MAX_MARKS = 4
-"""Combining marks in a row that are shown as such; more would cover the lines above and below."""
+"""Most combining marks in a row; more would cover the lines above and below."""
 
 _UNSEEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
-"""Categories of Unicode that are not drawn, or have no form that everybody knows."""
+"""Unicode categories that are invisible, or have no widely known form."""
 
 Item = TypeVar("Item")
 
 
 def clean(text: str, limit: int = MAX_TEXT) -> str:
-    """One line of at most ``limit`` characters, and a sign where more were cut off.
+    """Return one line of at most ``limit`` characters, with an ellipsis if it was cut.
 
-    Nothing in it is invisible or changes the order of what follows: control, format and unassigned characters,
+    Nothing in the result is invisible or changes the order of later text: control, format and unassigned characters,
     surrogates and piles of combining marks become ``⟨U+202E⟩``, line ends and tabs become spaces. The result holds
     only characters that XML 1.0 allows.
     """
@@ -45,10 +45,10 @@ def clean(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def name(text: str, limit: int = MAX_NAME) -> str:
-    """A name of a tensor, an operator or a metric; an empty one is said to be empty."""
+    """Clean a name of a tensor, an operator or a metric; an empty one becomes ``(empty)``."""
     return clean(text, limit) if text.strip() else "(empty)"
 
 
 def cut(items: Sequence[Item], limit: int) -> tuple[Sequence[Item], int]:
-    """The first ``limit`` items, and how many more there are."""
+    """Return the first ``limit`` items, and how many more there are."""
     return items[:limit], max(0, len(items) - limit)

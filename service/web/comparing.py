@@ -22,12 +22,12 @@ from service.policies import Policy, PolicyError, evaluate
 from service.policies.baseline import compare
 from service.policies.metrics import Measurement, measure, rounded
 from service.policies.policy import parse_toml
-from service.policies.verdict import Difference, Range
-from service.rendering import facts, plots
+from service.policies.schemas import Difference
+from service.rendering import bounds, plots, wording
 from service.rendering.numbers import ends, interval, number
 from service.web.endpoints import find
 from service.web.pages import page
-from wsb_engine.report import Report
+from wsb_engine.report import Interval, Report
 
 MAX_CHOICES = 100
 """Analyses to choose from: the newest with a report."""
@@ -37,7 +37,10 @@ router = APIRouter(include_in_schema=False)
 _NUMBERS = (
     ("λ_max", "enclosure.lambda_max"),
     ("λ_min", "enclosure.lambda_min"),
-    ("Wolkowicz-Styan, upper bound on λ_max", "bounds.wolkowicz_styan.lambda_max.upper"),
+    *(
+        (f"{words.title}, upper bound on λ_max", f"bounds_list.{name}.lambda_max.upper")
+        for name, words in bounds.WORDS.items()
+    ),
     ("Largest eigenvalue of the spectrum", "spectrum.eigenvalues.0"),
     ("Trace, tr H", "moments.trace"),
     ("Gauss-Newton trace, tr G", "moments.gauss_newton_trace"),
@@ -128,7 +131,7 @@ def _policy(text: str, errors: dict[str, str]) -> Policy | None:
 
 def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str, Any]:
     """What the page shows of two reports; the first is the baseline of the second."""
-    verdict = None
+    verdict, both = None, (("A", first.report), ("B", second.report))
     if policy is not None:
         rate = second.analysis.options.learning_rate
         verdict = rendering.render_verdict(evaluate(policy, second.report, first.report, rate))
@@ -136,8 +139,8 @@ def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str,
         "rows": list(filter(None, (_row(label, metric, first.report, second.report) for label, metric in _NUMBERS))),
         "verdict": verdict,
         "decision": decision(first.report, second.report),
-        "doubts": {name: told for name, each in (("A", first), ("B", second)) if (told := facts.doubts(each.report))},
-        "withheld": {name: why for name, each in (("A", first), ("B", second)) if (why := facts.withheld(each.report))},
+        "doubts": {name: told for name, report in both if (told := wording.doubts(report))},
+        "withheld": {name: why for name, report in both if (why := wording.withheld(report))},
         "plot": _plot(first, second),
         "differences": _differences(first.report, second.report),
     }
@@ -145,28 +148,21 @@ def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str,
 
 def decision(first: Report, second: Report) -> tuple[str, str]:
     """Which of two classifiers is sharper for certain, in a few words, and why."""
-    doubtful = " and ".join(name for name, report in (("A", first), ("B", second)) if facts.doubts(report))
+    doubtful = " and ".join(name for name, report in (("A", first), ("B", second)) if wording.doubts(report))
     if doubtful:
         return "Not decided", f"The numbers of {doubtful} can't be relied on."
-    ours, theirs = facts.largest_eigenvalue(first), facts.largest_eigenvalue(second)
-    if ours is None or theirs is None:
+    if first.lambda_max is None or second.lambda_max is None:
         return "Not decided", "One of the reports holds no bound on λ_max."
-    how = ours[0] if ours[0] == theirs[0] else f"{ours[0]} and {theirs[0]}"
-    chance = _chance(first) + _chance(second)
+    how = " and ".join(dict.fromkeys([wording.source(first), wording.source(second)]))
+    ours, theirs = first.lambda_max.interval, second.lambda_max.interval
+    chance = (ours.failure_probability or 0.0) + (theirs.failure_probability or 0.0)
     but = f", but for a probability of at most {number(chance)}" if chance else ""
-    for sharper, other, high, low in (("A", "B", ours[1], theirs[1]), ("B", "A", theirs[1], ours[1])):
+    for sharper, other, high, low in (("A", "B", ours, theirs), ("B", "A", theirs, ours)):
         if high.lower > low.upper:
             least, most = ends(high)[0], ends(low)[1]
             text = f"λ_max of {sharper} is at least {least}, that of {other} at most {most}{but} (by {how})."
             return f"{sharper} is sharper", text
     return "Not decided", f"The intervals of λ_max overlap (by {how}): which classifier is sharper is not certain."
-
-
-def _chance(report: Report) -> float:
-    """Probability that the closest interval about λ_max does not hold it."""
-    if report.enclosure is not None:
-        return report.enclosure.lambda_max.failure_probability or 0.0
-    return (report.moments.failure_probability or 0.0) if report.moments is not None else 0.0
 
 
 def _row(label: str, metric: str, first: Report, second: Report) -> Row | None:
@@ -186,7 +182,7 @@ def _text(found: Measurement | None) -> str:
 
 def _written(low: Fraction, high: Fraction, *, enclosed: bool) -> str:
     if enclosed:
-        return interval(Range(lower=rounded(low), upper=rounded(high)))
+        return interval(Interval(lower=rounded(low), upper=rounded(high)))
     return f"{int(low):,}" if low.denominator == 1 else number(rounded(low), 9)
 
 
@@ -204,9 +200,10 @@ def _relative(ours: Measurement, low: Fraction, high: Fraction) -> str:
 def _plot(first: Chosen, second: Chosen) -> Markup | None:
     ranges = []
     for style, name, chosen in ((1, "A", first), (2, "B", second)):
-        found = facts.largest_eigenvalue(chosen.report)
-        if found is not None:
-            ranges.append(plots.Range(f"λ_max of {name}", found[1].lower, found[1].upper, style))
+        closest = chosen.report.lambda_max
+        if closest is not None:
+            ends = closest.interval
+            ranges.append(plots.LabelledInterval(f"λ_max of {name}", ends.lower, ends.upper, style))
     if not ranges:
         return None
     said = "; ".join(f"{each.label}: {interval(each)}" for each in ranges)

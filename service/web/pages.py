@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from service import rendering
 from service.http.security import ANONYMOUS
-from service.rendering import facts
+from service.rendering import wording
 from service.rendering.html import symbols
 from service.rendering.numbers import interval, number, percent
 from service.rendering.text import clean
@@ -99,7 +99,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.globals.update(facts=facts, ANONYMOUS=ANONYMOUS)
+    environment.globals.update(wording=wording, ANONYMOUS=ANONYMOUS)
     environment.filters.update(
         interval=interval, moment=_moment, number=number, percent=percent, short=_short, symbols=symbols, typed=escape
     )

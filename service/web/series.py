@@ -10,7 +10,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
@@ -18,11 +18,11 @@ from service.analyses import repository
 from service.analyses.table import AnalysisRow, ReportRow
 from service.context import Context, InContext
 from service.http.security import InTenant
-from service.rendering import plots
+from service.rendering import plots, wording
 from service.rendering.numbers import Ends, interval, middle, number
 from service.web.endpoints import LABEL
 from service.web.pages import page
-from wsb_engine.report import Bounds, Check, Enclosure, Loss
+from wsb_engine.report import Report
 
 MAX_CHECKPOINTS = 200
 """Analyses of a series: the newest with a report."""
@@ -31,15 +31,6 @@ POSITIONS = ("epoch", "step")
 """Labels that say where in its run a checkpoint is; the first that an analysis has counts."""
 
 router = APIRouter(include_in_schema=False)
-
-
-class _Part(BaseModel):
-    """What a series needs of a report."""
-
-    enclosure: Enclosure | None = None
-    bounds: Bounds | None = None
-    loss: Loss
-    checks: list[Check] = []
 
 
 @dataclass(frozen=True)
@@ -113,20 +104,16 @@ def _checkpoints(rows: Sequence[tuple[AnalysisRow, str]]) -> list[Checkpoint]:
 def _checkpoint(row: AnalysisRow, body: str) -> Checkpoint | None:
     """None where the report has no bound on λ_max, or can't be read."""
     try:
-        part = _Part.model_validate_json(body)
+        report = Report.model_validate_json(body)
     except ValidationError:
         return None
-    ends: Ends
-    if part.enclosure is not None:
-        ends, rounding = part.enclosure.lambda_max, part.enclosure.rounding
-        measured = rounding is not None and rounding.how == "measured"
-        how = f"enclosure, {ends.kind}{', up to measured rounding' if measured else ''}"
-    elif part.bounds is not None:
-        ends, how = part.bounds.wolkowicz_styan.lambda_max, "Wolkowicz-Styan bounds"
-    else:
+    if report.lambda_max is None:
         return None
-    rate, is_doubtful = row.options.get("learning_rate"), any(not check.passed for check in part.checks)
-    return Checkpoint(row.id, _position(row)[1], ends, how, is_doubtful, part.loss.value, part.loss.accuracy, rate)
+    ends, how = report.lambda_max.interval, wording.source(report)
+    if report.enclosure is not None:
+        how = f"enclosure, {ends.kind}{', up to measured rounding' if report.enclosure.is_measured else ''}"
+    rate, is_doubtful, loss = row.options.get("learning_rate"), bool(report.failed_checks), report.loss
+    return Checkpoint(row.id, _position(row)[1], ends, how, is_doubtful, loss.value, loss.accuracy, rate)
 
 
 def _position(row: AnalysisRow) -> tuple[float, str]:
@@ -153,7 +140,7 @@ def _stable(checkpoints: Sequence[Checkpoint]) -> float | None:
 def _plot(label: str, checkpoints: Sequence[Checkpoint]) -> Markup | None:
     if not checkpoints:
         return None
-    points = [plots.Range(each.position, each.ends.lower, each.ends.upper) for each in checkpoints]
+    points = [plots.LabelledInterval(each.position, each.ends.lower, each.ends.upper) for each in checkpoints]
     stable, highest = _stable(checkpoints), max(each.ends.upper for each in checkpoints)
     # One that is far above would flatten the series.
     limits = [plots.Limit("2 / learning rate", stable)] if stable is not None and stable <= 2 * highest else []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from service.policies.verdict import Verdict
+from service.policies.schemas import Verdict
 from service.rendering import render_html
 from wsb_engine.report import Report
 

@@ -27,9 +27,7 @@ def violations(each: Case, report: wsb.Report) -> list[str]:
     top, bottom = each.exact()
     found = []
     claims = []
-    if report.bounds is not None:
-        limits = report.bounds.wolkowicz_styan
-        claims.append(("Wolkowicz-Styan", limits.lambda_max, limits.lambda_min))
+    claims += [(bound.name, bound.lambda_max, bound.lambda_min) for bound in report.named_bounds]
     if report.enclosure is not None:
         claims.append(("enclosure", report.enclosure.lambda_max, report.enclosure.lambda_min))
     for name, largest, smallest in claims:

@@ -23,6 +23,7 @@ def test_a_stored_report_of_schema_1_0_is_read_and_written_back(path: Path) -> N
     assert report.enclosure is not None
     assert report.enclosure.convergence is None
     written = report.model_dump(mode="json")
+    assert written.pop("bounds_list") is None
     del written["moments"]["trace_standard_error"]
     for added in ("convergence", "floor", "rounding", "stopped_by"):
         assert written["enclosure"].pop(added) is None
@@ -31,6 +32,15 @@ def test_a_stored_report_of_schema_1_0_is_read_and_written_back(path: Path) -> N
 
 def test_there_are_stored_reports() -> None:
     assert len(list(STORED.glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize("path", sorted(STORED.glob("*.json")), ids=lambda path: path.stem)
+def test_the_bound_of_a_stored_report_of_schema_1_0_is_found_by_name(path: Path) -> None:
+    report = wsb.Report.model_validate_json(path.read_text())
+    (bound,) = report.named_bounds
+    assert report.bounds is not None
+    assert (bound.name, bound.kind, bound.failure_probability) == ("wolkowicz_styan", "deterministic", None)
+    assert (bound.lambda_max, bound.lambda_min) == tuple(dict(report.bounds.wolkowicz_styan).values())
 
 
 def analysed(**options: object) -> wsb.Report:
@@ -42,7 +52,7 @@ def analysed(**options: object) -> wsb.Report:
 def test_both_ends_are_listed_by_product_and_hold_the_eigenvalues(moments: str) -> None:
     report = analysed(moments=moments, max_products=12)
     eigenvalues = Golden("deep_tanh").eigenvalues
-    assert report.schema_version == "1.2"
+    assert report.schema_version == "1.3"
     assert report.enclosure is not None
     rows = report.enclosure.convergence
     assert rows is not None
@@ -60,3 +70,10 @@ def test_long_runs_are_thinned_and_keep_their_last_row(monkeypatch: pytest.Monke
     assert report.enclosure is not None
     assert report.enclosure.convergence is not None
     assert [row.products for row in report.enclosure.convergence] == [3, 6, 9, 12]
+
+
+def test_the_bound_of_a_report_before_schema_1_3_with_probes_is_that_of_the_norm() -> None:
+    report = analysed(moments="probes", enclosure=False)
+    (found,) = report.model_copy(update={"bounds_list": None}).named_bounds
+    assert report.bounds_list is not None
+    assert found == report.bounds_list[0].model_copy(update={"assumptions": []})

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from wsb_engine import report as r
-from wsb_engine.analysis import krylov, moments
-from wsb_engine.analysis.checks import Evidence, checks, failure
+from wsb_engine.analysis import agreement, bounds, krylov, moments, parts
+from wsb_engine.analysis.agreement import MeasuredErrors
+from wsb_engine.analysis.checks import checks, failure
 from wsb_engine.analysis.inputs import device as device_of
 from wsb_engine.analysis.members import Devices
-from wsb_engine.analysis.monitor import Monitor, TimeLimitError
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.rounding import Measuring
+from wsb_engine.analysis.spectrum import form, spectrum
 from wsb_engine.batch import Batch
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.curvature import loss
-from wsb_engine.curvature.closed_form.activations import value
-from wsb_engine.curvature.closed_form.mlp import network
-from wsb_engine.curvature.closed_form.sums import ClosedForm
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
-from wsb_engine.errors import ModelError, ResourceError, finite, overflow
-from wsb_engine.model import Classifier, Tensors
+from wsb_engine.errors import ResourceError, overflow
+from wsb_engine.model import Classifier
 from wsb_engine.options import Options
 from wsb_engine.progress import ProgressCallback
-from wsb_engine.spectrum.dense import dense_spectrum, form_hessian
-from wsb_engine.spectrum.density import DensityEstimate
 from wsb_engine.units import in_true_units
-from wsb_engine.version import __version__
-
-PARITY_SAMPLES = 4096
-"""Samples whose logits are compared with an independent runtime."""
-ONE_THREAD_SUMS = 5e8
-"""Operations of the closed form up to which one thread of a CPU is as fast as two; its operators are large."""
-FLOAT32_DRIFT = 1e-3
-"""Relative error of a float32 product against a float64 one beyond which the report says so."""
-TOP_SHARES = 10
-"""Samples listed by their share of ‖H‖_F²."""
 
 
 def analyze(
@@ -56,14 +40,14 @@ def analyze(
     progress: ProgressCallback | None = None,
     devices: Sequence[str] = (),
 ) -> r.Report:
-    """Bounds and, on request, the spectrum of the Hessian of the batch's cross-entropy.
+    """Bound the Hessian of the batch's cross-entropy and, on request, compute its spectrum.
 
     Args:
         classifier: From ``load_model`` or ``from_module``.
         batch: N labelled samples.
         options: See ``Options``.
-        progress: Called every now and then; raising in it stops the analysis and reaches the caller.
-        devices: Several that share the work, named as in ``Options.device`` and in its place; the first one leads.
+        progress: Called regularly; an exception raised in it stops the analysis and reaches the caller.
+        devices: Several devices that share the work, named as in ``Options.device`` and replacing it; the first leads.
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
@@ -96,7 +80,7 @@ def analyze(
 
 @contextmanager
 def _finite_numbers() -> Iterator[None]:
-    """Gives a number that is not finite, which no report can hold, an error with a code and advice.
+    """Turn a number that is not finite, which no report can hold, into an error with a code and advice.
 
     Raises:
         ResourceError: ``overflow``.
@@ -115,43 +99,28 @@ def _finite_numbers() -> Iterator[None]:
 
 @_finite_numbers()
 def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: Options, monitor: Monitor) -> r.Report:
-    """All of an analysis but its setup.
+    """Run every stage of an analysis but its setup.
 
     Raises:
         ModelError, ResourceError: with a code and advice.
     """
-    device = problem.objective.device
-    small = problem.product_operations <= ONE_THREAD_OPERATIONS
+    device, small = problem.objective.device, problem.product_operations <= ONE_THREAD_OPERATIONS
     with monitor.phase("loss"), threads_of(device, one=small):
-        loss_part = _loss(problem)
+        loss = parts.loss(problem)
     with monitor.phase("parity"):
-        parity = _parity(problem, classifier, monitor)
+        parity = parts.parity(problem, classifier, monitor)
     choice = moments.choose(problem, options, monitor)
-    probing = choice is not None and choice.method == "probes"
-    layout = None if choice is None else choice.layout
-    summed_by_one = layout is not None and layout.cost <= ONE_THREAD_SUMS
-    monitor.one_thread = device.type == "cpu" and small and summed_by_one and options.spectrum == "none"
+    monitor.one_thread = device.type == "cpu" and small and choice.is_short and options.spectrum == "none"
     product = problem.hessian_product(columns=1)
-    shared = None
-    if probing or krylov.wanted(options):
-        shared = krylov.krylov(problem, product, options, monitor)
+    probing = choice.method == "probes"
+    shared = krylov.krylov(problem, product, options, monitor) if probing or krylov.wanted(options) else None
     share = moments.shares(options, single=product.dtype == torch.float32, probing=probing)
     measuring = Measuring(problem, options.seed, share, monitor.tell)
     with monitor.phase("rounding"), threads_of(device, one=small):
-        rounding = measuring.rounding(product, layout)
-    hessian, found = None, None
-    with (
-        monitor.phase("moments"),
-        _partial(monitor, "moments", options.enclosure),
-        _without_overflow(monitor, options),
-        monitor.limited(),
-        threads_of(device, one=summed_by_one),
-    ):
-        if choice is not None:
-            if options.spectrum == "dense" and problem.structure is None and not probing:
-                hessian = _form(problem, monitor)
-            found = moments.compute(problem, options, choice, hessian, shared, rounding, monitor)
-            found = moments.with_gauss_newton(found, problem)
+        rounding = measuring.rounding(product, choice.layout)
+    with monitor.phase("moments"), threads_of(device, one=choice.is_short):
+        found, hessian = _moments(problem, options, choice, shared, rounding, monitor)
+    named = [] if found is None else bounds.evaluate(found.quantities, rounding)
     premises = Premises(
         rounding=rounding,
         moments=None if found is None else found.known,
@@ -159,264 +128,75 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         relative_gap=options.relative_gap,
         both=options.ends == "both",
     )
-    enclosure, evidence = None, Evidence()
+    enclosure, eigenvalues, errors = None, None, MeasuredErrors()
     with monitor.phase("enclosure"), threads_of(device, one=small):
         if options.enclosure and shared is not None:
-            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
-            evidence = replace(_evidence(problem, product, options.seed, monitor), ritz=ritz)
-    spectrum = None
-    with monitor.phase("spectrum"), _partial(monitor, "a spectrum", enclosure is not None), monitor.limited():
-        spectrum, evidence = _spectrum(problem, options, shared, premises, hessian, evidence, monitor)
-    part, bounds, closed = (None, None, None) if found is None else (found.part, found.bounds, found.closed)
-    found_checks = checks(problem, part, bounds, enclosure, spectrum, parity, rounding, evidence)
-    for check in found_checks:
+            enclosure, errors = _enclosure(problem, options, shared, product, premises, measuring, monitor)
+    with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
+        eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
+    part, closed = (None, None) if found is None else (found.part, found.closed)
+    results = checks(problem, parity, part, named, enclosure, eigenvalues, rounding, errors)
+    for check in results:
         if not check.passed:
             monitor.warn("check_failed", failure(check))
     report = r.Report(
-        engine=_engine(problem, options),
-        model=_model(classifier, problem, parity),
+        engine=parts.engine(problem, options),
+        model=parts.model(classifier, problem, parity),
         batch=r.BatchSummary(sha256=batch.sha256, samples=len(batch), classes=max(problem.logits.shape[1], 2)),
-        loss=loss_part,
+        loss=loss,
         moments=part,
-        bounds=bounds,
+        bounds=bounds.from_moments(named),
+        bounds_list=named,
         enclosure=enclosure,
-        spectrum=spectrum,
-        layers=_layers(problem, closed, rounding),
+        spectrum=eigenvalues,
+        layers=parts.layers(problem, closed, rounding),
         blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
-        orthogonality=_orthogonality(closed),
-        checks=found_checks,
+        orthogonality=parts.orthogonality(closed),
+        checks=results,
         warnings=monitor.warnings,
         timings=monitor.timings(),
     )
     return in_true_units(report, problem.objective.scale)
 
 
-@contextmanager
-def _partial(monitor: Monitor, what: str, something: bool) -> Iterator[None]:
-    """Leaves a part out once the time limit has passed, as long as the report will hold something without it."""
-    try:
-        yield
-    except TimeLimitError as error:
-        if not something:
-            raise
-        monitor.warn("time_limit", f"{error.message}: the report is partial, without {what}")
+def _moments(
+    problem: Problem,
+    options: Options,
+    choice: moments.Choice,
+    shared: krylov.Krylov | None,
+    rounding: Rounding,
+    monitor: Monitor,
+) -> tuple[moments.MomentsResult | None, Tensor | None]:
+    """Compute the moments, and the dense Hessian if they come from it; keep what a limit leaves of them."""
+    found, hessian = None, None
+    with monitor.optional("moments", options.enclosure), _without_overflow(monitor, options), monitor.limited():
+        if choice.method == "basis" and options.spectrum == "dense" and problem.structure is None:
+            hessian = form(problem, monitor)
+        found = moments.compute(problem, options, choice, hessian, shared, rounding, monitor)
+        found = None if found is None else moments.with_gauss_newton(found, problem)
+    return found, hessian
+
+
+def _enclosure(
+    problem: Problem,
+    options: Options,
+    shared: krylov.Krylov,
+    product: HessianProduct,
+    premises: Premises,
+    measuring: Measuring,
+    monitor: Monitor,
+) -> tuple[r.Enclosure | None, MeasuredErrors]:
+    """Enclose both ends of the spectrum, and measure errors of the products."""
+    enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+    return enclosure, replace(agreement.of_products(problem, product, options.seed, monitor), ritz=ritz)
 
 
 @contextmanager
 def _without_overflow(monitor: Monitor, options: Options) -> Iterator[None]:
-    """Leaves moments out if their squares leave the range of numbers and nobody asked for them."""
+    """Leave moments out if their squares leave the range of numbers and nobody asked for them."""
     try:
         yield
     except ResourceError as error:
         if error.code != "overflow" or options.moments != "auto" or not options.enclosure:
             raise
         monitor.warn("moments_unavailable", f"{error.message}: no moments")
-
-
-def _loss(problem: Problem) -> r.Loss:
-    targets, logits = problem.objective.targets, problem.logits
-    y, w = targets.y.cpu(), targets.weights.cpu()
-    return r.Loss(
-        kind=targets.kind,
-        value=finite(float((w * loss.sample_losses(logits, y)).sum()), "the loss"),
-        gradient_norm=finite(_norm(problem.objective.gradient()), "the gradient's norm"),
-        accuracy=loss.accuracy(logits, loss.Targets(y, w)),
-    )
-
-
-def _parity(problem: Problem, classifier: Classifier, monitor: Monitor) -> r.Parity | None:
-    model = problem.model
-    if model.reference is None or model.reference_name is None:
-        if classifier.format != "module":
-            monitor.warn("parity_none", "there is no other runtime to compare these logits with")
-        return None
-    rows = slice(0, problem.samples if problem.objective.coupled else PARITY_SAMPLES)
-    arrays = {name: tensor[rows].numpy() for name, tensor in problem.objective.inputs.items()}
-    try:
-        expected = model.reference(arrays)
-    except ModelError as error:
-        monitor.warn("parity_unavailable", f"{model.reference_name} can't monitor this model: {error.message}")
-        return None
-    theirs, ours = np.asarray(expected, dtype=np.float64), problem.logits[rows].numpy()
-    comparable = np.isfinite(theirs)
-    if not comparable.all():
-        # A probability that underflows in the file's precision has no logarithm there.
-        monitor.warn(
-            "parity_partial", f"{comparable.size - comparable.sum()} of the logits overflow in {model.reference_name}"
-        )
-    if not comparable.any():
-        return None
-    difference = np.abs(theirs - ours)[comparable]
-    return r.Parity(reference=model.reference_name, max_abs_error=float(difference.max()))
-
-
-def _evidence(problem: Problem, product: HessianProduct, seed: int, monitor: Monitor) -> Evidence:
-    """How well the products behave, on random vectors; none once time is up."""
-    if monitor.expired:
-        return Evidence()
-    if problem.objective.dtype == torch.float32:
-        drift = krylov.float32_drift(problem, product, seed)
-        if drift > FLOAT32_DRIFT:
-            monitor.warn(
-                "float32_drift",
-                f"products in float32 are off by {drift:.2g} of their size: certified numbers allow for that, "
-                "estimates do not; use dtype float64",
-            )
-    return Evidence(symmetry=krylov.symmetry_error(product, seed))
-
-
-def _form(problem: Problem, monitor: Monitor) -> Tensor:
-    return form_hessian(problem.hessian_product(), memory=problem.memory, progress=monitor.report)
-
-
-def _spectrum(
-    problem: Problem,
-    options: Options,
-    shared: krylov.Krylov | None,
-    premises: Premises,
-    hessian: Tensor | None,
-    evidence: Evidence,
-    monitor: Monitor,
-) -> tuple[r.SpectrumResult | None, Evidence]:
-    drawn = krylov.spectral_density(shared, options, monitor) if options.density and shared is not None else None
-    density = None if drawn is None else _density(drawn)
-    if options.spectrum == "dense":
-        H = _form(problem, monitor) if hessian is None else hessian
-        disagreement, reach = _disagreement(problem, H, options.seed)
-        dense = dense_spectrum(H)
-        result = r.SpectrumResult(
-            method="dense",
-            eigenvalues=dense.eigenvalues.tolist(),
-            residuals=None,
-            upper_bounds=None,
-            density=density,
-        )
-        return result, replace(evidence, asymmetry=dense.asymmetry, disagreement=disagreement, reach=reach)
-    if options.spectrum == "top" and shared is not None:
-        found = krylov.top(shared, premises, options, monitor)
-        result = r.SpectrumResult(
-            method="lanczos",
-            eigenvalues=found.eigenvalues.tolist(),
-            residuals=found.residuals.tolist(),
-            upper_bounds=found.upper_bounds,
-            density=density,
-        )
-        return result, evidence
-    if density is None:
-        return None, evidence
-    return (
-        r.SpectrumResult(method="lanczos", eigenvalues=[], residuals=[], upper_bounds=None, density=density),
-        evidence,
-    )
-
-
-def _density(drawn: DensityEstimate) -> r.Density:
-    return r.Density(
-        grid=drawn.grid.tolist(),
-        values=drawn.values.tolist(),
-        sigma=drawn.sigma,
-        mean=drawn.mean,
-        mean_error=drawn.mean_error,
-        second_moment=drawn.second_moment,
-        second_moment_error=drawn.second_moment_error,
-    )
-
-
-def _disagreement(problem: Problem, hessian: Tensor, seed: int) -> tuple[float, float]:
-    """‖Hv − H′v‖ / ‖H′v‖ and ‖v‖ / ‖H′v‖ for a random v, where H′v is by automatic differentiation."""
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(len(hessian), generator=generator, dtype=torch.float64).to(hessian.device)
-    reference = _reference(problem, v)
-    scale, difference = _norm(reference), _norm(hessian @ v - reference)
-    if scale == 0:
-        return math.inf if difference > 0 else 0.0, 0.0
-    return difference / scale, _norm(v) / scale
-
-
-def _norm(v: Tensor) -> float:
-    """‖v‖, divided by the largest entry first, so that no square leaves the range of numbers."""
-    largest = float(v.abs().max())
-    return largest * float(torch.linalg.vector_norm(v / largest)) if largest else 0.0
-
-
-def _reference(problem: Problem, v: Tensor) -> Tensor:
-    """H·v by automatic differentiation: of an MLP's layers, whose logits were compared, else of the file's graph."""
-    objective, structure = problem.objective, problem.structure
-    if structure is None:
-        return problem.from_scratch(objective).vector(v)
-
-    def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
-        z = structure.mlp.features(inputs)
-        for index, layer in enumerate(network(structure.mlp, parameters, frozenset()).layers):
-            z = torch.nn.functional.linear(z, layer.W, layer.b)
-            if index < len(structure.mlp.activations):
-                z = value(structure.mlp.activations[index], z)
-        return z
-
-    # Backwards twice, for which nothing has to be imported that takes a second.
-    return replace(objective, function=logits).twice_backward(v.to(objective.dtype))
-
-
-def _engine(problem: Problem, options: Options) -> r.Engine:
-    return r.Engine(
-        version=__version__,
-        torch=torch.__version__,
-        device=str(problem.objective.device),
-        dtype="float64" if problem.objective.dtype == torch.float64 else "float32",
-        seed=options.seed,
-    )
-
-
-def _model(classifier: Classifier, problem: Problem, parity: r.Parity | None) -> r.Model:
-    selected = problem.objective.selected
-    return r.Model(
-        format=classifier.format,
-        sha256=classifier.sha256,
-        architecture="mlp" if problem.structure is not None else "general",
-        parameters=r.Parameters(
-            count=problem.objective.parameters,
-            tensors=[
-                r.ParameterTensor(name=name, shape=list(tensor.shape), count=tensor.numel())
-                for name, tensor in selected.items()
-            ],
-            tied=[name for name in problem.model.tied if name in selected],
-        ),
-        activations=list(problem.model.activations),
-        smooth=not problem.nonsmooth,
-        nonsmooth_operators=list(problem.nonsmooth),
-        head=problem.model.head,
-        parity=parity,
-    )
-
-
-def _layers(problem: Problem, closed: ClosedForm | None, rounding: Rounding) -> list[r.LayerCurvature] | None:
-    if closed is None or problem.structure is None:
-        return None
-    parts = []
-    for index, layer in enumerate(problem.structure.net.layers):
-        t, q = float(closed.layer_traces[index]), float(closed.block_squares[index, index])
-        n = layer.parameters
-        upper = rounding.wolkowicz_styan(t, q, n).lambda_max_upper if n else 0.0
-        parts.append(
-            r.LayerCurvature(
-                name=layer.name,
-                parameters=layer.parameters,
-                trace=t,
-                frobenius_squared=q,
-                wolkowicz_styan_upper=upper,
-            )
-        )
-    return parts
-
-
-def _orthogonality(closed: ClosedForm | None) -> r.Orthogonality | None:
-    if closed is None:
-        return None
-    q = closed.frobenius_squared
-    shares = closed.sample_shares / q if q else torch.zeros_like(closed.sample_shares)
-    order = torch.argsort(shares, descending=True, stable=True)[:TOP_SHARES]
-    return r.Orthogonality(
-        coherence=closed.coherence,
-        cross_sample_share=1 - closed.self_share / q if q else 0.0,
-        sample_shares=[r.SampleShare(row=int(row), share=float(shares[row])) for row in order],
-    )

@@ -1,13 +1,13 @@
 """Whether the logits of a sample depend on other samples: batch statistics, attention over the batch, a row's position.
 
-Losses of chunks add up to the loss of the batch only where they do not. Two tests compare the logits of the same sample
+Losses of chunks add up to the loss of the batch only if they do not. Two tests compare the logits of the same sample
 in different company. In place: some samples become copies of others, and the rest stay where they are. A row then
 passes through the same kernels as before, so its logits keep every bit unless they depend on its neighbours, however
 weakly. Elsewhere: samples in smaller groups and in reverse order, which also shows dependence on the number of samples
 and on positions, but changes how sums are rounded.
 
-Both are made in float64. Rounding is told from coupling by what the same logits do when every number that they are
-computed from moves by one unit roundoff: inputs such as timestamps amplify rounding as they amplify that.
+Both run in float64. To tell rounding from coupling, every number that the logits are computed from moves by one unit
+roundoff: inputs such as timestamps amplify rounding as they amplify that.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from wsb_engine.model import Input, Tensors
 CODE = "samples_coupled"
 MESSAGE = "the logits of a sample depend on the other samples: H is of this batch as a whole"
 NOTHING = 8.0
-"""Units of roundoff, relative to a row's largest logit, that are not looked into."""
+"""Units of roundoff, relative to the largest logit of a row, that always count as rounding."""
 ROUNDING = 1e3
-"""Times that the summation of long rows may amplify rounding beyond what moving each number once shows."""
+"""Factor by which summing long rows may amplify rounding beyond what moving each number once shows."""
 DRAWS = 2
-"""Random signs with which numbers are moved."""
+"""Number of draws of random signs by which numbers move."""
 SHIFT = 1e-3
-"""Relative, of parameters: what is multiplied by a parameter that is 0 shows only near it."""
+"""Relative shift of parameters: a factor of a parameter that is 0 shows only away from 0."""
 GROUPS = 4
-"""Parts of a chunk whose samples meet elsewhere."""
+"""Parts of a chunk that are evaluated as batches."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class _Trial:
 
 
 def coupled_in_place(objective: Objective) -> bool:
-    """Whether logits follow the contents of other rows, on at most one chunk of samples from the whole batch.
+    """Return whether logits follow the contents of other rows, on at most one chunk of samples from the whole batch.
 
-    Only parameters that are selected are moved away from 0: others stay what they are in H too.
+    Only selected parameters are moved away from 0: the others are constant in H too.
     """
     exact = objective.in_double()
     size = min(exact.samples, GRADIENT_SAMPLES, exact.fits)
@@ -67,7 +67,7 @@ def coupled_in_place(objective: Objective) -> bool:
 
 
 def coupled_elsewhere(objective: Objective, logits: Tensor) -> bool:
-    """Whether logits follow the number or the order of samples; in every chunk.
+    """Return whether logits follow the number or the order of samples, in any chunk.
 
     Args:
         objective: Objective with which the logits were evaluated.
@@ -85,7 +85,7 @@ def coupled_elsewhere(objective: Objective, logits: Tensor) -> bool:
 
 
 def require_free_batch(inputs: tuple[Input, ...], samples: int) -> None:
-    """Refuses coupled samples of a file that is fixed to another number: no run of it holds the batch.
+    """Reject coupled samples of a file with a fixed number of samples other than the batch's.
 
     Raises:
         ModelError: ``samples_coupled``.
@@ -102,7 +102,7 @@ def require_free_batch(inputs: tuple[Input, ...], samples: int) -> None:
 
 
 def _halves(rows: Tensor, donors: int, generator: torch.Generator) -> Iterator[_Trial]:
-    """A random half of the rows stays and the other one holds copies of up to so many of it; then the reverse."""
+    """Keep a random half of the rows and replace the others by copies of up to ``donors`` of them; then the reverse."""
     order = torch.randperm(len(rows), generator=generator)
     middle = len(rows) // 2
     for kept, replaced in ((order[:middle], order[middle:]), (order[middle:], order[:middle])):
@@ -114,7 +114,7 @@ def _halves(rows: Tensor, donors: int, generator: torch.Generator) -> Iterator[_
 
 
 def _couples(objective: Objective, trial: _Trial, z: Tensor) -> bool:
-    """Whether logits differ by more than rounding between two batches.
+    """Return whether logits differ by more than rounding between two batches.
 
     Args:
         objective: The logits, in float64.
@@ -131,12 +131,12 @@ def _couples(objective: Objective, trial: _Trial, z: Tensor) -> bool:
     if bool((difference <= NOTHING * unit).all()):
         return False
     moved = _sensitivity(objective, trial.other)[trial.there]
-    # The median, because a row may happen to stand still in every draw.
+    # The median, because a row may happen not to move in any draw.
     return bool((difference > ROUNDING * torch.maximum(unit, moved.clamp(min=moved.median()))).any())
 
 
 def _sensitivity(objective: Objective, rows: Tensor) -> Tensor:
-    """(B,) largest change of each row's logits when inputs and parameters move by one unit roundoff."""
+    """Measure the largest change of each row's logits, (B,), if inputs and parameters move by one unit roundoff."""
     generator = torch.Generator().manual_seed(1)
     z = _evaluated(objective, rows)
     moved = torch.zeros(len(rows), dtype=torch.float64, device=objective.device)
@@ -151,7 +151,7 @@ def _sensitivity(objective: Objective, rows: Tensor) -> Tensor:
 
 
 def _jittered(tensors: Tensors, generator: torch.Generator) -> dict[str, Tensor]:
-    """Floating numbers moved up or down by one unit roundoff."""
+    """Move floating-point numbers up or down by one unit roundoff."""
 
     def jitter(tensor: Tensor) -> Tensor:
         signs = torch.randint(2, tensor.shape, generator=generator).to(tensor) * 2 - 1
@@ -161,7 +161,7 @@ def _jittered(tensors: Tensors, generator: torch.Generator) -> dict[str, Tensor]
 
 
 def _shifted(objective: Objective, generator: torch.Generator) -> Objective:
-    """Selected parameters near those of the model, none of them 0."""
+    """Move selected parameters slightly, so that none is 0."""
 
     def shifted(tensor: Tensor) -> Tensor:
         scale = float(tensor.abs().mean()) or 1.0
@@ -172,7 +172,7 @@ def _shifted(objective: Objective, generator: torch.Generator) -> Objective:
 
 
 def _evaluated(objective: Objective, rows: Tensor, jitter: torch.Generator | None = None) -> Tensor | None:
-    """Logits of some rows as one batch, (B, C) float64; None where the model does not take such a batch."""
+    """Evaluate some rows as one batch, (B, C) float64; None if the model does not take such a batch."""
     objective.pause()
     inputs = objective.chunk_inputs(rows)
     if jitter is not None:

@@ -24,24 +24,24 @@ class Eigenpairs:
     eigenvalues: Tensor
     """(k,) descending"""
     eigenvectors: Tensor
-    """(P, k) orthonormal columns; their entries follow the tensors of the report's ``model.parameters``, each flattened
-    by rows."""
+    """(P, k) orthonormal columns; entries follow the tensors of the report's ``model.parameters``, each flattened by
+    rows."""
     residuals: Tensor
-    """(k,) ‖Hv − θv‖ of each, by a product of its own."""
+    """(k,) ‖Hv − θv‖ of each pair, by a fresh product."""
     converged: bool
-    """Whether all residuals are small and nothing larger was left out, but for the failure probability."""
+    """True if all residuals are small and, except with the failure probability, no larger eigenvalue is missing."""
 
 
 def eigenpairs(
     classifier: Classifier, batch: Batch, options: Options | None = None, *, progress: ProgressCallback | None = None
 ) -> Eigenpairs:
-    """The ``top`` largest eigenvalues of the Hessian, in algebraic order, and their eigenvectors.
+    """Compute the ``top`` largest eigenvalues of the Hessian, in algebraic order, with their eigenvectors.
 
     Args:
         classifier: From ``load_model`` or ``from_module``.
         batch: N labelled samples.
-        options: Those of ``analyze``; what concerns moments and the enclosure is not used.
-        progress: Called every now and then; raising in it stops the search and reaches the caller.
+        options: As for ``analyze``; those about moments and the enclosure have no effect.
+        progress: Called regularly; an exception raised in it stops the search and reaches the caller.
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.

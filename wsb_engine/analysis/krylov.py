@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from wsb_engine import report as r
 from wsb_engine.analysis.monitor import Monitor
@@ -25,27 +24,27 @@ from wsb_engine.spectrum.probes import probe as probed
 from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
 
 CONVERGENCE_ROWS = 100
-"""At most so many steps of an enclosure are in the report."""
+"""Most steps of an enclosure in the report."""
 FINISHING_PRODUCTS = 24
-"""Products, at most, that confirm an enclosure after its last step; a time limit leaves room for them."""
+"""Most products that confirm an enclosure after its last step; a time limit leaves room for them."""
 USELESS_WIDTH = 1e3
 """An enclosure wider than this many times the spectrum is withheld: it says nothing."""
 
 
 @dataclass(frozen=True)
 class Krylov:
-    """A run that the stages share, and its product."""
+    """A Lanczos run that several stages share, and its product."""
 
     run: Lanczos
     product: HessianProduct
-    limit: int
+    max_steps: int
     """Steps that options and memory allow."""
-    short: bool = False
-    """True if it is memory that limits them."""
+    limited_by_memory: bool = False
+    """True if memory, not the options, sets ``max_steps``."""
 
 
 def wanted(options: Options) -> bool:
-    """True if any stage of these options multiplies single vectors."""
+    """Return whether any stage of these options multiplies single vectors."""
     return options.enclosure or options.density or options.spectrum == "top"
 
 
@@ -59,7 +58,7 @@ def krylov(problem: Problem, product: HessianProduct, options: Options, monitor:
         monitor: Warned if memory limits the number of products.
     """
     wanted = min(options.max_products, product.parameters)
-    # The basis is kept in float64, besides a few vectors for the product itself.
+    # The basis in float64, and a few vectors for the product.
     fits = max(1, problem.memory // (8 * product.parameters) - ROWS)
     if fits < wanted:
         monitor.warn("enclosure_memory", f"the memory limit holds {fits} products of the {wanted} that were allowed")
@@ -73,13 +72,16 @@ def krylov(problem: Problem, product: HessianProduct, options: Options, monitor:
 def probe(
     shared: Krylov, seed: int, failure_probability: float, monitor: Monitor
 ) -> tuple[Probed, tuple[float, float] | None]:
-    """The moments by random products, and the outermost Ritz values, moved inwards for rounding, of steps before them.
+    """Estimate the moments by random products.
+
+    Returns:
+        The estimates, and the outermost Ritz values of the steps before them, moved inwards for rounding.
 
     Raises:
         TimeLimitError: ``time_limit``.
     """
     lanczos = shared.run
-    deflate(lanczos, shared.limit, progress=lambda products: monitor.report(0.0, products))
+    deflate(lanczos, shared.max_steps, progress=lambda products: monitor.report(0.0, products))
     found = probed(lanczos, failure_probability=failure_probability, seed=seed, progress=monitor.report)
     if not lanczos.steps:
         return found, None
@@ -92,18 +94,18 @@ def probe(
 def enclosure(
     problem: Problem, shared: Krylov, premises: Premises, measuring: Measuring, options: Options, monitor: Monitor
 ) -> tuple[r.Enclosure | None, RitzResidual]:
-    """Both ends of the spectrum, as tight as options, memory and time allow, and what fresh products say of them.
+    """Enclose both ends of the spectrum as tightly as options, memory and time allow, and confirm them.
 
     Args:
         problem: The analysis.
-        shared: Its Krylov run; one product is made whatever the time limit.
+        shared: Its Krylov run; takes one step whatever the time limit.
         premises: Premises in the units of the products.
-        measuring: Looks at the outer Ritz vectors as well.
+        measuring: Also measures rounding on the outer Ritz vectors.
         options: Limits.
         monitor: Clock and warnings.
 
     Returns:
-        No enclosure if it would say nothing; a warning tells why.
+        The enclosure, or None with a warning if it would say nothing; residuals of its Ritz pairs by fresh products.
     """
     lanczos = shared.run
     if not lanczos.steps:
@@ -113,11 +115,11 @@ def enclosure(
     with monitor.limited(reserve=FINISHING_PRODUCTS * lanczos.seconds / lanczos.products):
         found = enclose(
             enclosing,
-            max_products=shared.limit,
-            progress=lambda now: monitor.tell(now.products / shared.limit, now.products),
+            max_products=shared.max_steps,
+            progress=lambda now: monitor.tell(now.products / shared.max_steps, now.products),
             expired=lambda: monitor.expired,
         )
-    if shared.short and found.stopped_by == "products":
+    if shared.limited_by_memory and found.stopped_by == "products":
         found = replace(found, stopped_by="memory")
     pairs = outer_pairs(lanczos)
     rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
@@ -155,7 +157,7 @@ def _says_nothing(found: Enclosures, enclosing: Enclosing) -> bool:
 
 
 def _advice(found: Enclosures, problem: Problem) -> str:
-    """Why an enclosure is no narrower, and what would help."""
+    """Say why an enclosure is no narrower, and what would help."""
     if found.stopped_by == "time":
         return "the time limit passed; raise time_limit, or send fewer samples"
     if found.stopped_by == "memory":
@@ -168,7 +170,7 @@ def _advice(found: Enclosures, problem: Problem) -> str:
 
 
 def _part(found: Enclosures, factor: float) -> r.Enclosure:
-    """The report's part, in true units."""
+    """Convert to the report's part, with every number times the factor."""
     slack = found.slack * factor
     return r.Enclosure(
         lambda_max=_certified(found.lambda_max.scaled(factor)),
@@ -183,7 +185,7 @@ def _part(found: Enclosures, factor: float) -> r.Enclosure:
 
 
 def _convergence(rows: list[Enclosures], factor: float) -> list[r.EnclosureStep]:
-    """Some of the rows, evenly spread, the last among them; rows that certify nothing yet are left out."""
+    """Thin the rows evenly, keeping the last; leave out rows that certify nothing yet."""
     useful = [row for row in rows if math.isfinite(row.lambda_max.width) and math.isfinite(row.lambda_min.width)]
     thinned = useful[:: -max(1, math.ceil(len(useful) / CONVERGENCE_ROWS))][::-1]
     return [
@@ -211,13 +213,13 @@ def _certified(end: End) -> r.CertifiedInterval:
 
 
 def _finite(value: float) -> float:
-    """The value, or the largest number of its sign: where nothing is certified, that holds as well."""
+    """Return the value, or the largest number of its sign, which bounds anything."""
     return max(-sys.float_info.max, min(sys.float_info.max, value))
 
 
 def top(shared: Krylov, premises: Premises, options: Options, monitor: Monitor) -> TopEigenvalues:
-    """The largest eigenvalues by continuing the run, in the units of the products."""
-    limit = max(shared.limit, min(2 * options.top, shared.product.parameters))
+    """Compute the largest eigenvalues by continuing the run, in the units of the products."""
+    limit = max(shared.max_steps, min(2 * options.top, shared.product.parameters))
     lanczos = shared.run
     with monitor.limited():
         found = top_eigenvalues(
@@ -242,7 +244,7 @@ def top(shared: Krylov, premises: Premises, options: Options, monitor: Monitor) 
 
 
 def spectral_density(shared: Krylov, options: Options, monitor: Monitor) -> DensityEstimate:
-    """The density of all eigenvalues, by runs of its own."""
+    """Estimate the density of all eigenvalues by separate runs."""
     product = shared.product
     with monitor.limited():
         return density(
@@ -251,35 +253,6 @@ def spectral_density(shared: Krylov, options: Options, monitor: Monitor) -> Dens
             product.device,
             seed=options.seed,
             unit=shared.run.unit,
-            steps=min(shared.limit, STEPS),
+            steps=min(shared.max_steps, STEPS),
             progress=monitor.report,
         )
-
-
-def symmetry_error(product: HessianProduct, seed: int) -> float:
-    """|uᵀHv − vᵀHu| / (‖Hu‖ ‖v‖ + ‖Hv‖ ‖u‖) for random u and v: 0 but for rounding."""
-    u, v = _random(product, seed).unbind(dim=1)
-    image_u, image_v = _normalised(product.vector(u), product.vector(v))
-    norm = torch.linalg.vector_norm
-    scale = float(norm(image_u) * norm(v) + norm(image_v) * norm(u))
-    return abs(float(v @ image_u - u @ image_v)) / scale if scale else 0.0
-
-
-def float32_drift(problem: Problem, product: HessianProduct, seed: int) -> float:
-    """‖Hv − H′v‖ / ‖H′v‖ with H′v in float64, for a random v."""
-    v = _random(product, seed)[:, 0]
-    want, found = _normalised(problem.product_at(problem.objective.in_double()).vector(v), product.vector(v))
-    scale = float(torch.linalg.vector_norm(want))
-    return float(torch.linalg.vector_norm(found - want)) / scale if scale else 0.0
-
-
-def _normalised(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both divided by the largest entry of either, so that their norms neither underflow nor overflow."""
-    largest = max(float(a.abs().max()), float(b.abs().max()))
-    return (a / largest, b / largest) if largest else (a, b)
-
-
-def _random(product: HessianProduct, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(product.parameters, 2, generator=generator, dtype=torch.float64)
-    return vectors.to(product.device, product.dtype).double()

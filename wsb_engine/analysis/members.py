@@ -1,4 +1,4 @@
-"""Members of one analysis that share its products and pairs of samples, and the devices of one process as such."""
+"""Members that share the products and pairs of samples of one analysis; the devices of one process are such members."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from wsb_engine.model import Tensors
 
 
 class Member:
-    """One member's rows, and what it has added up.
+    """The rows of one member, and its sums so far.
 
     Args:
-        problem: The whole.
-        index: Which member this is.
+        problem: The whole analysis.
+        index: Index of this member.
         count: Number of members.
         device: Device of this member.
     """
@@ -45,7 +45,7 @@ class Member:
         self._terms: Iterator[float] = iter(())
 
     def answer(self, task: Task, tensor: Tensor | None = None) -> Tensor:
-        """What the task asks for, float64 on this member's device."""
+        """Carry out a task; the result is float64 on this member's device."""
         match task:
             case Multiply(columns):
                 if tensor is None:
@@ -76,7 +76,7 @@ class Member:
 
 
 def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:
-    """Some rows on a device, each with the weight that it has in the whole."""
+    """Move some rows to a device, each with the weight that it has in the whole."""
 
     def moved(tensors: Tensors) -> dict[str, Tensor]:
         return {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -101,10 +101,10 @@ def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:
 
 
 class Devices(Team):
-    """Several devices of this process, each with a thread of its own; leave it as a context to end the threads.
+    """Several devices of this process, each with its thread; a context manager whose exit ends the threads.
 
     Args:
-        problem: The whole, posed on the first device.
+        problem: The whole analysis, posed on the first device.
         devices: One for each member.
     """
 
@@ -124,7 +124,7 @@ class Devices(Team):
 
     def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:
         if isinstance(task, Multiply) and task not in self._begun:
-            # A product may trace its function when it is first used, which patches torch for all threads.
+            # The first use of a product may trace its function, which patches torch for all threads.
             self._begun.add(task)
             answers = [member.answer(task, tensor) for member in self._members]
         else:

@@ -1,9 +1,9 @@
-"""The stage of an analysis that finds tr H and ‖H‖_F² by the way that options and cost suggest, and their bounds."""
+"""The stage of an analysis that computes tr H and ‖H‖_F² by the method that options and cost suggest."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from wsb_engine import report as r
 from wsb_engine.analysis import krylov
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, Structure
-from wsb_engine.bounds.certificates import CertifiedNorm, ExactMoments
-from wsb_engine.bounds.certificates import Moments as KnownMoments
+from wsb_engine.bounds.bound import Quantities
+from wsb_engine.bounds.certificates import CertifiedNorm, ExactMoments, KnownMoments
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.closed_form.plan import MIN_TILES, Plan, plan
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form, underflow
@@ -25,55 +25,63 @@ from wsb_engine.options import Options
 from wsb_engine.spectrum.probes import DEFLATED, probe_count
 
 BASIS_PARAMETERS = 20_000
-"""Up to this many parameters ``moments="auto"`` multiplies the whole basis where there is no closed form."""
+"""Up to this many parameters ``moments="auto"`` multiplies the whole basis if there is no closed form."""
 AUTO_OPERATIONS = 1e14
-"""Up to this cost, most of an hour on two cores, ``moments="auto"`` gets what it can for an MLP, and exact moments."""
+"""Up to this cost, most of an hour on two cores, ``moments="auto"`` computes exact moments, and probes of an MLP."""
 PROBE_OPERATIONS = 2e12
 """Up to this cost, about a minute on two cores, ``moments="auto"`` takes probes of other models: an estimate is worth
 less."""
-
-
+ONE_THREAD_SUMS = 5e8
+"""Operations of the closed form up to which one thread of a CPU is as fast as two; its operators are large."""
 SINGLE_UNIT = 2.0**-24
-"""What float32 may lose of q below its range."""
+"""Share of q that float32 may lose below its range."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A method, and what it needs."""
+    """A method of computing moments."""
 
-    method: r.MomentsMethod
+    method: r.MomentsMethod | None
+    """None if the moments are unavailable, or not asked for."""
     layout: Plan | None = None
-    """Of the closed form."""
+    """How to sum the closed form; None for other methods."""
+
+    @property
+    def is_short(self) -> bool:
+        """True for a closed form that one thread sums as fast as several."""
+        return self.layout is not None and self.layout.cost <= ONE_THREAD_SUMS
 
 
 @dataclass(frozen=True)
-class Moments:
-    """What this stage found."""
+class MomentsResult:
+    """Moments, in the forms that later stages need."""
 
     part: r.Moments
-    bounds: r.Bounds
+    """As reported."""
     known: KnownMoments
-    """For the enclosure."""
+    """As premises of the enclosure, without rounding."""
+    quantities: Quantities
+    """As premises of bounds, with rounding."""
     closed: ClosedForm | None = None
 
 
 def shares(options: Options, *, single: bool, probing: bool) -> float:
-    """The failure probability of each of the events that a certificate may rest on, in equal parts.
+    """Split the failure probability equally among the events that a certificate may rest on.
 
     Args:
-        options: Their ``failure_probability`` is that of each end.
+        options: Options with the failure probability of each end.
         single: True in float32, whose rounding is bounded by random products.
         probing: True if random products bound q.
     """
     return options.failure_probability / (1 + single + probing)
 
 
-def choose(problem: Problem, options: Options, monitor: Monitor) -> Choice | None:
-    """Choose how to compute the moments; None if they are unavailable.
+def choose(problem: Problem, options: Options, monitor: Monitor) -> Choice:
+    """Choose how to compute the moments.
 
     Raises:
         OptionsError: ``closed_form_unavailable``.
-        ResourceError: ``memory_limit`` where the closed form was asked for and does not fit.
+        ResourceError: ``memory_limit`` if the closed form was asked for and does not fit.
     """
     method, structure = options.moments, problem.structure
     if method == "closed_form" and structure is None:
@@ -84,7 +92,7 @@ def choose(problem: Problem, options: Options, monitor: Monitor) -> Choice | Non
             nonsmooth_operators=list(problem.nonsmooth),
         )
     if method == "none":
-        return None
+        return Choice(None)
     if method == "closed_form" and structure is not None:
         return Choice(method, _layout(problem, structure))
     if method in ("basis", "probes"):
@@ -92,7 +100,7 @@ def choose(problem: Problem, options: Options, monitor: Monitor) -> Choice | Non
     return _automatic(problem, options, monitor)
 
 
-def _automatic(problem: Problem, options: Options, monitor: Monitor) -> Choice | None:
+def _automatic(problem: Problem, options: Options, monitor: Monitor) -> Choice:
     P, each = problem.objective.parameters, problem.product_operations
     if problem.structure is None:
         if options.spectrum == "dense" or (P <= BASIS_PARAMETERS and P * each <= AUTO_OPERATIONS):
@@ -122,7 +130,7 @@ def _automatic(problem: Problem, options: Options, monitor: Monitor) -> Choice |
         f"{reason}, and {probes} random products {cost:.1e}, more than {budget:.0e}: no moments; ask for one of these "
         "with moments if the time does not matter",
     )
-    return None
+    return Choice(None)
 
 
 def compute(
@@ -133,8 +141,8 @@ def compute(
     shared: krylov.Krylov | None,
     rounding: Rounding,
     monitor: Monitor,
-) -> Moments:
-    """Moments and bounds by the method that was chosen.
+) -> MomentsResult | None:
+    """Compute the moments by the chosen method; None without one.
 
     Args:
         problem: The analysis.
@@ -142,12 +150,14 @@ def compute(
         choice: From ``choose``.
         hessian: The dense Hessian, if it was formed.
         shared: The Krylov run, for probes.
-        rounding: Rounding by which the bounds are widened.
+        rounding: Rounding errors, which widen the quantities.
         monitor: Receives progress.
 
     Raises:
         TimeLimitError: ``time_limit``.
     """
+    if choice.method is None:
+        return None
     if choice.method == "probes" and shared is not None:
         return _probed(problem, options, shared, rounding, monitor)
     if choice.layout is not None:
@@ -159,17 +169,17 @@ def compute(
     return _exact(problem, "basis", *basis_moments(problem.hessian_product(), progress=monitor.report), rounding)
 
 
-def with_gauss_newton(moments: Moments, problem: Problem) -> Moments:
-    """The same with tr G, where that can be had."""
+def with_gauss_newton(found: MomentsResult, problem: Problem) -> MomentsResult:
+    """Add tr G, if memory allows."""
     if problem.structure is None:
         trace = general_trace(problem.objective, problem.logits.shape[1])
     else:
         with torch.no_grad():
             trace = mlp_trace(problem.structure.net, problem.tile, problem.objective.targets.weights)
     if trace is None:
-        return moments
-    part = moments.part.model_copy(update={"gauss_newton_trace": finite(trace, "the Gauss-Newton trace")})
-    return Moments(part, moments.bounds, moments.known, moments.closed)
+        return found
+    part = found.part.model_copy(update={"gauss_newton_trace": finite(trace, "the Gauss-Newton trace")})
+    return replace(found, part=part)
 
 
 def _exact(
@@ -179,60 +189,60 @@ def _exact(
     frobenius_squared: float,
     rounding: Rounding,
     closed: ClosedForm | None = None,
-) -> Moments:
+) -> MomentsResult:
     t = finite(trace, "the Hessian's trace")
     q = finite(frobenius_squared, "the Hessian's Frobenius norm")
     n = problem.objective.parameters
-    b = rounding.wolkowicz_styan(t, q, n)
-    return Moments(
+    return MomentsResult(
         part=r.Moments(method=method, exact=True, trace=t, frobenius_squared=q),
-        bounds=_bounds((b.lambda_max_lower, b.lambda_max_upper), (b.lambda_min_lower, b.lambda_min_upper)),
         known=ExactMoments(t, q),
+        quantities=Quantities(
+            order=n,
+            norm=rounding.norm(q),
+            trace=rounding.trace(t, q, n),
+            failure_probability=rounding.failure_probability,
+        ),
         closed=closed,
     )
 
 
-def _probed(problem: Problem, options: Options, shared: krylov.Krylov, rounding: Rounding, monitor: Monitor) -> Moments:
+def _probed(
+    problem: Problem, options: Options, shared: krylov.Krylov, rounding: Rounding, monitor: Monitor
+) -> MomentsResult:
     share = shares(options, single=problem.objective.dtype == torch.float32, probing=True)
-    found, inner = krylov.probe(shared, options.seed, share, monitor)
+    found, ritz = krylov.probe(shared, options.seed, share, monitor)
     t = finite(found.trace, "the Hessian's trace")
-    # Without t all that q says is |λ| ≤ ‖H‖_F; the inner ends are Ritz values.
-    outer = rounding.norm(found.frobenius_squared)[1]
-    q = finite(outer * outer, "the Hessian's Frobenius norm")
-    smallest, largest = inner or (outer, -outer)
-    smallest, largest = min(smallest + rounding.operator, outer), max(largest - rounding.operator, -outer)
-    return Moments(
+    norm = rounding.norm(found.frobenius_squared)[1]
+    q = finite(norm * norm, "the Hessian's Frobenius norm")
+    chance = found.failure_probability + rounding.failure_probability
+    return MomentsResult(
         part=r.Moments(
             method="probes",
             exact=False,
             trace=t,
             frobenius_squared=q,
-            failure_probability=found.failure_probability + rounding.failure_probability,
+            failure_probability=chance,
             trace_standard_error=finite(found.trace_error, "the trace's standard error"),
         ),
-        bounds=_bounds((largest, outer), (-outer, smallest)),
         known=CertifiedNorm(found.frobenius_squared, found.failure_probability),
-    )
-
-
-def _bounds(lambda_max: tuple[float, float], lambda_min: tuple[float, float]) -> r.Bounds:
-    return r.Bounds(
-        wolkowicz_styan=r.ExtremeBounds(
-            lambda_max=r.Interval(lower=lambda_max[0], upper=lambda_max[1]),
-            lambda_min=r.Interval(lower=lambda_min[0], upper=lambda_min[1]),
-        )
+        quantities=Quantities(
+            order=problem.objective.parameters,
+            norm=(0.0, norm),
+            ritz=None if ritz is None else (ritz[0] + rounding.operator, ritz[1] - rounding.operator),
+            failure_probability=chance,
+        ),
     )
 
 
 def _layout(problem: Problem, structure: Structure) -> Plan:
     itemsize = problem.objective.dtype.itemsize
-    # Enough pairs of tiles for everyone who shares them.
+    # Enough pairs of tiles for all members.
     tiles = MIN_TILES if problem.team is None else max(MIN_TILES, 2 * problem.team.size)
     return plan(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize, tiles=tiles)
 
 
 def _closed_form(problem: Problem, layout: Plan, monitor: Monitor) -> ClosedForm:
-    """In the working dtype, and again in float64 if float32 has not the range for its sums."""
+    """Sum in the working dtype, and again in float64 if the sums leave the range of float32."""
     if problem.structure is None:
         raise ValueError("only an MLP has a closed form")
     net, weights = problem.structure.net, problem.objective.targets.weights

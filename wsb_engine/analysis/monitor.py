@@ -14,7 +14,7 @@ from wsb_engine.progress import Progress, ProgressCallback
 from wsb_engine.report import ReportWarning
 
 HEARTBEAT_SECONDS = 0.5
-"""Between two calls of the progress callback from within a product, through which a caller can cancel."""
+"""Seconds between calls of the progress callback within a product, through which a caller can cancel."""
 
 
 class TimeLimitError(ResourceError):
@@ -23,24 +23,24 @@ class TimeLimitError(ResourceError):
 
 @dataclass
 class Monitor:
-    """What the stages of one analysis share: nothing else does."""
+    """State that the stages of one analysis share."""
 
     options: Options
     callback: ProgressCallback | None
     load_seconds: float
-    """Spent on reading the files, before this run; part of its total."""
+    """Seconds spent reading the files before this run; part of its total."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[ReportWarning] = field(default_factory=list)
     current: str = ""
     one_thread: bool = False
-    """As in the progress."""
+    """As in ``Progress``."""
     _limited: bool = False
     _reserve: float = 0.0
     _told: float = field(default_factory=time.perf_counter)
     _fraction: float = 0.0
     _thread: int = field(default_factory=threading.get_ident)
-    """The only one that the caller's function is called from."""
+    """The thread that calls the progress callback."""
     _products: int = 0
 
     @contextmanager
@@ -53,16 +53,16 @@ class Monitor:
 
     @property
     def expired(self) -> bool:
-        """True if the time limit has passed, less what is reserved."""
+        """True if the time limit, less the reserve, has passed."""
         limit = self.options.time_limit
         return limit is not None and time.perf_counter() - self.started > limit - self._reserve
 
     @contextmanager
     def limited(self, reserve: float = 0.0) -> Iterator[None]:
-        """Enforce the time limit inside; elsewhere nothing is cut short, since a report needs it.
+        """Enforce the time limit inside the block; the report needs everything outside of one.
 
         Args:
-            reserve: Seconds to leave for what follows.
+            reserve: Seconds to leave for later work.
         """
         before = self._limited, self._reserve
         self._limited, self._reserve = True, reserve
@@ -71,8 +71,26 @@ class Monitor:
         finally:
             self._limited, self._reserve = before
 
+    @contextmanager
+    def optional(self, what: str, otherwise: bool) -> Iterator[None]:
+        """Leave a part out of the report if the time limit passes inside the block.
+
+        Args:
+            what: The part.
+            otherwise: True if the report contains something without it.
+
+        Raises:
+            TimeLimitError: ``time_limit``, if it does not.
+        """
+        try:
+            yield
+        except TimeLimitError as error:
+            if not otherwise:
+                raise
+            self.warn("time_limit", f"{error.message}: the report is partial, without {what}")
+
     def report(self, fraction: float, products: int = 0) -> None:
-        """Tell the caller; raise if the time limit is enforced and has passed.
+        """Report progress; raise if the time limit is enforced and has passed.
 
         Raises:
             TimeLimitError: ``time_limit``.
@@ -98,7 +116,7 @@ class Monitor:
             self.tell(self._fraction, self._products)
 
     def tell(self, fraction: float, products: int = 0) -> None:
-        """Tell the caller, whatever the time."""
+        """Report progress, whatever the time."""
         self._told, self._fraction, self._products = time.perf_counter(), fraction, products
         if self.callback is not None:
             self.callback(

@@ -12,11 +12,11 @@ from wsb_engine.curvature.products.autodiff import Objective
 from wsb_engine.model import Tensors
 
 PERTURBATION = 2.0**-43
-"""Relative size of a perturbation, in which H is linear but for cancellations that leave no digits anyway."""
+"""Relative size of a perturbation, in which H is linear except for cancellations that leave no digits anyway."""
 
 
 def perturbed(objective: Objective, seed: int) -> Objective:
-    """The objective with every parameter and floating input multiplied by 1 + εξ; an exact zero stays one.
+    """Multiply every parameter and floating-point input by 1 + εξ; an exact zero stays one.
 
     Args:
         objective: Objective in float64.

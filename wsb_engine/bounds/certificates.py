@@ -1,4 +1,4 @@
-"""What is certified of both ends of a spectrum, and what that rests on."""
+"""Enclosures of both ends of a spectrum, and their premises."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ class ExactMoments:
 
 @dataclass(frozen=True)
 class CertifiedNorm:
-    """An upper bound on q that may fail; t is not known."""
+    """An upper bound on q that may fail; t is unknown."""
 
     frobenius_squared: float
     failure_probability: float
 
 
-Moments = ExactMoments | CertifiedNorm
+KnownMoments = ExactMoments | CertifiedNorm
 
 
 @dataclass(frozen=True)
 class Premises:
-    """What an enclosure rests on besides the run."""
+    """What an enclosure rests on, apart from the Krylov run."""
 
     rounding: Rounding
-    moments: Moments | None
+    moments: KnownMoments | None
     failure_probability: float
     """δ of the start vector's overlap, for each end."""
     relative_gap: float
     """Gap at which to stop."""
     both: bool = True
-    """True if λ_min has to be as narrow as λ_max."""
+    """True if the enclosure of λ_min has to be as narrow as that of λ_max."""
 
     def scaled(self, factor: float) -> Premises:
-        """The same for factor · H."""
+        """Return the premises for factor · H."""
         moments = self.moments
         if moments is not None:
             moments = replace(moments, frobenius_squared=moments.frobenius_squared * factor * factor)
@@ -61,20 +61,20 @@ class Premises:
 
     @property
     def risk(self) -> float:
-        """Failure probability of the tighter of two probabilistic ends: it fails only where one of them does."""
+        """Failure probability of the tighter of two probabilistic ends: it fails only if one of them does."""
         return self.failure_probability + self.deflation_risk
 
 
 @dataclass(frozen=True)
 class End:
-    """An interval that holds λ_max, or λ_min."""
+    """An interval that contains λ_max, or λ_min."""
 
     lower: float
     upper: float
     failure_probability: float
     """0 for a deterministic bound."""
     size: float
-    """What its gap is relative to."""
+    """Magnitude that the gap is relative to."""
     how: How
     slack: float
     """Distance by which each side was moved outwards for rounding, on average."""
@@ -96,14 +96,14 @@ class End:
 
     @property
     def mirrored(self) -> End:
-        """The end of −H."""
+        """The same end for −H."""
         return replace(self, lower=-self.upper, upper=-self.lower)
 
     def widened(self, by: float) -> End:
         return replace(self, lower=self.lower - by, upper=self.upper + by, slack=self.slack + by)
 
     def scaled(self, factor: float) -> End:
-        """The end of factor · H, for a positive factor."""
+        """Return the end for factor · H, with a positive factor."""
         size, slack = self.size * factor, self.slack * factor
         return replace(self, lower=self.lower * factor, upper=self.upper * factor, size=size, slack=slack)
 
@@ -116,10 +116,10 @@ class Enclosures:
     lambda_min: End
     products: int
     history: tuple[Enclosures, ...] = ()
-    """After fewer products, in order, without histories themselves."""
+    """Earlier enclosures, in order, each without a history."""
     stopped_by: StoppedBy = "products"
     floor: float | None = None
-    """Relative gap of λ_max that rounding leaves open, whatever the number of products."""
+    """Relative gap of λ_max that rounding leaves open, however many products are taken."""
 
     @property
     def how(self) -> How:
@@ -130,5 +130,5 @@ class Enclosures:
         return max(self.lambda_max.slack, self.lambda_min.slack)
 
     def widened(self, by: float) -> Enclosures:
-        """The same with each end moved outwards; without a history."""
+        """Move each end outwards; drop the history."""
         return replace(self, lambda_max=self.lambda_max.widened(by), lambda_min=self.lambda_min.widened(by), history=())

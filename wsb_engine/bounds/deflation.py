@@ -1,6 +1,6 @@
 """Rigorous bounds from a Krylov basis and two traces (mathematics.md, section 5).
 
-What the basis leaves over is bounded by Wolkowicz-Styan. With orthonormal Q of k columns, T = QᵀHQ and
+Wolkowicz-Styan bounds what the basis leaves over. With orthonormal Q of k columns, T = QᵀHQ and
 H Q = Q T + β q_{k+1} e_kᵀ, the complement F = Q⊥ᵀ H Q⊥ has tr F = t − tr T and ‖F‖_F² = q − ‖T‖_F² − 2β².
 With φ the upper bound on its largest eigenvalue
 
@@ -18,17 +18,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsb_engine.bounds.wolkowicz_styan import UNIT, Range, wolkowicz_styan_within
+from wsb_engine.bounds.bound import Range
+from wsb_engine.bounds.wolkowicz_styan import UNIT, wolkowicz_styan_within
 
 
 @dataclass(frozen=True)
 class Remainder:
-    """What the complement of a Krylov space can still hold."""
+    """Bounds on the spectrum of the complement of a Krylov space."""
 
     largest: float
-    """φ: its largest eigenvalue is not above this."""
+    """φ: upper bound on the largest eigenvalue of F."""
     smallest: float
-    """Its smallest eigenvalue is not below this."""
+    """Lower bound on the smallest eigenvalue of F."""
     frobenius: float
     """Upper bound on ‖F‖_F."""
 
@@ -37,7 +38,7 @@ def remainder(t: Range | None, q: float, n: int, T: Tensor, beta: float, *, erro
     """Bound the complement of a Krylov space.
 
     Args:
-        t: Range of the trace of H, or None if it is not known; then φ = ‖F‖_F.
+        t: Range of the trace of H, or None if it is unknown; then φ = ‖F‖_F.
         q: Upper bound on the squared Frobenius norm of H.
         n: Order of H.
         T: (k, k) symmetric, float64.
@@ -45,7 +46,7 @@ def remainder(t: Range | None, q: float, n: int, T: Tensor, beta: float, *, erro
         error: η, the distance in the Frobenius norm to a matrix for which the factorisation is exact.
 
     Returns:
-        None if there is no complement, k = n.
+        None if the complement is empty, k = n.
     """
     k = len(T)
     left = n - k
@@ -64,7 +65,7 @@ def remainder(t: Range | None, q: float, n: int, T: Tensor, beta: float, *, erro
 
 
 def bordered_eigenvalues(T: Tensor, beta: float, corner: float) -> Tensor:
-    """Eigenvalues of [ T  βe_k ; βe_kᵀ  φ ], ascending; (k + 1,)."""
+    """Compute the eigenvalues of [ T  βe_k ; βe_kᵀ  φ ], ascending; (k + 1,)."""
     k = len(T)
     M = torch.zeros(k + 1, k + 1, dtype=torch.float64)
     M[:k, :k] = T
@@ -75,5 +76,5 @@ def bordered_eigenvalues(T: Tensor, beta: float, corner: float) -> Tensor:
 
 
 def bordered_maximum(T: Tensor, beta: float, corner: float) -> float:
-    """λ_max [ T  βe_k ; βe_kᵀ  φ ]."""
+    """Compute λ_max [ T  βe_k ; βe_kᵀ  φ ]."""
     return float(bordered_eigenvalues(T, beta, corner)[-1])

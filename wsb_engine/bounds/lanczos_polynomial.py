@@ -1,7 +1,7 @@
 """Upper bounds on λ_1 from a Krylov run at a random start, whatever rounding did to it (mathematics.md, section 6).
 
-Let H q_j = γ_j q_{j−1} + α_j q_j + β_j q_{j+1} + f_j for j = 1..k, nothing assumed of orthogonality, and let T have α
-on its diagonal, β below and γ above it. For τ > λ_max(T), g(τ) = (τ − T)^{-1} e_1 is non-negative and decreases in τ.
+Let H q_j = γ_j q_{j−1} + α_j q_j + β_j q_{j+1} + f_j for j = 1..k, the q_j orthogonal or not, and let T have α on
+its diagonal, β below and γ above it. For τ > λ_max(T), g(τ) = (τ − T)^{-1} e_1 is non-negative and decreases in τ.
 If ε_j ≥ |u_1·f_j| for the eigenvector u_1 of λ_1, and |u_1·q_1| > c, then λ_1 is at most the τ at which
 
     h(τ) = (1 + u) β_k g_k(τ) + Σ_j ε_j g_j(τ)
@@ -20,26 +20,26 @@ import numpy as np
 
 UNIT = 2.0**-53
 EVALUATION = 8.0
-"""Units of max(|τ|, |T|) by which evaluating g perturbs an entry of T; they join ε."""
+"""Units of max(|τ|, |T|) by which evaluating g perturbs an entry of T; added to ε."""
 STRIDE = 256.0
 """Factor by which the search for the root moves away from θ_1 while h says little."""
 ACCURACY = 1e-3
 """Relative accuracy, upwards, of the root's distance from θ_1."""
 HARMLESS_EXPONENT = 60
-"""T of up to this power of two, and of its inverse, is not scaled."""
+"""T is not scaled if its size is within this power of two of 1."""
 FARTHEST = 2.0**200
-"""Multiple of ‖T‖ beyond which a root is taken to be infinite."""
+"""Multiple of ‖T‖ beyond which a root counts as infinite."""
 
 
 @dataclass(frozen=True)
 class Recurrence:
-    """The scalars of k steps from the start vector, without a restart."""
+    """Coefficients of k Lanczos steps from the start vector, without a restart."""
 
     alphas: Sequence[float]
     betas: Sequence[float]
-    """β_1..β_k, not negative; the last is that of the residual."""
+    """β_1..β_k, not negative; β_k belongs to the residual."""
     gammas: Sequence[float]
-    """γ_1..γ_k, not negative; the first is not used."""
+    """γ_1..γ_k, not negative; γ_1 is unused."""
     epsilons: Sequence[float]
     """ε_j ≥ ‖f_j‖."""
 
@@ -55,11 +55,11 @@ class Recurrence:
 
     @property
     def settled(self) -> Recurrence:
-        """The recurrence as if its residual were 0: what rounding alone leaves open."""
+        """The recurrence with its residual set to 0: its bound shows what rounding alone leaves open."""
         return replace(self, betas=[*self.betas[:-1], 0.0])
 
     def shifted(self, exponent: int) -> Recurrence:
-        """The recurrence of 2^exponent · H."""
+        """Return the recurrence of 2^exponent · H."""
         if not exponent:
             return self
         columns = (self.alphas, self.betas, self.gammas, self.epsilons)
@@ -67,7 +67,7 @@ class Recurrence:
 
 
 def overlap_quantile(n: int, failure_probability: float) -> float:
-    """c with P(|u·v| < c) ≤ δ for a unit vector u and v uniform on the sphere in R^n.
+    """Compute c with P(|u·v| < c) ≤ δ for a unit vector u and v uniform on the sphere in R^n.
 
     u·v has a density proportional to (1 − x²)^((n−3)/2), which for n ≥ 3 is largest at 0, where it is
     Γ(n/2) / (√π Γ((n−1)/2)) ≤ √((n−1)/(2π)): c is δ over twice that.
@@ -84,7 +84,7 @@ def overlap_quantile(n: int, failure_probability: float) -> float:
 
 
 def largest_eigenvalue_bound(recurrence: Recurrence, n: int, delta: float, *, near: float | None = None) -> float:
-    """With probability 1 − δ over the start vector, no eigenvalue of H exceeds this.
+    """Bound λ_1 from above, with probability 1 − δ over the start vector.
 
     Args:
         recurrence: Recurrence of H, or of −H for the smallest eigenvalue.
@@ -111,7 +111,7 @@ def largest_eigenvalue_bound(recurrence: Recurrence, n: int, delta: float, *, ne
 
 
 def bound_exceeds(recurrence: Recurrence, n: int, delta: float, tau: float) -> bool:
-    """True if ``largest_eigenvalue_bound`` is above τ; costs one evaluation of h."""
+    """Return whether ``largest_eigenvalue_bound`` is above τ; costs one evaluation of h."""
     c, size = _overlap(n, delta), recurrence.size
     exponent = _exponent(size) if math.isfinite(size) else 0
     scaled, tau = recurrence.shifted(-exponent), math.ldexp(tau, -exponent)
@@ -119,24 +119,24 @@ def bound_exceeds(recurrence: Recurrence, n: int, delta: float, tau: float) -> b
 
 
 def _overlap(n: int, delta: float) -> float:
-    """c, for a stored start vector: its direction is rounded by u, its length by (n/2 + 2) u at most."""
+    """Compute c for a stored start vector: its direction is rounded by u, its length by (n/2 + 2) u at most."""
     return overlap_quantile(n, delta) * (1 - (n / 2 + 2) * UNIT) - 2 * UNIT
 
 
 def _exponent(size: float) -> int:
-    """Power of two by which T is divided lest h under- or overflows; 0 for most."""
+    """Return the power of two by which to divide T lest h under- or overflow; mostly 0."""
     exponent = math.frexp(size)[1]
     return exponent if abs(exponent) > HARMLESS_EXPONENT else 0
 
 
 def _smallest_root(f: Callable[[float], float], smallest: float, largest: float) -> float:
-    """The least d with f(d) ≤ 1, but for ``ACCURACY``, upwards; inf above ``largest``.
+    """Find the least d with f(d) ≤ 1, up to ``ACCURACY`` too large; inf above ``largest``.
 
-    f falls at least as fast as 1/d, so d f(d) is above the root; between points on both sides of it ln f is
-    interpolated over ln d, by the Illinois rule.
+    f falls at least as fast as 1/d, so d f(d) is above the root; between points on both sides of it, the
+    Illinois rule interpolates ln f over ln d.
 
     Args:
-        f: Falls from inf, at d = 0 at the latest.
+        f: Decreasing; inf at d = 0 at the latest.
         smallest: Start of the search.
         largest: End of the search.
     """
@@ -174,17 +174,17 @@ def _log(value: float) -> float:
 
 
 def _largest_ritz_value(recurrence: Recurrence) -> float:
-    """λ_max(T), of the symmetric matrix with off-diagonals √(β_j γ_{j+1})."""
+    """Compute λ_max(T) from the symmetric matrix with off-diagonals √(β_j γ_{j+1})."""
     T = np.diag(recurrence.alphas)
     off = np.sqrt(np.multiply(recurrence.betas[:-1], recurrence.gammas[1:]))
     return float(np.linalg.eigvalsh(T + np.diag(off, 1) + np.diag(off, -1))[-1])
 
 
 def _h(recurrence: Recurrence, n: int, size: float, tau: float) -> float:
-    """h(τ) and what evaluating it rounds; inf if τ ≤ λ_max(T).
+    """Compute h(τ), including the rounding of its evaluation; inf if τ ≤ λ_max(T).
 
     With D_k = τ − α_k and D_j = τ − α_j − β_j γ_{j+1}/D_{j+1}: g_1 = 1/D_1 and g_{j+1} = β_j g_j/D_{j+1}. Rounding
-    makes this the exact g of a T whose entries are off by a few units of ``size`` and τ; that joins ε.
+    makes this the exact g of a T whose entries are off by a few units of ``size`` and τ; that is added to ε.
     """
     alphas, betas, gammas = recurrence.alphas, recurrence.betas, recurrence.gammas
     k = len(alphas)

@@ -8,23 +8,14 @@ For a symmetric n × n matrix with trace t and squared Frobenius norm q, with m 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from wsb_engine.bounds.bound import Bound, ExtremeBounds, Range
 
 UNIT = 2.0**-53
 
 
-@dataclass(frozen=True)
-class WolkowiczStyan:
-    """The four bounds."""
-
-    lambda_max_lower: float
-    lambda_max_upper: float
-    lambda_min_lower: float
-    lambda_min_upper: float
-
-
-def wolkowicz_styan(t: float, q: float, n: int) -> WolkowiczStyan:
-    """Bounds on the extreme eigenvalues.
+def wolkowicz_styan(t: float, q: float, n: int) -> ExtremeBounds:
+    """Bound the extreme eigenvalues.
 
     Args:
         t: Trace.
@@ -36,13 +27,13 @@ def wolkowicz_styan(t: float, q: float, n: int) -> WolkowiczStyan:
     """
     m, s = _mean_and_deviation(t, q, n)
     if n == 1:
-        return WolkowiczStyan(t, t, t, t)
+        return ExtremeBounds(t, t, t, t)
     inner, outer = s / math.sqrt(n - 1), s * math.sqrt(n - 1)
-    return WolkowiczStyan(m + inner, m + outer, m - outer, m - inner)
+    return ExtremeBounds(m + inner, m + outer, m - outer, m - inner)
 
 
 def kth_eigenvalue(t: float, q: float, n: int, k: int) -> tuple[float, float]:
-    """Lower and upper bound on the k-th largest eigenvalue λ_k, 1 ≤ k ≤ n (Theorem 2.2).
+    """Bound the k-th largest eigenvalue λ_k from below and above, 1 ≤ k ≤ n (Theorem 2.2).
 
     Raises:
         ValueError: if k is outside 1..n.
@@ -61,12 +52,8 @@ def _mean_and_deviation(t: float, q: float, n: int) -> tuple[float, float]:
     return m, math.sqrt(max(q / n - m * m, 0.0))
 
 
-Range = tuple[float, float]
-"""Lower and upper limit of a number that is not known exactly."""
-
-
-def wolkowicz_styan_within(t: Range, norm: Range, n: int) -> WolkowiczStyan:
-    """The bounds that hold for every trace and Frobenius norm within these ranges.
+def wolkowicz_styan_within(t: Range, norm: Range, n: int) -> ExtremeBounds:
+    """Bound the extreme eigenvalues for every trace and Frobenius norm within these ranges.
 
     The outer bounds are largest at t = ±‖H‖_F, or at the end of t's range that is nearest, and the inner ones smallest
     at an end of it: m + s√(n−1) and m + s/√(n−1) are concave in t.
@@ -80,7 +67,7 @@ def wolkowicz_styan_within(t: Range, norm: Range, n: int) -> WolkowiczStyan:
         ValueError: if n < 1.
     """
     if n == 1:
-        return WolkowiczStyan(t[0], t[1], t[0], t[1])
+        return ExtremeBounds(t[0], t[1], t[0], t[1])
     # Near 1, so that no square leaves the range of numbers.
     exponent = math.frexp(max(norm[1], abs(t[0]), abs(t[1])))[1]
     t = math.ldexp(t[0], -exponent), math.ldexp(t[1], -exponent)
@@ -95,4 +82,11 @@ def wolkowicz_styan_within(t: Range, norm: Range, n: int) -> WolkowiczStyan:
         min(b.lambda_min_lower for b in outer) - slack,
         max(b.lambda_min_upper for b in inner) + slack,
     )
-    return WolkowiczStyan(*(math.ldexp(end, exponent) for end in ends))
+    return ExtremeBounds(*(math.ldexp(end, exponent) for end in ends))
+
+
+WOLKOWICZ_STYAN = Bound(
+    "wolkowicz_styan",
+    ("The trace and the Frobenius norm of H are exact but for rounding.",),
+    lambda known: None if known.trace is None else wolkowicz_styan_within(known.trace, known.norm, known.order),
+)

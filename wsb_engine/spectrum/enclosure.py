@@ -17,11 +17,11 @@ from dataclasses import replace
 
 import torch
 
+from wsb_engine.bounds.bound import Range
 from wsb_engine.bounds.certificates import Enclosures, End, ExactMoments, Premises, StoppedBy
 from wsb_engine.bounds.deflation import Remainder, bordered_eigenvalues, bordered_maximum, remainder
 from wsb_engine.bounds.lanczos_polynomial import Recurrence, bound_exceeds, largest_eigenvalue_bound
 from wsb_engine.bounds.rounding import How, Rounding
-from wsb_engine.bounds.wolkowicz_styan import Range
 from wsb_engine.errors import ResourceError
 from wsb_engine.spectrum.lanczos import UNIT, Lanczos
 

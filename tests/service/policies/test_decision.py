@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.policies.decision import increases_at_most, increases_relatively_at_most, satisfies
 from service.policies.metrics import Measurement, exact
-from service.policies.verdict import Operator
+from service.policies.schemas import Operator
 
 # Small grids make equal ends, limits on an end and zeros frequent.
 numbers = st.one_of(

@@ -348,3 +348,40 @@ def test_a_baseline_against_itself_has_not_increased() -> None:
 def test_a_verdict_survives_its_own_json() -> None:
     verdict = evaluate(policy(LOSS, limit("enclosure.lambda_max", "<=", 40.5)), report(), report())
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def listed(name: str, upper: float = 45.0) -> r.NamedBound:
+    return r.NamedBound(
+        name=name,
+        assumptions=["It is assumed."],
+        kind="deterministic",
+        failure_probability=None,
+        lambda_max=r.Interval(lower=5.0, upper=upper),
+        lambda_min=r.Interval(lower=-40.0, upper=1.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "limit_", "outcome"),
+    [
+        ("bounds_list.wolkowicz_styan.lambda_max.upper", 45, "pass"),
+        ("bounds_list.wolkowicz_styan.lambda_max.upper", 44, "fail"),
+        ("bounds_list.wolkowicz_styan.lambda_max", 44, "error"),
+        ("bounds_list.wolkowicz_styan.lambda_min.lower", -40, "pass"),
+    ],
+)
+def test_a_bound_is_looked_up_by_its_name(metric: str, limit_: float, outcome: str) -> None:
+    second = report(bounds_list=[listed("frobenius_norm", 99.0), listed("wolkowicz_styan")])
+    assert judged(limit(metric, "<=", limit_), second).outcome == outcome
+    # A report before schema 1.3 has the same bound elsewhere.
+    assert judged(limit(metric, "<=", limit_), report()).outcome == outcome
+
+
+def test_a_bound_that_a_report_lacks_is_missing_and_those_that_it_has_are_named() -> None:
+    found = judged(limit("bounds_list.frobenius_norm.lambda_max.upper", "<=", 1), report())
+    assert (found.outcome, found.code) == ("error", "missing")
+    assert found.message == (
+        "The report has no bounds_list.frobenius_norm.lambda_max.upper; its bounds are wolkowicz_styan."
+    )
+    found = judged(limit("bounds_list.wolkowicz_styan.lambda_max.upper", "<=", 1), report(bounds=None))
+    assert found.message == "The report has no bounds_list.wolkowicz_styan.lambda_max.upper."

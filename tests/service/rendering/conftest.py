@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.policies.verdict import Verdict
+from service.policies.schemas import Verdict
 from wsb_engine.report import Report
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, JsonValue
 
-from service.policies.verdict import Verdict
+from service.policies.schemas import Verdict
 from service.rendering import render_html, render_junit, render_markdown
 from wsb_engine.report import Report
 

@@ -171,7 +171,7 @@ def test_many_layers_are_drawn_without_numbers_and_the_largest_kept(perceptron: 
     layers = [layer.model_copy(update={"name": f"layer{i}", "frobenius_squared": float(i)}) for i in range(100)]
     report = perceptron.report.model_copy(update={"layers": layers, "blocks": [[1.0] * 100] * 100})
     html = render_html(report)
-    assert "The 40 layers with the largest blocks of their own, of 100." in html
+    assert "The 40 layers with the largest diagonal blocks, of 100." in html
     assert '<tr><th scope="row" class="named">61 <code>layer60</code>' in html
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 import xmlschema
 
-from service.policies.verdict import BaselineComparison, Difference, RuleResult, Verdict
+from service.policies.schemas import BaselineComparison, Difference, RuleResult, Verdict
 from service.rendering import render_junit
 from wsb_engine.report import Check
 

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from service.rendering import plots
-from service.rendering.plots import Limit, Line, Range
+from service.rendering.plots import LabelledInterval, Limit, Line
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 named = {"key": "k", "title": "A title", "description": "What it shows."}
 
 PLOTS: dict[str, Callable[[list[float]], Markup]] = {
-    "number_line": lambda v: plots.number_line([Range("<a>", min(v), max(v))], [Limit("limit", v[0])], **named),
+    "number_line": lambda v: plots.number_line(
+        [LabelledInterval("<a>", min(v), max(v))], [Limit("limit", v[0])], **named
+    ),
     "stem": lambda v: plots.stem(sorted(v, reverse=True), **named),
     "curve": lambda v: plots.curve(sorted(v), v, x_label="x", y_label="y", **named),
     "lines": lambda v: plots.lines([Line("<a>", list(enumerate(v)))], x_label="x", y_label="y", **named),
@@ -25,7 +27,7 @@ PLOTS: dict[str, Callable[[list[float]], Markup]] = {
     "bars with an end": lambda v: plots.bars([("<a>", each) for each in v], maximum=1.0, **named),
     "heat_map": lambda v: plots.heat_map(["<a>"] * len(v), [v] * len(v), **named),
     "series": lambda v: plots.series(
-        [Range("<a>", each, each) for each in v], [Limit("limit", v[0])], y_label="y", **named
+        [LabelledInterval("<a>", each, each) for each in v], [Limit("limit", v[0])], y_label="y", **named
     ),
 }
 
@@ -82,7 +84,7 @@ def test_labels_are_escaped_and_the_plot_names_itself(plot: Callable[[list[float
 
 
 def test_a_scale_has_round_ticks() -> None:
-    svg = plots.number_line([Range("a", -2.07, 2.11)], **named)
+    svg = plots.number_line([LabelledInterval("a", -2.07, 2.11)], **named)
     texts = [element.text for element in ElementTree.fromstring(svg).iter("text")]  # noqa: S314 - ours
     assert texts[-5:] == ["-2", "-1", "0", "1", "2"]
 
@@ -100,7 +102,7 @@ def test_negative_eigenvalues_have_another_shape() -> None:
 
 
 def test_a_series_draws_each_checkpoint_in_order() -> None:
-    points = [Range(f"epoch {i}", i, i + 0.5) for i in range(5)]
+    points = [LabelledInterval(f"epoch {i}", i, i + 0.5) for i in range(5)]
     svg = plots.series(points, [Limit("limit", 4.0)], y_label="λ_max", **named)
     root = ElementTree.fromstring(svg)  # noqa: S314 - ours
     places = [float(element.attrib["cx"]) for element in root.iter("circle")]

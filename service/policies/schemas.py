@@ -1,4 +1,4 @@
-"""What a policy says about a report: a verdict, rule by rule."""
+"""The verdict of a policy on a report, rule by rule."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class RuleResult(_Part):
 
 
 class Difference(_Part):
-    """Something that makes two reports incomparable."""
+    """A difference that makes two reports incomparable."""
 
-    name: str = Field(description="As `allow_mismatch` lists it.")
+    name: str = Field(description="Name for `allow_mismatch`.")
     path: str
     candidate: JsonValue
     baseline: JsonValue
@@ -60,7 +60,7 @@ class BaselineComparison(_Part):
 
 
 class Verdict(_Part):
-    """What a policy says about a report."""
+    """The verdict of a policy on a report."""
 
     outcome: Outcome
     code: str | None = Field(None, description="Why the verdict is an error.")

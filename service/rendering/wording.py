@@ -1,13 +1,14 @@
-"""What a report and a verdict say, in words: shared by HTML and Markdown."""
+"""The words in which every rendering says what a report and a verdict hold."""
 
 from __future__ import annotations
 
 import shlex
 from typing import NamedTuple
 
-from service.policies.verdict import Outcome, RuleResult
+from service.policies.schemas import Outcome, RuleResult
+from service.rendering import bounds
 from service.rendering.numbers import Ends, interval, middle, number, percent
-from wsb_engine.report import CertifiedInterval, Report, ReportWarning
+from wsb_engine.report import CertifiedInterval, NamedBound, Report, ReportWarning
 
 OUTCOMES: dict[Outcome, str] = {
     "pass": "Passed",
@@ -17,18 +18,20 @@ OUTCOMES: dict[Outcome, str] = {
 }
 RULE_OUTCOMES: dict[Outcome, str] = {**OUTCOMES, "warn": "Warning"}
 MARKS: dict[Outcome, str] = {"pass": "✓", "warn": "!", "fail": "✗", "error": "?"}
-"""A sign beside the colour."""
+"""A sign next to the colour."""
 _SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
 
 
-class Fact(NamedTuple):
+class Quantity(NamedTuple):
+    """A number of a report, as a row of a table."""
+
     label: str
     value: str
     note: str = ""
 
 
 def subject(report: Report) -> str:
-    """What was analysed, in one line."""
+    """Say what was analysed, in one line."""
     model, batch = report.model, report.batch
     kind = "MLP" if model.architecture == "mlp" else "General model"
     activations = f" with {', '.join(model.activations[:4])}" if model.activations else ""
@@ -39,46 +42,44 @@ def subject(report: Report) -> str:
     )
 
 
-def largest_eigenvalue(report: Report) -> tuple[str, Ends] | None:
-    """The closest interval about λ_max that the report has, and what it is."""
-    if report.enclosure is not None:
-        rounding = report.enclosure.rounding
-        measured = rounding is not None and rounding.how == "measured"
-        return "enclosure up to measured rounding" if measured else "enclosure", report.enclosure.lambda_max
-    if report.bounds is not None:
-        return "Wolkowicz-Styan bounds", report.bounds.wolkowicz_styan.lambda_max
-    return None
+def source(report: Report) -> str:
+    """Say where the closest interval about λ_max comes from; empty without one."""
+    closest = report.lambda_max
+    if closest is None:
+        return ""
+    if report.enclosure is None:
+        return f"{bounds.words(closest.source).title} bounds"
+    return "enclosure up to measured rounding" if report.enclosure.is_measured else "enclosure"
 
 
 UNRELIABLE = "The numbers of this report can't be relied on."
-"""Heads a report in which a check has failed."""
+"""Heading of a report in which a check has failed."""
 
 
 def doubts(report: Report) -> list[str]:
-    """What failed checks say; empty if all of them passed."""
-    told = [warning.message for warning in report.warnings if warning.code == "check_failed"]
+    """Say what failed checks mean; empty if all of them passed."""
+    told = report.messages("check_failed")
     if told:
         return told
     # Reports before schema 1.2 have no such warnings.
     return [
         f"check {check.name}: {number(check.value)} where at most {number(check.tolerance)} was expected"
-        for check in report.checks
-        if not check.passed
+        for check in report.failed_checks
     ]
 
 
 def cautions(report: Report) -> list[ReportWarning]:
-    """Warnings other than those of failed checks."""
+    """Return the warnings other than those of failed checks."""
     return [warning for warning in report.warnings if warning.code != "check_failed"]
 
 
 def withheld(report: Report) -> str:
-    """Why there is no enclosure; empty if there is one, or none was asked for."""
-    return next((warning.message for warning in report.warnings if warning.code == "enclosure_withheld"), "")
+    """Say why an enclosure is withheld; empty if it is not."""
+    return next(iter(report.messages("enclosure_withheld")), "")
 
 
 def certainty(report: Report, found: CertifiedInterval) -> str:
-    """How sure an interval of the enclosure is: whether chance enters it, and how rounding does."""
+    """Say how certain an interval of the enclosure is: its failure probability, and how it accounts for rounding."""
     rounding = None if report.enclosure is None else report.enclosure.rounding
     chance = found.failure_probability
     if rounding is None:  # a report before schema 1.2
@@ -98,64 +99,55 @@ _STOPPED = {
 
 
 def stopping(report: Report) -> str:
-    """Why an enclosure is no narrower; empty if it is as narrow as asked."""
+    """Say why an enclosure is no narrower; empty if it is as narrow as requested."""
     reason = None if report.enclosure is None else report.enclosure.stopped_by
     told = _STOPPED.get(reason or "", "")
     limit = ": the limit of float32, float64 goes further" if report.engine.dtype == "float32" else ""
     return told + (limit if reason == "precision" else "")
 
 
-def looseness(report: Report) -> str:
-    """How far the Wolkowicz-Styan bound is from λ_max; empty where either is missing or λ_max is not positive."""
-    if report.bounds is None:
-        return ""
-    upper = report.bounds.wolkowicz_styan.lambda_max.upper
+def looseness(report: Report, bound: NamedBound) -> str:
+    """Say how far a bound is from λ_max; empty if λ_max is unknown or not positive."""
+    upper, value = bound.lambda_max.upper, report.largest_eigenvalue
     if report.enclosure is not None:
         value = middle(report.enclosure.lambda_max)
-    elif report.spectrum is not None and report.spectrum.eigenvalues:
-        value = report.spectrum.eigenvalues[0]
-    else:
-        return ""
-    # λ_max may be so small that the ratio is no number
-    return f"{number(upper / value, 3)} times λ_max" if value > abs(upper) * 1e-300 else ""
+    # λ_max may be so small that the ratio overflows.
+    return f"{number(upper / value, 3)} times λ_max" if value is not None and value > abs(upper) * 1e-300 else ""
 
 
-def curvature(report: Report) -> list[Fact]:
-    """Both ends of the spectrum and the moments."""
-    facts = []
+def curvature(report: Report) -> list[Quantity]:
+    """List both ends of the spectrum and the moments."""
+    rows = []
     if report.enclosure is not None:
         for label, found in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
             gap = f", relative gap {number(found.relative_gap, 2)}" if found.relative_gap is not None else ""
-            facts.append(Fact(label, interval(found), f"{certainty(report, found)}{gap}"))
+            rows.append(Quantity(label, interval(found), f"{certainty(report, found)}{gap}"))
         if stopping(report):
             products = number(report.enclosure.hessian_vector_products)
-            facts.append(Fact("Stopped", f"after {products} products", stopping(report)))
-    if report.bounds is not None:
-        bounds = report.bounds.wolkowicz_styan
-        facts.append(
-            Fact("Wolkowicz-Styan, λ_max", interval(bounds.lambda_max), _joined("upper end", looseness(report)))
-        )
-        facts.append(Fact("Wolkowicz-Styan, λ_min", interval(bounds.lambda_min)))
-    if report.spectrum is not None and report.spectrum.eigenvalues:
+            rows.append(Quantity("Stopped", f"after {products} products", stopping(report)))
+    for bound in bounds.shown(report):
+        title, loose = bounds.words(bound.name).title, looseness(report, bound)
+        chance = bound.failure_probability
+        notes = [f"upper end {loose}"] if loose else []
+        notes += [] if chance is None else [f"{bound.kind}, but for a probability of {number(chance)}"]
+        rows.append(Quantity(f"{title}, λ_max", interval(bound.lambda_max), ", ".join(notes)))
+        rows.append(Quantity(f"{title}, λ_min", interval(bound.lambda_min), bounds.assumptions(bound)))
+    if report.spectrum is not None and report.largest_eigenvalue is not None:
         note = f"{report.spectrum.method} spectrum"
-        facts.append(Fact("Largest eigenvalue", number(report.spectrum.eigenvalues[0], 10), note))
-    return facts + _moments(report)
+        rows.append(Quantity("Largest eigenvalue", number(report.largest_eigenvalue, 10), note))
+    return rows + _moments(report)
 
 
-def fit(report: Report) -> list[Fact]:
-    """How well the classifier does on the batch."""
+def fit(report: Report) -> list[Quantity]:
+    """List how well the classifier does on the batch."""
     return [
-        Fact("Loss", number(report.loss.value), report.loss.kind.replace("_", " ")),
-        Fact("Gradient norm", number(report.loss.gradient_norm)),
-        Fact("Accuracy", percent(report.loss.accuracy)),
+        Quantity("Loss", number(report.loss.value), report.loss.kind.replace("_", " ")),
+        Quantity("Gradient norm", number(report.loss.gradient_norm)),
+        Quantity("Accuracy", percent(report.loss.accuracy)),
     ]
 
 
-def _joined(label: str, text: str) -> str:
-    return f"{label} {text}" if text else ""
-
-
-def _moments(report: Report) -> list[Fact]:
+def _moments(report: Report) -> list[Quantity]:
     moments = report.moments
     if moments is None:
         return []
@@ -163,17 +155,19 @@ def _moments(report: Report) -> list[Fact]:
     how = f"{moments.method.replace('_', ' ')}, {exact}"
     if moments.failure_probability is not None:
         how += f", but for a probability of {number(moments.failure_probability)}"
-    facts = [
-        Fact("Trace, tr H", number(moments.trace), how),
-        Fact("Frobenius norm, ‖H‖_F", number(max(moments.frobenius_squared, 0.0) ** 0.5), how),
+    rows = [
+        Quantity("Trace, tr H", number(moments.trace), how),
+        Quantity("Frobenius norm, ‖H‖_F", number(max(moments.frobenius_squared, 0.0) ** 0.5), how),
     ]
     if moments.gauss_newton_trace is not None:
-        facts.append(Fact("Gauss-Newton trace, tr G", number(moments.gauss_newton_trace), "the loss's own curvature"))
-    return facts
+        rows.append(
+            Quantity("Gauss-Newton trace, tr G", number(moments.gauss_newton_trace), "the curvature of the loss")
+        )
+    return rows
 
 
 def condition(rule: RuleResult) -> str:
-    """What a rule asks for."""
+    """Say what a rule requires."""
     parts = []
     if rule.limit is not None:
         parts.append(f"{_SIGNS.get(rule.op or '<=', rule.op)} {number(rule.limit)}")
@@ -185,12 +179,12 @@ def condition(rule: RuleResult) -> str:
 
 
 def found(rule: RuleResult) -> str:
-    """What the report says of a rule's metric."""
+    """Say what the report has for a rule's metric."""
     return _interval_or_number(rule.interval, rule.value)
 
 
 def baseline(rule: RuleResult) -> str:
-    """What the baseline says of a rule's metric."""
+    """Say what the baseline has for a rule's metric."""
     return _interval_or_number(rule.baseline_interval, rule.baseline)
 
 
@@ -201,7 +195,7 @@ def _interval_or_number(ends: Ends | None, value: float | None) -> str:
 
 
 def command(report: Report) -> str:
-    """A line that makes this report again, as far as the report knows what it was made with."""
+    """Return a command that reproduces this report, as far as the report records its options."""
     engine, spectrum = report.engine, report.spectrum
     words = ["wsb", "analyze", "MODEL", "BATCH"]
     words += ["--device", engine.device, "--dtype", engine.dtype, "--seed", str(engine.seed)]

@@ -1,4 +1,4 @@
-"""The plots of a report: which of its numbers go into which plot, and what is said to those who don't see it."""
+"""The plots of a report: the numbers that go into each, and the text for readers who don't see it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from service.policies.verdict import Verdict
-from service.rendering.facts import condition
+from service.policies.schemas import Verdict
+from service.rendering import bounds
 from service.rendering.numbers import interval, number, percent, width
-from service.rendering.plots import Limit, Line, Range, bars, curve, heat_map, lines, number_line, stem
+from service.rendering.plots import LabelledInterval, Limit, Line, bars, curve, heat_map, lines, number_line, stem
 from service.rendering.text import name
+from service.rendering.wording import condition
 from wsb_engine.report import CertifiedInterval, Interval, Report
 
 MAX_LIMITS = 4
-"""Limits of a policy that are drawn."""
+"""Most limits of a policy to draw."""
 MAX_LAYERS = 40
-"""Layers of the heat map; of more, those with the largest blocks of their own."""
+"""Layers of the heat map; if there are more, those with the largest diagonal blocks."""
 MAX_BARS = 12
-"""Samples whose shares are drawn."""
+"""Most samples whose shares are drawn."""
 
 _EXTREME = re.compile(
-    r"(enclosure|bounds\.wolkowicz_styan)\.lambda_(max|min)(\.lower|\.upper)?|spectrum\.eigenvalues\.0"
+    r"(enclosure|bounds\.wolkowicz_styan|bounds_list\.\w+)\.lambda_(max|min)(\.lower|\.upper)?|spectrum\.eigenvalues\.0"
 )
 
 
-def figures(report: Report, verdict: Verdict | None) -> dict[str, Markup]:
-    """Every plot that the report has the numbers for, by name."""
+def report_plots(report: Report, verdict: Verdict | None) -> dict[str, Markup]:
+    """Draw every plot that the report has the numbers for, by name."""
     drawn = {
         "bounds": _bounds(report, verdict),
         "convergence": _convergence(report),
@@ -42,24 +43,23 @@ def figures(report: Report, verdict: Verdict | None) -> dict[str, Markup]:
 
 
 def shown_layers(report: Report) -> Sequence[int]:
-    """Indices of the layers of the heat map, in the model's order."""
+    """Return the indices of the layers of the heat map, in the model's order."""
     layers = report.layers or []
     return sorted(heapq.nlargest(MAX_LAYERS, range(len(layers)), key=lambda i: layers[i].frobenius_squared))
 
 
 def _bounds(report: Report, verdict: Verdict | None) -> Markup | None:
     intervals: list[tuple[str, Interval | CertifiedInterval, int]] = []
+    named = [(bounds.words(bound.name).title, bound) for bound in bounds.shown(report)]
     if report.enclosure is not None:
         intervals.append(("λ_max lies here", report.enclosure.lambda_max, 1))
-    if report.bounds is not None:
-        intervals.append(("λ_max by Wolkowicz-Styan", report.bounds.wolkowicz_styan.lambda_max, 3))
+    intervals += [(f"λ_max by {title}", bound.lambda_max, 3) for title, bound in named]
     if report.enclosure is not None:
         intervals.append(("λ_min lies here", report.enclosure.lambda_min, 2))
-    if report.bounds is not None:
-        intervals.append(("λ_min by Wolkowicz-Styan", report.bounds.wolkowicz_styan.lambda_min, 3))
+    intervals += [(f"λ_min by {title}", bound.lambda_min, 3) for title, bound in named]
     if not intervals:
         return None
-    ranges = [Range(label, found.lower, found.upper, style) for label, found, style in intervals]
+    ranges = [LabelledInterval(label, found.lower, found.upper, style) for label, found, style in intervals]
     limits = [
         Limit(
             f"{rule.severity} unless {'λ_min' if 'lambda_min' in rule.metric else 'λ_max'} {condition(rule)}",

@@ -1,0 +1,124 @@
+"""Measured errors of Hessian-vector products and of the dense Hessian, which the checks of a report judge."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.problem import Problem
+from wsb_engine.curvature.closed_form.activations import value
+from wsb_engine.curvature.closed_form.mlp import network
+from wsb_engine.curvature.products.autodiff import HessianProduct
+from wsb_engine.model import Tensors
+from wsb_engine.spectrum.confirmation import RitzResidual
+
+FLOAT32_DRIFT = 1e-3
+"""Relative error of a float32 product against a float64 one beyond which the report warns."""
+
+
+@dataclass(frozen=True)
+class MeasuredErrors:
+    """Errors that the stages of an analysis measured; None if a stage did not run."""
+
+    symmetry: float | None = None
+    """Asymmetry of Hessian-vector products, on random vectors."""
+    asymmetry: float | None = None
+    """Asymmetry of the dense Hessian as formed."""
+    disagreement: float | None = None
+    """‖Hv − H′v‖ / ‖H′v‖ for a random v, with H dense and H′v by automatic differentiation."""
+    magnification: float = 0.0
+    """‖v‖ / ‖H′v‖ of that product, by which rounding of H is magnified in it."""
+    ritz: RitzResidual | None = None
+    """Residuals of the Ritz pairs of the enclosure, by fresh products."""
+
+
+def of_products(problem: Problem, product: HessianProduct, seed: int, monitor: Monitor) -> MeasuredErrors:
+    """Measure errors of products by random vectors; nothing once time is up."""
+    if monitor.expired:
+        return MeasuredErrors()
+    if problem.objective.dtype == torch.float32:
+        drift = _float32_drift(problem, product, seed)
+        if drift > FLOAT32_DRIFT:
+            monitor.warn(
+                "float32_drift",
+                f"products in float32 are off by {drift:.2g} of their size: certified numbers allow for that, "
+                "estimates do not; use dtype float64",
+            )
+    return MeasuredErrors(symmetry=_symmetry_error(product, seed))
+
+
+def with_dense(errors: MeasuredErrors, problem: Problem, hessian: Tensor, seed: int) -> MeasuredErrors:
+    """Add how far the dense Hessian is from automatic differentiation.
+
+    Args:
+        errors: Errors of the products.
+        problem: The analysis.
+        hessian: (P, P) float64, as formed.
+        seed: Seed of a random vector.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(len(hessian), generator=generator, dtype=torch.float64).to(hessian.device)
+    reference = _reference(problem, v)
+    scale, difference = norm(reference), norm(hessian @ v - reference)
+    if scale == 0:
+        disagreement, magnification = math.inf if difference > 0 else 0.0, 0.0
+    else:
+        disagreement, magnification = difference / scale, norm(v) / scale
+    return replace(errors, disagreement=disagreement, magnification=magnification)
+
+
+def norm(v: Tensor) -> float:
+    """Compute ‖v‖, divided by the largest entry first, so that no square leaves the range of numbers."""
+    largest = float(v.abs().max())
+    return largest * float(torch.linalg.vector_norm(v / largest)) if largest else 0.0
+
+
+def _symmetry_error(product: HessianProduct, seed: int) -> float:
+    """Compute |uᵀHv − vᵀHu| / (‖Hu‖ ‖v‖ + ‖Hv‖ ‖u‖) for random u and v: 0 but for rounding."""
+    u, v = _random(product, seed).unbind(dim=1)
+    image_u, image_v = _normalised(product.vector(u), product.vector(v))
+    length = torch.linalg.vector_norm
+    scale = float(length(image_u) * length(v) + length(image_v) * length(u))
+    return abs(float(v @ image_u - u @ image_v)) / scale if scale else 0.0
+
+
+def _float32_drift(problem: Problem, product: HessianProduct, seed: int) -> float:
+    """Compute ‖Hv − H′v‖ / ‖H′v‖ with H′v in float64, for a random v."""
+    v = _random(product, seed)[:, 0]
+    want, found = _normalised(problem.product_at(problem.objective.in_double()).vector(v), product.vector(v))
+    scale = float(torch.linalg.vector_norm(want))
+    return float(torch.linalg.vector_norm(found - want)) / scale if scale else 0.0
+
+
+def _normalised(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide both by the largest entry of either, so that their norms neither underflow nor overflow."""
+    largest = max(float(a.abs().max()), float(b.abs().max()))
+    return (a / largest, b / largest) if largest else (a, b)
+
+
+def _random(product: HessianProduct, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(product.parameters, 2, generator=generator, dtype=torch.float64)
+    return vectors.to(product.device, product.dtype).double()
+
+
+def _reference(problem: Problem, v: Tensor) -> Tensor:
+    """Compute H·v by automatic differentiation of the layers of an MLP, or else of the file's graph."""
+    objective, structure = problem.objective, problem.structure
+    if structure is None:
+        return problem.from_scratch(objective).vector(v)
+
+    def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
+        z = structure.mlp.features(inputs)
+        for index, layer in enumerate(network(structure.mlp, parameters, frozenset()).layers):
+            z = torch.nn.functional.linear(z, layer.W, layer.b)
+            if index < len(structure.mlp.activations):
+                z = value(structure.mlp.activations[index], z)
+        return z
+
+    # Reverse mode twice needs no import that takes a second.
+    return replace(objective, function=logits).twice_backward(v.to(objective.dtype))

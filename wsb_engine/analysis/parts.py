@@ -1,0 +1,128 @@
+"""Parts of a report that follow directly from the problem and the closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from wsb_engine import report as r
+from wsb_engine.analysis.agreement import norm
+from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.problem import Problem
+from wsb_engine.bounds.rounding import Rounding
+from wsb_engine.curvature import loss as losses
+from wsb_engine.curvature.closed_form.sums import ClosedForm
+from wsb_engine.errors import ModelError, finite
+from wsb_engine.model import Classifier
+from wsb_engine.options import Options
+from wsb_engine.version import __version__
+
+PARITY_SAMPLES = 4096
+"""Samples whose logits are compared with an independent runtime."""
+TOP_SHARES = 10
+"""Samples listed by their share of ‖H‖_F²."""
+
+
+def loss(problem: Problem) -> r.Loss:
+    targets, logits = problem.objective.targets, problem.logits
+    y, w = targets.y.cpu(), targets.weights.cpu()
+    return r.Loss(
+        kind=targets.kind,
+        value=finite(float((w * losses.sample_losses(logits, y)).sum()), "the loss"),
+        gradient_norm=finite(norm(problem.objective.gradient()), "the gradient's norm"),
+        accuracy=losses.accuracy(logits, losses.Targets(y, w)),
+    )
+
+
+def parity(problem: Problem, classifier: Classifier, monitor: Monitor) -> r.Parity | None:
+    """Compare the logits with those of the file's own runtime; None, and a warning, if that is impossible."""
+    model = problem.model
+    if model.reference is None or model.reference_name is None:
+        if classifier.format != "module":
+            monitor.warn("parity_none", "there is no other runtime to compare these logits with")
+        return None
+    rows = slice(0, problem.samples if problem.objective.coupled else PARITY_SAMPLES)
+    arrays = {name: tensor[rows].numpy() for name, tensor in problem.objective.inputs.items()}
+    try:
+        expected = model.reference(arrays)
+    except ModelError as error:
+        monitor.warn("parity_unavailable", f"{model.reference_name} can't evaluate this model: {error.message}")
+        return None
+    theirs, ours = np.asarray(expected, dtype=np.float64), problem.logits[rows].numpy()
+    comparable = np.isfinite(theirs)
+    if not comparable.all():
+        # A probability that underflows in the file's precision has no logarithm there.
+        monitor.warn(
+            "parity_partial", f"{comparable.size - comparable.sum()} of the logits overflow in {model.reference_name}"
+        )
+    if not comparable.any():
+        return None
+    difference = np.abs(theirs - ours)[comparable]
+    return r.Parity(reference=model.reference_name, max_abs_error=float(difference.max()))
+
+
+def engine(problem: Problem, options: Options) -> r.Engine:
+    return r.Engine(
+        version=__version__,
+        torch=torch.__version__,
+        device=str(problem.objective.device),
+        dtype="float64" if problem.objective.dtype == torch.float64 else "float32",
+        seed=options.seed,
+    )
+
+
+def model(classifier: Classifier, problem: Problem, parity: r.Parity | None) -> r.Model:
+    selected = problem.objective.selected
+    return r.Model(
+        format=classifier.format,
+        sha256=classifier.sha256,
+        architecture="mlp" if problem.structure is not None else "general",
+        parameters=r.Parameters(
+            count=problem.objective.parameters,
+            tensors=[
+                r.ParameterTensor(name=name, shape=list(tensor.shape), count=tensor.numel())
+                for name, tensor in selected.items()
+            ],
+            tied=[name for name in problem.model.tied if name in selected],
+        ),
+        activations=list(problem.model.activations),
+        smooth=not problem.nonsmooth,
+        nonsmooth_operators=list(problem.nonsmooth),
+        head=problem.model.head,
+        parity=parity,
+    )
+
+
+def layers(problem: Problem, closed: ClosedForm | None, rounding: Rounding) -> list[r.LayerCurvature] | None:
+    """Describe the curvature of each layer of an MLP; None without a closed form."""
+    if closed is None or problem.structure is None:
+        return None
+    parts = []
+    for index, layer in enumerate(problem.structure.net.layers):
+        t, q = float(closed.layer_traces[index]), float(closed.block_squares[index, index])
+        n = layer.parameters
+        upper = rounding.wolkowicz_styan(t, q, n).lambda_max_upper if n else 0.0
+        parts.append(
+            r.LayerCurvature(
+                name=layer.name,
+                parameters=layer.parameters,
+                trace=t,
+                frobenius_squared=q,
+                wolkowicz_styan_upper=upper,
+            )
+        )
+    return parts
+
+
+def orthogonality(closed: ClosedForm | None) -> r.Orthogonality | None:
+    """Describe how much pairs of different samples add to q; None without a closed form."""
+    if closed is None:
+        return None
+    q = closed.frobenius_squared
+    shares = closed.sample_shares / q if q else torch.zeros_like(closed.sample_shares)
+    order = torch.argsort(shares, descending=True, stable=True)[:TOP_SHARES]
+    return r.Orthogonality(
+        coherence=closed.coherence,
+        cross_sample_share=1 - closed.self_share / q if q else 0.0,
+        sample_shares=[r.SampleShare(row=int(row), share=float(shares[row])) for row in order],
+    )
