@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.graph.problems import require_finite
 from wsb_engine.formats.heads import apply_head
 from wsb_engine.formats.substitutes import Substitutes, follow_parameters
 from wsb_engine.model import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
@@ -104,14 +105,7 @@ class _ModuleClassifier(Classifier):
             raise ModelError(
                 "the module has no parameters", code="model_no_parameters", advice="Wrap the module that was trained."
             )
-        for name, tensor in self.parameters.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(
-                    f"parameter {name!r} contains NaN or infinity",
-                    code="model_not_finite",
-                    advice="Training has diverged: take an earlier checkpoint.",
-                    tensor=name,
-                )
+        require_finite(self.parameters)
         self._tied = _tied(self._module)
         self.inputs = tuple(
             Input(name=name, shape=None, dtype=None)

@@ -46,6 +46,22 @@ class Node:
         return f"node {self.index} '{domain}{self.operator}'{named}"
 
     @property
+    def details(self) -> dict[str, Any]:
+        """What an error says about this node to programs."""
+        return {
+            "operator": self.operator,
+            "domain": self.domain or "ai.onnx",
+            "opset": self.version,
+            "node": self.name,
+            "index": self.index,
+        }
+
+    @property
+    def public_name(self) -> str:
+        """The operator's name in a report."""
+        return self.operator
+
+    @property
     def subgraphs(self) -> tuple[Graph, ...]:
         return tuple(value for value in self.attributes.values() if isinstance(value, Graph))
 

@@ -19,7 +19,7 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import operators
 from wsb_engine.formats.graph.graph import RESHAPING, Graph, Node
 from wsb_engine.formats.graph.operators import Call
-from wsb_engine.formats.graph.program import Shapes
+from wsb_engine.formats.graph.plan import Shapes
 from wsb_engine.model import MLP, Activation, DenseLayer, Tensors
 
 _ELEMENTWISE = frozenset(

@@ -91,12 +91,7 @@ def _require_finite(graph: Graph, parameters: set[str]) -> None:
             continue
         broken = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
         if bool(broken.any()):
-            raise ModelError(
-                f"tensor {name!r} has a value that is NaN or infinite",
-                code="model_not_finite",
-                advice="The training diverged, or the export overflowed in float16; export finite weights.",
-                tensor=name,
-            )
+            raise problems.not_finite(name)
 
 
 class _Search:

@@ -19,7 +19,9 @@ from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.mlp import find_mlp
 from wsb_engine.formats.graph.parameters import find_parameters
 from wsb_engine.formats.graph.peeling import Head
-from wsb_engine.formats.graph.program import Program, Shapes
+from wsb_engine.formats.graph.plan import Shapes
+from wsb_engine.formats.graph.problems import require_dependence
+from wsb_engine.formats.graph.program import Program
 from wsb_engine.formats.graph.simplify import simplify
 from wsb_engine.formats.onnx.batching import BatchProgram
 from wsb_engine.formats.onnx.build import build
@@ -73,18 +75,7 @@ class OnnxClassifier(Classifier):
         evidence = heads.Evidence(columns=self._columns, sample=self._sample)
         chosen = heads.find_head(self._graph, head, output, evidence)
         program = self._program(chosen.tensor)
-        if not program.parameters:
-            raise ModelError(
-                f"the logits {chosen.tensor!r} depend on no trainable tensor",
-                code="model_no_parameters",
-                advice="Name the output that the classifier's layers lead to.",
-            )
-        if not program.inputs:
-            raise ModelError(
-                f"the logits {chosen.tensor!r} depend on no input",
-                code="logits_constant",
-                advice="Name the output that depends on the samples.",
-            )
+        require_dependence(chosen.tensor, on_parameters=bool(program.parameters), on_inputs=bool(program.inputs))
         used = {name: self.parameters[name] for name in program.parameters}
         tied = self._found.tied(program.nodes)
         mlp = self._mlp(program, chosen, used) if not tied else None

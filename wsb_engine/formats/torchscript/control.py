@@ -15,11 +15,12 @@ from torch import Tensor
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.plan import flattened, replaced
 from wsb_engine.formats.torchscript import problems, scalars
 from wsb_engine.formats.torchscript.graph import Block, Operation
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Submodule
-from wsb_engine.formats.torchscript.values import Value, flattened, replaced
+from wsb_engine.formats.torchscript.values import Value
 
 _LEFT_OPEN = frozenset({"unsupported_operator", "data_dependent_control_flow"})
 """What is wrong within a branch that may not be taken."""

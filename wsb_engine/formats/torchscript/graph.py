@@ -31,6 +31,16 @@ class Operation:
     """File and line within the archive, as far as it is known."""
 
     @property
+    def label(self) -> str:
+        """How messages name this operation."""
+        return problems.label(self.kind, self.location)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What an error says about this operation to programs."""
+        return {"operator": self.kind, "location": self.location}
+
+    @property
     def name(self) -> str:
         """Without the namespace."""
         return self.kind.partition("::")[2]

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsb_engine.errors import ModelError
+from wsb_engine.formats.graph import plan
 from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.plan import META, Kernel, Name, Planner, flattened, tensors_of
 from wsb_engine.formats.torchscript import problems, queries, scalars
 from wsb_engine.formats.torchscript.graph import Block, Operation
-from wsb_engine.formats.torchscript.loading import Script
+from wsb_engine.formats.torchscript.loading import Script, require_dense
 from wsb_engine.formats.torchscript.operators import TABLE, Operator
-from wsb_engine.formats.torchscript.values import Call, Memory, Name, Step, Value, flattened, replaced
+from wsb_engine.formats.torchscript.values import Call, Value
 
-_META, _CPU = torch.device("meta"), torch.device("cpu")
 _ITEMS = 10_000_000
 """Looked at in one walk."""
 _STRUCTURAL = frozenset(
@@ -38,16 +38,14 @@ _INDEXING = frozenset({"__getitem__", "pop", "slice"})
 """Those that look at their other arguments."""
 
 
-@dataclass
-class Walk:
+@dataclass(kw_only=True)
+class Walk(Planner):
     """One walk through the graph of forward.
 
     Args:
         script: The loaded module.
         parameters: Names of the tensors that are parameters.
         constants: Name of a constant of the graph → name of the parameter that it is.
-        working: The floating type that everything is computed in.
-        device: Device on which the steps will run.
         candidates: Whether constants that may turn out to be parameters are kept apart, as values to be told.
     """
 
@@ -56,10 +54,7 @@ class Walk:
     constants: Mapping[str, str]
     control: Mapping[str, Callable[[Walk, Operation, tuple[Any, ...]], tuple[Any, ...]]]
     """Handlers of operations that are no tensor operators, by kind."""
-    working: torch.dtype = torch.float64
-    device: torch.device = _CPU
     candidates: bool = False
-    steps: list[Step] = field(default_factory=list)
     stored: dict[str, Tensor] = field(default_factory=dict)
     """Tensors of the file that steps use, by name."""
     defined: dict[str, tuple[str, tuple[int, ...] | None]] = field(default_factory=dict)
@@ -78,7 +73,6 @@ class Walk:
     """What stands for a container that an open branch has changed."""
     _operations: int = 0
     _items: int = 0
-    _folded: int = 0
 
     def run(self, arguments: Iterable[Any]) -> Any:
         """Walks forward.
@@ -143,17 +137,9 @@ class Walk:
         name = self.constants.get(where) or self.script.name_of(tensor, where)
         if name in self._tensors:
             return self._tensors[name]
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise ModelError(
-                f"tensor {name!r} is sparse, quantised or complex",
-                code="unsupported_dtype",
-                advice="Save the model with dense tensors of floating, integer or boolean type.",
-                tensor=name,
-            )
+        require_dense(tensor, name)
         plain = tensor.detach()
-        shadow = torch.empty(
-            plain.shape, dtype=self.working if plain.is_floating_point() else plain.dtype, device=_META
-        )
+        shadow = torch.empty(plain.shape, dtype=self.working if plain.is_floating_point() else plain.dtype, device=META)
         candidate = self.candidates and where.startswith("%") and plain.is_floating_point()
         if name in self.parameters or candidate:
             value = Value(name, shadow, trained=name in self.parameters)
@@ -249,71 +235,39 @@ class Walk:
         values = [item for item in flattened(inputs) if isinstance(item, Value)]
         if any(value.opaque for value in values):
             return tuple(self.note(operation, name, inputs, entry) for name in operation.outputs)
-        made = self._evaluated(operation, entry, inputs, _META)
-        for each in made:
-            limit = (
-                LIMITS.folded_elements if all(value.known is not None for value in values) else LIMITS.tensor_elements
-            )
-            if each.numel() > limit:
-                raise problems.tensor_too_large(operation.kind, operation.location, each.numel(), limit)
-        if all(value.known is not None for value in values):
-            made = self._evaluated(operation, entry, inputs, _CPU)
-            self._folded += sum(each.numel() for each in made)
-            if self._folded > 4 * LIMITS.folded_elements:
-                raise problems.tensor_too_large(
-                    operation.kind, operation.location, self._folded, 4 * LIMITS.folded_elements
-                )
-            return self._shaped(operation, [self._known(each, operation.outputs[0]) for each in made], made)
-        trained = any(value.trained for value in values)
-        names = self._output_names(operation, len(made))
-        results = [Value(name, each, trained=trained) for name, each in zip(names, made, strict=True)]
-        self._emit(operation, entry, inputs, names, trained)
-        return self._shaped(operation, results, made)
+        call = Call(node=operation, working=self.working, device=self.device)
+        made, known = self.evaluate(call, entry.kernel, inputs)
+        tensors = tensors_of(made)
+        if known:
+            results = [self._known(each, operation.outputs[0]) for each in tensors]
+        else:
+            trained = any(value.trained for value in values)
+            names = self._output_names(operation, len(tensors))
+            results = [Value(name, each, trained=trained) for name, each in zip(names, tensors, strict=True)]
+            self._emit(operation, entry.kernel, inputs, names)
+        if isinstance(made, list) or (isinstance(made, tuple) and len(operation.outputs) == 1):
+            return (results,)
+        if len(results) < len(operation.outputs):
+            raise problems.unsupported(operation.kind, operation.location, "has outputs that are not supported")
+        return tuple(results[: len(operation.outputs)])
 
     def _output_names(self, operation: Operation, count: int) -> tuple[str, ...]:
         own = [name + self.suffix for name in operation.outputs]
         return tuple(own) if len(own) == count else tuple(f"{own[0]}#{index}" for index in range(count))
 
-    def _shaped(self, operation: Operation, values: list[Value], made: _Made) -> tuple[Any, ...]:
-        if made.is_list:
-            return (values,)
-        if len(values) < len(operation.outputs):
-            raise problems.unsupported(operation.kind, operation.location, "has outputs that are not supported")
-        return tuple(values[: len(operation.outputs)])
-
-    def _evaluated(self, operation: Operation, entry: Operator, inputs: tuple[Any, ...], device: torch.device) -> _Made:
-        def element(item: Any) -> Any:
-            if not isinstance(item, Value):
-                return item
-            return item.shadow if device == _META else item.known
-
-        call = Call(operation=operation, working=self.working, device=device)
-        made = call.run(entry.kernel, replaced(inputs, element))
-        if isinstance(made, list) or (isinstance(made, tuple) and len(operation.outputs) == 1):
-            return _Made(made, True)
-        return _Made(made if isinstance(made, tuple) else (made,), False)
-
     def _known(self, tensor: Tensor, name: str) -> Value:
         plain = tensor.to(self.working) if tensor.is_floating_point() else tensor
-        return Value(name + self.suffix, plain.to(_META), known=plain)
+        return Value(name + self.suffix, plain.to(META), known=plain)
 
-    def _emit(
-        self, operation: Operation, entry: Operator | None, inputs: tuple[Any, ...], outputs: tuple[str, ...],
-        trained: bool,
-    ) -> None:  # fmt: skip
-        def argument(item: Any) -> Any:
-            if not isinstance(item, Value):
-                return item
-            if item.known is None or self.candidates:
-                if item.known is not None:
-                    self.stored.setdefault(item.name, item.known)
-                return Name(item.name)
-            return item.known.to(self.device)
+    def operand(self, value: plan.Value) -> Any:
+        if value.known is None or not self.candidates:
+            return super().operand(value)
+        self.stored.setdefault(value.name, value.known)
+        return Name(value.name)
 
-        call = Call(operation=operation, working=self.working, device=self.device)
-        kernel = None if entry is None else entry.kernel
-        step = Step(call, kernel, replaced(inputs, argument), outputs, trained)
-        self.steps.append(step)
+    def _emit(self, operation: Operation, kernel: Kernel, inputs: tuple[Any, ...], outputs: tuple[str, ...]) -> None:
+        call = Call(node=operation, working=self.working, device=self.device)
+        step = self.emit(call, kernel, inputs, outputs)
         self.uses.update(name for name in step.reads if name in self.parameters)
 
     def note(
@@ -323,11 +277,11 @@ class Walk:
         """Writes down an operator whose result is not known yet, not even its shape."""
         arguments = tuple(inputs)
         trained = any(isinstance(item, Value) and item.trained for item in flattened(arguments))
-        self._emit(operation, entry, arguments, (name + self.suffix,), trained)
+        self._emit(operation, _undecided if entry is None else entry.kernel, arguments, (name + self.suffix,))
         return self.opaque(name, trained=trained, merged=merged)
 
     def opaque(self, name: str, *, trained: bool = False, merged: bool = False) -> Value:
-        return Value(name + self.suffix, None, trained=trained, memory=Memory(), merged=merged)
+        return Value(name + self.suffix, None, trained=trained, merged=merged)
 
 
 def _require_fresh(values: Any, kind: str, location: str) -> int:
@@ -338,19 +292,9 @@ def _require_fresh(values: Any, kind: str, location: str) -> int:
     return len(items)
 
 
-@dataclass(frozen=True)
-class _Made:
-    """Tensors that a kernel gives."""
-
-    tensors: Any
-    is_list: bool
-    """Whether they are one list, rather than one value each."""
-
-    def __iter__(self) -> Any:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+def _undecided(call: Call, *arguments: Any) -> Any:
+    """Stands for a decision that is open; a walk with all shapes given leaves none."""
+    raise AssertionError(f"{call.node.kind} was left open")
 
 
 @functools.cache

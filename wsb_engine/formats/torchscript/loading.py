@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.graph import Block, read_graph
@@ -129,9 +128,11 @@ def _with_parameters(block: Block, arguments: tuple[Argument, ...], module: Any)
     names: dict[object, str] = {}
     shared: dict[str, None] = {}
     for path, tensor in _parameters(module):
-        _require_dense(tensor, path)
+        require_dense(tensor, path)
         if not tensor.is_floating_point():
             continue
+        if tensor.dtype not in _FLOATS:
+            raise problems.unsupported_tensor(path, f"has dtype {tensor.dtype}")
         first = names.setdefault(_identity(tensor, path), path)
         if first != path:
             shared[first] = None
@@ -157,21 +158,10 @@ def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
         pending += [(f"{path}{name}.", each) for name, each in reversed(inner.items())]
 
 
-def _require_dense(tensor: Tensor, path: str) -> None:
+def require_dense(tensor: Tensor, path: str) -> None:
+    """Raise ``unsupported_dtype`` for a tensor that the reader does not compute with."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise ModelError(
-            f"tensor {path!r} is sparse, quantised or complex",
-            code="unsupported_dtype",
-            advice="Save the model with dense tensors of float16, float32 or float64.",
-            tensor=path,
-        )
-    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
-        raise ModelError(
-            f"tensor {path!r} has dtype {tensor.dtype}",
-            code="unsupported_dtype",
-            advice="Save the model with dense tensors of float16, float32 or float64.",
-            tensor=path,
-        )
+        raise problems.unsupported_tensor(path)
 
 
 def _identity(tensor: Tensor, path: str) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsb_engine.formats.torchscript.values import Step
+from wsb_engine.formats.graph.plan import Step
 
 _ACTIVATIONS = frozenset(
     {
@@ -15,7 +15,7 @@ _ACTIVATIONS = frozenset(
 
 def nonlinearities(step: Step) -> tuple[str, ...]:
     """Names that a report gives to what a step does, where that is not linear."""
-    name = step.call.operation.name.removesuffix("_")
+    name = step.call.node.name.removesuffix("_")
     if name == "_transformer_encoder_layer_fwd":
         return ("scaled_dot_product_attention", "gelu" if step.arguments[7] else "relu")
     return (name,) if name in _ACTIVATIONS else ()

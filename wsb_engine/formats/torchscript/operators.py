@@ -53,7 +53,7 @@ _OPTIONS = frozenset({"layout", "pin_memory", "memory_format", "non_blocking"})
 
 def native(call: Call, *arguments: Any) -> Any:
     """torch's own operator, with floating dtypes made the working one, on the working device."""
-    return _own(call, call.operation.name.removesuffix("_"), call.operation.overload, arguments)
+    return _own(call, call.node.name.removesuffix("_"), call.node.overload, arguments)
 
 
 def _own(call: Call, name: str, overload: str, arguments: tuple[Any, ...]) -> Any:
@@ -123,7 +123,7 @@ def detach(call: Call, x: Tensor) -> Tensor:
 @_enter("view", "view_as", "reshape", "reshape_as")
 def reshape(call: Call, x: Tensor, shape: Any) -> Tensor:
     """A view under a transform may lack the strides that it has outside, so views are reshapes."""
-    if call.operation.overload == "dtype":
+    if call.node.overload == "dtype":
         raise call.unsupported("a view as another dtype")
     return x.reshape(shape.shape if isinstance(shape, Tensor) else shape)
 
@@ -131,16 +131,16 @@ def reshape(call: Call, x: Tensor, shape: Any) -> Tensor:
 @_enter("to", "type_as", "float", "double", "half", keeps=True)
 def convert(call: Call, x: Tensor, *arguments: Any) -> Tensor:
     """Every floating type is the working one; devices are left alone."""
-    kind = (call.operation.name, call.operation.overload)
-    if call.operation.name in ("float", "double", "half"):
+    kind = (call.node.name, call.node.overload)
+    if call.node.name in ("float", "double", "half"):
         return x.to(call.working)
     if kind in (("to", "other"), ("type_as", "")):
         other: torch.dtype = arguments[0].dtype
         return x.to(call.working if other.is_floating_point else other)
     position = {"dtype": 0, "dtype_layout": 0, "device": 1, "prim_dtype": 0, "prim_device": 1}
-    if call.operation.overload not in position:
-        raise call.unsupported(f"the overload {call.operation.overload!r}")
-    dtype = call.dtype(arguments[position[call.operation.overload]])
+    if call.node.overload not in position:
+        raise call.unsupported(f"the overload {call.node.overload!r}")
+    dtype = call.dtype(arguments[position[call.node.overload]])
     return x if dtype is None else x.to(dtype)
 
 
@@ -213,18 +213,18 @@ def linalg_vector_norm(
 @_enter("norm")
 def norm(call: Call, x: Tensor, order: float | None, *arguments: Any) -> Tensor:
     """Over all elements, or over axes; a dtype is the working one whatever it says."""
-    dims, keepdim = (*arguments, None, False)[:2] if call.operation.overload.endswith("dim") else (None, False)
+    dims, keepdim = (*arguments, None, False)[:2] if call.node.overload.endswith("dim") else (None, False)
     return vector_norm(x, 2 if order is None else order, dims, keepdim)
 
 
 @_enter("std")
 def std(call: Call, x: Tensor, *arguments: Any) -> Tensor:
-    return root(_own(call, "var", call.operation.overload, (x, *arguments)), 0.5)
+    return root(_own(call, "var", call.node.overload, (x, *arguments)), 0.5)
 
 
 @_enter("std_mean")
 def std_mean(call: Call, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    variance, mean = _own(call, "var_mean", call.operation.overload, (x, *arguments))
+    variance, mean = _own(call, "var_mean", call.node.overload, (x, *arguments))
     return root(variance, 0.5), mean
 
 

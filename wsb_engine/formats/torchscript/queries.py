@@ -26,7 +26,7 @@ def _about(answer: Callable[..., Any]) -> _Query:
         except (IndexError, RuntimeError, TypeError) as error:
             shape = [] if value.shadow is None else list(value.shadow.shape)
             raise problems.evaluation_failed(
-                operation.kind, operation.location, f"asks for an axis that shape {shape} does not have"
+                operation.label, f"asks for an axis that shape {shape} does not have", **operation.details
             ) from error
 
     return query

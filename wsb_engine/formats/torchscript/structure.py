@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.plan import Name, Step
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.operators import SURE
-from wsb_engine.formats.torchscript.values import Name, Step, filled
+from wsb_engine.formats.torchscript.values import filled
 from wsb_engine.model import Input
 
 _VERSION = 21
@@ -54,7 +55,7 @@ class _Translator:
     location: str = ""
 
     def step(self, step: Step) -> None:
-        operation = step.call.operation
+        operation = step.call.node
         self.location = operation.location
         before = len(self.nodes)
         translate = _TABLE.get(operation.name.removesuffix("_")) if operation.kind.startswith("aten::") else None
@@ -152,7 +153,7 @@ def _convolution(to: _Translator, step: Step) -> bool:
 @_enter("layer_norm", "rms_norm", "group_norm")
 def _norm(to: _Translator, step: Step) -> bool:
     kind = {"layer_norm": "LayerNormalization", "rms_norm": "RMSNormalization", "group_norm": "GroupNormalization"}
-    name = step.call.operation.name
+    name = step.call.node.name
     return to.simple(kind[name], step, [step.arguments[0], *step.arguments[2 : 3 if name == "rms_norm" else 4]])
 
 
@@ -166,8 +167,8 @@ def _sum(to: _Translator, step: Step) -> bool:
     a, b, *alpha = step.arguments
     if alpha not in ([], [1]):
         return False
-    pair = (b, a) if step.call.operation.name == "rsub" else (a, b)
-    return to.simple("Add" if step.call.operation.name.startswith("add") else "Sub", step, pair)
+    pair = (b, a) if step.call.node.name == "rsub" else (a, b)
+    return to.simple("Add" if step.call.node.name.startswith("add") else "Sub", step, pair)
 
 
 @_enter("div", "divide")
@@ -211,7 +212,7 @@ def _flattened(to: _Translator, step: Step) -> bool:
 @_enter("softmax", "log_softmax")
 def _softmax(to: _Translator, step: Step) -> bool:
     axis = step.arguments[1]
-    operator = "Softmax" if step.call.operation.name == "softmax" else "LogSoftmax"
+    operator = "Softmax" if step.call.node.name == "softmax" else "LogSoftmax"
     return isinstance(axis, int) and to.simple(operator, step, step.arguments[:1], axis=axis)
 
 
@@ -251,7 +252,7 @@ def _einsum(to: _Translator, step: Step) -> bool:
 
 @_enter("sum", "amax", "logsumexp")
 def _reduced(to: _Translator, step: Step) -> bool:
-    operator = {"sum": "ReduceSum", "amax": "ReduceMax", "logsumexp": "ReduceLogSumExp"}[step.call.operation.name]
+    operator = {"sum": "ReduceSum", "amax": "ReduceMax", "logsumexp": "ReduceLogSumExp"}[step.call.node.name]
     if len(step.arguments) < 3 or not isinstance(step.arguments[1], list):
         return False
     axes, kept = tuple(step.arguments[1]), int(bool(step.arguments[2]))

@@ -16,7 +16,7 @@ from wsb_engine.formats.graph.operators import (
     shapes,
 )
 from wsb_engine.formats.graph.operators.activations import ACTIVATIONS
-from wsb_engine.formats.graph.operators.registry import ML, Call, Operator, facts, find, require, supported
+from wsb_engine.formats.graph.operators.registry import ML, Call, Operator, find, require, supported
 
 FAMILIES = (
     activations,
@@ -35,4 +35,4 @@ FAMILIES = (
 )
 """Importing them fills the table."""
 
-__all__ = ["ACTIVATIONS", "FAMILIES", "ML", "Call", "Operator", "facts", "find", "require", "supported"]
+__all__ = ["ACTIVATIONS", "FAMILIES", "ML", "Call", "Operator", "find", "require", "supported"]

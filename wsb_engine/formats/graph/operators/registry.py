@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.graph import problems
+from wsb_engine.formats.graph import plan, problems
 from wsb_engine.formats.graph.graph import Node
 
 Static = np.ndarray[Any, np.dtype[Any]]
-Kernel = Callable[..., Any]
+Kernel = plan.Kernel
 T = TypeVar("T")
 _Attributed = TypeVar("_Attributed", int, float, str, tuple[int, ...], tuple[float, ...], Tensor)
 
@@ -29,14 +28,8 @@ ML = "ai.onnx.ml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class Call(plan.Call[Node]):
     """What a kernel knows besides its inputs."""
-
-    node: Node
-    working: torch.dtype
-    """The floating type that everything is computed in."""
-    device: torch.device
-    """Where a kernel makes new tensors; the meta device while shapes are planned."""
 
     @property
     def version(self) -> int:
@@ -56,16 +49,7 @@ class Call:
 
     def wrong(self, why: str) -> ModelError:
         """An error about this node that breaks the format's rules."""
-        return problems.invalid(f"{self.node.label}: {why}", **facts(self.node))
-
-    def unsupported(self, why: str) -> ModelError:
-        """An error about a use of this operator that the reader does not have."""
-        return ModelError(
-            f"{self.node.label}: {why} is not supported",
-            code="unsupported_operator",
-            advice="Export the model in inference mode with plain operators, or leave this part out of the export.",
-            **facts(self.node),
-        )
+        return problems.invalid(f"{self.node.label}: {why}", **self.node.details)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,22 +117,11 @@ def require(node: Node) -> Operator:
     entry = find(node)
     if entry is None:
         domain = node.domain or "ai.onnx"
-        raise ModelError(
-            f"{node.label}: operator {node.operator} (domain {domain}, opset {node.version}) is not supported",
-            code="unsupported_operator",
+        raise problems.unsupported(
+            node.label,
+            f"operator {node.operator} (domain {domain}, opset {node.version}) is not supported",
             advice="Export the classifier in inference mode with the standard operators of ONNX, without pre- and "
             "post-processing.",
-            **facts(node),
+            **node.details,
         )
     return entry
-
-
-def facts(node: Node) -> dict[str, Any]:
-    """What programs want to know about a node in an error."""
-    return {
-        "operator": node.operator,
-        "domain": node.domain or "ai.onnx",
-        "opset": node.version,
-        "node": node.name,
-        "index": node.index,
-    }
