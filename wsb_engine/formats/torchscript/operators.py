@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsb_engine.formats.graph.norms import root, vector_norm
+from wsb_engine.formats.graph.kernels import elementwise, normalization
+from wsb_engine.formats.graph.kernels.elementwise import SURE
+from wsb_engine.formats.graph.kernels.norms import root, vector_norm
 from wsb_engine.formats.torchscript.attention import (
     encoder_layer,
     native_multi_head_attention,
@@ -183,24 +185,10 @@ def embedding(call: Call, weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
     return rows.reshape(*indices.shape, weight.shape[1])
 
 
-SURE = 15
-"""Threshold from which on torch's softplus and the function itself agree to single precision."""
-
-
 @_enter("softplus")
 def softplus(call: Call, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    """torch's default threshold of 20 is off by 2e-9; beyond 40 the identity is exact in float64."""
-    return functional.softplus(x, beta, 40.0 if threshold >= SURE else threshold)
-
-
-@_enter("hardsigmoid")
-def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
-    return torch.clamp(x / 6 + 0.5, 0, 1)
-
-
-@_enter("hardswish")
-def hard_swish(call: Call, x: Tensor) -> Tensor:
-    return x * torch.clamp(x / 6 + 0.5, 0, 1)
+    """The function itself if the threshold is no more than a guard against overflow."""
+    return elementwise.softplus(x, beta) if threshold >= SURE else functional.softplus(x, beta, threshold)
 
 
 @_enter("linalg_vector_norm")
@@ -228,12 +216,6 @@ def std_mean(call: Call, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return root(variance, 0.5), mean
 
 
-@_enter("heaviside")
-def heaviside(call: Call, x: Tensor, at_zero: Tensor) -> Tensor:
-    """torch's own has no derivative."""
-    return torch.where(x == 0, at_zero, (x > 0).to(x.dtype))
-
-
 @_enter("unfold")
 def unfold(call: Call, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     dim = dim % x.ndim
@@ -244,16 +226,19 @@ def unfold(call: Call, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     return windows.movedim(dim + 1, -1)
 
 
-@_enter("prelu")
-def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
-    if slope.numel() > 1 and x.ndim > 1:
-        slope = slope.reshape(-1, *[1] * (x.ndim - 2))
-    return torch.where(x > 0, x, slope * x)
-
-
 @_enter("rrelu")
 def rrelu(call: Call, x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Tensor:
     return functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _without_call(kernel: Kernel) -> Kernel:
+    return lambda call, *arguments: kernel(*arguments)
+
+
+_enter("hardsigmoid")(_without_call(elementwise.hard_sigmoid))
+_enter("hardswish")(_without_call(elementwise.hard_swish))
+_enter("heaviside")(_without_call(elementwise.heaviside))
+_enter("prelu")(_without_call(elementwise.prelu))
 
 
 @_enter("glu")
@@ -275,52 +260,28 @@ def batch_norm(
     """As in inference: with the running statistics."""
     if mean is None or variance is None:
         raise call.unsupported("a batch normalisation without running statistics, which mixes the samples,")
-    factor = torch.rsqrt(variance + epsilon)
-    factor = factor if weight is None else factor * weight
-    made = (x - _by_channel(mean, x)) * _by_channel(factor, x)
-    return made if bias is None else made + _by_channel(bias, x)
-
-
-def _by_channel(parameter: Tensor, x: Tensor) -> Tensor:
-    """(C,) → (C, 1, …), to broadcast against (N, C, …)."""
-    return parameter.reshape(-1, *[1] * (x.ndim - 2))
-
-
-def standardised(x: Tensor, dims: list[int], epsilon: float) -> Tensor:
-    """(x − mean) / √(variance + ε)."""
-    centred = x - x.mean(dim=dims, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(dim=dims, keepdim=True) + epsilon)
-
-
-def scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
+    return normalization.batch_norm(x, mean, variance, weight, bias, epsilon)
 
 
 @_enter("layer_norm")
 def layer_norm(
     call: Call, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, epsilon: float, *_: Any
 ) -> Tensor:
-    return scaled(standardised(x, list(range(-len(shape), 0)), epsilon), weight, bias)
+    return normalization.layer_norm(x, len(shape), weight, bias, epsilon)
 
 
 @_enter("rms_norm")
 def rms_norm(call: Call, x: Tensor, shape: list[int], weight: Tensor | None, epsilon: float | None) -> Tensor:
-    square = x.square().mean(dim=list(range(-len(shape), 0)), keepdim=True)
     small = torch.finfo(x.dtype).eps if epsilon is None else epsilon
-    return scaled(x * torch.rsqrt(square + small), weight, None)
+    return normalization.rms_norm(x, len(shape), weight, small)
 
 
 @_enter("group_norm")
 def group_norm(
     call: Call, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, epsilon: float, *_: Any
 ) -> Tensor:
-    normal = standardised(x.reshape(x.shape[0], groups, -1), [2], epsilon).reshape(x.shape)
-    return scaled(normal, _channels(weight, x), _channels(bias, x))
-
-
-def _channels(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if parameter is None else _by_channel(parameter, x)
+    normal = normalization.grouped(x, groups, epsilon).reshape(x.shape)
+    return normalization.affine_by_channel(normal, weight, bias)
 
 
 @_enter("instance_norm")
@@ -328,11 +289,10 @@ def instance_norm(
     call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None,
     use_input_stats: bool, momentum: float, epsilon: float, *_: Any,
 ) -> Tensor:  # fmt: skip
-    if not use_input_stats and mean is not None and variance is not None:
-        normal = (x - _by_channel(mean, x)) * _by_channel(torch.rsqrt(variance + epsilon), x)
-    else:
-        normal = standardised(x, list(range(2, x.ndim)), epsilon)
-    return scaled(normal, _channels(weight, x), _channels(bias, x))
+    if use_input_stats or mean is None or variance is None:
+        return normalization.instance_norm(x, weight, bias, epsilon)
+    normal = normalization.batch_norm(x, mean, variance, None, None, epsilon)
+    return normalization.affine_by_channel(normal, weight, bias)
 
 
 _enter("scaled_dot_product_attention")(scaled_dot_product_attention)

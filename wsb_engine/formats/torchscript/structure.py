@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.kernels.elementwise import SURE
 from wsb_engine.formats.graph.plan import Name, Step
 from wsb_engine.formats.torchscript.interpreter import Walk
-from wsb_engine.formats.torchscript.operators import SURE
 from wsb_engine.formats.torchscript.values import filled
 from wsb_engine.model import Input
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.formats.graph.conventions import GUARDED, NORM
-from wsb_engine.formats.graph.norms import root
+from wsb_engine.formats.graph.kernels.norms import root
 from wsb_engine.formats.graph.operators.registry import Call, Kernel, operator
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wsb_engine.formats.graph.norms import normalised, vector_norm
+from wsb_engine.formats.graph.kernels.norms import normalised, vector_norm
 from wsb_engine.formats.graph.operators.registry import ML, Call, operator
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsb_engine.formats.graph.norms import root, vector_norm
+from wsb_engine.formats.graph.kernels.norms import root, vector_norm
 from wsb_engine.formats.graph.operators.convolution import CONVOLUTIONS
 from wsb_engine.formats.graph.operators.registry import Call, operator
 from wsb_engine.formats.graph.operators.spatial import Window, pad_ends, window

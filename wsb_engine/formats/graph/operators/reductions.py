@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wsb_engine.formats.graph.norms import vector_norm
+from wsb_engine.formats.graph.kernels.norms import vector_norm
 from wsb_engine.formats.graph.operators.registry import Call, Kernel, Static, operator
 from wsb_engine.formats.graph.operators.shapes import axis_of
 
