@@ -14,7 +14,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wsb_engine.curvature.closed_form.activations import KINDS
+from wsb_engine.curvature.tracing.operators import activation_named
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.graph.kernels.elementwise import SURE
 from wsb_engine.formats.graph.problems import require_finite
 from wsb_engine.formats.heads import apply_head
 from wsb_engine.formats.substitutes import Substitutes, follow_parameters
@@ -35,14 +38,12 @@ class _Step:
     alpha: float = 1.0
 
 
+_KINDS = KINDS - {"identity"}
+_PLAIN = _KINDS - {"elu", "gelu", "gelu_tanh", "softplus"}
+"""Activations that have no options."""
 _FUNCTIONS: dict[Any, str] = {
-    torch.tanh: "tanh",
-    F.tanh: "tanh",
-    "tanh": "tanh",
-    torch.sigmoid: "sigmoid",
-    F.sigmoid: "sigmoid",
-    "sigmoid": "sigmoid",
-    F.silu: "silu",
+    **{getattr(owner, kind): kind for owner in (torch, F) for kind in _PLAIN if hasattr(owner, kind)},
+    **{kind: kind for kind in _PLAIN if hasattr(Tensor, kind)},
     F.dropout: "passive",
     "contiguous": "passive",
     torch.flatten: "flatten",
@@ -58,16 +59,13 @@ _FUNCTIONS: dict[Any, str] = {
     "log_softmax": "log_softmax",
 }
 _MODULES: dict[type[nn.Module], str] = {
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.SiLU: "silu",
+    **{kind: name.lower() for name, kind in vars(nn).items() if name.lower() in _PLAIN},
     nn.Identity: "passive",
     nn.Dropout: "passive",
     nn.Flatten: "flatten",
     nn.Softmax: "softmax",
     nn.LogSoftmax: "log_softmax",
 }
-_ACTIVATIONS = frozenset({"tanh", "sigmoid", "softplus", "gelu", "gelu_tanh", "silu", "elu"})
 _HEADS = frozenset({"softmax", "log_softmax", "sigmoid"})
 
 
@@ -218,7 +216,7 @@ def _module_step(child: nn.Module, node: fx.Node) -> _Step:
         return _Step("linear", name, source, f"{node.target}.weight", bias)
     if type(child) is nn.GELU:
         return _Step("gelu_tanh" if child.approximate == "tanh" else "gelu", name, source)
-    if type(child) is nn.Softplus and child.beta == 1:
+    if type(child) is nn.Softplus and child.beta == 1 and child.threshold >= SURE:
         return _Step("softplus", name, source)
     if type(child) is nn.ELU:
         return _Step("elu", name, source, alpha=float(child.alpha))
@@ -291,7 +289,7 @@ def _mlp(steps: list[_Step], tied: tuple[str, ...], parameters: Tensors) -> MLP 
             if len(layers) > len(activations):
                 activations.append(Activation(kind="identity"))
             layers.append(DenseLayer(weight=step.weight, transposed=False, bias=step.bias))
-        elif step.kind in _ACTIVATIONS and len(layers) == len(activations) + 1 and _smooth(step):
+        elif step.kind in _KINDS and len(layers) == len(activations) + 1 and _smooth(step):
             activations.append(Activation(kind=step.kind, alpha=step.alpha))
         else:
             return None
@@ -315,13 +313,9 @@ def _flattened(inputs: Tensors) -> Tensor:
 
 
 def _activations(module: nn.Module, graph: fx.Graph | None) -> tuple[str, ...]:
-    """Names of the elementwise functions met."""
+    """Names of the nonlinearities, in order, without repetition."""
     if graph is None:
-        names = [type(child).__name__ for child in module.modules() if type(child).__module__ == _ACTIVATION_HOME]
+        names = [type(child).__name__ for child in module.modules()]
     else:
-        steps = [_step(module, node) for node in graph.nodes]
-        names = [step.name for step in steps if step is not None and step.kind in _ACTIVATIONS | {"other"}]
-    return tuple(dict.fromkeys(name.lower() for name in names))
-
-
-_ACTIVATION_HOME = nn.Tanh.__module__
+        names = [step.name for node in graph.nodes if (step := _step(module, node)) is not None]
+    return tuple(dict.fromkeys(filter(None, map(activation_named, names))))

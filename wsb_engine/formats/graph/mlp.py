@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from wsb_engine.curvature.closed_form.activations import KINDS, derivatives
+from wsb_engine.curvature.tracing.operators import traits
+from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import operators
 from wsb_engine.formats.graph.graph import RESHAPING, Graph, Node
@@ -22,12 +24,6 @@ from wsb_engine.formats.graph.operators import Call
 from wsb_engine.formats.graph.plan import Shapes
 from wsb_engine.model import MLP, Activation, DenseLayer, Tensors
 
-_ELEMENTWISE = frozenset(
-    {
-        "Add", "Cast", "Celu", "Div", "Dropout", "Elu", "Erf", "Exp", "Gelu", "Identity", "Log", "Mish", "Mul", "Neg",
-        "Pow", "Reciprocal", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh",
-    }
-)  # fmt: skip
 _LARGEST_REGION = 32
 """Nodes of one activation; the longest spelling in use has ten."""
 _TOLERANCE = 1e-6
@@ -221,7 +217,7 @@ class _Finder:
                 return None
             if self._affine(current) is not None:
                 sources.add(current)
-            elif node.operator in _ELEMENTWISE and len(region) < _LARGEST_REGION:
+            elif traits(node.operator).elementwise and len(region) < _LARGEST_REGION:
                 region[current] = node
                 pending += [each for each in node.inputs if each]
             else:
@@ -245,13 +241,16 @@ class _Finder:
                 if tensor is None or tensor.numel() != 1 or each in self.parameters:
                     return None
                 constants[each] = tensor.reshape(()).to(torch.float64)
+
+        def function(point: Tensors, _: Tensors) -> Tensor:
+            return _evaluate(name, {**constants, source: point["h"]}, region)
+
         # Smooth functions that agree here, with two derivatives, are the same.
-        grid = torch.linspace(-30, 30, 1201, dtype=torch.float64).requires_grad_()
+        grid = {"h": torch.linspace(-30, 30, 1201, dtype=torch.float64).requires_grad_()}
         try:
-            value = _evaluate(name, {**constants, source: grid}, region)
+            return None if nonsmooth_operators(function, grid, {}) else _match(function(grid, {}), grid["h"])
         except (ModelError, RuntimeError, TypeError):
             return None  # not a function of one variable after all, or one that can't be evaluated
-        return _match(value, grid)
 
 
 def _evaluate(name: str, values: dict[str, Tensor], region: dict[str, Node]) -> Tensor:

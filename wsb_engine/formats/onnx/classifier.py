@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsb_engine.curvature.tracing.operators import traits
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph import operators
@@ -191,6 +192,6 @@ def _activations(program: Program, trained: set[str], mlp: MLP | None) -> tuple[
         names = [
             node.operator.lower()
             for node in program.nodes
-            if node.operator in operators.ACTIVATIONS and trained.intersection(node.reads)
+            if traits(node.operator).activation and trained.intersection(node.reads)
         ]
     return tuple(dict.fromkeys(names))

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from wsb_engine.curvature.tracing.operators import traits
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph.graph import Graph
@@ -20,7 +21,6 @@ from wsb_engine.formats.torchscript import control
 from wsb_engine.formats.torchscript.archive import checked_archive
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Script, load
-from wsb_engine.formats.torchscript.nonlinearities import nonlinearities
 from wsb_engine.formats.torchscript.parameters import ParameterSet, parameters
 from wsb_engine.formats.torchscript.program import (
     Program,
@@ -195,5 +195,13 @@ def _activations(steps: Sequence[Step], parameters: set[str], mlp: MLP | None) -
         for step in steps:
             if trained.intersection(step.reads):
                 trained.update(step.outputs)
-                names += nonlinearities(step)
+                names += _nonlinearities(step)
     return tuple(dict.fromkeys(names))
+
+
+def _nonlinearities(step: Step) -> tuple[str, ...]:
+    """Names that a report gives to what a step does, where that is not linear."""
+    name = step.call.node.name.removesuffix("_")
+    if name == "_transformer_encoder_layer_fwd":
+        return ("scaled_dot_product_attention", "gelu" if step.arguments[7] else "relu")
+    return (name,) if traits(name).activation else ()

@@ -15,7 +15,6 @@ from wsb_engine.formats.graph.operators import (
     resampling,
     shapes,
 )
-from wsb_engine.formats.graph.operators.activations import ACTIVATIONS
 from wsb_engine.formats.graph.operators.registry import ML, Call, Operator, find, require, supported
 
 FAMILIES = (
@@ -35,4 +34,4 @@ FAMILIES = (
 )
 """Importing them fills the table."""
 
-__all__ = ["ACTIVATIONS", "FAMILIES", "ML", "Call", "Operator", "find", "require", "supported"]
+__all__ = ["FAMILIES", "ML", "Call", "Operator", "find", "require", "supported"]

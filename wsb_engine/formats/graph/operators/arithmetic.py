@@ -90,13 +90,14 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
     return _signed(kernel)
 
 
+# Erf stands for a GELU that is written out.
 for _name, _function in _UNARY.items():
-    operator(_name)(_unary(_function))
+    operator(_name, activation=_name == "Erf", elementwise=True)(_unary(_function))
 for _name, _pair in _BINARY.items():
-    operator(_name)(_binary(_pair))
+    operator(_name, elementwise=True)(_binary(_pair))
 
 
-@operator("Div")
+@operator("Div", elementwise=True)
 @_signed
 def div(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """Integers divide towards zero."""
@@ -109,32 +110,32 @@ def div(call: Call, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(neither, torch.full_like(quotient, math.nan), quotient)
 
 
-@operator("Sqrt")
+@operator("Sqrt", elementwise=True)
 def square_root(call: Call, x: Tensor) -> Tensor:
     return root(x, 0.5) if call.get(NORM, 0) else torch.sqrt(x)
 
 
-@operator("Pow")
+@operator("Pow", elementwise=True)
 def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
     """The result has the base's type."""
     return (root(base, exponent) if call.get(NORM, 0) else torch.pow(base, exponent)).to(base.dtype)
 
 
-@operator("Mod")
+@operator("Mod", elementwise=True)
 @_signed
 def mod(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """fmod = 1 takes the sign of the dividend, otherwise of the divisor."""
     return torch.fmod(a, b) if call.get("fmod", 0) else torch.remainder(a, b)
 
 
-@operator("IsInf")
+@operator("IsInf", elementwise=True)
 def is_inf(call: Call, x: Tensor) -> Tensor:
     positive = torch.isposinf(x) if call.get("detect_positive", 1) else torch.zeros_like(x, dtype=torch.bool)
     negative = torch.isneginf(x) if call.get("detect_negative", 1) else torch.zeros_like(x, dtype=torch.bool)
     return positive | negative
 
 
-@operator("BitShift")
+@operator("BitShift", elementwise=True)
 @_signed
 def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
     direction = call.get("direction", "")
@@ -143,7 +144,7 @@ def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
     return torch.bitwise_left_shift(a, b) if direction == "LEFT" else torch.bitwise_right_shift(a, b)
 
 
-@operator("Clip")
+@operator("Clip", elementwise=True)
 @_signed
 def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Bounds are attributes before opset 11, inputs since."""
@@ -154,19 +155,19 @@ def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None =
     return x if low is None and high is None else torch.clamp(x, low, high)
 
 
-@operator("Sum")
+@operator("Sum", elementwise=True)
 def total(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     for each in rest:
         first = first + each
     return first
 
 
-@operator("Mean")
+@operator("Mean", elementwise=True)
 def mean(call: Call, *values: Tensor) -> Tensor:
     return total(call, *values) / len(values)
 
 
-@operator("Max")
+@operator("Max", elementwise=True)
 @_signed
 def maximum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     for each in rest:
@@ -174,7 +175,7 @@ def maximum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     return first
 
 
-@operator("Min")
+@operator("Min", elementwise=True)
 @_signed
 def minimum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     for each in rest:
@@ -182,6 +183,6 @@ def minimum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
     return first
 
 
-@operator("Where")
+@operator("Where", elementwise=True)
 def where(call: Call, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(condition, yes, no)

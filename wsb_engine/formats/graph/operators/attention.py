@@ -19,7 +19,7 @@ def _split_heads(call: Call, x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-@operator("Attention")
+@operator("Attention", activation=True)
 def attention(
     call: Call,
     query: Tensor,

@@ -110,7 +110,7 @@ def _reordered(x: Tensor, order: tuple[int, ...]) -> Tensor:
     return x if len(order) == 1 else torch.cat([x.chunk(len(order))[gate] for gate in order])
 
 
-@operator("RNN", since=7)
+@operator("RNN", since=7, activation=True)
 def rnn(
     call: Call, x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor | None = None,
     lengths: Tensor | None = None, initial: Tensor | None = None,
@@ -123,7 +123,7 @@ def rnn(
     return _layer(call, cell, ("Tanh",), (0,), (x, weight, recurrent, bias, lengths), (initial,))
 
 
-@operator("GRU", since=7)
+@operator("GRU", since=7, activation=True)
 def gru(
     call: Call, x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor | None = None,
     lengths: Tensor | None = None, initial: Tensor | None = None,
@@ -137,7 +137,7 @@ def gru(
     return _layer(call, cell, ("Sigmoid", "Tanh"), (1, 0, 2), (x, weight, recurrent, bias, lengths), (initial,))
 
 
-@operator("LSTM", since=7)
+@operator("LSTM", since=7, activation=True)
 def lstm(
     call: Call, x: Tensor, weight: Tensor, recurrent: Tensor, bias: Tensor | None = None,
     lengths: Tensor | None = None, initial: Tensor | None = None, initial_cell: Tensor | None = None,

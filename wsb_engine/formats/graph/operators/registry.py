@@ -1,4 +1,4 @@
-"""How a kernel is declared and found.
+"""Declares and finds kernels.
 
 A kernel is a pure torch function: it takes a ``Call`` and the node's inputs and returns the node's output, or a
 tuple of them. It must work on meta tensors (shapes are planned before memory is taken), under ``torch.func``
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
+from wsb_engine.curvature.tracing import operators as traits
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import plan, problems
 from wsb_engine.formats.graph.graph import Node
@@ -75,8 +76,22 @@ def operator(
     since: int = 1,
     static: tuple[int, ...] = (),
     concrete: bool = False,
+    activation: bool = False,
+    elementwise: bool = False,
 ) -> Callable[[T], T]:
-    """Enters a kernel in the table under one or more operator names."""
+    """Enter a kernel in the table under one or more operator names.
+
+    Args:
+        names: Operator names.
+        domain: Their domain.
+        since: First opset version that the kernel is right for.
+        static: Positions of the inputs that must be known before the kernel runs.
+        concrete: True if the output's shape depends on values.
+        activation: True if a report names the operator as a nonlinearity.
+        elementwise: True if the activation of an MLP may be written with the operator.
+    """
+    if domain == "":
+        traits.enter(*names, activation=activation, elementwise=elementwise)
 
     def enter(kernel: T) -> T:
         for name in names:

@@ -24,23 +24,23 @@ def working_dtype(call: Call, element_type: int) -> torch.dtype:
     return call.working if dtype.is_floating_point else dtype
 
 
-@operator("Identity", "Optional")
+@operator("Identity", "Optional", elementwise=True)
 def identity(call: Call, x: Tensor) -> Tensor:
     return x
 
 
-@operator("Dropout")
+@operator("Dropout", elementwise=True)
 def dropout(call: Call, x: Tensor, ratio: Tensor | None = None, training: Static | None = None) -> object:
     """As in inference: the input itself, and a mask that keeps everything."""
     return (x, torch.ones_like(x, dtype=torch.bool)) if len(call.node.outputs) > 1 else x
 
 
-@operator("Cast")
+@operator("Cast", elementwise=True)
 def cast(call: Call, x: Tensor) -> Tensor:
     return convert(x, working_dtype(call, call.get("to", 0)))
 
 
-@operator("CastLike")
+@operator("CastLike", elementwise=True)
 def cast_like(call: Call, x: Tensor, like: Tensor) -> Tensor:
     return convert(x, call.working if like.is_floating_point() else like.dtype)
 
