@@ -18,8 +18,8 @@ from wsb_engine.curvature.closed_form.activations import KINDS
 from wsb_engine.curvature.tracing.operators import activation_named
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.kernels.elementwise import SURE
+from wsb_engine.formats.graph.logits import FINISHES, Finish
 from wsb_engine.formats.graph.problems import require_finite
-from wsb_engine.formats.heads import apply_head
 from wsb_engine.formats.substitutes import Substitutes, follow_parameters
 from wsb_engine.model import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
 from wsb_engine.options import Head
@@ -66,6 +66,12 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.Softmax: "softmax",
     nn.LogSoftmax: "log_softmax",
 }
+_READINGS: dict[Head, tuple[Finish, str]] = {
+    "probabilities": ("log", "probabilities"),
+    "binary_probability": ("logit", "binary_probability"),
+    "log_probabilities": ("none", "log_probabilities"),
+}
+"""What the caller says that the output means → what remains to reach the logits, and the head that a report names."""
 _HEADS = frozenset({"softmax", "log_softmax", "sigmoid"})
 
 
@@ -123,11 +129,10 @@ class _ModuleClassifier(Classifier):
         if graph is not None and head not in ("logits", "log_probabilities", "binary_logit"):
             module, graph, stripped = _strip(self._module, graph)
         steps = None if graph is None else _chain(self._module, graph)
-        call = self._caller(module)
-        function, applied = apply_head(call, head, stripped)
-        mlp = _mlp(steps, self._tied, self.parameters) if steps and function is call else None
+        finish, applied = _READINGS.get(head, ("none", "none")) if stripped == "none" else ("none", stripped)
+        mlp = _mlp(steps, self._tied, self.parameters) if steps and finish == "none" else None
         return LogitModel(
-            function=function,
+            function=self._function(module, finish),
             parameters=self.parameters,
             mlp=mlp,
             activations=_activations(self._module, graph),
@@ -138,7 +143,7 @@ class _ModuleClassifier(Classifier):
             reference_name=None,
         )
 
-    def _caller(self, module: nn.Module) -> Callable[[Tensors, Tensors], Tensor]:
+    def _function(self, module: nn.Module, finish: Finish) -> Callable[[Tensors, Tensors], Tensor]:
         names = [entry.name for entry in self.inputs]
         buffers = dict(self._module.named_buffers())
 
@@ -157,7 +162,7 @@ class _ModuleClassifier(Classifier):
                     code="unsupported_output",
                     advice="Wrap the module so that it returns the logits alone.",
                 )
-            return z.unsqueeze(1) if z.ndim == 1 else z
+            return FINISHES[finish](z.unsqueeze(1) if z.ndim == 1 else z)
 
         return call
 

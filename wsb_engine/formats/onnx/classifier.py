@@ -17,9 +17,9 @@ from wsb_engine.formats.graph import operators
 from wsb_engine.formats.graph.branches import resolve_branches
 from wsb_engine.formats.graph.conventions import follow_conventions
 from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.logits import Head, logits_of
 from wsb_engine.formats.graph.mlp import find_mlp
 from wsb_engine.formats.graph.parameters import find_parameters
-from wsb_engine.formats.graph.peeling import Head
 from wsb_engine.formats.graph.plan import Shapes
 from wsb_engine.formats.graph.problems import require_dependence
 from wsb_engine.formats.graph.program import Program
@@ -73,8 +73,8 @@ class OnnxClassifier(Classifier):
             ModelError: ``unknown_output``, ``ambiguous_output``, ``ambiguous_head``, ``unsupported_head``,
                 ``multilabel_unsupported``, ``single_class``, ``unsupported_operator``, ``model_no_parameters``.
         """
-        evidence = heads.Evidence(columns=self._columns, sample=self._sample)
-        chosen = heads.find_head(self._graph, head, output, evidence)
+        oracle = heads.Oracle(columns=self._columns, sample=self._sample)
+        chosen = heads.find_head(self._graph, head, output, oracle)
         program = self._program(chosen.tensor)
         require_dependence(chosen.tensor, on_parameters=bool(program.parameters), on_inputs=bool(program.inputs))
         used = {name: self.parameters[name] for name in program.parameters}
@@ -157,14 +157,14 @@ class OnnxClassifier(Classifier):
         run = make_reference(self._model, program.inputs, chosen.tensor)
 
         def reference(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            return heads.finished(chosen, torch.from_numpy(run(inputs))).numpy()
+            return logits_of(chosen, torch.from_numpy(run(inputs))).numpy()
 
         return reference
 
 
 def _logits(program: BatchProgram, chosen: Head) -> Callable[[Tensors, Tensors], Tensor]:
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
-        return heads.finished(chosen, program(parameters, inputs))
+        return logits_of(chosen, program(parameters, inputs))
 
     return logits
 

@@ -13,8 +13,8 @@ from wsb_engine.curvature.tracing.operators import traits
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph.graph import Graph
+from wsb_engine.formats.graph.logits import Head, logits_of
 from wsb_engine.formats.graph.mlp import find_mlp
-from wsb_engine.formats.graph.peeling import Head
 from wsb_engine.formats.graph.plan import CPU, META, Shapes, Step, needed
 from wsb_engine.formats.graph.problems import require_dependence
 from wsb_engine.formats.torchscript import control
@@ -146,9 +146,9 @@ def _walk(script: Script, found: ParameterSet) -> tuple[Walk, dict[str, str]]:
 
 def _chosen(graph: Graph, head: HeadOption, output: str | None) -> tuple[Head, bool]:
     """The head, and whether the graph or the caller has told it."""
-    evidence = heads.Evidence(columns=lambda _: None, sample=lambda _: None)
+    oracle = heads.Oracle(columns=lambda _: None, sample=lambda _: None)
     try:
-        return heads.find_head(graph, head, output, evidence), True
+        return heads.find_head(graph, head, output, oracle), True
     except ModelError as error:
         if error.code != "ambiguous_head":
             raise
@@ -158,7 +158,7 @@ def _chosen(graph: Graph, head: HeadOption, output: str | None) -> tuple[Head, b
 
 def _logits(program: Program, chosen: Head, told: bool) -> Callable[[Tensors, Tensors], Tensor]:
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
-        z = heads.finished(chosen, program(parameters, inputs)[0])
+        z = logits_of(chosen, program(parameters, inputs)[0])
         if not told and z.shape[1] == 1:
             raise ModelError(
                 "the model gives one number for each sample; the graph does not say whether it is a logit",
