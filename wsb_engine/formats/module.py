@@ -76,7 +76,7 @@ _HEADS = frozenset({"softmax", "log_softmax", "sigmoid"})
 
 
 def from_module(module: nn.Module) -> Classifier:
-    """Wraps a live module; a copy is taken in evaluation mode, so later training doesn't change it.
+    """Wrap a copy of a live module in evaluation mode; later training doesn't change it.
 
     Args:
         module: Maps one tensor, or several by name, of N samples to (N, C) logits or probabilities, (N, 1) or (N,).
@@ -88,7 +88,7 @@ def from_module(module: nn.Module) -> Classifier:
 
 
 def live_mlp(module: nn.Module) -> MLP | None:
-    """The MLP that a live module is, up to a softmax, log-softmax or sigmoid at its end; None where it is none."""
+    """The MLP that a live module is, up to a softmax, log-softmax or sigmoid at its end; None if it is none."""
     graph = _trace(module)
     if graph is None:
         return None
@@ -183,7 +183,7 @@ def _trace(module: nn.Module) -> fx.Graph | None:
 
 
 def _step(module: nn.Module, node: fx.Node) -> _Step | None:
-    """What a node does, or None where it isn't an operation on one tensor."""
+    """Return what a node does, or None if it isn't an operation on one tensor."""
     tensors = node.all_input_nodes
     if node.op == "call_module":
         return _module_step(module.get_submodule(str(node.target)), node) if len(tensors) == 1 else None
@@ -255,7 +255,7 @@ def _result(graph: fx.Graph) -> fx.Node | None:
 
 
 def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, str]:
-    """The module without its softmax, log-softmax or sigmoid at the end, if it has one."""
+    """Return the module without its softmax, log-softmax or sigmoid at the end, if it has one."""
     result = _result(graph)
     step = None if result is None else _step(module, result)
     if step is None or step.kind not in _HEADS:
@@ -271,7 +271,7 @@ def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, str
 
 
 def _chain(module: nn.Module, graph: fx.Graph) -> list[_Step] | None:
-    """Steps from the input to the result, or None where the graph branches."""
+    """Return the steps from the input to the result, or None if the graph branches."""
     node = _result(graph)
     steps: list[_Step] = []
     while node is not None and node.op != "placeholder":

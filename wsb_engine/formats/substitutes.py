@@ -79,7 +79,7 @@ def _lstm(weight: Tensor, bias: Tensor | None, projection: Tensor | None) -> Cel
 
 
 def _recurrent(cell: _Layer) -> Callable[..., tuple[Tensor, ...]]:
-    """A recurrent function of torch for padded sequences: all of its layers, one step after another."""
+    """Return a recurrent function of torch for padded sequences: all of its layers, one step after another."""
 
     def run(
         x: Tensor,
@@ -123,7 +123,7 @@ def _recurrent(cell: _Layer) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _cell(cell: _Layer) -> Callable[..., Any]:
-    """A function of torch for one step of a recurrent layer."""
+    """Return a function of torch for one step of a recurrent layer."""
 
     def run(
         x: Tensor,

@@ -63,7 +63,7 @@ def traits(name: str) -> Traits:
 
 
 def activation_named(name: str) -> str | None:
-    """The activation of this name, whatever its case and underscores: ``LeakyReLU`` → ``leaky_relu``."""
+    """Return the activation of this name, whatever its case and underscores: ``LeakyReLU`` → ``leaky_relu``."""
     return _SPELLINGS.get(name.lower().replace("_", ""))
 
 
@@ -92,7 +92,7 @@ _Bounds = tuple[Any, Any, Any]
 
 
 def _clamps(bounds: Callable[[Operands], _Bounds]) -> Kink:
-    """A kink where a bound is reached."""
+    """Return the rule of an operator that has a kink where a value reaches a bound."""
 
     def kink(given: Operands, options: Mapping[str, Any], results: list[Tensor]) -> bool:
         value, low, high = bounds(given)
@@ -115,7 +115,7 @@ def _smaller(given: Operands) -> _Bounds:
 
 
 def _norm(position: int) -> Kink:
-    """A norm whose order is the argument at this position."""
+    """Return the rule of a norm whose order is the argument at this position."""
 
     def kink(given: Operands, options: Mapping[str, Any], results: list[Tensor]) -> bool:
         order = given.at(position, 2)

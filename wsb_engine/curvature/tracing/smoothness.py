@@ -27,7 +27,7 @@ from wsb_engine.model import Tensors
 
 _FINITE = frozenset({"isfinite", "isinf", "isnan", "isneginf", "isposinf"})
 _FRESH = frozenset({"empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"})
-"""Operators that look at the shape of a tensor only; so do ``new_zeros`` and the like."""
+"""Operators that read only the shape of a tensor; so do ``new_zeros`` and the like."""
 _NAMES = {"cdist_forward": "cdist", "pdist_forward": "pdist", "prelu_kernel": "prelu", "to_copy": "to"}
 """Names that users know, of operators that torch runs for them."""
 _READ = "local_scalar_dense"
@@ -54,14 +54,14 @@ def nonsmooth_operators(
 
 @dataclass(frozen=True)
 class _Mark:
-    """Of memory that depends on a parameter."""
+    """What is known of memory that depends on a parameter."""
 
     names: frozenset[str]
     """Operators with a kink or a jump on the way from the parameters."""
     form: Form
 
     def beside(self, other: _Mark) -> _Mark:
-        """Of memory parts of which have the other mark."""
+        """The mark of memory parts of which have the other mark."""
         return _Mark(self.names | other.names, one_of((self.form, other.form)))
 
 
@@ -133,7 +133,7 @@ class _Follower(OperatorWatch):
 
 
 def _memory(tensor: Tensor) -> int:
-    """What a tensor shares with its views."""
+    """Identity of the memory that a tensor shares with its views."""
     return int(tensor.untyped_storage()._cdata)
 
 

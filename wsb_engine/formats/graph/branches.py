@@ -21,7 +21,7 @@ _SAMPLES = (2, 3)
 
 
 def resolve_branches(graph: Graph) -> Graph:
-    """The graph without If nodes.
+    """Return the graph without If nodes.
 
     Raises:
         ModelError: ``data_dependent_control_flow``, ``model_too_complex``; ``model_invalid`` for an If that lacks a
@@ -68,7 +68,7 @@ def _spliced(graph: Graph, position: int) -> Graph:
 
 
 def _condition(graph: Graph, node: Node) -> bool:
-    """The condition's value, which must not depend on anything but constants and shapes."""
+    """Return the condition's value, which must not depend on anything but constants and shapes."""
     program = Program(graph, (node.inputs[0],), ())
     found = set()
     for samples in _SAMPLES:
@@ -90,7 +90,7 @@ def _condition(graph: Graph, node: Node) -> bool:
 
 def _unknown(node: Node, why: str) -> ModelError:
     return ModelError(
-        f"{node.label}: {why}, so that one can't tell which branch is taken",
+        f"{node.label}: {why}, so it is not known which branch is taken",
         code="data_dependent_control_flow",
         advice="Export the model with example inputs of the final shape, so that the exporter settles the branch.",
         **node.details,

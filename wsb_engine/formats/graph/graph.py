@@ -98,7 +98,7 @@ class Graph:
         return tuple(dict.fromkeys(name for name in wanted if name not in own))
 
     def needed(self, outputs: Sequence[str]) -> tuple[Node, ...]:
-        """The nodes that the values depend on, in order."""
+        """Return the nodes that the values depend on, in order."""
         wanted = set(outputs)
         kept = []
         for node in reversed(self.nodes):
@@ -108,7 +108,7 @@ class Graph:
         return tuple(reversed(kept))
 
     def depends_on(self, sources: set[str], *, shapes: bool = True) -> set[str]:
-        """All values that depend on any of the sources, the sources included.
+        """Return all values that depend on any of the sources, the sources included.
 
         Args:
             sources: Names of values.

@@ -126,7 +126,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _head(graph: Graph, output: str, option: HeadOption) -> Head | None:
-    """The head of one output; None if the graph does not say what it means."""
+    """Return the head of one output; None if the graph does not say what it means."""
     output, classes = _unzip(graph, output)
     found: Head | None
     if option in ("logits", "log_probabilities"):

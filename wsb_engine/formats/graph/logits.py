@@ -57,7 +57,7 @@ def logits_of(head: Head, value: Tensor) -> Tensor:
 
 
 def multilabel(columns: int) -> ModelError:
-    """A sigmoid for each class is not one distribution over the classes."""
+    """Return the error for a sigmoid for each class, which is not one distribution over the classes."""
     return ModelError(
         f"the model gives {columns} independent probabilities (a sigmoid each), which is not one distribution",
         code="multilabel_unsupported",

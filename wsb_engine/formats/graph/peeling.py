@@ -11,7 +11,7 @@ _LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
 
 
 def producer(graph: Graph, name: str) -> Node | None:
-    """The node that makes a value, not counting wrappers that keep its elements."""
+    """Return the node that makes a value, not counting wrappers that keep its elements."""
     node = graph.producers.get(name)
     while node is not None and node.domain == "" and node.operator in RESHAPING:
         node = graph.producers.get(node.inputs[0])

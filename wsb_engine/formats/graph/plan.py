@@ -3,7 +3,7 @@
 Planning runs every operator on meta tensors, which have shapes but no memory: sizes are checked before anything is
 allocated, and what depends on constants alone is folded. What remains is a list of kernel calls with no Python
 decision on values, which is what ``torch.func`` needs. Both readers plan with ``Planner``; they differ in how they
-find the operators: the nodes of an ONNX graph are a list, those of TorchScript hang on branches, loops and containers.
+find the operators: an ONNX graph is a list of nodes, TorchScript has branches, loops and containers.
 """
 
 from __future__ import annotations
@@ -97,13 +97,18 @@ class Call(Generic[S]):
             ) from error
 
     def unsupported(self, why: str) -> ModelError:
-        """An error about a use of this operator that the reader does not support."""
+        """Return an error about a use of this operator that the reader does not support."""
         return problems.unsupported(self.node.label, f"{why} is not supported", advice=self.plain, **self.node.details)
 
     def require_size(self, elements: int, limit: int) -> None:
         """Raise ``tensor_too_large`` past a limit."""
         if elements > limit:
             raise problems.too_large(self.node.label, elements, limit, **self.node.details)
+
+
+def without_call(function: Kernel) -> Kernel:
+    """Make a kernel of a function that needs its arguments only."""
+    return lambda call, *arguments: function(*arguments)
 
 
 class Name(str):
@@ -159,7 +164,7 @@ class Plan:
 
 
 def needed(steps: Sequence[Step], results: Iterable[str | Tensor]) -> tuple[Step, ...]:
-    """The steps that results need, in order, each with the values that can be freed after it."""
+    """Return the steps that results need, in order, each with the values that can be freed after it."""
     wanted = {each for each in results if isinstance(each, str)}
     kept = []
     for step in reversed(steps):
@@ -279,11 +284,11 @@ class Planned(ABC):
         device: torch.device,
         declared: int | None = None,
     ) -> Plan:
-        """The plan for these shapes, made or remembered.
+        """Return the plan for these shapes; it is made once.
 
         Args:
             parameters: Parameters by name, of which only shapes and dtypes count.
-            inputs: Inputs by the names of their values, likewise.
+            inputs: Inputs by the names of their values, of which only shapes and dtypes count.
             working: The floating type to compute in.
             device: Device on which the plan will run.
             declared: As for a call.
@@ -303,7 +308,7 @@ class Planned(ABC):
     def _make_plan(
         self, fixed: Specs, given: Specs, working: torch.dtype, device: torch.device, declared: int | None
     ) -> Plan:
-        """The plan for parameters and inputs of these shapes."""
+        """Return the plan for parameters and inputs of these shapes."""
 
 
 def _specs(tensors: Tensors) -> Specs:
@@ -317,7 +322,7 @@ def _required(inputs: Tensors, name: str) -> Tensor:
 
 
 def _setting(tensors: list[Tensor]) -> tuple[torch.dtype, torch.device]:
-    """The working dtype and device: those of the first floating tensor."""
+    """Return the working dtype and device: those of the first floating tensor."""
     for tensor in tensors:
         if tensor.is_floating_point():
             return tensor.dtype, tensor.device
@@ -325,12 +330,12 @@ def _setting(tensors: list[Tensor]) -> tuple[torch.dtype, torch.device]:
 
 
 def tensors_of(made: Any) -> Sequence[Tensor]:
-    """A kernel's result as a sequence."""
+    """Return a kernel's result as a sequence."""
     return made if isinstance(made, (tuple, list)) else (made,)
 
 
 def flattened(value: Any) -> Iterator[Any]:
-    """The items of nested lists, tuples and dictionaries.
+    """Return the items of nested lists, tuples and dictionaries.
 
     Raises:
         ModelError: ``model_too_complex`` for absurdly many, or absurdly deep ones.
@@ -353,7 +358,7 @@ def flattened(value: Any) -> Iterator[Any]:
 
 
 def replaced(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nesting with each item changed."""
+    """Return the same nesting with each item changed."""
     if isinstance(value, list):
         return [replaced(item, change) for item in value]
     if isinstance(value, tuple):

@@ -15,12 +15,12 @@ PLAIN = "Export the model in inference mode with plain operators, or leave this 
 
 
 def invalid(message: str, *, advice: str = REEXPORT, **details: Any) -> ModelError:
-    """The file breaks the rules of its format."""
+    """Return the error for a file that breaks the rules of its format."""
     return ModelError(message, code="model_invalid", advice=advice, **details)
 
 
 def too_complex(what: str, found: int, limit: int) -> ModelError:
-    """A limit on the file's structure is exceeded."""
+    """Return the error for a file whose structure exceeds a limit."""
     return ModelError(
         f"the model has {found} {what}, more than the limit of {limit}",
         code="model_too_complex",
@@ -32,7 +32,7 @@ def too_complex(what: str, found: int, limit: int) -> ModelError:
 
 
 def too_large(where: str, elements: int, limit: int, **details: Any) -> ModelError:
-    """A tensor would have more elements than is allowed; nothing has been allocated."""
+    """Return the error for a tensor that would have too many elements; nothing has been allocated."""
     return ModelError(
         f"{where}: a tensor of {elements} elements, more than the limit of {limit}",
         code="tensor_too_large",
@@ -44,12 +44,12 @@ def too_large(where: str, elements: int, limit: int, **details: Any) -> ModelErr
 
 
 def unsupported(where: str, why: str, *, advice: str = PLAIN, **details: Any) -> ModelError:
-    """An operator, or a use of one, that the reader does not support."""
+    """Return the error for an operator, or a use of one, that the reader does not support."""
     return ModelError(f"{where}: {why}", code="unsupported_operator", advice=advice, **details)
 
 
 def evaluation_failed(where: str, why: str, **details: Any) -> ModelError:
-    """An operator does not fit the shapes of its arguments."""
+    """Return the error for an operator that does not fit the shapes of its arguments."""
     return ModelError(
         f"{where} {why}",
         code="evaluation_failed",
@@ -59,7 +59,7 @@ def evaluation_failed(where: str, why: str, **details: Any) -> ModelError:
 
 
 def missing_input(name: str) -> ModelError:
-    """The batch lacks an input."""
+    """Return the error for a batch that lacks an input."""
     return ModelError(
         f"input {name!r} is missing",
         code="missing_input",
@@ -69,7 +69,7 @@ def missing_input(name: str) -> ModelError:
 
 
 def require_dependence(logits: str, *, on_parameters: bool, on_inputs: bool) -> None:
-    """Reject logits that nothing trainable, or no sample, has an influence on.
+    """Reject logits that depend on no parameter or on no input.
 
     Raises:
         ModelError: ``model_no_parameters``, ``logits_constant``.
@@ -89,7 +89,7 @@ def require_dependence(logits: str, *, on_parameters: bool, on_inputs: bool) -> 
 
 
 def not_finite(name: str) -> ModelError:
-    """A tensor has a value that is NaN or infinite."""
+    """Return the error for a tensor with a value that is NaN or infinite."""
     return ModelError(
         f"tensor {name!r} has a value that is NaN or infinite",
         code="model_not_finite",

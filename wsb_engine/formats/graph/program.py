@@ -104,7 +104,7 @@ class _Planner(Planner):
         return self.values[name]
 
     def _arguments(self, call: Call, entry: Operator, inputs: list[Value | None]) -> list[Any]:
-        """The inputs, with an array for each static one."""
+        """Return the inputs, with an array for each static one."""
         dynamic = {position for position, each in enumerate(inputs) if each is not None and each.known is None}
         if dynamic and (entry.concrete or entry.static & dynamic):
             raise ModelError(
@@ -126,11 +126,11 @@ class _Planner(Planner):
 
 
 def rescaled(source: tuple[int, ...], target: tuple[int, ...], actual: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The target of a Reshape from ``actual``, given that ``source`` was reshaped to ``target``.
+    """Return the target of a Reshape from ``actual``, given that ``source`` was reshaped to ``target``.
 
     The one axis in which ``actual`` differs from ``source`` holds the samples. It is found again in the target by the
-    number of elements before it, since both shapes lay out the same elements in the same order. None where the
-    shapes are the same, or where no axis of the target can hold the samples.
+    number of elements before it, since both shapes lay out the same elements in the same order. None if the
+    shapes are the same, or if no axis of the target can hold the samples.
     """
     differing = [axis for axis, (a, b) in enumerate(zip(source, actual, strict=True)) if a != b]
     if len(differing) != 1:

@@ -43,7 +43,7 @@ def encoder_layer(
     norm_weight_2: Tensor, norm_bias_2: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor,
     mask: Tensor | None = None, mask_type: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """The fast path of ``nn.TransformerEncoderLayer``, as its slow path computes it."""
+    """Compute the fast path of ``nn.TransformerEncoderLayer`` as its slow path does."""
     if mask is not None:
         raise call.unsupported("a mask")
     if x.ndim != 3:
@@ -73,7 +73,7 @@ def native_multi_head_attention(
     call: Call, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, qkv: Tensor, qkv_bias: Tensor,
     out: Tensor, out_bias: Tensor, mask: Tensor | None = None, need_weights: bool = True, *_: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The fast path of ``nn.MultiheadAttention``, for attention of an input with itself."""
+    """Compute the fast path of ``nn.MultiheadAttention``, for attention of an input with itself."""
     if mask is not None:
         raise call.unsupported("a mask")
     if key is not query or value is not query:

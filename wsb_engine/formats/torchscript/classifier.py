@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph.graph import Graph
 from wsb_engine.formats.graph.logits import Head, logits_of
-from wsb_engine.formats.graph.mlp import find_mlp
+from wsb_engine.formats.graph.mlp import activation_names, find_mlp
 from wsb_engine.formats.graph.plan import CPU, META, Shapes, Step, needed
 from wsb_engine.formats.graph.problems import require_dependence
 from wsb_engine.formats.torchscript import control
@@ -35,7 +35,7 @@ from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
 _SAMPLES = 3
-"""Batch size with which the shapes of a perceptron are told."""
+"""Batch size for inferring the shapes of a perceptron."""
 
 
 class TorchScriptClassifier(Classifier):
@@ -62,7 +62,7 @@ class TorchScriptClassifier(Classifier):
         self.parameters: Tensors = self._found.tensors
 
     def resolve(self, *, head: HeadOption = "auto", output: str | None = None) -> LogitModel:
-        """Picks the output, strips its head and gives the logits as a pure function.
+        """Pick the output, strip its head and return the logits as a pure function.
 
         Args:
             head: What the output means; ``auto`` reads it off the graph, and takes an output that the graph tells
@@ -87,7 +87,7 @@ class TorchScriptClassifier(Classifier):
             function=_logits(program, chosen, told),
             parameters=used,
             mlp=mlp,
-            activations=_activations(steps, set(used), mlp),
+            activations=activation_names(mlp, _activations(steps, used)),
             tied=tied,
             head=chosen.name,
             classes=None,
@@ -96,7 +96,7 @@ class TorchScriptClassifier(Classifier):
         )
 
     def _value(self, name: str) -> str:
-        """The value behind an output's label."""
+        """Return the value behind an output's label."""
         node = self._graph.producers.get(name)
         return node.inputs[0] if name in self._graph.outputs and node is not None else name
 
@@ -132,7 +132,7 @@ class TorchScriptClassifier(Classifier):
 
 
 def _walk(script: Script, found: ParameterSet) -> tuple[Walk, dict[str, str]]:
-    """A walk without the shapes of the inputs, and the outputs that it leads to."""
+    """Return a walk without the shapes of the inputs, and the outputs that it leads to."""
     walk = Walk(
         script=script,
         parameters=frozenset(found.tensors),
@@ -145,7 +145,7 @@ def _walk(script: Script, found: ParameterSet) -> tuple[Walk, dict[str, str]]:
 
 
 def _chosen(graph: Graph, head: HeadOption, output: str | None) -> tuple[Head, bool]:
-    """The head, and whether the graph or the caller has told it."""
+    """Return the head, and whether it follows from the graph or the caller's option."""
     oracle = heads.Oracle(columns=lambda _: None, sample=lambda _: None)
     try:
         return heads.find_head(graph, head, output, oracle), True
@@ -186,21 +186,17 @@ def _first_widths(graph: Graph, used: Tensors) -> Iterator[int]:
                 yield used[source].shape[1 if swapped else 0]
 
 
-def _activations(steps: Sequence[Step], parameters: set[str], mlp: MLP | None) -> tuple[str, ...]:
-    """Names of the nonlinearities, in order, without repetition."""
-    if mlp is not None:
-        names = [activation.kind for activation in mlp.activations if activation.kind != "identity"]
-    else:
-        names, trained = [], set(parameters)
-        for step in steps:
-            if trained.intersection(step.reads):
-                trained.update(step.outputs)
-                names += _nonlinearities(step)
-    return tuple(dict.fromkeys(names))
+def _activations(steps: Sequence[Step], parameters: Iterable[str]) -> Iterator[str]:
+    """Names of the nonlinearities through which a value depends on parameters."""
+    trained = set(parameters)
+    for step in steps:
+        if trained.intersection(step.reads):
+            trained.update(step.outputs)
+            yield from _nonlinearities(step)
 
 
 def _nonlinearities(step: Step) -> tuple[str, ...]:
-    """Names that a report gives to what a step does, where that is not linear."""
+    """Return the names that a report gives to the nonlinearities in a step."""
     name = step.call.node.name.removesuffix("_")
     if name == "_transformer_encoder_layer_fwd":
         return ("scaled_dot_product_attention", "gelu" if step.arguments[7] else "relu")

@@ -1,6 +1,6 @@
 """Branches, loops, containers and attributes: what a walk does without looking at tensors.
 
-A branch or a loop that hangs on a shape which is not given stays open: each way is walked, and what it makes is
+A branch or a loop that depends on a shape which is not given stays open: each way is walked, and what it makes is
 merged into a value of which no more is known than what it depends on.
 """
 

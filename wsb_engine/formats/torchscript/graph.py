@@ -62,7 +62,7 @@ class Block:
 
 
 def read_graph(graph: Any) -> Block:
-    """Copies a graph of torch, in which all calls are inlined.
+    """Copy a graph of torch, in which all calls are inlined.
 
     Raises:
         ModelError: ``model_too_complex``, ``unsupported_operator`` for a constant of an unknown kind.
@@ -112,7 +112,7 @@ def _overload(schema: str) -> str:
 
 
 def _location(source_range: str) -> str:
-    """The first line of torch's description: ``File "code/__torch__.py", line 8``."""
+    """Return the first line of torch's description: ``File "code/__torch__.py", line 8``."""
     return source_range.partition("\n")[0].strip().removeprefix("File ").replace('"', "")[:200]
 
 

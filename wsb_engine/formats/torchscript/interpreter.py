@@ -1,8 +1,8 @@
 """Walks a graph with shapes instead of elements, and writes down the kernel calls on the way.
 
-Numbers, strings and containers are computed as they are met; so are branches and loops, which may hang on constants
-and shapes only. What is left is a list of calls on tensors. Where the shapes of the inputs are given, that list is
-a plan to run; where they are not, decisions stay open, and the list shows the structure of the network.
+Numbers, strings and containers are computed as they are met; so are branches and loops, which may depend on constants
+and shapes only. What is left is a list of calls on tensors. If the shapes of the inputs are given, that list is
+a plan to run; if they are not, decisions stay open, and the list shows the structure of the network.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _STRUCTURAL = frozenset(
         *("len", "list", "pop", "reverse", "slice", "values"),
     }
 )
-"""Operators on containers that do not look at the items."""
+"""Operators on containers that do not read the items."""
 _INDEXING = frozenset({"__getitem__", "pop", "slice"})
-"""Those that look at their other arguments."""
+"""Those of them that read their other arguments."""
 
 
 @dataclass(kw_only=True)
@@ -46,7 +46,7 @@ class Walk(Planner):
         script: The loaded module.
         parameters: Names of the tensors that are parameters.
         constants: Name of a constant of the graph → name of the parameter that it is.
-        candidates: Whether constants that may turn out to be parameters are kept apart, as values to be told.
+        candidates: True to keep constants that may turn out to be parameters as values, not fold them.
     """
 
     script: Script
@@ -75,7 +75,7 @@ class Walk(Planner):
     _items: int = 0
 
     def run(self, arguments: Iterable[Any]) -> Any:
-        """Walks forward.
+        """Walk the graph of forward.
 
         Args:
             arguments: Those of forward, the module left out.
@@ -132,7 +132,7 @@ class Walk(Planner):
         raise problems.unsupported(operation.kind, operation.location)
 
     def tensor(self, tensor: Tensor, path: str, position: int = 0) -> Value:
-        """A tensor of the file; the same value each time."""
+        """Return a tensor of the file; the same value each time."""
         where = path if position == 0 else f"{path}.{position}"
         name = self.constants.get(where) or self.script.name_of(tensor, where)
         if name in self._tensors:
@@ -150,7 +150,7 @@ class Walk(Planner):
         return value
 
     def reads(self, block: Block) -> list[Value]:
-        """Values made so far that a block looks at."""
+        """Return the values made so far that a block reads."""
         found: dict[int, Value] = {}
         pending = [block]
         while pending:
@@ -163,7 +163,7 @@ class Walk(Planner):
         return list(found.values())
 
     def _contents(self, value: Any) -> Any:
-        """A container, or what stands for it once an open branch has changed it."""
+        """Return a container, or what stands for it once an open branch has changed it."""
         return self._changed.get(id(value), value) if self._changed else value
 
     # Numbers
@@ -274,7 +274,7 @@ class Walk(Planner):
         self, operation: Operation, name: str, inputs: Iterable[Any], entry: Operator | None = None, *,
         merged: bool = False,
     ) -> Value:  # fmt: skip
-        """Writes down an operator whose result is not known yet, not even its shape."""
+        """Write down an operator whose result is not known yet, not even its shape."""
         arguments = tuple(inputs)
         trained = any(isinstance(item, Value) and item.trained for item in flattened(arguments))
         self._emit(operation, _undecided if entry is None else entry.kernel, arguments, (name + self.suffix,))
@@ -285,7 +285,7 @@ class Walk(Planner):
 
 
 def _require_fresh(values: Any, kind: str, location: str) -> int:
-    """Refuses values that miss a change of their memory; says how many items there are."""
+    """Reject values that miss a change of their memory; return the number of items."""
     items = list(flattened(values))
     if any(isinstance(item, Value) and item.stale for item in items):
         raise problems.unsupported(kind, location, "reads a tensor after a view of it was changed in place")
@@ -299,7 +299,7 @@ def _undecided(call: Call, *arguments: Any) -> Any:
 
 @functools.cache
 def _is_view(name: str, overload: str) -> bool:
-    """Whether torch's schema says that the result shares memory with the first argument."""
+    """Return whether torch's schema says that the result shares memory with the first argument."""
     packet = getattr(torch.ops.aten, name, None)
     function = getattr(packet, overload or "default", None)
     return function is not None and "(a" in str(function._schema).partition("->")[2]

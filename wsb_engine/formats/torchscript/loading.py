@@ -45,7 +45,7 @@ class Script:
     """A loaded module. Nothing of it runs."""
 
     block: Block
-    """Of forward; its first input is the module."""
+    """The block of forward; its first input is the module."""
     arguments: tuple[Argument, ...]
     root: Submodule
     parameters: dict[str, Tensor]
@@ -55,15 +55,15 @@ class Script:
     _names: dict[object, str] = field(default_factory=dict)
 
     def name_of(self, tensor: Tensor, path: str) -> str:
-        """The parameter's name where the tensor is one, else its path."""
+        """Return the parameter's name if the tensor is one, else its path."""
         return self._names.get(_identity(tensor, path), path)
 
 
 def load(archive: bytes) -> Script:
-    """Loads an archive that ``checked_archive`` has let pass.
+    """Load an archive that ``checked_archive`` has passed.
 
     Raises:
-        ModelError: ``model_invalid`` where torch can't read it, ``model_too_complex``, ``unsupported_operator``.
+        ModelError: ``model_invalid`` if torch can't read it, ``model_too_complex``, ``unsupported_operator``.
     """
     unit = torch._C.CompilationUnit()
     import_module: Any = torch._C.import_ir_module_from_buffer  # torch's type stub has another signature
@@ -91,7 +91,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_expansion(unit: Any, name: str) -> None:
-    """Counts the nodes that inlining all calls would make.
+    """Count the nodes that inlining all calls would make.
 
     The archive's check has bounded the depth of calls, so the recursion here is no deeper than that.
     """

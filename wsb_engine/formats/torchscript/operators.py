@@ -18,14 +18,13 @@ from torch.nn import functional
 from wsb_engine.formats.graph.kernels import elementwise, normalization
 from wsb_engine.formats.graph.kernels.elementwise import SURE
 from wsb_engine.formats.graph.kernels.norms import root, vector_norm
+from wsb_engine.formats.graph.plan import Kernel, without_call
 from wsb_engine.formats.torchscript.attention import (
     encoder_layer,
     native_multi_head_attention,
     scaled_dot_product_attention,
 )
 from wsb_engine.formats.torchscript.values import Call
-
-Kernel = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def detach(call: Call, x: Tensor) -> Tensor:
 
 @_enter("view", "view_as", "reshape", "reshape_as")
 def reshape(call: Call, x: Tensor, shape: Any) -> Tensor:
-    """A view under a transform may lack the strides that it has outside, so views are reshapes."""
+    """Reshape: a view under a transform may lack the strides that it has outside."""
     if call.node.overload == "dtype":
         raise call.unsupported("a view as another dtype")
     return x.reshape(shape.shape if isinstance(shape, Tensor) else shape)
@@ -175,7 +174,7 @@ def linear(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 @_enter("_convolution", "convolution")
 def convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Any:
-    """The flags of the backend, which follow the groups, have no meaning here."""
+    """Convolve; the backend's flags, which follow the groups, have no meaning here."""
     return torch.ops.aten.convolution(x, weight, bias, *arguments[:6])
 
 
@@ -187,7 +186,7 @@ def embedding(call: Call, weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
 
 @_enter("softplus")
 def softplus(call: Call, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    """The function itself if the threshold is no more than a guard against overflow."""
+    """Return the function itself if the threshold is no more than a guard against overflow."""
     return elementwise.softplus(x, beta) if threshold >= SURE else functional.softplus(x, beta, threshold)
 
 
@@ -231,14 +230,10 @@ def rrelu(call: Call, x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_:
     return functional.leaky_relu(x, (lower + upper) / 2)
 
 
-def _without_call(kernel: Kernel) -> Kernel:
-    return lambda call, *arguments: kernel(*arguments)
-
-
-_enter("hardsigmoid")(_without_call(elementwise.hard_sigmoid))
-_enter("hardswish")(_without_call(elementwise.hard_swish))
-_enter("heaviside")(_without_call(elementwise.heaviside))
-_enter("prelu")(_without_call(elementwise.prelu))
+_enter("hardsigmoid")(without_call(elementwise.hard_sigmoid))
+_enter("hardswish")(without_call(elementwise.hard_swish))
+_enter("heaviside")(without_call(elementwise.heaviside))
+_enter("prelu")(without_call(elementwise.prelu))
 
 
 @_enter("glu")

@@ -45,7 +45,7 @@ class ParameterSet:
 
 
 def parameters(declared: Mapping[str, Tensor], graph: Graph) -> ParameterSet:
-    """The parameters that a module declares, and those that freezing has hidden among its constants.
+    """Return the parameters that a module declares, and those that freezing has hidden among its constants.
 
     Args:
         declared: Declared parameters by name.

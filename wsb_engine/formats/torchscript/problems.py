@@ -12,7 +12,7 @@ TO_ONNX = "Export the model to ONNX: torch.onnx.export(model, example_inputs, 'm
 SAVE_AGAIN = "Save the module again with torch.jit.save, and copy or upload the whole file."
 
 invalid = partial(problems.invalid, advice=SAVE_AGAIN)
-"""The file claims to be TorchScript and is not as torch.jit.save writes it."""
+"""The error for a file that is not as torch.jit.save writes it."""
 evaluation_failed, too_complex = problems.evaluation_failed, problems.too_complex
 
 
@@ -22,12 +22,12 @@ def label(operator: str, location: str) -> str:
 
 
 def refused(message: str, **details: Any) -> ModelError:
-    """Loading the file would run code that it contains."""
+    """Return the error for a file that contains code which loading would run."""
     return ModelError(message, code="torchscript_code_refused", advice=TO_ONNX, **details)
 
 
 def too_large(what: str, found: int, limit: int) -> ModelError:
-    """The archive unpacks to more than is allowed; nothing has been unpacked."""
+    """Return the error for an archive that unpacks to too many bytes; nothing has been unpacked."""
     return ModelError(
         f"{what} has {found} bytes, more than the limit of {limit}",
         code="model_too_large",
@@ -38,12 +38,12 @@ def too_large(what: str, found: int, limit: int) -> ModelError:
 
 
 def unsupported(operator: str, location: str, why: str = "is not supported") -> ModelError:
-    """An operator, or a use of one, that the reader does not support."""
+    """Return the error for an operator, or a use of one, that the reader does not support."""
     return problems.unsupported(label(operator, location), why, advice=TO_ONNX, operator=operator, location=location)
 
 
 def data_dependent(operator: str, location: str) -> ModelError:
-    """A decision, or a number, depends on the values of inputs or parameters."""
+    """Return the error for a decision, or a number, that depends on the values of inputs or parameters."""
     return ModelError(
         f"{label(operator, location)} turns a value that depends on inputs or parameters into a number that the "
         "program decides on",
@@ -55,7 +55,7 @@ def data_dependent(operator: str, location: str) -> ModelError:
 
 
 def unsupported_tensor(name: str, what: str = "is sparse, quantised or complex") -> ModelError:
-    """A tensor of a layout or type that the reader does not compute with."""
+    """Return the error for a tensor of a layout or type that the reader does not compute with."""
     return ModelError(
         f"tensor {name!r} {what}",
         code="unsupported_dtype",

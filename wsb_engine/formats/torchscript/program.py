@@ -65,7 +65,7 @@ class Program(Planned):
 
 
 def input_arguments(script: Script) -> tuple[Argument, ...]:
-    """The arguments that a batch must give: tensors without a default.
+    """Return the arguments that a batch must give: tensors without a default.
 
     Raises:
         ModelError: ``unsupported_input`` for an argument without a default that is no tensor.
@@ -94,7 +94,7 @@ def input_values(script: Script) -> tuple[str, ...]:
 
 
 def arguments(script: Script, values: list[Value]) -> list[Any]:
-    """All arguments of forward: the inputs, and defaults for the rest."""
+    """Return all arguments of forward: the inputs, and defaults for the rest."""
     given = iter(values)
     return [argument.default if argument.has_default else next(given) for argument in script.arguments]
 

@@ -1,6 +1,6 @@
 """The steps of a walk in the vocabulary of ONNX, for what the two readers ask of a graph's structure.
 
-Heads, parameters and perceptrons are recognised by the ONNX reader's own rules. Only what those rules look at is
+Heads, parameters and perceptrons are recognised by the same rules as in ONNX graphs. Only what those rules read is
 translated; every other operator stays opaque, with the values that it reads. The translation is read, never run, but
 for the elementwise functions between the layers of a perceptron, which are identified by what they compute.
 """
@@ -27,7 +27,7 @@ _OPAQUE = "aten"
 
 
 def structure(walk: Walk, inputs: Iterable[str], outputs: Mapping[str, str]) -> Graph:
-    """The graph of a walk that was done without shapes.
+    """Return the graph of a walk without shapes.
 
     Args:
         walk: The walk.
@@ -80,7 +80,7 @@ class _Translator:
         )
 
     def operand(self, value: Any) -> str | None:
-        """The name of a tensor, or of a number made one; None for anything else."""
+        """Return the name of a tensor, or of a number made one; None for anything else."""
         if isinstance(value, Name):
             return str(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -90,7 +90,7 @@ class _Translator:
         return name
 
     def simple(self, operator: str, step: Step, operands: Iterable[Any], **attributes: Any) -> bool:
-        """One node; false where an operand is neither a tensor nor a number. None is an input left out."""
+        """Add one node; False if an operand is neither a tensor nor a number. None is an input left out."""
         names = ["" if operand is None else self.operand(operand) for operand in operands]
         if None in names:
             return False
@@ -115,7 +115,7 @@ def _enter(*names: str) -> Callable[[_Translation], _Translation]:
 
 
 def _named(operator: str, count: int, **attributes: Any) -> _Translation:
-    """The operator of this name on the first arguments."""
+    """Return the translation to the operator of this name on the first arguments."""
     return lambda to, step: to.simple(operator, step, step.arguments[:count], **attributes)
 
 

@@ -67,7 +67,7 @@ class Call(plan.Call[Operation]):
     plain = problems.TO_ONNX
 
     def dtype(self, number: int | None) -> torch.dtype | None:
-        """A dtype of the graph, where every floating type is the working one.
+        """Return a dtype of the graph; every floating type becomes the working one.
 
         Raises:
             ModelError: ``unsupported_dtype`` for complex and quantised types.
@@ -91,5 +91,5 @@ def number_of(dtype: torch.dtype) -> int:
 
 
 def filled(arguments: Sequence[Any], *defaults: Any) -> tuple[Any, ...]:
-    """The arguments, and defaults for those that are left out at the end."""
+    """Return the arguments, and defaults for those that are left out at the end."""
     return tuple(arguments[: len(defaults)]) + defaults[len(arguments) :]

@@ -52,14 +52,14 @@ def attend(
 
 
 def additive(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask as a bias: 0 where a boolean one is true, −∞ elsewhere; any other is a bias already."""
+    """Return a mask as a bias: 0 where a boolean one is true, −∞ elsewhere; any other is a bias already."""
     if mask.dtype != torch.bool:
         return mask
     return torch.where(mask, like.new_zeros(()), like.new_full((), -math.inf))
 
 
 def total_bias(masks: Sequence[Tensor], like: Tensor) -> Tensor | None:
-    """The sum of masks as biases; None if there are none."""
+    """Return the sum of masks as biases; None if there are none."""
     return functools.reduce(torch.add, [additive(mask, like) for mask in masks]) if masks else None
 
 

@@ -20,7 +20,7 @@ def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
 
 
 def affine_by_channel(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """The same with a scale and a shift for each channel of x, (N, C, …)."""
+    """Return x · scale + shift with a scale and a shift for each channel of x, (N, C, …)."""
     return affine(x, *(None if each is None else by_channel(each, x) for each in (scale, shift)))
 
 

@@ -33,7 +33,7 @@ def gru_cell(weight: Tensor, bias: Tensor | None, functions: Functions = _GATED,
     Args:
         weight: R, (3 · hidden, hidden).
         bias: c, (3 · hidden,).
-        functions: Of the gates, and of the candidate.
+        functions: Functions of the gates and of the candidate.
         reset_first: True if the reset gate multiplies h before R does, not after.
     """
     hidden = weight.shape[1]
@@ -66,7 +66,7 @@ def lstm_cell(
     Args:
         weight: R, (4 · hidden, size of the output).
         bias: c, (4 · hidden,).
-        functions: Of the gates, of the new cell's content, and of the cell that is put out.
+        functions: Functions of the gates, of the new content of the cell, and of the cell in the output.
         projection: Multiplies the output, (size, hidden).
         peepholes: Weights of the cell in the input, the output and the forget gate, (3 · hidden,).
     """

@@ -12,26 +12,17 @@ from torch.nn import functional
 from wsb_engine.formats.graph.conventions import GUARDED
 from wsb_engine.formats.graph.kernels import elementwise
 from wsb_engine.formats.graph.operators.registry import Call, operator
+from wsb_engine.formats.graph.plan import without_call
 
-
-@operator("Tanh", activation=True, elementwise=True)
-def tanh(call: Call, x: Tensor) -> Tensor:
-    return torch.tanh(x)
-
-
-@operator("Sigmoid", activation=True, elementwise=True)
-def sigmoid(call: Call, x: Tensor) -> Tensor:
-    return torch.sigmoid(x)
-
-
-@operator("Softplus", activation=True, elementwise=True)
-def softplus(call: Call, x: Tensor) -> Tensor:
-    return elementwise.softplus(x)
-
-
-@operator("Softsign", activation=True, elementwise=True)
-def softsign(call: Call, x: Tensor) -> Tensor:
-    return functional.softsign(x)
+for _name, _function in {
+    "HardSwish": elementwise.hard_swish,
+    "Relu": torch.relu,
+    "Sigmoid": torch.sigmoid,
+    "Softplus": elementwise.softplus,
+    "Softsign": functional.softsign,
+    "Tanh": torch.tanh,
+}.items():
+    operator(_name, activation=True, elementwise=True)(without_call(_function))
 
 
 @operator("Gelu", activation=True, elementwise=True)
@@ -70,11 +61,6 @@ def selu(call: Call, x: Tensor) -> Tensor:
     return gamma * functional.elu(x, alpha=alpha)
 
 
-@operator("Relu", activation=True, elementwise=True)
-def relu(call: Call, x: Tensor) -> Tensor:
-    return torch.relu(x)
-
-
 @operator("LeakyRelu", activation=True, elementwise=True)
 def leaky_relu(call: Call, x: Tensor) -> Tensor:
     return functional.leaky_relu(x, call.get("alpha", 0.01))
@@ -100,11 +86,6 @@ def shrink(call: Call, x: Tensor) -> Tensor:
 @operator("HardSigmoid", activation=True, elementwise=True)
 def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
     return torch.clamp(call.get("alpha", 0.2) * x + call.get("beta", 0.5), 0.0, 1.0)
-
-
-@operator("HardSwish", activation=True, elementwise=True)
-def hard_swish(call: Call, x: Tensor) -> Tensor:
-    return elementwise.hard_swish(x)
 
 
 @operator("Softmax", activation=True)

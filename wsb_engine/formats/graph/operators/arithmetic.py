@@ -12,6 +12,7 @@ from torch import Tensor
 from wsb_engine.formats.graph.conventions import GUARDED, NORM
 from wsb_engine.formats.graph.kernels.norms import root
 from wsb_engine.formats.graph.operators.registry import Call, Kernel, operator
+from wsb_engine.formats.graph.plan import without_call
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
@@ -61,7 +62,7 @@ _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def _signed(kernel: Kernel) -> Kernel:
-    """Lets a kernel take the unsigned types that torch can't compute with: in int64, which is exact below 2⁶³."""
+    """Let a kernel take the unsigned types that torch can't compute with: in int64, which is exact below 2⁶³."""
 
     @functools.wraps(kernel)
     def exact(call: Call, *arguments: Tensor | None) -> Tensor:
@@ -76,25 +77,11 @@ def _signed(kernel: Kernel) -> Kernel:
     return exact
 
 
-def _unary(function: Callable[[Tensor], Tensor]) -> Kernel:
-    def kernel(call: Call, x: Tensor) -> Tensor:
-        return function(x)
-
-    return _signed(kernel)
-
-
-def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
-    def kernel(call: Call, a: Tensor, b: Tensor) -> Tensor:
-        return function(a, b)
-
-    return _signed(kernel)
-
-
 # Erf stands for a GELU that is written out.
 for _name, _function in _UNARY.items():
-    operator(_name, activation=_name == "Erf", elementwise=True)(_unary(_function))
+    operator(_name, activation=_name == "Erf", elementwise=True)(_signed(without_call(_function)))
 for _name, _pair in _BINARY.items():
-    operator(_name, elementwise=True)(_binary(_pair))
+    operator(_name, elementwise=True)(_signed(without_call(_pair)))
 
 
 @operator("Div", elementwise=True)
@@ -117,7 +104,7 @@ def square_root(call: Call, x: Tensor) -> Tensor:
 
 @operator("Pow", elementwise=True)
 def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
-    """The result has the base's type."""
+    """Raise to a power; the result has the base's type."""
     return (root(base, exponent) if call.get(NORM, 0) else torch.pow(base, exponent)).to(base.dtype)
 
 
@@ -155,32 +142,19 @@ def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None =
     return x if low is None and high is None else torch.clamp(x, low, high)
 
 
-@operator("Sum", elementwise=True)
-def total(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
-    for each in rest:
-        first = first + each
-    return first
+def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
+    """Make a kernel for any number of inputs of a function of two."""
+    return without_call(lambda *values: functools.reduce(function, values))
+
+
+operator("Sum", elementwise=True)(_folded(torch.add))
+operator("Max", elementwise=True)(_signed(_folded(torch.maximum)))
+operator("Min", elementwise=True)(_signed(_folded(torch.minimum)))
 
 
 @operator("Mean", elementwise=True)
 def mean(call: Call, *values: Tensor) -> Tensor:
-    return total(call, *values) / len(values)
-
-
-@operator("Max", elementwise=True)
-@_signed
-def maximum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
-    for each in rest:
-        first = torch.maximum(first, each)
-    return first
-
-
-@operator("Min", elementwise=True)
-@_signed
-def minimum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
-    for each in rest:
-        first = torch.minimum(first, each)
-    return first
+    return functools.reduce(torch.add, values) / len(values)
 
 
 @operator("Where", elementwise=True)

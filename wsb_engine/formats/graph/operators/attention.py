@@ -80,7 +80,7 @@ def _bias(
 
 @operator("RotaryEmbedding")
 def rotary_embedding(call: Call, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Rotates pairs of features by an angle that grows with the position."""
+    """Rotate pairs of features by an angle that grows with the position."""
     packed = x.ndim == 3
     heads = _split_heads(call, x, call.get("num_heads", 0)) if packed else x
     width = call.get("rotary_embedding_dim", 0) or heads.shape[-1]

@@ -37,7 +37,7 @@ def max_pool(call: Call, x: Tensor) -> Tensor:
 
 
 def _window_sums(x: Tensor, shape: Window) -> Tensor:
-    """Sums over the windows of a padded input, every channel by itself."""
+    """Sum over the windows of a padded input, each channel separately."""
     planes = x.reshape(-1, 1, *x.shape[2:])
     ones = torch.ones(1, 1, *shape.kernel, dtype=x.dtype, device=x.device)
     sums = CONVOLUTIONS[shape.dims](planes, ones, stride=shape.strides, dilation=shape.dilations)

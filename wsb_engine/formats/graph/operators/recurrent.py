@@ -32,7 +32,7 @@ _ACTIVATIONS: dict[str, tuple[_Activation, float, float]] = {
 
 
 def _functions(call: Call, default: tuple[str, ...], directions: int) -> list[Callable[[Tensor], Tensor]]:
-    """The activations, for each direction in turn; α and β are handed out to those that take them, in order."""
+    """Return the activations of each direction in turn; those that take α or β get the next given one."""
     given: tuple[str, ...] = call.node.attributes.get("activations") or default * directions
     alphas = list(call.node.attributes.get("activation_alpha", ()))
     betas = list(call.node.attributes.get("activation_beta", ()))
@@ -106,7 +106,7 @@ def _layer(
 
 
 def _reordered(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    """The same gates in another order along the first axis."""
+    """Return the same gates in another order along the first axis."""
     return x if len(order) == 1 else torch.cat([x.chunk(len(order))[gate] for gate in order])
 
 

@@ -37,19 +37,19 @@ class Call(plan.Call[Node]):
         return self.node.version
 
     def get(self, name: str, default: _Attributed) -> _Attributed:
-        """An attribute, which must be of the default's type."""
+        """Return an attribute, which must be of the default's type."""
         value = self.node.attributes.get(name, default)
         if type(value) is not type(default) and not (isinstance(value, Tensor) and isinstance(default, Tensor)):
             raise self.wrong(f"attribute {name!r} has the wrong type")
         return value
 
     def ints(self, name: str) -> tuple[int, ...] | None:
-        """An optional attribute that is a list of integers."""
+        """Return an optional attribute that is a list of integers."""
         value: tuple[int, ...] = self.get(name, ())
         return value if name in self.node.attributes else None
 
     def wrong(self, why: str) -> ModelError:
-        """An error about this node that breaks the format's rules."""
+        """Return an error about this node that breaks the format's rules."""
         return problems.invalid(f"{self.node.label}: {why}", **self.node.details)
 
 
@@ -64,7 +64,7 @@ class Operator:
     static: frozenset[int]
     """Positions of the inputs that must be known before the kernel runs."""
     concrete: bool
-    """True where the output's shape depends on values: such a node can only be folded."""
+    """True if the output's shape depends on values: such a node can only be folded."""
 
 
 _TABLE: dict[tuple[str, str], list[Operator]] = {}
@@ -112,7 +112,7 @@ def operator(
 
 
 def find(node: Node) -> Operator | None:
-    """The table's entry for a node, or None."""
+    """Return the table's entry for a node, or None."""
     entries = _TABLE.get((node.domain, node.operator), [])
     usable = [entry for entry in entries if entry.since <= node.version]
     return usable[-1] if usable else None
@@ -124,7 +124,7 @@ def supported() -> tuple[tuple[str, str], ...]:
 
 
 def require(node: Node) -> Operator:
-    """The table's entry for a node.
+    """Return the table's entry for a node.
 
     Raises:
         ModelError: ``unsupported_operator``, naming the node.
