@@ -33,7 +33,7 @@ from wsb_engine.curvature.team import SplitProduct, Team
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 from wsb_engine.errors import ModelError, ResourceError
-from wsb_engine.formats.heads import looks_like_probabilities
+from wsb_engine.formats.graph.logits import looks_like_probabilities
 from wsb_engine.model import MLP, Classifier, LogitModel
 from wsb_engine.options import Options
 

@@ -1,4 +1,4 @@
-"""What kind of file this is, told from its outside: without torch, and in bounded work whatever its bytes are."""
+"""Tells file formats apart from their first bytes and outermost structure: without torch, in bounded work."""
 
 from __future__ import annotations
 

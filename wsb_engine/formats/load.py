@@ -14,7 +14,7 @@ _LARGEST_FILE = 2**31 - 1
 
 
 def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
-    """Reads a model file without executing anything in it.
+    """Read a model file without executing anything in it.
 
     Args:
         source: Path of the file, or its bytes.

@@ -14,8 +14,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wsb_engine.curvature.closed_form.activations import KINDS
+from wsb_engine.curvature.tracing.operators import activation_named
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.heads import apply_head
+from wsb_engine.formats.graph.kernels.elementwise import SURE
+from wsb_engine.formats.graph.logits import FINISHES, Finish
+from wsb_engine.formats.graph.problems import require_finite
 from wsb_engine.formats.substitutes import Substitutes, follow_parameters
 from wsb_engine.model import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
 from wsb_engine.options import Head
@@ -34,14 +38,12 @@ class _Step:
     alpha: float = 1.0
 
 
+_KINDS = KINDS - {"identity"}
+_PLAIN = _KINDS - {"elu", "gelu", "gelu_tanh", "softplus"}
+"""Activations that have no options."""
 _FUNCTIONS: dict[Any, str] = {
-    torch.tanh: "tanh",
-    F.tanh: "tanh",
-    "tanh": "tanh",
-    torch.sigmoid: "sigmoid",
-    F.sigmoid: "sigmoid",
-    "sigmoid": "sigmoid",
-    F.silu: "silu",
+    **{getattr(owner, kind): kind for owner in (torch, F) for kind in _PLAIN if hasattr(owner, kind)},
+    **{kind: kind for kind in _PLAIN if hasattr(Tensor, kind)},
     F.dropout: "passive",
     "contiguous": "passive",
     torch.flatten: "flatten",
@@ -57,21 +59,24 @@ _FUNCTIONS: dict[Any, str] = {
     "log_softmax": "log_softmax",
 }
 _MODULES: dict[type[nn.Module], str] = {
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.SiLU: "silu",
+    **{kind: name.lower() for name, kind in vars(nn).items() if name.lower() in _PLAIN},
     nn.Identity: "passive",
     nn.Dropout: "passive",
     nn.Flatten: "flatten",
     nn.Softmax: "softmax",
     nn.LogSoftmax: "log_softmax",
 }
-_ACTIVATIONS = frozenset({"tanh", "sigmoid", "softplus", "gelu", "gelu_tanh", "silu", "elu"})
+_READINGS: dict[Head, tuple[Finish, str]] = {
+    "probabilities": ("log", "probabilities"),
+    "binary_probability": ("logit", "binary_probability"),
+    "log_probabilities": ("none", "log_probabilities"),
+}
+"""What the caller says that the output means → what remains to reach the logits, and the head that a report names."""
 _HEADS = frozenset({"softmax", "log_softmax", "sigmoid"})
 
 
 def from_module(module: nn.Module) -> Classifier:
-    """Wraps a live module; a copy is taken in evaluation mode, so later training doesn't change it.
+    """Wrap a copy of a live module in evaluation mode; later training doesn't change it.
 
     Args:
         module: Maps one tensor, or several by name, of N samples to (N, C) logits or probabilities, (N, 1) or (N,).
@@ -91,7 +96,7 @@ def from_module(module: nn.Module) -> Classifier:
 
 
 def live_mlp(module: nn.Module) -> MLP | None:
-    """The MLP that a live module is, up to a softmax, log-softmax or sigmoid at its end; None where it is none."""
+    """The MLP that a live module is, up to a softmax, log-softmax or sigmoid at its end; None if it is none."""
     graph = _trace(module)
     if graph is None:
         return None
@@ -112,14 +117,7 @@ class _ModuleClassifier(Classifier):
             raise ModelError(
                 "the module has no parameters", code="model_no_parameters", advice="Wrap the module that was trained."
             )
-        for name, tensor in self.parameters.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(
-                    f"parameter {name!r} contains NaN or infinity",
-                    code="model_not_finite",
-                    advice="Training has diverged: take an earlier checkpoint.",
-                    tensor=name,
-                )
+        require_finite(self.parameters)
         self._tied = _tied(self._module)
         self.inputs = tuple(
             Input(name=name, shape=None, dtype=None)
@@ -139,11 +137,10 @@ class _ModuleClassifier(Classifier):
         if graph is not None and head not in ("logits", "log_probabilities", "binary_logit"):
             module, graph, stripped = _strip(self._module, graph)
         steps = None if graph is None else _chain(self._module, graph)
-        call = self._caller(module)
-        function, applied = apply_head(call, head, stripped)
-        mlp = _mlp(steps, self._tied, self.parameters) if steps and function is call else None
+        finish, applied = _READINGS.get(head, ("none", "none")) if stripped == "none" else ("none", stripped)
+        mlp = _mlp(steps, self._tied, self.parameters) if steps and finish == "none" else None
         return LogitModel(
-            function=function,
+            function=self._function(module, finish),
             parameters=self.parameters,
             mlp=mlp,
             activations=_activations(self._module, graph),
@@ -154,7 +151,7 @@ class _ModuleClassifier(Classifier):
             reference_name=None,
         )
 
-    def _caller(self, module: nn.Module) -> Callable[[Tensors, Tensors], Tensor]:
+    def _function(self, module: nn.Module, finish: Finish) -> Callable[[Tensors, Tensors], Tensor]:
         names = [entry.name for entry in self.inputs]
         buffers = dict(self._module.named_buffers())
 
@@ -173,7 +170,7 @@ class _ModuleClassifier(Classifier):
                     code="unsupported_output",
                     advice="Wrap the module so that it returns the logits alone.",
                 )
-            return z.unsqueeze(1) if z.ndim == 1 else z
+            return FINISHES[finish](z.unsqueeze(1) if z.ndim == 1 else z)
 
         return call
 
@@ -194,7 +191,7 @@ def _trace(module: nn.Module) -> fx.Graph | None:
 
 
 def _step(module: nn.Module, node: fx.Node) -> _Step | None:
-    """What a node does, or None where it isn't an operation on one tensor."""
+    """Return what a node does, or None if it isn't an operation on one tensor."""
     tensors = node.all_input_nodes
     if node.op == "call_module":
         return _module_step(module.get_submodule(str(node.target)), node) if len(tensors) == 1 else None
@@ -232,7 +229,7 @@ def _module_step(child: nn.Module, node: fx.Node) -> _Step:
         return _Step("linear", name, source, f"{node.target}.weight", bias)
     if type(child) is nn.GELU:
         return _Step("gelu_tanh" if child.approximate == "tanh" else "gelu", name, source)
-    if type(child) is nn.Softplus and child.beta == 1:
+    if type(child) is nn.Softplus and child.beta == 1 and child.threshold >= SURE:
         return _Step("softplus", name, source)
     if type(child) is nn.ELU:
         return _Step("elu", name, source, alpha=float(child.alpha))
@@ -266,7 +263,7 @@ def _result(graph: fx.Graph) -> fx.Node | None:
 
 
 def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, str]:
-    """The module without its softmax, log-softmax or sigmoid at the end, if it has one."""
+    """Return the module without its softmax, log-softmax or sigmoid at the end, if it has one."""
     result = _result(graph)
     step = None if result is None else _step(module, result)
     if step is None or step.kind not in _HEADS:
@@ -282,7 +279,7 @@ def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, str
 
 
 def _chain(module: nn.Module, graph: fx.Graph) -> list[_Step] | None:
-    """Steps from the input to the result, or None where the graph branches."""
+    """Return the steps from the input to the result, or None if the graph branches."""
     node = _result(graph)
     steps: list[_Step] = []
     while node is not None and node.op != "placeholder":
@@ -305,7 +302,7 @@ def _mlp(steps: list[_Step], tied: tuple[str, ...], parameters: Tensors) -> MLP 
             if len(layers) > len(activations):
                 activations.append(Activation(kind="identity"))
             layers.append(DenseLayer(weight=step.weight, transposed=False, bias=step.bias))
-        elif step.kind in _ACTIVATIONS and len(layers) == len(activations) + 1 and _smooth(step):
+        elif step.kind in _KINDS and len(layers) == len(activations) + 1 and _smooth(step):
             activations.append(Activation(kind=step.kind, alpha=step.alpha))
         else:
             return None
@@ -329,13 +326,9 @@ def _flattened(inputs: Tensors) -> Tensor:
 
 
 def _activations(module: nn.Module, graph: fx.Graph | None) -> tuple[str, ...]:
-    """Names of the elementwise functions met."""
+    """Names of the nonlinearities, in order, without repetition."""
     if graph is None:
-        names = [type(child).__name__ for child in module.modules() if type(child).__module__ == _ACTIVATION_HOME]
+        names = [type(child).__name__ for child in module.modules()]
     else:
-        steps = [_step(module, node) for node in graph.nodes]
-        names = [step.name for step in steps if step is not None and step.kind in _ACTIVATIONS | {"other"}]
-    return tuple(dict.fromkeys(name.lower() for name in names))
-
-
-_ACTIVATION_HOME = nn.Tanh.__module__
+        names = [step.name for node in graph.nodes if (step := _step(module, node)) is not None]
+    return tuple(dict.fromkeys(filter(None, map(activation_named, names))))

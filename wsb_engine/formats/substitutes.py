@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from wsb_engine.curvature.tracing.dispatch import Running
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.graph.norms import root, vector_norm
+from wsb_engine.formats.graph.kernels import elementwise
+from wsb_engine.formats.graph.kernels.norms import root, vector_norm
+from wsb_engine.formats.graph.kernels.recurrent import Cell, gru_cell, lstm_cell, rnn_cell, unrolled
 from wsb_engine.formats.graph.roots import Roots
 
 
@@ -28,20 +30,7 @@ class Substitutes(Roots):
 
 
 def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    return torch.clamp(x / 6 + 0.5, 0, 1)
-
-
-def heaviside(x: Tensor, at_zero: Tensor) -> Tensor:
-    return torch.where(x == 0, at_zero, (x > 0).to(x.dtype))
-
-
-def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """Slopes are one number, or one for each channel."""
-    if slope.numel() > 1:
-        slope = slope.reshape(-1, *[1] * (x.ndim - 2)) if x.ndim > 1 else slope.reshape(-1)
-    else:
-        slope = slope.reshape([1] * x.ndim)
-    return torch.where(x > 0, x, slope * x)
+    return elementwise.hard_sigmoid(x)
 
 
 def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Tensor:
@@ -73,40 +62,24 @@ def std_mean(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     return root(variance, 0.5), mean
 
 
-_Cell = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor | None]], tuple[Tensor, ...]]
-"""W x + b of a step, the state, [W_hh, b_hh, W_hr] → the new state, whose first part is the output."""
+_Layer = Callable[[Tensor, "Tensor | None", "Tensor | None"], Cell]
+"""R, its bias and the output's projection → the cell of a layer."""
 
 
-def _plain(activation: Callable[[Tensor], Tensor]) -> _Cell:
-    def cell(given: Tensor, state: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        return (activation(given + _linear(state[0], weights[0], weights[1])),)
-
-    return cell
+def _plain(activation: Callable[[Tensor], Tensor]) -> _Layer:
+    return lambda weight, bias, _: rnn_cell(weight, bias, (activation,))
 
 
-def _gru_cell(given: Tensor, state: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    reset, update, new = given.chunk(3, dim=-1)
-    own_reset, own_update, own_new = _linear(state[0], weights[0], weights[1]).chunk(3, dim=-1)
-    reset, update = torch.sigmoid(reset + own_reset), torch.sigmoid(update + own_update)
-    candidate = torch.tanh(new + reset * own_new)
-    return (candidate + update * (state[0] - candidate),)
+def _gru(weight: Tensor, bias: Tensor | None, _: Tensor | None) -> Cell:
+    return gru_cell(weight, bias)
 
 
-def _lstm_cell(given: Tensor, state: tuple[Tensor, ...], weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    gates = given + _linear(state[0], weights[0], weights[1])
-    entry, forget, new, out = gates.chunk(4, dim=-1)
-    c = torch.sigmoid(forget) * state[1] + torch.sigmoid(entry) * torch.tanh(new)
-    h = torch.sigmoid(out) * torch.tanh(c)
-    return (h if weights[2] is None else _linear(h, weights[2], None), c)
+def _lstm(weight: Tensor, bias: Tensor | None, projection: Tensor | None) -> Cell:
+    return lstm_cell(weight, bias, projection=projection)
 
 
-def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    assert weight is not None  # noqa: S101 - every layer has these
-    return nn.functional.linear(x, weight, bias)
-
-
-def _recurrent(cell: _Cell) -> Callable[..., tuple[Tensor, ...]]:
-    """A recurrent function of torch for padded sequences: all of its layers, one step after another."""
+def _recurrent(cell: _Layer) -> Callable[..., tuple[Tensor, ...]]:
+    """Return a recurrent function of torch for padded sequences: all of its layers, one step after another."""
 
     def run(
         x: Tensor,
@@ -135,8 +108,11 @@ def _recurrent(cell: _Cell) -> Callable[..., tuple[Tensor, ...]]:
             for direction in range(directions):
                 index = layer * directions + direction
                 own = weights[index * each : (index + 1) * each]
+                biases = own[2:4] if has_biases else (None, None)
+                step = cell(own[1], biases[1], own[-1] if each in (3, 5) else None)
+                given = nn.functional.linear(steps, own[0], biases[0])
                 state = tuple(part[index] for part in states)
-                outputs, final = _through(cell, steps, state, own, has_biases, backwards=bool(direction))
+                outputs, final = unrolled(step, given, state, backwards=bool(direction))
                 made.append(outputs)
                 finals.append(final)
             steps = torch.cat(made, dim=-1)
@@ -146,28 +122,8 @@ def _recurrent(cell: _Cell) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-def _through(
-    cell: _Cell,
-    steps: Tensor,
-    state: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    *,
-    backwards: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Outputs of one direction of one layer, and its last state."""
-    biases = weights[2:4] if has_biases else (None, None)
-    projection = weights[-1] if len(weights) in (3, 5) else None
-    given = nn.functional.linear(steps, weights[0], biases[0])
-    outputs = []
-    for each in reversed(given.unbind(0)) if backwards else given.unbind(0):
-        state = cell(each, state, (weights[1], biases[1], projection))
-        outputs.append(state[0])
-    return torch.stack(outputs[::-1] if backwards else outputs), state
-
-
-def _cell(cell: _Cell) -> Callable[..., Any]:
-    """A function of torch for one step of a recurrent layer."""
+def _cell(cell: _Layer) -> Callable[..., Any]:
+    """Return a function of torch for one step of a recurrent layer."""
 
     def run(
         x: Tensor,
@@ -179,7 +135,7 @@ def _cell(cell: _Cell) -> Callable[..., Any]:
     ) -> Any:
         several = isinstance(state, (tuple, list))
         given = nn.functional.linear(x, input_weight, input_bias)
-        after = cell(given, tuple(state) if several else (state,), (weight, bias, None))
+        after = cell(weight, bias, None)(given, tuple(state) if several else (state,))
         return after if several else after[0]
 
     return run
@@ -187,16 +143,16 @@ def _cell(cell: _Cell) -> Callable[..., Any]:
 
 _TABLE: dict[str, Callable[..., Any]] = {
     "cdist": cdist,
-    "gru": _recurrent(_gru_cell),
-    "gru_cell": _cell(_gru_cell),
+    "gru": _recurrent(_gru),
+    "gru_cell": _cell(_gru),
     "hardsigmoid": hardsigmoid,
-    "heaviside": heaviside,
-    "lstm": _recurrent(_lstm_cell),
+    "heaviside": elementwise.heaviside,
+    "lstm": _recurrent(_lstm),
     "linalg_vector_norm": vector_norm,
-    "lstm_cell": _cell(_lstm_cell),
+    "lstm_cell": _cell(_lstm),
     "norm": norm,
     "normalize": normalize,
-    "prelu": prelu,
+    "prelu": elementwise.prelu,
     "rnn_relu": _recurrent(_plain(torch.relu)),
     "rnn_relu_cell": _cell(_plain(torch.relu)),
     "rnn_tanh": _recurrent(_plain(torch.tanh)),

@@ -205,3 +205,10 @@ def test_a_module_that_is_no_trained_classifier_is_refused(module: nn.Module, co
     with pytest.raises(wsb.ModelError) as caught:
         wsb.from_module(module)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("module", [nn.Identity(), Branching()], ids=["traced", "not traceable"])
+def test_only_nonlinearities_are_named_as_activations(module: nn.Module) -> None:
+    body = nn.Sequential(nn.Conv2d(1, 2, 1), nn.LeakyReLU(), nn.Flatten(), nn.Linear(8, 4), nn.GELU(), module)
+    expected = ("leaky_relu", "gelu")
+    assert wsb.from_module(body).resolve().activations == expected

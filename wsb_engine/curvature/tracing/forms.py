@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Form:
-    """Of every element of a tensor."""
+    """The sign and the zeros of every element of a tensor."""
 
     nonnegative: bool = False
     positive: bool = False
@@ -51,7 +51,7 @@ class Form:
         return Form(True, self.positive or other.positive)
 
     def summed(self, terms: int) -> Form:
-        """Of a sum over that many elements."""
+        """The form of a sum over that many elements."""
         return self if terms <= 1 or not self.nonnegative else Form(True, self.positive)
 
 
@@ -81,7 +81,7 @@ class Operands:
         return isinstance(value, Tensor) and self.known(value) is not None
 
     def form(self, value: Any) -> Form:
-        """Of a tensor or a number."""
+        """The form of a tensor or a number."""
         known = self.known(value) if isinstance(value, Tensor) else None
         if known is not None:
             return known
@@ -103,7 +103,7 @@ _FEW = 64
 
 
 def extremes(value: Any) -> tuple[float, float]:
-    """The least and the largest element; −∞ and ∞ for what has none."""
+    """Return the least and the largest element; −∞ and ∞ for what has none."""
     if isinstance(value, Tensor) and value.numel() > 0 and not value.is_complex():
         least, largest = torch.aminmax(value.double())
         return float(least), float(largest)
@@ -129,7 +129,7 @@ _ROOTS = {"reciprocal": -1.0, "rsqrt": -0.5, "sqrt": 0.5}
 
 
 def result_form(given: Operands, result: Tensor) -> Form:
-    """Of an operator's first result."""
+    """Return the form of an operator's first result."""
     name, first, second = given.name, given.at(0), given.at(1)
     if name in _POSITIVE:
         return POSITIVE
@@ -172,7 +172,7 @@ def _of_arithmetic(given: Operands) -> Form:
 
 
 def power(given: Operands) -> Form:
-    """Of a power with exponents that do not depend on parameters."""
+    """Return the form of a power whose exponents do not depend on parameters."""
     base, exponents = given.form(given.at(0)), given.exponents()
     if not isinstance(given.at(0), Tensor):
         return POSITIVE if base.positive else ANY
@@ -180,7 +180,7 @@ def power(given: Operands) -> Form:
 
 
 def terms(operand: Tensor, result: Tensor) -> int:
-    """How many elements of an operand a reduction has put into each of its results."""
+    """Return the number of elements of an operand that a reduction combines in each result."""
     return operand.numel() // max(result.numel(), 1)
 
 
@@ -196,7 +196,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def one_of(forms: Iterable[Form]) -> Form:
-    """Of elements each of which has one of the forms."""
+    """Return the form of elements each of which has one of these forms."""
     found = list(forms)
     return Form(
         all(each.nonnegative for each in found),

@@ -12,7 +12,7 @@ taken for part of the norm's singular point.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,39 +21,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from wsb_engine.curvature.tracing.dispatch import OperatorWatch, running
-from wsb_engine.curvature.tracing.forms import ANY, Form, Operands, extremes, is_same, one_of, result_form, terms
+from wsb_engine.curvature.tracing.forms import ANY, Form, Operands, extremes, is_same, one_of, result_form
+from wsb_engine.curvature.tracing.operators import COMPARISONS, has_kink
 from wsb_engine.model import Tensors
 
-NEXT_TO_ZERO = 1e-5
-"""Largest number that a guard of a norm compares it with."""
-SHARP = 15.0
-"""Threshold of a softplus below which its switch to the identity shows in single precision."""
-
-_KINKED = frozenset(
-    {
-        *("abs", "angle", "ceil", "copysign", "floor", "fmod", "frac", "heaviside", "remainder", "round", "sgn"),
-        *("sign", "signbit", "trunc", "floor_divide", "nextafter", "frexp", "renorm"),
-        *("hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "prelu_kernel", "rrelu_with_noise"),
-        *("softshrink", "threshold", "amax", "amin", "aminmax", "cummax", "cummin", "fmax", "fmin", "max", "min"),
-        *("kthvalue", "median", "mode", "msort", "nanmedian", "sort", "topk"),
-        *("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"),
-        *("max_pool2d_with_indices", "max_pool3d_with_indices"),
-        *("argmax", "argmin", "argsort", "bincount", "bucketize", "histc", "searchsorted", "unique", "unique2"),
-        *("fake_quantize_per_channel_affine_cachemask", "fake_quantize_per_tensor_affine_cachemask"),
-        *("quantize_per_channel", "quantize_per_tensor"),
-    }
-)
-_COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})
-_NORMS = {"cdist_forward": 2, "dist": 2, "linalg_vector_norm": 1, "norm": 1, "pdist_forward": 1}
-"""Position of a norm's order among the arguments."""
 _FINITE = frozenset({"isfinite", "isinf", "isnan", "isneginf", "isposinf"})
 _FRESH = frozenset({"empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"})
-"""Operators that look at the shape of a tensor only; so do ``new_zeros`` and the like."""
+"""Operators that read only the shape of a tensor; so do ``new_zeros`` and the like."""
 _NAMES = {"cdist_forward": "cdist", "pdist_forward": "pdist", "prelu_kernel": "prelu", "to_copy": "to"}
+"""Names that users know, of operators that torch runs for them."""
 _READ = "local_scalar_dense"
 """What reads a number out of a tensor."""
-_MAXIMUM = 2
-"""Number of that mode of an embedding bag."""
 
 
 def nonsmooth_operators(
@@ -76,14 +54,14 @@ def nonsmooth_operators(
 
 @dataclass(frozen=True)
 class _Mark:
-    """Of memory that depends on a parameter."""
+    """What is known of memory that depends on a parameter."""
 
     names: frozenset[str]
     """Operators with a kink or a jump on the way from the parameters."""
     form: Form
 
     def beside(self, other: _Mark) -> _Mark:
-        """Of memory parts of which have the other mark."""
+        """The mark of memory parts of which have the other mark."""
         return _Mark(self.names | other.names, one_of((self.form, other.form)))
 
 
@@ -155,7 +133,7 @@ class _Follower(OperatorWatch):
 
 
 def _memory(tensor: Tensor) -> int:
-    """What a tensor shares with its views."""
+    """Identity of the memory that a tensor shares with its views."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -167,107 +145,9 @@ def _asks_for_finiteness(given: Operands) -> bool:
     """True for tests that have one result wherever the model is defined."""
     if given.name in _FINITE:
         return True
-    if given.name not in _COMPARISONS:
+    if given.name not in COMPARISONS:
         return False
     first, second = given.args[:2]
     if is_same(first, second):
         return True
     return any(not given.varies(each) and math.inf in map(abs, extremes(each)) for each in (first, second))
-
-
-def has_kink(given: Operands, kwargs: Mapping[str, Any], results: list[Tensor]) -> bool:
-    """True if an operator has a kink or a jump in those of its operands that depend on parameters."""
-    name = given.name
-    if name in _COMPARISONS:
-        return _compares(given)
-    if name in _LIMITS:
-        return _limits(given)
-    if name in _NORMS:
-        return _is_kinked_norm(given, results[0])
-    if name in ("pow", "rsqrt", "sqrt"):
-        if name == "pow" and given.varies(given.at(0)) and given.exponents() is None:
-            return bool(given.form(given.at(0)).degrees)
-        return result_form(given, results[0]).has_kink
-    if name in ("std", "std_mean"):  # of two elements: their distance
-        return terms(given.at(0), results[0]) <= 2
-    if name == "to_copy":  # whether it is 0 is a test for equality
-        return not results[0].is_floating_point() and results[0].dtype != torch.bool
-    return name in _KINKED or _has_kink_with(given, kwargs)
-
-
-def _has_kink_with(given: Operands, kwargs: Mapping[str, Any]) -> bool:
-    """True if an operator has a kink with these options."""
-    name = given.name
-    if name == "elu":
-        alpha, _, input_scale = (given.at(position, 1) for position in (1, 2, 3))
-        return bool(alpha * input_scale != 1)
-    if name == "softplus":
-        return bool(given.at(2, 20) < SHARP)
-    if name == "div":
-        return kwargs.get("rounding_mode") is not None
-    if name == "logit":
-        return given.at(1) is not None
-    if name in ("index_reduce", "scatter_reduce", "segment_reduce"):
-        options = (*given.args, *kwargs.values())
-        return any(isinstance(option, str) and option.removeprefix("a") in ("max", "min") for option in options)
-    if name == "embedding_bag":
-        return bool(given.at(4, 0) == _MAXIMUM)
-    if name in ("grid_sampler_2d", "grid_sampler_3d"):
-        return given.varies(given.at(1))
-    return False
-
-
-def _compares(given: Operands) -> bool:
-    first, second = given.args[:2]
-    if given.varies(first) and given.varies(second):
-        return True
-    varying, fixed = (first, second) if given.varies(first) else (second, first)
-    return given.name not in ("eq", "ne") and _reaches(given.form(varying), extremes(fixed)[1])
-
-
-def _reaches(form: Form, limit: float) -> bool:
-    """True if a value crosses a limit elsewhere than at its zeros, or so close to a norm's that it guards that."""
-    if form.is_norm:
-        return limit > NEXT_TO_ZERO
-    return not form.nonnegative or limit > 0
-
-
-def _limits(given: Operands) -> bool:
-    """Of operators that set limits: whether these are reached."""
-    value, low, high = _LIMITS[given.name](given)
-    if given.varies(low) or given.varies(high):
-        return True
-    below = low is not None and extremes(low)[1] > -math.inf and _reaches(given.form(value), extremes(low)[1])
-    return below or (high is not None and extremes(high)[0] < math.inf)
-
-
-def _larger(given: Operands) -> tuple[Any, Any, Any]:
-    first, second = given.args[:2]
-    return (first, second, None) if given.varies(first) else (second, first, None)
-
-
-def _smaller(given: Operands) -> tuple[Any, Any, Any]:
-    first, second = given.args[:2]
-    return (first, None, second) if given.varies(first) else (second, None, first)
-
-
-_LIMITS: dict[str, Callable[[Operands], tuple[Any, Any, Any]]] = {
-    "abs": lambda given: (given.at(0), 0.0, None),
-    "clamp": lambda given: (given.at(0), given.at(1), given.at(2)),
-    "clamp_max": lambda given: (given.at(0), None, given.at(1)),
-    "clamp_min": lambda given: (given.at(0), given.at(1), None),
-    "maximum": _larger,
-    "minimum": _smaller,
-    "relu": lambda given: (given.at(0), 0.0, None),
-}
-"""Operators that are the identity within limits → their value, and the lower and the upper limit."""
-
-
-def _is_kinked_norm(given: Operands, result: Tensor) -> bool:
-    order = given.at(_NORMS[given.name], 2)
-    order = 2.0 if order is None else float(order)
-    first = given.at(0)
-    entries = first.shape[-1] if given.name in ("cdist_forward", "pdist_forward") else terms(first, result)
-    if given.form(first).nonnegative and order == 1:
-        return False
-    return entries <= 1 or not 2 <= order < math.inf

@@ -14,7 +14,6 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.limits import LIMITS
-from wsb_engine.formats.graph.operators import facts
 from wsb_engine.formats.graph.program import Program
 
 _SAMPLES = (2, 3)
@@ -22,7 +21,7 @@ _SAMPLES = (2, 3)
 
 
 def resolve_branches(graph: Graph) -> Graph:
-    """The graph without If nodes.
+    """Return the graph without If nodes.
 
     Raises:
         ModelError: ``data_dependent_control_flow``, ``model_too_complex``; ``model_invalid`` for an If that lacks a
@@ -45,12 +44,7 @@ def _spliced(graph: Graph, position: int) -> Graph:
     taken = _condition(graph, node)
     branch = node.attributes.get("then_branch" if taken else "else_branch")
     if not isinstance(branch, Graph) or len(branch.outputs) < len(node.outputs):
-        raise ModelError(
-            f"{node.label} lacks a branch, or an output of it",
-            code="model_invalid",
-            advice="Export the model again.",
-            **facts(node),
-        )
+        raise problems.invalid(f"{node.label} lacks a branch, or an output of it", **node.details)
     results = [
         Node(
             operator="Identity",
@@ -74,7 +68,7 @@ def _spliced(graph: Graph, position: int) -> Graph:
 
 
 def _condition(graph: Graph, node: Node) -> bool:
-    """The condition's value, which must not depend on anything but constants and shapes."""
+    """Return the condition's value, which must not depend on anything but constants and shapes."""
     program = Program(graph, (node.inputs[0],), ())
     found = set()
     for samples in _SAMPLES:
@@ -96,8 +90,8 @@ def _condition(graph: Graph, node: Node) -> bool:
 
 def _unknown(node: Node, why: str) -> ModelError:
     return ModelError(
-        f"{node.label}: {why}, so that one can't tell which branch is taken",
+        f"{node.label}: {why}, so it is not known which branch is taken",
         code="data_dependent_control_flow",
         advice="Export the model with example inputs of the final shape, so that the exporter settles the branch.",
-        **facts(node),
+        **node.details,
     )

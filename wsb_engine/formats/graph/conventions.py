@@ -27,7 +27,7 @@ _CLOSE = 1e-5
 
 
 def follow_conventions(graph: Graph) -> Graph:
-    """The graph with those nodes marked."""
+    """Return the graph with those nodes marked."""
     return _guarded(_norms(graph))
 
 
@@ -37,7 +37,7 @@ def _norms(graph: Graph) -> Graph:
 
 
 def _guarded(graph: Graph) -> Graph:
-    """Marks softmaxes that are looked at for NaN, and quotients that a Where may leave out."""
+    """Mark softmaxes that are tested for NaN, and quotients that a Where may replace."""
     readers: Mapping[str, set[str]] = defaultdict(set)
     for node in graph.nodes:
         for name in node.inputs if node.domain == "" else ():
@@ -63,7 +63,7 @@ class _Orders:
         self._orders: dict[str, float] = {}
 
     def add(self, node: Node) -> bool:
-        """Takes the next node in order; True if it is a norm's root."""
+        """Take the next node in order; True if it is a norm's root."""
         order = self._order(node) if node.domain == "" and node.inputs else None
         if order is not None:
             self._orders[node.outputs[0]] = order
@@ -93,7 +93,7 @@ class _Orders:
         return None
 
     def _exponent(self, node: Node) -> float | None:
-        """Of a square root, or of another power that does not depend on values."""
+        """The exponent of a square root, or of another power that does not depend on values."""
         if node.operator == "Sqrt":
             return 0.5
         exponent = self._constants.get(node.inputs[1]) if node.operator == "Pow" else None

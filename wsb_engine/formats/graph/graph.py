@@ -46,6 +46,22 @@ class Node:
         return f"node {self.index} '{domain}{self.operator}'{named}"
 
     @property
+    def details(self) -> dict[str, Any]:
+        """What an error says about this node to programs."""
+        return {
+            "operator": self.operator,
+            "domain": self.domain or "ai.onnx",
+            "opset": self.version,
+            "node": self.name,
+            "index": self.index,
+        }
+
+    @property
+    def public_name(self) -> str:
+        """The operator's name in a report."""
+        return self.operator
+
+    @property
     def subgraphs(self) -> tuple[Graph, ...]:
         return tuple(value for value in self.attributes.values() if isinstance(value, Graph))
 
@@ -82,7 +98,7 @@ class Graph:
         return tuple(dict.fromkeys(name for name in wanted if name not in own))
 
     def needed(self, outputs: Sequence[str]) -> tuple[Node, ...]:
-        """The nodes that the values depend on, in order."""
+        """Return the nodes that the values depend on, in order."""
         wanted = set(outputs)
         kept = []
         for node in reversed(self.nodes):
@@ -92,7 +108,7 @@ class Graph:
         return tuple(reversed(kept))
 
     def depends_on(self, sources: set[str], *, shapes: bool = True) -> set[str]:
-        """All values that depend on any of the sources, the sources included.
+        """Return all values that depend on any of the sources, the sources included.
 
         Args:
             sources: Names of values.

@@ -1,4 +1,4 @@
-"""From a model's output back to its logits z, of which the cross-entropy is taken.
+"""Finds the head of a model: which output leads to its logits z, and what follows them.
 
 Softmax, sigmoid and the wrapping that exporters put around them are peeled off, so that the loss is computed from
 the logits and not from rounded probabilities.
@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.logits import Head, multilabel
 from wsb_engine.formats.graph.operators import ML
-from wsb_engine.formats.graph.peeling import Head, is_affine, peel, producer, suspects
+from wsb_engine.formats.graph.peeling import is_affine, peel, producer, suspects
 from wsb_engine.options import Head as HeadOption
 
 NOT_EXECUTED = frozenset({(ML, "ArrayFeatureExtractor"), (ML, "LabelEncoder"), (ML, "ZipMap")})
-"""Operators that only dress up the output; they are read, never run."""
+"""Operators that only wrap the output; they are read, never run."""
 _LABEL_MAKERS = {
     ("", "ArgMax"),
     ("", "ArgMin"),
@@ -28,30 +28,30 @@ _LABEL_MAKERS = {
     (ML, "LabelEncoder"),
 }
 _SAME = 1e-9
-"""In float64, of two ways to write the same softmax."""
+"""Difference in float64 of two ways to write the same softmax."""
 _LOOKUPS = frozenset({"ArrayFeatureExtractor", "LabelEncoder"})
 _SUM_TOLERANCE = 1e-4
 """How far from 1 a row of probabilities may sum: a model may round, clip or smooth them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What the graph's structure alone does not tell about a value."""
+class Oracle:
+    """Answers about values that the graph's structure alone does not give."""
 
     columns: Callable[[str], int | None]
-    """Value name → number of elements for each sample, where the file's shapes tell."""
+    """Value name → number of elements for each sample; None if the file's shapes do not tell."""
     sample: Callable[[str], Tensor | None]
-    """Value name → the value for some random inputs, where it can be computed from the file's shapes."""
+    """Value name → the value for some random inputs; None if the file's shapes do not suffice to compute it."""
 
 
-def find_head(graph: Graph, option: HeadOption, output: str | None, evidence: Evidence) -> Head:
-    """Picks the output and says how its logits are got.
+def find_head(graph: Graph, option: HeadOption, output: str | None, oracle: Oracle) -> Head:
+    """Pick the output and find the logits under its head.
 
     Args:
         graph: The model's graph.
-        option: What the caller says that the output means.
+        option: What the output means, according to the caller.
         output: The output's name, or None.
-        evidence: Asked where the graph's structure does not tell.
+        oracle: Asked if the graph's structure does not tell.
 
     Raises:
         ModelError: ``unknown_output``, ``ambiguous_output``, ``ambiguous_head``, ``multilabel_unsupported``,
@@ -75,7 +75,7 @@ def find_head(graph: Graph, option: HeadOption, output: str | None, evidence: Ev
     heads = [_head(graph, name, option) for name in candidates]
     if len(candidates) == 1 and heads[0] is None:
         tensor, classes = _unzip(graph, candidates[0])
-        found = _probed(graph, tensor, evidence)
+        found = _probed(graph, tensor, oracle)
         if option == "probabilities" and (found is None or found.name != "softmax"):
             found = Head(tensor=tensor, finish="log", name="probabilities")
         heads = [None if found is None else replace(found, classes=classes)]
@@ -96,46 +96,16 @@ def find_head(graph: Graph, option: HeadOption, output: str | None, evidence: Ev
             output=candidates[0],
         )
     head = next(iter(recognised.values()))
-    _check_columns(head, evidence.columns(head.tensor), option)
-    count = 2 if head.single else evidence.columns(head.tensor)
+    _check_columns(head, oracle.columns(head.tensor), option)
+    count = 2 if head.single else oracle.columns(head.tensor)
     return replace(head, classes=head.classes or _classes(graph, count))
 
 
-def finished(head: Head, value: Tensor) -> Tensor:
-    """z of shape (N, C) from the head's tensor.
-
-    Raises:
-        ModelError: ``unsupported_head`` if a sample has more than one axis of logits, ``multilabel_unsupported``.
-    """
-    rows = _as_rows(head, value)
-    if head.finish == "log":
-        return torch.log(rows)
-    if head.finish == "logit":
-        return torch.log(rows) - torch.log1p(-rows)
-    if head.finish == "log_sigmoid":
-        return functional.logsigmoid(rows)
-    return rows
-
-
-def _as_rows(head: Head, value: Tensor) -> Tensor:
-    if value.ndim == 0 or sum(size > 1 for size in value.shape[1:]) > 1:
-        raise ModelError(
-            f"{head.tensor!r} has shape {list(value.shape)}, not one row of logits for each sample",
-            code="unsupported_head",
-            advice="Analyse a model that gives one distribution over classes for each sample, or name another output.",
-            shape=list(value.shape),
-        )
-    rows = value.reshape(value.shape[0], -1)
-    if head.single and rows.shape[1] != 1:
-        raise _multilabel(rows.shape[1])
-    return rows
-
-
-def _probed(graph: Graph, tensor: str, evidence: Evidence) -> Head | None:
-    """What a value is, by its rows for random inputs; None where they leave it open."""
-    value = evidence.sample(tensor)
+def _probed(graph: Graph, tensor: str, oracle: Oracle) -> Head | None:
+    """What a value is, by its rows for random inputs; None if they leave it open."""
+    value = oracle.sample(tensor)
     for suspect in suspects(graph, tensor):
-        logits = evidence.sample(suspect)
+        logits = oracle.sample(suspect)
         if value is not None and logits is not None and logits.ndim == 2 and _same(logits.softmax(1), value):
             return Head(tensor=suspect, name="softmax")
     if value is None or value.ndim == 0 or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
@@ -156,7 +126,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _head(graph: Graph, output: str, option: HeadOption) -> Head | None:
-    """The head of one output; None where the graph does not say what it means."""
+    """Return the head of one output; None if the graph does not say what it means."""
     output, classes = _unzip(graph, output)
     found: Head | None
     if option in ("logits", "log_probabilities"):
@@ -176,7 +146,7 @@ def _check_columns(head: Head, columns: int | None, option: HeadOption) -> None:
     if columns is None:
         return
     if head.single and columns != 1:
-        raise _multilabel(columns)
+        raise multilabel(columns)
     if columns == 1 and not head.single and (option != "auto" or head.name != "none"):
         raise ModelError(
             "the model gives one number for each sample, which is no distribution over classes",
@@ -184,16 +154,6 @@ def _check_columns(head: Head, columns: int | None, option: HeadOption) -> None:
             advice="If it is the logit or the probability of one of two classes, say so with the option head: "
             '"binary_logit" or "binary_probability".',
         )
-
-
-def _multilabel(columns: int) -> ModelError:
-    return ModelError(
-        f"the model gives {columns} independent probabilities (a sigmoid each), which is not one distribution",
-        code="multilabel_unsupported",
-        advice="The bounds are for the cross-entropy of one class out of several. Analyse one label at a time, or, if "
-        'exactly one class is true, export the logits and use head "logits".',
-        columns=columns,
-    )
 
 
 def _unzip(graph: Graph, name: str) -> tuple[str, tuple[int | str, ...] | None]:

@@ -1,4 +1,4 @@
-"""What a model file may ask for. Every limit is checked before memory is taken or work is done."""
+"""Limits on what a model file may ask for. Each is checked before memory is taken or work is done."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Limits:
     nesting: int = 16
     """Subgraphs within subgraphs, and functions that call functions."""
     attributes: int = 256
-    """Of one node."""
+    """Attributes of one node."""
     name_bytes: int = 4096
     string_bytes: int = 1 << 20
-    """Of one string attribute."""
+    """Bytes of one string attribute."""
     rank: int = 32
     tensor_elements: int = 2**31
-    """Of any value that the graph computes."""
+    """Elements of any value that the graph computes."""
     folded_elements: int = 2**27
-    """Of a value that the graph computes from constants alone; all of them together may have four times as many."""
+    """Elements of a value computed from constants alone; all of them together may have four times as many."""
     constant_chain: int = 10_000
     """Values that one constant operand is computed from."""
     time_steps: int = 10_000
-    """Of a recurrent layer, which is unrolled."""
+    """Steps of a recurrent layer, which is unrolled."""
     subgraphs: int = 100
-    """If nodes, each of which takes a look at the whole graph to be settled."""
+    """If nodes; resolving one takes a pass over the whole graph."""
 
 
 LIMITS = Limits()

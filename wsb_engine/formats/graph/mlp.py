@@ -8,32 +8,28 @@ computes, value and two derivatives on a grid, against the table that the closed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wsb_engine.curvature.closed_form.activations import KINDS, derivatives
+from wsb_engine.curvature.tracing.operators import traits
+from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import operators
 from wsb_engine.formats.graph.graph import RESHAPING, Graph, Node
 from wsb_engine.formats.graph.operators import Call
-from wsb_engine.formats.graph.program import Shapes
+from wsb_engine.formats.graph.plan import Shapes
 from wsb_engine.model import MLP, Activation, DenseLayer, Tensors
 
-_ELEMENTWISE = frozenset(
-    {
-        "Add", "Cast", "Celu", "Div", "Dropout", "Elu", "Erf", "Exp", "Gelu", "Identity", "Log", "Mish", "Mul", "Neg",
-        "Pow", "Reciprocal", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh",
-    }
-)  # fmt: skip
 _LARGEST_REGION = 32
 """Nodes of one activation; the longest spelling in use has ten."""
 _TOLERANCE = 1e-6
 """Exporters store the constants of an activation in float32."""
 _FIT_ROUNDING = 1e-13
-"""Of constants that are fitted to values of a function in float64."""
+"""Rounding of constants that are fitted to values of a function in float64."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +46,22 @@ def find_mlp(
     shapes: Shapes | None,
     features: Callable[[str], Callable[[Tensors], Tensor]],
 ) -> MLP | None:
-    """The MLP that computes ``logits`` from the inputs, or None where it is something else.
+    """Return the MLP that computes ``logits`` from the inputs, or None if they are computed otherwise.
 
     Args:
         graph: The model's graph.
         logits: Name of the value z.
         parameters: The parameters that z depends on; each must be in exactly one layer.
-        shapes: Shapes of the values for some batch, or None where they can't be told.
+        shapes: Shapes of the values for some batch, or None if they are not known.
         features: Value name → the function that computes it from the model's inputs.
     """
     return _Finder(graph, parameters, shapes).find(logits, features)
+
+
+def activation_names(mlp: MLP | None, others: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the nonlinearities, in order, without repetition: an MLP's own, else the others."""
+    kinds = others if mlp is None else (each.kind for each in mlp.activations if each.kind != "identity")
+    return tuple(dict.fromkeys(kinds))
 
 
 class _Finder:
@@ -94,7 +96,7 @@ class _Finder:
         return MLP(layers=tuple(layers[::-1]), activations=tuple(activations[::-1]), features=features(value))
 
     def _is_matrix(self, first: str, layer: DenseLayer) -> bool:
-        """Whether the first layer's input has one row a sample, so that all later values have."""
+        """Return whether the first layer's input, and so every later value, has one row for each sample."""
         if self.shapes is None:
             declared = [entry.shape for entry in self.graph.inputs if entry.name == first]
             return bool(declared) and declared[0] is not None and len(declared[0]) == 2
@@ -105,7 +107,7 @@ class _Finder:
         return node if node is not None and node.domain == "" else None
 
     def _unwrap(self, name: str) -> str:
-        """Goes back through operators that leave a matrix as it is."""
+        """Go back through operators that leave a matrix as it is."""
         node = self._node(name)
         while node is not None and node.operator in RESHAPING and self._same_shape(name, node):
             name = node.inputs[0]
@@ -178,7 +180,7 @@ class _Finder:
         return len(self.shapes[name]) if self.shapes is not None and name in self.shapes else None
 
     def _weight(self, name: str, *, transposed: bool) -> DenseLayer | None:
-        """The stored matrix behind a weight, with the transpositions on the way."""
+        """Return the stored matrix behind a weight, with the transpositions on the way."""
         node = self._node(name)
         while node is not None:
             if node.operator == "Transpose" and node.attributes.get("perm", (1, 0)) == (1, 0):
@@ -206,7 +208,7 @@ class _Finder:
         return _Affine(DenseLayer(weight=layer.weight, transposed=layer.transposed, bias=bias), source)
 
     def _activation(self, name: str) -> tuple[Activation, str] | None:
-        """The elementwise function that ends in ``name``, and the affine map's output that it is applied to."""
+        """Return the elementwise function that ends in ``name``, and the affine map's output that it is applied to."""
         if self._affine(name) is not None:
             return Activation(kind="identity"), name
         region: dict[str, Node] = {}
@@ -221,7 +223,7 @@ class _Finder:
                 return None
             if self._affine(current) is not None:
                 sources.add(current)
-            elif node.operator in _ELEMENTWISE and len(region) < _LARGEST_REGION:
+            elif traits(node.operator).elementwise and len(region) < _LARGEST_REGION:
                 region[current] = node
                 pending += [each for each in node.inputs if each]
             else:
@@ -245,13 +247,16 @@ class _Finder:
                 if tensor is None or tensor.numel() != 1 or each in self.parameters:
                     return None
                 constants[each] = tensor.reshape(()).to(torch.float64)
+
+        def function(point: Tensors, _: Tensors) -> Tensor:
+            return _evaluate(name, {**constants, source: point["h"]}, region)
+
         # Smooth functions that agree here, with two derivatives, are the same.
-        grid = torch.linspace(-30, 30, 1201, dtype=torch.float64).requires_grad_()
+        grid = {"h": torch.linspace(-30, 30, 1201, dtype=torch.float64).requires_grad_()}
         try:
-            value = _evaluate(name, {**constants, source: grid}, region)
+            return None if nonsmooth_operators(function, grid, {}) else _match(function(grid, {}), grid["h"])
         except (ModelError, RuntimeError, TypeError):
             return None  # not a function of one variable after all, or one that can't be evaluated
-        return _match(value, grid)
 
 
 def _evaluate(name: str, values: dict[str, Tensor], region: dict[str, Node]) -> Tensor:
@@ -273,7 +278,7 @@ def _evaluate(name: str, values: dict[str, Tensor], region: dict[str, Node]) -> 
 
 
 def _match(value: Tensor, grid: Tensor) -> Activation | None:
-    """The activation whose value and derivatives agree on the grid."""
+    """Return the activation whose value and derivatives agree on the grid."""
     if value.shape != grid.shape or not value.requires_grad:
         return None
     (first,) = torch.autograd.grad(value.sum(), grid, create_graph=True)
@@ -289,7 +294,7 @@ def _match(value: Tensor, grid: Tensor) -> Activation | None:
 
 
 def _refined(kind: str, value: Tensor, grid: Tensor) -> Activation:
-    """The activation with the constants that the file has written out, which single precision has rounded."""
+    """Return the activation with the constants that the file writes out, rounded to single precision."""
     one, half = (int((grid - h).abs().argmin()) for h in (1.0, 0.5))
     # φ/h is Φ(αh) in the erf form, σ(2u) in the tanh form
     share = value[[one, half]] / grid[[one, half]]
@@ -306,5 +311,5 @@ def _refined(kind: str, value: Tensor, grid: Tensor) -> Activation:
 
 
 def _snapped(factor: float) -> float:
-    """1 where it is 1 but for the rounding of the fit."""
+    """Return 1 for a factor that differs from it by the rounding of the fit only."""
     return 1.0 if abs(factor - 1) < _FIT_ROUNDING else factor

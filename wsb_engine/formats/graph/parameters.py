@@ -66,7 +66,7 @@ class ParameterSet:
 
 
 def find_parameters(graph: Graph) -> ParameterSet:
-    """Finds the trainable tensors of a graph.
+    """Find the trainable tensors of a graph.
 
     Raises:
         ModelError: ``model_not_finite`` for a NaN or an infinity in a parameter, ``model_no_parameters``.
@@ -91,12 +91,7 @@ def _require_finite(graph: Graph, parameters: set[str]) -> None:
             continue
         broken = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
         if bool(broken.any()):
-            raise ModelError(
-                f"tensor {name!r} has a value that is NaN or infinite",
-                code="model_not_finite",
-                advice="The training diverged, or the export overflowed in float16; export finite weights.",
-                tensor=name,
-            )
+            raise problems.not_finite(name)
 
 
 class _Search:
@@ -130,19 +125,19 @@ class _Search:
         if node.operator in ("Add", "Mul") and len(node.inputs) == 2:
             pairs = (node.inputs, node.inputs[::-1])
             return [name for name, other in pairs if self._is_scale_or_shift(node, name, other)]
-        if node.operator == "Concat":  # a learned token put beside computed ones
+        if node.operator == "Concat":  # a learned token next to computed ones
             return [name for name in node.inputs if self._trained.intersection(node.inputs) and self._varies(name)]
         return []
 
     def _is_plain(self, node: Node) -> bool:
-        """An instance normalisation without scale and shift of its own: a step of a group normalisation."""
+        """True for an instance normalisation that does not scale or shift: a step of a group normalisation."""
         if node.operator != "InstanceNormalization":
             return False
         scale, shift = (self._graph.constants.get(name) for name in node.inputs[1:3])
         return scale is not None and shift is not None and bool((scale == 1).all()) and bool((shift == 0).all())
 
     def _is_scale_or_shift(self, node: Node, name: str, other: str) -> bool:
-        """Whether a constant is added to, or scales, what a layer computes."""
+        """Return whether a constant is added to, or scales, what a layer computes."""
         if not self._origins.constant(name) or self._origins.constant(other):
             return False
         before = self._before(other)
@@ -156,7 +151,7 @@ class _Search:
         return other in self._trained and self._varies(name) and not self._is_mask(node, name)
 
     def _before(self, name: str) -> Node | None:
-        """The node that makes a value, not counting views."""
+        """Return the node that makes a value, not counting views."""
         node = self._graph.producers.get(name)
         while node is not None and node.domain == "" and node.operator in _VIEWS:
             node = self._graph.producers.get(node.inputs[0])
@@ -167,7 +162,7 @@ class _Search:
         return self._before(variable[0]) if len(variable) == 1 else None
 
     def _is_normalised(self, node: Node | None) -> bool:
-        """A normalisation, fused or written out as (x − mean) / √(variance + ε)."""
+        """Return whether a node is a normalisation, fused or written out as (x − mean) / √(variance + ε)."""
         if node is None or node.domain != "":
             return False
         if node.operator in _NORMALISATIONS:
@@ -183,14 +178,14 @@ class _Search:
         return tensor is not None and tensor.numel() == 1
 
     def _varies(self, name: str) -> bool:
-        """Whether a constant comes from a stored tensor whose finite elements are not all the same."""
+        """Return whether a constant comes from a stored tensor whose finite elements are not all the same."""
         if not self._origins.constant(name):
             return False
         stored = [self._graph.constants[source] for source in self._origins.trainable(name)]
         return any(tensor.numel() > 1 and bool((tensor != tensor.reshape(-1)[0]).any()) for tensor in stored)
 
     def _is_mask(self, node: Node, name: str) -> bool:
-        """Numbers that switch positions off before a softmax: infinite, or as good as."""
+        """True for numbers that switch positions off before a softmax: −∞, or so low that they act like it."""
         stored = [self._graph.constants[source] for source in self._origins.trainable(name)]
         return node.operator == "Add" and any(bool((tensor < _SWITCHED_OFF).any()) for tensor in stored)
 
@@ -206,7 +201,7 @@ class _Origins:
         return name not in self._variable
 
     def trainable(self, name: str) -> tuple[str, ...]:
-        """The stored floating tensors that a constant value is computed from.
+        """Return the stored floating tensors that a constant value is computed from.
 
         A tensor that passes only through views counts whatever its size; elsewhere a single number is a constant of
         the computation (an exponent, an ε), not a parameter.

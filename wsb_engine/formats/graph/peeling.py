@@ -1,34 +1,17 @@
-"""What made the probabilities of an output, and the logits under it."""
+"""Recognises the operators that make probabilities of logits at the end of a graph."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.graph import RESHAPING, Graph, Node
+from wsb_engine.formats.graph.logits import Head
 from wsb_engine.formats.graph.operators import ML
-
-Finish = Literal["none", "log", "logit", "log_sigmoid"]
 
 _LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """How z is got from the graph: ``finish`` applied to ``tensor``, as a matrix of one row a sample."""
-
-    tensor: str
-    finish: Finish = "none"
-    name: str = "none"
-    """What was taken off the output."""
-    single: bool = False
-    """Whether there must be one column: the logit of class 1 of two."""
-    classes: tuple[int | str, ...] | None = None
-
-
 def producer(graph: Graph, name: str) -> Node | None:
-    """The node that makes a value, not counting wrappers that keep its elements."""
+    """Return the node that makes a value, not counting wrappers that keep its elements."""
     node = graph.producers.get(name)
     while node is not None and node.domain == "" and node.operator in RESHAPING:
         node = graph.producers.get(node.inputs[0])
@@ -36,7 +19,7 @@ def producer(graph: Graph, name: str) -> Node | None:
 
 
 def is_affine(graph: Graph, name: str) -> bool:
-    """Whether a value is the direct result of a layer: nothing squashes it, so it is logits."""
+    """True if a value is the direct result of a layer: nothing squashes it, so it is logits."""
     node = producer(graph, name)
     if _is(node, "Add"):
         return any(_is(producer(graph, term), *_LINEAR) for term in _inputs(node))
@@ -44,10 +27,10 @@ def is_affine(graph: Graph, name: str) -> bool:
 
 
 def peel(graph: Graph, output: str) -> Head | None:
-    """Takes off the operators that make probabilities; None where the output does not end in any.
+    """Take off the operators that make probabilities; None if the output does not end in any.
 
     Raises:
-        ModelError: ``unsupported_head`` for a softmax over something else than the classes.
+        ModelError: ``unsupported_head`` for a softmax over anything but the classes.
     """
     node = producer(graph, output)
     if node is None:
@@ -73,7 +56,7 @@ def peel(graph: Graph, output: str) -> Head | None:
 
 
 def suspects(graph: Graph, output: str) -> tuple[str, ...]:
-    """Values whose softmax an output may be, where the way it is written leaves it open: eᵘ⁻ᵐ over something."""
+    """Values whose softmax an output may be, if its form leaves that open: eᵘ⁻ᵐ over something."""
     node = producer(graph, output)
     exponential = producer(graph, node.inputs[0]) if node is not None and _is(node, "Div") else None
     if exponential is None or not _is(exponential, "Exp"):
@@ -164,7 +147,7 @@ def _without_maximum(graph: Graph, name: str) -> str:
 
 
 def _over_classes(graph: Graph, name: str, operator: str, of: str) -> bool:
-    """Whether a value is a reduction of another over its classes, kept as an axis."""
+    """True if a value is a reduction of another over its classes, kept as an axis."""
     node = graph.producers.get(name)
     if node is None or not _is(node, operator) or node.inputs[0] != of or not node.attributes.get("keepdims", 1):
         return False

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from wsb_engine.curvature.tracing.dispatch import Running, running
-from wsb_engine.formats.graph.norms import root
+from wsb_engine.formats.graph.kernels.norms import root
 
 _KEEPING = frozenset(
     {

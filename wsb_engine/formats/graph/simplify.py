@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.kernels.elementwise import SURE
 from wsb_engine.formats.graph.limits import LIMITS
-
-_SURE = 15.0
-"""Above this threshold softplus and the identity differ by less than float32 can tell (e⁻¹⁵ = 3e-7, relative 2e-8)."""
 
 
 def simplify(graph: Graph) -> Graph:
@@ -50,7 +48,7 @@ def _softplus(graph: Graph, node: Node) -> Node | None:
         return None
     threshold = graph.constants.get(switch.inputs[1])
     x = node.inputs[1]
-    if threshold is None or threshold.numel() != 1 or float(threshold) < _SURE:
+    if threshold is None or threshold.numel() != 1 or float(threshold) < SURE:
         return None
     if switch.inputs[0] != x or soft.inputs[0] != x:
         return None

@@ -50,7 +50,7 @@ _HALVES: dict[int, torch.dtype] = {_TP.FLOAT16: torch.float16, _TP.BFLOAT16: tor
 
 
 def dtype_of(element_type: int, where: str) -> torch.dtype:
-    """The torch dtype of an ONNX element type.
+    """Return the torch dtype of an ONNX element type.
 
     Raises:
         ModelError: ``unsupported_dtype`` for strings, complex numbers, and types below 8 bits.
@@ -84,10 +84,10 @@ def element_count(dims: tuple[int, ...], where: str, limit: int = LIMITS.tensor_
 
 
 def to_torch(proto: onnx.TensorProto, where: str) -> Tensor:
-    """The tensor's elements, on the CPU, in the stored dtype.
+    """Return the tensor's elements, on the CPU, in the stored dtype.
 
     Raises:
-        ModelError: ``unsupported_dtype``, ``tensor_too_large``, or ``model_invalid`` where shape and data disagree.
+        ModelError: ``unsupported_dtype``, ``tensor_too_large``, or ``model_invalid`` if shape and data disagree.
     """
     dtype = dtype_of(proto.data_type, where)
     dims = tuple(proto.dims)

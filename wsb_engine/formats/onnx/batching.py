@@ -2,7 +2,7 @@
 
 Exporters write the example's batch size into the graph, as the target of a Reshape for instance. Two ways around it:
 rescale those targets to the batch at hand, which is fast, or run the graph on slices of the size it was exported
-for, under vmap, which is always right where the graph treats samples independently. The first is used where it
+for, under vmap, which is always right if the graph treats samples independently. The first is used if it
 gives the same values as the second on random inputs.
 """
 
@@ -20,7 +20,7 @@ _AGREEMENT = 1e-6
 
 
 def declared_batch(inputs: tuple[Input, ...]) -> int | None:
-    """The number of samples that the file is fixed to, or None where it leaves it free."""
+    """Return the number of samples that the file is fixed to, or None if any number is allowed."""
     sizes = {entry.shape[0] if entry.shape else None for entry in inputs}
     return sizes.pop() if len(sizes) == 1 else None
 
@@ -39,7 +39,7 @@ class BatchProgram:
         self._sliced = self.declared is not None and not self._rescales(stored, self.declared)
 
     def __call__(self, parameters: Tensors, inputs: Tensors) -> Tensor:
-        """The program's output for any number of samples; errors as for ``Program``."""
+        """Return the program's output for any number of samples; errors as for ``Program``."""
         samples = {inputs[entry.name].shape[0] for entry in self.program.inputs if entry.name in inputs}
         if self.declared is None or samples == {self.declared}:
             return self.program(parameters, inputs)[0]
@@ -48,7 +48,7 @@ class BatchProgram:
         return self.program(parameters, inputs, declared=self.declared)[0]
 
     def random_inputs(self, samples: int) -> Tensors | None:
-        """Normal numbers (0 or 1 for integers) of the declared shapes; None where a size is not declared."""
+        """Normal numbers (0 or 1 for integers) of the declared shapes; None if a size is not declared."""
         generator = torch.Generator().manual_seed(0)
         inputs = {}
         for entry in self.program.inputs:
@@ -62,7 +62,7 @@ class BatchProgram:
         return inputs
 
     def _rescales(self, stored: Tensors, declared: int) -> bool:
-        """Whether the graph with rescaled targets gives what its slices give, on random inputs."""
+        """Return whether the graph with rescaled targets agrees with its slices on random inputs."""
         inputs = self.random_inputs(2 * declared)
         if inputs is None:
             return True  # a file that leaves sizes free computes its targets from them

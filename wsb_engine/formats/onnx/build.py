@@ -22,7 +22,7 @@ _AP = onnx.AttributeProto
 
 
 def build(model: onnx.ModelProto) -> Graph:
-    """The model's graph.
+    """Return the model's graph.
 
     Raises:
         ModelError: ``model_invalid``, ``model_too_complex``, ``unsupported_opset``, ``unsupported_dtype``, ….
@@ -111,7 +111,7 @@ class _Builder:
         attributes: Mapping[str, onnx.AttributeProto],
         scope: Scope,
     ) -> Iterable[Node]:
-        """The function's body in place of the call."""
+        """Return the function's body in place of the call."""
         where = f"node {index}, function {function.name[:64]!r}"
         if len(inputs) > len(function.input) or len(proto.output) > len(function.output):
             raise problems.invalid(f"{where} is called with too many inputs or outputs")
@@ -138,7 +138,7 @@ class _Builder:
                 )
 
     def _value(self, proto: onnx.AttributeProto, where: str, index: int, scope: Scope) -> Any:
-        """The attribute as a plain value."""
+        """Return the attribute as a plain value."""
         kind = proto.type
         place = f"{where}, attribute {proto.name!r}"
         if kind == _AP.GRAPH:
@@ -166,7 +166,7 @@ class _Builder:
 
 
 def _own_attributes(proto: onnx.NodeProto, where: str, scope: Scope) -> dict[str, onnx.AttributeProto]:
-    """A node's attributes, with references to its function's attributes replaced by what they refer to."""
+    """Return a node's attributes, with references to its function's attributes replaced by what they refer to."""
     limit(f"attributes of {where}", len(proto.attribute), LIMITS.attributes)
     found: dict[str, onnx.AttributeProto] = {}
     for attribute in proto.attribute:

@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsb_engine.curvature.tracing.operators import traits
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph import operators
 from wsb_engine.formats.graph.branches import resolve_branches
 from wsb_engine.formats.graph.conventions import follow_conventions
 from wsb_engine.formats.graph.graph import Graph, Node
-from wsb_engine.formats.graph.mlp import find_mlp
+from wsb_engine.formats.graph.logits import Head, logits_of
+from wsb_engine.formats.graph.mlp import activation_names, find_mlp
 from wsb_engine.formats.graph.parameters import find_parameters
-from wsb_engine.formats.graph.peeling import Head
-from wsb_engine.formats.graph.program import Program, Shapes
+from wsb_engine.formats.graph.plan import Shapes
+from wsb_engine.formats.graph.problems import require_dependence
+from wsb_engine.formats.graph.program import Program
 from wsb_engine.formats.graph.simplify import simplify
 from wsb_engine.formats.onnx.batching import BatchProgram
 from wsb_engine.formats.onnx.build import build
@@ -30,10 +33,10 @@ from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
 _PROBED = 16
-"""Random samples by which a head that the graph does not show is told."""
+"""Random samples on which a head that the graph does not show is recognised."""
 _SHAPE_PROBLEMS = ("evaluation_failed", "data_dependent_shape")
 _SAMPLES = 3
-"""Batch size that shapes are told with, where the file leaves it free."""
+"""Batch size for inferring shapes if the file leaves it free."""
 
 
 class OnnxClassifier(Classifier):
@@ -60,7 +63,7 @@ class OnnxClassifier(Classifier):
         self._programs: dict[str, Program] = {}
 
     def resolve(self, *, head: HeadOption = "auto", output: str | None = None) -> LogitModel:
-        """Picks the output, strips its head and gives the logits as a pure function.
+        """Pick the output, strip its head and return the logits as a pure function.
 
         Args:
             head: What the output means; ``auto`` reads it off the graph.
@@ -70,21 +73,10 @@ class OnnxClassifier(Classifier):
             ModelError: ``unknown_output``, ``ambiguous_output``, ``ambiguous_head``, ``unsupported_head``,
                 ``multilabel_unsupported``, ``single_class``, ``unsupported_operator``, ``model_no_parameters``.
         """
-        evidence = heads.Evidence(columns=self._columns, sample=self._sample)
-        chosen = heads.find_head(self._graph, head, output, evidence)
+        oracle = heads.Oracle(columns=self._columns, sample=self._sample)
+        chosen = heads.find_head(self._graph, head, output, oracle)
         program = self._program(chosen.tensor)
-        if not program.parameters:
-            raise ModelError(
-                f"the logits {chosen.tensor!r} depend on no trainable tensor",
-                code="model_no_parameters",
-                advice="Name the output that the classifier's layers lead to.",
-            )
-        if not program.inputs:
-            raise ModelError(
-                f"the logits {chosen.tensor!r} depend on no input",
-                code="logits_constant",
-                advice="Name the output that depends on the samples.",
-            )
+        require_dependence(chosen.tensor, on_parameters=bool(program.parameters), on_inputs=bool(program.inputs))
         used = {name: self.parameters[name] for name in program.parameters}
         tied = self._found.tied(program.nodes)
         mlp = self._mlp(program, chosen, used) if not tied else None
@@ -94,7 +86,14 @@ class OnnxClassifier(Classifier):
             function=_logits(BatchProgram(program, used), chosen),
             parameters=used,
             mlp=mlp,
-            activations=_activations(program, trained, mlp),
+            activations=activation_names(
+                mlp,
+                (
+                    node.operator.lower()
+                    for node in program.nodes
+                    if traits(node.operator).activation and trained.intersection(node.reads)
+                ),
+            ),
             tied=tied,
             head=chosen.name,
             classes=chosen.classes,
@@ -103,20 +102,20 @@ class OnnxClassifier(Classifier):
         )
 
     def _program(self, value: str) -> Program:
-        """The program of one value; it is kept, since it remembers its plans."""
+        """Return the program of one value; it is kept, since it keeps its plans."""
         if value not in self._programs:
             self._programs[value] = Program(self._graph, (value,), self.parameters)
         return self._programs[value]
 
     def _columns(self, value: str) -> int | None:
-        """Elements of a value for each sample, where the file's shapes tell."""
+        """Return the elements of a value for each sample; None if the file's shapes do not determine it."""
         shapes = self._shapes(self._program(value))
         if shapes is None or not shapes.get(value):
             return None
         return int(np.prod(shapes[value][1:], dtype=np.int64))
 
     def _sample(self, value: str) -> Tensor | None:
-        """A value for random inputs, where the file declares their shapes."""
+        """Return a value for random inputs; None if the file does not declare their shapes."""
         batched = BatchProgram(self._program(value), self.parameters)
         inputs = batched.random_inputs(_PROBED)
         if not inputs:
@@ -129,7 +128,7 @@ class OnnxClassifier(Classifier):
             raise
 
     def _shapes(self, program: Program) -> Shapes | None:
-        """Shapes of a program's values for the declared inputs; None where some feature size is not declared."""
+        """Shapes of a program's values for the declared inputs; None if some feature size is not declared."""
         inputs: dict[str, Tensor] = {}
         for entry in program.inputs:
             if not entry.shape or None in entry.shape[1:]:
@@ -159,20 +158,20 @@ class OnnxClassifier(Classifier):
         return find_mlp(self._graph, chosen.tensor, used, self._shapes(program), features)
 
     def _reference(self, program: Program, chosen: Head) -> Reference | None:
-        """The logits by onnxruntime; None for a value within a function, which a runtime does not show."""
+        """Return the logits by onnxruntime; None for a value within a function, which a runtime does not expose."""
         if all(chosen.tensor not in node.output for node in self._model.graph.node):
             return None
         run = make_reference(self._model, program.inputs, chosen.tensor)
 
         def reference(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            return heads.finished(chosen, torch.from_numpy(run(inputs))).numpy()
+            return logits_of(chosen, torch.from_numpy(run(inputs))).numpy()
 
         return reference
 
 
 def _logits(program: BatchProgram, chosen: Head) -> Callable[[Tensors, Tensors], Tensor]:
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
-        return heads.finished(chosen, program(parameters, inputs))
+        return logits_of(chosen, program(parameters, inputs))
 
     return logits
 
@@ -190,16 +189,3 @@ def _require_an_output(graph: Graph) -> None:
 
 def _known(node: Node) -> bool:
     return operators.find(node) is not None or (node.domain, node.operator) in heads.NOT_EXECUTED
-
-
-def _activations(program: Program, trained: set[str], mlp: MLP | None) -> tuple[str, ...]:
-    """Names of the nonlinearities, in order, without repetition."""
-    if mlp is not None:
-        names = [activation.kind for activation in mlp.activations if activation.kind != "identity"]
-    else:
-        names = [
-            node.operator.lower()
-            for node in program.nodes
-            if node.operator in operators.ACTIVATIONS and trained.intersection(node.reads)
-        ]
-    return tuple(dict.fromkeys(names))

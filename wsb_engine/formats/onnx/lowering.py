@@ -1,4 +1,4 @@
-"""Fused classifiers of ai.onnx.ml written out as layers, before anything else looks at the file.
+"""Writes fused classifiers of ai.onnx.ml out as layers, before anything else reads the file.
 
 A LinearClassifier keeps its weights in attributes and its softmax inside. Written as Gemm and Softmax its weights
 are parameters like any other, and its scores are values that can be taken as logits and compared with a runtime.
@@ -21,12 +21,12 @@ from wsb_engine.formats.onnx.signature import check_signature
 
 _DEFAULT_OPSET = 13
 _ML_VERSION = 1
-"""Of LinearClassifier, which has not changed since."""
+"""Version of LinearClassifier, which has not changed since."""
 _POST = {"NONE": "Identity", "SOFTMAX": "Softmax", "LOGISTIC": "Sigmoid"}
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its LinearClassifier nodes replaced; the model itself where it has none.
+    """Return the model with its LinearClassifier nodes replaced; the model itself if it has none.
 
     Raises:
         ModelError: ``model_invalid``, or ``unsupported_operator`` for a transform that no exporter writes.
@@ -132,7 +132,7 @@ def _weights(
 def _labels(
     node: NodeProto, attributes: dict[str, Any], probabilities: str, names: _Names, graph: onnx.GraphProto
 ) -> Iterator[NodeProto]:
-    """The label of the most probable class."""
+    """Return the label of the most probable class."""
     position, classes = names.new(f"{node.output[0]}.position"), names.new(f"{node.output[0]}.classes")
     labels = attributes.get("classlabels_ints") or attributes.get("classlabels_strings")
     kind = TensorProto.INT64 if attributes.get("classlabels_ints") else TensorProto.STRING

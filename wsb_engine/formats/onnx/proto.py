@@ -16,7 +16,7 @@ _DOMAIN_ALIASES = {"ai.onnx": ""}
 
 
 def parse(data: bytes) -> onnx.ModelProto:
-    """Parses an ONNX model.
+    """Parse an ONNX model.
 
     Raises:
         ModelError: ``model_too_large``, ``model_invalid``, ``external_data_refused`` or ``unsupported_opset``.
@@ -59,7 +59,7 @@ def opsets(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def imported_opsets(imports: object) -> dict[str, int]:
-    """The same for any list of OperatorSetIdProto, without judging the versions."""
+    """Return domain → opset version of any list of OperatorSetIdProto, without checking the versions."""
     return {canonical_domain(entry.domain): int(entry.version) for entry in imports}  # type: ignore[attr-defined]
 
 

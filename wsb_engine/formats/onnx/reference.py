@@ -17,7 +17,7 @@ Reference = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 def make_reference(model: onnx.ModelProto, inputs: tuple[Input, ...], tensor: str) -> Reference:
-    """A function that computes one value of the graph with onnxruntime.
+    """Return a function that computes one value of the graph with onnxruntime.
 
     Args:
         model: The file; it is not changed. Only the nodes that the value depends on are given to the runtime, so
@@ -53,7 +53,7 @@ def _extract(model: onnx.ModelProto, inputs: tuple[Input, ...], tensor: str) -> 
 
 
 def _needed(graph: onnx.GraphProto, tensor: str) -> tuple[list[onnx.NodeProto], set[str]]:
-    """The nodes that a value depends on, in order, and the names of all values that they use."""
+    """Return the nodes that a value depends on, in order, and the names of all values that they use."""
     names = {tensor}
     nodes = []
     for node in reversed(graph.node):

@@ -19,19 +19,19 @@ Attributes = Mapping[str, onnx.AttributeProto]
 
 
 def limit(what: str, found: int, most: int) -> None:
-    """Raises ``model_too_complex`` past a limit."""
+    """Raise ``model_too_complex`` past a limit."""
     if found > most:
         raise problems.too_complex(what, found, most)
 
 
 def checked(name: str) -> str:
-    """A name of bearable length."""
+    """Return a name after checking its length."""
     limit("bytes in a name", len(name.encode()), LIMITS.name_bytes)
     return name
 
 
 def text(value: bytes, where: str) -> str:
-    """A string attribute or element."""
+    """Return a string attribute or element."""
     limit(f"bytes in a string of {where}", len(value), LIMITS.string_bytes)
     try:
         return value.decode()
@@ -44,7 +44,7 @@ class Scope:
     """Names visible in the body of a graph, a subgraph or a function."""
 
     prefix: str
-    """Of unique names that are made here."""
+    """Prefix of the unique names that are made here."""
     outer: Scope | None
     versions: Mapping[str, int]
     """Domain → opset version."""
@@ -61,7 +61,7 @@ class Scope:
     strings: dict[str, Strings] = field(default_factory=dict)
 
     def inner(self, prefix: str) -> Scope:
-        """The scope of a subgraph, which sees all that this one sees."""
+        """Return the scope of a subgraph, which sees all that this one sees."""
         limit("levels of nested graphs and functions", self.depth + 1, LIMITS.nesting)
         return Scope(
             prefix=prefix,
@@ -74,7 +74,7 @@ class Scope:
         )
 
     def body(self, prefix: str, index: int, versions: Mapping[str, int], attributes: Attributes) -> Scope:
-        """The scope of a function's body, which sees its inputs only."""
+        """Return the scope of a function's body, which sees its inputs only."""
         limit("levels of nested graphs and functions", self.depth + 1, LIMITS.nesting)
         return Scope(
             prefix=prefix,
@@ -87,7 +87,7 @@ class Scope:
         )
 
     def find(self, name: str) -> str | None:
-        """The unique name of a visible value."""
+        """Return the unique name of a visible value."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.names:
@@ -96,7 +96,7 @@ class Scope:
         return None
 
     def define(self, name: str, where: str) -> str:
-        """Makes a name known, and gives its unique form.
+        """Define a name and return its unique form.
 
         Raises:
             ModelError: ``model_invalid`` if it is empty or known already.
@@ -113,7 +113,7 @@ class Scope:
         return unique
 
     def resolve(self, name: str, where: str) -> str:
-        """The unique name of a value that must be known.
+        """Return the unique name of a value that must be known.
 
         Raises:
             ModelError: ``model_invalid``.
@@ -127,7 +127,7 @@ class Scope:
         return found
 
     def add_tensor(self, name: str, proto: onnx.TensorProto) -> None:
-        """A constant from a tensor of the file."""
+        """Add a constant from a tensor of the file."""
         where = f"tensor {name!r}"
         unique = self.define(name, where)
         if proto.data_type == onnx.TensorProto.STRING:

@@ -17,7 +17,7 @@ def _number(kind: object) -> int:
 def check_signature(
     node: onnx.NodeProto, attributes: Mapping[str, onnx.AttributeProto], domain: str, version: int, where: str
 ) -> None:
-    """Checks what ONNX itself says about an operator; an operator that it does not know passes.
+    """Check a node against ONNX's schema of its operator; an operator without one passes.
 
     Args:
         node: The node.

@@ -35,7 +35,7 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OverflowError, 
 
 
 def checked_archive(data: bytes) -> bytes:
-    """The archive without anything that a module does not need, once everything in it has been checked.
+    """Return the archive without anything that a module does not need, once everything in it has been checked.
 
     Args:
         data: The file's bytes, a zip archive.
@@ -121,7 +121,7 @@ def _check_sizes(wanted: Mapping[str, zipfile.ZipInfo]) -> None:
 
 
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """A member's bytes, never more than its entry states."""
+    """Return a member's bytes, never more than its entry states."""
     with archive.open(entry) as file:
         content = file.read(entry.file_size + 1)
     if len(content) != entry.file_size:

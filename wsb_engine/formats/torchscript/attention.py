@@ -1,14 +1,15 @@
-"""Attention, written out: torch's fused kernels have no second derivative on a CPU."""
+"""Attention as TorchScript calls it, and the fused layers that contain it."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wsb_engine.formats.graph.kernels.attention import attend, shared_heads, total_bias
+from wsb_engine.formats.graph.kernels.normalization import layer_norm
 from wsb_engine.formats.torchscript.values import Call
 
 
@@ -18,23 +19,12 @@ def scaled_dot_product_attention(
 ) -> Tensor:  # fmt: skip
     """softmax(Q Kᵀ·scale + mask) V over the last two axes; dropout as in inference."""
     if grouped:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = query @ key.transpose(-2, -1) * factor
+        key, value = shared_heads(query, key), shared_heads(query, value)
+    masks = [] if mask is None else [mask]
     if causal:
         rows = torch.arange(query.shape[-2], device=call.device).reshape(-1, 1)
-        allowed = torch.arange(key.shape[-2], device=call.device) <= rows
-        scores = scores.masked_fill(~allowed, -math.inf)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return _safe_softmax(scores) @ value
-
-
-def _safe_softmax(scores: Tensor) -> Tensor:
-    """As torch's attention has it: zeros for a query that may look at nothing."""
-    blind = torch.isneginf(scores).all(dim=-1, keepdim=True)
-    return torch.softmax(scores.masked_fill(blind, 0), -1).masked_fill(blind, 0)
+        masks.append(torch.arange(key.shape[-2], device=call.device) <= rows)
+    return attend(query, key, value, total_bias(masks, query), scale=scale).output
 
 
 def _self_attention(
@@ -53,17 +43,17 @@ def encoder_layer(
     norm_weight_2: Tensor, norm_bias_2: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor,
     mask: Tensor | None = None, mask_type: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """The fast path of ``nn.TransformerEncoderLayer``, as its slow path computes it."""
+    """Compute the fast path of ``nn.TransformerEncoderLayer`` as its slow path does."""
     if mask is not None:
         raise call.unsupported("a mask")
     if x.ndim != 3:
         raise call.unsupported("an input without a batch axis")
 
     def norm_1(y: Tensor) -> Tensor:
-        return _layer_norm(y, norm_weight_1, norm_bias_1, epsilon)
+        return layer_norm(y, 1, norm_weight_1, norm_bias_1, epsilon)
 
     def norm_2(y: Tensor) -> Tensor:
-        return _layer_norm(y, norm_weight_2, norm_bias_2, epsilon)
+        return layer_norm(y, 1, norm_weight_2, norm_bias_2, epsilon)
 
     def attend(y: Tensor) -> Tensor:
         return _self_attention(call, y, heads, qkv, qkv_bias, out, out_bias)
@@ -79,16 +69,11 @@ def encoder_layer(
     return norm_2(x + feed_forward(x))
 
 
-def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + epsilon) * weight + bias
-
-
 def native_multi_head_attention(
     call: Call, query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, qkv: Tensor, qkv_bias: Tensor,
     out: Tensor, out_bias: Tensor, mask: Tensor | None = None, need_weights: bool = True, *_: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The fast path of ``nn.MultiheadAttention``, for attention of an input with itself."""
+    """Compute the fast path of ``nn.MultiheadAttention``, for attention of an input with itself."""
     if mask is not None:
         raise call.unsupported("a mask")
     if key is not query or value is not query:

@@ -23,13 +23,13 @@ class Unit:
     name: str
     """Qualified: ``__torch__.torch.nn.modules.linear.Linear``."""
     functions: int = 0
-    """That it defines; they may call each other in a chain."""
+    """Number of functions that it defines; they may call each other in a chain."""
     references: dict[str, str] = field(default_factory=dict)
-    """Dotted names that occur in it, each with where."""
+    """Dotted names that occur in it → where they do."""
 
 
 def check_depth(units: Iterable[Unit]) -> None:
-    """Refuses references to nothing, in a circle, or in chains longer than torch can follow.
+    """Reject references to nothing, in a circle, or in chains longer than torch can follow.
 
     Raises:
         ModelError: ``model_invalid``, ``model_too_complex``.
@@ -59,7 +59,7 @@ def _resolved(unit: Unit, known: Mapping[str, Unit]) -> list[str]:
 
 
 def _measure(start: str, known: Mapping[str, Unit], edges: Mapping[str, list[str]], depths: dict[str, int]) -> None:
-    """Longest chain of functions from a unit, by a walk that needs no recursion of its own."""
+    """Measure the longest chain of functions from a unit, without recursion."""
     path = [start]
     on_path = {start}
     while path:

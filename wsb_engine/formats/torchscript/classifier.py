@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from wsb_engine.curvature.tracing.operators import traits
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph.graph import Graph
-from wsb_engine.formats.graph.mlp import find_mlp
-from wsb_engine.formats.graph.peeling import Head
+from wsb_engine.formats.graph.logits import Head, logits_of
+from wsb_engine.formats.graph.mlp import activation_names, find_mlp
+from wsb_engine.formats.graph.plan import CPU, META, Shapes, Step, needed
+from wsb_engine.formats.graph.problems import require_dependence
 from wsb_engine.formats.torchscript import control
 from wsb_engine.formats.torchscript.archive import checked_archive
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Script, load
-from wsb_engine.formats.torchscript.nonlinearities import nonlinearities
 from wsb_engine.formats.torchscript.parameters import ParameterSet, parameters
 from wsb_engine.formats.torchscript.program import (
     Program,
-    Shapes,
     arguments,
     input_values,
     inputs_of,
     outputs_of,
-    released,
 )
 from wsb_engine.formats.torchscript.structure import structure
-from wsb_engine.formats.torchscript.values import Step, Value
+from wsb_engine.formats.torchscript.values import Value
 from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
 _SAMPLES = 3
-"""Batch size with which the shapes of a perceptron are told."""
+"""Batch size for inferring the shapes of a perceptron."""
 
 
 class TorchScriptClassifier(Classifier):
@@ -62,7 +62,7 @@ class TorchScriptClassifier(Classifier):
         self.parameters: Tensors = self._found.tensors
 
     def resolve(self, *, head: HeadOption = "auto", output: str | None = None) -> LogitModel:
-        """Picks the output, strips its head and gives the logits as a pure function.
+        """Pick the output, strip its head and return the logits as a pure function.
 
         Args:
             head: What the output means; ``auto`` reads it off the graph, and takes an output that the graph tells
@@ -75,10 +75,11 @@ class TorchScriptClassifier(Classifier):
         """
         chosen, told = _chosen(self._graph, head, output)
         value = self._value(chosen.tensor)
-        steps = [step for step, _ in released(self._open_walk.steps, value)]
+        steps = needed(self._open_walk.steps, (value,))
         reads = {name for step in steps for name in step.reads} | {value}
         used = {name: tensor for name, tensor in self.parameters.items() if name in reads}
-        self._require_dependence(chosen, used, reads)
+        on_inputs = bool(reads.intersection(input_values(self._script)))
+        require_dependence(chosen.tensor, on_parameters=bool(used), on_inputs=on_inputs)
         tied = tuple(name for name in used if self._open_walk.uses[name] > 1 or name in self._script.shared)
         mlp = self._mlp(chosen, used) if not tied else None
         program = Program(self._script, self._found.constants, tuple(used), value)
@@ -86,7 +87,7 @@ class TorchScriptClassifier(Classifier):
             function=_logits(program, chosen, told),
             parameters=used,
             mlp=mlp,
-            activations=_activations(steps, mlp),
+            activations=activation_names(mlp, _activations(steps, used)),
             tied=tied,
             head=chosen.name,
             classes=None,
@@ -95,23 +96,9 @@ class TorchScriptClassifier(Classifier):
         )
 
     def _value(self, name: str) -> str:
-        """The value behind an output's label."""
+        """Return the value behind an output's label."""
         node = self._graph.producers.get(name)
         return node.inputs[0] if name in self._graph.outputs and node is not None else name
-
-    def _require_dependence(self, chosen: Head, used: Tensors, reads: set[str]) -> None:
-        if not used:
-            raise ModelError(
-                f"the logits {chosen.tensor!r} depend on no trainable tensor",
-                code="model_no_parameters",
-                advice="Name the output that the classifier's layers lead to.",
-            )
-        if not reads.intersection(input_values(self._script)):
-            raise ModelError(
-                f"the logits {chosen.tensor!r} depend on no input",
-                code="logits_constant",
-                advice="Name the output that depends on the samples.",
-            )
 
     def _mlp(self, chosen: Head, used: Tensors) -> MLP | None:
         if chosen.finish != "none" or len(self.inputs) != 1:
@@ -119,7 +106,7 @@ class TorchScriptClassifier(Classifier):
 
         def features(value: str) -> Callable[[Tensors], Tensor]:
             part = Program(self._script, self._found.constants, (), self._value(value))
-            return lambda inputs: part({}, inputs)
+            return lambda inputs: part({}, inputs)[0]
 
         return find_mlp(self._graph, chosen.tensor, used, self._perceptron_shapes(used), features)
 
@@ -132,9 +119,10 @@ class TorchScriptClassifier(Classifier):
         if width is None:
             return None
         program = Program(self._script, self._found.constants, (), self._value(self._graph.outputs[0]))
-        rows = ((_SAMPLES, width), torch.float64)
+        (name,) = input_values(self._script)
+        rows = torch.empty(_SAMPLES, width, dtype=torch.float64, device=META)
         try:
-            shapes = dict(program.plan((rows,), torch.float64, torch.device("cpu")).shapes)
+            shapes = dict(program.plan({}, {name: rows}, torch.float64, CPU).shapes)
         except ModelError:
             return None
         for label in self._graph.outputs:
@@ -144,17 +132,23 @@ class TorchScriptClassifier(Classifier):
 
 
 def _walk(script: Script, found: ParameterSet) -> tuple[Walk, dict[str, str]]:
-    """A walk without the shapes of the inputs, and the outputs that it leads to."""
-    walk = Walk(script, frozenset(found.tensors), found.constants, control.TABLE, candidates=True)
+    """Return a walk without the shapes of the inputs, and the outputs that it leads to."""
+    walk = Walk(
+        script=script,
+        parameters=frozenset(found.tensors),
+        constants=found.constants,
+        control=control.TABLE,
+        candidates=True,
+    )
     given = [Value(name, None) for name in input_values(script)]
     return walk, outputs_of(script, walk.run(arguments(script, given)))
 
 
 def _chosen(graph: Graph, head: HeadOption, output: str | None) -> tuple[Head, bool]:
-    """The head, and whether the graph or the caller has told it."""
-    evidence = heads.Evidence(columns=lambda _: None, sample=lambda _: None)
+    """Return the head, and whether it follows from the graph or the caller's option."""
+    oracle = heads.Oracle(columns=lambda _: None, sample=lambda _: None)
     try:
-        return heads.find_head(graph, head, output, evidence), True
+        return heads.find_head(graph, head, output, oracle), True
     except ModelError as error:
         if error.code != "ambiguous_head":
             raise
@@ -164,7 +158,7 @@ def _chosen(graph: Graph, head: HeadOption, output: str | None) -> tuple[Head, b
 
 def _logits(program: Program, chosen: Head, told: bool) -> Callable[[Tensors, Tensors], Tensor]:
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
-        z = heads.finished(chosen, program(parameters, inputs))
+        z = logits_of(chosen, program(parameters, inputs)[0])
         if not told and z.shape[1] == 1:
             raise ModelError(
                 "the model gives one number for each sample; the graph does not say whether it is a logit",
@@ -192,10 +186,18 @@ def _first_widths(graph: Graph, used: Tensors) -> Iterator[int]:
                 yield used[source].shape[1 if swapped else 0]
 
 
-def _activations(steps: list[Step], mlp: MLP | None) -> tuple[str, ...]:
-    """Names of the nonlinearities, in order, without repetition."""
-    if mlp is not None:
-        names = [activation.kind for activation in mlp.activations if activation.kind != "identity"]
-    else:
-        names = [name for step in steps if step.trained for name in nonlinearities(step)]
-    return tuple(dict.fromkeys(names))
+def _activations(steps: Sequence[Step], parameters: Iterable[str]) -> Iterator[str]:
+    """Names of the nonlinearities through which a value depends on parameters."""
+    trained = set(parameters)
+    for step in steps:
+        if trained.intersection(step.reads):
+            trained.update(step.outputs)
+            yield from _nonlinearities(step)
+
+
+def _nonlinearities(step: Step) -> tuple[str, ...]:
+    """Return the names that a report gives to the nonlinearities in a step."""
+    name = step.call.node.name.removesuffix("_")
+    if name == "_transformer_encoder_layer_fwd":
+        return ("scaled_dot_product_attention", "gelu" if step.arguments[7] else "relu")
+    return (name,) if traits(name).activation else ()

@@ -1,6 +1,6 @@
 """Branches, loops, containers and attributes: what a walk does without looking at tensors.
 
-A branch or a loop that hangs on a shape which is not given stays open: each way is walked, and what it makes is
+A branch or a loop that depends on a shape which is not given stays open: each way is walked, and what it makes is
 merged into a value of which no more is known than what it depends on.
 """
 
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.plan import flattened, replaced
 from wsb_engine.formats.torchscript import problems, scalars
 from wsb_engine.formats.torchscript.graph import Block, Operation
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Submodule
-from wsb_engine.formats.torchscript.values import Value, flattened, replaced
+from wsb_engine.formats.torchscript.values import Value
 
 _LEFT_OPEN = frozenset({"unsupported_operator", "data_dependent_control_flow"})
 """What is wrong within a branch that may not be taken."""

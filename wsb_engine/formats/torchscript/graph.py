@@ -31,6 +31,16 @@ class Operation:
     """File and line within the archive, as far as it is known."""
 
     @property
+    def label(self) -> str:
+        """How messages name this operation."""
+        return problems.label(self.kind, self.location)
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What an error says about this operation to programs."""
+        return {"operator": self.kind, "location": self.location}
+
+    @property
     def name(self) -> str:
         """Without the namespace."""
         return self.kind.partition("::")[2]
@@ -52,7 +62,7 @@ class Block:
 
 
 def read_graph(graph: Any) -> Block:
-    """Copies a graph of torch, in which all calls are inlined.
+    """Copy a graph of torch, in which all calls are inlined.
 
     Raises:
         ModelError: ``model_too_complex``, ``unsupported_operator`` for a constant of an unknown kind.
@@ -102,7 +112,7 @@ def _overload(schema: str) -> str:
 
 
 def _location(source_range: str) -> str:
-    """The first line of torch's description: ``File "code/__torch__.py", line 8``."""
+    """Return the first line of torch's description: ``File "code/__torch__.py", line 8``."""
     return source_range.partition("\n")[0].strip().removeprefix("File ").replace('"', "")[:200]
 
 

@@ -1,8 +1,8 @@
 """Walks a graph with shapes instead of elements, and writes down the kernel calls on the way.
 
-Numbers, strings and containers are computed as they are met; so are branches and loops, which may hang on constants
-and shapes only. What is left is a list of calls on tensors. Where the shapes of the inputs are given, that list is
-a plan to run; where they are not, decisions stay open, and the list shows the structure of the network.
+Numbers, strings and containers are computed as they are met; so are branches and loops, which may depend on constants
+and shapes only. What is left is a list of calls on tensors. If the shapes of the inputs are given, that list is
+a plan to run; if they are not, decisions stay open, and the list shows the structure of the network.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsb_engine.errors import ModelError
+from wsb_engine.formats.graph import plan
 from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.plan import META, Kernel, Name, Planner, flattened, tensors_of
 from wsb_engine.formats.torchscript import problems, queries, scalars
 from wsb_engine.formats.torchscript.graph import Block, Operation
-from wsb_engine.formats.torchscript.loading import Script
+from wsb_engine.formats.torchscript.loading import Script, require_dense
 from wsb_engine.formats.torchscript.operators import TABLE, Operator
-from wsb_engine.formats.torchscript.values import Call, Memory, Name, Step, Value, flattened, replaced
+from wsb_engine.formats.torchscript.values import Call, Value
 
-_META, _CPU = torch.device("meta"), torch.device("cpu")
 _ITEMS = 10_000_000
 """Looked at in one walk."""
 _STRUCTURAL = frozenset(
@@ -33,22 +33,20 @@ _STRUCTURAL = frozenset(
         *("len", "list", "pop", "reverse", "slice", "values"),
     }
 )
-"""Operators on containers that do not look at the items."""
+"""Operators on containers that do not read the items."""
 _INDEXING = frozenset({"__getitem__", "pop", "slice"})
-"""Those that look at their other arguments."""
+"""Those of them that read their other arguments."""
 
 
-@dataclass
-class Walk:
+@dataclass(kw_only=True)
+class Walk(Planner):
     """One walk through the graph of forward.
 
     Args:
         script: The loaded module.
         parameters: Names of the tensors that are parameters.
         constants: Name of a constant of the graph → name of the parameter that it is.
-        working: The floating type that everything is computed in.
-        device: Device on which the steps will run.
-        candidates: Whether constants that may turn out to be parameters are kept apart, as values to be told.
+        candidates: True to keep constants that may turn out to be parameters as values, not fold them.
     """
 
     script: Script
@@ -56,10 +54,7 @@ class Walk:
     constants: Mapping[str, str]
     control: Mapping[str, Callable[[Walk, Operation, tuple[Any, ...]], tuple[Any, ...]]]
     """Handlers of operations that are no tensor operators, by kind."""
-    working: torch.dtype = torch.float64
-    device: torch.device = _CPU
     candidates: bool = False
-    steps: list[Step] = field(default_factory=list)
     stored: dict[str, Tensor] = field(default_factory=dict)
     """Tensors of the file that steps use, by name."""
     defined: dict[str, tuple[str, tuple[int, ...] | None]] = field(default_factory=dict)
@@ -78,10 +73,9 @@ class Walk:
     """What stands for a container that an open branch has changed."""
     _operations: int = 0
     _items: int = 0
-    _folded: int = 0
 
     def run(self, arguments: Iterable[Any]) -> Any:
-        """Walks forward.
+        """Walk the graph of forward.
 
         Args:
             arguments: Those of forward, the module left out.
@@ -138,22 +132,14 @@ class Walk:
         raise problems.unsupported(operation.kind, operation.location)
 
     def tensor(self, tensor: Tensor, path: str, position: int = 0) -> Value:
-        """A tensor of the file; the same value each time."""
+        """Return a tensor of the file; the same value each time."""
         where = path if position == 0 else f"{path}.{position}"
         name = self.constants.get(where) or self.script.name_of(tensor, where)
         if name in self._tensors:
             return self._tensors[name]
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise ModelError(
-                f"tensor {name!r} is sparse, quantised or complex",
-                code="unsupported_dtype",
-                advice="Save the model with dense tensors of floating, integer or boolean type.",
-                tensor=name,
-            )
+        require_dense(tensor, name)
         plain = tensor.detach()
-        shadow = torch.empty(
-            plain.shape, dtype=self.working if plain.is_floating_point() else plain.dtype, device=_META
-        )
+        shadow = torch.empty(plain.shape, dtype=self.working if plain.is_floating_point() else plain.dtype, device=META)
         candidate = self.candidates and where.startswith("%") and plain.is_floating_point()
         if name in self.parameters or candidate:
             value = Value(name, shadow, trained=name in self.parameters)
@@ -164,7 +150,7 @@ class Walk:
         return value
 
     def reads(self, block: Block) -> list[Value]:
-        """Values made so far that a block looks at."""
+        """Return the values made so far that a block reads."""
         found: dict[int, Value] = {}
         pending = [block]
         while pending:
@@ -177,7 +163,7 @@ class Walk:
         return list(found.values())
 
     def _contents(self, value: Any) -> Any:
-        """A container, or what stands for it once an open branch has changed it."""
+        """Return a container, or what stands for it once an open branch has changed it."""
         return self._changed.get(id(value), value) if self._changed else value
 
     # Numbers
@@ -249,113 +235,71 @@ class Walk:
         values = [item for item in flattened(inputs) if isinstance(item, Value)]
         if any(value.opaque for value in values):
             return tuple(self.note(operation, name, inputs, entry) for name in operation.outputs)
-        made = self._evaluated(operation, entry, inputs, _META)
-        for each in made:
-            limit = (
-                LIMITS.folded_elements if all(value.known is not None for value in values) else LIMITS.tensor_elements
-            )
-            if each.numel() > limit:
-                raise problems.tensor_too_large(operation.kind, operation.location, each.numel(), limit)
-        if all(value.known is not None for value in values):
-            made = self._evaluated(operation, entry, inputs, _CPU)
-            self._folded += sum(each.numel() for each in made)
-            if self._folded > 4 * LIMITS.folded_elements:
-                raise problems.tensor_too_large(
-                    operation.kind, operation.location, self._folded, 4 * LIMITS.folded_elements
-                )
-            return self._shaped(operation, [self._known(each, operation.outputs[0]) for each in made], made)
-        trained = any(value.trained for value in values)
-        names = self._output_names(operation, len(made))
-        results = [Value(name, each, trained=trained) for name, each in zip(names, made, strict=True)]
-        self._emit(operation, entry, inputs, names, trained)
-        return self._shaped(operation, results, made)
+        call = Call(node=operation, working=self.working, device=self.device)
+        made, known = self.evaluate(call, entry.kernel, inputs)
+        tensors = tensors_of(made)
+        if known:
+            results = [self._known(each, operation.outputs[0]) for each in tensors]
+        else:
+            trained = any(value.trained for value in values)
+            names = self._output_names(operation, len(tensors))
+            results = [Value(name, each, trained=trained) for name, each in zip(names, tensors, strict=True)]
+            self._emit(operation, entry.kernel, inputs, names)
+        if isinstance(made, list) or (isinstance(made, tuple) and len(operation.outputs) == 1):
+            return (results,)
+        if len(results) < len(operation.outputs):
+            raise problems.unsupported(operation.kind, operation.location, "has outputs that are not supported")
+        return tuple(results[: len(operation.outputs)])
 
     def _output_names(self, operation: Operation, count: int) -> tuple[str, ...]:
         own = [name + self.suffix for name in operation.outputs]
         return tuple(own) if len(own) == count else tuple(f"{own[0]}#{index}" for index in range(count))
 
-    def _shaped(self, operation: Operation, values: list[Value], made: _Made) -> tuple[Any, ...]:
-        if made.is_list:
-            return (values,)
-        if len(values) < len(operation.outputs):
-            raise problems.unsupported(operation.kind, operation.location, "has outputs that are not supported")
-        return tuple(values[: len(operation.outputs)])
-
-    def _evaluated(self, operation: Operation, entry: Operator, inputs: tuple[Any, ...], device: torch.device) -> _Made:
-        def element(item: Any) -> Any:
-            if not isinstance(item, Value):
-                return item
-            return item.shadow if device == _META else item.known
-
-        call = Call(operation=operation, working=self.working, device=device)
-        made = call.run(entry.kernel, replaced(inputs, element))
-        if isinstance(made, list) or (isinstance(made, tuple) and len(operation.outputs) == 1):
-            return _Made(made, True)
-        return _Made(made if isinstance(made, tuple) else (made,), False)
-
     def _known(self, tensor: Tensor, name: str) -> Value:
         plain = tensor.to(self.working) if tensor.is_floating_point() else tensor
-        return Value(name + self.suffix, plain.to(_META), known=plain)
+        return Value(name + self.suffix, plain.to(META), known=plain)
 
-    def _emit(
-        self, operation: Operation, entry: Operator | None, inputs: tuple[Any, ...], outputs: tuple[str, ...],
-        trained: bool,
-    ) -> None:  # fmt: skip
-        def argument(item: Any) -> Any:
-            if not isinstance(item, Value):
-                return item
-            if item.known is None or self.candidates:
-                if item.known is not None:
-                    self.stored.setdefault(item.name, item.known)
-                return Name(item.name)
-            return item.known.to(self.device)
+    def operand(self, value: plan.Value) -> Any:
+        if value.known is None or not self.candidates:
+            return super().operand(value)
+        self.stored.setdefault(value.name, value.known)
+        return Name(value.name)
 
-        call = Call(operation=operation, working=self.working, device=self.device)
-        kernel = None if entry is None else entry.kernel
-        step = Step(call, kernel, replaced(inputs, argument), outputs, trained)
-        self.steps.append(step)
+    def _emit(self, operation: Operation, kernel: Kernel, inputs: tuple[Any, ...], outputs: tuple[str, ...]) -> None:
+        call = Call(node=operation, working=self.working, device=self.device)
+        step = self.emit(call, kernel, inputs, outputs)
         self.uses.update(name for name in step.reads if name in self.parameters)
 
     def note(
         self, operation: Operation, name: str, inputs: Iterable[Any], entry: Operator | None = None, *,
         merged: bool = False,
     ) -> Value:  # fmt: skip
-        """Writes down an operator whose result is not known yet, not even its shape."""
+        """Write down an operator whose result is not known yet, not even its shape."""
         arguments = tuple(inputs)
         trained = any(isinstance(item, Value) and item.trained for item in flattened(arguments))
-        self._emit(operation, entry, arguments, (name + self.suffix,), trained)
+        self._emit(operation, _undecided if entry is None else entry.kernel, arguments, (name + self.suffix,))
         return self.opaque(name, trained=trained, merged=merged)
 
     def opaque(self, name: str, *, trained: bool = False, merged: bool = False) -> Value:
-        return Value(name + self.suffix, None, trained=trained, memory=Memory(), merged=merged)
+        return Value(name + self.suffix, None, trained=trained, merged=merged)
 
 
 def _require_fresh(values: Any, kind: str, location: str) -> int:
-    """Refuses values that miss a change of their memory; says how many items there are."""
+    """Reject values that miss a change of their memory; return the number of items."""
     items = list(flattened(values))
     if any(isinstance(item, Value) and item.stale for item in items):
         raise problems.unsupported(kind, location, "reads a tensor after a view of it was changed in place")
     return len(items)
 
 
-@dataclass(frozen=True)
-class _Made:
-    """Tensors that a kernel gives."""
-
-    tensors: Any
-    is_list: bool
-    """Whether they are one list, rather than one value each."""
-
-    def __iter__(self) -> Any:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+def _undecided(call: Call, *arguments: Any) -> Any:
+    """Stands for a decision that is open; a walk with all shapes given leaves none."""
+    raise AssertionError(f"{call.node.kind} was left open")
 
 
 @functools.cache
 def _is_view(name: str, overload: str) -> bool:
-    """Whether torch's schema says that the result shares memory with the first argument."""
+    """Return whether torch's schema says that the result shares memory with the first argument."""
     packet = getattr(torch.ops.aten, name, None)
     function = getattr(packet, overload or "default", None)
     return function is not None and "(a" in str(function._schema).partition("->")[2]

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.graph import Block, read_graph
@@ -46,7 +45,7 @@ class Script:
     """A loaded module. Nothing of it runs."""
 
     block: Block
-    """Of forward; its first input is the module."""
+    """The block of forward; its first input is the module."""
     arguments: tuple[Argument, ...]
     root: Submodule
     parameters: dict[str, Tensor]
@@ -56,15 +55,15 @@ class Script:
     _names: dict[object, str] = field(default_factory=dict)
 
     def name_of(self, tensor: Tensor, path: str) -> str:
-        """The parameter's name where the tensor is one, else its path."""
+        """Return the parameter's name if the tensor is one, else its path."""
         return self._names.get(_identity(tensor, path), path)
 
 
 def load(archive: bytes) -> Script:
-    """Loads an archive that ``checked_archive`` has let pass.
+    """Load an archive that ``checked_archive`` has passed.
 
     Raises:
-        ModelError: ``model_invalid`` where torch can't read it, ``model_too_complex``, ``unsupported_operator``.
+        ModelError: ``model_invalid`` if torch can't read it, ``model_too_complex``, ``unsupported_operator``.
     """
     unit = torch._C.CompilationUnit()
     import_module: Any = torch._C.import_ir_module_from_buffer  # torch's type stub has another signature
@@ -92,7 +91,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_expansion(unit: Any, name: str) -> None:
-    """Counts the nodes that inlining all calls would make.
+    """Count the nodes that inlining all calls would make.
 
     The archive's check has bounded the depth of calls, so the recursion here is no deeper than that.
     """
@@ -129,9 +128,11 @@ def _with_parameters(block: Block, arguments: tuple[Argument, ...], module: Any)
     names: dict[object, str] = {}
     shared: dict[str, None] = {}
     for path, tensor in _parameters(module):
-        _require_dense(tensor, path)
+        require_dense(tensor, path)
         if not tensor.is_floating_point():
             continue
+        if tensor.dtype not in _FLOATS:
+            raise problems.unsupported_tensor(path, f"has dtype {tensor.dtype}")
         first = names.setdefault(_identity(tensor, path), path)
         if first != path:
             shared[first] = None
@@ -157,21 +158,10 @@ def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
         pending += [(f"{path}{name}.", each) for name, each in reversed(inner.items())]
 
 
-def _require_dense(tensor: Tensor, path: str) -> None:
+def require_dense(tensor: Tensor, path: str) -> None:
+    """Raise ``unsupported_dtype`` for a tensor that the reader does not compute with."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise ModelError(
-            f"tensor {path!r} is sparse, quantised or complex",
-            code="unsupported_dtype",
-            advice="Save the model with dense tensors of float16, float32 or float64.",
-            tensor=path,
-        )
-    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
-        raise ModelError(
-            f"tensor {path!r} has dtype {tensor.dtype}",
-            code="unsupported_dtype",
-            advice="Save the model with dense tensors of float16, float32 or float64.",
-            tensor=path,
-        )
+        raise problems.unsupported_tensor(path)
 
 
 def _identity(tensor: Tensor, path: str) -> object:

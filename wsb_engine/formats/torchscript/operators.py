@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsb_engine.formats.graph.norms import root, vector_norm
+from wsb_engine.formats.graph.kernels import elementwise, normalization
+from wsb_engine.formats.graph.kernels.elementwise import SURE
+from wsb_engine.formats.graph.kernels.norms import root, vector_norm
+from wsb_engine.formats.graph.plan import Kernel, without_call
 from wsb_engine.formats.torchscript.attention import (
     encoder_layer,
     native_multi_head_attention,
     scaled_dot_product_attention,
 )
 from wsb_engine.formats.torchscript.values import Call
-
-Kernel = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ _OPTIONS = frozenset({"layout", "pin_memory", "memory_format", "non_blocking"})
 
 def native(call: Call, *arguments: Any) -> Any:
     """torch's own operator, with floating dtypes made the working one, on the working device."""
-    return _own(call, call.operation.name.removesuffix("_"), call.operation.overload, arguments)
+    return _own(call, call.node.name.removesuffix("_"), call.node.overload, arguments)
 
 
 def _own(call: Call, name: str, overload: str, arguments: tuple[Any, ...]) -> Any:
@@ -122,8 +123,8 @@ def detach(call: Call, x: Tensor) -> Tensor:
 
 @_enter("view", "view_as", "reshape", "reshape_as")
 def reshape(call: Call, x: Tensor, shape: Any) -> Tensor:
-    """A view under a transform may lack the strides that it has outside, so views are reshapes."""
-    if call.operation.overload == "dtype":
+    """Reshape: a view under a transform may lack the strides that it has outside."""
+    if call.node.overload == "dtype":
         raise call.unsupported("a view as another dtype")
     return x.reshape(shape.shape if isinstance(shape, Tensor) else shape)
 
@@ -131,16 +132,16 @@ def reshape(call: Call, x: Tensor, shape: Any) -> Tensor:
 @_enter("to", "type_as", "float", "double", "half", keeps=True)
 def convert(call: Call, x: Tensor, *arguments: Any) -> Tensor:
     """Every floating type is the working one; devices are left alone."""
-    kind = (call.operation.name, call.operation.overload)
-    if call.operation.name in ("float", "double", "half"):
+    kind = (call.node.name, call.node.overload)
+    if call.node.name in ("float", "double", "half"):
         return x.to(call.working)
     if kind in (("to", "other"), ("type_as", "")):
         other: torch.dtype = arguments[0].dtype
         return x.to(call.working if other.is_floating_point else other)
     position = {"dtype": 0, "dtype_layout": 0, "device": 1, "prim_dtype": 0, "prim_device": 1}
-    if call.operation.overload not in position:
-        raise call.unsupported(f"the overload {call.operation.overload!r}")
-    dtype = call.dtype(arguments[position[call.operation.overload]])
+    if call.node.overload not in position:
+        raise call.unsupported(f"the overload {call.node.overload!r}")
+    dtype = call.dtype(arguments[position[call.node.overload]])
     return x if dtype is None else x.to(dtype)
 
 
@@ -173,7 +174,7 @@ def linear(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 @_enter("_convolution", "convolution")
 def convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Any:
-    """The flags of the backend, which follow the groups, have no meaning here."""
+    """Convolve; the backend's flags, which follow the groups, have no meaning here."""
     return torch.ops.aten.convolution(x, weight, bias, *arguments[:6])
 
 
@@ -183,24 +184,10 @@ def embedding(call: Call, weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
     return rows.reshape(*indices.shape, weight.shape[1])
 
 
-SURE = 15
-"""Threshold from which on torch's softplus and the function itself agree to single precision."""
-
-
 @_enter("softplus")
 def softplus(call: Call, x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    """torch's default threshold of 20 is off by 2e-9; beyond 40 the identity is exact in float64."""
-    return functional.softplus(x, beta, 40.0 if threshold >= SURE else threshold)
-
-
-@_enter("hardsigmoid")
-def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
-    return torch.clamp(x / 6 + 0.5, 0, 1)
-
-
-@_enter("hardswish")
-def hard_swish(call: Call, x: Tensor) -> Tensor:
-    return x * torch.clamp(x / 6 + 0.5, 0, 1)
+    """Return the function itself if the threshold is no more than a guard against overflow."""
+    return elementwise.softplus(x, beta) if threshold >= SURE else functional.softplus(x, beta, threshold)
 
 
 @_enter("linalg_vector_norm")
@@ -213,25 +200,19 @@ def linalg_vector_norm(
 @_enter("norm")
 def norm(call: Call, x: Tensor, order: float | None, *arguments: Any) -> Tensor:
     """Over all elements, or over axes; a dtype is the working one whatever it says."""
-    dims, keepdim = (*arguments, None, False)[:2] if call.operation.overload.endswith("dim") else (None, False)
+    dims, keepdim = (*arguments, None, False)[:2] if call.node.overload.endswith("dim") else (None, False)
     return vector_norm(x, 2 if order is None else order, dims, keepdim)
 
 
 @_enter("std")
 def std(call: Call, x: Tensor, *arguments: Any) -> Tensor:
-    return root(_own(call, "var", call.operation.overload, (x, *arguments)), 0.5)
+    return root(_own(call, "var", call.node.overload, (x, *arguments)), 0.5)
 
 
 @_enter("std_mean")
 def std_mean(call: Call, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    variance, mean = _own(call, "var_mean", call.operation.overload, (x, *arguments))
+    variance, mean = _own(call, "var_mean", call.node.overload, (x, *arguments))
     return root(variance, 0.5), mean
-
-
-@_enter("heaviside")
-def heaviside(call: Call, x: Tensor, at_zero: Tensor) -> Tensor:
-    """torch's own has no derivative."""
-    return torch.where(x == 0, at_zero, (x > 0).to(x.dtype))
 
 
 @_enter("unfold")
@@ -244,16 +225,15 @@ def unfold(call: Call, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     return windows.movedim(dim + 1, -1)
 
 
-@_enter("prelu")
-def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
-    if slope.numel() > 1 and x.ndim > 1:
-        slope = slope.reshape(-1, *[1] * (x.ndim - 2))
-    return torch.where(x > 0, x, slope * x)
-
-
 @_enter("rrelu")
 def rrelu(call: Call, x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Tensor:
     return functional.leaky_relu(x, (lower + upper) / 2)
+
+
+_enter("hardsigmoid")(without_call(elementwise.hard_sigmoid))
+_enter("hardswish")(without_call(elementwise.hard_swish))
+_enter("heaviside")(without_call(elementwise.heaviside))
+_enter("prelu")(without_call(elementwise.prelu))
 
 
 @_enter("glu")
@@ -275,52 +255,28 @@ def batch_norm(
     """As in inference: with the running statistics."""
     if mean is None or variance is None:
         raise call.unsupported("a batch normalisation without running statistics, which mixes the samples,")
-    factor = torch.rsqrt(variance + epsilon)
-    factor = factor if weight is None else factor * weight
-    made = (x - _by_channel(mean, x)) * _by_channel(factor, x)
-    return made if bias is None else made + _by_channel(bias, x)
-
-
-def _by_channel(parameter: Tensor, x: Tensor) -> Tensor:
-    """(C,) → (C, 1, …), to broadcast against (N, C, …)."""
-    return parameter.reshape(-1, *[1] * (x.ndim - 2))
-
-
-def standardised(x: Tensor, dims: list[int], epsilon: float) -> Tensor:
-    """(x − mean) / √(variance + ε)."""
-    centred = x - x.mean(dim=dims, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(dim=dims, keepdim=True) + epsilon)
-
-
-def scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
+    return normalization.batch_norm(x, mean, variance, weight, bias, epsilon)
 
 
 @_enter("layer_norm")
 def layer_norm(
     call: Call, x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, epsilon: float, *_: Any
 ) -> Tensor:
-    return scaled(standardised(x, list(range(-len(shape), 0)), epsilon), weight, bias)
+    return normalization.layer_norm(x, len(shape), weight, bias, epsilon)
 
 
 @_enter("rms_norm")
 def rms_norm(call: Call, x: Tensor, shape: list[int], weight: Tensor | None, epsilon: float | None) -> Tensor:
-    square = x.square().mean(dim=list(range(-len(shape), 0)), keepdim=True)
     small = torch.finfo(x.dtype).eps if epsilon is None else epsilon
-    return scaled(x * torch.rsqrt(square + small), weight, None)
+    return normalization.rms_norm(x, len(shape), weight, small)
 
 
 @_enter("group_norm")
 def group_norm(
     call: Call, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, epsilon: float, *_: Any
 ) -> Tensor:
-    normal = standardised(x.reshape(x.shape[0], groups, -1), [2], epsilon).reshape(x.shape)
-    return scaled(normal, _channels(weight, x), _channels(bias, x))
-
-
-def _channels(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if parameter is None else _by_channel(parameter, x)
+    normal = normalization.grouped(x, groups, epsilon).reshape(x.shape)
+    return normalization.affine_by_channel(normal, weight, bias)
 
 
 @_enter("instance_norm")
@@ -328,11 +284,10 @@ def instance_norm(
     call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None,
     use_input_stats: bool, momentum: float, epsilon: float, *_: Any,
 ) -> Tensor:  # fmt: skip
-    if not use_input_stats and mean is not None and variance is not None:
-        normal = (x - _by_channel(mean, x)) * _by_channel(torch.rsqrt(variance + epsilon), x)
-    else:
-        normal = standardised(x, list(range(2, x.ndim)), epsilon)
-    return scaled(normal, _channels(weight, x), _channels(bias, x))
+    if use_input_stats or mean is None or variance is None:
+        return normalization.instance_norm(x, weight, bias, epsilon)
+    normal = normalization.batch_norm(x, mean, variance, None, None, epsilon)
+    return normalization.affine_by_channel(normal, weight, bias)
 
 
 _enter("scaled_dot_product_attention")(scaled_dot_product_attention)

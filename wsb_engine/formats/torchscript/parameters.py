@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.parameters import WEIGHT_SLOTS, find_parameters
+from wsb_engine.formats.graph.problems import require_finite
 
 _NAMES: Mapping[str, str] = {
     "BatchNormalization": "batch_norm",
@@ -45,7 +45,7 @@ class ParameterSet:
 
 
 def parameters(declared: Mapping[str, Tensor], graph: Graph) -> ParameterSet:
-    """The parameters that a module declares, and those that freezing has hidden among its constants.
+    """Return the parameters that a module declares, and those that freezing has hidden among its constants.
 
     Args:
         declared: Declared parameters by name.
@@ -65,14 +65,7 @@ def parameters(declared: Mapping[str, Tensor], graph: Graph) -> ParameterSet:
             code="model_no_parameters",
             advice="Save the trained module itself, with its weights.",
         )
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"parameter {name!r} has a value that is NaN or infinite",
-                code="model_not_finite",
-                advice="Training has diverged: take an earlier checkpoint.",
-                tensor=name,
-            )
+    require_finite(tensors)
     return ParameterSet(tensors, constants)
 
 

@@ -1,6 +1,6 @@
 """What the pickles in a TorchScript archive may hold, checked before torch reads them.
 
-torch reads them with a reader of its own, which builds numbers, strings, containers, tensors and objects of the
+torch's own reader builds numbers, strings, containers, tensors and objects of the
 classes in the archive. The check follows the opcodes without building anything: only those that torch writes, only
 the globals that it knows, containers nested no deeper than its destructors can follow, and tensors no larger than
 the bytes behind them.
@@ -61,7 +61,7 @@ _MARK = _Item(value="mark")
 
 
 def check_pickle(name: str, data: bytes, records: Mapping[str, int]) -> None:
-    """Refuses a pickle that is not as torch.jit.save writes it.
+    """Reject a pickle that is not as torch.jit.save writes it.
 
     Args:
         name: The file's name within the archive, for messages.
@@ -185,7 +185,7 @@ class _Machine:
         self.stack.append(_Item(value=("elements", elements)))
 
     def _check_tensor(self, arguments: _Item) -> None:
-        """The elements that a tensor's shape and strides reach must be there."""
+        """Reject a tensor whose shape and strides reach past its storage."""
         storage, offset, size, strides = (item.value for item in arguments.value[:4])
         shape = [item.value for item in size]
         steps = [item.value for item in strides]

@@ -16,7 +16,7 @@ _Query = Callable[..., Any]
 
 
 def _about(answer: Callable[..., Any]) -> _Query:
-    """A question about the shape or type of a tensor."""
+    """Return the handler of a query about the shape or type of a tensor."""
 
     def query(operation: Operation, working: torch.dtype, value: Any, *arguments: Any) -> Any:
         if not isinstance(value, Value):
@@ -26,7 +26,7 @@ def _about(answer: Callable[..., Any]) -> _Query:
         except (IndexError, RuntimeError, TypeError) as error:
             shape = [] if value.shadow is None else list(value.shadow.shape)
             raise problems.evaluation_failed(
-                operation.kind, operation.location, f"asks for an axis that shape {shape} does not have"
+                operation.label, f"asks for an axis that shape {shape} does not have", **operation.details
             ) from error
 
     return query
@@ -37,7 +37,7 @@ def _always(answer: Any) -> _Query:
 
 
 def _number(kind: Callable[[Any], Any]) -> _Query:
-    """The number in a tensor, which must be known."""
+    """Return the handler of a query for the number in a tensor, which must be known."""
 
     def query(operation: Operation, working: torch.dtype, value: Any, *_: Any) -> Any:
         if not isinstance(value, Value):
@@ -105,4 +105,4 @@ OF_ANYTHING = frozenset(
         *("prim::is_quantized", "prim::is_sparse", "prim::layout", "prim::requires_grad", "prim::type"),
     }
 )
-"""Questions whose answer does not hang on the shape."""
+"""Queries whose answer does not depend on the shape."""

@@ -19,11 +19,11 @@ _INTEGERS = range(-(2**63), 2**63)
 
 
 class UnsupportedScalarError(Exception):
-    """The arguments are none that the table's function takes."""
+    """The table's function does not take these arguments."""
 
 
 def compute(name: str, arguments: tuple[Any, ...]) -> Any:
-    """The result of a scalar or container operator.
+    """Return the result of a scalar or container operator.
 
     Args:
         name: Without its namespace; must be in ``TABLE``.

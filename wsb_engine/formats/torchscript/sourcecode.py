@@ -16,7 +16,7 @@ from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.calls import Unit
 
 CODE_BYTES = 1 << 24
-"""Of all source files together."""
+"""Bytes of all source files together."""
 NESTING = 200
 """Brackets within brackets, and blocks within blocks; torch itself overflows its stack at about 10 000."""
 CHAIN = 4000
@@ -49,7 +49,7 @@ class _Token:
 
 
 def check_source(name: str, source: str) -> list[Unit]:
-    """Refuses code that loading would run, or that torch could not compile without overflowing its stack.
+    """Reject code that loading would run, or that torch could not compile without overflowing its stack.
 
     Args:
         name: The file's name within the archive: ``code/__torch__.py``.
@@ -182,7 +182,7 @@ def _check_line(where: str, tokens: list[_Token], inside: str) -> str:
 
 
 def _check_attribute(where: str, tokens: list[_Token]) -> None:
-    """An attribute of a class: a name, with a type or a literal or both."""
+    """Reject what is no attribute of a class: a name, with a type or a literal or both."""
     texts = [token.text for token in tokens]
     if texts[:2] == ["__annotations__", "["]:  # the type of an attribute whose name is not an identifier
         allowed = all(token.kind in ("name", "string") or token.text in "[].,=" for token in tokens)

@@ -1,6 +1,6 @@
 """The steps of a walk in the vocabulary of ONNX, for what the two readers ask of a graph's structure.
 
-Heads, parameters and perceptrons are recognised by the ONNX reader's own rules. Only what those rules look at is
+Heads, parameters and perceptrons are recognised by the same rules as in ONNX graphs. Only what those rules read is
 translated; every other operator stays opaque, with the values that it reads. The translation is read, never run, but
 for the elementwise functions between the layers of a perceptron, which are identified by what they compute.
 """
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.kernels.elementwise import SURE
+from wsb_engine.formats.graph.plan import Name, Step
 from wsb_engine.formats.torchscript.interpreter import Walk
-from wsb_engine.formats.torchscript.operators import SURE
-from wsb_engine.formats.torchscript.values import Name, Step, filled
+from wsb_engine.formats.torchscript.values import filled
 from wsb_engine.model import Input
 
 _VERSION = 21
@@ -26,7 +27,7 @@ _OPAQUE = "aten"
 
 
 def structure(walk: Walk, inputs: Iterable[str], outputs: Mapping[str, str]) -> Graph:
-    """The graph of a walk that was done without shapes.
+    """Return the graph of a walk without shapes.
 
     Args:
         walk: The walk.
@@ -54,7 +55,7 @@ class _Translator:
     location: str = ""
 
     def step(self, step: Step) -> None:
-        operation = step.call.operation
+        operation = step.call.node
         self.location = operation.location
         before = len(self.nodes)
         translate = _TABLE.get(operation.name.removesuffix("_")) if operation.kind.startswith("aten::") else None
@@ -79,7 +80,7 @@ class _Translator:
         )
 
     def operand(self, value: Any) -> str | None:
-        """The name of a tensor, or of a number made one; None for anything else."""
+        """Return the name of a tensor, or of a number made one; None for anything else."""
         if isinstance(value, Name):
             return str(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -89,7 +90,7 @@ class _Translator:
         return name
 
     def simple(self, operator: str, step: Step, operands: Iterable[Any], **attributes: Any) -> bool:
-        """One node; false where an operand is neither a tensor nor a number. None is an input left out."""
+        """Add one node; False if an operand is neither a tensor nor a number. None is an input left out."""
         names = ["" if operand is None else self.operand(operand) for operand in operands]
         if None in names:
             return False
@@ -114,7 +115,7 @@ def _enter(*names: str) -> Callable[[_Translation], _Translation]:
 
 
 def _named(operator: str, count: int, **attributes: Any) -> _Translation:
-    """The operator of this name on the first arguments."""
+    """Return the translation to the operator of this name on the first arguments."""
     return lambda to, step: to.simple(operator, step, step.arguments[:count], **attributes)
 
 
@@ -152,7 +153,7 @@ def _convolution(to: _Translator, step: Step) -> bool:
 @_enter("layer_norm", "rms_norm", "group_norm")
 def _norm(to: _Translator, step: Step) -> bool:
     kind = {"layer_norm": "LayerNormalization", "rms_norm": "RMSNormalization", "group_norm": "GroupNormalization"}
-    name = step.call.operation.name
+    name = step.call.node.name
     return to.simple(kind[name], step, [step.arguments[0], *step.arguments[2 : 3 if name == "rms_norm" else 4]])
 
 
@@ -166,8 +167,8 @@ def _sum(to: _Translator, step: Step) -> bool:
     a, b, *alpha = step.arguments
     if alpha not in ([], [1]):
         return False
-    pair = (b, a) if step.call.operation.name == "rsub" else (a, b)
-    return to.simple("Add" if step.call.operation.name.startswith("add") else "Sub", step, pair)
+    pair = (b, a) if step.call.node.name == "rsub" else (a, b)
+    return to.simple("Add" if step.call.node.name.startswith("add") else "Sub", step, pair)
 
 
 @_enter("div", "divide")
@@ -211,7 +212,7 @@ def _flattened(to: _Translator, step: Step) -> bool:
 @_enter("softmax", "log_softmax")
 def _softmax(to: _Translator, step: Step) -> bool:
     axis = step.arguments[1]
-    operator = "Softmax" if step.call.operation.name == "softmax" else "LogSoftmax"
+    operator = "Softmax" if step.call.node.name == "softmax" else "LogSoftmax"
     return isinstance(axis, int) and to.simple(operator, step, step.arguments[:1], axis=axis)
 
 
@@ -251,7 +252,7 @@ def _einsum(to: _Translator, step: Step) -> bool:
 
 @_enter("sum", "amax", "logsumexp")
 def _reduced(to: _Translator, step: Step) -> bool:
-    operator = {"sum": "ReduceSum", "amax": "ReduceMax", "logsumexp": "ReduceLogSumExp"}[step.call.operation.name]
+    operator = {"sum": "ReduceSum", "amax": "ReduceMax", "logsumexp": "ReduceLogSumExp"}[step.call.node.name]
     if len(step.arguments) < 3 or not isinstance(step.arguments[1], list):
         return False
     axes, kept = tuple(step.arguments[1]), int(bool(step.arguments[2]))

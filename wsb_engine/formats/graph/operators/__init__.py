@@ -1,6 +1,6 @@
 """The operator table: ONNX operators as pure, twice differentiable torch functions, one module a family."""
 
-from wsb_engine.formats.graph.operators import (
+from wsb_engine.formats.graph.operators import (  # noqa: F401 - importing them fills the table
     activations,
     arithmetic,
     attention,
@@ -15,24 +15,6 @@ from wsb_engine.formats.graph.operators import (
     resampling,
     shapes,
 )
-from wsb_engine.formats.graph.operators.activations import ACTIVATIONS
-from wsb_engine.formats.graph.operators.registry import ML, Call, Operator, facts, find, require, supported
+from wsb_engine.formats.graph.operators.registry import ML, Call, Operator, find, require, supported
 
-FAMILIES = (
-    activations,
-    arithmetic,
-    attention,
-    classical,
-    convolution,
-    indexing,
-    linear,
-    normalization,
-    pooling,
-    recurrent,
-    reductions,
-    resampling,
-    shapes,
-)
-"""Importing them fills the table."""
-
-__all__ = ["ACTIVATIONS", "FAMILIES", "ML", "Call", "Operator", "facts", "find", "require", "supported"]
+__all__ = ["ML", "Call", "Operator", "find", "require", "supported"]

@@ -10,113 +10,85 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsb_engine.formats.graph.conventions import GUARDED
+from wsb_engine.formats.graph.kernels import elementwise
 from wsb_engine.formats.graph.operators.registry import Call, operator
+from wsb_engine.formats.graph.plan import without_call
 
-ACTIVATIONS = frozenset(
-    {
-        "Attention", "Celu", "Elu", "Erf", "GRU", "Gelu", "HardSigmoid", "HardSwish", "LSTM", "LeakyRelu", "Mish",
-        "PRelu", "RNN", "Relu", "Selu", "Shrink", "Sigmoid", "Softmax", "Softplus", "Softsign", "SwiGLU", "Swish",
-        "Tanh", "ThresholdedRelu",
-    }
-)  # fmt: skip
-"""Operators that a report names as a network's nonlinearities; Erf stands for a GELU written out."""
-
-
-@operator("Tanh")
-def tanh(call: Call, x: Tensor) -> Tensor:
-    return torch.tanh(x)
+for _name, _function in {
+    "HardSwish": elementwise.hard_swish,
+    "Relu": torch.relu,
+    "Sigmoid": torch.sigmoid,
+    "Softplus": elementwise.softplus,
+    "Softsign": functional.softsign,
+    "Tanh": torch.tanh,
+}.items():
+    operator(_name, activation=True, elementwise=True)(without_call(_function))
 
 
-@operator("Sigmoid")
-def sigmoid(call: Call, x: Tensor) -> Tensor:
-    return torch.sigmoid(x)
-
-
-@operator("Softplus")
-def softplus(call: Call, x: Tensor) -> Tensor:
-    # Beyond 40 the identity is exact in float64; torch's own threshold of 20 is off by 2e-9.
-    return functional.softplus(x, threshold=40.0)
-
-
-@operator("Softsign")
-def softsign(call: Call, x: Tensor) -> Tensor:
-    return functional.softsign(x)
-
-
-@operator("Gelu")
+@operator("Gelu", activation=True, elementwise=True)
 def gelu(call: Call, x: Tensor) -> Tensor:
     return functional.gelu(x, approximate=call.get("approximate", "none"))
 
 
-@operator("Swish")
+@operator("Swish", activation=True, elementwise=True)
 def swish(call: Call, x: Tensor) -> Tensor:
     return x * torch.sigmoid(call.get("alpha", 1.0) * x)
 
 
-@operator("SwiGLU")
+@operator("SwiGLU", activation=True, elementwise=True)
 def swiglu(call: Call, gate: Tensor, x: Tensor) -> Tensor:
     return swish(call, gate) * x
 
 
-@operator("Mish")
+@operator("Mish", activation=True, elementwise=True)
 def mish(call: Call, x: Tensor) -> Tensor:
-    return x * torch.tanh(softplus(call, x))
+    return x * torch.tanh(elementwise.softplus(x))
 
 
-@operator("Elu")
+@operator("Elu", activation=True, elementwise=True)
 def elu(call: Call, x: Tensor) -> Tensor:
     return functional.elu(x, alpha=call.get("alpha", 1.0))
 
 
-@operator("Celu")
+@operator("Celu", activation=True, elementwise=True)
 def celu(call: Call, x: Tensor) -> Tensor:
     return functional.celu(x, alpha=call.get("alpha", 1.0))
 
 
-@operator("Selu")
+@operator("Selu", activation=True, elementwise=True)
 def selu(call: Call, x: Tensor) -> Tensor:
     alpha, gamma = call.get("alpha", 1.67326319217681884765625), call.get("gamma", 1.05070102214813232421875)
     return gamma * functional.elu(x, alpha=alpha)
 
 
-@operator("Relu")
-def relu(call: Call, x: Tensor) -> Tensor:
-    return torch.relu(x)
-
-
-@operator("LeakyRelu")
+@operator("LeakyRelu", activation=True, elementwise=True)
 def leaky_relu(call: Call, x: Tensor) -> Tensor:
     return functional.leaky_relu(x, call.get("alpha", 0.01))
 
 
-@operator("PRelu")
+@operator("PRelu", activation=True, elementwise=True)
 def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
     return torch.where(x > 0, x, slope * x)
 
 
-@operator("ThresholdedRelu")
+@operator("ThresholdedRelu", activation=True, elementwise=True)
 def thresholded_relu(call: Call, x: Tensor) -> Tensor:
     return torch.where(x > call.get("alpha", 1.0), x, torch.zeros_like(x))
 
 
-@operator("Shrink")
+@operator("Shrink", activation=True, elementwise=True)
 def shrink(call: Call, x: Tensor) -> Tensor:
     threshold, bias = call.get("lambd", 0.5), call.get("bias", 0.0)
     low, high = x + bias, x - bias
     return torch.where(x < -threshold, low, torch.where(x > threshold, high, torch.zeros_like(x))).to(x.dtype)
 
 
-@operator("HardSigmoid")
+@operator("HardSigmoid", activation=True, elementwise=True)
 def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
     return torch.clamp(call.get("alpha", 0.2) * x + call.get("beta", 0.5), 0.0, 1.0)
 
 
-@operator("HardSwish")
-def hard_swish(call: Call, x: Tensor) -> Tensor:
-    return x * torch.clamp(x / 6.0 + 0.5, 0.0, 1.0)
-
-
-@operator("Softmax")
+@operator("Softmax", activation=True)
 def softmax(call: Call, x: Tensor) -> Tensor:
     return _over_axis(call, x, _guarded_softmax if call.get(GUARDED, 0) else torch.softmax)
 

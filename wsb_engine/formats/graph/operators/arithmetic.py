@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from wsb_engine.formats.graph.conventions import GUARDED, NORM
-from wsb_engine.formats.graph.norms import root
+from wsb_engine.formats.graph.kernels.norms import root
 from wsb_engine.formats.graph.operators.registry import Call, Kernel, operator
+from wsb_engine.formats.graph.plan import without_call
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
@@ -61,7 +62,7 @@ _UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def _signed(kernel: Kernel) -> Kernel:
-    """Lets a kernel take the unsigned types that torch can't compute with: in int64, which is exact below 2⁶³."""
+    """Let a kernel take the unsigned types that torch can't compute with: in int64, which is exact below 2⁶³."""
 
     @functools.wraps(kernel)
     def exact(call: Call, *arguments: Tensor | None) -> Tensor:
@@ -76,27 +77,14 @@ def _signed(kernel: Kernel) -> Kernel:
     return exact
 
 
-def _unary(function: Callable[[Tensor], Tensor]) -> Kernel:
-    def kernel(call: Call, x: Tensor) -> Tensor:
-        return function(x)
-
-    return _signed(kernel)
-
-
-def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
-    def kernel(call: Call, a: Tensor, b: Tensor) -> Tensor:
-        return function(a, b)
-
-    return _signed(kernel)
-
-
+# Erf stands for a GELU that is written out.
 for _name, _function in _UNARY.items():
-    operator(_name)(_unary(_function))
+    operator(_name, activation=_name == "Erf", elementwise=True)(_signed(without_call(_function)))
 for _name, _pair in _BINARY.items():
-    operator(_name)(_binary(_pair))
+    operator(_name, elementwise=True)(_signed(without_call(_pair)))
 
 
-@operator("Div")
+@operator("Div", elementwise=True)
 @_signed
 def div(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """Integers divide towards zero."""
@@ -109,32 +97,32 @@ def div(call: Call, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(neither, torch.full_like(quotient, math.nan), quotient)
 
 
-@operator("Sqrt")
+@operator("Sqrt", elementwise=True)
 def square_root(call: Call, x: Tensor) -> Tensor:
     return root(x, 0.5) if call.get(NORM, 0) else torch.sqrt(x)
 
 
-@operator("Pow")
+@operator("Pow", elementwise=True)
 def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
-    """The result has the base's type."""
+    """Raise to a power; the result has the base's type."""
     return (root(base, exponent) if call.get(NORM, 0) else torch.pow(base, exponent)).to(base.dtype)
 
 
-@operator("Mod")
+@operator("Mod", elementwise=True)
 @_signed
 def mod(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """fmod = 1 takes the sign of the dividend, otherwise of the divisor."""
     return torch.fmod(a, b) if call.get("fmod", 0) else torch.remainder(a, b)
 
 
-@operator("IsInf")
+@operator("IsInf", elementwise=True)
 def is_inf(call: Call, x: Tensor) -> Tensor:
     positive = torch.isposinf(x) if call.get("detect_positive", 1) else torch.zeros_like(x, dtype=torch.bool)
     negative = torch.isneginf(x) if call.get("detect_negative", 1) else torch.zeros_like(x, dtype=torch.bool)
     return positive | negative
 
 
-@operator("BitShift")
+@operator("BitShift", elementwise=True)
 @_signed
 def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
     direction = call.get("direction", "")
@@ -143,7 +131,7 @@ def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
     return torch.bitwise_left_shift(a, b) if direction == "LEFT" else torch.bitwise_right_shift(a, b)
 
 
-@operator("Clip")
+@operator("Clip", elementwise=True)
 @_signed
 def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Bounds are attributes before opset 11, inputs since."""
@@ -154,34 +142,21 @@ def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None =
     return x if low is None and high is None else torch.clamp(x, low, high)
 
 
-@operator("Sum")
-def total(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
-    for each in rest:
-        first = first + each
-    return first
+def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
+    """Make a kernel for any number of inputs of a function of two."""
+    return without_call(lambda *values: functools.reduce(function, values))
 
 
-@operator("Mean")
+operator("Sum", elementwise=True)(_folded(torch.add))
+operator("Max", elementwise=True)(_signed(_folded(torch.maximum)))
+operator("Min", elementwise=True)(_signed(_folded(torch.minimum)))
+
+
+@operator("Mean", elementwise=True)
 def mean(call: Call, *values: Tensor) -> Tensor:
-    return total(call, *values) / len(values)
+    return functools.reduce(torch.add, values) / len(values)
 
 
-@operator("Max")
-@_signed
-def maximum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
-    for each in rest:
-        first = torch.maximum(first, each)
-    return first
-
-
-@operator("Min")
-@_signed
-def minimum(call: Call, first: Tensor, *rest: Tensor) -> Tensor:
-    for each in rest:
-        first = torch.minimum(first, each)
-    return first
-
-
-@operator("Where")
+@operator("Where", elementwise=True)
 def where(call: Call, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(condition, yes, no)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wsb_engine.formats.graph.norms import normalised, vector_norm
+from wsb_engine.formats.graph.kernels.norms import normalised, vector_norm
 from wsb_engine.formats.graph.operators.registry import ML, Call, operator
 
 
@@ -20,7 +20,7 @@ def scaler(call: Call, x: Tensor) -> Tensor:
 
 @operator("Normalizer", domain=ML)
 def normalizer(call: Call, x: Tensor) -> Tensor:
-    """Divides each row by its norm, where that is not 0."""
+    """Divide each row by its norm, unless that is 0."""
     x = x.to(call.working)
     kind = call.get("norm", "MAX")
     if kind == "L1":

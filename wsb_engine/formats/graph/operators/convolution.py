@@ -45,7 +45,7 @@ def conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 @operator("ConvTranspose")
 def conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The full transposed convolution, padded by ``output_padding`` and cropped by ``pads``."""
+    """Return the full transposed convolution, padded by ``output_padding`` and cropped by ``pads``."""
     dims = _spatial_axes(call, x)
     strides = call.ints("strides") or (1,) * dims
     dilations = call.ints("dilations") or (1,) * dims
@@ -77,7 +77,7 @@ def _cropped(
 
 @operator("Col2Im", static=(1, 2))
 def col2im(call: Call, x: Tensor, image: Static, block: Static) -> Tensor:
-    """Sums columns back into an image of two spatial axes."""
+    """Sum columns back into an image of two spatial axes."""
     if len(image) != 2:
         raise call.unsupported(f"an image of {len(image)} axes")
     dilations = call.ints("dilations") or (1, 1)

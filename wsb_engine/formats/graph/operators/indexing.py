@@ -34,7 +34,7 @@ def gather_elements(call: Call, data: Tensor, indices: Tensor) -> Tensor:
 
 @operator("GatherND", since=11)
 def gather_nd(call: Call, data: Tensor, indices: Tensor) -> Tensor:
-    """The last axis of the indices holds positions in the axes of the data after the batch axes."""
+    """Gather slices; the last axis of the indices holds positions in the axes of the data after the batch axes."""
     batch = call.get("batch_dims", 0)
     return data[_positions(data, indices, batch)]
 
@@ -111,7 +111,7 @@ def non_zero(call: Call, x: Tensor) -> Tensor:
 
 @operator("ReverseSequence", since=10)
 def reverse_sequence(call: Call, x: Tensor, lengths: Tensor) -> Tensor:
-    """Turns the first elements of each sequence round and leaves the rest."""
+    """Reverse the first elements of each sequence and leave the rest."""
     batch, time = call.get("batch_axis", 1), call.get("time_axis", 0)
     steps = torch.arange(x.shape[time], device=x.device)
     ends = lengths.to(torch.int64).reshape(-1, 1)
@@ -123,7 +123,7 @@ def reverse_sequence(call: Call, x: Tensor, lengths: Tensor) -> Tensor:
 
 @operator("TensorScatter", since=24)
 def tensor_scatter(call: Call, past: Tensor, update: Tensor, write: Tensor | None = None) -> Tensor:
-    """Writes a block into a cache at each sample's own position."""
+    """Write a block into a cache at each sample's own position."""
     axis = axis_of(call, call.get("axis", -2), past.ndim)
     start = torch.zeros(past.shape[0], dtype=torch.int64, device=past.device) if write is None else write
     steps = torch.arange(update.shape[axis], device=past.device)

@@ -1,4 +1,4 @@
-"""Normalisations, written out so that they have derivatives of every order."""
+"""Normalisations."""
 
 from __future__ import annotations
 
@@ -8,22 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsb_engine.formats.graph.norms import normalised, vector_norm
+from wsb_engine.formats.graph.kernels import normalization as kernels
+from wsb_engine.formats.graph.kernels.norms import normalised, vector_norm
 from wsb_engine.formats.graph.operators.registry import Call, operator
 from wsb_engine.formats.graph.operators.shapes import axis_of
-
-
-def _by_channel(parameter: Tensor, x: Tensor) -> Tensor:
-    """(C,) → (C, 1, …), to broadcast against (N, C, …)."""
-    return parameter.reshape(-1, *[1] * (x.ndim - 2))
-
-
-def _standardised(x: Tensor, dims: list[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(x − mean) / √(variance + ε), the mean, and the factor."""
-    mean = x.mean(dim=dims, keepdim=True)
-    centred = x - mean
-    factor = torch.rsqrt(centred.square().mean(dim=dims, keepdim=True) + epsilon)
-    return centred * factor, mean, factor
 
 
 @operator("BatchNormalization")
@@ -33,30 +21,26 @@ def batch_normalization(call: Call, x: Tensor, scale: Tensor, shift: Tensor, mea
         raise call.unsupported("training mode")
     if call.get("spatial", 1) != 1:
         raise call.unsupported("spatial = 0")
-    factor = scale * torch.rsqrt(variance + call.get("epsilon", 1e-5))
-    return (x - _by_channel(mean, x)) * _by_channel(factor, x) + _by_channel(shift, x)
+    return kernels.batch_norm(x, mean, variance, scale, shift, call.get("epsilon", 1e-5))
 
 
 @operator("InstanceNormalization")
 def instance_normalization(call: Call, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    normal, _, _ = _standardised(x, list(range(2, x.ndim)), call.get("epsilon", 1e-5))
-    return normal * _by_channel(scale, x) + _by_channel(shift, x)
+    return kernels.instance_norm(x, scale, shift, call.get("epsilon", 1e-5))
 
 
 @operator("LayerNormalization")
 def layer_normalization(call: Call, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> object:
     """Over all axes from ``axis`` on; the mean and the factor are optional outputs."""
     axis = axis_of(call, call.get("axis", -1), x.ndim)
-    normal, mean, factor = _standardised(x, list(range(axis, x.ndim)), call.get("epsilon", 1e-5))
-    made = normal * scale if shift is None else normal * scale + shift
-    return (made, mean, factor)
+    normal, mean, factor = kernels.standardised(x, range(axis, x.ndim), call.get("epsilon", 1e-5))
+    return (kernels.affine(normal, scale, shift), mean, factor)
 
 
 @operator("RMSNormalization")
 def rms_normalization(call: Call, x: Tensor, scale: Tensor) -> Tensor:
     axis = axis_of(call, call.get("axis", -1), x.ndim)
-    square = x.square().mean(dim=list(range(axis, x.ndim)), keepdim=True)
-    return x * torch.rsqrt(square + call.get("epsilon", 1e-5)) * scale
+    return kernels.rms_norm(x, x.ndim - axis, scale, call.get("epsilon", 1e-5))
 
 
 @operator("GroupNormalization")
@@ -65,11 +49,10 @@ def group_normalization(call: Call, x: Tensor, scale: Tensor, shift: Tensor) -> 
     groups = call.get("num_groups", 0)
     if groups < 1 or x.shape[1] % groups:
         raise call.wrong(f"can't divide {x.shape[1]} channels into {groups} groups")
-    grouped = x.reshape(x.shape[0], groups, -1)
-    normal, _, _ = _standardised(grouped, [2], call.get("epsilon", 1e-5))
+    normal = kernels.grouped(x, groups, call.get("epsilon", 1e-5))
     if call.version < 21:
-        return (normal * scale.reshape(-1, 1) + shift.reshape(-1, 1)).reshape(x.shape)
-    return normal.reshape(x.shape) * _by_channel(scale, x) + _by_channel(shift, x)
+        return kernels.affine_by_channel(normal, scale, shift).reshape(x.shape)
+    return kernels.affine_by_channel(normal.reshape(x.shape), scale, shift)
 
 
 @operator("MeanVarianceNormalization")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsb_engine.formats.graph.norms import root, vector_norm
+from wsb_engine.formats.graph.kernels.norms import root, vector_norm
 from wsb_engine.formats.graph.operators.convolution import CONVOLUTIONS
 from wsb_engine.formats.graph.operators.registry import Call, operator
 from wsb_engine.formats.graph.operators.spatial import Window, pad_ends, window
@@ -37,7 +37,7 @@ def max_pool(call: Call, x: Tensor) -> Tensor:
 
 
 def _window_sums(x: Tensor, shape: Window) -> Tensor:
-    """Sums over the windows of a padded input, every channel by itself."""
+    """Sum over the windows of a padded input, each channel separately."""
     planes = x.reshape(-1, 1, *x.shape[2:])
     ones = torch.ones(1, 1, *shape.kernel, dtype=x.dtype, device=x.device)
     sums = CONVOLUTIONS[shape.dims](planes, ones, stride=shape.strides, dilation=shape.dilations)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wsb_engine.formats.graph.norms import vector_norm
+from wsb_engine.formats.graph.kernels.norms import vector_norm
 from wsb_engine.formats.graph.operators.registry import Call, Kernel, Static, operator
 from wsb_engine.formats.graph.operators.shapes import axis_of
 
@@ -145,7 +145,7 @@ def _arg(call: Call, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
 
 @operator("TopK", static=(1,))
 def top_k(call: Call, x: Tensor, k: Static | None = None) -> tuple[Tensor, Tensor]:
-    """The k extreme elements in order, and where they are; the first of equal ones comes first."""
+    """Return the k extreme elements in order, and their positions; of equal ones the first comes first."""
     axis = axis_of(call, call.get("axis", -1), x.ndim)
     count = call.get("k", 1) if k is None else int(k.reshape(-1)[0])
     values, indices = torch.sort(x, dim=axis, descending=bool(call.get("largest", 1)), stable=True)

@@ -1,4 +1,4 @@
-"""How a kernel is declared and found.
+"""Declares and finds kernels.
 
 A kernel is a pure torch function: it takes a ``Call`` and the node's inputs and returns the node's output, or a
 tuple of them. It must work on meta tensors (shapes are planned before memory is taken), under ``torch.func``
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from wsb_engine.curvature.tracing import operators as traits
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.graph import problems
+from wsb_engine.formats.graph import plan, problems
 from wsb_engine.formats.graph.graph import Node
 
 Static = np.ndarray[Any, np.dtype[Any]]
-Kernel = Callable[..., Any]
+Kernel = plan.Kernel
 T = TypeVar("T")
 _Attributed = TypeVar("_Attributed", int, float, str, tuple[int, ...], tuple[float, ...], Tensor)
 
@@ -29,43 +29,28 @@ ML = "ai.onnx.ml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class Call(plan.Call[Node]):
     """What a kernel knows besides its inputs."""
-
-    node: Node
-    working: torch.dtype
-    """The floating type that everything is computed in."""
-    device: torch.device
-    """Where a kernel makes new tensors; the meta device while shapes are planned."""
 
     @property
     def version(self) -> int:
         return self.node.version
 
     def get(self, name: str, default: _Attributed) -> _Attributed:
-        """An attribute, which must be of the default's type."""
+        """Return an attribute, which must be of the default's type."""
         value = self.node.attributes.get(name, default)
         if type(value) is not type(default) and not (isinstance(value, Tensor) and isinstance(default, Tensor)):
             raise self.wrong(f"attribute {name!r} has the wrong type")
         return value
 
     def ints(self, name: str) -> tuple[int, ...] | None:
-        """An optional attribute that is a list of integers."""
+        """Return an optional attribute that is a list of integers."""
         value: tuple[int, ...] = self.get(name, ())
         return value if name in self.node.attributes else None
 
     def wrong(self, why: str) -> ModelError:
-        """An error about this node that breaks the format's rules."""
-        return problems.invalid(f"{self.node.label}: {why}", **facts(self.node))
-
-    def unsupported(self, why: str) -> ModelError:
-        """An error about a use of this operator that the reader does not have."""
-        return ModelError(
-            f"{self.node.label}: {why} is not supported",
-            code="unsupported_operator",
-            advice="Export the model in inference mode with plain operators, or leave this part out of the export.",
-            **facts(self.node),
-        )
+        """Return an error about this node that breaks the format's rules."""
+        return problems.invalid(f"{self.node.label}: {why}", **self.node.details)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +64,7 @@ class Operator:
     static: frozenset[int]
     """Positions of the inputs that must be known before the kernel runs."""
     concrete: bool
-    """True where the output's shape depends on values: such a node can only be folded."""
+    """True if the output's shape depends on values: such a node can only be folded."""
 
 
 _TABLE: dict[tuple[str, str], list[Operator]] = {}
@@ -91,8 +76,22 @@ def operator(
     since: int = 1,
     static: tuple[int, ...] = (),
     concrete: bool = False,
+    activation: bool = False,
+    elementwise: bool = False,
 ) -> Callable[[T], T]:
-    """Enters a kernel in the table under one or more operator names."""
+    """Enter a kernel in the table under one or more operator names.
+
+    Args:
+        names: Operator names.
+        domain: Their domain.
+        since: First opset version that the kernel is right for.
+        static: Positions of the inputs that must be known before the kernel runs.
+        concrete: True if the output's shape depends on values.
+        activation: True if a report names the operator as a nonlinearity.
+        elementwise: True if the activation of an MLP may be written with the operator.
+    """
+    if domain == "":
+        traits.enter(*names, activation=activation, elementwise=elementwise)
 
     def enter(kernel: T) -> T:
         for name in names:
@@ -113,7 +112,7 @@ def operator(
 
 
 def find(node: Node) -> Operator | None:
-    """The table's entry for a node, or None."""
+    """Return the table's entry for a node, or None."""
     entries = _TABLE.get((node.domain, node.operator), [])
     usable = [entry for entry in entries if entry.since <= node.version]
     return usable[-1] if usable else None
@@ -125,7 +124,7 @@ def supported() -> tuple[tuple[str, str], ...]:
 
 
 def require(node: Node) -> Operator:
-    """The table's entry for a node.
+    """Return the table's entry for a node.
 
     Raises:
         ModelError: ``unsupported_operator``, naming the node.
@@ -133,22 +132,11 @@ def require(node: Node) -> Operator:
     entry = find(node)
     if entry is None:
         domain = node.domain or "ai.onnx"
-        raise ModelError(
-            f"{node.label}: operator {node.operator} (domain {domain}, opset {node.version}) is not supported",
-            code="unsupported_operator",
+        raise problems.unsupported(
+            node.label,
+            f"operator {node.operator} (domain {domain}, opset {node.version}) is not supported",
             advice="Export the classifier in inference mode with the standard operators of ONNX, without pre- and "
             "post-processing.",
-            **facts(node),
+            **node.details,
         )
     return entry
-
-
-def facts(node: Node) -> dict[str, Any]:
-    """What programs want to know about a node in an error."""
-    return {
-        "operator": node.operator,
-        "domain": node.domain or "ai.onnx",
-        "opset": node.version,
-        "node": node.name,
-        "index": node.index,
-    }

@@ -12,41 +12,41 @@ from wsb_engine.formats.graph.tensors import dtype_of, element_count
 
 
 def axis_of(call: Call, axis: int, rank: int) -> int:
-    """The axis counted from the front."""
+    """Return the axis counted from the front."""
     if not -rank <= axis < max(rank, 1):
         raise call.wrong(f"axis {axis} does not exist in a tensor of rank {rank}")
     return axis + rank if axis < 0 else axis
 
 
 def working_dtype(call: Call, element_type: int) -> torch.dtype:
-    """The dtype of a Cast's target: every floating type is the working one."""
+    """Return the dtype of a Cast's target: every floating type is the working one."""
     dtype = dtype_of(element_type, call.node.label)
     return call.working if dtype.is_floating_point else dtype
 
 
-@operator("Identity", "Optional")
+@operator("Identity", "Optional", elementwise=True)
 def identity(call: Call, x: Tensor) -> Tensor:
     return x
 
 
-@operator("Dropout")
+@operator("Dropout", elementwise=True)
 def dropout(call: Call, x: Tensor, ratio: Tensor | None = None, training: Static | None = None) -> object:
     """As in inference: the input itself, and a mask that keeps everything."""
     return (x, torch.ones_like(x, dtype=torch.bool)) if len(call.node.outputs) > 1 else x
 
 
-@operator("Cast")
+@operator("Cast", elementwise=True)
 def cast(call: Call, x: Tensor) -> Tensor:
     return convert(x, working_dtype(call, call.get("to", 0)))
 
 
-@operator("CastLike")
+@operator("CastLike", elementwise=True)
 def cast_like(call: Call, x: Tensor, like: Tensor) -> Tensor:
     return convert(x, call.working if like.is_floating_point() else like.dtype)
 
 
 def convert(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A conversion that lets derivatives through between floating types."""
+    """Return a conversion that lets derivatives through between floating types."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -104,7 +104,7 @@ def concat(call: Call, *parts: Tensor) -> Tensor:
 
 @operator("Expand", static=(1,), since=8)
 def expand(call: Call, x: Tensor, shape: Static) -> Tensor:
-    """Broadcasts both ways: a size of 1 in the target keeps the input's."""
+    """Broadcast both ways: a size of 1 in the target keeps the input's."""
     sizes = torch.broadcast_shapes(x.shape, [int(size) for size in shape.tolist()])
     element_count(tuple(sizes), call.node.label)
     return x.expand(sizes)
@@ -146,7 +146,7 @@ def slice_(
 
 
 def _open_end(end: int, size: int, step: int) -> int | None:
-    """None where a backwards slice runs past the front, which Python writes so."""
+    """Return None if a backwards slice runs past the front, which is how Python writes that."""
     return None if step < 0 and end < -size else end
 
 
@@ -200,7 +200,7 @@ def _border(call: Call, mode: str, size: int, positions: Tensor) -> Tensor:
 
 @operator("CenterCropPad", static=(1,), since=18)
 def center_crop_pad(call: Call, x: Tensor, shape: Static) -> Tensor:
-    """Crops or pads with zeros on both sides, the odd element at the end."""
+    """Crop, or pad with zeros, on both sides; an odd element goes to the end."""
     axes = [axis_of(call, axis, x.ndim) for axis in call.ints("axes") or range(x.ndim)]
     pairs = dict.fromkeys(range(x.ndim), (0, 0))
     for axis, target in zip(axes, shape.tolist(), strict=True):

@@ -21,7 +21,7 @@ class Window:
     begin: tuple[int, ...]
     """Padding before."""
     end: tuple[int, ...]
-    """Padding after; negative where the window does not reach the input's end."""
+    """Padding after; negative if the window does not reach the input's end."""
     overhang: tuple[int, ...]
     """Part of ``end`` that is there only because ``ceil_mode`` lets the last window hang over."""
 
@@ -34,7 +34,7 @@ class Window:
 
 
 def pad_ends(x: Tensor, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> Tensor:
-    """Pads (or crops, where negative) the last axes with a constant."""
+    """Pad the last axes with a constant, or crop them if a size is negative."""
     if not any(begin) and not any(end):
         return x
     pairs = [size for pair in zip(reversed(begin), reversed(end), strict=True) for size in pair]
@@ -42,7 +42,7 @@ def pad_ends(x: Tensor, begin: Sequence[int], end: Sequence[int], value: float =
 
 
 def window(call: Call, x: Tensor, kernel: Sequence[int]) -> Window:
-    """The geometry of a Conv or pooling node.
+    """Return the geometry of a Conv or pooling node.
 
     Args:
         call: Attributes ``auto_pad``, ``pads``, ``strides``, ``dilations`` and ``ceil_mode``.

@@ -1,0 +1,72 @@
+"""What a head is, and the logits z under it, of which the cross-entropy is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from wsb_engine.errors import ModelError
+
+Finish = Literal["none", "log", "logit", "log_sigmoid"]
+FINISHES: Mapping[Finish, Callable[[Tensor], Tensor]] = {
+    "none": lambda rows: rows,
+    "log": torch.log,
+    "logit": lambda rows: torch.log(rows) - torch.log1p(-rows),
+    "log_sigmoid": functional.logsigmoid,
+}
+"""What remains to be applied to a value to reach the logits."""
+PROBABILITY_TOLERANCE = 1e-5
+"""How far from 1 the sum of a row of probabilities may be, single precision and many classes included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What follows the logits: z is ``finish`` applied to ``tensor``, as a matrix of one row for each sample."""
+
+    tensor: str
+    finish: Finish = "none"
+    name: str = "none"
+    """What was taken off the output."""
+    single: bool = False
+    """True if there must be one column: the logit of class 1 of two."""
+    classes: tuple[int | str, ...] | None = None
+
+
+def logits_of(head: Head, value: Tensor) -> Tensor:
+    """z of shape (N, C) from the head's tensor.
+
+    Raises:
+        ModelError: ``unsupported_head`` if a sample has more than one axis of logits, ``multilabel_unsupported``.
+    """
+    if value.ndim == 0 or sum(size > 1 for size in value.shape[1:]) > 1:
+        raise ModelError(
+            f"{head.tensor!r} has shape {list(value.shape)}, not one row of logits for each sample",
+            code="unsupported_head",
+            advice="Analyse a model that gives one distribution over classes for each sample, or name another output.",
+            shape=list(value.shape),
+        )
+    rows = value.reshape(value.shape[0], -1)
+    if head.single and rows.shape[1] != 1:
+        raise multilabel(rows.shape[1])
+    return FINISHES[head.finish](rows)
+
+
+def multilabel(columns: int) -> ModelError:
+    """Return the error for a sigmoid for each class, which is not one distribution over the classes."""
+    return ModelError(
+        f"the model gives {columns} independent probabilities (a sigmoid each), which is not one distribution",
+        code="multilabel_unsupported",
+        advice="The bounds are for the cross-entropy of one class out of several. Analyse one label at a time, or, if "
+        'exactly one class is true, export the logits and use head "logits".',
+        columns=columns,
+    )
+
+
+def looks_like_probabilities(z: Tensor) -> bool:
+    """True if every row of outputs (N, C), C ≥ 2, is positive and sums to 1 as probabilities do."""
+    return bool(z.shape[1] > 1 and (z > 0).all() and ((z.sum(dim=1) - 1).abs() < PROBABILITY_TOLERANCE).all())
