@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.keys import ApiKey, parse_keys
-from service.sandbox import Limits, usable_memory_bytes
+from service.sandbox import JobLimits, usable_memory_bytes
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -194,9 +194,9 @@ class Settings(BaseSettings):
         return self.blob_url if urlsplit(self.blob_url or "").scheme == "s3" else None
 
     @property
-    def job_limits(self) -> Limits:
+    def job_limits(self) -> JobLimits:
         """Of the child that runs an analysis."""
-        return Limits(memory_bytes=self.job_bytes)
+        return JobLimits(memory_bytes=self.job_bytes)
 
     @property
     def job_bytes(self) -> int:

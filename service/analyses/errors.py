@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from service.analyses.breakdowns import is_breakdown
+from service.analyses.error_codes import is_service_failure
 from service.analyses.table import AnalysisRow
 from service.errors import NotFoundError, ServiceError
 
@@ -100,7 +100,7 @@ def ended(row: AnalysisRow) -> ServiceError:
     error = row.error or {}
     kinds: dict[str, type[_EndedError]] = {"timed_out": AnalysisTimedOutError, "cancelled": AnalysisCancelledError}
     code = str(error.get("code") or row.state)
-    kind = kinds.get(row.state) or (AnalysisCrashedError if is_breakdown(code) else AnalysisRejectedError)
+    kind = kinds.get(row.state) or (AnalysisCrashedError if is_service_failure(code) else AnalysisRejectedError)
     return kind(
         str(error.get("message") or kind.title + "."),
         code=code,

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import repository
-from service.analyses.breakdowns import is_breakdown
+from service.analyses.error_codes import is_service_failure
 from service.analyses.table import AnalysisRow
 from service.database import counters
 from service.database.counters import Event
@@ -41,7 +41,7 @@ CAUSES = (*dict.fromkeys(_CAUSES.values()), _INTERNAL, _REJECTED)
 
 def cause(code: str) -> str:
     """Which of ``CAUSES`` an error's code belongs to: codes come from a child, and there can be any number of them."""
-    return _CAUSES.get(code) or (_INTERNAL if is_breakdown(code) else _REJECTED)
+    return _CAUSES.get(code) or (_INTERNAL if is_service_failure(code) else _REJECTED)
 
 
 async def succeed(

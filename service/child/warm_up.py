@@ -6,7 +6,7 @@ import encodings.cp437  # noqa: F401  (the names in an .npz file are decoded wit
 
 import onnx
 
-from service.child.rehearsal import rehearse
+from service.child.sample_analysis import run_sample_analysis
 from service.sandbox.grants import gpu_devices
 
 # Looking for the first operator is what registers all of them.
@@ -14,4 +14,4 @@ onnx.defs.has("Identity")
 
 # Where there is a GPU, torch starts a thread for it with the first gradient, and the zygote may have one only.
 if not gpu_devices(True):
-    rehearse()
+    run_sample_analysis()

@@ -80,7 +80,7 @@ def serve(
     from service.sandbox import SandboxError
 
     with _needs_the_server():
-        from service.http.exposure import ExposedError
+        from service.http.bind_address import UnsafeBindAddressError
         from service.server.postgres import DataFolderInUseError
         from service.server.serve import DatabaseUnusableError
         from service.server.serve import serve as run
@@ -88,7 +88,7 @@ def serve(
     settings = _settings()
     try:
         run(settings, host=host, port=port, workers=workers, announce=_announce)
-    except (DataFolderInUseError, ExposedError, SandboxError, OSError) as error:
+    except (DataFolderInUseError, UnsafeBindAddressError, SandboxError, OSError) as error:
         _end(str(error), Exit.INVALID)
     except DatabaseUnusableError as error:
         _end(str(error), Exit.NOT_EVALUATED)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import SecretStr, ValidationError
 
-from service.analyses.breakdowns import is_breakdown, is_limit
+from service.analyses.error_codes import is_limit, is_service_failure
 from service.child.entry import BATCH_FILE, ENTRY, MODEL_FILE, PRELOAD
 from service.child.protections import required
 from service.cli.progress import ProgressSink
@@ -78,7 +78,7 @@ async def evaluate_here(
         except SandboxError as error:
             raise _failure(error.code, error.message, error.advice, broke_down=True) from error
     if (found := outcome.error) is not None:
-        broke_down = outcome.status != "failed" or is_breakdown(found.code) or is_limit(found.code)
+        broke_down = outcome.status != "failed" or is_service_failure(found.code) or is_limit(found.code)
         raise _failure(found.code, found.message, found.advice, broke_down=broke_down)
     return _report(outcome.result or "")
 
@@ -149,7 +149,7 @@ def _follow(client: httpx.Client, path: str, progress: ProgressSink) -> Report:
                 "message": "The analysis ended early.",
                 "advice": "",
             }
-            broke_down = analysis["state"] != "failed" or is_breakdown(error["code"]) or is_limit(error["code"])
+            broke_down = analysis["state"] != "failed" or is_service_failure(error["code"]) or is_limit(error["code"])
             raise _failure(error["code"], error["message"], error["advice"], broke_down=broke_down)
         if analysis["progress"] is not None:
             progress(analysis["progress"])

@@ -7,10 +7,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
-from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
@@ -28,8 +25,6 @@ from service.database.engine import Database
 from service.http.middleware import OTHER
 from service.kit.shared_call import SharedCall
 from service.settings import Settings
-
-router = APIRouter(tags=["service"])
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UPLOADS = {"/v1/models": "models", "/v1/batches": "batches", "/v1/analyses": "forms"}
@@ -82,15 +77,15 @@ class Metrics:
         if method == "POST" and route in _UPLOADS:
             self._upload_bytes.labels(_UPLOADS[route]).inc(received)
 
-    def exposition(self, accept: str, figures: Figures | None) -> Response:
+    def exposition(self, accept: str, snapshot: DatabaseSnapshot | None) -> Response:
         """All metrics in the format that the client prefers; without the database's where it did not answer."""
         encode, media_type = choose_encoder(accept)
-        self._shared.figures = figures
+        self._shared.snapshot = snapshot
         return Response(encode(self.registry), media_type=media_type)
 
 
 @dataclass(frozen=True)
-class Figures:
+class DatabaseSnapshot:
     """What the database knows at one moment."""
 
     live: dict[State, int]
@@ -101,27 +96,27 @@ class Figures:
     totals: Sequence[TotalRow]
 
 
-class FiguresReader:
-    """Reads the figures at most once a second, however many ask, and gives up on a database that hangs."""
+class SnapshotReader:
+    """Reads the snapshot at most once a second, however many ask, and gives up on a database that hangs."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
         self._read = SharedCall(self._query)
-        self._latest: tuple[float, Figures] | None = None
+        self._latest: tuple[float, DatabaseSnapshot] | None = None
 
-    async def figures(self) -> Figures | None:
+    async def read(self) -> DatabaseSnapshot | None:
         """None when the database does not answer."""
         if self._latest is not None and time.monotonic() - self._latest[0] < _FRESH_SECONDS:
             return self._latest[1]
         try:
-            figures = await self._read.outcome(self._settings.probe_seconds)
+            snapshot = await self._read.outcome(self._settings.probe_seconds)
         except (SQLAlchemyError, OSError):
             return None
-        self._latest = time.monotonic(), figures
-        return figures
+        self._latest = time.monotonic(), snapshot
+        return snapshot
 
-    async def _query(self) -> Figures:
+    async def _query(self) -> DatabaseSnapshot:
         # The partial index of live analyses answers this, however many have ended.
         waiting = func.extract("epoch", func.now() - func.min(AnalysisRow.created_at))
         query = select(AnalysisRow.state, func.count(), waiting).where(AnalysisRow.state.in_(LIVE_STATES))
@@ -130,7 +125,7 @@ class FiguresReader:
             present = await workers.alive(session, within_seconds=self._settings.stalled_seconds)
             counted = await counters.read(session)
         devices = [worker.device for worker in present]
-        return Figures(
+        return DatabaseSnapshot(
             live={state: count for state, count, _ in live},
             oldest_seconds=max((float(seconds) for state, _, seconds in live if state == "queued"), default=0.0),
             workers={device: devices.count(device) for device in sorted(set(devices))},
@@ -139,30 +134,30 @@ class FiguresReader:
 
 
 class _Shared(Collector):
-    """The database's figures as metrics; every process of the API gives the same."""
+    """The database's snapshot as metrics; every process of the API gives the same."""
 
     def __init__(self) -> None:
-        self.figures: Figures | None = None
+        self.snapshot: DatabaseSnapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
-        figures = self.figures
-        yield GaugeMetricFamily("wsb_database_up", "Whether the database answered.", value=float(figures is not None))
-        if figures is None:
+        snapshot = self.snapshot
+        yield GaugeMetricFamily("wsb_database_up", "Whether the database answered.", value=float(snapshot is not None))
+        if snapshot is None:
             return
-        queued = figures.live.get("queued", 0)
+        queued = snapshot.live.get("queued", 0)
         yield GaugeMetricFamily("wsb_queue_depth", "Analyses that wait for a worker.", value=queued)
         yield GaugeMetricFamily(
-            "wsb_queue_oldest_seconds", "Age of the analysis that has waited longest.", value=figures.oldest_seconds
+            "wsb_queue_oldest_seconds", "Age of the analysis that has waited longest.", value=snapshot.oldest_seconds
         )
         analyses = GaugeMetricFamily("wsb_analyses", "Analyses that have not ended.", labels=["state"])
         for state in LIVE_STATES:
-            analyses.add_metric([state], figures.live.get(state, 0))
+            analyses.add_metric([state], snapshot.live.get(state, 0))
         yield analyses
         present = GaugeMetricFamily("wsb_workers", "Workers that are alive.", labels=["device"])
-        for device, count in figures.workers.items():
+        for device, count in snapshot.workers.items():
             present.add_metric([device], count)
         yield present
-        yield from _totals(figures.totals)
+        yield from _totals(snapshot.totals)
 
     def describe(self) -> Iterator[Metric]:
         """No names are claimed in advance: they depend on the database."""
@@ -199,15 +194,3 @@ def _histogram(rows: Sequence[TotalRow]) -> tuple[list[tuple[str, float]], float
         below += counts.get(end, 0)
         buckets.append((str(end) if math.isfinite(end) else "+Inf", float(below)))
     return buckets, sum(row.seconds for row in rows)
-
-
-@router.get(
-    "/metrics",
-    summary="Metrics for Prometheus",
-    description="The Prometheus text format, or OpenMetrics on request. Needs a key if keys are set.",
-    response_class=PlainTextResponse,
-)
-async def get_metrics(request: Request, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
-    metrics: Metrics = request.state.metrics
-    reader: FiguresReader = request.state.figures
-    return metrics.exposition(accept, await reader.figures())

@@ -6,7 +6,7 @@ say by JSON only: nothing that a child sends is executed or unpickled.
 
 from service.sandbox.cgroup import delegated_group
 from service.sandbox.errors import SandboxError
-from service.sandbox.job import Job, JobError, Limits, Outcome, Place
+from service.sandbox.job import Job, JobError, JobLimits, Outcome, Place
 from service.sandbox.parent import Child, ProgressCallback, Zygote
 from service.sandbox.rlimits import usable_memory_bytes
 
@@ -14,7 +14,7 @@ __all__ = [
     "Child",
     "Job",
     "JobError",
-    "Limits",
+    "JobLimits",
     "Outcome",
     "Place",
     "ProgressCallback",

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from service.sandbox.confinement import child_environment, confine, seal
 from service.sandbox.errors import SandboxError
 from service.sandbox.grants import code_paths
-from service.sandbox.job import JobError, Limits
+from service.sandbox.job import JobError, JobLimits
 from service.sandbox.protocol import encode_error, encode_progress, encode_result, is_code, write_whole
 from service.sandbox.rlimits import limit_cpu_time
 
@@ -80,7 +80,7 @@ def _work(
     """The last frame; None where nothing is asked for in the end."""
     out_of_memory = encode_error(_OUT_OF_MEMORY)  # encoded while there is memory for it
     try:
-        folder, threads, limits = Path(place["folder"]), place["threads"], Limits(**place["limits"])
+        folder, threads, limits = Path(place["folder"]), place["threads"], JobLimits(**place["limits"])
         os.chdir(folder)
         environment, gpu = child_environment(folder, threads), place["gpu"]
         group = None if place["group"] is None else Path(place["group"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from service.sandbox.cgroup import join
 from service.sandbox.errors import SandboxError
 from service.sandbox.grants import gpu_devices, grants
-from service.sandbox.job import Limits
+from service.sandbox.job import JobLimits
 from service.sandbox.kernel import prctl
 from service.sandbox.landlock import TRUNCATE_VERSION, landlock, landlock_version
 from service.sandbox.privileges import become_nobody
@@ -44,7 +44,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def confine(limits: Limits, *, parent: int, environment: Mapping[str, str], gpu: bool, group: Path | None) -> list[str]:
+def confine(
+    limits: JobLimits, *, parent: int, environment: Mapping[str, str], gpu: bool, group: Path | None
+) -> list[str]:
     """Gives up, for this process and for good, what a job does not need; files and system calls are left to ``seal``.
 
     To be called once, in the child.

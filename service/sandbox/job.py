@@ -16,7 +16,7 @@ _ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class JobLimits:
     """Ceilings of one child; a lower hard limit of the host stays in force."""
 
     open_files: int = 1024
@@ -51,7 +51,7 @@ class Place:
     folder: Path
     entry: str
     threads: int | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: JobLimits = field(default_factory=JobLimits)
     gpu: bool = False
     group: Path | None = None
     required: tuple[str, ...] = ()

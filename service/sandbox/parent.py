@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from service.sandbox.cgroup import has_killed, job_group
+from service.sandbox.diagnosis import Evidence, diagnose, oom_kill_count
 from service.sandbox.errors import SandboxError
 from service.sandbox.job import LOG_NAME, Job, JobError, Outcome, Place
 from service.sandbox.process import Running, ZygoteProcess, encoded, first_done
 from service.sandbox.protocol import FrameDecoder, Progress, ProtocolError
-from service.sandbox.verdict import Evidence, judge, oom_kill_count
 
 ProgressCallback = Callable[[dict[str, Any]], Awaitable[None] | None]
 """Takes the fields of one progress frame. What it awaits holds the child up, and counts against its time."""
@@ -193,7 +193,7 @@ class Child:
         evidence.exit = None if self._running is None else self._running.ended.result()
         killed = self._group is not None and has_killed(self._group)
         evidence.oom_kills = oom_kill_count() != oom_kills or killed
-        status, ending = judge(evidence, seconds=seconds)
+        status, ending = diagnose(evidence, seconds=seconds)
         return Outcome(
             status=status,
             interrupted=status == "crashed" and evidence.interrupted,

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from service.sandbox.confinement import zygote_environment
+from service.sandbox.diagnosis import Exit
 from service.sandbox.errors import SandboxError
 from service.sandbox.job import Place
 from service.sandbox.protocol import CONTROL_BYTES, write_whole
-from service.sandbox.verdict import Exit
 
 KILL_SECONDS = 30.0
 """How long a kill, or an orderly end, may take before the zygote is killed itself: the kernel needs a while to take a

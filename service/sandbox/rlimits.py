@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from service.sandbox.job import Limits
+from service.sandbox.job import JobLimits
 
 _CPU_GRACE_SECONDS = 2
 """Between the signal that tells of the CPU limit, and the one that can't be ignored."""
@@ -21,11 +21,11 @@ _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 """Of a container, as it sees its own control group."""
 
 
-def limit_resources(limits: Limits, *, gpu: bool) -> list[str]:
+def limit_resources(limits: JobLimits, *, gpu: bool) -> list[str]:
     """Lowers limits for good, all but that of CPU time; a lower hard limit of the host stays in force.
 
     Args:
-        limits: Limits of the job.
+        limits: JobLimits of the job.
         gpu: Whether the job may use the devices of GPUs, whose driver reserves addresses for all of their memory: the
             address space is not limited then.
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from service.sandbox.kernel import prctl
-from service.sandbox.syscalls import JUDGED, NEWEST, REFUSED
+from service.sandbox.syscalls import CONDITIONAL, NEWEST, REFUSED
 
 _PR_SET_SECCOMP = 22
 _MODE_FILTER = 2
@@ -90,7 +90,7 @@ def compiled(machine: str, wanted: Filter) -> list[Instruction]:
     ]
     blocks = {**{name: [_REFUSE] for name in REFUSED}, **_judgements(wanted)}
     for name, block in blocks.items():
-        number = (REFUSED.get(name) or JUDGED[name])[column]
+        number = (REFUSED.get(name) or CONDITIONAL[name])[column]
         if number is not None:
             program += [(_JUMP_EQUAL, 0, len(block), number), *block]
     return [*program, _PASS]

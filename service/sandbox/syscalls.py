@@ -146,7 +146,7 @@ REFUSED: dict[str, Numbers] = {
     "vhangup": (153, 58),
 }
 
-JUDGED: dict[str, Numbers] = {
+CONDITIONAL: dict[str, Numbers] = {
     "clone": (56, 220),
     "clone3": (435, 435),
     "kill": (62, 129),

@@ -26,19 +26,18 @@ from service.http import openapi, problems
 from service.http.middleware import RequestLog
 from service.http.security import Authentication
 from service.kit.slots import Slots
-from service.monitoring import capabilities
-from service.monitoring import metrics as monitoring
-from service.monitoring.metrics import FiguresReader, Metrics
+from service.monitoring import endpoints as monitoring
+from service.monitoring.metrics import Metrics, SnapshotReader
 from service.monitoring.readiness import Readiness
 from service.server.postgres import embedded_postgres
 from service.server.retention import retention
 from service.settings import Settings
-from service.storage.opening import open_blobs
+from service.storage.factory import open_blobs
 from service.traces import Tracing
-from service.web import comparing, series, sign_in
+from service.web import comparison, series, sign_in
 from service.web import endpoints as web
 from service.web.browsers import Browsers
-from service.web.outermost import Outermost
+from service.web.middleware import WebMiddleware
 
 _DESCRIPTION = """\
 How sharp is a trained classifier, with proof: bounds on the largest and smallest eigenvalue of the Hessian of the
@@ -63,7 +62,7 @@ class State(TypedDict):
     context: Context
     readiness: Readiness
     metrics: Metrics
-    figures: FiguresReader
+    snapshots: SnapshotReader
 
 
 def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> FastAPI:
@@ -83,7 +82,7 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
                 "context": context,
                 "readiness": Readiness(context),
                 "metrics": metrics,
-                "figures": FiguresReader(settings, context.database),
+                "snapshots": SnapshotReader(settings, context.database),
             }
 
     app = FastAPI(
@@ -103,15 +102,14 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
     app.add_middleware(Authentication, keys=settings.api_keys)
     app.add_middleware(Browsers, keys=settings.api_keys, allow_anonymous=settings.allow_anonymous)
     app.add_middleware(RequestLog, count=metrics.answered)
-    app.add_middleware(Outermost, root_path=settings.root_path)
+    app.add_middleware(WebMiddleware, root_path=settings.root_path)
     app.include_router(analyses.router)
     app.include_router(events.router)
     app.include_router(comparisons.router)
     app.include_router(model_router(uses_blob))
     app.include_router(batch_router(uses_blob))
-    app.include_router(capabilities.router)
     app.include_router(monitoring.router)
-    for pages in (sign_in, web, comparing, series):
+    for pages in (sign_in, web, comparison, series):
         app.include_router(pages.router)
     problems.install(app)
     openapi.install(app, extra_models=(AnalysisRequest, FormRequest, ComparisonRequest))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from service.child.protections import required
-from service.http.exposure import refuse_exposure
+from service.http.bind_address import check_bind_address
 from service.kit.devices import offered_devices
-from service.server.allocation import keep_freed_memory
+from service.server.malloc import keep_freed_memory
 from service.server.postgres import embedded_postgres
 from service.server.supervision import first, supervised, try_sandbox
 from service.settings import Settings
@@ -34,14 +34,14 @@ def serve(settings: Settings, *, host: str, port: int, workers: int | None, anno
         announce: Called with the URL once requests are answered.
 
     Raises:
-        ExposedError: before anything is started, when strangers could use the service.
+        UnsafeBindAddressError: before anything is started, when strangers could use the service.
         OSError: when the address can't be bound, or the database or the API does not start.
         DataFolderInUseError: when another process serves from the same data folder.
         SandboxError: when analyses can't be confined here as the settings require.
         DatabaseUnusableError: when a database was given that can't be used.
     """
     keep_freed_memory()
-    refuse_exposure(host, settings.api_keys, allow_anonymous=settings.allow_anonymous)
+    check_bind_address(host, settings.api_keys, allow_anonymous=settings.allow_anonymous)
     devices = offered_devices()
     count = len(devices) if workers is None else workers
     if count > 0 and required(settings):

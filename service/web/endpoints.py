@@ -22,7 +22,7 @@ from service.http.security import InTenant
 from service.rendering.registry import RENDERINGS
 from service.web.forms import Filled, empty_form, kept, submit_form
 from service.web.pages import STATIC_TYPES, page, see, static
-from service.web.posts import read_post
+from service.web.urlencoded import read_post
 
 PAGE_SIZE = 20
 RELOAD_SECONDS = 2

@@ -12,7 +12,7 @@ from service.context import InContext
 from service.keys import hash_key, tenant_of
 from service.web import sessions
 from service.web.pages import page, see
-from service.web.posts import read_fields, read_post
+from service.web.urlencoded import read_fields, read_post
 
 router = APIRouter(include_in_schema=False)
 

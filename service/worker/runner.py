@@ -26,9 +26,9 @@ from service.sandbox import Outcome, SandboxError
 from service.settings import Settings
 from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, StorageUnavailableError
 from service.traces import Tracing
-from service.worker import fit
 from service.worker.children import Children
 from service.worker.device import Device
+from service.worker.memory import MemoryBudget, shortage
 from wsb_engine.report import Report
 
 log = structlog.get_logger(__name__)
@@ -132,12 +132,12 @@ class Runner:
         row = await repository.find_anyones(session, analysis)
         if row is None or row.state in FINAL_STATES:
             return True
-        here = fit.Worker(
+        here = MemoryBudget(
             device=self.name,
             memory_bytes=self.settings.job_bytes,
             within_seconds=self.settings.stalled_seconds,
         )
-        error = await fit.shortage(session, row, here)
+        error = await shortage(session, row, here)
         if error is None:
             return True
         log.warning("analysis_too_large", analysis=str(analysis), message=error.message)

@@ -33,7 +33,7 @@ from service.database.queue import RUN_ANALYSIS, open_queue, queues_of
 from service.kit.background import background
 from service.sandbox import Place, Zygote, delegated_group
 from service.settings import Settings
-from service.storage.opening import open_blobs
+from service.storage.factory import open_blobs
 from service.storage.scratch import ScratchFolder
 from service.traces import Tracing
 from service.worker.children import Children

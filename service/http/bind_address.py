@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from service.keys import ApiKey
 
 
-class ExposedError(Exception):
+class UnsafeBindAddressError(Exception):
     """The service would answer strangers."""
 
 
-def refuse_exposure(host: str, keys: Sequence[ApiKey], *, allow_anonymous: bool) -> None:
+def check_bind_address(host: str, keys: Sequence[ApiKey], *, allow_anonymous: bool) -> None:
     """Checks that a service without keys is reached from this machine only.
 
     Raises:
-        ExposedError: with what to set, when it would be reached from elsewhere.
+        UnsafeBindAddressError: with what to set, when it would be reached from elsewhere.
         OSError: when the host's name can't be resolved.
     """
     if keys or allow_anonymous or _is_loopback(host):
         return
-    raise ExposedError(
+    raise UnsafeBindAddressError(
         f"{host or 'an empty host'} can be reached from other machines, and no API keys are set: whoever reaches it"
         " could use the service and see what others send. Make a key with `wsb keys new NAME` and set WSB_API_KEYS"
         " to the entry that it prints, or listen on 127.0.0.1. Behind a proxy that authenticates, set"

@@ -24,7 +24,7 @@ _HEADERS = {
 _FOR_PROGRAMS = ("/v1/", "/healthz", "/readyz", "/metrics", "/openapi.json")
 
 
-class Outermost:
+class WebMiddleware:
     """Lets the service live below a prefix, whether a proxy strips that from paths or not.
 
     Args:

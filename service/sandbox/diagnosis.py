@@ -48,7 +48,7 @@ class Evidence:
         return killed and self.violation is None
 
 
-def judge(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError]:
+def diagnose(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError]:
     """Gives the status, and the result's body or the error.
 
     A result counts only if the child then ended in good order: within its ``seconds``, on its own, with nothing more to

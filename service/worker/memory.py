@@ -21,7 +21,7 @@ class LeftToOthersError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worker:
+class MemoryBudget:
     """What decides whether an analysis fits."""
 
     device: str
@@ -31,28 +31,28 @@ class Worker:
     """Silence after which another worker counts as lost."""
 
 
-async def shortage(session: AsyncSession, row: AnalysisRow, worker: Worker) -> AnalysisError | None:
+async def shortage(session: AsyncSession, row: AnalysisRow, budget: MemoryBudget) -> AnalysisError | None:
     """Why the analysis can't succeed on any worker; None where it can on this one.
 
     Args:
         session: A transaction.
         row: The analysis.
-        worker: The one that is about to start it.
+        budget: The one that is about to start it.
 
     Raises:
         LeftToOthersError: when it can on another one that is alive.
     """
-    needed = least_bytes(*await _sizes(session, row), doubles=_works_in_double(row.options["dtype"], worker.device))
-    if needed <= worker.memory_bytes:
+    needed = least_bytes(*await _sizes(session, row), doubles=_works_in_double(row.options["dtype"], budget.device))
+    if needed <= budget.memory_bytes:
         return None
-    for other in await workers.alive(session, within_seconds=worker.within_seconds):
+    for other in await workers.alive(session, within_seconds=budget.within_seconds):
         if workers.offers(other, row.options["device"]) and (other.memory_bytes or 0) >= needed:
             raise LeftToOthersError(str(row.id))
     return AnalysisError(
         code="out_of_memory",
         message=f"It needs at least {needed} bytes of memory, and no worker has as many.",
         advice="Use a smaller model or batch, dtype float32, or a worker with more memory.",
-        details={"needed_bytes": needed, "limit_bytes": worker.memory_bytes},
+        details={"needed_bytes": needed, "limit_bytes": budget.memory_bytes},
     )
 
 

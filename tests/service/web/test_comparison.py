@@ -11,7 +11,7 @@ from support.pages import Visitor, field_errors
 from support.policies import report
 from support.service import Service
 
-from service.web.comparing import decision
+from service.web.comparison import decision
 from wsb_engine.report import Check, Report, ReportWarning
 
 Visit = Callable[..., Visitor]

@@ -18,7 +18,7 @@ _BREAKDOWN_PREFIXES = ("worker_", "zygote_")
 _LIMITS = frozenset({"memory_limit", "time_limit", "time_limit_exceeded"})
 
 
-def is_breakdown(code: str) -> bool:
+def is_service_failure(code: str) -> bool:
     """Whether the analysis broke down through no fault of its input."""
     return code in _BREAKDOWNS or code.startswith(_BREAKDOWN_PREFIXES)
 

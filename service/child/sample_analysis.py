@@ -13,7 +13,7 @@ from wsb_engine import Options, analyze, load_batch, load_model
 _SAMPLES, _WIDTHS = 8, (4, 3, 2)
 
 
-def rehearse() -> None:
+def run_sample_analysis() -> None:
     """Reads and analyses a network of two layers on one thread of a CPU."""
     torch.set_num_threads(1)
     analyze(load_model(_model()), load_batch(_batch()), Options(device="cpu"))
