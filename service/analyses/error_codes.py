@@ -1,8 +1,8 @@
-"""What the code of a failed analysis says about whose fault it was."""
+"""Classes of the error codes of analyses: failures of the service, exceeded limits; all others are about the input."""
 
 from __future__ import annotations
 
-_BREAKDOWNS = frozenset(
+_SERVICE_FAILURES = frozenset(
     {
         "blob_corrupt",
         "blob_missing",
@@ -14,15 +14,15 @@ _BREAKDOWNS = frozenset(
         "sandbox_insufficient",
     }
 )
-_BREAKDOWN_PREFIXES = ("worker_", "zygote_")
+_SERVICE_FAILURE_PREFIXES = ("worker_", "zygote_")
 _LIMITS = frozenset({"memory_limit", "time_limit", "time_limit_exceeded"})
 
 
 def is_service_failure(code: str) -> bool:
-    """Whether the analysis broke down through no fault of its input."""
-    return code in _BREAKDOWNS or code.startswith(_BREAKDOWN_PREFIXES)
+    """Whether the analysis failed for a reason other than its input."""
+    return code in _SERVICE_FAILURES or code.startswith(_SERVICE_FAILURE_PREFIXES)
 
 
 def is_limit(code: str) -> bool:
-    """Whether the analysis needed more time or memory than it was allowed."""
+    """Whether the analysis exceeded its limit on time or memory."""
     return code in _LIMITS

@@ -36,7 +36,7 @@ class TenantQueueFullError(ServiceError):
 class IdempotencyMismatchError(ServiceError):
     status = HTTPStatus(422)
     code = "idempotency_mismatch"
-    title = "The Idempotency-Key was used with another request"
+    title = "The Idempotency-Key was used for a different request"
 
 
 class AnalysisLiveError(ServiceError):
@@ -80,7 +80,7 @@ class AnalysisRejectedError(_EndedError):
 class AnalysisCrashedError(_EndedError):
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     code = "crashed"
-    title = "The analysis broke down"
+    title = "The analysis failed unexpectedly"
 
 
 class AnalysisTimedOutError(_EndedError):
@@ -95,8 +95,12 @@ class AnalysisCancelledError(_EndedError):
     title = "The analysis was cancelled"
 
 
+def not_found(analysis: str) -> AnalysisNotFoundError:
+    return AnalysisNotFoundError(f"There is no analysis {analysis[:80]}.")
+
+
 def ended(row: AnalysisRow) -> ServiceError:
-    """The problem that tells how an analysis ended, for one that ended without a report."""
+    """Return the problem of an analysis that ended without a report."""
     error = row.error or {}
     kinds: dict[str, type[_EndedError]] = {"timed_out": AnalysisTimedOutError, "cancelled": AnalysisCancelledError}
     code = str(error.get("code") or row.state)

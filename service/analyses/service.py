@@ -1,7 +1,8 @@
-"""Finding, listing, cancelling and deleting analyses: the API, the pages and comparisons share these functions."""
+"""Finds, lists, cancels and deletes analyses; the API, the pages and comparisons share these functions."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -9,21 +10,34 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import repository
-from service.analyses.errors import AnalysisFinalError, AnalysisLiveError, NoReportError, ReportNotReadyError, ended
+from service.analyses.errors import (
+    AnalysisFinalError,
+    AnalysisLiveError,
+    NoReportError,
+    ReportNotReadyError,
+    ended,
+    not_found,
+)
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
-from service.analyses.waiting import not_found
 from service.context import Context
 from service.database import queue
 from service.errors import InternalError
 
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
 
 @dataclass(frozen=True)
 class Page:
-    """Some analyses, newest first."""
+    """One page of analyses, newest first."""
 
     rows: Sequence[AnalysisRow]
     after: str | None
     """Cursor of the next page; None on the last one."""
+
+
+def parse_id(text: str) -> UUID | None:
+    """Parse the identifier of an analysis; None for anything but a UUID in canonical form."""
+    return UUID(text) if _UUID.fullmatch(text) else None
 
 
 async def newest(
@@ -118,7 +132,7 @@ async def cancel(context: Context, tenant: str, analysis: UUID) -> AnalysisRow:
 
     Raises:
         AnalysisNotFoundError: also for an analysis of another tenant.
-        AnalysisFinalError: if it has ended otherwise.
+        AnalysisFinalError: if it has ended in another way.
     """
     async with context.database.transaction() as session:
         await find(session, tenant, analysis)

@@ -17,7 +17,7 @@ from service.analyses import endpoints as analyses
 from service.analyses.comparison_schemas import ComparisonRequest
 from service.analyses.repository import uses_blob
 from service.analyses.schemas import AnalysisRequest, FormRequest
-from service.blobs.endpoints import batch_router, model_router
+from service.blobs.endpoints import blob_router
 from service.context import Context
 from service.database.engine import Database
 from service.database.notifications import Notifications
@@ -106,8 +106,8 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
     app.include_router(analyses.router)
     app.include_router(events.router)
     app.include_router(comparisons.router)
-    app.include_router(model_router(uses_blob))
-    app.include_router(batch_router(uses_blob))
+    app.include_router(blob_router("models", uses_blob))
+    app.include_router(blob_router("batches", uses_blob))
     app.include_router(monitoring.router)
     for pages in (sign_in, web, comparison, series):
         app.include_router(pages.router)

@@ -33,7 +33,7 @@ async def sign_in(request: Request, context: InContext) -> Response:
     settings, key = context.settings, fields.get("key", "").strip()
     following = fields.get("next", "/")
     if tenant_of(settings.api_keys, key) is None:
-        error = "This key is not known here."
+        error = "This key is unknown."
         return page(request, "sign_in.html", HTTPStatus.FORBIDDEN, next=following, error=error)
     async with context.database.transaction() as transaction:
         if (before := sessions.token_in(request)) is not None:

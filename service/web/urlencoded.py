@@ -1,4 +1,4 @@
-"""Small forms that are posted: buttons, and the one to sign in."""
+"""Small urlencoded forms: buttons, and signing in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 
 from service.errors import MalformedRequestError, UnsupportedMediaTypeError
-from service.http.bodies import Body
+from service.http.bodies import read
+from service.http.headers import media_type
 from service.web.browsers import check_csrf
 
 MAX_BYTES = 8192
@@ -15,18 +16,14 @@ _MAX_FIELDS = 8
 
 
 async def read_fields(request: Request) -> dict[str, str]:
-    """Fields of an ``application/x-www-form-urlencoded`` body.
+    """Read the fields of an ``application/x-www-form-urlencoded`` body.
 
     Raises:
-        UnsupportedMediaTypeError, MalformedRequestError, BodyTooLargeError: for any other body.
+        UnsupportedMediaTypeError, MalformedRequestError, BodyTooLargeError: if the body is anything else.
     """
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media_type != "application/x-www-form-urlencoded":
-        raise UnsupportedMediaTypeError("The body is no form.")
-    content = bytearray()
-    async with Body(request, MAX_BYTES, "form", stored=False) as body:
-        async for chunk in body:
-            content += chunk
+    if media_type(request.headers) != "application/x-www-form-urlencoded":
+        raise UnsupportedMediaTypeError("The body is not a form.")
+    content = await read(request, MAX_BYTES, "form")
     try:
         return dict(parse_qsl(content.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS))
     except ValueError as error:
@@ -34,11 +31,11 @@ async def read_fields(request: Request) -> dict[str, str]:
 
 
 async def read_post(request: Request) -> dict[str, str]:
-    """Fields of a form of the session's own.
+    """Read the fields of a form that belongs to the session.
 
     Raises:
-        CrossSiteError: when it is none.
-        ServiceError: as ``read_fields`` does.
+        CrossSiteError: if the form does not belong to it.
+        ServiceError: as ``read_fields``.
     """
     fields = await read_fields(request)
     check_csrf(request.state.session, fields.get("csrf", ""))

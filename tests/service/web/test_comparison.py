@@ -58,8 +58,8 @@ def probable(lower: float, upper: float) -> Report:
 
 
 def test_what_is_probable_only_is_said_to_be() -> None:
-    assert "but for a probability of at most 1e-9" in decision(report((1.0, 2.0)), probable(5.0, 6.0))[1]
-    assert "but for a probability of at most 2e-9" in decision(probable(1.0, 2.0), probable(5.0, 6.0))[1]
+    assert "except with probability at most 1e-9" in decision(report((1.0, 2.0)), probable(5.0, 6.0))[1]
+    assert "except with probability at most 2e-9" in decision(probable(1.0, 2.0), probable(5.0, 6.0))[1]
     assert "probability" not in decision(report((1.0, 2.0)), report((5.0, 6.0)))[1]
 
 
@@ -150,7 +150,7 @@ def test_an_analysis_without_a_report_is_told_at_its_field(service: Service, vis
     assert response.status_code == 422
     assert field_errors(response.text) == {
         "a": "This analysis has no report that can be read.",
-        "b": "This is no identifier of an analysis.",
+        "b": "This is not the identifier of an analysis.",
     }
 
 

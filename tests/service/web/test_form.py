@@ -147,7 +147,7 @@ def test_a_full_queue_keeps_the_form(start_service: StartService, visit: Visit) 
     visitor.asked()
     response = visitor.ask(labels="run: second", fresh="on")
     assert response.status_code == 429
-    assert "1 analyses are waiting already." in response.text
+    assert "The limit on queued analyses, 1, is reached." in response.text
     assert value_of(response.text, "labels") == "run: second"
     assert value_of(response.text, "model_id").startswith("sha256:")
 
