@@ -1,4 +1,4 @@
-"""Errors of the HTTP interface as RFC 9457 problems: each class knows its status, code, title and schema."""
+"""Errors of the HTTP API as RFC 9457 problems; each class has its status, code, title and schema."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Problem(BaseModel):
 
 
 class ServiceError(Exception):
-    """Base class of every answer that is a problem.
+    """Base class of every error response.
 
     Args:
         detail: What was found, and where.
         advice: What to do about it.
-        errors: Field by field.
+        errors: Errors by field.
         headers: Extra response headers.
-        code: Replaces the class's code where one class stands for a family of codes.
+        code: Replaces the code of a class that stands for several codes.
         members: Further members of the problem document.
     """
 
@@ -69,7 +69,7 @@ class ServiceError(Exception):
         self.members = members
 
     def problem(self) -> Problem:
-        """The document of this error."""
+        """The problem document of this error."""
         return Problem(
             type=f"/problems/{self.problem_code}",
             title=self.title,
@@ -122,13 +122,13 @@ class MalformedRequestError(ServiceError):
 class NotFoundError(ServiceError):
     status = HTTPStatus.NOT_FOUND
     code = "not_found"
-    title = "There is nothing here"
+    title = "Not found"
 
 
 class MethodNotAllowedError(ServiceError):
     status = HTTPStatus.METHOD_NOT_ALLOWED
     code = "method_not_allowed"
-    title = "This resource does not answer that method"
+    title = "This resource does not support that method"
 
 
 class BodyTooLargeError(ServiceError):
@@ -146,13 +146,13 @@ class UnsupportedMediaTypeError(ServiceError):
 class InvalidRequestError(ServiceError):
     status = HTTPStatus(422)
     code = "invalid_request"
-    title = "The request is well formed, but has invalid values"
+    title = "The request has invalid values"
 
 
 class EmptyBodyError(ServiceError):
     status = HTTPStatus(422)
     code = "empty_body"
-    title = "The body has no content"
+    title = "The body is empty"
 
 
 class InternalError(ServiceError):
@@ -170,15 +170,15 @@ class UnavailableError(ServiceError):
 class DatabaseUnavailableError(ServiceError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "database_unavailable"
-    title = "The database does not answer"
+    title = "The database is unavailable"
 
 
 class OtherHTTPError(ServiceError):
-    """What the framework raises beyond the classes above, under a code made from its status."""
+    """Any other error of the framework; its code is made from its status."""
 
     status = HTTPStatus.BAD_REQUEST
     code = "http_error"
-    title = "The request was refused"
+    title = "The request was rejected"
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail, headers=headers, code=f"http_{status}")
@@ -186,7 +186,7 @@ class OtherHTTPError(ServiceError):
 
 
 def declare(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's ``responses`` for these errors, grouped by status."""
+    """Return FastAPI's ``responses`` for these errors, grouped by status."""
     grouped: dict[int, list[type[ServiceError]]] = defaultdict(list)
     for error in errors:
         grouped[int(error.status)].append(error)
@@ -201,7 +201,7 @@ def declare(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
 
 
 def every_error() -> list[type[ServiceError]]:
-    """All concrete error classes that have been defined, in the order of their schema names."""
+    """Return all concrete error classes defined so far, ordered by schema name."""
     found: set[type[ServiceError]] = set()
     pending: list[type[ServiceError]] = [ServiceError]
     while pending:

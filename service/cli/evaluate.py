@@ -36,27 +36,28 @@ class InvalidInputError(Exception):
 
 
 class NotEvaluatedError(Exception):
-    """The analysis could not be done: time, memory, a crash, a server out of reach."""
+    """The analysis could not be done: out of time or memory, a crash, an unreachable server."""
 
 
 async def evaluate_here(
     model: Path, batch: Path, options: Options, *, settings: Settings, seconds: float, progress: ProgressSink
 ) -> Report:
-    """Runs the engine in a sandboxed child of this process.
+    """Run the engine in a sandboxed child of this process.
 
     Args:
-        model, batch: Files.
+        model: Model file.
+        batch: Batch file.
         options: Options of the engine.
-        settings: Its threads, memory and sandbox.
+        settings: Settings for threads, memory and sandbox.
         seconds: Wall-clock limit.
         progress: Called with the progress of the analysis.
 
     Raises:
-        InvalidInputError, NotEvaluatedError: with a text for people.
+        InvalidInputError, NotEvaluatedError: with a message for the user.
     """
     task = asyncio.current_task()
     if task is not None:
-        # Leaving the zygote's context kills the child; a signal must not go around it.
+        # Leaving the zygote's context kills the child; a signal must not bypass that.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="wsb-") as name:
         folder = Path(name)
@@ -93,16 +94,19 @@ def evaluate_there(
     progress: ProgressSink,
     key: SecretStr | None = None,
 ) -> Report:
-    """Sends both files to a server and follows the analysis until it ends; an interrupt cancels it there.
+    """Send both files to a server and follow the analysis until it ends; an interrupt cancels it there.
 
     Args:
         url: URL of the server.
-        seconds: Wall-clock limit, for the server to keep; None: the server's own.
-        key: API key, for a server that wants one.
-        model, batch, options, progress: As for ``evaluate_here``.
+        model: Model file.
+        batch: Batch file.
+        options: Options of the engine.
+        seconds: Wall-clock limit that the server applies; None for the server's default.
+        progress: Called with the progress of the analysis.
+        key: API key, if the server requires one.
 
     Raises:
-        InvalidInputError, NotEvaluatedError: with a text for people.
+        InvalidInputError, NotEvaluatedError: with a message for the user.
     """
     import httpx
 
@@ -131,10 +135,10 @@ def evaluate_there(
 def _authorization(key: SecretStr | None) -> dict[str, str]:
     if key is None:
         return {}
-    # What can't be a header would be told in an error of the client's, and the key with it.
+    # Checked here, because httpx would print the key in its error about an invalid header.
     text = key.get_secret_value().strip()
     if not (text.isascii() and text.isprintable()):
-        raise InvalidInputError("WSB_API_KEY holds characters that no key has.")
+        raise InvalidInputError("WSB_API_KEY contains characters that no key has.")
     return {"Authorization": f"Bearer {text}"}
 
 
@@ -172,7 +176,7 @@ def _report(text: str) -> Report:
     try:
         return Report.model_validate_json(text)
     except ValidationError as error:
-        raise NotEvaluatedError(f"The analysis gave something that is no report: {error}") from error
+        raise NotEvaluatedError(f"The analysis did not produce a valid report: {error}") from error
 
 
 def _failure(code: str, message: str, advice: str, *, broke_down: bool) -> InvalidInputError | NotEvaluatedError:

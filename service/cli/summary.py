@@ -1,4 +1,4 @@
-"""A report in a few lines for people."""
+"""Summarises a report in a few lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wsb_engine.report import Report
 
 
 def summarize(report: Report) -> str:
-    """What was analysed, the bounds, what confirms them, and what to be wary of."""
+    """Summarise what was analysed, the bounds, what confirms them, and warnings."""
     rows = doubts(report)
     rows += [
         ("model", _model(report)),
@@ -48,7 +48,7 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
         upper = report.bounds.wolkowicz_styan.lambda_max.upper
         rows.append(("λ_max", f"in {interval(report.bounds.wolkowicz_styan.lambda_max)} (Wolkowicz-Styan)"))
         if eigenvalues:
-            ratio = f", the bound is {upper / eigenvalues[0]:.3g} times that" if eigenvalues[0] > 0 else ""
+            ratio = f"; the bound is {upper / eigenvalues[0]:.3g} times that" if eigenvalues[0] > 0 else ""
             rows.append(("", f"{eigenvalues[0]:.6g} by the {_spectrum(report)} spectrum{ratio}"))
         rows.append(("λ_min", f"in {interval(report.bounds.wolkowicz_styan.lambda_min)} (Wolkowicz-Styan)"))
     elif eigenvalues:
@@ -64,7 +64,7 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
 
 
 def doubts(report: Report) -> list[tuple[str, str]]:
-    """That the numbers can't be relied on, and why, as rows; nothing if every check passed."""
+    """Return rows that say why the numbers are unreliable; empty if every check passed."""
     told = facts.doubts(report)
     return [("IN DOUBT", facts.UNRELIABLE), *(("", text) for text in told)] if told else []
 

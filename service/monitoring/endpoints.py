@@ -68,9 +68,9 @@ async def get_health() -> Health:
 @router.get(
     "/readyz",
     summary="Check whether analyses can be accepted and run",
-    description="503 names in `details.missing` the first part that is not as it has to be. `checks` says, with either "
-    "status, how each part is: the server, the database, its tables, the place of models and batches, the queue, and "
-    "whether a worker is alive. Waits for none of them longer than WSB_PROBE_SECONDS.",
+    description="With status 503, `details.missing` names the first part that is not ready. With either status, "
+    "`checks` has the state of each part: the server, the database, its tables, the storage of models and batches, "
+    "the queue, and the workers. No check takes longer than WSB_PROBE_SECONDS.",
     responses=declare(UnavailableError),
 )
 async def get_readiness(request: Request) -> Ready:
@@ -86,7 +86,7 @@ async def get_readiness(request: Request) -> Ready:
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",
-    description="The Prometheus text format, or OpenMetrics on request. Needs a key if keys are set.",
+    description="The Prometheus text format, or OpenMetrics on request. Requires a key if keys are set.",
     response_class=PlainTextResponse,
 )
 async def get_metrics(request: Request, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:

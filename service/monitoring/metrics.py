@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: what this process counts itself, and what the database knows of all of them."""
+"""Metrics for Prometheus: counts of this process, and a snapshot of the database, which all processes share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FRESH_SECONDS = 1.0
 
 
 class Metrics:
-    """Everything one application counts, in a registry of its own."""
+    """Metrics of one application, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -41,20 +41,20 @@ class Metrics:
         self.registry.register(self._shared)
         ProcessCollector(registry=self.registry)
         build = {"version": wsb_engine.__version__, "python": platform.python_version()}
-        Info("wsb_build", "What is running.", registry=self.registry).info(build)
+        Info("wsb_build", "Versions of the service and of Python.", registry=self.registry).info(build)
         self._requests = Counter(
-            "wsb_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
+            "wsb_http_requests", "Number of HTTP requests.", ["method", "route", "status"], registry=self.registry
         )
         self._latency = Histogram(
             "wsb_http_request_duration_seconds",
-            "Time until an answer began; a client's own wait, as by Prefer, is in it.",
+            "Time until the response began, including a wait that the client requested with Prefer.",
             ["method", "route"],
             buckets=_LATENCIES,
             registry=self.registry,
         )
         self._upload_bytes = Counter(
             "wsb_upload_bytes",
-            "Bytes of models, of batches, and of forms that hold both, as received.",
+            "Bytes received as models, as batches, and as forms with both.",
             ["kind"],
             registry=self.registry,
         )
@@ -62,14 +62,14 @@ class Metrics:
             self._upload_bytes.labels(kind)
 
     def answered(self, method: str, route: str, status: int, *, seconds: float, received: int) -> None:
-        """Counts a request.
+        """Count a request.
 
         Args:
             method: Method as the client sent it.
-            route: The route's template, or ``OTHER``.
-            status: Status of the answer; 499 if the client left before it.
-            seconds: Until the answer began.
-            received: Bytes of its body.
+            route: Template of the route, or ``OTHER``.
+            status: Status of the response; 499 if the client disconnected before it.
+            seconds: Seconds until the response began.
+            received: Bytes received of the body.
         """
         method = method if method in _METHODS else OTHER
         self._requests.labels(method, route, str(status)).inc()
@@ -78,7 +78,7 @@ class Metrics:
             self._upload_bytes.labels(_UPLOADS[route]).inc(received)
 
     def exposition(self, accept: str, snapshot: DatabaseSnapshot | None) -> Response:
-        """All metrics in the format that the client prefers; without the database's where it did not answer."""
+        """Render all metrics in the format that the client prefers; a snapshot of None omits those of the database."""
         encode, media_type = choose_encoder(accept)
         self._shared.snapshot = snapshot
         return Response(encode(self.registry), media_type=media_type)
@@ -86,18 +86,18 @@ class Metrics:
 
 @dataclass(frozen=True)
 class DatabaseSnapshot:
-    """What the database knows at one moment."""
+    """State of the database at one moment."""
 
     live: dict[State, int]
     oldest_seconds: float
-    """How long the analysis waits that has waited longest; 0 without any."""
+    """Age of the oldest queued analysis; 0 if there is none."""
     workers: dict[str, int]
-    """By device."""
+    """Number of workers by device."""
     totals: Sequence[TotalRow]
 
 
 class SnapshotReader:
-    """Reads the snapshot at most once a second, however many ask, and gives up on a database that hangs."""
+    """Reads a snapshot at most once a second, for any number of callers, with a time limit."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
@@ -106,7 +106,7 @@ class SnapshotReader:
         self._latest: tuple[float, DatabaseSnapshot] | None = None
 
     async def read(self) -> DatabaseSnapshot | None:
-        """None when the database does not answer."""
+        """Return a snapshot at most a second old; None if the database does not respond."""
         if self._latest is not None and time.monotonic() - self._latest[0] < _FRESH_SECONDS:
             return self._latest[1]
         try:
@@ -117,7 +117,7 @@ class SnapshotReader:
         return snapshot
 
     async def _query(self) -> DatabaseSnapshot:
-        # The partial index of live analyses answers this, however many have ended.
+        # Uses the partial index of live analyses, so ended ones cost nothing.
         waiting = func.extract("epoch", func.now() - func.min(AnalysisRow.created_at))
         query = select(AnalysisRow.state, func.count(), waiting).where(AnalysisRow.state.in_(LIVE_STATES))
         async with self._database.transaction() as session:
@@ -134,20 +134,20 @@ class SnapshotReader:
 
 
 class _Shared(Collector):
-    """The database's snapshot as metrics; every process of the API gives the same."""
+    """The snapshot as metrics, the same in every API process."""
 
     def __init__(self) -> None:
         self.snapshot: DatabaseSnapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
         snapshot = self.snapshot
-        yield GaugeMetricFamily("wsb_database_up", "Whether the database answered.", value=float(snapshot is not None))
+        yield GaugeMetricFamily("wsb_database_up", "1 if the database responds.", value=float(snapshot is not None))
         if snapshot is None:
             return
         queued = snapshot.live.get("queued", 0)
         yield GaugeMetricFamily("wsb_queue_depth", "Analyses that wait for a worker.", value=queued)
         yield GaugeMetricFamily(
-            "wsb_queue_oldest_seconds", "Age of the analysis that has waited longest.", value=snapshot.oldest_seconds
+            "wsb_queue_oldest_seconds", "Age of the oldest queued analysis.", value=snapshot.oldest_seconds
         )
         analyses = GaugeMetricFamily("wsb_analyses", "Analyses that have not ended.", labels=["state"])
         for state in LIVE_STATES:
@@ -160,7 +160,7 @@ class _Shared(Collector):
         yield from _totals(snapshot.totals)
 
     def describe(self) -> Iterator[Metric]:
-        """No names are claimed in advance: they depend on the database."""
+        """Claim no names in advance: they depend on the database."""
         return iter(())
 
 
@@ -177,7 +177,7 @@ def _totals(rows: Sequence[TotalRow]) -> Iterator[Metric]:
     wait = HistogramMetricFamily("wsb_queue_wait_seconds", "Time from request to first start.", labels=[])
     wait.add_metric([], *_histogram(by_name.get(("queue_wait", ""), ())))
     yield wait
-    duration = HistogramMetricFamily("wsb_analysis_duration_seconds", "Time of analyses that gave a report.", labels=[])
+    duration = HistogramMetricFamily("wsb_analysis_duration_seconds", "Time of analyses with a report.", labels=[])
     duration.add_metric([], *_histogram(by_name.get(("duration", ""), ())))
     yield duration
     phases = HistogramMetricFamily("wsb_analysis_phase_seconds", "The same, by phase.", labels=["phase"])
@@ -187,7 +187,7 @@ def _totals(rows: Sequence[TotalRow]) -> Iterator[Metric]:
 
 
 def _histogram(rows: Sequence[TotalRow]) -> tuple[list[tuple[str, float]], float]:
-    """Cumulative buckets, as Prometheus has them, and the sum."""
+    """Return cumulative buckets, as in Prometheus, and the sum."""
     counts = {row.bucket: row.count for row in rows}
     buckets, below = [], 0
     for end in BUCKETS:

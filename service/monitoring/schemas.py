@@ -42,10 +42,10 @@ class Sandbox(BaseModel):
 
 
 class Capabilities(BaseModel):
-    """What this service offers at the moment."""
+    """What this service currently offers."""
 
     engine: EngineVersions
-    workers: int = Field(description="Workers that are alive.")
+    workers: int = Field(description="Number of live workers.")
     devices: list[str] = Field(description="Devices that the workers offer; an analysis may request one.")
     formats: Formats
     limits: Limits
@@ -59,6 +59,6 @@ class Health(BaseModel):
 class Ready(BaseModel):
     status: Literal["ready"] = "ready"
     checks: dict[str, Literal["ok"]] = Field(
-        description="By part: server, database, migrations, storage, queue, worker.",
+        description="State of each part: server, database, migrations, storage, queue, worker.",
         examples=[dict.fromkeys(CHECKS, "ok")],
     )

@@ -1,4 +1,4 @@
-"""Signing in with an API key, and out."""
+"""Pages for signing in with an API key and signing out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.web.urlencoded import read_fields, read_post
 
 router = APIRouter(include_in_schema=False)
 
-# A path of this service: browsers take // and /\ for the beginning of another host's name.
+# A path of this service: browsers treat // and /\ as the start of another host's name.
 _PATH = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,2000}")
 
 

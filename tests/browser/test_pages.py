@@ -138,7 +138,7 @@ def test_the_main_path_needs_no_mouse(service: Served, visit: OpenVisit, files: 
     page.get_by_text("Delete this analysis").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Delete it for good")).to_be_focused()
+    expect(page.get_by_role("button", name="Delete permanently")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="New analysis")).to_be_visible()
 

@@ -38,4 +38,4 @@ def test_the_command_says_which_devices_there_are() -> None:
     command = [sys.executable, "-m", "service.cli.commands", "worker", "--device", "cuda:99"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert "There is no device 'cuda:99' here" in ended.stderr
+    assert "This machine has no device 'cuda:99'" in ended.stderr

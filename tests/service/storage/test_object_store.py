@@ -85,7 +85,7 @@ def test_while_the_store_is_away_the_service_is_not_ready(api: Service, objects:
     objects.stop()
     found = api.client.get("/readyz").json()
     assert found["details"] == {"missing": "storage"}
-    assert found["checks"]["storage"] == "The object store of models and batches can't be used at this moment."
+    assert found["checks"]["storage"] == "The object store of models and batches is unavailable at the moment."
     objects.start()
     assert api.client.get("/readyz").json()["checks"]["storage"] == "ok"
 

@@ -116,7 +116,7 @@ def test_numbers_stand_side_by_side_with_every_difference_that_they_can_have(ser
     assert found["Trace, tr H"] == ["60", "—", "—"]
     assert "B is sharper" in response.text
     assert "is at least 44, that of A at most 41 (by enclosure)" in response.text
-    assert "Made in different ways" not in response.text
+    assert "Produced with different settings" not in response.text
 
 
 def test_what_was_made_otherwise_is_named(service: Service, visit: Visit) -> None:

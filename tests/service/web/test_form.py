@@ -97,7 +97,7 @@ def test_good_files_of_a_bad_form_need_not_be_sent_again(api: Service, visit: Vi
     [
         ({"model": None}, {"model": "Choose a model."}),
         ({"model": None, "batch": None}, {"model": "Choose a model.", "batch": "Choose a batch."}),
-        ({"model": b"no model at all"}, {"model": "The model is neither an ONNX file"}),
+        ({"model": b"no model at all"}, {"model": "The file is neither an ONNX file"}),
         ({"batch": b"PK\x03\x04 cut off"}, {"batch": ""}),
     ],
 )
