@@ -35,7 +35,7 @@ class Problem(BaseModel):
 
 
 class ServiceError(Exception):
-    """Base class of every error response.
+    """Base class of every error response; a subclass states its status, code and title as class arguments.
 
     Args:
         detail: What was found, and where.
@@ -49,6 +49,15 @@ class ServiceError(Exception):
     status: ClassVar[HTTPStatus]
     code: ClassVar[str]
     title: ClassVar[str]
+
+    def __init_subclass__(cls, *, status: int | None = None, code: str | None = None, title: str | None = None) -> None:
+        super().__init_subclass__()
+        if status is not None:
+            cls.status = HTTPStatus(status)
+        if code is not None:
+            cls.code = code
+        if title is not None:
+            cls.title = title
 
     def __init__(
         self,
@@ -113,72 +122,44 @@ class ServiceError(Exception):
         return {"const": cls.code}
 
 
-class MalformedRequestError(ServiceError):
-    status = HTTPStatus.BAD_REQUEST
-    code = "malformed_request"
-    title = "The request can't be read"
+class MalformedRequestError(ServiceError, status=400, code="malformed_request", title="The request can't be read"): ...
 
 
-class NotFoundError(ServiceError):
-    status = HTTPStatus.NOT_FOUND
-    code = "not_found"
-    title = "Not found"
+class NotFoundError(ServiceError, status=404, code="not_found", title="Not found"): ...
 
 
-class MethodNotAllowedError(ServiceError):
-    status = HTTPStatus.METHOD_NOT_ALLOWED
-    code = "method_not_allowed"
-    title = "This resource does not support that method"
+class MethodNotAllowedError(
+    ServiceError, status=405, code="method_not_allowed", title="This resource does not support that method"
+): ...
 
 
-class BodyTooLargeError(ServiceError):
-    status = HTTPStatus(413)
-    code = "body_too_large"
-    title = "The body is larger than the limit"
+class BodyTooLargeError(ServiceError, status=413, code="body_too_large", title="The body is larger than the limit"): ...
 
 
-class UnsupportedMediaTypeError(ServiceError):
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    code = "unsupported_media_type"
-    title = "The media type of the body is not accepted"
+class UnsupportedMediaTypeError(
+    ServiceError, status=415, code="unsupported_media_type", title="The media type of the body is not accepted"
+): ...
 
 
-class InvalidRequestError(ServiceError):
-    status = HTTPStatus(422)
-    code = "invalid_request"
-    title = "The request has invalid values"
+class InvalidRequestError(ServiceError, status=422, code="invalid_request", title="The request has invalid values"): ...
 
 
-class EmptyBodyError(ServiceError):
-    status = HTTPStatus(422)
-    code = "empty_body"
-    title = "The body is empty"
+class EmptyBodyError(ServiceError, status=422, code="empty_body", title="The body is empty"): ...
 
 
-class InternalError(ServiceError):
-    status = HTTPStatus.INTERNAL_SERVER_ERROR
-    code = "internal_error"
-    title = "The service failed"
+class InternalError(ServiceError, status=500, code="internal_error", title="The service failed"): ...
 
 
-class UnavailableError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "not_ready"
-    title = "The service is not ready"
+class UnavailableError(ServiceError, status=503, code="not_ready", title="The service is not ready"): ...
 
 
-class DatabaseUnavailableError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "database_unavailable"
-    title = "The database is unavailable"
+class DatabaseUnavailableError(
+    ServiceError, status=503, code="database_unavailable", title="The database is unavailable"
+): ...
 
 
-class OtherHTTPError(ServiceError):
+class OtherHTTPError(ServiceError, status=400, code="http_error", title="The request was rejected"):
     """Any other error of the framework; its code is made from its status."""
-
-    status = HTTPStatus.BAD_REQUEST
-    code = "http_error"
-    title = "The request was rejected"
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail, headers=headers, code=f"http_{status}")

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
 
@@ -43,10 +42,9 @@ _HEARTBEAT = format_sse_event(comment="still here")
 router = APIRouter(prefix="/v1/analyses", tags=["analyses"])
 
 
-class TooManyStreamsError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "too_many_streams"
-    title = "Too many event streams are open"
+class TooManyStreamsError(
+    ServiceError, status=503, code="too_many_streams", title="Too many event streams are open"
+): ...
 
 
 class EventStream(StreamingResponse):

@@ -27,11 +27,9 @@ _IMMUTABLE = "private, max-age=31536000, immutable"
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
-class NotAcceptableError(ServiceError):
-    status = HTTPStatus.NOT_ACCEPTABLE
-    code = "not_acceptable"
-    title = "The report is not available in an accepted media type"
-
+class NotAcceptableError(
+    ServiceError, status=406, code="not_acceptable", title="The report is not available in an accepted media type"
+):
     def __init__(self, detail: str) -> None:
         super().__init__(detail, advice=f"Accept one of {', '.join(MEDIA_TYPES)}.")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from service.errors import (
     BodyTooLargeError,
     EmptyBodyError,
@@ -16,27 +14,18 @@ from service.http.bodies import TooManyUploadsError, UploadTooSlowError
 from service.storage.store import InsufficientStorageError, StorageUnavailableError
 
 
-class UnknownFormatError(ServiceError):
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    code = "unknown_format"
-    title = "The file format is not accepted"
+class UnknownFormatError(ServiceError, status=415, code="unknown_format", title="The file format is not accepted"): ...
 
 
-class TruncatedFileError(ServiceError):
-    status = HTTPStatus(422)
-    code = "truncated_file"
-    title = "The file is truncated"
+class TruncatedFileError(ServiceError, status=422, code="truncated_file", title="The file is truncated"): ...
 
 
-class BlobNotFoundError(NotFoundError):
-    code = "blob_not_found"
-    title = "No such model or batch"
+class BlobNotFoundError(NotFoundError, code="blob_not_found", title="No such model or batch"): ...
 
 
-class BlobInUseError(ServiceError):
-    status = HTTPStatus.CONFLICT
-    code = "blob_in_use"
-    title = "An analysis that has not ended needs this file"
+class BlobInUseError(
+    ServiceError, status=409, code="blob_in_use", title="An analysis that has not ended needs this file"
+): ...
 
 
 UPLOAD_ERRORS = (

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack
-from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -25,16 +24,12 @@ _AHEAD_BYTES = 1 << 20
 _WORTH_A_THREAD = 1 << 16
 
 
-class UploadTooSlowError(ServiceError):
-    status = HTTPStatus.REQUEST_TIMEOUT
-    code = "upload_too_slow"
-    title = "The body arrives too slowly"
+class UploadTooSlowError(ServiceError, status=408, code="upload_too_slow", title="The body arrives too slowly"): ...
 
 
-class TooManyUploadsError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "too_many_uploads"
-    title = "Too many uploads are in progress"
+class TooManyUploadsError(
+    ServiceError, status=503, code="too_many_uploads", title="Too many uploads are in progress"
+): ...
 
 
 class Body:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -17,12 +16,8 @@ from service.http.bodies import Body, pump, too_large
 _ROOM_FOR_HEADERS = 1 << 16
 
 
-class InvalidFormError(ServiceError):
+class InvalidFormError(ServiceError, status=422, code="invalid_form", title="The form has the wrong parts"):
     """A part is missing, unexpected or repeated; the code says which."""
-
-    status = HTTPStatus(422)
-    code = "invalid_form"
-    title = "The form has the wrong parts"
 
     @classmethod
     def _code_schema(cls) -> dict[str, Any]:

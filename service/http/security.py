@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Annotated, Any
 
 import structlog
@@ -26,11 +25,7 @@ PUBLIC_PATHS = frozenset(
 """Paths that need no key; every other path needs one, whether or not it exists."""
 
 
-class UnauthorizedError(ServiceError):
-    status = HTTPStatus.UNAUTHORIZED
-    code = "unauthorized"
-    title = "An API key is required"
-
+class UnauthorizedError(ServiceError, status=401, code="unauthorized", title="An API key is required"):
     def __init__(self, detail: str) -> None:
         super().__init__(
             detail,

@@ -14,7 +14,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -29,16 +28,12 @@ _CHECKED_EVERY = 16 << 20
 _WRITTEN_BACK_EVERY = 16 << 20
 
 
-class InsufficientStorageError(ServiceError):
-    status = HTTPStatus.INSUFFICIENT_STORAGE
-    code = "insufficient_storage"
-    title = "Insufficient storage"
+class InsufficientStorageError(ServiceError, status=507, code="insufficient_storage", title="Insufficient storage"): ...
 
 
-class StorageUnavailableError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "storage_unavailable"
-    title = "The storage of models and batches is unavailable"
+class StorageUnavailableError(
+    ServiceError, status=503, code="storage_unavailable", title="The storage of models and batches is unavailable"
+): ...
 
 
 class BlobMissingError(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
@@ -22,16 +21,14 @@ CSRF_HEADER = "X-CSRF-Token"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
-class MisdirectedError(ServiceError):
-    status = HTTPStatus.MISDIRECTED_REQUEST
-    code = "misdirected_request"
-    title = "This service does not answer to that host name"
+class MisdirectedError(
+    ServiceError, status=421, code="misdirected_request", title="This service does not answer to that host name"
+): ...
 
 
-class CrossSiteError(ServiceError):
-    status = HTTPStatus.FORBIDDEN
-    code = "cross_site"
-    title = "The request does not come from a page of this service"
+class CrossSiteError(
+    ServiceError, status=403, code="cross_site", title="The request does not come from a page of this service"
+): ...
 
 
 class Browsers:
