@@ -78,7 +78,7 @@ class ServiceError(Exception):
         self.members = members
 
     def problem(self) -> Problem:
-        """The problem document of this error."""
+        """Return the problem document of this error."""
         return Problem(
             type=f"/problems/{self.problem_code}",
             title=self.title,
@@ -104,7 +104,7 @@ class ServiceError(Exception):
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
-        """The problem document narrowed to this error."""
+        """Return the JSON schema of the problem document, narrowed to this error."""
         return {
             "allOf": [
                 {"$ref": "#/components/schemas/Problem"},

@@ -68,7 +68,7 @@ LastEventId = Annotated[
 
 
 async def _subscribed(analysis: AnalysisId, context: InContext) -> AsyncIterator[asyncio.Event]:
-    """An event set at each change of the analysis; it and the stream's slot are held until the response ends."""
+    """Yield an event that is set at each change of the analysis; hold it and a slot until the response ends."""
     full = TooManyStreamsError(
         f"{context.streams.limit} event streams are already open.",
         advice="Try again later, or poll the analysis instead.",

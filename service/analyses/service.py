@@ -86,7 +86,7 @@ async def find(session: AsyncSession, tenant: str, analysis: UUID) -> AnalysisRo
 
 
 async def find_with_report(session: AsyncSession, tenant: str, analysis: UUID) -> tuple[AnalysisRow, ReportRow | None]:
-    """The same with the report, if the analysis has succeeded.
+    """Find an analysis of the tenant, and its report if it has succeeded.
 
     Raises:
         AnalysisNotFoundError: also for an analysis of another tenant.
@@ -95,8 +95,14 @@ async def find_with_report(session: AsyncSession, tenant: str, analysis: UUID) -
     return row, await repository.find_report(session, analysis) if row.state == "succeeded" else None
 
 
+async def fetch(context: Context, tenant: str, analysis: UUID) -> tuple[AnalysisRow, ReportRow | None]:
+    """Find as ``find_with_report``, in a separate transaction."""
+    async with context.database.transaction() as session:
+        return await find_with_report(session, tenant, analysis)
+
+
 async def find_report(session: AsyncSession, tenant: str, analysis: UUID) -> tuple[AnalysisRow, ReportRow]:
-    """The same for an analysis that must have a report.
+    """Find an analysis of the tenant that must have a report.
 
     Raises:
         AnalysisNotFoundError: also for an analysis of another tenant.
@@ -117,7 +123,7 @@ async def find_report(session: AsyncSession, tenant: str, analysis: UUID) -> tup
 
 
 def existing(report: ReportRow | None) -> ReportRow:
-    """The report of an analysis that has succeeded.
+    """Return the report of an analysis that has succeeded.
 
     Raises:
         InternalError: if it is missing.

@@ -51,7 +51,7 @@ class Parts:
         await read_form(request, sum(self._limits.values()), self.open)
 
     def open(self, name: str) -> Writer:
-        """The writer for the part of this name; called as the part begins."""
+        """Return the writer for the part of this name; called as the part begins."""
         if name not in self._limits:
             raise InvalidFormError(
                 f"The part {name[:80]!r} is not expected.", code="unexpected_part", advice=self._advice
@@ -64,6 +64,6 @@ class Parts:
         return LimitedWriter(writer, self._limits[name], name if name in FILES else f"{name} part")
 
     def field(self, name: str) -> bytes | None:
-        """The content of a part that is not a file; None if it was not sent."""
+        """Return the content of a part that is not a file; None if it was not sent."""
         field = self._fields.get(name)
         return None if field is None else field.getvalue()

@@ -88,7 +88,7 @@ def compiled(machine: str, wanted: Filter) -> list[Instruction]:
         (_JUMP_GREATER, 0, 1, NEWEST),
         _DENY_EXISTENCE,
     ]
-    blocks = {**{name: [_REFUSE] for name in REFUSED}, **_judgements(wanted)}
+    blocks = {**{name: [_REFUSE] for name in REFUSED}, **_conditional_rules(wanted)}
     for name, block in blocks.items():
         number = (REFUSED.get(name) or CONDITIONAL[name])[column]
         if number is not None:
@@ -96,7 +96,7 @@ def compiled(machine: str, wanted: Filter) -> list[Instruction]:
     return [*program, _PASS]
 
 
-def _judgements(wanted: Filter) -> dict[str, Sequence[Instruction]]:
+def _conditional_rules(wanted: Filter) -> dict[str, Sequence[Instruction]]:
     """Instructions for calls that depend on their arguments, by name; each block ends with a return."""
     rules: dict[str, Sequence[Instruction]] = {
         "clone": [*_if_any_bit(0, _CLONE_NAMESPACES), (_JUMP_ANY_BIT, 1, 0, _CLONE_THREAD), _REFUSE, _PASS],

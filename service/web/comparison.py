@@ -23,7 +23,6 @@ from service.policies.policy import parse_toml
 from service.policies.verdict import Difference, Range
 from service.rendering import facts, plots
 from service.rendering.numbers import ends, interval, number
-from service.web.endpoints import find
 from service.web.pages import page
 from wsb_engine.report import Report
 
@@ -98,7 +97,7 @@ async def _chosen(context: Context, tenant: str, text: str, errors: dict[str, st
     if analysis is None:
         errors[name] = "This is not the identifier of an analysis."
         return None
-    row, stored = await find(context, tenant, analysis)
+    row, stored = await service.fetch(context, tenant, analysis)
     report = None if stored is None else await run_in_threadpool(representations.parsed, stored)
     if report is None:
         errors[name] = "This analysis has no report that can be read."
@@ -107,7 +106,7 @@ async def _chosen(context: Context, tenant: str, text: str, errors: dict[str, st
 
 
 def _offered(newest: list[Analysis], *chosen: Chosen | None) -> list[Analysis]:
-    """The newest analyses and the chosen ones, however old."""
+    """Return the newest analyses and the chosen ones, however old."""
     known = {analysis.id for analysis in newest}
     return newest + [
         each.analysis

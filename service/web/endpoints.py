@@ -91,7 +91,7 @@ async def _home(
 
 @router.get("/analyses/{analysis_id}")
 async def show_analysis(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
-    row, stored = await find(context, tenant, analysis)
+    row, stored = await service.fetch(context, tenant, analysis)
     live = row.state not in FINAL_STATES
     report = None if stored is None else await run_in_threadpool(_sections, row, stored)
     return page(
@@ -113,7 +113,7 @@ def _sections(row: AnalysisRow, stored: ReportRow) -> Any:
 
 @router.get("/analyses/{analysis_id}/report.{form}")
 async def download_report(analysis: AnalysisId, context: InContext, tenant: InTenant, form: str) -> Response:
-    row, stored = await find(context, tenant, analysis)
+    row, stored = await service.fetch(context, tenant, analysis)
     if stored is None or form not in _FORMS:
         raise NotFoundError(f"There is no report.{form[:80]} of this analysis.")
     response = await representations.represent(row, stored, _FORMS[form])
@@ -143,13 +143,3 @@ async def get_static(file: str) -> Response:
     # Pages link to these files with a version in the query.
     headers = {"Cache-Control": "public, max-age=31536000, immutable"}
     return Response(static(file), headers=headers, media_type=STATIC_TYPES[file])
-
-
-async def find(context: Context, tenant: str, analysis: Any) -> tuple[AnalysisRow, ReportRow | None]:
-    """Find an analysis of the tenant, and its report if it has one.
-
-    Raises:
-        AnalysisNotFoundError: also for an analysis of another tenant.
-    """
-    async with context.database.transaction() as session:
-        return await service.find_with_report(session, tenant, analysis)

@@ -132,7 +132,7 @@ class _FormParts(Parts):
         return super().open(name)
 
     def values(self) -> dict[str, str]:
-        """The typed fields received so far."""
+        """Return the typed fields received so far."""
         received = {name: content for name in _TYPED if (content := self.field(name)) is not None}
         return {name: _text(content) for name, content in received.items()}
 

@@ -57,7 +57,7 @@ async def shortage(session: AsyncSession, row: AnalysisRow, budget: MemoryBudget
 
 
 def least_bytes(model: int, batch: int, *, doubles: bool) -> int:
-    """A lower bound: reject what cannot fit, try what might.
+    """Return a lower bound on the memory of an analysis: reject what can't fit, try what might.
 
     Args:
         model: Size of the model file in bytes; its weights are assumed to be float32.
