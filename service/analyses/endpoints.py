@@ -94,8 +94,8 @@ Labels = Annotated[
         max_length=32,
     ),
 ]
-Limit = Annotated[int, Query(ge=1, le=200, description="Most analyses on a page.")]
-After = Annotated[
+PageSize = Annotated[int, Query(ge=1, le=200, description="Largest number of analyses on a page.")]
+Cursor = Annotated[
     str | None, Query(pattern="^[1-9][0-9]{0,17}$", description="Cursor from `next` of the previous page.")
 ]
 
@@ -204,8 +204,8 @@ async def list_analyses(
     tenant: InTenant,
     state: States = None,
     label: Labels = None,
-    limit: Limit = 50,
-    after: After = None,
+    limit: PageSize = 50,
+    after: Cursor = None,
 ) -> AnalysisPage:
     states, labels = state or (), label or ()
     page = await service.newest(context, tenant, states=states, labels=labels, limit=limit, after=after)

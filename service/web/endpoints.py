@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service import rendering
 from service.analyses import representations, service
-from service.analyses.endpoints import After, AnalysisId
+from service.analyses.endpoints import AnalysisId, Cursor
 from service.analyses.schemas import LABEL, Analysis
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
 from service.context import Context, InContext
@@ -39,7 +39,7 @@ async def show_home(
     tenant: InTenant,
     state: str = "",
     label: str = "",
-    after: After = None,
+    after: Cursor = None,
     model: str = "",
     batch: str = "",
 ) -> Response:
