@@ -29,7 +29,7 @@ def test_a_worker_takes_the_devices_that_it_is_given(
 @pytest.mark.parametrize("wanted", ["cuda:2", "cuda", "tpu"])
 def test_a_device_that_is_not_here_is_refused(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "offered_devices", lambda: ["cuda:0", "cuda:1"])
-    with pytest.raises(UnknownDeviceError, match="there are cuda:0, cuda:1"):
+    with pytest.raises(UnknownDeviceError, match="it has cuda:0, cuda:1"):
         chosen_devices(wanted)
 
 
