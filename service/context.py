@@ -1,4 +1,4 @@
-"""What a request handler can reach: the parts that the lifespan made, typed."""
+"""What a request handler can reach: the objects that the lifespan creates, typed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Context:
     queue: procrastinate.App
     notifications: Notifications
     uploads: Slots
-    """Bodies that are being stored."""
+    """Limits the bodies that are stored at once."""
     streams: Slots
-    """Streams of events that are open."""
+    """Limits the open event streams."""
     stopping: asyncio.Event
-    """Set when the server is about to stop: whoever waits answers now."""
+    """Set when the server is about to stop: requests that wait respond at once."""
 
 
 def _of_request(request: Request) -> Context:

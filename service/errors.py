@@ -1,4 +1,4 @@
-"""Errors of the HTTP interface as RFC 9457 problems: each class knows its status, code, title and schema."""
+"""Errors of the HTTP API as RFC 9457 problems; each class has its status, code, title and schema."""
 
 from __future__ import annotations
 
@@ -35,20 +35,29 @@ class Problem(BaseModel):
 
 
 class ServiceError(Exception):
-    """Base class of every answer that is a problem.
+    """Base class of every error response; a subclass states its status, code and title as class arguments.
 
     Args:
         detail: What was found, and where.
         advice: What to do about it.
-        errors: Field by field.
+        errors: Errors by field.
         headers: Extra response headers.
-        code: Replaces the class's code where one class stands for a family of codes.
+        code: Replaces the code of a class that stands for several codes.
         members: Further members of the problem document.
     """
 
     status: ClassVar[HTTPStatus]
     code: ClassVar[str]
     title: ClassVar[str]
+
+    def __init_subclass__(cls, *, status: int | None = None, code: str | None = None, title: str | None = None) -> None:
+        super().__init_subclass__()
+        if status is not None:
+            cls.status = HTTPStatus(status)
+        if code is not None:
+            cls.code = code
+        if title is not None:
+            cls.title = title
 
     def __init__(
         self,
@@ -69,7 +78,7 @@ class ServiceError(Exception):
         self.members = members
 
     def problem(self) -> Problem:
-        """The document of this error."""
+        """Return the problem document of this error."""
         return Problem(
             type=f"/problems/{self.problem_code}",
             title=self.title,
@@ -95,7 +104,7 @@ class ServiceError(Exception):
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
-        """The problem document narrowed to this error."""
+        """Return the JSON schema of the problem document, narrowed to this error."""
         return {
             "allOf": [
                 {"$ref": "#/components/schemas/Problem"},
@@ -113,72 +122,44 @@ class ServiceError(Exception):
         return {"const": cls.code}
 
 
-class MalformedRequestError(ServiceError):
-    status = HTTPStatus.BAD_REQUEST
-    code = "malformed_request"
-    title = "The request can't be read"
+class MalformedRequestError(ServiceError, status=400, code="malformed_request", title="The request can't be read"): ...
 
 
-class NotFoundError(ServiceError):
-    status = HTTPStatus.NOT_FOUND
-    code = "not_found"
-    title = "There is nothing here"
+class NotFoundError(ServiceError, status=404, code="not_found", title="Not found"): ...
 
 
-class MethodNotAllowedError(ServiceError):
-    status = HTTPStatus.METHOD_NOT_ALLOWED
-    code = "method_not_allowed"
-    title = "This resource does not answer that method"
+class MethodNotAllowedError(
+    ServiceError, status=405, code="method_not_allowed", title="This resource does not support that method"
+): ...
 
 
-class BodyTooLargeError(ServiceError):
-    status = HTTPStatus(413)
-    code = "body_too_large"
-    title = "The body is larger than the limit"
+class BodyTooLargeError(ServiceError, status=413, code="body_too_large", title="The body is larger than the limit"): ...
 
 
-class UnsupportedMediaTypeError(ServiceError):
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    code = "unsupported_media_type"
-    title = "The media type of the body is not accepted"
+class UnsupportedMediaTypeError(
+    ServiceError, status=415, code="unsupported_media_type", title="The media type of the body is not accepted"
+): ...
 
 
-class InvalidRequestError(ServiceError):
-    status = HTTPStatus(422)
-    code = "invalid_request"
-    title = "The request is well formed, but has invalid values"
+class InvalidRequestError(ServiceError, status=422, code="invalid_request", title="The request has invalid values"): ...
 
 
-class EmptyBodyError(ServiceError):
-    status = HTTPStatus(422)
-    code = "empty_body"
-    title = "The body has no content"
+class EmptyBodyError(ServiceError, status=422, code="empty_body", title="The body is empty"): ...
 
 
-class InternalError(ServiceError):
-    status = HTTPStatus.INTERNAL_SERVER_ERROR
-    code = "internal_error"
-    title = "The service failed"
+class InternalError(ServiceError, status=500, code="internal_error", title="The service failed"): ...
 
 
-class UnavailableError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "not_ready"
-    title = "The service is not ready"
+class UnavailableError(ServiceError, status=503, code="not_ready", title="The service is not ready"): ...
 
 
-class DatabaseUnavailableError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "database_unavailable"
-    title = "The database does not answer"
+class DatabaseUnavailableError(
+    ServiceError, status=503, code="database_unavailable", title="The database is unavailable"
+): ...
 
 
-class OtherHTTPError(ServiceError):
-    """What the framework raises beyond the classes above, under a code made from its status."""
-
-    status = HTTPStatus.BAD_REQUEST
-    code = "http_error"
-    title = "The request was refused"
+class OtherHTTPError(ServiceError, status=400, code="http_error", title="The request was rejected"):
+    """Any other error of the framework; its code is made from its status."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail, headers=headers, code=f"http_{status}")
@@ -186,7 +167,7 @@ class OtherHTTPError(ServiceError):
 
 
 def declare(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's ``responses`` for these errors, grouped by status."""
+    """Return FastAPI's ``responses`` for these errors, grouped by status."""
     grouped: dict[int, list[type[ServiceError]]] = defaultdict(list)
     for error in errors:
         grouped[int(error.status)].append(error)
@@ -201,7 +182,7 @@ def declare(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
 
 
 def every_error() -> list[type[ServiceError]]:
-    """All concrete error classes that have been defined, in the order of their schema names."""
+    """Return all concrete error classes defined so far, ordered by schema name."""
     found: set[type[ServiceError]] = set()
     pending: list[type[ServiceError]] = [ServiceError]
     while pending:

@@ -1,4 +1,4 @@
-"""What is wrong with the fields of a request, a policy or a command; without FastAPI, which commands do without."""
+"""Errors in the fields of a request, a policy or a command; does not import FastAPI, which commands don't need."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class FieldError(BaseModel):
-    """One thing that is wrong with a field of the request."""
+    """An error in one field of the request."""
 
     pointer: str = Field(description="JSON pointer into the body, or the name of a parameter.")
     detail: str
 
 
 def field_errors(error: ValidationError | RequestValidationError) -> list[FieldError]:
-    """pydantic's list of errors as JSON pointers with a sentence each."""
+    """Convert pydantic's errors to JSON pointers with a sentence each."""
     result = []
     for item in error.errors():
         path = [str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]]

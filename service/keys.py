@@ -1,4 +1,4 @@
-"""API keys: making one, what is stored of it, and whose it is."""
+"""API keys: creating them, hashing them, and finding the tenant of one."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key as the server knows it."""
+    """A key as the server stores it."""
 
     tenant: str
     sha256: str
 
 
 def new_key() -> str:
-    """A fresh key: 256 random bits behind a prefix by which secret scanners can tell it."""
+    """Return a new key: a prefix that secret scanners recognise, then 256 random bits."""
     return _PREFIX + secrets.token_urlsafe(_KEY_BYTES)
 
 
 def hash_key(key: str) -> str:
-    """What is stored of a key.
+    """Return the hash that is stored in place of a key.
 
-    One round of SHA-256: slow, salted hashes protect secrets that can be guessed. A key of 256 random bits can't,
-    and each request pays for the hash.
+    One round of SHA-256 is enough: slow, salted hashes protect secrets that can be guessed, which 256 random bits
+    can't be, and each request pays for the hash.
     """
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -42,10 +42,10 @@ def is_tenant_name(name: str) -> bool:
 
 
 def parse_keys(text: str) -> tuple[ApiKey, ...]:
-    """The keys in ``name:hash,name:hash``; a name may come several times, while its key is being replaced.
+    """Parse ``name:hash,name:hash``; a name may occur several times, while its key is being replaced.
 
     Raises:
-        ValueError: for anything else; the text says which entry, and nothing of what may be a key.
+        ValueError: if an entry is malformed; the message gives its position, but not its text, which may be a key.
     """
     keys: dict[str, ApiKey] = {}
     for number, entry in enumerate(text.split(","), start=1):
@@ -57,12 +57,12 @@ def parse_keys(text: str) -> tuple[ApiKey, ...]:
             )
         key = ApiKey(name, sha256.lower())
         if keys.setdefault(key.sha256, key) != key:
-            raise ValueError(f"entry {number} is the key of another name; a key belongs to one")
+            raise ValueError(f"entry {number} has the key of another name; each key must belong to one name")
     return tuple(keys.values())
 
 
 def tenant_of(keys: Sequence[ApiKey], key: str) -> str | None:
-    """Whose key it is; every entry is compared, in time that does not depend on where they differ."""
+    """Return the tenant of a key, if any; compares all entries, in time that doesn't depend on where they differ."""
     sha256, tenant = hash_key(key), None
     for known in keys:
         if hmac.compare_digest(sha256, known.sha256):

@@ -1,4 +1,4 @@
-"""Logging: structured lines on stderr, one form for ours and for the libraries', without secrets."""
+"""Logging: structured lines on stderr, in one format for the service and its libraries, with secrets masked."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SECRETS = (
 
 
 def configure(*, form: Literal["console", "json"], level: str) -> None:
-    """Sets up the whole process's logging.
+    """Configure the logging of this process.
 
     Args:
         form: ``console`` for people, ``json`` for programs.
-        level: The least level that is logged: debug, info, warning, error.
+        level: Lowest level that is logged: debug, info, warning, error.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -58,7 +58,7 @@ def configure(*, form: Literal["console", "json"], level: str) -> None:
 
 
 def _rendering(form: Literal["console", "json"]) -> list[Processor]:
-    # Neither form shows local variables: headers, addresses and files of clients are among them.
+    # Neither form shows local variables, which include clients' headers, addresses and files.
     if form == "json":
         tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
@@ -67,14 +67,14 @@ def _rendering(form: Literal["console", "json"]) -> list[Processor]:
 
 
 def _printable(_logger: Any, _name: str, event: EventDict) -> EventDict:
-    """Writes control characters out, which a path or a file could hold to forge lines or to steer a terminal."""
+    """Escape control characters, which a path or file name could use to forge lines or control a terminal."""
     return {
         key: value if not isinstance(value, str) or value.isprintable() else repr(value) for key, value in event.items()
     }
 
 
 def _without_secrets(_logger: Any, _name: str, line: Any) -> str:
-    """The last step: whatever a library put into a message or an exception passes here."""
+    """Mask secrets; the last step, so that it sees everything that a library put into a message or an exception."""
     text = str(line)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)

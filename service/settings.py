@@ -1,4 +1,4 @@
-"""Settings of the service: one tree, read from ``WSB_*`` variables and from a ``.env`` file."""
+"""Settings of the service, read from ``WSB_*`` variables and from a ``.env`` file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.keys import ApiKey, parse_keys
-from service.sandbox import Limits, usable_memory_bytes
+from service.sandbox import JobLimits, usable_memory_bytes
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     """Every limit and address of the service; each field is the variable ``WSB_<NAME>``.
 
     Raises:
-        pydantic.ValidationError: for a value outside its range or an address of an unknown kind.
+        pydantic.ValidationError: if a value is out of range or an address has an unknown scheme.
     """
 
     model_config = SettingsConfigDict(
@@ -40,41 +40,45 @@ class Settings(BaseSettings):
     )
     blob_url: str | None = Field(
         None,
-        description="Place of models and batches: a folder (a path or file://…) or s3://bucket/prefix; unset: blobs in "
-        "the data folder.",
+        description="Where models and batches are stored: a folder (a path or file://…) or s3://bucket/prefix; unset: "
+        "blobs in the data folder.",
     )
 
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
-        (), description="Who may use the service: name:hash, name:hash; unset: everyone, as one tenant."
+        (), description="Keys that may use the service: name:hash,name:hash; unset: everyone may, as one tenant."
     )
     allow_anonymous: bool = Field(
-        False, description="Serve without keys on addresses that other machines reach, as behind a proxy."
+        False, description="Serve without keys on addresses that other machines can reach, such as behind a proxy."
     )
     api_key: SecretStr | None = Field(None, description="Key that commands with --url send to the server.")
     session_hours: float = Field(
-        12.0, gt=0, le=8760, description="Time after which people who have signed in to the pages have to do so again."
+        12.0, gt=0, le=8760, description="Hours after which users of the pages must sign in again."
     )
-    root_path: str = Field("", description="Prefix below which a proxy serves this service, such as /wsb.")
+    root_path: str = Field("", description="Path prefix under which a proxy serves this service, such as /wsb.")
 
     max_model_bytes: int = Field(GIB, ge=1, description="Largest model accepted.")
     max_batch_bytes: int = Field(GIB, ge=1, description="Largest batch accepted.")
     max_request_bytes: int = Field(MIB, ge=1024, description="Largest JSON body, or request part of a multipart body.")
-    max_queue: int = Field(1000, ge=1, description="Analyses that may wait at one time; more are answered 429.")
-    max_queue_per_tenant: int = Field(200, ge=1, description="Of these, analyses of one tenant.")
-    max_wait_seconds: float = Field(60, ge=0, le=600, description="Upper end of Prefer: wait=N.")
+    max_queue: int = Field(1000, ge=1, description="Largest number of queued analyses; beyond it, 429.")
+    max_queue_per_tenant: int = Field(200, ge=1, description="Largest number of queued analyses of one tenant.")
+    max_wait_seconds: float = Field(60, ge=0, le=600, description="Largest N of Prefer: wait=N.")
 
     max_request_head_bytes: int = Field(16384, ge=4096, description="Size of a request line and its headers.")
     request_head_seconds: float = Field(10.0, gt=0, le=3600, description="Time for a request line and its headers.")
     max_part_headers: int = Field(8, ge=1, le=1000, description="Headers of one part of a multipart body.")
     max_part_header_bytes: int = Field(4096, ge=64, description="Size of one header of a part.")
-    max_uploads: int = Field(64, ge=1, description="Bodies that one process stores at one time; more are answered 503.")
-    upload_idle_seconds: float = Field(30.0, gt=0, le=3600, description="Silence after which a body is given up.")
+    max_uploads: int = Field(64, ge=1, description="Concurrent uploads to one process; beyond it, 503.")
+    upload_idle_seconds: float = Field(30.0, gt=0, le=3600, description="Silence after which an upload is aborted.")
     upload_min_bytes_per_second: int = Field(
-        1024, ge=0, description="A body that is slower over upload_idle_seconds is given up; 0: no body is too slow."
+        1024,
+        ge=0,
+        description="Lowest rate over upload_idle_seconds; a slower upload is aborted; 0: no limit.",
     )
-    min_free_bytes: int = Field(GIB, ge=0, description="Room on the blobs' disk that no upload may take.")
-    max_event_streams: int = Field(1000, ge=1, description="Streams of events that one process keeps open.")
-    event_heartbeat_seconds: float = Field(15.0, gt=0, le=3600, description="Silence that a stream breaks.")
+    min_free_bytes: int = Field(GIB, ge=0, description="Free space that uploads must leave on the blobs' disk.")
+    max_event_streams: int = Field(1000, ge=1, description="Open event streams of one process.")
+    event_heartbeat_seconds: float = Field(
+        15.0, gt=0, le=3600, description="Silence after which an event stream sends a heartbeat."
+    )
 
     job_seconds: float = Field(3600, gt=0, le=1e7, description="Wall-clock limit of one analysis.")
     job_threads: int | None = Field(None, ge=1, le=1024, description="Threads of one analysis; unset: every core.")
@@ -85,50 +89,50 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=1024,
-        description="Small analyses, of one thread each, that a worker on a CPU runs side by side; unset: job_threads.",
+        description="Small analyses, of one thread each, that a CPU worker runs concurrently; unset: job_threads.",
     )
-    max_attempts: int = Field(3, ge=1, le=100, description="Times an analysis is started before worker_lost.")
-    progress_seconds: float = Field(0.5, ge=0, le=60, description="Least time between two progress updates of a row.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Attempts at an analysis before it fails as worker_lost.")
+    progress_seconds: float = Field(0.5, ge=0, le=60, description="Shortest interval between progress updates.")
 
     sandbox: Literal["auto", "require"] = Field(
-        "auto", description="auto confines analyses as well as the host can; require refuses to run with less than all."
+        "auto", description="auto confines analyses as far as the host can; require refuses to run with less than all."
     )
     torchscript: Literal["auto", "always", "never"] = Field(
-        "auto", description="Whether TorchScript is loaded; auto: only where files and network are out of its reach."
+        "auto", description="Whether to load TorchScript; auto: only if it can reach neither files nor the network."
     )
 
     retention_days: float | None = Field(
         None, gt=0, le=36_500, description="Age at which ended analyses and unused files are deleted; unset: never."
     )
     retention_interval_seconds: float = Field(
-        600.0, gt=0, le=86_400, description="Interval at which what is too old is looked for."
+        600.0, gt=0, le=86_400, description="Interval between searches for what is too old."
     )
 
-    heartbeat_seconds: float = Field(1.0, gt=0, le=60, description="Interval of a worker's sign of life.")
+    heartbeat_seconds: float = Field(1.0, gt=0, le=60, description="Interval of a worker's heartbeat.")
     stalled_seconds: float = Field(6.0, gt=0, le=3600, description="Silence after which a worker counts as lost.")
     shutdown_seconds: float = Field(
-        5.0, ge=0, le=3600, description="Time a running analysis has to finish at shutdown before it is queued again."
+        5.0, ge=0, le=3600, description="Time for a running analysis to finish at shutdown before it is queued again."
     )
     database_patience_seconds: float = Field(
-        300.0, ge=0, le=86_400, description="How long a worker, and the analysis it runs, do without the database."
+        300.0, ge=0, le=86_400, description="How long a worker and its analysis tolerate an unavailable database."
     )
     storage_patience_seconds: float = Field(
-        30.0, gt=0, le=3600, description="How long a request to an object store that fails is repeated."
+        30.0, gt=0, le=3600, description="How long to retry a failed request to an object store."
     )
     poll_seconds: float = Field(
-        2.0, gt=0, le=60, description="Interval of the polls that stand in for a notification that got lost."
+        2.0, gt=0, le=60, description="Interval of the polls that make up for lost notifications."
     )
 
     probe_seconds: float = Field(
-        2.0, gt=0, le=60, description="Time that each part has to answer GET /readyz and GET /metrics."
+        2.0, gt=0, le=60, description="Time limit of each check behind GET /readyz and GET /metrics."
     )
     otlp_endpoint: str | None = Field(
         None,
         description="URL of a collector that takes traces as OTLP over HTTP; unset: OTEL_EXPORTER_OTLP_ENDPOINT's.",
     )
 
-    log_format: Literal["console", "json"] = Field("console", description="Form of the log lines on stderr.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["console", "json"] = Field("console", description="Format of the log lines on stderr.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -140,8 +144,8 @@ class Settings(BaseSettings):
     def _is_prefix(cls, value: str) -> str:
         path = value.rstrip("/")
         if _PREFIX.fullmatch(path) is None:
-            # A prefix that is a path of this service too could not be told from that.
-            raise ValueError("the prefix must be like /wsb, and none of this service's own paths such as /v1")
+            # A prefix equal to a path of this service would be ambiguous.
+            raise ValueError("the prefix must look like /wsb and must not be a path of this service such as /v1")
         return path
 
     @field_validator("otlp_endpoint")
@@ -150,20 +154,20 @@ class Settings(BaseSettings):
         if value is None:
             return None
         if urlsplit(value).scheme not in ("http", "https"):
-            raise ValueError("the collector's address must be http://… or https://…")
+            raise ValueError("the URL of the collector must be http://… or https://…")
         try:
-            from service import traces  # takes a tenth of a second, which commands that trace nothing save
+            from service import traces  # takes a tenth of a second; commands without traces skip it
         except ModuleNotFoundError as error:
             raise ValueError("traces need the server: pip install 'wsb-sharpness[server,traces]'") from error
         if not traces.installed():
-            raise ValueError(f"traces need OpenTelemetry's SDK and exporter; {traces.ADVICE}")
+            raise ValueError(f"traces need the SDK and the exporter of OpenTelemetry; {traces.ADVICE}")
         return value
 
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in ("postgresql", "postgres"):
-            raise ValueError("the database must be a Postgres: postgresql://user:password@host/database")
+            raise ValueError("the database must be Postgres: postgresql://user:password@host/database")
         return value
 
     @field_validator("blob_url")
@@ -171,7 +175,7 @@ class Settings(BaseSettings):
     def _is_place(cls, value: str | None) -> str | None:
         parts = urlsplit(value or "")
         if parts.scheme not in ("", "file") and not (parts.scheme == "s3" and parts.netloc):
-            raise ValueError("blobs are kept in a folder or a bucket: give a path, file:///path or s3://bucket/prefix")
+            raise ValueError("blobs are kept in a folder or a bucket: use a path, file:///path or s3://bucket/prefix")
         return value
 
     @model_validator(mode="after")
@@ -182,7 +186,7 @@ class Settings(BaseSettings):
 
     @property
     def blob_dir(self) -> Path:
-        """Folder of the content-addressed files; where they are in a bucket, of uploads on their way to it."""
+        """Folder of the content-addressed files, or of incoming uploads if the files are kept in a bucket."""
         if self.blob_url is None or self.blob_bucket is not None:
             return self.data_dir / "blobs"
         parts = urlsplit(self.blob_url)
@@ -190,20 +194,20 @@ class Settings(BaseSettings):
 
     @property
     def blob_bucket(self) -> str | None:
-        """s3://bucket/prefix, where blobs are in one."""
+        """s3://bucket/prefix if blobs are kept in a bucket, else None."""
         return self.blob_url if urlsplit(self.blob_url or "").scheme == "s3" else None
 
     @property
-    def job_limits(self) -> Limits:
-        """Of the child that runs an analysis."""
-        return Limits(memory_bytes=self.job_bytes)
+    def job_limits(self) -> JobLimits:
+        """Limits of the child that runs an analysis."""
+        return JobLimits(memory_bytes=self.job_bytes)
 
     @property
     def job_bytes(self) -> int:
-        """Memory of one analysis."""
+        """Memory of one analysis in bytes."""
         return self.job_memory_bytes or usable_memory_bytes() * 3 // 4
 
     @property
     def job_dir(self) -> Path:
-        """Folder in which each worker keeps the private folder of its running job."""
+        """Folder in which each worker creates the private folders of its jobs."""
         return self.data_dir / "jobs"

@@ -1,7 +1,8 @@
-"""Traces by OpenTelemetry: off, and without cost, unless an endpoint is given.
+"""Traces by OpenTelemetry: off, and free of cost, unless an endpoint is configured.
 
-Only the API of OpenTelemetry is imported here, which FastAPI brings; the SDK and the exporter are the extra ``traces``
-and are loaded where traces are on. Nothing is registered globally: each application and each worker has its provider.
+This module imports only OpenTelemetry's API, which FastAPI depends on; the SDK and the exporter are the extra
+``traces`` and are loaded if traces are on. Nothing is registered globally: each application and each worker has its
+own provider.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 ADVICE = "install the extra: pip install 'wsb-sharpness[server,traces]'"
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Paths that are asked every few seconds and would hide the rest."""
+"""Paths that are requested every few seconds and would hide the rest."""
 
 _FLUSH_SECONDS = 3.0
 _CONTEXT = TraceContextTextMapPropagator()
@@ -40,8 +41,8 @@ class Tracing:
     """The tracer of one process.
 
     Args:
-        endpoint: Base URL of a collector that takes OTLP over HTTP; None leaves it to the variable that other programs
-            use as well, and without that there are no traces.
+        endpoint: Base URL of a collector that takes OTLP over HTTP; None uses OTEL_EXPORTER_OTLP_ENDPOINT, and if that
+            is unset, traces are off.
     """
 
     def __init__(self, endpoint: str | None) -> None:
@@ -55,7 +56,7 @@ class Tracing:
 
     @asynccontextmanager
     async def exporting(self) -> AsyncIterator[None]:
-        """Sends spans during the block; at its end waits a few seconds for the last ones to get through."""
+        """Send spans during the block; at its end, wait a few seconds for the last ones to be sent."""
         if not self.on or self._endpoint is None:
             yield
             return
@@ -66,13 +67,13 @@ class Tracing:
         try:
             yield
         finally:
-            # A thread that the process does not wait for: a collector that hangs must not hold up the end.
+            # A daemon thread: a collector that hangs must not delay the end of the process.
             last = threading.Thread(target=self.provider.shutdown, daemon=True)
             last.start()
             await asyncio.to_thread(last.join, _FLUSH_SECONDS)
 
     def telemetry(self) -> TelemetryConfig:
-        """What makes FastAPI give each request a span that continues the client's trace, probes excepted."""
+        """Configure FastAPI to give each request, except probes, a span that continues the client's trace."""
         return {
             "tracer_provider": self.provider,
             "tracing": self.on,
@@ -85,15 +86,15 @@ class Tracing:
 
     @contextmanager
     def job_span(self, name: str, traceparent: str | None, attributes: Mapping[str, str | int]) -> Iterator[Span]:
-        """A span around a job, in the trace of the request that queued it.
+        """Open a span around a job, in the trace of the request that queued it.
 
         Args:
             name: Name of the span.
-            traceparent: Value from ``carried``; None starts a trace.
+            traceparent: Value from ``carried``; None starts a new trace.
             attributes: Attributes of the span.
         """
         context = _CONTEXT.extract({} if traceparent is None else {"traceparent": traceparent})
-        # An exception's text may hold what does not belong into a trace.
+        # The text of an exception may contain what must not appear in a trace.
         with self._tracer.start_as_current_span(
             name, context, SpanKind.CONSUMER, attributes, record_exception=False
         ) as span:
@@ -101,7 +102,7 @@ class Tracing:
 
 
 def installed() -> bool:
-    """Whether the extra is there."""
+    """Whether the extra is installed."""
     try:
         return all(map(find_spec, ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")))
     except ModuleNotFoundError:
@@ -109,39 +110,39 @@ def installed() -> bool:
 
 
 def carried() -> dict[str, str]:
-    """Argument of a job by which its span continues the present trace; none where there is no trace."""
+    """Return the job argument that lets its span continue the current trace; empty without a trace."""
     carrier: dict[str, str] = {}
     _CONTEXT.inject(carrier)
     return {"traceparent": carrier["traceparent"]} if carrier else {}
 
 
 def trace_id() -> str | None:
-    """Of the present span, as backends show it; None where there is none."""
+    """Return the trace identifier of the current span, as backends show it; None without a trace."""
     context = trace.get_current_span().get_span_context()
     return trace.format_trace_id(context.trace_id) if context.is_valid else None
 
 
 def note(**attributes: str | int) -> None:
-    """Adds attributes to the present span."""
+    """Add attributes to the current span."""
     trace.get_current_span().set_attributes(attributes)
 
 
 def add_phases(timings: Mapping[str, float]) -> None:
-    """Notes the phases of an analysis, which ran in a process without a tracer, as events of the present span."""
+    """Add the phases of an analysis, whose process has no tracer, to the current span as events."""
     span = trace.get_current_span()
     for phase, seconds in timings.items():
         span.add_event(phase, {"seconds": seconds})
 
 
 def mark_failed(code: str) -> None:
-    """Marks the present span as failed."""
+    """Mark the current span as failed."""
     span = trace.get_current_span()
     span.set_attribute("error.type", code)
     span.set_status(StatusCode.ERROR)
 
 
 def span_processor(endpoint: str) -> SpanProcessor:
-    """Sends spans in batches from a thread of its own; whatever goes wrong there is logged and no more."""
+    """Return a processor that sends spans in batches from a background thread; errors there are only logged."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 

@@ -1,4 +1,4 @@
-"""What clients send and get about comparisons."""
+"""Requests and responses about comparisons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.policies import Policy, Verdict
 
 
 class ComparisonRequest(BaseModel):
-    """A policy and the reports to apply it to, each given by an analysis's identifier or as a report."""
+    """A policy and the reports to apply it to; each is a report or the identifier of its analysis."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -1,4 +1,4 @@
-"""/v1/comparisons: what a policy says about reports that are there already."""
+"""/v1/comparisons: apply a policy to existing reports."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _BODY = {
 @router.post(
     "",
     response_model=Comparison,
-    summary="Judge a report, alone or against another",
-    description="Nothing is analysed or stored. A rule that fails is a verdict, not an error.",
+    summary="Judge a report, alone or against a baseline",
+    description="Nothing is analysed or stored. A failed rule is part of the verdict, not an error.",
     responses=declare(
         *(MalformedRequestError, BodyTooLargeError, UnsupportedMediaTypeError, UploadTooSlowError),
         *(InvalidRequestError, AnalysisNotFoundError, ReportNotReadyError, NoReportError, InternalError),

@@ -1,8 +1,7 @@
-"""/v1/analyses: ask for a report, follow it, fetch it."""
+"""/v1/analyses: request an analysis, follow it, fetch its report."""
 
 from __future__ import annotations
 
-import re
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -27,13 +26,14 @@ from service.analyses.errors import (
     ReportNotReadyError,
     TenantQueueFullError,
     ended,
+    not_found,
 )
 from service.analyses.representations import NotAcceptableError, negotiated, represent
 from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis, AnalysisPage, AnalysisRequest, FormRequest
 from service.analyses.submission import Caller, submit
 from service.analyses.table import FINAL_STATES, ReportRow, State
-from service.analyses.waiting import not_found, wait_until_ended
-from service.blobs.repository import UPLOAD_ERRORS, BlobNotFoundError
+from service.analyses.waiting import wait_until_ended
+from service.blobs.errors import UPLOAD_ERRORS, BlobNotFoundError
 from service.context import InContext
 from service.errors import InternalError, InvalidRequestError, declare
 from service.http.headers import described, matches, preferred_wait
@@ -42,42 +42,41 @@ from service.http.security import InTenant
 from wsb_engine.report import Report
 
 _CREATE = """\
-Either JSON that names an uploaded model and batch, or one multipart request that brings both files.
+Send either JSON that names an uploaded model and batch, or one multipart request with both files.
 
-With `Prefer: wait=N` the answer is the report itself (201) when it is done in time. Otherwise it is the analysis
-(202), to be followed at `Location`. An analysis that fails within the wait is answered as a problem that says why.
+With `Prefer: wait=N` the response is the report itself (201) if it is ready in time. Otherwise it is the analysis
+(202); follow it at `Location`. If the analysis fails while the request waits, the response is a problem that says why.
 
-Where there is a report of the same model, batch and options already, made by this version of the engine, the new
-analysis has it at once (`reused_from` says whose it is); `fresh: true` has it made again.
+If this version of the engine has already produced a report on the same model, batch and options, the new analysis
+reuses it at once (`reused_from` names the analysis that produced it); `fresh: true` runs the analysis again.
 """
 
 router = APIRouter(prefix="/v1/analyses", tags=["analyses"])
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
 
 def _analysis_id(analysis_id: Annotated[str, Path(description="Identifier of the analysis.")]) -> UUID:
-    if _UUID.fullmatch(analysis_id) is None:
+    found = service.parse_id(analysis_id)
+    if found is None:
         raise not_found(analysis_id)
-    return UUID(analysis_id)
+    return found
 
 
 AnalysisId = Annotated[UUID, Depends(_analysis_id)]
 IfNoneMatch = Annotated[str | None, Header(description="Entity tag of the client's copy.")]
-# OpenAPI says by the content of the answer what can be accepted.
+# Not in the specification, where the content of the response lists what can be accepted.
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 Prefer = Annotated[
     str | None,
     Header(
-        description="`wait=N`: answer with the report if the analysis ends within N seconds, at most 60.",
+        description="`wait=N`: respond with the report if the analysis ends within N seconds, at most 60.",
         examples=["wait=30"],
     ),
 ]
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        description="A name for this request, of your choice and new to it. The same request sent again with the same"
-        " key is answered with the same analysis, for as long as that is kept.",
+        description="A unique name that you choose for this request. Repeating the request with the same key returns"
+        " the same analysis, as long as that is kept.",
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
@@ -95,8 +94,8 @@ Labels = Annotated[
         max_length=32,
     ),
 ]
-Limit = Annotated[int, Query(ge=1, le=200, description="Most analyses on a page.")]
-After = Annotated[
+PageSize = Annotated[int, Query(ge=1, le=200, description="Largest number of analyses on a page.")]
+Cursor = Annotated[
     str | None, Query(pattern="^[1-9][0-9]{0,17}$", description="Cursor from `next` of the previous page.")
 ]
 
@@ -139,19 +138,19 @@ def _request_body() -> dict[str, Any]:
                     "Content-Location": "Address of the report.",
                     "ETag": "Entity tag of the report.",
                     "Preference-Applied": "The wait that was granted.",
-                    "Idempotency-Replayed": "`true` where the analysis is that of an earlier request.",
+                    "Idempotency-Replayed": "`true` if the analysis is that of an earlier request.",
                 }
             ),
         },
         202: {
             "model": Analysis,
-            "description": "Accepted; follow it at Location.",
+            "description": "Accepted; follow the analysis at Location.",
             "headers": described(
                 {
                     "Location": "Address of the analysis.",
-                    "Retry-After": "Seconds to wait before asking again; absent once the analysis has ended.",
+                    "Retry-After": "Seconds to wait before polling again; absent once the analysis has ended.",
                     "Preference-Applied": "The wait that was granted, if one was requested.",
-                    "Idempotency-Replayed": "`true` where the analysis is that of an earlier request.",
+                    "Idempotency-Replayed": "`true` if the analysis is that of an earlier request.",
                 }
             ),
         },
@@ -205,8 +204,8 @@ async def list_analyses(
     tenant: InTenant,
     state: States = None,
     label: Labels = None,
-    limit: Limit = 50,
-    after: After = None,
+    limit: PageSize = 50,
+    after: Cursor = None,
 ) -> AnalysisPage:
     states, labels = state or (), label or ()
     page = await service.newest(context, tenant, states=states, labels=labels, limit=limit, after=after)
@@ -221,10 +220,10 @@ async def list_analyses(
     "/{analysis_id}",
     response_model=Analysis,
     summary="Get the state of an analysis",
-    description="Returns 200 in every state; a failed analysis has its error in the body.",
+    description="Returns 200 in every state; the body of a failed analysis has its error.",
     responses={
         200: {"headers": described({"ETag": "Changes with the analysis."})},
-        304: {"description": "Nothing has changed since the copy named by If-None-Match."},
+        304: {"description": "The analysis has not changed since the copy named by If-None-Match."},
         **declare(AnalysisNotFoundError),
     },
 )
@@ -243,19 +242,19 @@ async def get_analysis(
     "/{analysis_id}/report",
     response_model=Report,
     summary="Fetch the report",
-    description="JSON never changes. Markdown, HTML and JUnit XML include the verdict, if there is one.",
+    description="The JSON never changes. Markdown, HTML and JUnit XML include the verdict, if there is one.",
     responses={
         200: {
             "content": representations.described(),
             "headers": described(
                 {
-                    "ETag": "Strong, and different for each media type.",
-                    "Cache-Control": "Allows caching the JSON for ever.",
+                    "ETag": "Strong; different for each media type.",
+                    "Cache-Control": "Allows the JSON to be cached forever.",
                     "Vary": "Accept.",
                 }
             ),
         },
-        304: {"description": "The copy named by If-None-Match is the report."},
+        304: {"description": "The copy named by If-None-Match is current."},
         **declare(AnalysisNotFoundError, NotAcceptableError, ReportNotReadyError, NoReportError),
     },
 )
@@ -276,7 +275,7 @@ async def get_report(
     "/{analysis_id}/cancel",
     status_code=HTTPStatus.ACCEPTED,
     summary="Cancel an analysis",
-    description="A queued analysis is cancelled at once, a running one is stopped. Cancelling again changes nothing.",
+    description="A queued analysis is cancelled at once; a running one is stopped. Cancelling again has no effect.",
     responses=declare(AnalysisNotFoundError, AnalysisFinalError),
 )
 async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> Analysis:
@@ -287,7 +286,7 @@ async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTe
     "/{analysis_id}",
     status_code=HTTPStatus.NO_CONTENT,
     summary="Delete an analysis and its report",
-    description="Allowed once the analysis has ended. The files stay.",
+    description="Allowed once the analysis has ended. Its model and batch are kept.",
     responses=declare(AnalysisNotFoundError, AnalysisLiveError),
 )
 async def delete_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> None:

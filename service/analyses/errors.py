@@ -2,65 +2,48 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
-from service.analyses.breakdowns import is_breakdown
+from service.analyses.error_codes import is_service_failure
 from service.analyses.table import AnalysisRow
 from service.errors import NotFoundError, ServiceError
 
 
-class AnalysisNotFoundError(NotFoundError):
-    code = "analysis_not_found"
-    title = "No such analysis"
+class AnalysisNotFoundError(NotFoundError, code="analysis_not_found", title="No such analysis"): ...
 
 
-class DeviceUnavailableError(ServiceError):
-    status = HTTPStatus(422)
-    code = "device_unavailable"
-    title = "No worker has the requested device"
+class DeviceUnavailableError(
+    ServiceError, status=422, code="device_unavailable", title="No worker has the requested device"
+): ...
 
 
-class QueueFullError(ServiceError):
-    status = HTTPStatus.TOO_MANY_REQUESTS
-    code = "queue_full"
-    title = "Too many analyses are waiting"
+class QueueFullError(ServiceError, status=429, code="queue_full", title="Too many analyses are waiting"): ...
 
 
-class TenantQueueFullError(ServiceError):
-    status = HTTPStatus.TOO_MANY_REQUESTS
-    code = "tenant_queue_full"
-    title = "Too many analyses of this API key are waiting"
+class TenantQueueFullError(
+    ServiceError, status=429, code="tenant_queue_full", title="Too many analyses of this API key are waiting"
+): ...
 
 
-class IdempotencyMismatchError(ServiceError):
-    status = HTTPStatus(422)
-    code = "idempotency_mismatch"
-    title = "The Idempotency-Key was used with another request"
+class IdempotencyMismatchError(
+    ServiceError, status=422, code="idempotency_mismatch", title="The Idempotency-Key was used for a different request"
+): ...
 
 
-class AnalysisLiveError(ServiceError):
-    status = HTTPStatus.CONFLICT
-    code = "analysis_live"
-    title = "The analysis has not ended yet and can't be deleted"
+class AnalysisLiveError(
+    ServiceError, status=409, code="analysis_live", title="The analysis has not ended yet and can't be deleted"
+): ...
 
 
-class AnalysisFinalError(ServiceError):
-    status = HTTPStatus.CONFLICT
-    code = "analysis_final"
-    title = "The analysis has already ended"
+class AnalysisFinalError(ServiceError, status=409, code="analysis_final", title="The analysis has already ended"): ...
 
 
-class ReportNotReadyError(ServiceError):
-    status = HTTPStatus.CONFLICT
-    code = "report_not_ready"
-    title = "The analysis has not ended yet"
+class ReportNotReadyError(
+    ServiceError, status=409, code="report_not_ready", title="The analysis has not ended yet"
+): ...
 
 
-class NoReportError(ServiceError):
-    status = HTTPStatus.CONFLICT
-    code = "no_report"
-    title = "The analysis ended without a report"
+class NoReportError(ServiceError, status=409, code="no_report", title="The analysis ended without a report"): ...
 
 
 class _EndedError(ServiceError):
@@ -71,36 +54,32 @@ class _EndedError(ServiceError):
         return {"type": "string"}
 
 
-class AnalysisRejectedError(_EndedError):
-    status = HTTPStatus(422)
-    code = "analysis_rejected"
-    title = "The model, the batch or the options can't be analysed"
+class AnalysisRejectedError(
+    _EndedError, status=422, code="analysis_rejected", title="The model, the batch or the options can't be analysed"
+): ...
 
 
-class AnalysisCrashedError(_EndedError):
-    status = HTTPStatus.INTERNAL_SERVER_ERROR
-    code = "crashed"
-    title = "The analysis broke down"
+class AnalysisCrashedError(_EndedError, status=500, code="crashed", title="The analysis failed unexpectedly"): ...
 
 
-class AnalysisTimedOutError(_EndedError):
-    status = HTTPStatus.GATEWAY_TIMEOUT
-    code = "timed_out"
-    title = "The analysis took longer than its time limit"
+class AnalysisTimedOutError(
+    _EndedError, status=504, code="timed_out", title="The analysis took longer than its time limit"
+): ...
 
 
-class AnalysisCancelledError(_EndedError):
-    status = HTTPStatus.CONFLICT
-    code = "cancelled"
-    title = "The analysis was cancelled"
+class AnalysisCancelledError(_EndedError, status=409, code="cancelled", title="The analysis was cancelled"): ...
+
+
+def not_found(analysis: str) -> AnalysisNotFoundError:
+    return AnalysisNotFoundError(f"There is no analysis {analysis[:80]}.")
 
 
 def ended(row: AnalysisRow) -> ServiceError:
-    """The problem that tells how an analysis ended, for one that ended without a report."""
+    """Return the problem of an analysis that ended without a report."""
     error = row.error or {}
     kinds: dict[str, type[_EndedError]] = {"timed_out": AnalysisTimedOutError, "cancelled": AnalysisCancelledError}
     code = str(error.get("code") or row.state)
-    kind = kinds.get(row.state) or (AnalysisCrashedError if is_breakdown(code) else AnalysisRejectedError)
+    kind = kinds.get(row.state) or (AnalysisCrashedError if is_service_failure(code) else AnalysisRejectedError)
     return kind(
         str(error.get("message") or kind.title + "."),
         code=code,

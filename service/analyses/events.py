@@ -1,4 +1,4 @@
-"""Server-sent events of an analysis: how it stands, each change of that, and its end."""
+"""Server-sent events of an analysis: its current state, each change, and its end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
 
@@ -16,10 +15,9 @@ from starlette.responses import StreamingResponse
 
 from service.analyses import repository
 from service.analyses.endpoints import AnalysisId
-from service.analyses.errors import AnalysisNotFoundError
+from service.analyses.errors import AnalysisNotFoundError, not_found
 from service.analyses.schemas import Analysis
 from service.analyses.table import FINAL_STATES, AnalysisRow
-from service.analyses.waiting import not_found
 from service.context import Context, InContext
 from service.database.notifications import first_of
 from service.errors import ServiceError, declare
@@ -29,13 +27,13 @@ from service.http.security import InTenant
 _DESCRIPTION = """\
 Events, in the format that browsers read with `EventSource`:
 
-* `state`: the analysis, as `GET /v1/analyses/{id}` gives it; the first event, and one at each change of state.
-* `progress`: `phase`, `fraction`, `hessian_vector_products`; a change within a state.
-* `end`: `state`; the analysis has ended, nothing follows, and the stream closes.
+* `state`: the analysis, as `GET /v1/analyses/{id}` returns it; sent first, and at each change of state.
+* `progress`: `phase`, `fraction`, `hessian_vector_products`; sent at a change within a state.
+* `end`: `state`; the analysis has ended, and the stream closes.
 
-The `id` of an event counts the changes of the analysis. Changes that come faster than the client reads are one event,
-the latest. A stream that closes without `end` (the server restarts, a connection is lost) is taken up again with
-`Last-Event-ID`: nothing is sent twice, and what was missed comes as a `state`.
+The `id` of an event counts the changes of the analysis. Changes that happen faster than the client reads are merged
+into the latest. If a stream closes without `end` (a server restart, a lost connection), resume it with
+`Last-Event-ID`: nothing is sent twice, and missed changes are sent as one `state`.
 """
 
 _RETRY_MILLISECONDS = 2000
@@ -44,14 +42,13 @@ _HEARTBEAT = format_sse_event(comment="still here")
 router = APIRouter(prefix="/v1/analyses", tags=["analyses"])
 
 
-class TooManyStreamsError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "too_many_streams"
-    title = "Too many streams of events are open"
+class TooManyStreamsError(
+    ServiceError, status=503, code="too_many_streams", title="Too many event streams are open"
+): ...
 
 
 class EventStream(StreamingResponse):
-    """Not FastAPI's EventSourceResponse, whose heartbeat and Cache-Control can't be set."""
+    """Used instead of FastAPI's EventSourceResponse, whose heartbeat and Cache-Control are fixed."""
 
     media_type = "text/event-stream"
 
@@ -66,15 +63,15 @@ _EVENT = {
 }
 
 LastEventId = Annotated[
-    str | None, Header(description="`id` of the last event that the client has seen.", examples=["7"])
+    str | None, Header(description="`id` of the last event that the client received.", examples=["7"])
 ]
 
 
 async def _subscribed(analysis: AnalysisId, context: InContext) -> AsyncIterator[asyncio.Event]:
-    """Set at each change of the analysis; held, as the stream's slot is, until the response is over."""
+    """Yield an event that is set at each change of the analysis; hold it and a slot until the response ends."""
     full = TooManyStreamsError(
-        f"{context.streams.limit} streams of events are open already.",
-        advice="Try again later, or ask for the analysis itself now and then.",
+        f"{context.streams.limit} event streams are already open.",
+        advice="Try again later, or poll the analysis instead.",
         headers={"Retry-After": "5"},
     )
     with context.streams.taken(full), context.notifications.subscribe(analysis, every_change=True) as changed:
@@ -89,7 +86,7 @@ async def _subscribed(analysis: AnalysisId, context: InContext) -> AsyncIterator
     responses={
         200: {
             "headers": described({"Cache-Control": "no-store."}),
-            # Of one event: the specification has no words for a stream of them.
+            # The schema of one event: OpenAPI can't describe a stream of them.
             "content": {EventStream.media_type: {"schema": _EVENT}},
         },
         **declare(AnalysisNotFoundError, TooManyStreamsError),
@@ -105,7 +102,7 @@ async def stream_events(
     row = await _find(context, tenant, analysis)
     if row is None:
         raise not_found(str(analysis))
-    # X-Accel-Buffering: nginx would otherwise keep events back until it has a buffer full.
+    # X-Accel-Buffering: otherwise nginx would hold events back until its buffer is full.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return EventStream(_events(context, row, changed, _revision(last_event_id)), headers=headers)
 
@@ -116,13 +113,13 @@ async def _find(context: Context, tenant: str, analysis: UUID) -> AnalysisRow | 
 
 
 async def _events(context: Context, row: AnalysisRow, changed: asyncio.Event, seen: int | None) -> AsyncIterator[bytes]:
-    """The stream, until the analysis ends or is deleted, or the server stops.
+    """Yield events until the analysis ends or is deleted, or the server stops.
 
     Args:
         context: Context of the request.
-        row: The analysis as it is now.
+        row: Current row of the analysis.
         changed: Set at each change after ``row`` was read.
-        seen: Revision that the client knows.
+        seen: Last revision that the client received.
     """
     yield format_sse_event(retry=_RETRY_MILLISECONDS)
     known: tuple[str, int] | None = None
@@ -137,7 +134,7 @@ async def _events(context: Context, row: AnalysisRow, changed: asyncio.Event, se
         if context.stopping.is_set():
             return
         changed.clear()
-        # Also after a heartbeat's time, because a notification can get lost.
+        # Also read it after each heartbeat, because a notification can get lost.
         found = await _find(context, row.tenant, row.id)
         if found is None:
             return
@@ -152,5 +149,5 @@ def _event(row: AnalysisRow, *, only_progress: bool) -> bytes:
 
 
 def _revision(last_event_id: str | None) -> int | None:
-    """None for an identifier that no event has, which starts the client anew."""
+    """Parse an event's identifier; None if it is malformed, which restarts the client from the current state."""
     return int(last_event_id) if last_event_id and re.fullmatch(r"[0-9]{1,10}", last_event_id) else None

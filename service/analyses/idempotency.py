@@ -1,4 +1,4 @@
-"""Idempotency-Key: the same request sent again is the same analysis."""
+"""Idempotency-Key: repeating a request returns the same analysis."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from service.database.engine import lock
 
 
 async def replayed(session: AsyncSession, tenant: str, key: str, fingerprint: str) -> UUID | None:
-    """The analysis of the request that brought the key before; None where it is new.
+    """Return the analysis of the request that used the key first; None if the key is new.
 
-    The key stays locked until the transaction ends: of requests that come together, one makes the analysis.
+    The key stays locked until the transaction ends, so that only one of several concurrent requests creates the
+    analysis.
 
     Raises:
-        IdempotencyMismatchError: when that request was another one.
+        IdempotencyMismatchError: if that request was a different one.
     """
     await lock(session, f"idempotency {tenant} {key}")
     row = await session.get(IdempotencyRow, (tenant, key))
@@ -25,13 +26,13 @@ async def replayed(session: AsyncSession, tenant: str, key: str, fingerprint: st
         return None
     if row.fingerprint != fingerprint:
         raise IdempotencyMismatchError(
-            "The key was sent before with another model, batch or settings.",
-            advice="Use a new key for a new request, and the same key only to repeat one.",
+            "The key was already used with a different model, batch or settings.",
+            advice="Use a new key for each new request, and repeat a key only to repeat its request.",
             analysis=str(row.analysis),
         )
     return row.analysis
 
 
 def remember(session: AsyncSession, tenant: str, key: str, fingerprint: str, analysis: UUID) -> None:
-    """Keeps the key for as long as the analysis is kept."""
+    """Store the key for as long as the analysis is kept."""
     session.add(IdempotencyRow(tenant=tenant, key=key, fingerprint=fingerprint, analysis=analysis))

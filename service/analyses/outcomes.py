@@ -1,4 +1,4 @@
-"""How an analysis ends with a report or an error, and what of it is counted."""
+"""Ends analyses with a report or an error, and updates the counters."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import repository
-from service.analyses.breakdowns import is_breakdown
+from service.analyses.error_codes import is_service_failure
 from service.analyses.table import AnalysisRow
 from service.database import counters
 from service.database.counters import Event
 
 PHASES = ("load", "setup", "loss", "parity", "rounding", "moments", "enclosure", "spectrum")
-"""Phases of an analysis, in their order."""
+"""Phases of an analysis, in order."""
 
 TIMINGS = (*PHASES, "total")
-"""What is taken of a report's timings: the names in it come from a child, which could make up any."""
+"""Timings taken from a report; other names are ignored, because a hostile child could make up any number of them."""
 
 _CAUSES = {
     "out_of_memory": "out_of_memory",
@@ -40,20 +40,20 @@ CAUSES = (*dict.fromkeys(_CAUSES.values()), _INTERNAL, _REJECTED)
 
 
 def cause(code: str) -> str:
-    """Which of ``CAUSES`` an error's code belongs to: codes come from a child, and there can be any number of them."""
-    return _CAUSES.get(code) or (_INTERNAL if is_breakdown(code) else _REJECTED)
+    """Map an error code to one of ``CAUSES``, to bound the label's cardinality: codes come from a child."""
+    return _CAUSES.get(code) or (_INTERNAL if is_service_failure(code) else _REJECTED)
 
 
 async def succeed(
     session: AsyncSession, analysis: UUID, report: str, timings: Mapping[str, float]
 ) -> AnalysisRow | None:
-    """``repository.succeed``, counted.
+    """Call ``repository.succeed`` and count the analysis.
 
     Args:
-        session: The transaction.
-        analysis: Which one.
+        session: Session of the transaction.
+        analysis: Identifier of the analysis.
         report: Report as JSON.
-        timings: Seconds by names of ``TIMINGS``.
+        timings: Seconds, by names of ``TIMINGS``.
     """
     row = await repository.succeed(session, analysis, report)
     if row is not None:
@@ -66,7 +66,7 @@ async def succeed(
 async def fail(
     session: AsyncSession, analysis: UUID, error: dict[str, Any], *, timed_out: bool = False
 ) -> AnalysisRow | None:
-    """``repository.fail``, counted."""
+    """Call ``repository.fail`` and count the analysis."""
     row = await repository.fail(session, analysis, error, timed_out=timed_out)
     if row is not None:
         await counters.add(session, [Event("failed", cause(str(error["code"]))), *_wait(row)])

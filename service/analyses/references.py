@@ -1,4 +1,4 @@
-"""Reports in requests: named by their analysis, or given as they are."""
+"""Reports in requests: given in full, or named by their analysis."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ReportReference = Annotated[
 
 
 async def resolve(session: AsyncSession, tenant: str, reference: UUID | Report) -> tuple[Report, AnalysisRow | None]:
-    """The report, and the tenant's analysis that it belongs to where it was named by that.
+    """Return the report, and the tenant's analysis if the reference names one.
 
     Raises:
-        AnalysisNotFoundError, ReportNotReadyError, NoReportError: when the analysis has no report, or not yet.
+        AnalysisNotFoundError, ReportNotReadyError, NoReportError: if the named analysis has no report, or not yet.
     """
     if isinstance(reference, Report):
         return reference, None

@@ -1,7 +1,7 @@
-"""Every read and every change of analyses; a state is left only through these functions.
+"""Every read and every change of analyses; only these functions change a state.
 
-Each change bumps the row's revision and announces itself when its transaction commits. A change names the
-states it may leave, so that whoever comes late changes nothing.
+Each change increments the row's revision and sends a notification when its transaction commits. A change names the
+states it may leave, so that one that comes too late has no effect.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from service.database.notifications import announce
 
 
 async def find(session: AsyncSession, analysis: UUID, tenant: str) -> AnalysisRow | None:
-    """The analysis, if it is the tenant's."""
+    """Find an analysis of the tenant; None if there is none."""
     row = await find_anyones(session, analysis)
     return row if row is not None and row.tenant == tenant else None
 
 
 async def find_anyones(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:
-    """The analysis, whosever it is: for workers, never for a request."""
+    """Find an analysis of any tenant: for workers, never for a request."""
     return await session.get(AnalysisRow, analysis, populate_existing=True)
 
 
@@ -37,8 +37,14 @@ async def find_report(session: AsyncSession, analysis: UUID) -> ReportRow | None
     return await session.get(ReportRow, analysis)
 
 
+async def report_bodies(session: AsyncSession, analyses: Sequence[UUID]) -> dict[UUID, str]:
+    """Return the reports of some analyses as JSON, by analysis."""
+    query = select(ReportRow.analysis, ReportRow.body).where(ReportRow.analysis.in_(analyses))
+    return {row.analysis: row.body for row in await session.execute(query)}
+
+
 async def count_queued(session: AsyncSession, tenant: str) -> tuple[int, int]:
-    """How many analyses wait, and how many of them are the tenant's."""
+    """Count the queued analyses: of all tenants, and of this one."""
     theirs = func.count().filter(AnalysisRow.tenant == tenant)
     query = select(func.count(), theirs).select_from(AnalysisRow).where(AnalysisRow.state == "queued")
     every, own = (await session.execute(query)).one()
@@ -52,12 +58,12 @@ async def uses_blob(session: AsyncSession, blob: BlobRow) -> bool:
 
 
 async def mentions_blob(session: AsyncSession, blob: BlobRow) -> bool:
-    """Whether any analysis that is kept was made from the blob, or will be."""
+    """Whether any analysis uses the blob, ended or not."""
     return await session.scalar(_of_blob(blob)) is not None
 
 
 async def unmentioned_blobs(session: AsyncSession, moment: datetime, *, limit: int) -> Sequence[BlobRow]:
-    """Blobs of any tenant that were last sent before a moment and that no analysis mentions, oldest first."""
+    """List blobs of any tenant that were last sent before a moment and that no analysis mentions, oldest first."""
     mentioned = exists().where(
         AnalysisRow.tenant == BlobRow.tenant,
         or_(
@@ -84,7 +90,17 @@ async def newest(
     before: int | None,
     limit: int,
 ) -> Sequence[AnalysisRow]:
-    """Newest first: the tenant's in one of ``states`` (none: any) that carry all labels, older than ``before``."""
+    """List the tenant's analyses, newest first.
+
+    Args:
+        session: Session to read with.
+        tenant: Owner of the analyses.
+        states: States to include; none includes all.
+        labels: Labels that an analysis must have, each with its value.
+        label_keys: Labels that it must have, with any value.
+        before: Sequence number that it must be below.
+        limit: Largest number of analyses.
+    """
     query = select(AnalysisRow).where(AnalysisRow.tenant == tenant)
     query = query.order_by(AnalysisRow.sequence.desc()).limit(limit)
     if states:
@@ -99,7 +115,7 @@ async def newest(
 
 
 async def start(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:
-    """queued or running (a lost attempt) → running, one attempt more; None when it is in another state."""
+    """queued or running (after a lost attempt) → running, with one more attempt; None in any other state."""
     return await _change(
         session,
         analysis,
@@ -112,7 +128,7 @@ async def start(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:
 
 
 async def requeue(session: AsyncSession, analysis: UUID, attempt: int) -> None:
-    """running → queued without counting the attempt: its worker stops in an orderly way."""
+    """running → queued without counting the attempt, because its worker stops in an orderly way."""
     query = (
         update(AnalysisRow)
         .where(AnalysisRow.id == analysis, AnalysisRow.state == "running", AnalysisRow.attempts == attempt)
@@ -123,7 +139,7 @@ async def requeue(session: AsyncSession, analysis: UUID, attempt: int) -> None:
 
 
 async def request_cancel(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:
-    """queued → cancelled, running → cancelling; None when it was neither. Whose it is has been checked."""
+    """queued → cancelled, running → cancelling; None in any other state. The caller has checked the tenant."""
     waiting = await cancelled(session, analysis, allowed=("queued",))
     return waiting or await _change(session, analysis, ("running",), state="cancelling")
 
@@ -133,7 +149,7 @@ async def report_progress(session: AsyncSession, analysis: UUID, progress: dict[
 
 
 async def succeed(session: AsyncSession, analysis: UUID, report: str) -> AnalysisRow | None:
-    """Stores the report and ends the analysis; one that is being cancelled is left to end as that."""
+    """Store the report and end the analysis; None if it is being cancelled or has ended."""
     row = await _change(session, analysis, ("queued", "running"), state="succeeded", finished_at=func.now())
     if row is not None:
         digest = hashlib.sha256(report.encode()).hexdigest()
@@ -146,7 +162,7 @@ async def succeed(session: AsyncSession, analysis: UUID, report: str) -> Analysi
 async def fail(
     session: AsyncSession, analysis: UUID, error: dict[str, Any], *, timed_out: bool = False
 ) -> AnalysisRow | None:
-    """Ends the analysis with an error; one that is being cancelled is left to end as that."""
+    """End the analysis with an error; None if it is being cancelled or has ended."""
     state: FinalState = "timed_out" if timed_out else "failed"
     return await _change(session, analysis, ("queued", "running"), state=state, error=error, finished_at=func.now())
 
@@ -154,18 +170,18 @@ async def fail(
 async def cancelled(
     session: AsyncSession, analysis: UUID, *, allowed: Sequence[State] = LIVE_STATES
 ) -> AnalysisRow | None:
-    """Ends the analysis without a report."""
+    """End the analysis as cancelled."""
     return await _change(session, analysis, allowed, state="cancelled", finished_at=func.now())
 
 
 async def delete_ended(session: AsyncSession, analysis: UUID) -> bool:
-    """Deletes an analysis with its report; whether it was there and had ended."""
+    """Delete an analysis and its report; return whether it existed and had ended."""
     query = delete(AnalysisRow).where(AnalysisRow.id == analysis, AnalysisRow.state.in_(FINAL_STATES))
     return await session.scalar(query.returning(AnalysisRow.id)) is not None
 
 
 async def delete_ended_before(session: AsyncSession, moment: datetime, *, limit: int) -> int:
-    """Deletes at most ``limit`` analyses that ended before a moment, oldest first; how many there were."""
+    """Delete at most ``limit`` analyses that ended before a moment, oldest first; return their number."""
     old = select(AnalysisRow.id).where(AnalysisRow.state.in_(FINAL_STATES), AnalysisRow.finished_at < moment)
     old = old.order_by(AnalysisRow.finished_at).limit(limit).with_for_update(skip_locked=True)
     deleted = await session.scalars(delete(AnalysisRow).where(AnalysisRow.id.in_(old)).returning(AnalysisRow.id))
@@ -173,7 +189,7 @@ async def delete_ended_before(session: AsyncSession, moment: datetime, *, limit:
 
 
 async def without_job(session: AsyncSession) -> Sequence[UUID]:
-    """Live analyses whose job the queue has given up; there are none unless something went wrong badly."""
+    """List live analyses whose job is no longer in the queue, which only a serious fault can cause."""
     query = text(
         "SELECT analyses.id FROM analyses LEFT JOIN procrastinate_jobs AS job ON job.id = analyses.job_id"
         " WHERE analyses.state IN ('queued', 'running', 'cancelling')"

@@ -1,4 +1,4 @@
-"""The forms in which a report can be had, and which of them a client asks for."""
+"""Media types of a report, and content negotiation between them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,18 @@ _IMMUTABLE = "private, max-age=31536000, immutable"
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
-class NotAcceptableError(ServiceError):
-    status = HTTPStatus.NOT_ACCEPTABLE
-    code = "not_acceptable"
-    title = "The report is not available in an accepted media type"
-
+class NotAcceptableError(
+    ServiceError, status=406, code="not_acceptable", title="The report is not available in an accepted media type"
+):
     def __init__(self, detail: str) -> None:
         super().__init__(detail, advice=f"Accept one of {', '.join(MEDIA_TYPES)}.")
 
 
 def negotiated(accept: str | None) -> str:
-    """The media type that an Accept header (RFC 9110) prefers; between equals, the first of ours.
+    """Return the media type that an Accept header (RFC 9110) prefers; of equals, the first in ``MEDIA_TYPES``.
 
     Raises:
-        NotAcceptableError: when it accepts none.
+        NotAcceptableError: if it accepts none of them.
     """
     if accept is None or not accept.strip():
         return JSON
@@ -48,19 +46,19 @@ def negotiated(accept: str | None) -> str:
     qualities = {kind: _quality(kind, ranges) for kind in MEDIA_TYPES}
     best = max(MEDIA_TYPES, key=lambda kind: qualities[kind])
     if qualities[best] == 0:
-        raise NotAcceptableError(f"The request accepts {accept[:120]!r} only.")
+        raise NotAcceptableError(f"The request accepts only {accept[:120]!r}.")
     return best
 
 
 def _range(text: str) -> tuple[str, float]:
-    """A media range and its quality; other parameters say nothing to us."""
+    """Parse a media range and its quality; other parameters are ignored."""
     name, *parameters = (part.strip().lower() for part in text.split(";"))
     quality = next((value for key, _, value in (p.partition("=") for p in parameters) if key.strip() == "q"), "1")
     return name, float(quality) if _QUALITY.fullmatch(quality.strip()) else 0.0
 
 
 def _quality(kind: str, ranges: list[tuple[str, float]]) -> float:
-    """That of the most specific range that the type is in."""
+    """Return the quality of the most specific range that includes the type."""
     for pattern in (kind, f"{kind.partition('/')[0]}/*", "*/*"):
         found = [quality for name, quality in ranges if name == pattern]
         if found:
@@ -71,10 +69,10 @@ def _quality(kind: str, ranges: list[tuple[str, float]]) -> float:
 async def represent(
     row: AnalysisRow, report: ReportRow, kind: str, *, if_none_match: str | None = None, status: int = HTTPStatus.OK
 ) -> Response:
-    """The report, with the verdict where its analysis has one, as ``kind``.
+    """Respond with the report as ``kind``, including the verdict if its analysis has one.
 
     Raises:
-        NotAcceptableError: for a report of an older version that only its JSON is left of.
+        NotAcceptableError: if the report is of an older version, of which only JSON is available.
     """
     if kind == JSON:
         body, etag = report.body.encode(), report.sha256
@@ -84,7 +82,7 @@ async def represent(
     headers = {
         "ETag": f'"{etag}"',
         "Vary": "Accept",
-        # A rendering can look another way tomorrow; the report stays what it is.
+        # A later version may render the report differently; the JSON never changes.
         "Cache-Control": _IMMUTABLE if kind == JSON else "private, no-cache",
     }
     if matches(if_none_match, headers["ETag"]):
@@ -95,7 +93,7 @@ async def represent(
 
 
 def parsed(report: ReportRow) -> Report | None:
-    """The report as an object; None for one of a version that this one can't read."""
+    """Parse a report; None if this version can't read it."""
     try:
         return Report.model_validate_json(report.body)
     except ValidationError:
@@ -109,10 +107,10 @@ def verdict_of(row: AnalysisRow) -> Verdict | None:
 def _rendered(row: AnalysisRow, stored: ReportRow, kind: str) -> bytes:
     report = parsed(stored)
     if report is None:
-        raise NotAcceptableError("The report was made by an older version, and is available only as application/json.")
+        raise NotAcceptableError("An older version produced the report; it is available only as application/json.")
     return _RENDERINGS[kind].render(report, verdict_of(row)).encode()
 
 
 def described() -> dict[str, Any]:
-    """The forms besides JSON, as the specification has them."""
+    """Describe the media types besides JSON for OpenAPI."""
     return {kind: {"schema": {"type": "string"}} for kind in MEDIA_TYPES if kind != JSON}

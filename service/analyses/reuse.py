@@ -1,4 +1,4 @@
-"""Reports that are there already: what makes two requests equal, and which reports may answer another request."""
+"""Reuse of reports: which requests are equal, and which reports may answer another request."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from service.analyses.table import AnalysisRow, ReportRow
 
 
 def fingerprint(**content: Any) -> str:
-    """SHA-256 of values that JSON can hold; equal for equal values."""
+    """Hash JSON-compatible values with SHA-256; equal values have equal hashes."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 async def find_report(
     session: AsyncSession, tenant: str, inputs: str, devices: Collection[str]
 ) -> tuple[AnalysisRow, str] | None:
-    """The tenant's newest report on these inputs with the analysis it belongs to, if a run now would give the same.
+    """Find the tenant's newest report on these inputs and its analysis, if a run now would give the same.
 
     Args:
-        session: To read with.
-        tenant: Whose.
+        session: Session to read with.
+        tenant: Owner of the report.
         inputs: Fingerprint of model, batch and options.
-        devices: That workers offer; a report from another kind of device is not what they would give.
+        devices: Devices that workers offer; a report from another kind of device is not reused.
     """
     query = (
         select(AnalysisRow, ReportRow.body)
@@ -46,7 +46,7 @@ async def find_report(
 
 def _is_current(report: dict[str, Any], devices: Collection[str]) -> bool:
     kinds = {device.partition(":")[0] for device in devices}
-    # A report that ran into its time limit is partial: another run may get further.
+    # A report that reached its time limit is partial: another run may get further.
     return (
         report["engine"]["version"] == wsb_engine.__version__
         and (not kinds or report["engine"]["device"].partition(":")[0] in kinds)

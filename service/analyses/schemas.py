@@ -1,7 +1,8 @@
-"""What clients send and get about analyses."""
+"""Requests and responses about analyses."""
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
@@ -17,6 +18,8 @@ from wsb_engine.options import Options
 
 LABEL_KEY = r"[A-Za-z0-9_.\-/]{1,64}"
 LABEL_VALUE = r"[^\x00-\x1f\x7f]{0,256}"
+LABEL = re.compile(f"{LABEL_KEY}(:{LABEL_VALUE})?")
+"""A label to look for: ``key:value``, or ``key`` with any value."""
 
 LabelKey = Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=f"^{LABEL_VALUE}$")]
@@ -26,7 +29,7 @@ _EXAMPLE_BATCH = "sha256:60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f5
 
 
 class AnalysisSettings(BaseModel):
-    """How to analyse; what a request holds besides its model and batch."""
+    """Settings of an analysis: everything in a request besides the model and the batch."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -34,7 +37,7 @@ class AnalysisSettings(BaseModel):
     labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict,
         max_length=32,
-        description="Names and values by which to find the analysis.",
+        description="Names and values for finding the analysis.",
         json_schema_extra={"additionalProperties": False},
     )
     priority: int = Field(0, ge=-100, le=100, description="Higher priorities leave the queue first.")
@@ -43,7 +46,7 @@ class AnalysisSettings(BaseModel):
     )
     policy: Policy | None = Field(None, description="Rules for the report; the analysis then has a verdict.")
     baseline: ReportReference | None = Field(
-        None, description="For rules about increases: an analysis's identifier, or a report."
+        None, description="Baseline for rules about increases: the identifier of an analysis, or a report."
     )
     fresh: bool = Field(
         False, description="Run the analysis even if a report of the same model, batch and options exists."
@@ -52,7 +55,7 @@ class AnalysisSettings(BaseModel):
     @model_validator(mode="after")
     def _policy_and_baseline(self) -> Self:
         if self.policy is None and self.baseline is not None:
-            raise PydanticCustomError("no_policy", "A baseline is for a policy, and there is none")
+            raise PydanticCustomError("no_policy", "A baseline needs a policy, and there is none")
         if self.policy is not None and self.baseline is None and (rule := self.policy.unmet_baseline()) is not None:
             context = {"metric": rule.metric}
             raise PydanticCustomError(
@@ -62,7 +65,7 @@ class AnalysisSettings(BaseModel):
 
 
 class AnalysisRequest(AnalysisSettings):
-    """An analysis of a model on a batch, both uploaded before."""
+    """An analysis of an uploaded model on an uploaded batch."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -82,7 +85,7 @@ class AnalysisRequest(AnalysisSettings):
 
 
 class FormRequest(AnalysisSettings):
-    """The ``request`` part of a multipart body; it can name a file that was uploaded before instead of sending it."""
+    """The ``request`` part of a multipart body; it can name an uploaded file instead of sending it."""
 
     model: str | None = Field(None, max_length=200, description="Identifier that replaces the part of this name.")
     batch: str | None = Field(None, max_length=200, description="Identifier that replaces the part of this name.")
@@ -92,7 +95,7 @@ class AnalysisProgress(BaseModel):
     """Progress of a running analysis."""
 
     phase: str = Field(description="load, moments, enclosure, spectrum, …")
-    fraction: float = Field(description="Of this phase, 0 to 1.")
+    fraction: float = Field(description="Completed fraction of this phase, 0 to 1.")
     hessian_vector_products: int = 0
 
 
@@ -114,7 +117,7 @@ class Links(BaseModel):
 
 
 class Analysis(BaseModel):
-    """One analysis: its request and its state."""
+    """An analysis: its request and its state."""
 
     id: UUID
     state: State
@@ -154,12 +157,12 @@ class Analysis(BaseModel):
 
 
 class AnalysisPage(BaseModel):
-    """Some analyses, newest first."""
+    """One page of analyses, newest first."""
 
     items: list[Analysis]
-    next: str | None = Field(description="Address of the page after this one; null on the last page.")
+    next: str | None = Field(description="URL of the next page; null on the last page.")
 
 
 def progress_document(progress: dict[str, Any]) -> dict[str, Any]:
-    """A child's progress message, reduced to what the resource shows."""
+    """Reduce a child's progress message to what the resource shows."""
     return AnalysisProgress.model_validate(progress).model_dump(mode="json")

@@ -1,7 +1,8 @@
-"""Finding, listing, cancelling and deleting analyses: the API, the pages and comparisons share these functions."""
+"""Finds, lists, cancels and deletes analyses; the API, the pages and comparisons share these functions."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -9,21 +10,34 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import repository
-from service.analyses.errors import AnalysisFinalError, AnalysisLiveError, NoReportError, ReportNotReadyError, ended
+from service.analyses.errors import (
+    AnalysisFinalError,
+    AnalysisLiveError,
+    NoReportError,
+    ReportNotReadyError,
+    ended,
+    not_found,
+)
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
-from service.analyses.waiting import not_found
 from service.context import Context
 from service.database import queue
 from service.errors import InternalError
 
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
 
 @dataclass(frozen=True)
 class Page:
-    """Some analyses, newest first."""
+    """One page of analyses, newest first."""
 
     rows: Sequence[AnalysisRow]
     after: str | None
     """Cursor of the next page; None on the last one."""
+
+
+def parse_id(text: str) -> UUID | None:
+    """Parse the identifier of an analysis; None for anything but a UUID in canonical form."""
+    return UUID(text) if _UUID.fullmatch(text) else None
 
 
 async def newest(
@@ -72,7 +86,7 @@ async def find(session: AsyncSession, tenant: str, analysis: UUID) -> AnalysisRo
 
 
 async def find_with_report(session: AsyncSession, tenant: str, analysis: UUID) -> tuple[AnalysisRow, ReportRow | None]:
-    """The same with the report, if the analysis has succeeded.
+    """Find an analysis of the tenant, and its report if it has succeeded.
 
     Raises:
         AnalysisNotFoundError: also for an analysis of another tenant.
@@ -81,8 +95,14 @@ async def find_with_report(session: AsyncSession, tenant: str, analysis: UUID) -
     return row, await repository.find_report(session, analysis) if row.state == "succeeded" else None
 
 
+async def fetch(context: Context, tenant: str, analysis: UUID) -> tuple[AnalysisRow, ReportRow | None]:
+    """Find as ``find_with_report``, in a separate transaction."""
+    async with context.database.transaction() as session:
+        return await find_with_report(session, tenant, analysis)
+
+
 async def find_report(session: AsyncSession, tenant: str, analysis: UUID) -> tuple[AnalysisRow, ReportRow]:
-    """The same for an analysis that must have a report.
+    """Find an analysis of the tenant that must have a report.
 
     Raises:
         AnalysisNotFoundError: also for an analysis of another tenant.
@@ -103,7 +123,7 @@ async def find_report(session: AsyncSession, tenant: str, analysis: UUID) -> tup
 
 
 def existing(report: ReportRow | None) -> ReportRow:
-    """The report of an analysis that has succeeded.
+    """Return the report of an analysis that has succeeded.
 
     Raises:
         InternalError: if it is missing.
@@ -118,7 +138,7 @@ async def cancel(context: Context, tenant: str, analysis: UUID) -> AnalysisRow:
 
     Raises:
         AnalysisNotFoundError: also for an analysis of another tenant.
-        AnalysisFinalError: if it has ended otherwise.
+        AnalysisFinalError: if it has ended in another way.
     """
     async with context.database.transaction() as session:
         await find(session, tenant, analysis)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -20,36 +19,31 @@ from service.analyses.references import resolve
 from service.analyses.reuse import find_report, fingerprint
 from service.analyses.schemas import AnalysisRequest, AnalysisSettings, FormRequest
 from service.analyses.table import AnalysisRow
-from service.blobs.formats import batch_format, model_format
-from service.blobs.repository import NOUNS, digest, hold, identifier, register, sniff
+from service.blobs.parts import FILES, Parts
+from service.blobs.repository import digest, hold, identifier, register, sniff
 from service.context import Context
 from service.database import queue, workers
 from service.database.engine import lock
-from service.errors import (
-    InvalidRequestError,
-    MalformedRequestError,
-    ServiceError,
-    UnsupportedMediaTypeError,
-)
+from service.errors import InvalidRequestError, MalformedRequestError, ServiceError, UnsupportedMediaTypeError
 from service.fields import FieldError, field_errors
 from service.http.bodies import read
-from service.http.multipart import InvalidFormError, LimitedWriter, Writer, read_form
-from service.storage.store import Kind, Upload
+from service.http.headers import media_type
+from service.http.multipart import InvalidFormError
+from service.storage.store import Upload
 
 Wanted = TypeVar("Wanted", bound=BaseModel)
 
 _EXACT = 2**53
-_READERS = {"models": model_format, "batches": batch_format}
-_PARTS: dict[str, Kind] = {"model": "models", "batch": "batches"}
+"""Largest integer up to which float64 holds every integer."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of a request."""
+    """The outcome of a request for an analysis."""
 
     analysis: UUID
     replayed: bool = False
-    """The analysis is that of an earlier request with the same Idempotency-Key."""
+    """True if it is the analysis of an earlier request with the same Idempotency-Key."""
 
 
 @dataclass(frozen=True)
@@ -61,53 +55,70 @@ class Caller:
 
 
 async def submit(request: Request, context: Context, caller: Caller) -> Submission:
-    """Stores what the request brings and queues the analysis, or finds that it has been made already.
+    """Receive a request for an analysis, then store and queue it as ``accept`` does.
 
     Raises:
-        ServiceError: for every kind of bad request; nothing of it is kept.
+        ServiceError: if the request is invalid; nothing of it is kept.
     """
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        with ExitStack() as stack:
-            form = _Form(context, stack)
-            await read_form(request, form.limit, form.open)
-            return await accept(context, caller, form.settings(), form.uploads)
-    if media_type == "application/json":
-        wanted = parse(AnalysisRequest, await read(request, context.settings.max_request_bytes))
-        return await accept(context, caller, wanted, {})
+    kind, limit = media_type(request.headers), context.settings.max_request_bytes
+    if kind == "multipart/form-data":
+        with Parts(context, {"request": limit}, advice="Send parts model, batch and request.") as parts:
+            await parts.receive(request)
+            wanted = parse(FormRequest, parts.field("request") or b"{}")
+            _check_files(wanted, parts.uploads)
+            return await accept(context, caller, wanted, parts.uploads)
+    if kind == "application/json":
+        return await accept(context, caller, parse(AnalysisRequest, await read(request, limit)), {})
     raise UnsupportedMediaTypeError(
-        f"The body is of type {media_type[:80]!r}.", advice="Send application/json or multipart/form-data."
+        f"The body is of type {kind[:80]!r}.", advice="Send application/json or multipart/form-data."
     )
+
+
+def _check_files(wanted: FormRequest, uploads: Mapping[str, Upload]) -> None:
+    """Raise InvalidFormError unless each file is either sent or named."""
+    for name in FILES:
+        named, sent = getattr(wanted, name) is not None, name in uploads
+        if not (named or sent):
+            raise InvalidFormError(
+                f"The part {name!r} is missing.", code="missing_part", advice=f"Send the file: curl -F {name}=@FILE."
+            )
+        if named and sent:
+            raise InvalidFormError(
+                f"The {name} is both a part and named in the request part.",
+                code="duplicate_part",
+                advice="Give only one of them.",
+            )
 
 
 async def accept(
     context: Context, caller: Caller, wanted: AnalysisRequest | FormRequest, uploads: Mapping[str, Upload]
 ) -> Submission:
-    """Stores the files and queues the analysis, or finds that it has been made already.
+    """Store the files and queue the analysis, or find the existing one.
 
     Args:
-        context, caller: Of the request.
-        wanted: What is asked for; it names what is not in ``uploads``.
-        uploads: Complete files by the names ``model`` and ``batch``.
+        context: Context of the request.
+        caller: Who submits.
+        wanted: The settings, and the identifier of each file that is not in ``uploads``.
+        uploads: Complete files, by the names ``model`` and ``batch``.
 
     Raises:
-        ServiceError: for every kind of bad request; nothing of it is kept.
+        ServiceError: if the request is invalid; nothing of it is kept.
     """
     formats = await _formats(uploads)
     inputs = {
         name: uploads[name].sha256 if name in uploads else digest(getattr(wanted, name), kind)
-        for name, kind in _PARTS.items()
+        for name, kind in FILES.items()
     }
     key = caller.idempotency_key
-    request = fingerprint(**inputs, settings=wanted.model_dump(mode="json", exclude=set(_PARTS)))
-    # Locks are taken in one order, so that no two requests wait for each other: the key, the model, the batch, the
+    request = fingerprint(**inputs, settings=wanted.model_dump(mode="json", exclude=set(FILES)))
+    # Locks are always taken in the same order, so that no two requests deadlock: the key, the model, the batch, the
     # queue.
     async with context.database.transaction() as session:
         if key is not None:
             known = await idempotency.replayed(session, caller.tenant, key, request)
             if known is not None:
                 return Submission(known, replayed=True)
-        for name, kind in _PARTS.items():
+        for name, kind in FILES.items():
             if name in uploads:
                 await register(session, context, caller.tenant, uploads[name], formats[name])
             else:
@@ -119,80 +130,28 @@ async def accept(
 
 
 async def _formats(uploads: Mapping[str, Upload]) -> dict[str, str]:
-    """By the names of the uploads, read side by side; none is being read any more when this returns or raises."""
-    reading = (sniff(upload, _READERS[upload.kind]) for upload in uploads.values())
+    """Detect the formats concurrently, by name of upload; no file is being read once this returns or raises."""
     formats: dict[str, str] = {}
-    for name, found in zip(uploads, await asyncio.gather(*reading, return_exceptions=True), strict=True):
+    results = await asyncio.gather(*map(sniff, uploads.values()), return_exceptions=True)
+    for name, found in zip(uploads, results, strict=True):
         if isinstance(found, BaseException):
             raise found
         formats[name] = found
     return formats
 
 
-class _InMemory:
-    def __init__(self) -> None:
-        self.content = bytearray()
-
-    def write(self, data: bytes) -> None:
-        self.content += data
-
-
-class _Form:
-    """The parts of a multipart request as they come in."""
-
-    def __init__(self, context: Context, stack: ExitStack) -> None:
-        settings = context.settings
-        self.uploads: dict[str, Upload] = {}
-        self._context = context
-        self._stack = stack
-        self._request = _InMemory()
-        self._limits = {
-            "model": settings.max_model_bytes,
-            "batch": settings.max_batch_bytes,
-            "request": settings.max_request_bytes,
-        }
-        self.limit = sum(self._limits.values())
-
-    def open(self, name: str) -> Writer:
-        if name == "request":
-            return LimitedWriter(self._request, self._limits[name], "request part")
-        if name in _PARTS:
-            self.uploads[name] = self._stack.enter_context(self._context.blobs.receive(_PARTS[name]))
-            return LimitedWriter(self.uploads[name], self._limits[name], NOUNS[_PARTS[name]])
-        raise InvalidFormError(
-            f"There is a part {name[:80]!r}.", code="unexpected_part", advice="Send parts model, batch and request."
-        )
-
-    def settings(self) -> FormRequest:
-        wanted = parse(FormRequest, bytes(self._request.content) or b"{}")
-        for name in _PARTS:
-            named, sent = getattr(wanted, name) is not None, name in self.uploads
-            if not (named or sent):
-                raise InvalidFormError(
-                    f"There is no part {name!r}.",
-                    code="missing_part",
-                    advice=f"Send the file: curl -F {name}=@FILE.",
-                )
-            if named and sent:
-                raise InvalidFormError(
-                    f"The {name} is both a part and named in the request part.",
-                    code="duplicate_part",
-                    advice="Give one of them.",
-                )
-        return wanted
-
-
 def parse(schema: type[Wanted], content: bytes) -> Wanted:
-    """The request in a JSON body.
+    """Parse the request in a JSON body.
 
     Raises:
-        MalformedRequestError, InvalidRequestError: what is wrong with it.
+        MalformedRequestError: if it is not JSON.
+        InvalidRequestError: if it does not match the schema.
     """
     try:
-        # In JSON 3 and 3.0 are the same number, which strict validation does not know.
+        # In JSON 3 and 3.0 are the same number; strict validation tells them apart.
         content = to_json(_whole(from_json(content)))
     except ValueError as error:
-        raise MalformedRequestError(f"The request is no JSON: {error}") from error
+        raise MalformedRequestError(f"The request is not JSON: {error}") from error
     try:
         return schema.model_validate_json(content, strict=True)
     except ValidationError as error:
@@ -200,7 +159,7 @@ def parse(schema: type[Wanted], content: bytes) -> Wanted:
 
 
 def _whole(value: Any) -> Any:
-    """The same JSON value with whole numbers as integers, as far as floats hold them exactly."""
+    """Replace whole numbers by integers, at any depth, if floats hold them exactly."""
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
         return int(value)
     if isinstance(value, list):
@@ -213,7 +172,7 @@ def _whole(value: Any) -> Any:
 async def _analysis(
     session: AsyncSession, context: Context, tenant: str, wanted: AnalysisSettings, inputs: dict[str, str]
 ) -> UUID:
-    """A new analysis: queued, or with the report of an equal one."""
+    """Create an analysis: queue it, or give it the report of an equal one."""
     row = AnalysisRow(
         tenant=tenant,
         model=inputs["model"],
@@ -241,7 +200,7 @@ async def _analysis(
 
 
 async def _baseline(session: AsyncSession, tenant: str, wanted: AnalysisSettings) -> dict[str, Any] | None:
-    """The baseline as it is now: the verdict does not depend on how long its analysis is kept."""
+    """Copy the baseline's report, so that the verdict does not depend on how long its analysis is kept."""
     if wanted.baseline is None:
         return None
     report, _ = await resolve(session, tenant, wanted.baseline)
@@ -253,12 +212,12 @@ def _timeout(context: Context, wanted: AnalysisSettings) -> float:
     timeout = limit if wanted.timeout_s is None else wanted.timeout_s
     if timeout > limit:
         error = FieldError(pointer="/timeout_s", detail=f"The service's limit is {limit:g} seconds.")
-        raise InvalidRequestError("The time limit is above the service's own.", errors=[error])
+        raise InvalidRequestError("The time limit exceeds the service's.", errors=[error])
     return timeout
 
 
 async def _queue(session: AsyncSession, context: Context, row: AnalysisRow) -> None:
-    # Held until the transaction ends: whoever counts next counts this analysis too.
+    # Held until the transaction ends, so that the next request counts this analysis too.
     await lock(session, "queue")
     await _check_room(session, context, row.tenant)
     session.add(row)
@@ -277,19 +236,19 @@ async def _check_room(session: AsyncSession, context: Context, tenant: str) -> N
     ]
     for kind, waiting, limit, what in limits:
         if waiting >= limit:
-            text = f"{limit} {what} are waiting already."
+            text = f"The limit on queued {what}, {limit}, is reached."
             raise kind(text, advice="Try again later.", headers={"Retry-After": "5"})
 
 
 async def _devices(session: AsyncSession, context: Context, device: str) -> set[str]:
-    """Devices that workers offer, after a check that ``device`` is one of them."""
+    """Return the devices that workers offer, after checking that ``device`` is one of them."""
     present = await workers.alive(session, within_seconds=context.settings.stalled_seconds)
-    # Without any worker nobody knows what there will be; the analysis waits.
+    # Without any worker, nothing is known about future ones: the analysis waits.
     if device != "auto" and present and not any(workers.offers(worker, device) for worker in present):
         offered = sorted({worker.device for worker in present})
         raise DeviceUnavailableError(
             f"No worker offers {device}.",
-            advice=f"Ask for one of {', '.join(offered)}, or for auto.",
+            advice=f"Request one of {', '.join(offered)}, or auto.",
             details={"devices": offered},
         )
     return {worker.device for worker in present}

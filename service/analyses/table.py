@@ -25,31 +25,31 @@ class AnalysisRow(Base):
 
     id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid4)
     sequence: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
-    """Order of creation; what lists and cursors go by."""
+    """Order of creation, which lists and cursors use."""
     tenant: Mapped[str] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
-    """Hex digest; the blob may be deleted once the analysis has ended."""
+    """Hex digest of the blob, which may be deleted once the analysis has ended."""
     batch: Mapped[str] = mapped_column(Text)
-    # JSON and not JSONB: texts from a client may hold \u0000, which JSONB refuses.
+    # JSON and not JSONB: text from a client may contain \u0000, which JSONB rejects.
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
     labels: Mapped[dict[str, str]] = mapped_column(JSONB)
     priority: Mapped[int] = mapped_column(Integer)
     timeout_s: Mapped[float] = mapped_column(Float)
     policy: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
     baseline: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
-    """A report, which is large; like the policy it is loaded only where the verdict is made."""
+    """Report to compare with; it is large, so like the policy it is loaded only to compute the verdict."""
     verdict: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     fingerprint: Mapped[str | None] = mapped_column(Text)
-    """Of what the report depends on: model, batch and options; null for analyses older than it."""
+    """Fingerprint of what the report depends on: model, batch and options; null for analyses older than this column."""
     reused_from: Mapped[UUID | None] = mapped_column(Uuid)
-    """The analysis that the report was made by, which may be deleted by now."""
+    """The analysis that produced the report; it may have been deleted."""
     state: Mapped[State] = mapped_column(Text)
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     job_id: Mapped[int | None] = mapped_column(BigInteger)
     revision: Mapped[int] = mapped_column(Integer, default=1)
-    """Counts the changes of this row; the entity tag."""
+    """Number of changes of this row, used in the entity tag."""
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
@@ -69,5 +69,5 @@ class IdempotencyRow(Base):
     tenant: Mapped[str] = mapped_column(Text, primary_key=True)
     key: Mapped[str] = mapped_column(Text, primary_key=True)
     fingerprint: Mapped[str] = mapped_column(Text)
-    """Of the request that brought the key first."""
+    """Fingerprint of the first request with the key."""
     analysis: Mapped[UUID] = mapped_column(ForeignKey("analyses.id", ondelete="CASCADE"))

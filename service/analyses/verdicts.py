@@ -1,4 +1,4 @@
-"""The verdict of an analysis that was given a policy."""
+"""The verdict of an analysis that has a policy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from wsb_engine.report import Report
 
 
 async def judge(session: AsyncSession, row: AnalysisRow, report: str) -> dict[str, Any] | None:
-    """What the policy of this analysis says about its report; None without a policy."""
-    # The two are large and read nowhere else, so rows come without them.
+    """Apply the analysis's policy to its report; None without a policy."""
+    # The two are large and needed nowhere else, so they are not loaded with the row.
     query = select(AnalysisRow.policy, AnalysisRow.baseline).where(AnalysisRow.id == row.id)
     policy, baseline = (await session.execute(query)).one()
     if policy is None:
@@ -27,10 +27,11 @@ async def judge(session: AsyncSession, row: AnalysisRow, report: str) -> dict[st
 def verdict_document(
     policy: dict[str, Any], baseline: dict[str, Any] | None, learning_rate: float | None, report: str
 ) -> dict[str, Any]:
-    """The verdict as the resource shows it.
+    """Compute the verdict as the resource shows it.
 
     Args:
-        policy, baseline: As they were stored.
+        policy: Stored policy.
+        baseline: Stored baseline report.
         learning_rate: Learning rate from the options.
         report: Report as JSON.
     """
@@ -42,7 +43,7 @@ def verdict_document(
             learning_rate,
         )
     except ValidationError as error:
-        # They were valid when they were stored, by an older version of the service.
-        message = f"The policy or the baseline is not valid any more: {error.errors()[0]['msg']}."
+        # An older version of the service accepted and stored them.
+        message = f"The policy or the baseline is no longer valid: {error.errors()[0]['msg']}."
         verdict = Verdict(outcome="error", code="policy_outdated", message=message, rules=[])
     return verdict.model_dump(mode="json")

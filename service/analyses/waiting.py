@@ -1,11 +1,11 @@
-"""Waiting for an analysis to end, woken by notifications."""
+"""Waits for an analysis to end, woken by notifications."""
 
 from __future__ import annotations
 
 import asyncio
 from uuid import UUID
 
-from service.analyses.errors import AnalysisNotFoundError
+from service.analyses.errors import not_found
 from service.analyses.repository import find, find_report
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow
 from service.context import Context
@@ -15,10 +15,10 @@ from service.database.notifications import first_of
 async def wait_until_ended(
     context: Context, tenant: str, analysis: UUID, seconds: float
 ) -> tuple[AnalysisRow, ReportRow | None]:
-    """The tenant's analysis, and its report, as it is when it has ended, the time is up or the server stops.
+    """Wait until the tenant's analysis ends, the time is up or the server stops; return it and its report.
 
     Raises:
-        AnalysisNotFoundError: when there is none, or none any more.
+        AnalysisNotFoundError: if it does not exist or is deleted meanwhile.
     """
     deadline = asyncio.get_running_loop().time() + seconds
     with context.notifications.subscribe(analysis) as ended:
@@ -32,9 +32,5 @@ async def wait_until_ended(
             remaining = deadline - asyncio.get_running_loop().time()
             if row.state in FINAL_STATES or remaining <= 0 or context.stopping.is_set():
                 return row, report
-            # The poll is for notifications that got lost.
+            # The poll makes up for lost notifications.
             await first_of(ended, context.stopping, timeout=min(remaining, context.settings.poll_seconds))
-
-
-def not_found(analysis: str) -> AnalysisNotFoundError:
-    return AnalysisNotFoundError(f"There is no analysis {analysis[:80]}.")

@@ -1,42 +1,24 @@
-"""Formats of uploaded files: the engine tells them from outside, and its refusals become problems."""
+"""Formats of uploaded files, as the engine detects them from outside; its refusals become problems."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from service.blobs.repository import TruncatedFileError, UnknownFormatError
+from service.blobs.errors import TruncatedFileError, UnknownFormatError
+from service.storage.store import Kind
 from wsb_engine.errors import EngineError
 from wsb_engine.formats import detect
 
 
-def model_format(path: Path) -> detect.ModelFormat:
-    """Tell the format of a model file.
+def read_format(kind: Kind, path: Path) -> detect.ModelFormat | detect.BatchFormat:
+    """Detect the format of a file, without loading it.
 
     Raises:
-        UnknownFormatError: if it is not accepted.
+        UnknownFormatError: if files of this kind can't have its format.
         TruncatedFileError: if it ends too early.
     """
-    with _refusals():
-        return detect.model_format(path)
-
-
-def batch_format(path: Path) -> detect.BatchFormat:
-    """Tell the format of a batch file.
-
-    Raises:
-        UnknownFormatError: if it is not accepted.
-        TruncatedFileError: if it ends too early.
-    """
-    with _refusals():
-        return detect.batch_format(path)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
     try:
-        yield
+        return detect.model_format(path) if kind == "models" else detect.batch_format(path)
     except EngineError as error:
-        kind = TruncatedFileError if error.details.get("truncated") else UnknownFormatError
-        raise kind(f"{error.message[:1].upper()}{error.message[1:]}.", advice=error.advice) from error
+        problem = TruncatedFileError if error.details.get("truncated") else UnknownFormatError
+        raise problem(f"{error.message[:1].upper()}{error.message[1:]}.", advice=error.advice) from error

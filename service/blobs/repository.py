@@ -1,72 +1,26 @@
-"""What is known of stored models and batches: the table, its queries, and the resource that both share."""
+"""Stored models and batches: the table, and every read and change of it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from http import HTTPStatus
-from pathlib import Path
 
 import anyio.to_thread
-from fastapi import Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import BigInteger, DateTime, Select, Text, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
+from service.blobs.errors import BlobInUseError, BlobNotFoundError
+from service.blobs.formats import read_format
 from service.context import Context
 from service.database.engine import Base, lock
-from service.errors import (
-    BodyTooLargeError,
-    EmptyBodyError,
-    MalformedRequestError,
-    NotFoundError,
-    ServiceError,
-    UnsupportedMediaTypeError,
-)
-from service.http.bodies import TooManyUploadsError, UploadTooSlowError, receive
-from service.storage.store import InsufficientStorageError, Kind, StorageUnavailableError, Upload
+from service.errors import EmptyBodyError
+from service.settings import Settings
+from service.storage.store import Kind, Upload
 
 NOUNS: dict[Kind, str] = {"models": "model", "batches": "batch"}
-_IDENTIFIER = re.compile(r"sha256:([0-9a-f]{64})")
-
-
-class UnknownFormatError(ServiceError):
-    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    code = "unknown_format"
-    title = "The format of the content is not accepted"
-
-
-class TruncatedFileError(ServiceError):
-    status = HTTPStatus(422)
-    code = "truncated_file"
-    title = "The file ends before its content does"
-
-
-class BlobNotFoundError(NotFoundError):
-    code = "blob_not_found"
-    title = "No such model or batch"
-
-
-class BlobInUseError(ServiceError):
-    status = HTTPStatus.CONFLICT
-    code = "blob_in_use"
-    title = "An analysis that has not ended needs this file"
-
-
-UPLOAD_ERRORS = (
-    MalformedRequestError,
-    BodyTooLargeError,
-    UnsupportedMediaTypeError,
-    UnknownFormatError,
-    EmptyBodyError,
-    TruncatedFileError,
-    UploadTooSlowError,
-    TooManyUploadsError,
-    InsufficientStorageError,
-    StorageUnavailableError,
-)
+IDENTIFIER = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class BlobRow(Base):
@@ -75,7 +29,7 @@ class BlobRow(Base):
     kind: Mapped[str] = mapped_column(Text, primary_key=True)
     sha256: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant: Mapped[str] = mapped_column(Text, primary_key=True)
-    """One row for each tenant that has sent the content; the file is shared, and goes with the last row."""
+    """One row per tenant that has sent the content; they share the file, which is deleted with the last row."""
     size: Mapped[int] = mapped_column(BigInteger)
     format: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
@@ -83,43 +37,17 @@ class BlobRow(Base):
     """When the tenant last sent the content."""
 
 
-class Blob(BaseModel):
-    """A stored file, named by its content."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-                    "size": 407812,
-                    "format": "onnx",
-                    "created_at": "2026-01-05T09:30:00Z",
-                }
-            ]
-        }
-    )
-
-    id: str = Field(description="`sha256:` and the hex digest of the content.", pattern=_IDENTIFIER.pattern)
-    size: int = Field(description="Bytes.")
-    format: str = Field(description="What the content was recognised as.")
-    created_at: datetime = Field(description="When the content was first stored.")
-
-    @classmethod
-    def of(cls, row: BlobRow) -> Blob:
-        return cls(id=identifier(row.sha256), size=row.size, format=row.format, created_at=row.created_at)
-
-
 def identifier(sha256: str) -> str:
     return f"sha256:{sha256}"
 
 
 def digest(blob_id: str, kind: Kind) -> str:
-    """The hex digest in an identifier.
+    """Return the hex digest in an identifier.
 
     Raises:
-        BlobNotFoundError: for text that no identifier looks like.
+        BlobNotFoundError: if the text is not an identifier.
     """
-    match = _IDENTIFIER.fullmatch(blob_id)
+    match = IDENTIFIER.fullmatch(blob_id)
     if match is None:
         raise not_found(blob_id, kind)
     return match[1]
@@ -132,22 +60,38 @@ def not_found(blob_id: str, kind: Kind) -> BlobNotFoundError:
     )
 
 
-async def sniff(upload: Upload, read_format: Callable[[Path], str]) -> str:
-    """The format of a complete upload, whose content is on the disk itself then: no lock is held for that.
+def max_bytes(settings: Settings, kind: Kind) -> int:
+    """Size of the largest file of this kind that is accepted."""
+    return settings.max_model_bytes if kind == "models" else settings.max_batch_bytes
+
+
+async def sniff(upload: Upload) -> str:
+    """Return the format of a complete upload, and flush its content to disk, so that no lock is held meanwhile.
 
     Raises:
-        EmptyBodyError: when nothing was written.
-        UnknownFormatError, TruncatedFileError: as ``read_format`` finds.
+        EmptyBodyError: if the upload is empty.
+        UnknownFormatError, TruncatedFileError: as ``read_format``.
     """
     if upload.size == 0:
-        raise EmptyBodyError(f"The {NOUNS[upload.kind]} has no bytes.")
+        raise EmptyBodyError(f"The {NOUNS[upload.kind]} is empty.")
 
     def read_and_sync() -> str:
-        found = read_format(upload.path)
+        found = read_format(upload.kind, upload.path)
         upload.sync()
         return found
 
     return await anyio.to_thread.run_sync(read_and_sync)
+
+
+async def store(context: Context, tenant: str, upload: Upload) -> tuple[BlobRow, bool]:
+    """Check and keep an upload, in a transaction of its own; returns as ``register``.
+
+    Raises:
+        EmptyBodyError, UnknownFormatError, TruncatedFileError: as ``sniff``.
+    """
+    format_name = await sniff(upload)
+    async with context.database.transaction() as session:
+        return await register(session, context, tenant, upload, format_name)
 
 
 async def register(
@@ -157,9 +101,9 @@ async def register(
     upload: Upload,
     format: str,  # noqa: A002
 ) -> tuple[BlobRow, bool]:
-    """Keeps an upload, after ``sniff``, and the tenant's row of it; says whether the content is new to the tenant.
+    """Keep an upload that has passed ``sniff``; return the tenant's row and whether the content is new to the tenant.
 
-    The name stays locked until the transaction ends, so that a deletion can't fall between file and row.
+    The digest stays locked until the transaction ends, so that the file can't be deleted before its row exists.
     """
     kind, sha256 = upload.kind, upload.sha256
     await lock(session, _lock_name(kind, sha256))
@@ -175,58 +119,42 @@ async def register(
 
 
 async def hold(session: AsyncSession, tenant: str, kind: Kind, blob_id: str) -> None:
-    """Keeps a blob of the tenant's from being deleted until the transaction ends.
+    """Prevent a blob of the tenant from being deleted until the transaction ends.
 
     Raises:
-        BlobNotFoundError: when the tenant has none of this name.
+        BlobNotFoundError: if the tenant has no such blob.
     """
     query = _query(tenant, kind, digest(blob_id, kind)).with_for_update(read=True)
     if await session.scalar(query) is None:
         raise not_found(blob_id, kind)
 
 
-async def upload_blob(
-    request: Request,
-    response: Response,
-    context: Context,
-    tenant: str,
-    kind: Kind,
-    limit: int,
-    read_format: Callable[[Path], str],
-) -> Blob:
-    """POST: stores the raw body; 201 for content that is new to the tenant, 200 for what it has sent before."""
-    with context.blobs.receive(kind) as upload:
-        await receive(request, upload, limit, NOUNS[kind])
-        format_name = await sniff(upload, read_format)
-        async with context.database.transaction() as session:
-            row, is_new = await register(session, context, tenant, upload, format_name)
-    response.status_code = HTTPStatus.CREATED if is_new else HTTPStatus.OK
-    response.headers["Location"] = f"/v1/{kind}/{identifier(row.sha256)}"
-    return Blob.of(row)
+async def find(context: Context, tenant: str, kind: Kind, blob_id: str) -> BlobRow:
+    """Find a blob of the tenant.
 
-
-async def get_blob(context: Context, tenant: str, kind: Kind, blob_id: str) -> Blob:
-    """GET and HEAD: what is known of a stored file of the tenant's."""
+    Raises:
+        BlobNotFoundError: if the tenant has no such blob.
+    """
     sha256 = digest(blob_id, kind)
     async with context.database.transaction() as session:
         row = await session.scalar(_query(tenant, kind, sha256))
     if row is None:
         raise not_found(blob_id, kind)
-    return Blob.of(row)
+    return row
 
 
-async def delete_blob(
+async def delete(
     context: Context,
     tenant: str,
     kind: Kind,
     blob_id: str,
     is_needed: Callable[[AsyncSession, BlobRow], Awaitable[bool]],
 ) -> None:
-    """Forgets that the tenant has sent a file, and the file itself if no other tenant has.
+    """Delete the tenant's row of a blob, and the file too if no other tenant has sent it.
 
     Raises:
-        BlobNotFoundError: when the tenant has none of this name.
-        BlobInUseError: when ``is_needed``, asked while nobody else can take hold of the row, says so.
+        BlobNotFoundError: if the tenant has no such blob.
+        BlobInUseError: if ``is_needed`` returns True; it is called while the row is locked.
     """
     sha256 = digest(blob_id, kind)
     async with context.database.transaction() as session:
@@ -239,8 +167,8 @@ async def delete_blob(
                 f"A queued or running analysis needs {blob_id}.", advice="Cancel it, or wait until it has ended."
             )
         await session.delete(row)
-    # The file goes after the row is gone for certain: a file without a row is only waste, a row without a file is
-    # a lie. An upload that has come in between keeps it.
+    # The file is deleted only once the row's deletion is committed: a file without a row is only waste, a row without
+    # a file is a lie. An upload that arrived in between keeps the file.
     async with context.database.transaction() as session:
         await lock(session, _lock_name(kind, sha256))
         anyones = select(BlobRow.tenant).where(BlobRow.kind == kind, BlobRow.sha256 == sha256).limit(1)

@@ -1,4 +1,4 @@
-"""What the sandboxed child runs: both files are parsed here, and nowhere else."""
+"""Entry functions of the sandboxed child; only here are both files parsed."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ ENTRY = "service.child.entry:run"
 PROTECTIONS_ENTRY = "service.child.entry:protections"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
-    "torch._dynamo",  # torch imports it at the first transform or operator on meta tensors: two seconds
+    "torch._dynamo",  # otherwise torch imports it at the first transform or operator on meta tensors: two seconds
     *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.torchscript"),
     *("service.child.warm_up", __name__),
 )
-"""What the zygote imports, in this order, so that a child starts in milliseconds."""
+"""Modules that the zygote imports, in this order, so that a child starts in milliseconds."""
 
 TORCHSCRIPT_NEEDS = frozenset({"landlock", "seccomp"})
-"""Protections of files and of the network: it is torch that loads an archive, and torch does not promise that to be
-safe."""
+"""Protections of files and the network: torch loads the archive, which torch does not promise to be safe."""
 
 MODEL_FILE = "model"
 BATCH_FILE = "batch"
 
-_TELL_SECONDS = 0.1
+_PROGRESS_SECONDS = 0.1
+"""Shortest interval between two progress frames within a phase."""
 
 _ARCHIVE = b"PK\x03\x04"
 
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
-    """The report of ``model`` and ``batch`` in the working directory, as JSON.
+    """Analyse ``model`` and ``batch`` in the working directory; return the report as JSON.
 
     Args:
-        request: ``options`` for the engine; ``torchscript``, the setting; ``threads`` and ``sandbox``, which the
-            sandbox adds.
-        emit_progress: Takes the engine's progress.
+        request: ``options`` of the engine; ``torchscript``, the setting; ``threads`` and ``sandbox``, which the sandbox
+            adds.
+        emit_progress: Called with the engine's progress.
 
     Raises:
-        EngineError: for input that can't be analysed.
+        EngineError: if the input can't be analysed.
         MemoryError: if there is not enough memory.
     """
     _gate(request["torchscript"], request["sandbox"])
@@ -58,7 +58,7 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
         classifier = load_model(MODEL_FILE)
         batch = load_batch(BATCH_FILE)
         options = Options.model_validate(request["options"])
-        report = analyze(classifier, batch, options, progress=_Told(emit_progress))
+        report = analyze(classifier, batch, options, progress=_ThrottledProgress(emit_progress))
     except Exception as error:
         if ran_out(error):
             raise MemoryError(str(error)) from error
@@ -68,10 +68,10 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
     return document
 
 
-class _Told:
+class _ThrottledProgress:
     """Passes progress on when a phase begins or ends, or some time has passed.
 
-    Each frame wakes the parent, and seventy of them took a tenth of the time of a small analysis.
+    Each frame wakes the parent: seventy of them took a tenth of the time of a small analysis.
     """
 
     def __init__(self, emit_progress: Callable[[dict[str, Any]], None]) -> None:
@@ -81,7 +81,7 @@ class _Told:
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
         if progress.phase != self._phase or progress.fraction == 1 or now >= self._next:
-            self._phase, self._next = progress.phase, now + _TELL_SECONDS
+            self._phase, self._next = progress.phase, now + _PROGRESS_SECONDS
             self._emit(asdict(progress))
 
 
@@ -96,20 +96,20 @@ def torchscript_accepted(policy: str, active: Collection[str]) -> bool:
 
 
 def _gate(policy: str, active: Collection[str]) -> None:
-    """Keeps archives, which is what TorchScript files are, from those who may not load them."""
+    """Raise ModelError if the model is an archive, as TorchScript files are, and TorchScript may not be loaded."""
     from wsb_engine.errors import ModelError
 
     with open(MODEL_FILE, "rb") as file:
         is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
     if is_archive and not torchscript_accepted(policy, active):
         raise ModelError(
-            "the model is an archive, as TorchScript is, which is not loaded here",
+            "the model is a TorchScript archive, and this service does not load TorchScript",
             code="torchscript_refused",
-            advice="Export the model to ONNX: torch.onnx.export. Or have the operator allow TorchScript, which by "
-            "default takes a host with Landlock and seccomp: WSB_TORCHSCRIPT.",
+            advice="Export the model to ONNX with torch.onnx.export, or ask the operator to allow TorchScript, which "
+            "by default requires a host with Landlock and seccomp: WSB_TORCHSCRIPT.",
         )
 
 
 def protections(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]], None]) -> str:
-    """The names of the protections that are active in a child on this host, as a JSON list."""
+    """Return the names of the protections that are active in a child on this host, as a JSON list."""
     return json.dumps(request["sandbox"])

@@ -1,4 +1,4 @@
-"""What confines analyses on this host, and what the settings ask for."""
+"""Protections of analyses: those active on this host, and those that the settings require."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from service.sandbox import Job, SandboxError, Zygote
 from service.settings import Settings
 
 REQUIRED = ("landlock", "seccomp", "rlimit_data")
-"""Files out of reach, network out of reach, memory limited."""
+"""No access to files, no access to the network, limited memory."""
 
 _PROBE_SECONDS = 60.0
 
 
 def required(settings: Settings) -> tuple[str, ...]:
-    """Protections without which no analysis is to run."""
+    """Return the protections without which no analysis may run."""
     return REQUIRED if settings.sandbox == "require" else ()
 
 
 async def active_protections(
     settings: Settings, zygote: Zygote, folder: Path, *, device: str, group: Path | None = None
 ) -> list[str]:
-    """The names of the protections of a child that this zygote forks.
+    """Fork a child and return the names of its active protections.
 
     Args:
         settings: Settings of the service.
-        zygote: Whose children run the analyses.
+        zygote: Zygote whose children run the analyses.
         folder: Folder in which job folders are created.
         device: Device of the analyses; those on a GPU are confined a little less.
-        group: Control group beneath which each of them gets its own.
+        group: Control group below which each child gets its own.
 
     Raises:
-        SandboxError: if no child can be run here, or is not confined as the settings require.
+        SandboxError: if no child can be run here, or if it lacks a protection that the settings require.
     """
     with tempfile.TemporaryDirectory(dir=folder) as job_folder:
         job = Job(

@@ -1,17 +1,17 @@
-"""What every child would otherwise do at first: the zygote imports it, and its children find it done."""
+"""Work that every child would otherwise repeat: the zygote does it once by importing this module."""
 
 from __future__ import annotations
 
-import encodings.cp437  # noqa: F401  (the names in an .npz file are decoded with it)
+import encodings.cp437  # noqa: F401  (decodes the names in an .npz file)
 
 import onnx
 
-from service.child.rehearsal import rehearse
+from service.child.sample_analysis import run_sample_analysis
 from service.sandbox.grants import gpu_devices
 
-# Looking for the first operator is what registers all of them.
+# Looking up the first operator registers all of them.
 onnx.defs.has("Identity")
 
-# Where there is a GPU, torch starts a thread for it with the first gradient, and the zygote may have one only.
+# With a GPU, torch starts a thread for it at the first gradient, and the zygote may have only one thread.
 if not gpu_devices(True):
-    rehearse()
+    run_sample_analysis()

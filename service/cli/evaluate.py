@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import SecretStr, ValidationError
 
-from service.analyses.breakdowns import is_breakdown, is_limit
+from service.analyses.error_codes import is_limit, is_service_failure
 from service.child.entry import BATCH_FILE, ENTRY, MODEL_FILE, PRELOAD
 from service.child.protections import required
 from service.cli.progress import ProgressSink
@@ -36,27 +36,28 @@ class InvalidInputError(Exception):
 
 
 class NotEvaluatedError(Exception):
-    """The analysis could not be done: time, memory, a crash, a server out of reach."""
+    """The analysis could not be done: out of time or memory, a crash, an unreachable server."""
 
 
 async def evaluate_here(
     model: Path, batch: Path, options: Options, *, settings: Settings, seconds: float, progress: ProgressSink
 ) -> Report:
-    """Runs the engine in a sandboxed child of this process.
+    """Run the engine in a sandboxed child of this process.
 
     Args:
-        model, batch: Files.
+        model: Model file.
+        batch: Batch file.
         options: Options of the engine.
-        settings: Its threads, memory and sandbox.
+        settings: Settings for threads, memory and sandbox.
         seconds: Wall-clock limit.
         progress: Called with the progress of the analysis.
 
     Raises:
-        InvalidInputError, NotEvaluatedError: with a text for people.
+        InvalidInputError, NotEvaluatedError: with a message for the user.
     """
     task = asyncio.current_task()
     if task is not None:
-        # Leaving the zygote's context kills the child; a signal must not go around it.
+        # Leaving the zygote's context kills the child; a signal must not bypass that.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="wsb-") as name:
         folder = Path(name)
@@ -78,7 +79,7 @@ async def evaluate_here(
         except SandboxError as error:
             raise _failure(error.code, error.message, error.advice, broke_down=True) from error
     if (found := outcome.error) is not None:
-        broke_down = outcome.status != "failed" or is_breakdown(found.code) or is_limit(found.code)
+        broke_down = outcome.status != "failed" or is_service_failure(found.code) or is_limit(found.code)
         raise _failure(found.code, found.message, found.advice, broke_down=broke_down)
     return _report(outcome.result or "")
 
@@ -93,16 +94,19 @@ def evaluate_there(
     progress: ProgressSink,
     key: SecretStr | None = None,
 ) -> Report:
-    """Sends both files to a server and follows the analysis until it ends; an interrupt cancels it there.
+    """Send both files to a server and follow the analysis until it ends; an interrupt cancels it there.
 
     Args:
         url: URL of the server.
-        seconds: Wall-clock limit, for the server to keep; None: the server's own.
-        key: API key, for a server that wants one.
-        model, batch, options, progress: As for ``evaluate_here``.
+        model: Model file.
+        batch: Batch file.
+        options: Options of the engine.
+        seconds: Wall-clock limit that the server applies; None for the server's default.
+        progress: Called with the progress of the analysis.
+        key: API key, if the server requires one.
 
     Raises:
-        InvalidInputError, NotEvaluatedError: with a text for people.
+        InvalidInputError, NotEvaluatedError: with a message for the user.
     """
     import httpx
 
@@ -131,10 +135,10 @@ def evaluate_there(
 def _authorization(key: SecretStr | None) -> dict[str, str]:
     if key is None:
         return {}
-    # What can't be a header would be told in an error of the client's, and the key with it.
+    # Checked here, because httpx would print the key in its error about an invalid header.
     text = key.get_secret_value().strip()
     if not (text.isascii() and text.isprintable()):
-        raise InvalidInputError("WSB_API_KEY holds characters that no key has.")
+        raise InvalidInputError("WSB_API_KEY contains characters that no key has.")
     return {"Authorization": f"Bearer {text}"}
 
 
@@ -149,7 +153,7 @@ def _follow(client: httpx.Client, path: str, progress: ProgressSink) -> Report:
                 "message": "The analysis ended early.",
                 "advice": "",
             }
-            broke_down = analysis["state"] != "failed" or is_breakdown(error["code"]) or is_limit(error["code"])
+            broke_down = analysis["state"] != "failed" or is_service_failure(error["code"]) or is_limit(error["code"])
             raise _failure(error["code"], error["message"], error["advice"], broke_down=broke_down)
         if analysis["progress"] is not None:
             progress(analysis["progress"])
@@ -172,7 +176,7 @@ def _report(text: str) -> Report:
     try:
         return Report.model_validate_json(text)
     except ValidationError as error:
-        raise NotEvaluatedError(f"The analysis gave something that is no report: {error}") from error
+        raise NotEvaluatedError(f"The analysis did not produce a valid report: {error}") from error
 
 
 def _failure(code: str, message: str, advice: str, *, broke_down: bool) -> InvalidInputError | NotEvaluatedError:

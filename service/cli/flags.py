@@ -1,4 +1,4 @@
-"""Flags made from what they stand for, so that names and help can't differ: engine options, and outputs."""
+"""Flags generated from engine options and outputs, so that names and help can't differ."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from wsb_engine.options import Options
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter ``options`` of a typer command by one flag for each field of ``Options``."""
+    """Replace the parameter ``options`` of a typer command with one flag for each field of ``Options``."""
     flags = [_flag(name) for name in Options.model_fields]
     return _with_flags(command, "options", flags, _options)
 
 
 def with_outputs(*, of_verdicts: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace the parameter ``outputs`` of a typer command by one flag for each output, as a dictionary of paths.
+    """Replace the parameter ``outputs`` of a typer command with one flag for each output, as a dictionary of paths.
 
     Args:
-        of_verdicts: True to offer what says little without a verdict.
+        of_verdicts: True to include outputs that need a verdict.
     """
     offered = {"json": "Write the report here; - for stdout."}
     if of_verdicts:
@@ -49,7 +49,7 @@ def _with_flags(
     flags: list[inspect.Parameter],
     value_of: Callable[[dict[str, Any]], Any],
 ) -> Callable[..., None]:
-    """A command with flags in place of a parameter, whose value is made of the flags that were given."""
+    """Return a command with flags in place of a parameter, whose value is made from the flags given."""
     own = inspect.signature(command, eval_str=True).parameters
     parameters = [parameter for name, parameter in own.items() if name != replaced] + flags
 

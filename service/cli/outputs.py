@@ -1,4 +1,4 @@
-"""What `wsb check` does around an analysis: policy and baseline in, verdict and its renderings out."""
+"""Inputs and outputs of `wsb check`: reads policy and baseline, writes the report, the verdict and renderings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_BASELINE_BYTES = 1 << 30
 
 
 class UnusableError(Exception):
-    """The policy, the baseline or a place for output can't be used; found before anything is analysed."""
+    """The policy, the baseline or an output file can't be used; raised before anything is analysed."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where to write what: name of an output → path, - for stdout."""
+    """Path of each output by its name; - for stdout."""
 
     paths: Mapping[str, Path]
 
@@ -34,7 +34,7 @@ class Outputs:
         return STDOUT in self.paths.values()
 
     def check(self) -> None:
-        """Raises UnusableError where a file could not be written, or two would go to stdout."""
+        """Raise UnusableError if a file can't be written or two outputs go to stdout."""
         if list(self.paths.values()).count(STDOUT) > 1:
             raise UnusableError("Only one output can go to stdout.")
         for path in self.paths.values():
@@ -42,10 +42,10 @@ class Outputs:
                 raise UnusableError(f"{path} can't be written.")
 
     def write(self, report: Report, verdict: Verdict | None = None) -> None:
-        """Write what was asked for and, with a verdict, the step summary of GitHub Actions.
+        """Write the requested outputs and, with a verdict, the step summary of GitHub Actions.
 
         Raises:
-            OSError: a file can't be written.
+            OSError: if a file can't be written.
         """
         for name, path in self.paths.items():
             text = _written(name, report, verdict)
@@ -67,30 +67,30 @@ def _written(name: str, report: Report, verdict: Verdict | None) -> str:
 
 
 def read_policy(path: Path, *, with_baseline: bool) -> Policy:
-    """The policy, ready to be applied.
+    """Read a policy that can be applied.
 
     Raises:
-        UnusableError: it is not valid, or has a rule that needs a baseline where there is none.
+        UnusableError: if it is invalid, or has a rule that needs a baseline and there is none.
     """
     try:
         policy = load_policy(path)
     except PolicyError as error:
-        raise UnusableError(f"{path} is no valid policy:\n{error}") from error
+        raise UnusableError(f"{path} is not a valid policy:\n{error}") from error
     except OSError as error:
         raise UnusableError(f"{path} can't be read: {error.strerror}") from error
     if not with_baseline and (rule := policy.unmet_baseline()) is not None:
         raise UnusableError(
             f"{path}: rule {policy.rule.index(rule) + 1} compares {rule.metric} with a baseline: give one with "
-            "--baseline, or set on_missing of the rule to pass until there is one."
+            '--baseline, or set on_missing = "pass" in the rule until there is one.'
         )
     return policy
 
 
 def read_baseline(path: Path) -> Report:
-    """A report that was written before.
+    """Read a report that was written earlier.
 
     Raises:
-        UnusableError: it is none, or one of another version.
+        UnusableError: if it is not a report, or is of another version.
     """
     try:
         with path.open("rb") as file:
@@ -104,14 +104,16 @@ def read_baseline(path: Path) -> Report:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UnusableError(f"{path} is no report: {place + ': ' if place else ''}{first['msg']}") from error
+        raise UnusableError(f"{path} is not a report: {place + ': ' if place else ''}{first['msg']}") from error
     if report.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise UnusableError(f"{path} is a report of version {report.schema_version}; this is {SCHEMA_VERSION}.")
+        raise UnusableError(
+            f"{path} has report schema {report.schema_version}; this version reads {SCHEMA_VERSION.split('.')[0]}.x."
+        )
     return report
 
 
 def describe(verdict: Verdict, report: Report) -> str:
-    """The verdict in a few lines for people, after what voids the numbers of the report."""
+    """Describe the verdict in a few lines, after any reasons to distrust the report."""
     rows: list[tuple[str, str, str | None]] = [(name, text, None) for name, text in doubts(report)]
     rows += [
         (rule.outcome.upper() if rule.outcome != "pass" else "pass", rule.message, rule.advice)

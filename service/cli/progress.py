@@ -12,7 +12,7 @@ ProgressSink = Callable[[dict[str, Any]], None]
 
 @contextmanager
 def shown_progress() -> Iterator[ProgressSink]:
-    """A function that takes progress messages (phase, fraction) and shows them."""
+    """Yield a function that shows progress messages (phase, fraction)."""
     if sys.stderr.isatty():
         with _bar() as sink:
             yield sink
@@ -37,7 +37,7 @@ def _bar() -> Iterator[ProgressSink]:
 
 
 class _Lines:
-    """One line at the start of a phase, and one for each further quarter of it."""
+    """Prints one line at the start of a phase, and one for each further quarter of it."""
 
     def __init__(self) -> None:
         self._last: tuple[str, int] | None = None

@@ -1,4 +1,4 @@
-"""A report in a few lines for people."""
+"""Summarises a report in a few lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wsb_engine.report import Report
 
 
 def summarize(report: Report) -> str:
-    """What was analysed, the bounds, what confirms them, and what to be wary of."""
+    """Summarise what was analysed, the bounds, what confirms them, and warnings."""
     rows = doubts(report)
     rows += [
         ("model", _model(report)),
@@ -48,7 +48,7 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
         title = bounds.words(bound.name).title
         rows.append(("λ_max", f"in {interval(bound.lambda_max)} ({title})"))
         if largest is not None:
-            ratio = f", the bound is {bound.lambda_max.upper / largest:.3g} times that" if largest > 0 else ""
+            ratio = f"; the bound is {bound.lambda_max.upper / largest:.3g} times that" if largest > 0 else ""
             rows.append(("", computed + ratio))
         rows.append(("λ_min", f"in {interval(bound.lambda_min)} ({title})"))
     if computed and not rows:
@@ -64,7 +64,7 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
 
 
 def doubts(report: Report) -> list[tuple[str, str]]:
-    """That the numbers can't be relied on, and why, as rows; nothing if every check passed."""
+    """Return rows that say why the numbers are unreliable; empty if every check passed."""
     told = wording.doubts(report)
     return [("IN DOUBT", wording.UNRELIABLE), *(("", text) for text in told)] if told else []
 

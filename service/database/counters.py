@@ -1,8 +1,8 @@
-"""Totals that all processes add to and that outlive the analyses: rows of the database, in its transactions.
+"""Totals that all processes add to and that outlive the analyses, as rows of the database.
 
-Workers have no port that a monitor could ask, and come and go; what they count is kept where every process of the API
-can read it. A total is added to in the transaction of what it counts, so that it is counted once. Analyses that end
-are counted by a trigger (see the migration), whoever ends them.
+Workers have no port for a monitor to scrape and are short-lived, so their counts are stored where every API process
+can read them. A total is updated in the same transaction as the event that it counts, so that each event counts once.
+A trigger (see the migration) counts analyses that end, whichever process ends them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.database.engine import Base
 Metric = Literal["ended", "failed", "queue_wait", "duration", "phase"]
 
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, math.inf)
-"""Upper ends of the classes of durations, in seconds."""
+"""Upper bounds of the buckets of durations, in seconds."""
 
 
 class TotalRow(Base):
@@ -32,7 +32,7 @@ class TotalRow(Base):
     metric: Mapped[Metric] = mapped_column(Text, primary_key=True)
     label: Mapped[str] = mapped_column(Text, primary_key=True)
     bucket: Mapped[float] = mapped_column(Double, primary_key=True)
-    """Upper end of the class of durations that this row counts; infinity where only the number matters."""
+    """Upper bound of the durations that this row counts; infinity if only the number matters."""
     count: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float] = mapped_column(Double)
     """Sum of the durations."""
@@ -44,7 +44,7 @@ class Event:
 
     Args:
         metric: What happened.
-        label: Kind, from a short list; never text from a client or a child.
+        label: One of a short list of kinds; never text from a client or a child.
         seconds: Duration; None if it does not matter.
     """
 
@@ -54,15 +54,15 @@ class Event:
 
 
 async def add(session: AsyncSession, events: Iterable[Event]) -> None:
-    """Counts events, each of another metric or label, when the session's transaction commits."""
-    # In one order everywhere: transactions that lock the same rows must not wait for each other.
+    """Count events, no two with the same metric and label, when the session's transaction commits."""
+    # Always in the same order, so that transactions that lock the same rows don't deadlock.
     values = [
         {"metric": event.metric, "label": event.label, "count": 1, **_duration(event.seconds)}
         for event in sorted(events, key=lambda event: (event.metric, event.label))
     ]
     if not values:
         return
-    # One row a statement, all of them sent at once: with any number in one, it would be compiled anew each time.
+    # executemany with one row per statement: a statement with any number of rows would be compiled every time.
     new = insert(TotalRow)
     await session.execute(
         new.on_conflict_do_update(
@@ -74,7 +74,7 @@ async def add(session: AsyncSession, events: Iterable[Event]) -> None:
 
 
 async def read(session: AsyncSession) -> Sequence[TotalRow]:
-    """All totals, ordered by metric, label and bucket."""
+    """Read all totals, ordered by metric, label and bucket."""
     return (await session.scalars(select(TotalRow).order_by(TotalRow.metric, TotalRow.label, TotalRow.bucket))).all()
 
 

@@ -1,4 +1,4 @@
-"""The database: engine, sessions, migrations at start, locks by name."""
+"""The database: engine, sessions, migrations at startup, named locks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 class Base(DeclarativeBase):
-    """Base of the service's tables; constraint names are spelled out, so that migrations can address them."""
+    """Base of the service's tables; constraints have explicit names, so that migrations can refer to them."""
 
     metadata = MetaData(
         naming_convention={
@@ -49,7 +49,7 @@ class Database:
     """One engine and its sessions.
 
     Args:
-        url: postgresql://…, as ``Settings.database_url`` has it.
+        url: postgresql://…, as in ``Settings.database_url``.
     """
 
     def __init__(self, url: str) -> None:
@@ -60,7 +60,7 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """A session whose changes are committed together at the end, or not at all."""
+        """Open a session; its changes are committed together at the end, or not at all."""
         async with self._sessions.begin() as session:
             yield session
 
@@ -68,14 +68,14 @@ class Database:
         await self.engine.dispose()
 
     async def migrate(self) -> None:
-        """Brings our tables and the queue's up to date; processes that start together take turns."""
+        """Migrate the service's tables and the queue's; processes that start together take turns."""
         async with self.engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             await _migrate_queue(connection)
             await connection.run_sync(_migrate_tables)
 
     async def is_current(self) -> bool:
-        """Whether the tables have all that this version of the service was written for; newer ones have that too."""
+        """Whether the tables are of this version of the service, or of a newer one, which it can use too."""
         async with self.engine.connect() as connection:
             known = await connection.scalar(text("SELECT to_regclass('alembic_version')"))
             if known is None:
@@ -85,7 +85,7 @@ class Database:
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Whether an error, of whatever library, says that the database can't be reached, or has dropped a connection."""
+    """Whether an error of any library means that the database can't be reached or has dropped a connection."""
     while error is not None:
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | PoolTimeoutError):
             return True
@@ -94,12 +94,12 @@ def is_away(error: BaseException | None) -> bool:
 
 
 async def patiently(action: Callable[[], Awaitable[T]], *, seconds: float) -> T:
-    """Does something with the database, again and again while it is away, for ``seconds`` at most.
+    """Run an action on the database, retrying for at most ``seconds`` while it is away.
 
-    Where the connection is lost in a commit, nobody knows what became of it: the action must be safe to repeat.
+    If the connection is lost during a commit, the outcome is unknown: the action must be safe to repeat.
 
     Raises:
-        Exception: what the last attempt raised.
+        Exception: the error of the last attempt.
     """
     give_up, delay = time.monotonic() + seconds, _FIRST_DELAY
     while True:
@@ -114,28 +114,28 @@ async def patiently(action: Callable[[], Awaitable[T]], *, seconds: float) -> T:
 
 
 async def lock(session: AsyncSession, name: str) -> None:
-    """Holds the lock ``name`` until the session's transaction ends."""
+    """Hold the lock ``name`` until the session's transaction ends."""
     await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(name)})
 
 
 async def driver_connection(session: AsyncSession) -> psycopg.AsyncConnection[Any]:
-    """The psycopg connection under a session's transaction, for libraries that write through one."""
+    """Return the psycopg connection of a session's transaction, for libraries that use it directly."""
     connection = await session.connection()
     raw = await connection.get_raw_connection()
     driver = raw.driver_connection
     if not isinstance(driver, psycopg.AsyncConnection):
-        raise TypeError(f"the driver is {type(driver).__name__}, psycopg was expected")
+        raise TypeError(f"the driver is {type(driver).__name__}, not psycopg")
     return driver
 
 
 @cache
 def latest_revision() -> str | None:
-    """Of the migrations in this package, which don't change while a process runs."""
+    """Return the latest revision of this package's migrations, which are fixed while a process runs."""
     return ScriptDirectory.from_config(_alembic_config()).get_current_head()
 
 
 def _is_newer(revision: str) -> bool:
-    """Whether a later version of the service made a revision, since this one doesn't have it."""
+    """Whether a revision belongs to a later version of the service, because this one doesn't have it."""
     return revision not in {
         script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()
     }
@@ -163,7 +163,7 @@ def _migrate_tables(connection: Connection) -> None:
 
 
 async def _migrate_queue(connection: AsyncConnection) -> None:
-    """Installs Procrastinate's schema, or the migrations that its newer version brought."""
+    """Install Procrastinate's schema, or the migrations of its newer version."""
     files = _queue_migrations()
     await connection.execute(text("CREATE TABLE IF NOT EXISTS queue_migrations (name text PRIMARY KEY)"))
     fresh = await connection.scalar(text("SELECT to_regclass('procrastinate_jobs')")) is None
@@ -187,5 +187,5 @@ async def _run_script(connection: AsyncConnection, script: str) -> None:
     driver = raw.driver_connection
     if driver is None:
         raise TypeError("the connection is closed")
-    # Straight to the driver: a script has many statements, and its % signs are no parameters.
+    # Directly by the driver: a script has many statements, and its % signs are not parameters.
     await driver.execute(script.encode())

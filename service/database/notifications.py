@@ -1,4 +1,4 @@
-"""Changes of analyses as they happen: one LISTEN connection a process, fanned out to whoever waits."""
+"""Notifications about changes of analyses: one LISTEN connection per process, fanned out to all waiters."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ log = structlog.get_logger(__name__)
 
 
 async def announce(session: AsyncSession, analysis: UUID, *, ended: bool) -> None:
-    """Tells every process, when the session's transaction commits, that the analysis has changed, or has ended."""
+    """Notify every process, when the session's transaction commits, that the analysis has changed or ended."""
     await session.execute(select(func.pg_notify(CHANNEL, f"{analysis} {_ENDED if ended else _CHANGED}")))
 
 
 class Notifications:
-    """Wakes waiters when the analysis they wait for has ended, or at each of its changes.
+    """Wakes waiters when their analysis has ended, or at each of its changes.
 
-    A notification that is lost with its connection is made up for by waking every waiter after a reconnect;
-    waiters read the state themselves.
+    After a reconnect every waiter is woken, to make up for notifications lost with the connection; waiters read the
+    state themselves.
     """
 
     def __init__(self, conninfo: str, *, retry_seconds: float = 1.0) -> None:
         self._conninfo = conninfo
         self._retry_seconds = retry_seconds
         self._waiters: dict[str, dict[asyncio.Event, bool]] = defaultdict(dict)
-        """By analysis: the event of each waiter, and whether it asked for every change."""
+        """For each analysis, the event of each waiter and whether it waits for every change."""
 
     @contextmanager
     def subscribe(self, analysis: UUID, *, every_change: bool = False) -> Iterator[asyncio.Event]:
-        """An event that is set when the analysis ends, or may have ended unnoticed; the waiter clears it.
+        """Yield an event that is set when the analysis ends, or may have ended unnoticed; the waiter clears it.
 
         Args:
-            analysis: Its identifier.
-            every_change: Set the event at each change of state and of progress as well. Changes that come before
-                the waiter has looked are one event: nothing is queued.
+            analysis: Identifier of the analysis.
+            every_change: True to set the event at each change of state or progress too. Changes are not queued: several
+                before the waiter clears the event are one.
         """
         key, event = str(analysis), asyncio.Event()
         self._waiters[key][event] = every_change
@@ -59,7 +59,7 @@ class Notifications:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Listens in the background; the first connection is up when the block begins."""
+        """Listen in the background; the connection is established when the block begins."""
         connection = await self._connect()
         async with background(self._listen(connection), "notifications"):
             yield
@@ -91,8 +91,8 @@ class Notifications:
                 event.set()
 
 
-async def first_of(*events: asyncio.Event, timeout: float) -> None:  # noqa: ASYNC109 - no error when it is over
-    """Returns when one of the events is set, or after ``timeout`` seconds."""
+async def first_of(*events: asyncio.Event, timeout: float) -> None:  # noqa: ASYNC109 - it does not raise
+    """Return when one of the events is set, or after ``timeout`` seconds."""
     tasks = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The queue: Procrastinate on the service's own Postgres, one queue for each kind of device asked for."""
+"""The queue: Procrastinate on the service's Postgres, with one queue per requested device."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ RUN_ANALYSIS = "run_analysis"
 ANY_DEVICE = "analyses"
 
 _RECONNECT_SECONDS = 2.0
-"""Between attempts of the pool, which by itself would double the pause without end."""
+"""Pause between attempts of the pool, which by default doubles it without limit."""
 
 
 def open_queue(conninfo: str, *, patience: float = 0) -> procrastinate.App:
-    """The queue behind a database; connections are made only when a worker opens it.
+    """Make the queue of a database; it connects only when a worker opens it.
 
     Args:
         conninfo: Connection string of the database.
-        patience: Seconds for which a worker does without it.
+        patience: Seconds for which a worker tolerates an unavailable database.
     """
     return procrastinate.App(connector=_PatientConnector(conninfo, patience))
 
 
 class _PatientConnector(procrastinate.PsycopgConnector):
-    """Waits for a database that is away, where an error would end the queue's worker and the job that it runs.
+    """Waits for a database that is away; an error would end the queue's worker and its running job.
 
-    Every statement of a worker may be repeated: a job fetched by a statement whose answer got lost is found by the
-    worker among its own, and ending or retrying a job twice changes nothing.
+    Every statement of a worker may be repeated: a job fetched by a statement whose response was lost is found by the
+    worker among its own jobs, and ending or retrying a job twice has no effect.
     """
 
     def __init__(self, conninfo: str, patience: float) -> None:
@@ -66,18 +66,18 @@ class _PatientConnector(procrastinate.PsycopgConnector):
 
 
 def queue_name(device: str) -> str:
-    """Where an analysis waits that asked for ``device``: any, a kind (cpu, cuda) or one (cuda:1)."""
+    """Name of the queue of analyses that request ``device``: auto, a kind (cpu, cuda) or one device (cuda:1)."""
     return ANY_DEVICE if device == "auto" else f"{ANY_DEVICE}.{device}"
 
 
 def queues_of(device: str) -> list[str]:
-    """The queues that a worker with ``device`` serves."""
+    """Names of the queues that a worker on ``device`` serves."""
     kind = device.partition(":")[0]
     return list(dict.fromkeys([ANY_DEVICE, queue_name(kind), queue_name(device)]))
 
 
 async def defer(session: AsyncSession, queue: procrastinate.App, analysis: UUID, *, device: str, priority: int) -> int:
-    """Queues an analysis within the session's transaction; the number of the job."""
+    """Queue an analysis within the session's transaction; return the number of the job."""
     task = queue.configure_task(
         RUN_ANALYSIS,
         queue=queue_name(device),
@@ -88,6 +88,6 @@ async def defer(session: AsyncSession, queue: procrastinate.App, analysis: UUID,
 
 
 async def abort(session: AsyncSession, queue: procrastinate.App, job: int) -> None:
-    """Takes a waiting job back, or tells the worker that runs it to stop, when the transaction commits."""
+    """Remove a waiting job, or tell the worker that runs it to stop, when the transaction commits."""
     connection = await driver_connection(session)
     await queue.job_manager.cancel_job_by_id_async(job, abort=True, delete_job=True, connection=connection)

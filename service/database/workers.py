@@ -1,4 +1,4 @@
-"""Which workers there are: each keeps a row fresh while it lives."""
+"""The live workers; each updates its row regularly."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class WorkerRow(Base):
     device: Mapped[str] = mapped_column(Text)
     engine_version: Mapped[str] = mapped_column(Text)
     protections: Mapped[list[str]] = mapped_column(JSON)
-    """What confines the worker's children on its host."""
+    """Active protections of the worker's children on its host."""
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """That one analysis may have; null for a worker of a version that does not say."""
+    """Memory limit of one analysis; null for a worker of a version that does not report it."""
     started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
 async def register(session: AsyncSession, *, device: str, protections: Sequence[str], memory_bytes: int) -> UUID:
-    """Adds this process's row and drops the rows of workers that have been silent for an hour."""
+    """Add this process's row and delete those of workers that have been silent for an hour."""
     await session.execute(delete(WorkerRow).where(WorkerRow.seen_at < func.now() - timedelta(hours=1)))
     row = WorkerRow(
         host=socket.gethostname(),
@@ -57,7 +57,7 @@ async def unregister(session: AsyncSession, worker: UUID) -> None:
 
 
 async def alive(session: AsyncSession, *, within_seconds: float) -> Sequence[WorkerRow]:
-    """Workers that gave a sign of life within the last seconds, oldest first."""
+    """List the workers whose last heartbeat is at most ``within_seconds`` old, oldest worker first."""
     query = (
         select(WorkerRow)
         .where(WorkerRow.seen_at > func.now() - timedelta(seconds=within_seconds))
@@ -67,5 +67,5 @@ async def alive(session: AsyncSession, *, within_seconds: float) -> Sequence[Wor
 
 
 def offers(worker: WorkerRow, device: str) -> bool:
-    """Whether the worker serves analyses that ask for ``device``."""
+    """Whether the worker serves analyses that request ``device``."""
     return device in ("auto", worker.device, worker.device.partition(":")[0])

@@ -1,4 +1,4 @@
-"""Request bodies, streamed: to disk while they are hashed, or into memory, under limits of size, number and time."""
+"""Streaming request bodies to disk or into memory, with limits on size, number and time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack
-from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -21,41 +20,37 @@ from service.storage.store import Upload
 _DISCARDED_BYTES = 64 << 20
 _DISCARDED_SECONDS = 5.0
 _AHEAD_BYTES = 1 << 20
-"""Received while what came before is being written."""
+"""Bytes received while the previous ones are being written."""
 _WORTH_A_THREAD = 1 << 16
 
 
-class UploadTooSlowError(ServiceError):
-    status = HTTPStatus.REQUEST_TIMEOUT
-    code = "upload_too_slow"
-    title = "The body comes too slowly"
+class UploadTooSlowError(ServiceError, status=408, code="upload_too_slow", title="The body arrives too slowly"): ...
 
 
-class TooManyUploadsError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "too_many_uploads"
-    title = "Too many uploads are in progress"
+class TooManyUploadsError(
+    ServiceError, status=503, code="too_many_uploads", title="Too many uploads are in progress"
+): ...
 
 
 class Body:
-    """The body of a request, piece by piece, at most ``limit`` bytes of it; a context manager.
+    """The chunks of a request's body; a context manager.
 
-    When the block is left by an error, what the client still sends is read and dropped for a while: a
-    connection that is closed on unread bytes is reset, and a reset can overtake the answer.
+    If an error leaves the block, what the client still sends is read and discarded for a while: closing a connection
+    with unread bytes resets it, and the reset can overtake the response.
 
     Args:
-        request: Whose body has not been touched.
-        limit: Bytes.
-        what: Names the content in messages.
-        stored: Whether the body goes to the disk of models and batches; it then counts as an upload.
+        request: Request whose body has not been read.
+        limit: Largest body in bytes.
+        what: Name of the content in messages.
+        stored: True if the body is written to the disk of models and batches; it then counts as an upload.
 
     Raises:
-        BodyTooLargeError: before any byte is read where Content-Length says so, else as soon as the limit is passed.
-        UnsupportedMediaTypeError: for a compressed body.
+        BodyTooLargeError: before any byte is read if Content-Length exceeds the limit, else once the limit is passed.
+        UnsupportedMediaTypeError: if the body is compressed.
         TooManyUploadsError: before any byte is read.
-        InsufficientStorageError: before any byte is read where Content-Length says so; later, by what writes.
-        UploadTooSlowError: when the client keeps us waiting.
-        ClientDisconnect: when the client goes away in between.
+        InsufficientStorageError: before any byte is read, if there is no room for Content-Length bytes.
+        UploadTooSlowError: if the client sends too slowly.
+        ClientDisconnect: if the client disconnects.
     """
 
     def __init__(self, request: Request, limit: int, what: str, *, stored: bool = True) -> None:
@@ -66,7 +61,7 @@ class Body:
         self._context: Context = request.state.context
         self._slot = ExitStack()
         self._pace = _Pace(self._context.settings)
-        # A client that asks first has sent nothing yet, and will not if the answer is an error.
+        # A client that sends Expect: 100-continue has sent no body yet, and won't after an error.
         self._ended = request.headers.get("expect", "").lower() == "100-continue"
 
     async def __aenter__(self) -> Self:
@@ -76,7 +71,7 @@ class Body:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._slot.close()
-        # Nor is there anything to read from a client that is too slow.
+        # After these two errors there is nothing more to read.
         if isinstance(error, Exception) and not isinstance(error, ClientDisconnect | UploadTooSlowError):
             await self._discard()
 
@@ -93,12 +88,12 @@ class Body:
                 yield chunk
 
     def _admit(self) -> None:
-        """Refuses what can be refused by the headers alone."""
+        """Reject what the headers alone show to be unacceptable."""
         headers = self._request.headers
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             raise UnsupportedMediaTypeError(
-                f"Content-Encoding {encoding[:40]!r} is not accepted.", advice="Send the bytes as they are."
+                f"Content-Encoding {encoding[:40]!r} is not accepted.", advice="Send the bytes unencoded."
             )
         announced = headers.get("content-length", "0")
         if not (announced.isascii() and announced.isdigit()):
@@ -107,7 +102,7 @@ class Body:
             raise too_large(self._what, self._limit)
         if self._stored:
             full = TooManyUploadsError(
-                f"{self._context.uploads.limit} uploads are under way already.",
+                f"{self._context.uploads.limit} uploads are already in progress.",
                 advice="Try again later.",
                 headers={"Retry-After": "5"},
             )
@@ -134,7 +129,7 @@ class Body:
 
 
 class _Pace:
-    """Whether a client sends fast enough; only the time spent on waiting for it counts."""
+    """Checks that a client sends fast enough; only the time spent waiting for the client counts."""
 
     def __init__(self, settings: Settings) -> None:
         self._window_seconds = settings.upload_idle_seconds
@@ -143,22 +138,22 @@ class _Pace:
         self._bytes = 0
 
     async def timed(self, coming: Coroutine[None, None, bytes]) -> bytes:
-        """The bytes that are coming.
+        """Await the next bytes.
 
         Raises:
-            UploadTooSlowError: when there are none for as long as a window, or too few in a window.
+            UploadTooSlowError: if none arrive within one window, or too few do.
         """
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._window_seconds):
                 chunk = await coming
         except TimeoutError as error:
-            raise _too_slow(f"No byte of the body came within {self._window_seconds:g} seconds.") from error
+            raise _too_slow(f"No byte of the body arrived within {self._window_seconds:g} seconds.") from error
         self._seconds += time.monotonic() - started
         self._bytes += len(chunk)
         if self._seconds >= self._window_seconds:
             if self._bytes < self._least * self._seconds:
-                raise _too_slow(f"{self._bytes} bytes of the body came in {self._seconds:.1f} seconds.")
+                raise _too_slow(f"Only {self._bytes} bytes of the body arrived in {self._seconds:.1f} seconds.")
             self._seconds, self._bytes = 0.0, 0
         return chunk
 
@@ -171,11 +166,11 @@ async def pump(body: AsyncIterable[bytes], write: Callable[[bytes], object]) -> 
     """Write the body in order, large chunks on a thread while the next ones arrive.
 
     Args:
-        body: Its chunks.
-        write: Takes a chunk; called by one thread at a time.
+        body: Chunks of the body.
+        write: Called with each chunk, by one thread at a time.
 
     Raises:
-        Whatever ``body`` and ``write`` raise; by then no thread writes any more.
+        Whatever ``body`` and ``write`` raise; no thread writes any more by then.
     """
     loop = asyncio.get_running_loop()
     waiting: list[bytes] = []
@@ -202,9 +197,9 @@ async def pump(body: AsyncIterable[bytes], write: Callable[[bytes], object]) -> 
             waiting = []
     finally:
         if writing is not None:
-            # Not simply awaited: a future that is given up doesn't stop its thread, which has a file to itself.
+            # Not a plain await: cancelling the future would not stop the thread that writes to the file.
             await asyncio.wait([writing])
-            # Looked at, or asyncio complains where it is not the error that ends this.
+            # Retrieve the exception, so that asyncio doesn't report it if another error ends this function.
             writing.exception()
     if writing is not None:
         writing.result()
@@ -212,15 +207,15 @@ async def pump(body: AsyncIterable[bytes], write: Callable[[bytes], object]) -> 
 
 
 async def receive(request: Request, upload: Upload, limit: int, what: str) -> None:
-    """Writes the whole body into ``upload``; raises as ``Body`` does."""
+    """Write the whole body to ``upload``; raises as ``Body``."""
     async with Body(request, limit, what) as body:
         await pump(body, upload.write)
 
 
-async def read(request: Request, limit: int) -> bytes:
-    """The whole body in memory; raises as ``Body`` does."""
+async def read(request: Request, limit: int, what: str = "JSON body") -> bytes:
+    """Read the whole body into memory; raises as ``Body``."""
     content = bytearray()
-    async with Body(request, limit, "JSON body", stored=False) as body:
+    async with Body(request, limit, what, stored=False) as body:
         async for chunk in body:
             content += chunk
     return bytes(content)

@@ -1,4 +1,4 @@
-"""uvicorn as this service runs it: HTTP/1.1 by h11, with a time limit on the head of a request."""
+"""The configuration of uvicorn: HTTP/1.1 by h11, with limits on the size and time of a request's head."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from service.errors import MalformedRequestError
 from service.settings import Settings
 
 _PIECE_BYTES = 256 << 10
-"""Read from a connection at a time, which is asyncio's own default."""
+"""Bytes read from a connection at once; asyncio's default."""
 _BODY_PIECE_BYTES = 2 << 20
-"""The same inside of a body: each piece takes a round of the event loop, whatever its size."""
+"""The same within a body: every read costs one turn of the event loop, whatever its size."""
 
 
 def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None = None) -> uvicorn.Config:
-    """Configuration of a server for the application.
+    """Configure a server for the application.
 
     Args:
-        app: Made by ``create_app``.
-        settings: Limits of connections.
-        drain_seconds: Time that requests have to finish when the server stops; None: as long as they take.
+        app: Application from ``create_app``.
+        settings: Limits on connections.
+        drain_seconds: Time for requests to finish when the server stops; None waits without limit.
     """
 
     class Protocol(_Protocol):
@@ -49,10 +49,10 @@ def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None
 
 
 class _Protocol(H11Protocol):
-    """Limits the size of a request's line and headers, and closes connections on which they don't come in time.
+    """Limits the size of a request's line and headers, and closes connections on which they arrive too late.
 
-    uvicorn itself limits only the time before the first byte of a request, and that only after an earlier request
-    on the same connection. Bodies have limits of their own (``service.http.bodies``).
+    uvicorn itself limits only the time before the first byte of a request, and only after an earlier request on the
+    same connection. ``service.http.bodies`` limits bodies.
     """
 
     head_bytes: ClassVar[int]
@@ -64,7 +64,7 @@ class _Protocol(H11Protocol):
         self._time_head()
 
     def data_received(self, data: bytes) -> None:
-        # h11 looks at the size of a head only while that is incomplete: it gets no more than it may hold at first.
+        # h11 checks the size of a head only while it is incomplete, so it is first given no more than the limit.
         most = len(data) if self.conn.their_state is not h11.IDLE else self.head_bytes + 1
         for piece in filter(None, (data[:most], data[most:])):
             if not self.transport.is_closing():
@@ -73,7 +73,7 @@ class _Protocol(H11Protocol):
         self._time_head()
 
     def _read_at_most(self, size: int) -> None:
-        with suppress(AttributeError):  # a transport of another event loop than asyncio's
+        with suppress(AttributeError):  # not a transport of asyncio's own event loop
             self.transport.max_size = size  # type: ignore[attr-defined]
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -97,7 +97,7 @@ class _Protocol(H11Protocol):
             self.timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to what is no HTTP, as a problem like every other error."""
+        """Answer invalid HTTP with a problem, like every other error."""
         problem = MalformedRequestError(msg).response()
         headers = [*problem.raw_headers, (b"connection", b"close")]
         events: list[Any] = [
@@ -111,7 +111,7 @@ class _Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which leaves the signals to us and says when it answers."""
+    """uvicorn without signal handlers; ``ready`` is set once it accepts requests."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

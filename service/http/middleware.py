@@ -1,4 +1,4 @@
-"""Around every request: an identifier, one line in the log, and no stack trace to the outside."""
+"""Gives every request an identifier, one log line and a metric, and hides stack traces from clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.traces import PROBES, trace_id
 
 REQUEST_ID = "X-Request-ID"
 OTHER = "other"
-"""Stands for methods and routes that the application does not have, to bound the cardinality of what is counted."""
+"""Stands for unknown methods and routes, to bound the cardinality of the labels."""
 
 _ACCEPTABLE = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 _ANALYSIS = re.compile(r"/v1/analyses/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/|$)")
@@ -26,13 +26,13 @@ log = structlog.get_logger(__name__)
 
 
 class Count(Protocol):
-    """Counts a request; see ``service.monitoring.metrics``."""
+    """Count a request; see ``service.monitoring.metrics``."""
 
     def __call__(self, method: str, route: str, status: int, *, seconds: float, received: int) -> None: ...
 
 
 class RequestLog:
-    """Gives each request an identifier (the client's own where it is plain text), logs and counts how it went."""
+    """Gives each request an identifier (the client's if it is well formed), then logs and counts it."""
 
     def __init__(self, app: ASGIApp, count: Count) -> None:
         self._app = app
@@ -43,19 +43,19 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send)
-        # Whatever else is bound meanwhile, as the tenant, ends with the request.
+        # What is bound during the request, such as the tenant, is cleared at its end.
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(**exchange.context())
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
-            exchange.status = 499  # nobody gets to see it; the log does, in the number that proxies use
+            exchange.status = 499  # never sent; the number that proxies log
         except Exception:
             log.exception("request_failed", method=scope["method"], path=scope["path"])
             if exchange.status != 0:
                 raise
             problem = InternalError(
-                "An unexpected error.", advice=f"Tell the operator the request id {exchange.request_id}."
+                "An unexpected error occurred.", advice=f"Report request id {exchange.request_id} to the operator."
             )
             await problem.response()(scope, receive, exchange.send)
         finally:
@@ -64,7 +64,7 @@ class RequestLog:
 
     def _note(self, exchange: _Exchange) -> None:
         scope, now = exchange.scope, time.perf_counter()
-        # A client that went away while it was waiting has seen no status.
+        # A client that disconnected while waiting has seen no status.
         status = exchange.status or 499
         self._count(
             scope["method"],
@@ -74,14 +74,14 @@ class RequestLog:
             received=exchange.received,
         )
         named = {} if exchange.analysis is None else {"analysis": exchange.analysis}
-        # Probes ask every few seconds; they would hide the rest.
+        # Probes come every few seconds and would hide the rest.
         note = log.debug if scope["path"] in PROBES else log.info
         milliseconds = round((now - exchange.started) * 1000, 1)
         note("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds, **named)
 
 
 class _Exchange:
-    """One request and its answer, as they pass by."""
+    """One request and its response, observed as they pass through."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -96,13 +96,13 @@ class _Exchange:
         self._location = ""
 
     def context(self) -> dict[str, str]:
-        """What every line about this request carries."""
+        """Fields of every log line about this request."""
         found = trace_id()
         return {"request_id": self.request_id, **({} if found is None else {"trace_id": found})}
 
     @property
     def analysis(self) -> str | None:
-        """The analysis that the request is about, or has made."""
+        """Identifier of the analysis that the request concerns or has created."""
         path = self._location or self.scope["path"]
         match = _ANALYSIS.match(path)
         return match[1] if match else None

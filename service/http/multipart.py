@@ -1,9 +1,8 @@
-"""multipart/form-data, streamed: every part goes to its own writer as its bytes arrive."""
+"""Streaming multipart/form-data: the bytes of each part go to its writer as they arrive."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -17,12 +16,8 @@ from service.http.bodies import Body, pump, too_large
 _ROOM_FOR_HEADERS = 1 << 16
 
 
-class InvalidFormError(ServiceError):
-    """Parts that are missing, unknown or given twice; the code says which."""
-
-    status = HTTPStatus(422)
-    code = "invalid_form"
-    title = "The form has the wrong parts"
+class InvalidFormError(ServiceError, status=422, code="invalid_form", title="The form has the wrong parts"):
+    """A part is missing, unexpected or repeated; the code says which."""
 
     @classmethod
     def _code_schema(cls) -> dict[str, Any]:
@@ -34,7 +29,7 @@ class Writer(Protocol):
 
 
 class LimitedWriter:
-    """Passes bytes on until there are more than ``limit``."""
+    """Passes on at most ``limit`` bytes; raises BodyTooLargeError beyond that."""
 
     def __init__(self, writer: Writer, limit: int, what: str) -> None:
         self._writer = writer
@@ -50,24 +45,24 @@ class LimitedWriter:
 
 
 async def read_form(request: Request, limit: int, open_part: Callable[[str], Writer]) -> None:
-    """Reads the whole form.
+    """Read the whole form.
 
     Args:
         request: A multipart/form-data request.
-        limit: Bytes of all parts together.
-        open_part: Gives the writer for a part of this name, or raises for a name that isn't wanted; as no name
-            comes twice, this limits the number of parts. Called by one thread at a time, not always the same.
+        limit: Largest total size of the parts in bytes.
+        open_part: Returns the writer for a part of this name, or raises if the name is not expected; as names may not
+            repeat, this bounds the number of parts. Called by one thread at a time, not always the same one.
 
     Raises:
-        MalformedRequestError: for anything that is not a complete multipart body.
-        InvalidFormError: for a part that comes twice.
+        MalformedRequestError: if the body is not complete multipart.
+        InvalidFormError: if a part is repeated.
         BodyTooLargeError: past the limit.
     """
     _, parameters = parse_options_header(request.headers.get("content-type"))
     boundary = parameters.get(b"boundary")
     if not boundary:
-        raise MalformedRequestError("The Content-Type names no boundary.", advice="Let your HTTP client set it.")
-    form = _Form(open_part)
+        raise MalformedRequestError("The Content-Type has no boundary.", advice="Let your HTTP client set it.")
+    form = _PartCallbacks(open_part)
     context: Context = request.state.context
     limits = context.settings
     async with Body(request, limit + _ROOM_FOR_HEADERS, "multipart body") as body:
@@ -95,8 +90,8 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
         )
 
 
-class _Form:
-    """What the parser calls back, in the order of the bytes."""
+class _PartCallbacks:
+    """Callbacks of the parser, called in the order of the bytes."""
 
     def __init__(self, open_part: Callable[[str], Writer]) -> None:
         self.complete = False
@@ -127,7 +122,7 @@ class _Form:
             raise MalformedRequestError("A part has no Content-Disposition: form-data with a name.")
         name = parameters[b"name"].decode("utf-8", errors="replace")
         if name in self._names:
-            raise InvalidFormError(f"The part {name[:80]!r} comes twice.", code="duplicate_part")
+            raise InvalidFormError(f"The part {name[:80]!r} is repeated.", code="duplicate_part")
         self._writer = self._open_part(name)
         self._names.add(name)
 

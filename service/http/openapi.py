@@ -1,4 +1,4 @@
-"""The specification: what FastAPI derives, with our problems in place of its own error schema."""
+"""The OpenAPI specification: FastAPI's, with problem documents in place of its error schema."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _REFERENCE = "#/components/schemas/{model}"
 
 
 def binary_body(description: str) -> dict[str, Any]:
-    """``openapi_extra`` of a route that reads a raw body itself."""
+    """Return ``openapi_extra`` for a route that reads a raw body itself."""
     content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     return {"requestBody": {"required": True, "description": description, "content": content}}
 
 
 def install(app: FastAPI, *, extra_models: tuple[type[BaseModel], ...]) -> None:
-    """Replaces the app's specification.
+    """Replace the specification of an application.
 
     Args:
-        app: With all its routes.
+        app: Application with all its routes.
         extra_models: Schemas that only ``openapi_extra`` refers to.
     """
 
@@ -47,7 +47,7 @@ def install(app: FastAPI, *, extra_models: tuple[type[BaseModel], ...]) -> None:
 
 
 def render(app: FastAPI) -> str:
-    """The specification as it is committed: sorted, indented, with a newline at the end."""
+    """Render the specification as it is committed: sorted, indented, with a newline at the end."""
     return json.dumps(app.openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -67,16 +67,16 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
         for operation in operations.values():
             responses = operation["responses"]
             if path not in PUBLIC_PATHS:
-                # An empty alternative: a service without keys asks for none.
+                # The empty alternative stands for a service without keys.
                 operation["security"] = [{name: []} for name in openapi_scheme()] + [{}]
                 responses["401"] = unauthorized
                 responses["503"] = _either(responses["503"], away) if "503" in responses else away
-            if _is_frameworks_own(responses.get("422", {})):
+            if _is_fastapis(responses.get("422", {})):
                 del responses["422"]
             if "500" not in responses:
                 responses["500"] = failure
-            _link(operation)
             operation["responses"] = dict(sorted(responses.items()))
+    _add_links(document)
     document["components"]["securitySchemes"] = openapi_scheme()
     schemas = document["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -89,39 +89,38 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
     return document
 
 
-_LINKS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "create_analysis": (
-        "analysis_id",
-        ("get_analysis", "get_report", "stream_events", "cancel_analysis", "delete_analysis"),
-    ),
-    "upload_model": ("model_id", ("get_model", "head_model", "delete_model")),
-    "upload_batch": ("batch_id", ("get_batch", "head_batch", "delete_batch")),
-}
-"""By operation that makes something: the parameter that takes its id, and the operations that have it."""
-
-
-def _link(operation: dict[str, Any]) -> None:
-    """Says where the id in an answer leads to."""
-    parameter, targets = _LINKS.get(operation["operationId"], ("", ()))
-    for status in ("200", "201", "202"):
-        response = operation["responses"].get(status)
-        # The answer 201 to a request for an analysis is the report, which has no id.
-        if not targets or response is None or (parameter == "analysis_id" and status == "201"):
+def _add_links(document: dict[str, Any]) -> None:
+    """Link responses of ``POST /things`` that have an ``id`` to the operations below ``/things/{thing_id}``."""
+    for path, operations in document["paths"].items():
+        below = {other: found for other, found in document["paths"].items() if other.startswith(f"{path}/{{")}
+        if "post" not in operations or not below:
             continue
-        response["links"] = {
-            target: {"operationId": target, "parameters": {parameter: "$response.body#/id"}} for target in targets
-        }
+        parameter = next(iter(below)).removeprefix(f"{path}/{{").partition("}")[0]
+        parameters = {parameter: "$response.body#/id"}
+        targets = [operation["operationId"] for found in below.values() for operation in found.values()]
+        links = {target: {"operationId": target, "parameters": parameters} for target in targets}
+        for status, response in operations["post"]["responses"].items():
+            if status < "300" and "id" in _properties(document, response):
+                response["links"] = links
+
+
+def _properties(document: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
+    """Properties of the JSON object in a response, whose schema must be a reference."""
+    reference = response.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref", "")
+    properties: dict[str, Any] = document["components"]["schemas"].get(reference.rpartition("/")[2], {})
+    found: dict[str, Any] = properties.get("properties", {})
+    return found
 
 
 def _either(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """One response for two that ``declare`` gave for the same status."""
+    """Merge two responses that ``declare`` made for the same status."""
     schemas = [response["content"][MEDIA_TYPE]["schema"] for response in (first, second)]
     every = [reference for schema in schemas for reference in schema.get("anyOf", [schema])]
     description = f"{first['description'].removesuffix('.')}; {second['description']}"
     return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": every}}}}
 
 
-def _is_frameworks_own(response: dict[str, Any]) -> bool:
+def _is_fastapis(response: dict[str, Any]) -> bool:
     return "application/json" in response.get("content", {})
 
 

@@ -1,4 +1,4 @@
-"""Turns every error that leaves a route, or the framework, into a problem document."""
+"""Exception handlers that turn every error of a route or of the framework into a problem document."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ log = structlog.get_logger(__name__)
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error that leaves a route, or the framework, a problem document."""
+    """Register the handlers with an application."""
 
     async def database_error(_: Request, error: Exception) -> Response:
         if not is_away(error):
             raise error
         log.warning("database_away", error=str(error).partition("\n")[0])
         return DatabaseUnavailableError(
-            "The database can't be reached at this moment.",
-            advice="Try again; a request with an Idempotency-Key is not carried out twice.",
+            "The database can't be reached at the moment.",
+            advice="Try again; a request with an Idempotency-Key is not executed twice.",
             headers={"Retry-After": "1"},
         ).response()
 
@@ -55,7 +55,7 @@ def install(app: FastAPI) -> None:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return NotFoundError(f"{request.url.path} does not exist.").response()
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            detail = f"{request.url.path} does not answer {request.method}."
+            detail = f"{request.url.path} does not support {request.method}."
             return MethodNotAllowedError(detail, headers={"Allow": _allowed(request)}).response()
         return OtherHTTPError(error.status_code, str(error.detail), error.headers).response()
 
@@ -67,7 +67,7 @@ def install(app: FastAPI) -> None:
 
 
 def _allowed(request: Request) -> str:
-    """Methods of every route at the request's path; the framework's own answer names those of the first alone."""
+    """Methods of all routes at the request's path; the framework itself names only those of the first route."""
     methods: set[str] = set()
     for route in iter_route_contexts(request.app.routes):
         if route.methods and route.matches(request.scope)[0] is not Match.NONE:

@@ -1,9 +1,8 @@
-"""Who may use the service: API keys, and the tenant that a key stands for."""
+"""Authentication by API key; each key belongs to a tenant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Annotated, Any
 
 import structlog
@@ -15,7 +14,7 @@ from service.errors import ServiceError
 from service.keys import ApiKey, tenant_of
 
 ANONYMOUS = "default"
-"""The tenant of everyone where no keys are configured."""
+"""The only tenant if no keys are configured."""
 
 PUBLIC_PATHS = frozenset(
     {
@@ -23,30 +22,26 @@ PUBLIC_PATHS = frozenset(
         *(f"/static/{name}" for name in ("report.css", "web.css", "web.js", "icon.svg")),
     }
 )
-"""What is answered without a key; every other path needs one, whether or not there is anything at it."""
+"""Paths that need no key; every other path needs one, whether or not it exists."""
 
 
-class UnauthorizedError(ServiceError):
-    status = HTTPStatus.UNAUTHORIZED
-    code = "unauthorized"
-    title = "An API key is needed"
-
+class UnauthorizedError(ServiceError, status=401, code="unauthorized", title="An API key is required"):
     def __init__(self, detail: str) -> None:
         super().__init__(
             detail,
-            advice="Send a key as Authorization: Bearer KEY; the commands of wsb take it from WSB_API_KEY.",
+            advice="Send a key as Authorization: Bearer KEY; wsb commands read it from WSB_API_KEY.",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
 
 class Authentication:
-    """Turns requests without a valid key away, before anything of their body is read.
+    """Rejects requests without a valid key before any of their body is read.
 
-    Wraps the whole application, so that no route can be forgotten and no body be read before the check.
+    Wraps the whole application, so that no route can be forgotten.
 
     Args:
         app: Protected application.
-        keys: Without any, everyone is let in as one tenant.
+        keys: Accepted keys; if there are none, everyone is admitted as the same tenant.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
@@ -63,7 +58,7 @@ class Authentication:
                 await error.response()(scope, receive, send)
                 return
             scope.setdefault("state", {})["tenant"] = tenant
-            # Not undone here: the line that logs the request is written after this returns.
+            # Not unbound here: the log line of the request is written after this returns.
             structlog.contextvars.bind_contextvars(tenant=tenant)
         await self._app(scope, receive, send)
 
@@ -74,10 +69,10 @@ class Authentication:
             raise UnauthorizedError("The request has no Authorization header.")
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":
-            raise UnauthorizedError("The Authorization header is of another scheme than Bearer.")
+            raise UnauthorizedError("The Authorization scheme is not Bearer.")
         tenant = tenant_of(self._keys, key.strip())
         if tenant is None:
-            raise UnauthorizedError("The key is not known here.")
+            raise UnauthorizedError("The key is unknown.")
         return tenant
 
 
@@ -87,10 +82,10 @@ def _tenant(request: Request) -> str:
 
 
 InTenant = Annotated[str, Depends(_tenant)]
-"""Whom the request comes from; whatever a route finds or changes must be this tenant's."""
+"""The tenant that sent the request; a route may read and change only this tenant's data."""
 
 
 def openapi_scheme() -> dict[str, Any]:
-    """The security scheme of the specification."""
-    text = "A key made by `wsb keys new`. A service without keys treats everyone as one tenant."
+    """Return the security scheme of the specification."""
+    text = "A key from `wsb keys new`. A service without keys treats everyone as one tenant."
     return {"ApiKey": {"type": "http", "scheme": "bearer", "description": text}}

@@ -1,4 +1,4 @@
-"""Tasks that run beside a block and end with it."""
+"""Tasks that run while a block does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 @asynccontextmanager
 async def background(work: Coroutine[object, object, None], name: str) -> AsyncIterator[None]:
-    """Runs the work while the block does, and cancels it at the end; it is over when this returns."""
+    """Run the work while the block does; at its end, cancel the work and wait until it has stopped."""
     task = asyncio.create_task(work, name=name)
     try:
         yield

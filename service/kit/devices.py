@@ -1,4 +1,4 @@
-"""Which devices this machine offers, found out without loading torch into this process."""
+"""Devices of this machine, detected without loading torch into this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_availab
 
 
 def has_gpu() -> bool:
-    """Whether there is a GPU's driver, at least."""
+    """Whether the driver of an NVIDIA GPU is present."""
     return _NVIDIA.exists()
 
 
@@ -20,13 +20,13 @@ class UnknownDeviceError(ValueError):
 
 
 def chosen_devices(wanted: str) -> list[str]:
-    """Devices of this machine by what a command was given.
+    """Resolve the device that a command requests.
 
     Args:
-        wanted: cpu, cuda:N, ``all`` for every GPU (or else the CPU), or nothing for the first of these.
+        wanted: cpu, cuda:N, ``all`` for every GPU (or the CPU if there is none), or empty for the first of these.
 
     Raises:
-        UnknownDeviceError: for another device than those that are here.
+        UnknownDeviceError: if this machine has no such device.
     """
     if wanted == "cpu":
         return [wanted]
@@ -34,14 +34,14 @@ def chosen_devices(wanted: str) -> list[str]:
     if wanted == "all":
         return offered
     if wanted and wanted not in offered:
-        raise UnknownDeviceError(f"There is no device {wanted!r} here; there are {', '.join(offered)}.")
+        raise UnknownDeviceError(f"This machine has no device {wanted!r}; it has {', '.join(offered)}.")
     return [wanted or offered[0]]
 
 
 def offered_devices() -> list[str]:
-    """cuda:0, cuda:1, … where torch can use them, else cpu."""
+    """List cuda:0, cuda:1, … if torch can use them, else cpu."""
     if not has_gpu():
         return ["cpu"]
-    # In a process of its own: CUDA must not be initialised in one that forks.
+    # In a separate process: CUDA must not be initialised in one that forks.
     found = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, check=True, timeout=300)  # noqa: S603 - our own interpreter and text
     return [f"cuda:{index}" for index in range(int(found.stdout))] or ["cpu"]

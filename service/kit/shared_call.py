@@ -10,10 +10,10 @@ Value = TypeVar("Value")
 
 
 class SharedCall(Generic[Value]):
-    """Whoever asks while the call is under way waits for its outcome.
+    """Callers that arrive while the call is in progress wait for its outcome.
 
-    A call that takes too long is left alone instead of being cancelled: it may be one that can't be, such as a query
-    to a database that hangs, and the next to ask must not start another one beside it.
+    A call that takes too long is not cancelled: it may be uncancellable, such as a query to a database that hangs, and
+    the next caller must not start a second one.
     """
 
     def __init__(self, call: Callable[[], Coroutine[Any, Any, Value]]) -> None:
@@ -21,10 +21,10 @@ class SharedCall(Generic[Value]):
         self._task: asyncio.Task[Value] | None = None
 
     async def outcome(self, seconds: float) -> Value:
-        """What the call gives, or raises.
+        """Return the result of the call, or raise its exception.
 
         Raises:
-            TimeoutError: when it is not done in time.
+            TimeoutError: if it is not done within ``seconds``.
         """
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._call(), name="shared call")
@@ -37,6 +37,6 @@ class SharedCall(Generic[Value]):
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Looks at the error of a call that nobody waits for any more, so that it isn't reported as forgotten."""
+    """Retrieve the exception of a call that nobody awaits any more, so that asyncio doesn't report it."""
     if not task.cancelled():
         task.exception()

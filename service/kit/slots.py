@@ -1,4 +1,4 @@
-"""How many of something may be open at one time in this process."""
+"""Limits how many of something may be open at once in this process."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Slots:
 
     @contextmanager
     def taken(self, full: ServiceError) -> Iterator[None]:
-        """Holds a slot during the block.
+        """Hold a slot during the block.
 
         Raises:
-            ServiceError: ``full``, when there is no slot left.
+            ServiceError: ``full``, if no slot is free.
         """
         if self._taken >= self.limit:
             raise full

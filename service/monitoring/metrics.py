@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: what this process counts itself, and what the database knows of all of them."""
+"""Metrics for Prometheus: counts of this process, and a snapshot of the database, which all processes share."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
-from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
@@ -29,8 +26,6 @@ from service.http.middleware import OTHER
 from service.kit.shared_call import SharedCall
 from service.settings import Settings
 
-router = APIRouter(tags=["service"])
-
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UPLOADS = {"/v1/models": "models", "/v1/batches": "batches", "/v1/analyses": "forms"}
 _LATENCIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -38,7 +33,7 @@ _FRESH_SECONDS = 1.0
 
 
 class Metrics:
-    """Everything one application counts, in a registry of its own."""
+    """Metrics of one application, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -46,20 +41,20 @@ class Metrics:
         self.registry.register(self._shared)
         ProcessCollector(registry=self.registry)
         build = {"version": wsb_engine.__version__, "python": platform.python_version()}
-        Info("wsb_build", "What is running.", registry=self.registry).info(build)
+        Info("wsb_build", "Versions of the service and of Python.", registry=self.registry).info(build)
         self._requests = Counter(
-            "wsb_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
+            "wsb_http_requests", "Number of HTTP requests.", ["method", "route", "status"], registry=self.registry
         )
         self._latency = Histogram(
             "wsb_http_request_duration_seconds",
-            "Time until an answer began; a client's own wait, as by Prefer, is in it.",
+            "Time until the response began, including a wait that the client requested with Prefer.",
             ["method", "route"],
             buckets=_LATENCIES,
             registry=self.registry,
         )
         self._upload_bytes = Counter(
             "wsb_upload_bytes",
-            "Bytes of models, of batches, and of forms that hold both, as received.",
+            "Bytes received as models, as batches, and as forms with both.",
             ["kind"],
             registry=self.registry,
         )
@@ -67,14 +62,14 @@ class Metrics:
             self._upload_bytes.labels(kind)
 
     def answered(self, method: str, route: str, status: int, *, seconds: float, received: int) -> None:
-        """Counts a request.
+        """Count a request.
 
         Args:
             method: Method as the client sent it.
-            route: The route's template, or ``OTHER``.
-            status: Status of the answer; 499 if the client left before it.
-            seconds: Until the answer began.
-            received: Bytes of its body.
+            route: Template of the route, or ``OTHER``.
+            status: Status of the response; 499 if the client disconnected before it.
+            seconds: Seconds until the response began.
+            received: Bytes received of the body.
         """
         method = method if method in _METHODS else OTHER
         self._requests.labels(method, route, str(status)).inc()
@@ -82,47 +77,47 @@ class Metrics:
         if method == "POST" and route in _UPLOADS:
             self._upload_bytes.labels(_UPLOADS[route]).inc(received)
 
-    def exposition(self, accept: str, figures: Figures | None) -> Response:
-        """All metrics in the format that the client prefers; without the database's where it did not answer."""
+    def exposition(self, accept: str, snapshot: DatabaseSnapshot | None) -> Response:
+        """Render all metrics in the format that the client prefers; a snapshot of None omits those of the database."""
         encode, media_type = choose_encoder(accept)
-        self._shared.figures = figures
+        self._shared.snapshot = snapshot
         return Response(encode(self.registry), media_type=media_type)
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What the database knows at one moment."""
+class DatabaseSnapshot:
+    """State of the database at one moment."""
 
     live: dict[State, int]
     oldest_seconds: float
-    """How long the analysis waits that has waited longest; 0 without any."""
+    """Age of the oldest queued analysis; 0 if there is none."""
     workers: dict[str, int]
-    """By device."""
+    """Number of workers by device."""
     totals: Sequence[TotalRow]
 
 
-class FiguresReader:
-    """Reads the figures at most once a second, however many ask, and gives up on a database that hangs."""
+class SnapshotReader:
+    """Reads a snapshot at most once a second, for any number of callers, with a time limit."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
         self._read = SharedCall(self._query)
-        self._latest: tuple[float, Figures] | None = None
+        self._latest: tuple[float, DatabaseSnapshot] | None = None
 
-    async def figures(self) -> Figures | None:
-        """None when the database does not answer."""
+    async def read(self) -> DatabaseSnapshot | None:
+        """Return a snapshot at most a second old; None if the database does not respond."""
         if self._latest is not None and time.monotonic() - self._latest[0] < _FRESH_SECONDS:
             return self._latest[1]
         try:
-            figures = await self._read.outcome(self._settings.probe_seconds)
+            snapshot = await self._read.outcome(self._settings.probe_seconds)
         except (SQLAlchemyError, OSError):
             return None
-        self._latest = time.monotonic(), figures
-        return figures
+        self._latest = time.monotonic(), snapshot
+        return snapshot
 
-    async def _query(self) -> Figures:
-        # The partial index of live analyses answers this, however many have ended.
+    async def _query(self) -> DatabaseSnapshot:
+        # Uses the partial index of live analyses, so ended ones cost nothing.
         waiting = func.extract("epoch", func.now() - func.min(AnalysisRow.created_at))
         query = select(AnalysisRow.state, func.count(), waiting).where(AnalysisRow.state.in_(LIVE_STATES))
         async with self._database.transaction() as session:
@@ -130,7 +125,7 @@ class FiguresReader:
             present = await workers.alive(session, within_seconds=self._settings.stalled_seconds)
             counted = await counters.read(session)
         devices = [worker.device for worker in present]
-        return Figures(
+        return DatabaseSnapshot(
             live={state: count for state, count, _ in live},
             oldest_seconds=max((float(seconds) for state, _, seconds in live if state == "queued"), default=0.0),
             workers={device: devices.count(device) for device in sorted(set(devices))},
@@ -139,33 +134,33 @@ class FiguresReader:
 
 
 class _Shared(Collector):
-    """The database's figures as metrics; every process of the API gives the same."""
+    """The snapshot as metrics, the same in every API process."""
 
     def __init__(self) -> None:
-        self.figures: Figures | None = None
+        self.snapshot: DatabaseSnapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
-        figures = self.figures
-        yield GaugeMetricFamily("wsb_database_up", "Whether the database answered.", value=float(figures is not None))
-        if figures is None:
+        snapshot = self.snapshot
+        yield GaugeMetricFamily("wsb_database_up", "1 if the database responds.", value=float(snapshot is not None))
+        if snapshot is None:
             return
-        queued = figures.live.get("queued", 0)
+        queued = snapshot.live.get("queued", 0)
         yield GaugeMetricFamily("wsb_queue_depth", "Analyses that wait for a worker.", value=queued)
         yield GaugeMetricFamily(
-            "wsb_queue_oldest_seconds", "Age of the analysis that has waited longest.", value=figures.oldest_seconds
+            "wsb_queue_oldest_seconds", "Age of the oldest queued analysis.", value=snapshot.oldest_seconds
         )
         analyses = GaugeMetricFamily("wsb_analyses", "Analyses that have not ended.", labels=["state"])
         for state in LIVE_STATES:
-            analyses.add_metric([state], figures.live.get(state, 0))
+            analyses.add_metric([state], snapshot.live.get(state, 0))
         yield analyses
         present = GaugeMetricFamily("wsb_workers", "Workers that are alive.", labels=["device"])
-        for device, count in figures.workers.items():
+        for device, count in snapshot.workers.items():
             present.add_metric([device], count)
         yield present
-        yield from _totals(figures.totals)
+        yield from _totals(snapshot.totals)
 
     def describe(self) -> Iterator[Metric]:
-        """No names are claimed in advance: they depend on the database."""
+        """Claim no names in advance: they depend on the database."""
         return iter(())
 
 
@@ -182,7 +177,7 @@ def _totals(rows: Sequence[TotalRow]) -> Iterator[Metric]:
     wait = HistogramMetricFamily("wsb_queue_wait_seconds", "Time from request to first start.", labels=[])
     wait.add_metric([], *_histogram(by_name.get(("queue_wait", ""), ())))
     yield wait
-    duration = HistogramMetricFamily("wsb_analysis_duration_seconds", "Time of analyses that gave a report.", labels=[])
+    duration = HistogramMetricFamily("wsb_analysis_duration_seconds", "Time of analyses with a report.", labels=[])
     duration.add_metric([], *_histogram(by_name.get(("duration", ""), ())))
     yield duration
     phases = HistogramMetricFamily("wsb_analysis_phase_seconds", "The same, by phase.", labels=["phase"])
@@ -192,22 +187,10 @@ def _totals(rows: Sequence[TotalRow]) -> Iterator[Metric]:
 
 
 def _histogram(rows: Sequence[TotalRow]) -> tuple[list[tuple[str, float]], float]:
-    """Cumulative buckets, as Prometheus has them, and the sum."""
+    """Return cumulative buckets, as in Prometheus, and the sum."""
     counts = {row.bucket: row.count for row in rows}
     buckets, below = [], 0
     for end in BUCKETS:
         below += counts.get(end, 0)
         buckets.append((str(end) if math.isfinite(end) else "+Inf", float(below)))
     return buckets, sum(row.seconds for row in rows)
-
-
-@router.get(
-    "/metrics",
-    summary="Metrics for Prometheus",
-    description="The Prometheus text format, or OpenMetrics on request. Needs a key if keys are set.",
-    response_class=PlainTextResponse,
-)
-async def get_metrics(request: Request, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
-    metrics: Metrics = request.state.metrics
-    reader: FiguresReader = request.state.figures
-    return metrics.exposition(accept, await reader.figures())

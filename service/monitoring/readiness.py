@@ -1,4 +1,4 @@
-"""Check whether analyses can be accepted and run: each part is asked on its own, and none for long."""
+"""Checks whether analyses can be accepted and run; each part is checked independently and with a time limit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def _database(context: Context) -> str:
 
 
 async def _migrations(context: Context) -> str:
-    return OK if await context.database.is_current() else "The database's tables are of an earlier version."
+    return OK if await context.database.is_current() else "The database's tables are of an older version."
 
 
 async def _storage(context: Context) -> str:
@@ -67,7 +67,7 @@ async def _queue(context: Context) -> str:
 async def _worker(context: Context) -> str:
     async with context.database.transaction() as session:
         present = await workers.alive(session, within_seconds=context.settings.stalled_seconds)
-    return OK if present else "No worker has been seen lately."
+    return OK if present else "No worker is alive."
 
 
 CHECKS: dict[str, Check] = {
@@ -78,18 +78,18 @@ CHECKS: dict[str, Check] = {
     "queue": _queue,
     "worker": _worker,
 }
-"""In the order in which the first one that fails is the one to mend."""
+"""Ordered so that the first check that fails is the one to fix first."""
 
 
 class Readiness:
-    """The checks of one application; those who ask at one time share them."""
+    """The checks of one application; concurrent requests share them."""
 
     def __init__(self, context: Context) -> None:
         self._seconds = context.settings.probe_seconds
         self._calls = {name: SharedCall(partial(_examine, check, context)) for name, check in CHECKS.items()}
 
     async def checks(self) -> dict[str, str]:
-        """``OK``, or what is wrong, by part; takes ``probe_seconds`` at most."""
+        """Return ``OK`` or what is wrong, by part, within ``probe_seconds``."""
         return dict(zip(self._calls, await asyncio.gather(*map(self._outcome, self._calls.values())), strict=True))
 
     async def _outcome(self, call: SharedCall[str]) -> str:

@@ -1,7 +1,7 @@
-"""A control group for each job, which limits all of its memory, where this process may make such groups.
+"""A control group for each job, which limits all of its memory, if this process may create such groups.
 
-It takes version 2 of control groups, and a subtree that was handed over: the whole of what a container sees, or a
-group that systemd marks as delegated (``Delegate=yes``).
+This requires cgroup v2 and a delegated subtree: all that a container sees, or a group that systemd marks as delegated
+(``Delegate=yes``).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _OWN = Path("/proc/self/cgroup")
 _SERVICE, _JOB = "wsb-service", "wsb-job-"
 _MARKS = ("user.delegate", "trusted.delegate")
 _MOVES = 10
-"""Processes may be forked while others are being moved."""
+"""Attempts, because processes may be forked while others are being moved."""
 
 
 def delegated_group(root: Path = _ROOT, own: Path = _OWN) -> Path | None:
-    """The group beneath which jobs can get their own; None where there is none.
+    """Return the group below which jobs can have their own; None if there is none.
 
-    Only a group without processes can pass the control of memory on, so those in it are moved to one beneath it. To be
-    called by a service, whose group is its own, before it starts processes for jobs.
+    Only a group without processes can delegate the memory controller, so its processes are moved to a child group. A
+    service that has its own group calls this before it starts processes for jobs.
     """
     try:
         (relative,) = (line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
@@ -48,7 +48,7 @@ def delegated_group(root: Path = _ROOT, own: Path = _OWN) -> Path | None:
 
 
 def _is_delegated(group: Path, root: Path) -> bool:
-    # The root of the machine itself has no limit on memory.
+    # The root group of the machine itself has no memory limit.
     if "memory" not in (group / "cgroup.controllers").read_text().split() or not (group / "memory.max").exists():
         return False
     files = ("", "cgroup.procs", "cgroup.subtree_control")
@@ -65,7 +65,7 @@ def _is_marked(group: Path) -> bool:
 
 @contextmanager
 def job_group(parent: Path | None, memory_bytes: int | None) -> Iterator[Path | None]:
-    """A group for one job beneath ``parent``, without swap; None, where there is no parent or it is refused."""
+    """Yield a group for one job below ``parent``, without swap; None if there is no parent or it can't be created."""
     group = None if parent is None or memory_bytes is None else _make(parent, memory_bytes)
     try:
         yield group
@@ -90,7 +90,7 @@ def _make(parent: Path, memory_bytes: int) -> Path | None:
 
 
 def join(group: Path) -> bool:
-    """Moves this process into the group; whether the kernel lets it."""
+    """Move this process into the group; return whether the kernel allows it."""
     try:
         (group / "cgroup.procs").write_text("0")
     except OSError:
@@ -99,7 +99,7 @@ def join(group: Path) -> bool:
 
 
 def has_killed(group: Path) -> bool:
-    """Whether the kernel has ended a process of the group because its memory was used up."""
+    """Whether the kernel has killed a process of the group because its memory was exhausted."""
     try:
         events = dict(line.split() for line in (group / "memory.events").read_text().splitlines())
         return int(events["oom_kill"]) > 0
@@ -108,5 +108,5 @@ def has_killed(group: Path) -> bool:
 
 
 def _remove(group: Path) -> None:
-    with suppress(OSError):  # one that still has a process is left to the next start
+    with suppress(OSError):  # a group that still has a process is left for the next start
         group.rmdir()

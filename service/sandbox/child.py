@@ -1,4 +1,4 @@
-"""What runs in the forked child: confinement, the entry function, its frames, and the end."""
+"""The forked child: confines itself, runs the entry function, sends frames and exits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from service.sandbox.confinement import child_environment, confine, seal
 from service.sandbox.errors import SandboxError
 from service.sandbox.grants import code_paths
-from service.sandbox.job import JobError, Limits
+from service.sandbox.job import JobError, JobLimits
 from service.sandbox.protocol import encode_error, encode_progress, encode_result, is_code, write_whole
 from service.sandbox.rlimits import limit_cpu_time
 
@@ -37,16 +37,16 @@ def run_child(
     protections: Sequence[str],
     code: Collection[str],
 ) -> NoReturn:
-    """Runs one job to its end in the process that calls this; never returns.
+    """Run one job to its end in the calling process; never returns.
 
     Args:
         place: Descriptor of a file with the place as JSON.
-        request: Descriptor of a file with the request as JSON, once there is a byte in ``go``.
-        go: Descriptor of a pipe; at its end without a byte there is nothing to do.
+        request: Descriptor of a file with the request as JSON, to be read after a byte in ``go``.
+        go: Descriptor of a pipe; if it is closed without a byte, there is no request.
         pipe: Descriptor to write frames to.
-        log: Descriptor that takes stdout and stderr.
+        log: Descriptor for stdout and stderr.
         parent: Process id of the zygote.
-        protections: Names of what the zygote does to confine its children.
+        protections: Names of the protections that the zygote provides.
         code: Paths of the code that the zygote has imported.
     """
     delivered = False
@@ -64,7 +64,7 @@ def run_child(
         with suppress(OSError, ValueError):  # the log may be full; that must not turn a result into a crash
             sys.stdout.flush()
             sys.stderr.flush()
-        # not sys.exit: the handlers and frames on the way out belong to the zygote
+        # not sys.exit: the exit handlers and outer frames belong to the zygote
         os._exit(0 if delivered else 1)
 
 
@@ -77,15 +77,15 @@ def _work(
     protections: Sequence[str],
     code: Collection[str],
 ) -> bytes | None:
-    """The last frame; None where nothing is asked for in the end."""
+    """Return the last frame; None if no request arrives."""
     out_of_memory = encode_error(_OUT_OF_MEMORY)  # encoded while there is memory for it
     try:
-        folder, threads, limits = Path(place["folder"]), place["threads"], Limits(**place["limits"])
+        folder, threads, limits = Path(place["folder"]), place["threads"], JobLimits(**place["limits"])
         os.chdir(folder)
         environment, gpu = child_environment(folder, threads), place["gpu"]
         group = None if place["group"] is None else Path(place["group"])
         active = confine(limits, parent=parent, environment=environment, gpu=gpu, group=group)
-        tempfile.tempdir = str(folder)  # rather than the first that it finds it can write to
+        tempfile.tempdir = str(folder)  # rather than the first writable folder that it finds
         faulthandler.enable()
         gc.enable()
         preloaded = place["entry"].partition(":")[0] in sys.modules
@@ -112,7 +112,7 @@ def _work(
 
 
 def _wait(request: int, go: int) -> dict[str, Any] | None:
-    """The request and its seconds, once they are there; None where nobody asks any more."""
+    """Wait for the request and its time limit; None if the caller has gone."""
     asked = os.read(go, 1)
     os.close(go)
     content: dict[str, Any] | None = json.loads(_read_all(request)) if asked else None
@@ -124,10 +124,10 @@ def _check(active: Sequence[str], required: Sequence[str]) -> None:
     missing = sorted(set(required) - set(active))
     if missing:
         raise SandboxError(
-            f"This host does not confine jobs as it has to; what is missing: {', '.join(missing)}.",
+            f"This host lacks required protections: {', '.join(missing)}.",
             code="sandbox_insufficient",
-            advice="Use Linux 5.13 or later on x86-64 or AArch64, with Landlock and seccomp, and keep job folders out "
-            "of the folders of Python and of the system; or ask for less protection.",
+            advice="Use Linux 5.13 or later on x86-64 or AArch64, with Landlock and seccomp, and keep job folders "
+            "outside the folders of Python and the system; or require less protection.",
             missing=missing,
             active=sorted(active),
         )
@@ -140,7 +140,7 @@ def _load(entry: str) -> Entry:
 
 
 def _stated(error: BaseException) -> JobError | None:
-    """The error in its own words, where it has a code, a message, advice and details; None for a surprise."""
+    """Convert an error that has a code, a message, advice and details; None for an unexpected one."""
     match [getattr(error, name, None) for name in ("code", "message", "advice", "details")]:
         case [str(code), str(message), str(advice), Mapping() as details] if is_code(code):
             return JobError(code=code, message=message, advice=advice, details=dict(details))
@@ -162,7 +162,7 @@ def _keep_only(*kept: int, log: int) -> None:
     os.dup2(log, 2)
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in (0, 1, 2, *kept):
-            with suppress(OSError):  # the descriptor that listed the folder is closed by now
+            with suppress(OSError):  # the descriptor that listed the folder is already closed
                 os.close(int(name))
 
 
@@ -179,5 +179,5 @@ _OUT_OF_MEMORY = JobError(
 _INTERNAL_ERROR = JobError(
     code="internal_error",
     message="The job failed with an unexpected error.",
-    advice="Ask the operator of the service, who finds the cause in the log.",
+    advice="Ask the operator of the service; the log has the cause.",
 )

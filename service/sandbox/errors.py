@@ -1,4 +1,4 @@
-"""The error of the sandbox itself, as opposed to those of the jobs in it."""
+"""The error of the sandbox itself, as opposed to errors of its jobs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class SandboxError(Exception):
-    """No child could be started or confined, or it has more to say than its frame limit allows.
+    """No child could be started or confined, or its result exceeds the frame limit.
 
     Args:
         message: What was found.

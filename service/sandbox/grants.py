@@ -1,4 +1,4 @@
-"""Which files a child may open: the code it runs, what libraries ask the system for, its job folder, devices."""
+"""The files that a child may open: its code, system files that libraries need, its job folder, devices."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _LIBRARY_FOLDERS = ("site-packages", "dist-packages")
 
 
 def grants(folder: Path, code: Iterable[str], *, gpu: bool) -> list[tuple[str, int]]:
-    """Paths with the rights to them that a job needs; none may be written to but devices.
+    """List the paths that a job needs and the rights to each; only devices may be written to.
 
     Args:
         folder: Folder of the job.
         code: Paths from ``code_paths``.
-        gpu: Whether the job may use the devices of GPUs.
+        gpu: Whether the job may use GPU devices.
     """
     readable = [str(folder), *code, *_SYSTEM, *(_SYSTEM_WITH_GPU if gpu else ())]
     return [(path, READ) for path in readable] + [(path, USE_DEVICE) for path in ("/dev/null", *gpu_devices(gpu))]
 
 
 def gpu_devices(gpu: bool) -> list[str]:
-    """Device nodes of GPUs on this machine, where the job may use them."""
+    """List the GPU device nodes of this machine; empty if the job may not use them."""
     return [path for pattern in _GPU_DEVICES for path in glob(f"/dev/{pattern}")] if gpu else []
 
 
 def code_paths() -> set[str]:
-    """Where the code is that this process has imported, and where the libraries are that it may yet import.
+    """Return the paths of the code that this process has imported and of libraries that it may import later.
 
-    Of a checkout it is the imported packages only: there may be more in it, a data folder say.
+    Of a checkout, only the imported packages are included: it may hold other things too, such as a data folder.
     """
     search = [entry for entry in sys.path if os.path.basename(entry) in _LIBRARY_FOLDERS]
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
@@ -55,7 +55,7 @@ def code_paths() -> set[str]:
 
 
 def _imported() -> set[str]:
-    """Packages and modules at the top of what has been imported, wherever they come from."""
+    """Paths of the top-level packages and modules that have been imported."""
     found: set[str] = set()
     for name, module in list(sys.modules.items()):
         if "." in name or module is None:

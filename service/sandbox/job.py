@@ -1,4 +1,4 @@
-"""What is asked of the sandbox, and what comes back."""
+"""Requests to the sandbox, and their outcomes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 LOG_NAME = "child.log"
-"""File in the job folder that takes the child's stdout and stderr."""
+"""File in the job folder for the child's stdout and stderr."""
 
 Status = Literal["succeeded", "failed", "timed_out", "crashed", "out_of_memory"]
 
@@ -16,42 +16,42 @@ _ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Ceilings of one child; a lower hard limit of the host stays in force."""
+class JobLimits:
+    """Resource limits of one child; a lower hard limit of the host stays in force."""
 
     open_files: int = 1024
     file_bytes: int = 256 << 20
-    """Largest file that the child can write, its log included."""
+    """Largest file that the child can write, including its log."""
     frame_bytes: int = 64 << 20
-    """Longest frame, the result's included, on the pipe to the parent."""
+    """Longest frame on the pipe to the parent, including the result."""
     threads: int = 1024
-    """Threads that the child can have at one time; it can have no further processes."""
+    """Most threads of the child at once; it can't start further processes."""
     memory_bytes: int | None = None
-    """Memory that the child can take besides what it shares with the zygote; None is no limit."""
+    """Memory of the child besides what it shares with the zygote; None for no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a child is, what confines it, and what it will run: all that it has to know before it knows its request.
+    """Where a child runs, what confines it and what it will run: all that it needs before its request.
 
     Args:
-        folder: An existing folder that is this job's alone; the child can read it, and can't write to it.
-        entry: ``package.module:function``, importable where the zygote's caller can import it. What the module needs
-            from outside the Python installation it has to import when it is imported itself.
-        threads: Number of threads for the entry; None leaves it to the entry.
-        limits: Ceilings on what the child can open, write, send and use.
-        gpu: Whether the entry may use the devices of GPUs.
-        group: A control group beneath which the child gets one of its own, which limits its memory; see ``cgroup``.
-        required: Names of protections without which the job is not to run; it fails as ``sandbox_insufficient`` then.
+        folder: An existing folder used by this job only; the child can read it but not write to it.
+        entry: ``package.module:function``, importable wherever the zygote's caller can import it. The module must
+            import anything it needs from outside the Python installation when it is itself imported.
+        threads: Number of threads for the entry; None lets the entry choose.
+        limits: Limits on what the child can open, write, send and use.
+        gpu: Whether the entry may use GPU devices.
+        group: A control group below which the child gets its own, which limits its memory; see ``cgroup``.
+        required: Names of protections without which the job must not run; it then fails as ``sandbox_insufficient``.
 
     Raises:
-        ValueError: if ``entry`` or ``threads`` makes no sense.
+        ValueError: if ``entry`` or ``threads`` is invalid.
     """
 
     folder: Path
     entry: str
     threads: int | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: JobLimits = field(default_factory=JobLimits)
     gpu: bool = False
     group: Path | None = None
     required: tuple[str, ...] = ()
@@ -73,10 +73,10 @@ class Job(Place):
 
     Args:
         request: JSON-compatible argument of the entry; numbers must be finite.
-        seconds: Wall-clock limit, the fork included.
+        seconds: Wall-clock limit, including the fork.
 
     Raises:
-        ValueError: if ``seconds`` makes no sense, or what ``Place`` takes.
+        ValueError: if ``seconds`` or an argument of ``Place`` is invalid.
     """
 
     request: dict[str, Any]
@@ -90,7 +90,7 @@ class Job(Place):
 
 @dataclass(frozen=True, kw_only=True)
 class JobError:
-    """Why a job gave no result: a stable code, what was found, what to do about it, facts for programs."""
+    """Why a job has no result: a stable code, what was found, what to do about it, facts for programs."""
 
     code: str
     message: str
@@ -100,20 +100,20 @@ class JobError:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended; exactly one of ``result`` and ``error`` is there."""
+    """How a job ended; exactly one of ``result`` and ``error`` is set."""
 
     status: Status
     interrupted: bool
-    """Somebody else ended it, which says nothing about the job: another attempt may well succeed."""
+    """True if something outside ended it, which says nothing about the job: another attempt may succeed."""
     result: str | None
     error: JobError | None
     exit_code: int | None
-    """Of the child; None if a signal ended it, or nobody saw it end."""
+    """Exit code of the child; None if a signal ended it or its end was not observed."""
     exit_signal: int | None
     peak_memory_bytes: int | None
-    """Largest resident set of the child, pages shared with the zygote included."""
+    """Largest resident set of the child, including pages shared with the zygote."""
     seconds: float
     """Wall-clock time from the fork to the end."""
     log: str = field(repr=False)
-    """The end of what the child wrote to stdout and stderr; for operators only, as tracebacks are in it. Take it from
-    here rather than from the job folder, where the child could have put a link to another file in its place."""
+    """The end of the child's stdout and stderr; for operators only, because it contains tracebacks. Use this rather
+    than the file in the job folder, which the child could have replaced by a link to another file."""

@@ -1,4 +1,4 @@
-"""System calls that Python has no function for; each raises OSError where the kernel refuses."""
+"""System calls that Python has no function for; each raises OSError if the kernel refuses it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(option: int, argument: int, pointer: int = 0) -> None:
-    """Calls prctl(2).
+    """Call prctl(2).
 
     Raises:
         OSError: if the kernel refuses.
@@ -20,10 +20,10 @@ def prctl(option: int, argument: int, pointer: int = 0) -> None:
 
 
 def system_call(number: int, *arguments: int) -> int:
-    """Makes a system call with integers, or addresses, as its arguments.
+    """Make a system call whose arguments are integers or addresses.
 
     Raises:
-        OSError: if the kernel refuses, or doesn't know the call.
+        OSError: if the kernel refuses or doesn't know the call.
     """
     result = int(_LIBC.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
     if result < 0:

@@ -1,4 +1,4 @@
-"""Landlock: from here on this process opens what it was granted, and nothing else (docs.kernel.org, landlock)."""
+"""Landlock: restricts this process to the files that it is granted (docs.kernel.org, landlock)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path
 from service.sandbox.kernel import system_call
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-"""The same on every architecture."""
+"""System-call numbers, the same on every architecture."""
 
 _ASK_VERSION = 1
 _PATH_BENEATH = 1
 
 _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE, _IOCTL_DEV = 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
 TRUNCATE_VERSION = 3
-"""Before it, files can be truncated that may not be written."""
+"""Earlier versions allow truncating files that may not be written."""
 _FILE_RIGHTS_BY_VERSION = ((1, (1 << 13) - 1), (2, 1 << 13), (TRUNCATE_VERSION, _TRUNCATE), (5, _IOCTL_DEV))
-"""All that can be done to files, as bits, by the version that first knew them: executing is one of them."""
+"""All rights to files, including execution, as bits, by the version that introduced them."""
 _ALL_TCP = 0b11
 _ALL_SCOPES = 0b11
 _TCP_VERSION, _SCOPE_VERSION = 4, 6
 
 READ = _READ_FILE | _READ_DIR
 USE_DEVICE = _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
-"""Truncating a device does nothing, but whoever opens one for writing tends to ask for it."""
+"""Includes truncation, which has no effect on a device but which programs often request when they open one."""
 
 
 class _RulesetAttributes(ctypes.Structure):
@@ -42,7 +42,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def landlock_version() -> int:
-    """The version of Landlock's interface that the kernel offers; 0 for none."""
+    """Return the version of Landlock's interface that the kernel offers; 0 for none."""
     try:
         return system_call(_CREATE_RULESET, 0, 0, _ASK_VERSION)
     except OSError:
@@ -50,22 +50,21 @@ def landlock_version() -> int:
 
 
 def landlock(grants: Sequence[tuple[str, int]], *, beside: Path) -> list[str]:
-    """Gives up, for good, every access to files but the granted ones, TCP, and signals to processes outside.
+    """Give up, irrevocably, access to all files except the granted ones, TCP, and signals to outside processes.
 
-    Only this thread and what it starts are bound, so that it has to be the only one. Below ``TRUNCATE_VERSION`` the
-    system-call filter has to keep files from being truncated.
+    Only this thread and what it starts are restricted, so it must be the only thread. Below ``TRUNCATE_VERSION`` the
+    system-call filter must prevent truncation.
 
     Args:
-        grants: Paths with ``READ`` or ``USE_DEVICE`` rights to them and to all beneath; those that don't exist are
-            passed over.
-        beside: A folder whose siblings must stay out of reach.
+        grants: Paths with ``READ`` or ``USE_DEVICE`` rights to them and everything below; missing paths are skipped.
+        beside: A folder whose siblings must stay inaccessible.
 
     Returns:
-        The names of the protections that are active now: ``landlock`` for files, unless a grant covers the siblings of
+        The names of the protections that are now active: ``landlock`` for files, unless a grant covers the siblings of
         ``beside``; ``landlock_tcp``; ``landlock_scope`` for signals and abstract sockets.
 
     Raises:
-        OSError: if a kernel that knows Landlock refuses it.
+        OSError: if a kernel that has Landlock refuses it.
     """
     version = landlock_version()
     if version == 0:
@@ -89,7 +88,7 @@ def landlock(grants: Sequence[tuple[str, int]], *, beside: Path) -> list[str]:
 
 
 def _grant(ruleset: int, path: str, rights: int) -> tuple[int, int] | None:
-    """Identifies what was granted; None where there is nothing."""
+    """Grant one path and return its identity; None if it does not exist."""
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:

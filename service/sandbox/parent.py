@@ -1,4 +1,4 @@
-"""The caller's handle: runs jobs in children of a zygote, and starts another zygote when one has died."""
+"""The caller's handle: runs jobs in children of a zygote, and replaces a zygote that has died."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from types import TracebackType
 from typing import Any, Self
 
 from service.sandbox.cgroup import has_killed, job_group
+from service.sandbox.diagnosis import Evidence, diagnose, oom_kill_count
 from service.sandbox.errors import SandboxError
 from service.sandbox.job import LOG_NAME, Job, JobError, Outcome, Place
 from service.sandbox.process import Running, ZygoteProcess, encoded, first_done
 from service.sandbox.protocol import FrameDecoder, Progress, ProtocolError
-from service.sandbox.verdict import Evidence, judge, oom_kill_count
 
 ProgressCallback = Callable[[dict[str, Any]], Awaitable[None] | None]
-"""Takes the fields of one progress frame. What it awaits holds the child up, and counts against its time."""
+"""Receives the fields of one progress frame. What it awaits delays the child and counts against its time."""
 
 _CHUNK_BYTES = 16 << 10
-"""Read at once: few enough that the frames in them keep the event loop for milliseconds only."""
+"""Bytes read at once: few enough that decoding their frames blocks the event loop for milliseconds only."""
 
 _LOG_TAIL_BYTES = 16 << 10
 
 
 class Zygote:
-    """Runs jobs, each in a fresh child forked from one preloaded process; several at a time if asked to.
+    """Runs jobs, each in a fresh child forked from one preloaded process; several may run concurrently.
 
-    Use it in one event loop, as an async context manager or with ``start`` and ``close``. The loop's thread has to
-    outlive it, as the kernel ends the zygote, and with it the children, when that thread ends.
+    Use it in one event loop, as an async context manager or with ``start`` and ``close``. The loop's thread must
+    outlive it, because the kernel ends the zygote and its children when that thread ends.
 
     Args:
         preload: Modules to import before the first fork. None of them may start a thread on import.
-        python_path: Folders to import from, ahead of those of this process.
+        python_path: Folders to import from, before those of this process.
         start_seconds: Time limit for the imports.
     """
 
@@ -62,11 +62,11 @@ class Zygote:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the zygote; None if there is none now."""
+        """Process id of the zygote; None if none is running."""
         return self._process.pid if self._process is not None and self._process.alive else None
 
     async def start(self) -> None:
-        """Starts the zygote now rather than with the first job.
+        """Start the zygote now rather than with the first job.
 
         Raises:
             SandboxError: if it can't be started.
@@ -74,7 +74,7 @@ class Zygote:
         await self._live_process()
 
     async def close(self) -> None:
-        """Ends the zygote; jobs that are running end as crashed."""
+        """End the zygote; running jobs end as crashed."""
         self._closed = True
         async with self._starting:
             if self._process is not None:
@@ -82,7 +82,7 @@ class Zygote:
                 self._process = None
 
     async def run(self, job: Job, on_progress: ProgressCallback | None = None) -> Outcome:
-        """Runs one job to its end, in a child that is forked now.
+        """Run one job to its end, in a child that is forked now.
 
         Raises:
             As ``Child.run``.
@@ -94,11 +94,11 @@ class Zygote:
             await child.end()
 
     async def fork(self, place: Place) -> Child:
-        """Forks a child ahead of its request; to be ended by who asks for it.
+        """Fork a child before its request is known; the caller must end it.
 
         Raises:
             SandboxError: if no zygote can be started or no child forked.
-            OSError: if the job folder can't take a log file.
+            OSError: if the log file can't be created in the job folder.
         """
         child = Child(await self._live_process(), place)
         try:
@@ -118,7 +118,7 @@ class Zygote:
 
 
 class Child:
-    """A child that runs one request; made by a ``Zygote``."""
+    """A child that runs one request; created by a ``Zygote``."""
 
     def __init__(self, process: ZygoteProcess, place: Place) -> None:
         self.place = place
@@ -133,14 +133,14 @@ class Child:
 
     @property
     def waits(self) -> bool:
-        """Whether it has been forked and is there for a request."""
+        """Whether it has been forked and waits for a request."""
         return self._running is not None and not self._running.ended.done()
 
     async def fork(self) -> None:
-        """Forks it now rather than with its request.
+        """Fork it now rather than with its request.
 
         Raises:
-            SandboxError: if it can't be.
+            SandboxError: if it can't be forked.
         """
         async with self._process.turn:
             self._running = running = self._process.launch(self.place, self._log, self._group)
@@ -155,18 +155,18 @@ class Child:
     async def run(
         self, request: dict[str, Any], seconds: float, on_progress: ProgressCallback | None = None
     ) -> Outcome:
-        """Runs its request to the end, once.
+        """Run its request to the end; may be called once.
 
-        Cancelling this kills the child with its process group, and waits until both are gone. So does an exception in
-        ``on_progress``, which then propagates.
+        Cancelling this, or an exception in ``on_progress``, which propagates, kills the child and its process group and
+        waits until they are gone.
 
         Args:
             request: JSON-compatible argument of the entry; numbers must be finite.
             seconds: Wall-clock limit.
-            on_progress: Called with what the entry reports.
+            on_progress: Called with each progress report of the entry.
 
         Raises:
-            SandboxError: if no child can be forked; the job has not begun then.
+            SandboxError: if no child can be forked; the job has then not begun.
             TypeError, ValueError: if the request is not JSON-compatible.
         """
         content = encoded({"request": request, "seconds": seconds})
@@ -193,7 +193,7 @@ class Child:
         evidence.exit = None if self._running is None else self._running.ended.result()
         killed = self._group is not None and has_killed(self._group)
         evidence.oom_kills = oom_kill_count() != oom_kills or killed
-        status, ending = judge(evidence, seconds=seconds)
+        status, ending = diagnose(evidence, seconds=seconds)
         return Outcome(
             status=status,
             interrupted=status == "crashed" and evidence.interrupted,
@@ -207,7 +207,7 @@ class Child:
         )
 
     async def end(self) -> None:
-        """Makes sure that it is gone, and everything of it closed; safe to repeat."""
+        """Ensure that it has ended and release its resources; safe to repeat."""
         try:
             await self._stop()
         finally:
@@ -222,13 +222,13 @@ class Child:
 async def _hear(
     running: Running, decoder: FrameDecoder, evidence: Evidence, on_progress: ProgressCallback | None
 ) -> None:
-    """Reads frames until the stream ends or breaks the protocol."""
+    """Read frames until the stream ends or violates the protocol."""
     size, child_is_gone = _CHUNK_BYTES, False
     while not child_is_gone:
         await _readable(running)
         if child_is_gone := running.ended.done():
-            # A process that the child forked may hold the pipe and go on writing. What the child itself wrote is the
-            # first that one pipe's capacity can hold.
+            # A process that the child forked may hold the pipe open and go on writing. What the child itself wrote is
+            # within the first bytes, up to the capacity of the pipe.
             size = fcntl.fcntl(running.pipe, fcntl.F_GETPIPE_SZ)
         try:
             data = os.read(running.pipe, size)
@@ -251,7 +251,7 @@ async def _hear(
 
 
 async def _readable(running: Running) -> None:
-    """Waits until there are bytes, the pipe is closed, or the child has ended."""
+    """Wait until there are bytes, the pipe is closed, or the child has ended."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     loop.add_reader(running.pipe, _wake, readable)

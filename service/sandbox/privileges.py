@@ -1,4 +1,4 @@
-"""A child of root stops being root: it becomes a user of its own, without rights to anything that is not its own."""
+"""Drops root: a child of root becomes a private user without rights to anything that is not its own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PR_SET_KEEPCAPS = 8
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1 << 1, 1 << 2
 _KILL, _SETGID, _SETUID = 1 << 5, 1 << 6, 1 << 7
 _NEEDED_TO_CHANGE = _KILL | _SETGID | _SETUID
-"""To change the user, and to kill what is another user's then."""
+"""Capabilities for changing the user, and for killing processes that then belong to another user."""
 
 _FIRST_USER = 0x77000000
-"""User ids from here on belong to nobody: above those of containers, below those of special meaning."""
+"""First of the user ids that belong to nobody: above those of containers, below those with a special meaning."""
 
 
 class _Header(ctypes.Structure):
@@ -32,25 +32,25 @@ class _Half(ctypes.Structure):
 
 
 def become_nobody(groups: Sequence[int]) -> list[str]:
-    """Gives up root's identity, and everyone's capabilities; of root's, the one to read every file is kept.
+    """Drop root's identity and all capabilities, except root's capability to read every file.
 
-    Files of a job, and the code it runs, may be readable by root alone; it is for Landlock to say which of them are
-    opened. A user of its own is what makes limits on the number of its threads count, since root is exempt from them.
+    The files of a job and the code it runs may be readable by root only; Landlock determines which can be opened.
+    Limits on the number of threads need a private user, because root is exempt from them.
 
     Args:
-        groups: Ids of the groups to be in.
+        groups: Ids of the groups to join.
 
     Returns:
-        The names of the protections that are active now: ``private_user``, ``capabilities``.
+        The names of the protections that are now active: ``private_user``, ``capabilities``.
 
     Raises:
-        OSError: if the kernel refuses that capabilities are given up.
+        OSError: if the kernel refuses to drop capabilities.
     """
     machine = os.uname().machine
     if machine not in _CAPSET:
         return []
     held = _held(machine)
-    kept = held & _DAC_READ_SEARCH or held & _DAC_OVERRIDE  # containers tend to have the second only
+    kept = held & _DAC_READ_SEARCH or held & _DAC_OVERRIDE  # containers often have only the second
     can_change = os.geteuid() == 0 and kept and held & _NEEDED_TO_CHANGE == _NEEDED_TO_CHANGE
     names = []
     if can_change and _change_user(groups):
@@ -69,7 +69,7 @@ def _held(machine: str) -> int:
 
 
 def _change_user(groups: Sequence[int]) -> bool:
-    """Whether there is such a user here: a container may have few of them."""
+    """Change to a private user; False if there is no such user, because a container may have only a few."""
     user = _FIRST_USER + os.getpid()
     with suppress(OSError):
         prctl(_PR_SET_KEEPCAPS, 1)

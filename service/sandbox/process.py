@@ -1,4 +1,4 @@
-"""One zygote process as its caller sees it: how it is started, told to fork and to kill, and how it ends."""
+"""A zygote process as seen by its caller: starts it, tells it to fork and to kill, and notices its end."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from service.sandbox.confinement import zygote_environment
+from service.sandbox.diagnosis import Exit
 from service.sandbox.errors import SandboxError
 from service.sandbox.job import Place
 from service.sandbox.protocol import CONTROL_BYTES, write_whole
-from service.sandbox.verdict import Exit
 
 KILL_SECONDS = 30.0
-"""How long a kill, or an orderly end, may take before the zygote is killed itself: the kernel needs a while to take a
-child with a lot of memory apart."""
+"""How long a kill or an orderly end may take before the zygote itself is killed; the kernel needs a while to tear down
+a child with a lot of memory."""
 
 
 @dataclass(eq=False)
 class Running:
-    """One child: its pipe, and what its zygote has said about it."""
+    """One child: its pipe, and what its zygote has reported about it."""
 
     number: int
     pipe: int
-    """Non-blocking read end of the pipe that takes its frames."""
+    """Non-blocking read end of the pipe for its frames."""
     request: int
     """File for its request."""
     go: int
-    """Write end of the pipe that tells it of the request."""
+    """Write end of the pipe that announces the request."""
     forked: asyncio.Future[None]
-    """Done once there is a child, or certainly never will be."""
+    """Done once the child exists, or certainly never will."""
     ended: asyncio.Future[Exit | None]
     """None if the zygote died, or could not fork."""
     pid: int | None = None
@@ -47,13 +47,13 @@ class Running:
     _closed: bool = False
 
     def tell(self, content: bytes) -> None:
-        """Hands the request over; of a child that is gone its end tells."""
+        """Pass the request to the child; if it has died, ``ended`` reports that."""
         write_whole(self.request, content)
         with suppress(BrokenPipeError):
             os.write(self.go, b"!")
 
     def close(self) -> None:
-        """Closes what is its caller's; safe to repeat."""
+        """Close the caller's descriptors; safe to repeat."""
         if not self._closed:
             self._closed = True
             for descriptor in (self.pipe, self.request, self.go):
@@ -61,9 +61,9 @@ class Running:
 
 
 class ZygoteProcess:
-    """A zygote that is ready, until ``lost`` is done.
+    """A zygote that serves until ``lost`` is done.
 
-    The kernel ends it with the thread that started it, so that thread has to live as long as the event loop.
+    The kernel ends it with the thread that started it, so that thread must live as long as the event loop.
     """
 
     def __init__(self, preload: Sequence[str], python_path: Sequence[Path]) -> None:
@@ -71,7 +71,7 @@ class ZygoteProcess:
         self.ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self.turn = asyncio.Lock()
-        """To be held from ``launch`` until ``forked``, so that the socket never holds more than one request."""
+        """Held from ``launch`` until ``forked``, so that the socket never holds more than one request."""
         self._running: dict[int, Running] = {}
         self._numbers = itertools.count()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -82,7 +82,7 @@ class ZygoteProcess:
 
     @classmethod
     async def start(cls, preload: Sequence[str], python_path: Sequence[Path], seconds: float) -> ZygoteProcess:
-        """Starts a zygote and waits until it serves.
+        """Start a zygote and wait until it serves.
 
         Raises:
             SandboxError: if a module can't be imported or starts a thread, the process ends, or ``seconds`` pass.
@@ -116,10 +116,10 @@ class ZygoteProcess:
         return not self.lost.done() and self._popen.poll() is None
 
     def launch(self, place: Place, log: int, group: Path | None) -> Running:
-        """Asks for a child in its control group that writes its output to the descriptor ``log``.
+        """Request a child in the control group ``group`` that writes its output to the descriptor ``log``.
 
         Raises:
-            OSError: if there is no descriptor left for what is handed over.
+            OSError: if no file descriptors are left.
         """
         with ExitStack() as handed, ExitStack() as kept:
             told = _file(handed, "place", _described(place, group))
@@ -134,12 +134,12 @@ class ZygoteProcess:
             try:
                 socket.send_fds(self._control, [message], [told, request, given, theirs, log])
             except OSError:
-                self._settle(running, None)  # the zygote is gone, of which the loop has yet to hear
+                self._settle(running, None)  # the zygote is gone; the loop has not noticed yet
             kept.pop_all()
         return running
 
     async def end(self, running: Running) -> None:
-        """Makes sure that the child and its process group are gone; safe to repeat, and to cancel."""
+        """Ensure that the child and its process group are gone; safe to repeat and to cancel."""
         if not running.ended.done():
             try:
                 self._control.send(json.dumps({"kill": running.number}).encode())
@@ -157,14 +157,14 @@ class ZygoteProcess:
             raise cancelled
 
     async def stop(self) -> None:
-        """Lets the zygote end itself and all of its descendants, and kills it if it doesn't."""
+        """Let the zygote end itself and all its descendants; kill it if it doesn't."""
         with suppress(OSError):
             self._control.shutdown(socket.SHUT_WR)
         await asyncio.wait({self.lost}, timeout=KILL_SECONDS)
         await self.kill()
 
     async def kill(self) -> None:
-        """Kills the zygote, if it is still there, and thereby its children."""
+        """Kill the zygote, if it is still running, and thereby its children."""
         self._popen.kill()
         await first_done(self.lost)
 
@@ -201,7 +201,7 @@ class ZygoteProcess:
     def _lose(self) -> None:
         self._loop.remove_reader(self._control)
         self._control.close()
-        self._popen.wait()  # immediate: the socket closes when the process is all but gone
+        self._popen.wait()  # immediate: the socket closes when the process has all but ended
         for running in list(self._running.values()):
             if running.pid is not None:
                 with suppress(ProcessLookupError, PermissionError):
@@ -211,12 +211,12 @@ class ZygoteProcess:
 
 
 async def first_done(*futures: asyncio.Future[Any]) -> None:
-    """Waits until one is done; unlike an await of a future, a cancelled wait leaves them as they are."""
+    """Wait until one is done; unlike awaiting a future, cancelling this does not cancel them."""
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _spawn(control: socket.socket, preload: Sequence[str], python_path: Sequence[Path]) -> subprocess.Popen[bytes]:
-    # sys.path is handed over whole, and -P adds nothing: the zygote imports from where its caller does
+    # sys.path is passed whole, and -P adds nothing: the zygote imports from where its caller does
     interpreter = [sys.executable, "-P"]
     search = [str(path) for path in python_path] + sys.path
     return subprocess.Popen(  # noqa: S603  (our own interpreter and module)
@@ -243,7 +243,7 @@ def _described(place: Place, group: Path | None) -> dict[str, Any]:
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
-    """Read and write end, each closed with its own stack."""
+    """Open a pipe: its read and write end, each closed by its own stack."""
     read, write = os.pipe()
     reader.callback(os.close, read)
     writer.callback(os.close, write)
@@ -251,7 +251,7 @@ def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
 
 
 def _file(stack: ExitStack, name: str, content: Any = None) -> int:
-    """An anonymous file, with JSON in it: of any length, and nobody blocks on it."""
+    """Open an anonymous file, optionally with JSON in it: unlike a pipe, it takes any length without blocking."""
     descriptor = os.memfd_create(name)
     stack.callback(os.close, descriptor)
     if content is not None:
@@ -260,7 +260,7 @@ def _file(stack: ExitStack, name: str, content: Any = None) -> int:
 
 
 def encoded(content: Any) -> bytes:
-    """As a child reads it.
+    """Encode content for a child.
 
     Raises:
         TypeError, ValueError: if it is not JSON-compatible.
@@ -270,5 +270,7 @@ def encoded(content: Any) -> bytes:
 
 def _start_error(code: str, message: str) -> SandboxError:
     return SandboxError(
-        message, code=code, advice="Look for the cause in the log of the worker, and check that it is installed whole."
+        message,
+        code=code,
+        advice="Look for the cause in the worker's log, and check that the installation is complete.",
     )

@@ -1,12 +1,12 @@
-"""Frames from a child to its parent: a 4-byte big-endian length, then as many bytes of UTF-8 JSON.
+"""Frames from a child to its parent: a 4-byte big-endian length, then that many bytes of UTF-8 JSON.
 
     {"type":"progress", …}                                any number of them
     {"type":"result","body":"…"}                          or
     {"type":"error","code","message","advice","details"}  one of these two, last
 
-The child may be in a stranger's hands, so the parent's side trusts nothing. A result starts with exactly the bytes
-shown and holds one string, which lets the parent decode it without building any other JSON value; everything else is
-short. Decoding therefore needs memory in proportion to the limits, whatever the frame says.
+The child may be under an attacker's control, so the parent trusts nothing. A result starts with exactly the bytes shown
+and holds one string, so the parent decodes it without building any other JSON value; all other frames are short.
+Decoding therefore needs memory in proportion to the limits, whatever the frame contains.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOTICE_BYTES = 256 << 10
 """Longest progress or error frame."""
 
 CONTROL_BYTES = 4096
-"""Longest message, either way, between the zygote and its caller."""
+"""Longest message between the zygote and its caller, in either direction."""
 
 _HEADER = struct.Struct(">I")
 _RESULT_HEAD = '{"type":"result","body":"'
@@ -59,7 +59,7 @@ Frame = Progress | Result | Failure
 
 
 def is_code(text: str) -> bool:
-    """Whether ``text`` may stand as the code of an error frame."""
+    """Whether ``text`` is a valid code of an error frame."""
     return _CODE.fullmatch(text) is not None
 
 
@@ -70,7 +70,7 @@ def write_whole(descriptor: int, content: bytes) -> None:
 
 
 def encode_progress(fields: Mapping[str, Any]) -> bytes:
-    """Encodes one progress frame.
+    """Encode one progress frame.
 
     Raises:
         TypeError: if a value is not JSON-compatible.
@@ -83,18 +83,18 @@ def encode_progress(fields: Mapping[str, Any]) -> bytes:
 
 
 def encode_result(body: str, *, frame_bytes: int) -> bytes:
-    """Encodes the result frame.
+    """Encode the result frame.
 
     Raises:
         SandboxError: ``result_too_large`` if the frame is longer than ``frame_bytes``.
-        UnicodeEncodeError: if the body holds lone surrogates.
+        UnicodeEncodeError: if the body contains lone surrogates.
     """
     payload = f"{_RESULT_HEAD[:-1]}{json.dumps(body, ensure_ascii=False)}}}".encode()
     if len(payload) > frame_bytes:
         raise SandboxError(
-            f"The result takes {len(payload)} bytes where {frame_bytes} are allowed.",
+            f"The result has {len(payload)} bytes; the limit is {frame_bytes}.",
             code="result_too_large",
-            advice="Ask for less, or raise the limit on the size of a frame.",
+            advice="Request less, or raise the limit on the size of a frame.",
             bytes=len(payload),
             limit=frame_bytes,
         )
@@ -102,7 +102,7 @@ def encode_result(body: str, *, frame_bytes: int) -> bytes:
 
 
 def encode_error(error: JobError) -> bytes:
-    """Encodes an error frame that always fits: texts are cut, details that aren't short JSON are left out."""
+    """Encode an error frame that always fits: texts are cut, details that are not short JSON are omitted."""
     notice = {
         "type": "error",
         "code": error.code,
@@ -121,7 +121,7 @@ def encode_error(error: JobError) -> bytes:
 
 
 class FrameDecoder:
-    """Turns the bytes of one child, in pieces of any size, into frames.
+    """Decodes the bytes of one child, in chunks of any size, into frames.
 
     Args:
         frame_bytes: Longest frame to accept.
@@ -133,10 +133,10 @@ class FrameDecoder:
         self._ended = False
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Takes the next bytes and returns the frames that they complete.
+        """Add the next bytes and return the frames that they complete.
 
         Raises:
-            ProtocolError: for a malformed or oversize frame, or anything after a result or an error.
+            ProtocolError: if a frame is malformed or too long, or follows a result or an error.
         """
         self._buffer += data
         frames: list[Frame] = []
@@ -194,14 +194,14 @@ def _result_body(text: str) -> str:
     body, end = _NOTICES.raw_decode(text, len(_RESULT_HEAD) - 1)
     if text[end:] != "}" or not isinstance(body, str):
         raise ProtocolError("a result frame with more than a body")
-    body.encode()  # a lone surrogate written as \ud800 would only fail later, in whoever stores the report
+    body.encode()  # a lone surrogate written as \ud800 would otherwise fail only when the report is stored
     if "\0" in body:
         raise ProtocolError("a result body with a null character")
     return body
 
 
 def _storable(value: Any, depth: int = 0) -> Any:
-    """Replaces what no UTF-8 text column can hold (null characters, lone surrogates), at any depth."""
+    """Replace what a UTF-8 text column can't hold (null characters, lone surrogates), at any depth."""
     if depth > _MAX_DEPTH:
         raise ProtocolError(f"a frame nested deeper than {_MAX_DEPTH}")
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Ceilings of the kernel on what one process uses (setrlimit(2)), and how much memory there is to give."""
+"""Resource limits of a process (setrlimit(2)), and the memory that is available."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from service.sandbox.job import Limits
+from service.sandbox.job import JobLimits
 
 _CPU_GRACE_SECONDS = 2
-"""Between the signal that tells of the CPU limit, and the one that can't be ignored."""
+"""Time between the signal for the CPU limit and the one that can't be ignored."""
 
 _ADDRESSES_PER_BYTE = 16
-"""Libraries reserve many more addresses than they use; one that isn't used costs 1/512 byte, of page tables."""
+"""Libraries reserve far more addresses than they use; an unused one costs 1/512 byte of page tables."""
 
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Of a container, as it sees its own control group."""
+"""Memory limits of a container, as it sees its own control group."""
 
 
-def limit_resources(limits: Limits, *, gpu: bool) -> list[str]:
-    """Lowers limits for good, all but that of CPU time; a lower hard limit of the host stays in force.
+def limit_resources(limits: JobLimits, *, gpu: bool) -> list[str]:
+    """Lower all limits, except that on CPU time, irrevocably; a lower hard limit of the host stays in force.
 
     Args:
         limits: Limits of the job.
-        gpu: Whether the job may use the devices of GPUs, whose driver reserves addresses for all of their memory: the
-            address space is not limited then.
+        gpu: Whether the job may use GPU devices. Their driver reserves addresses for all of their memory, so the
+            address space is then not limited.
 
     Returns:
-        The names of the limits that are active now.
+        The names of the limits that are now active.
 
     Raises:
         OSError: if the kernel refuses.
@@ -53,10 +53,10 @@ def limit_resources(limits: Limits, *, gpu: bool) -> list[str]:
 
 
 def limit_cpu_time(seconds: float) -> None:
-    """Lowers the limit on CPU time for good, in case nobody is there to stop the job.
+    """Lower the limit on CPU time irrevocably, in case the parent is not there to stop the job.
 
     Args:
-        seconds: Wall-clock limit of the job; until then it can use as many on each core.
+        seconds: Wall-clock limit of the job; it may use this much CPU time on each core.
 
     Raises:
         OSError: if the kernel refuses.
@@ -66,7 +66,7 @@ def limit_cpu_time(seconds: float) -> None:
 
 
 def usable_memory_bytes() -> int:
-    """Memory of this machine, or of the container that this process is in."""
+    """Return the memory of this machine, or of the container that this process is in."""
     amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in _MEMORY_LIMITS:
         with suppress(OSError, ValueError):  # another version of control groups, or no limit ("max")
@@ -82,11 +82,11 @@ def _lower(kind: int, ceiling: int, *, grace: int = 0) -> None:
 
 
 def _threads() -> int:
-    """Threads on this machine: no fewer than this user has, which is what the kernel counts."""
+    """Threads on this machine: an upper bound on those of this user, which the kernel counts."""
     return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
 
 
 def _used() -> tuple[int, int]:
-    """Bytes of address space, and of private memory, that this process has already."""
+    """Bytes of address space and of private memory that this process already uses."""
     pages = Path("/proc/self/statm").read_text().split()
     return int(pages[0]) * resource.getpagesize(), int(pages[5]) * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""The system-call filter: what a job has no use for fails with EPERM, so that libraries can cope (seccomp(2))."""
+"""The system-call filter: calls that no job needs fail with EPERM, which libraries can handle (seccomp(2))."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from service.sandbox.kernel import prctl
-from service.sandbox.syscalls import JUDGED, NEWEST, REFUSED
+from service.sandbox.syscalls import CONDITIONAL, NEWEST, REFUSED
 
 _PR_SET_SECCOMP = 22
 _MODE_FILTER = 2
 _PR_SET_PDEATHSIG = 1
 
-# Classic BPF: code, jump if true, jump if false, constant. Jumps count the instructions to pass over.
+# Classic BPF: code, jump if true, jump if false, constant. Jumps count the instructions to skip.
 Instruction = tuple[int, int, int, int]
 _LOAD, _AND, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x25, 0x45, 0x06
 _PASS: Instruction = (_RETURN, 0, 0, 0x7FFF0000)
@@ -25,10 +25,10 @@ _REFUSE: Instruction = (_RETURN, 0, 0, 0x00050000 | errno.EPERM)
 _DENY_EXISTENCE: Instruction = (_RETURN, 0, 0, 0x00050000 | errno.ENOSYS)
 
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
-"""Offsets into what the filter is shown of a call; each argument has 8 bytes, the lower half first."""
+"""Offsets into the filter's view of a call; each argument has 8 bytes, lower half first."""
 
 _X32 = 1 << 30
-"""Added to the number by the third way of calling an x86-64 kernel, which nothing here uses."""
+"""Bit in the number of a call by the x32 ABI of x86-64, which nothing here uses."""
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NAMESPACES = 0x7E020000
@@ -40,13 +40,13 @@ _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """What the filter depends on besides its table.
+    """Parameters of the filter besides its table.
 
     Args:
-        pid: The process, and the only one that it may send signals to.
-        refuse_truncation: Whether opening a file must not truncate it, where nothing else sees to that.
-        shared_memory: Whether memory that can be shared may be made, which limits on a process's own do not count;
-            the driver of a GPU may need it.
+        pid: This process, the only one that it may send signals to.
+        refuse_truncation: Whether opening a file may not truncate it, if nothing else prevents that.
+        shared_memory: Whether shared memory may be created, which limits on private memory do not count; a GPU driver
+            may need it.
     """
 
     pid: int
@@ -55,10 +55,10 @@ class Filter:
 
 
 def seccomp(wanted: Filter) -> list[str]:
-    """Installs the filter for this thread, and for what it starts, for good; new privileges must be off.
+    """Install the filter irrevocably for this thread and what it starts; ``no_new_privs`` must be set.
 
     Returns:
-        ``["seccomp"]``; nothing where the kernel has no such filter, or the table knows no numbers.
+        ``["seccomp"]``; empty if the kernel has no such filter or the table has no numbers for this architecture.
     """
     program = compiled(os.uname().machine, wanted)
     if not program:
@@ -74,7 +74,7 @@ def seccomp(wanted: Filter) -> list[str]:
 
 
 def compiled(machine: str, wanted: Filter) -> list[Instruction]:
-    """The filter's program, instruction by instruction; empty for an unknown machine."""
+    """Compile the filter to a list of instructions; empty for an unknown machine."""
     if machine not in _MACHINES:
         return []
     column, architecture = _MACHINES[machine]
@@ -88,19 +88,19 @@ def compiled(machine: str, wanted: Filter) -> list[Instruction]:
         (_JUMP_GREATER, 0, 1, NEWEST),
         _DENY_EXISTENCE,
     ]
-    blocks = {**{name: [_REFUSE] for name in REFUSED}, **_judgements(wanted)}
+    blocks = {**{name: [_REFUSE] for name in REFUSED}, **_conditional_rules(wanted)}
     for name, block in blocks.items():
-        number = (REFUSED.get(name) or JUDGED[name])[column]
+        number = (REFUSED.get(name) or CONDITIONAL[name])[column]
         if number is not None:
             program += [(_JUMP_EQUAL, 0, len(block), number), *block]
     return [*program, _PASS]
 
 
-def _judgements(wanted: Filter) -> dict[str, Sequence[Instruction]]:
-    """By name, what becomes of a call; each block ends in a verdict."""
+def _conditional_rules(wanted: Filter) -> dict[str, Sequence[Instruction]]:
+    """Instructions for calls that depend on their arguments, by name; each block ends with a return."""
     rules: dict[str, Sequence[Instruction]] = {
         "clone": [*_if_any_bit(0, _CLONE_NAMESPACES), (_JUMP_ANY_BIT, 1, 0, _CLONE_THREAD), _REFUSE, _PASS],
-        # its arguments are in memory, where the filter can't look; libraries fall back on clone
+        # its arguments are in memory, which the filter can't read; libraries fall back on clone
         "clone3": [_DENY_EXISTENCE],
         "kill": _only(0, wanted.pid),
         "tgkill": _only(0, wanted.pid),
@@ -125,12 +125,12 @@ def _judgements(wanted: Filter) -> dict[str, Sequence[Instruction]]:
 
 
 def _if_any_bit(index: int, bits: int) -> list[Instruction]:
-    """Refuses a call whose argument has any of the bits; otherwise leaves the argument loaded."""
+    """Refuse a call whose argument has any of the bits; otherwise leave the argument loaded."""
     return [(_LOAD, 0, 0, _argument(index)), (_JUMP_ANY_BIT, 0, 1, bits), _REFUSE]
 
 
 def _only(index: int, *values: int) -> list[Instruction]:
-    """Passes a call whose argument is one of the values, as 32 bits."""
+    """Allow a call only if its argument, as 32 bits, is one of the values."""
     tests: list[Instruction] = []
     for value in values:
         tests += [(_JUMP_EQUAL, 0, 1, value), _PASS]

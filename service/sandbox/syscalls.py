@@ -1,16 +1,16 @@
-"""System calls that a job has no use for, with their numbers on the two architectures that the filter knows.
+"""System calls that no job needs, with their numbers on the two architectures that the filter supports.
 
-The numbers are those of the kernel's ``unistd_64.h`` (x86-64) and ``asm-generic/unistd.h`` (AArch64); calls since
-Linux 5.1 have the same one on both. None: the architecture has no such call.
+The numbers are those of the kernel's ``unistd_64.h`` (x86-64) and ``asm-generic/unistd.h`` (AArch64); calls added since
+Linux 5.1 have the same number on both. None: the architecture has no such call.
 """
 
 from __future__ import annotations
 
 Numbers = tuple[int | None, int | None]
-"""On x86-64 and on AArch64."""
+"""Numbers of a call on x86-64 and on AArch64."""
 
 NEWEST = 462
-"""The newest call that this table has looked at; the filter says of later ones that they don't exist."""
+"""The newest call that this table covers; the filter reports later ones as nonexistent."""
 
 REFUSED: dict[str, Numbers] = {
     # other programs and processes
@@ -50,13 +50,13 @@ REFUSED: dict[str, Numbers] = {
     "mq_open": (240, 180),
     "msgget": (68, 186),
     "semget": (64, 190),
-    # memory that no limit counts
+    # memory that no limit covers
     "memfd_secret": (447, 447),
     "remap_file_pages": (216, 234),
     "shmat": (30, 196),
     "shmget": (29, 194),
-    # files by other ways than opening them: Landlock leaves their modes, owners and times alone, and the limit on
-    # sizes what is only reserved
+    # files, other than by opening them: Landlock does not cover modes, owners and times, and the limit on file sizes
+    # does not cover reserved space
     "chmod": (90, None),
     "chown": (92, None),
     "creat": (85, None),
@@ -146,7 +146,7 @@ REFUSED: dict[str, Numbers] = {
     "vhangup": (153, 58),
 }
 
-JUDGED: dict[str, Numbers] = {
+CONDITIONAL: dict[str, Numbers] = {
     "clone": (56, 220),
     "clone3": (435, 435),
     "kill": (62, 129),
@@ -160,4 +160,4 @@ JUDGED: dict[str, Numbers] = {
     "sched_setaffinity": (203, 122),
     "tgkill": (234, 131),
 }
-"""Calls that depend on their arguments, or on the job."""
+"""Calls whose treatment depends on their arguments or on the job."""

@@ -2,14 +2,15 @@
 
     python -m service.sandbox.zygote SOCKET PARENT MODULE…
 
-It speaks JSON messages over SOCKET, a descriptor of a sequenced-packet socket:
+It exchanges JSON messages over SOCKET, a descriptor of a sequenced-packet socket:
 
-    in    {"fork": n} with descriptors of a place, a request, what tells of it, a pipe and a log; {"kill": n}
+    in    {"fork": n} with descriptors of a place, a request, its announcement, a pipe and a log; {"kill": n}
     out   {"ready": true}, or {"refused": code, "message"}; {"forked": n, "pid"} or {"failed": n, "reason"};
           {"exited": n, "status", "peak"} with the wait status and the peak memory in bytes
 
-The end of the socket, SIGTERM, and the death of PARENT (by which the kernel sends SIGTERM) each end the zygote and
-every descendant. It is the zygote that kills children, since only who reaps them knows that a process id is theirs.
+The end of the socket, SIGTERM, and the death of PARENT (upon which the kernel sends SIGTERM) each end the zygote and
+all its descendants. The zygote kills the children, because only the process that reaps them knows that a process id is
+still theirs.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ _PASSED_DESCRIPTORS = 5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Preloads, reports ready, and serves until the caller is gone; returns the exit status."""
+    """Preload, report ready, and serve until the caller is gone; return the exit status."""
     control = socket.socket(fileno=int(arguments[0]))
     die_with_parent(int(arguments[1]), signal.SIGTERM)
     adopt_orphans()
-    gc.disable()  # looking for garbage takes a sixth of the time of imports, which leave next to none
+    gc.disable()  # collecting takes a sixth of the time of the imports, which leave almost no garbage
     for name in arguments[2:]:
         try:
             importlib.import_module(name)
@@ -51,11 +52,11 @@ def main(arguments: Sequence[str]) -> int:
             return 1
     threads = _thread_count()
     if threads != 1:
-        # a fork copies one thread only: locks that others hold stay locked in every child
+        # a fork copies only one thread: locks that others hold would stay locked in every child
         modules = ", ".join(arguments[2:])
-        _refuse(control, "zygote_not_single_threaded", f"{threads} threads run after the import of {modules}.")
+        _refuse(control, "zygote_not_single_threaded", f"{threads} threads run after importing {modules}.")
         return 1
-    gc.freeze()  # keeps the collector in the children from touching, and so copying, every shared page
+    gc.freeze()  # prevents the collector in the children from touching, and so copying, every shared page
     server = _Server(control)
     _send(control, {"ready": True})
     server.serve()
@@ -66,7 +67,7 @@ class _Server:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._pids: dict[int, int] = {}
-        """Process id by job number, of children that are not reaped yet."""
+        """Process ids of children that are not reaped yet, by job number."""
         self._children_file = Path(f"/proc/self/task/{os.getpid()}/children")
         self._code = code_paths()
         self._protections = ["descendant_reaper"] if self._children_file.exists() else []
@@ -93,7 +94,7 @@ class _Server:
         self._end_all()
 
     def _obey(self) -> bool:
-        """Carries out one message; False at the end of the socket."""
+        """Execute one message; False at the end of the socket."""
         data, descriptors, _, _ = socket.recv_fds(
             self._control, CONTROL_BYTES, _PASSED_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
         )
@@ -124,7 +125,7 @@ class _Server:
         _send(self._control, reply)
 
     def _kill(self, pid: int | None) -> None:
-        """Kills a child and its process group, which exists only once the child has come to setsid."""
+        """Kill a child and its process group, which exists only once the child has called setsid."""
         if pid is None:
             return
         os.kill(pid, signal.SIGKILL)
@@ -135,7 +136,7 @@ class _Server:
         while (ended := _ended_child()) is not None:
             number = next((number for number, pid in self._pids.items() if pid == ended), None)
             if number is not None:
-                self._kill(ended)  # before it is reaped: until then its id, and its group's, can't be another's
+                self._kill(ended)  # before it is reaped: until then its id and its group's can't be reused
                 del self._pids[number]
             _, status, usage = os.wait4(ended, 0)
             self._kill_orphans()
@@ -143,7 +144,7 @@ class _Server:
                 _send(self._control, {"exited": number, "status": status, "peak": usage.ru_maxrss * 1024})
 
     def _kill_orphans(self) -> None:
-        """Kills what outlived the process that forked it, in whatever session: a job may leave nothing behind."""
+        """Kill every process that outlived its parent, in any session: a job must leave nothing behind."""
         for pid in self._orphans():
             os.kill(pid, signal.SIGKILL)
 
@@ -175,7 +176,7 @@ def _thread_count() -> int:
 
 
 def _note(_number: int, _frame: Any) -> None:
-    """Being there is enough: it lets the wakeup descriptor see the signal."""
+    """Do nothing: a handler must exist for the wakeup descriptor to receive the signal."""
 
 
 def _refuse(control: socket.socket, code: str, message: str) -> None:
@@ -189,4 +190,4 @@ def _send(control: socket.socket, message: dict[str, Any]) -> None:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stderr.flush()
-    os._exit(status)  # tearing down the preloaded libraries takes long and serves nobody
+    os._exit(status)  # tearing down the preloaded libraries takes long and is useless

@@ -17,7 +17,7 @@ from service.analyses import endpoints as analyses
 from service.analyses.comparison_schemas import ComparisonRequest
 from service.analyses.repository import uses_blob
 from service.analyses.schemas import AnalysisRequest, FormRequest
-from service.blobs.endpoints import batch_router, model_router
+from service.blobs.endpoints import blob_router
 from service.context import Context
 from service.database.engine import Database
 from service.database.notifications import Notifications
@@ -26,52 +26,51 @@ from service.http import openapi, problems
 from service.http.middleware import RequestLog
 from service.http.security import Authentication
 from service.kit.slots import Slots
-from service.monitoring import capabilities
-from service.monitoring import metrics as monitoring
-from service.monitoring.metrics import FiguresReader, Metrics
+from service.monitoring import endpoints as monitoring
+from service.monitoring.metrics import Metrics, SnapshotReader
 from service.monitoring.readiness import Readiness
 from service.server.postgres import embedded_postgres
 from service.server.retention import retention
 from service.settings import Settings
-from service.storage.opening import open_blobs
+from service.storage.factory import open_blobs
 from service.traces import Tracing
-from service.web import comparing, series, sign_in
+from service.web import comparison, series, sign_in
 from service.web import endpoints as web
 from service.web.browsers import Browsers
-from service.web.outermost import Outermost
+from service.web.middleware import WebMiddleware
 
 _DESCRIPTION = """\
-How sharp is a trained classifier, with proof: bounds on the largest and smallest eigenvalue of the Hessian of the
+Certified sharpness of a trained classifier: proven bounds on the largest and smallest eigenvalue of the Hessian of the
 cross-entropy, for a model and a batch that you upload.
 
-One call does it all: `POST /v1/analyses` as multipart/form-data with the parts `model` and `batch`, and
-`Prefer: wait=30` to get the report in the answer. Errors are RFC 9457 problems with a stable `code`.
+One request is enough: `POST /v1/analyses` as multipart/form-data with the parts `model` and `batch`, and
+`Prefer: wait=30` to receive the report in the response. Errors are RFC 9457 problems with a stable `code`.
 """
 
 _TAGS = [
-    {"name": "analyses", "description": "Ask for a report, follow the analysis, fetch the report."},
-    {"name": "comparisons", "description": "Judge reports by a policy, alone or against a baseline."},
+    {"name": "analyses", "description": "Request an analysis, follow it, fetch its report."},
+    {"name": "comparisons", "description": "Apply a policy to reports, alone or against a baseline."},
     {"name": "models", "description": "Trained classifiers: ONNX files and TorchScript archives."},
     {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
-    {"name": "service", "description": "Capabilities and health of the service."},
+    {"name": "service", "description": "Capabilities, health and metrics of the service."},
 ]
 
 
 class State(TypedDict):
-    """What the lifespan gives to requests."""
+    """State that the lifespan provides to requests."""
 
     context: Context
     readiness: Readiness
     metrics: Metrics
-    figures: FiguresReader
+    snapshots: SnapshotReader
 
 
 def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> FastAPI:
-    """The application; everything it holds is made when it starts and undone when it stops.
+    """Create the application; its resources are opened when it starts and closed when it stops.
 
     Args:
-        settings: Without a database URL an embedded Postgres is started.
-        stopping: Set it to make requests that wait answer at once.
+        settings: Settings; without a database URL, an embedded Postgres is started.
+        stopping: Event to set when the server is about to stop; requests that wait then respond at once.
     """
 
     metrics, tracing = Metrics(), Tracing(settings.otlp_endpoint)
@@ -83,7 +82,7 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
                 "context": context,
                 "readiness": Readiness(context),
                 "metrics": metrics,
-                "figures": FiguresReader(settings, context.database),
+                "snapshots": SnapshotReader(settings, context.database),
             }
 
     app = FastAPI(
@@ -99,19 +98,18 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
         redoc_url=None,
         telemetry=tracing.telemetry(),
     )
-    # The one that is added last sees a request first: refusals are logged too.
+    # The one added last sees a request first, so that rejected requests are logged too.
     app.add_middleware(Authentication, keys=settings.api_keys)
     app.add_middleware(Browsers, keys=settings.api_keys, allow_anonymous=settings.allow_anonymous)
     app.add_middleware(RequestLog, count=metrics.answered)
-    app.add_middleware(Outermost, root_path=settings.root_path)
+    app.add_middleware(WebMiddleware, root_path=settings.root_path)
     app.include_router(analyses.router)
     app.include_router(events.router)
     app.include_router(comparisons.router)
-    app.include_router(model_router(uses_blob))
-    app.include_router(batch_router(uses_blob))
-    app.include_router(capabilities.router)
+    app.include_router(blob_router("models", uses_blob))
+    app.include_router(blob_router("batches", uses_blob))
     app.include_router(monitoring.router)
-    for pages in (sign_in, web, comparing, series):
+    for pages in (sign_in, web, comparison, series):
         app.include_router(pages.router)
     problems.install(app)
     openapi.install(app, extra_models=(AnalysisRequest, FormRequest, ComparisonRequest))
@@ -120,7 +118,7 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
 
 @asynccontextmanager
 async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIterator[Context]:
-    """Database (embedded, where none is given), migrations, blobs, queue and notifications."""
+    """Open the database (embedded, if no URL is given), migrate it, and open blobs, queue and notifications."""
     async with AsyncExitStack() as stack:
         url = settings.database_url
         if url is None:

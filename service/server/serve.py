@@ -1,4 +1,4 @@
-"""`wsb serve`: database, API and workers under one process, which leaves nothing behind when it stops."""
+"""`wsb serve`: database, API and workers under one process, which cleans up when it stops."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from service.child.protections import required
-from service.http.exposure import refuse_exposure
+from service.http.bind_address import check_bind_address
 from service.kit.devices import offered_devices
-from service.server.allocation import keep_freed_memory
+from service.server.malloc import keep_freed_memory
 from service.server.postgres import embedded_postgres
 from service.server.supervision import first, supervised, try_sandbox
 from service.settings import Settings
@@ -21,27 +21,28 @@ _DRAIN_SECONDS = 10
 
 
 class DatabaseUnusableError(Exception):
-    """The database that was given can't be reached, or can't be used."""
+    """The configured database can't be reached or used."""
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int | None, announce: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT; a second one cuts short the time that running analyses have then.
+    """Serve until SIGTERM or SIGINT; a second signal cuts short the time that running analyses then have.
 
     Args:
-        settings: Without a database URL an embedded Postgres runs alongside.
-        host, port: Where to listen; port 0 takes a free one.
+        settings: Settings; without a database URL, an embedded Postgres is started.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
         workers: Number of workers; None starts one per device.
-        announce: Called with the URL once requests are answered.
+        announce: Called with the URL once the service accepts requests.
 
     Raises:
-        ExposedError: before anything is started, when strangers could use the service.
-        OSError: when the address can't be bound, or the database or the API does not start.
-        DataFolderInUseError: when another process serves from the same data folder.
-        SandboxError: when analyses can't be confined here as the settings require.
-        DatabaseUnusableError: when a database was given that can't be used.
+        UnsafeBindAddressError: before anything is started, if others could use the service without a key.
+        OSError: if the address can't be bound, or the database or the API does not start.
+        DataFolderInUseError: if another process serves from the same data folder.
+        SandboxError: if analyses can't be confined here as the settings require.
+        DatabaseUnusableError: if the configured database can't be used.
     """
     keep_freed_memory()
-    refuse_exposure(host, settings.api_keys, allow_anonymous=settings.allow_anonymous)
+    check_bind_address(host, settings.api_keys, allow_anonymous=settings.allow_anonymous)
     devices = offered_devices()
     count = len(devices) if workers is None else workers
     if count > 0 and required(settings):
@@ -59,8 +60,8 @@ async def _serve(
         loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
     database: asyncio.Future[str] = loop.create_future()
     with_database = ExitStack()
-    # Workers, Postgres and this process take seconds to start, each on its own. A signal meanwhile is only noted:
-    # ending at once would leave a Postgres behind that is starting.
+    # Workers, Postgres and this process each take seconds to start, concurrently. A signal meanwhile is only recorded:
+    # exiting at once would leave a starting Postgres behind.
     starting = asyncio.create_task(asyncio.to_thread(_database_url, settings, with_database))
     try:
         async with supervised(settings, devices, database, hurry):
@@ -80,26 +81,26 @@ async def _serve(
             if started := await first(serving, server.ready):
                 announce(_url(listener))
                 await first(serving, stop)
-            # Whoever waits for an analysis answers now. Other requests are answered until the workers have stopped:
-            # a balancer needs time to see that this service is not ready any more.
+            # Requests that wait for an analysis respond now. Others are served until the workers have stopped: a load
+            # balancer needs time to notice that this service is no longer ready.
             stop.set()
         server.should_exit = True
         server.force_exit = await first(serving, hurry)
         await serving
         if not started:
-            raise OSError("The API did not start; the log says why.")
+            raise OSError("The API did not start; the log has the cause.")
     finally:
         await asyncio.wait([starting])
         await asyncio.to_thread(with_database.close)
 
 
 def _database_url(settings: Settings, with_database: ExitStack) -> str:
-    """Of the database that was given, or of an embedded one, which runs until the stack is closed."""
+    """Return the URL of the configured database, or of an embedded one that runs until the stack is closed."""
     return settings.database_url or with_database.enter_context(embedded_postgres(settings.data_dir))
 
 
 async def _migrate(url: str) -> None:
-    """Before the workers know the database, so that none of them finds half a schema."""
+    """Migrate before the workers know the database, so that none of them finds an incomplete schema."""
     from sqlalchemy.exc import OperationalError
 
     from service.database.engine import Database
@@ -116,7 +117,7 @@ async def _migrate(url: str) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=2048)
-    # Inherited by connections. asyncio sets it only on sockets made for IPPROTO_TCP by name; without it the body
+    # Inherited by connections. asyncio sets it only on sockets created with IPPROTO_TCP explicitly; without it the body
     # of a response waits 40 ms for the client to acknowledge the headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -1,4 +1,4 @@
-"""Worker processes under this one: one a device, restarted when they die, gone with this process."""
+"""Worker processes of this process: one per device, restarted when they die, ended with this process."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _KILL_MARGIN = 10.0
 
 
 async def try_sandbox(settings: Settings, device: str) -> None:
-    """Before workers are started: one that refuses to run would only be started again and again.
+    """Check the sandbox before workers are started: one that refuses to run would be restarted endlessly.
 
     Raises:
-        SandboxError: when analyses can't be confined here as the settings require.
+        SandboxError: if analyses can't be confined here as the settings require.
     """
     with ScratchFolder(settings.job_dir) as scratch:
         async with Zygote() as zygote:
@@ -36,10 +36,10 @@ async def try_sandbox(settings: Settings, device: str) -> None:
 
 
 async def supervise(settings: Settings, devices: Sequence[str], stop: asyncio.Event, hurry: asyncio.Event) -> None:
-    """Keeps a worker process for each device until ``stop`` is set; otherwise as ``supervised``.
+    """Run a worker process for each device until ``stop`` is set; otherwise as ``supervised``.
 
     Raises:
-        SandboxError: when analyses can't be confined here as the settings require.
+        SandboxError: if analyses can't be confined here as the settings require.
     """
     if required(settings):
         await try_sandbox(settings, devices[0])
@@ -53,12 +53,12 @@ async def supervise(settings: Settings, devices: Sequence[str], stop: asyncio.Ev
 async def supervised(
     settings: Settings, devices: Sequence[str], database: asyncio.Future[str], hurry: asyncio.Event
 ) -> AsyncIterator[None]:
-    """A worker process for each device, while the block runs.
+    """Run a worker process for each device while the block runs.
 
     Args:
-        settings: Settings, which the workers share.
-        devices: Each may be there more than once.
-        database: Its URL, once it is there; the workers are started before, and import meanwhile.
+        settings: Settings of the workers.
+        devices: Devices; each may occur more than once.
+        database: URL of the database, once it is known; the workers start before that and import meanwhile.
         hurry: Cuts short the time that running analyses have at the end of the block.
     """
     tasks = [
@@ -74,7 +74,7 @@ async def supervised(
 
 
 async def first(task: asyncio.Task[Any], event: asyncio.Event, *, seconds: float | None = None) -> bool:
-    """Whether the event comes before the task ends, and the time."""
+    """Wait for the event, at most until the task ends or the time is up; return whether the event is set."""
     waiting = asyncio.create_task(event.wait())
     await asyncio.wait([task, waiting], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
@@ -99,7 +99,7 @@ async def _keep_running(settings: Settings, device: str, database: asyncio.Futur
 
 
 async def _start_worker(settings: Settings, device: str) -> asyncio.subprocess.Process:
-    # Its stdin is a pipe that this process holds: when this process dies in whatever way, the worker sees the end.
+    # Its stdin is a pipe held by this process: however this process dies, the worker sees the pipe close.
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "service.cli.commands", "worker", "--device", device, "--supervised"),
         stdin=asyncio.subprocess.PIPE,
@@ -110,7 +110,7 @@ async def _start_worker(settings: Settings, device: str) -> asyncio.subprocess.P
 
 
 async def _tell(process: asyncio.subprocess.Process, database: asyncio.Future[str]) -> None:
-    """Gives the worker the URL, unless it has ended by then."""
+    """Send the URL to the worker, unless it has ended by then."""
     url = await asyncio.shield(database)
     if process.stdin is not None:
         with suppress(ConnectionError):
@@ -119,7 +119,7 @@ async def _tell(process: asyncio.subprocess.Process, database: asyncio.Future[st
 
 
 async def _end_worker(process: asyncio.subprocess.Process, patience: float, hurry: asyncio.Event) -> None:
-    """Asks the worker to stop, once more when there is a hurry, and kills its process group if it does not."""
+    """Ask the worker to stop, again once ``hurry`` is set, and kill its process group if it does not."""
     ended = asyncio.create_task(process.wait())
     _send(process, signal.SIGTERM)
     if await first(ended, hurry, seconds=patience):
@@ -127,7 +127,7 @@ async def _end_worker(process: asyncio.subprocess.Process, patience: float, hurr
         await asyncio.wait([ended], timeout=_KILL_MARGIN)
     if not ended.done():
         log.warning("worker_killed", process=process.pid)
-    # What a worker that died suddenly has left in its group goes with it.
+    # Also kill what a worker that died suddenly has left in its group.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await ended

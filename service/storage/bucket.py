@@ -1,6 +1,6 @@
-"""Blobs in an object store that speaks S3, by obstore.
+"""Blobs in an S3-compatible object store, through obstore.
 
-Addresses and credentials are the ``AWS_*`` variables of the environment.
+Endpoint and credentials come from the ``AWS_*`` environment variables.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from service.storage.store import BlobMissingError, BlobStore, Kind, StorageUnav
 
 _PART_BYTES = 8 << 20
 _PARTS_AT_ONCE = 2
-"""Of one upload in memory."""
+"""Parts of one upload held in memory."""
 _MOST_PARTS = 10_000
-"""What S3 allows."""
+"""Limit of S3."""
 _PROBE = "probe"
 
 log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ class ObjectStore(BlobStore):
         url: s3://bucket/prefix.
         folder: Local folder of incoming uploads.
         min_free_bytes: Room on the folder's disk that uploads must leave.
-        patience_seconds: How long a request that fails is repeated, and how long the store may be silent in one.
+        patience_seconds: How long to retry a failed request, and how long the store may be silent during one.
     """
 
     def __init__(self, url: str, folder: Path, *, min_free_bytes: int = 0, patience_seconds: float = 30.0) -> None:
@@ -44,8 +44,8 @@ class ObjectStore(BlobStore):
         patience = timedelta(seconds=patience_seconds)
         self._store = S3Store.from_url(
             url,
-            # The limit of a whole request would be one of the size of blobs; that of silence is none. Options that are
-            # given replace those of the environment.
+            # Limit silence rather than whole requests, which would limit the size of blobs. Options given here replace
+            # those of the environment.
             client_options={
                 "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true",
                 "read_timeout": patience,
@@ -64,7 +64,7 @@ class ObjectStore(BlobStore):
 
     async def keep(self, upload: Upload) -> None:
         part = max(_PART_BYTES, -(-upload.size // _MOST_PARTS))
-        with _failures_told():
+        with _errors_as_problem():
             await obstore.put_async(
                 self._store,
                 blob_path(upload.kind, upload.sha256),
@@ -74,20 +74,20 @@ class ObjectStore(BlobStore):
             )
 
     async def remove(self, kind: Kind, sha256: str) -> None:
-        """Removes a blob; one that can't be removed is left, which is only waste, and logged."""
+        """Remove a blob; if that fails, log it: a leftover blob is only waste."""
         try:
-            with _failures_told():
+            with _errors_as_problem():
                 await obstore.delete_async(self._store, blob_path(kind, sha256))
         except StorageUnavailableError:
             log.warning("blob_left", blob=f"{kind}/{sha256}")
 
     async def probe(self) -> None:
-        with _failures_told():
+        with _errors_as_problem():
             await obstore.put_async(self._store, _PROBE, b"\0")
 
     async def _fetch(self, kind: Kind, sha256: str, destination: Path) -> None:
         path = blob_path(kind, sha256)
-        with _failures_told(), destination.open("wb") as file:
+        with _errors_as_problem(), destination.open("wb") as file:
             try:
                 found = await obstore.get_async(self._store, path)
             except FileNotFoundError as error:
@@ -99,15 +99,15 @@ class ObjectStore(BlobStore):
 
 
 @contextmanager
-def _failures_told() -> Iterator[None]:
+def _errors_as_problem() -> Iterator[None]:
     try:
         yield
     except (BaseError, FileNotFoundError) as error:
-        # The text has every header of the request, and after its first line all of its internals.
+        # The first line is enough; the rest holds the headers and internals of the request.
         log.warning("storage_unavailable", error=str(error).partition("\n")[0])
         raise StorageUnavailableError(
-            "The object store of models and batches can't be used at this moment.",
-            advice="Try again; a request with an Idempotency-Key is not carried out twice.",
+            "The object store of models and batches is unavailable at the moment.",
+            advice="Try again; a request with an Idempotency-Key is not executed twice.",
             headers={"Retry-After": "5"},
         ) from error
 

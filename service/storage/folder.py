@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from service.storage.store import BlobMissingError, BlobStore, Kind, Upload, blob_path, full_disk_told
+from service.storage.store import BlobMissingError, BlobStore, Kind, Upload, blob_path, full_disk_as_problem
 
 
 class FolderStore(BlobStore):
@@ -18,10 +18,10 @@ class FolderStore(BlobStore):
 
     def _keep(self, upload: Upload) -> None:
         place = self._place(upload.kind, upload.sha256)
-        with full_disk_told():
+        with full_disk_as_problem():
             upload.sync()
             place.parent.mkdir(parents=True, exist_ok=True)
-            # Atomic, because uploads lie on the same file system.
+            # Atomic, because uploads are on the same file system.
             os.replace(upload.path, place)
             _sync_folder(place.parent)
 
@@ -29,12 +29,12 @@ class FolderStore(BlobStore):
         await asyncio.to_thread(self._place(kind, sha256).unlink, missing_ok=True)
 
     async def probe(self) -> None:
-        """Nothing to ask: the folder is the one of the uploads."""
+        """Do nothing: the folder is that of the uploads, whose check covers it."""
 
     async def _fetch(self, kind: Kind, sha256: str, destination: Path) -> None:
         try:
-            # Not a hard link: the destination may be handed to a process that isn't trusted, which could otherwise
-            # change the stored blob through the link.
+            # Not a hard link: an untrusted process may be given the destination and could change the stored blob
+            # through the link.
             await asyncio.to_thread(shutil.copyfile, self._place(kind, sha256), destination)
         except FileNotFoundError as error:
             raise BlobMissingError(f"{kind}/{sha256}") from error

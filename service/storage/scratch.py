@@ -1,4 +1,4 @@
-"""Folders that vanish with their owner: removed on exit, or by the next process after a crash."""
+"""Temporary folders that are removed on exit, or by the next process after a crash."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LOCK = ".owner"
 
 
 class ScratchFolder:
-    """A private folder (0700) under ``parent``, held by a lock that dies with the process.
+    """A private folder (0700) under ``parent``, held by a lock that the process loses when it ends.
 
-    Entering also removes the folders beside it whose owners are gone. The lock is an open file's, so neither a
-    reused process number nor a kill -9 can leave a folder behind for ever.
+    Entering also removes sibling folders whose owners have ended. The lock belongs to an open file, so neither a reused
+    process id nor kill -9 can leave a folder behind for good.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -27,7 +27,7 @@ class ScratchFolder:
 
     def __enter__(self) -> Self:
         self.parent.mkdir(parents=True, exist_ok=True)
-        # One process at a time, or a folder could be taken for abandoned between its creation and its lock.
+        # One process at a time: otherwise a folder could seem abandoned between its creation and its lock.
         guard = os.open(self.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(guard, fcntl.LOCK_EX)

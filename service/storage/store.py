@@ -1,6 +1,6 @@
-"""Content-addressed blobs: received into a local file while hashed, then kept in a folder or in an object store.
+"""Content-addressed blobs: hashed while received into a local file, then kept in a folder or an object store.
 
-Callers see kinds ("models", "batches"), digests and files, never where the blobs are.
+Callers see kinds ("models", "batches"), digests and files, but not where the blobs are stored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -29,55 +28,51 @@ _CHECKED_EVERY = 16 << 20
 _WRITTEN_BACK_EVERY = 16 << 20
 
 
-class InsufficientStorageError(ServiceError):
-    status = HTTPStatus.INSUFFICIENT_STORAGE
-    code = "insufficient_storage"
-    title = "Insufficient storage"
+class InsufficientStorageError(ServiceError, status=507, code="insufficient_storage", title="Insufficient storage"): ...
 
 
-class StorageUnavailableError(ServiceError):
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    code = "storage_unavailable"
-    title = "The storage of models and batches does not answer"
+class StorageUnavailableError(
+    ServiceError, status=503, code="storage_unavailable", title="The storage of models and batches is unavailable"
+): ...
 
 
 class BlobMissingError(Exception):
-    """The database knows a blob that is not stored."""
+    """A blob that the database lists is not stored."""
 
 
 class BlobCorruptError(Exception):
-    """What is stored under a digest has another one."""
+    """The content stored under a digest has a different digest."""
 
 
 class Upload:
-    """A blob on its way in; leaves nothing behind unless it was kept.
+    """A blob being received; a context manager, which deletes the file unless it was kept.
 
-    Use as a context manager. ``sha256`` and ``size`` describe what has been written so far.
+    ``sha256`` and ``size`` describe what has been written so far.
 
     Raises:
-        InsufficientStorageError: by what writes, when the disk is full or has less than ``min_free_bytes`` left.
+        InsufficientStorageError: on writing, if the disk is full or would keep less than ``min_free_bytes`` free.
     """
 
     def __init__(self, folder: Path, kind: Kind, min_free_bytes: int = 0) -> None:
-        with full_disk_told():
+        with full_disk_as_problem():
             descriptor, name = tempfile.mkstemp(prefix=f"{kind}-", dir=folder)
         self.kind = kind
         self.path = Path(name)
         self.size = 0
-        # Without a buffer there is nothing to flush, which could fail, when a failed upload is closed.
+        # Unbuffered, so that closing a failed upload has nothing to flush, which could fail.
         self._file = os.fdopen(descriptor, "wb", buffering=0)
         self._hash = hashlib.sha256()
         self._min_free_bytes = min_free_bytes
         self._unchecked = 0
         self._started = 0
-        """Bytes that are on their way to the disk."""
+        """Bytes whose writeback has started."""
 
     def write(self, data: bytes | memoryview) -> None:
         self._unchecked += len(data)
         if self._unchecked >= _CHECKED_EVERY:
             require_room(self.path.parent, self._unchecked, self._min_free_bytes)
             self._unchecked = 0
-        with full_disk_told():
+        with full_disk_as_problem():
             rest = memoryview(data)
             while rest:
                 rest = rest[self._file.write(rest) or 0 :]
@@ -92,7 +87,7 @@ class Upload:
         return self._hash.hexdigest()
 
     def sync(self) -> None:
-        """Puts the content on the disk itself, not just into its cache."""
+        """Flush the content to disk (fsync)."""
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
@@ -110,7 +105,7 @@ class BlobStore(ABC):
 
     Args:
         folder: Folder of incoming uploads; created if missing.
-        min_free_bytes: Room on its disk that uploads must leave.
+        min_free_bytes: Free space that uploads must leave on its disk.
     """
 
     def __init__(self, folder: Path, *, min_free_bytes: int = 0) -> None:
@@ -130,20 +125,20 @@ class BlobStore(ABC):
         self._incoming.__exit__(kind, error, traceback)
 
     def receive(self, kind: Kind) -> Upload:
-        """A new upload; the caller writes to it, then keeps it or leaves its context."""
+        """Start an upload; the caller writes to it, then keeps it or leaves its context."""
         return Upload(self._incoming.path, kind, self._min_free_bytes)
 
     def require_room(self, size: int) -> None:
-        """Raises InsufficientStorageError when ``size`` bytes more would leave too little."""
+        """Raise InsufficientStorageError if ``size`` more bytes would leave too little free space."""
         require_room(self.folder, size, self._min_free_bytes)
 
     async def copy(self, kind: Kind, sha256: str, destination: Path) -> None:
-        """Writes a blob to ``destination``, a copy that shares nothing with what is stored.
+        """Write an independent copy of a blob to ``destination``.
 
         Raises:
-            BlobMissingError: when it is not stored.
-            BlobCorruptError: when what is stored is not what was kept.
-            StorageUnavailableError: when the storage does not answer.
+            BlobMissingError: if it is not stored.
+            BlobCorruptError: if the stored content has changed.
+            StorageUnavailableError: if the storage does not respond.
         """
         await self._fetch(kind, sha256, destination)
         if await asyncio.to_thread(_digest, destination) != sha256:
@@ -151,41 +146,41 @@ class BlobStore(ABC):
 
     @abstractmethod
     async def keep(self, upload: Upload) -> None:
-        """Stores a complete upload, which becomes visible as a whole; durable when this returns.
+        """Store a complete upload atomically; it is durable when this returns.
 
-        What is stored already is replaced: a blob that got damaged is mended when it is sent again.
+        An existing blob is replaced, so that sending a damaged one again repairs it.
 
         Raises:
-            InsufficientStorageError: when the disk is full.
-            StorageUnavailableError: when the storage does not answer.
+            InsufficientStorageError: if the disk is full.
+            StorageUnavailableError: if the storage does not respond.
         """
 
     @abstractmethod
     async def remove(self, kind: Kind, sha256: str) -> None:
-        """Removes a blob, if it is there."""
+        """Remove a blob, if it exists."""
 
     @abstractmethod
     async def probe(self) -> None:
-        """Raises StorageUnavailableError when blobs can't be kept; uploads are another matter."""
+        """Raise StorageUnavailableError if blobs can't be kept; receiving uploads is checked elsewhere."""
 
     @abstractmethod
     async def _fetch(self, kind: Kind, sha256: str, destination: Path) -> None:
-        """Writes what is stored to ``destination``; raises as ``copy``, which checks it, does."""
+        """Write the stored content to ``destination``, unchecked; raises as ``copy``."""
 
 
 def blob_path(kind: Kind, sha256: str) -> str:
-    """Where a blob lies, relative to the root of its store."""
+    """Path of a blob, relative to the root of its store."""
     return f"{kind}/{sha256[:2]}/{sha256}"
 
 
 def require_room(folder: Path, size: int, min_free_bytes: int) -> None:
-    """Raises InsufficientStorageError unless ``size`` bytes more leave ``min_free_bytes`` on the folder's disk."""
+    """Raise InsufficientStorageError unless ``size`` more bytes leave ``min_free_bytes`` free on the folder's disk."""
     if shutil.disk_usage(folder).free - size < min_free_bytes:
         raise _no_room()
 
 
 @contextmanager
-def full_disk_told() -> Iterator[None]:
+def full_disk_as_problem() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -196,8 +191,8 @@ def full_disk_told() -> Iterator[None]:
 
 def _no_room() -> InsufficientStorageError:
     return InsufficientStorageError(
-        "The disk of models and batches has no room for it.",
-        advice="Delete models and batches that are not needed any more, or tell the operator.",
+        "The disk of models and batches has no space for it.",
+        advice="Delete models and batches that are no longer needed, or contact the operator.",
     )
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 _WRITE = 2
-"""SYNC_FILE_RANGE_WRITE: start, and don't wait."""
+"""SYNC_FILE_RANGE_WRITE: start writing, without waiting."""
 
 
 @cache
@@ -19,9 +19,9 @@ def _library() -> Any:
 
 
 def start_writeback(descriptor: int, start: int, size: int) -> None:
-    """Has the system begin to write these bytes to the disk, where it can be told so (Linux).
+    """Ask the system to start writing these bytes to disk, if it supports that (Linux).
 
-    It promises nothing; but an fsync afterwards has less left to wait for.
+    This guarantees nothing, but a later fsync has less to wait for.
     """
     with suppress(AttributeError, OSError):
         _library().sync_file_range(descriptor, start, size, _WRITE)

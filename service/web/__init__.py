@@ -1,1 +1,1 @@
-"""Pages for people who look: made on the server, usable without a script, and protected as a browser needs it."""
+"""Web pages: rendered on the server, usable without scripts, and protected against cross-site requests."""

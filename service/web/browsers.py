@@ -1,10 +1,9 @@
-"""What keeps pages of other sites from using this service through the browser of someone who may use it."""
+"""Protects users' browsers: sessions, and defence against cross-site requests and DNS rebinding."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
@@ -22,30 +21,28 @@ CSRF_HEADER = "X-CSRF-Token"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
-class MisdirectedError(ServiceError):
-    status = HTTPStatus.MISDIRECTED_REQUEST
-    code = "misdirected_request"
-    title = "This service is not known by that name"
+class MisdirectedError(
+    ServiceError, status=421, code="misdirected_request", title="This service does not answer to that host name"
+): ...
 
 
-class CrossSiteError(ServiceError):
-    status = HTTPStatus.FORBIDDEN
-    code = "cross_site"
-    title = "The request does not come from a page of this service"
+class CrossSiteError(
+    ServiceError, status=403, code="cross_site", title="The request does not come from a page of this service"
+): ...
 
 
 class Browsers:
-    """Finds the session of a browser, and refuses what another site's page may have made it send.
+    """Finds the session of a browser, and rejects requests that another site's page may have caused.
 
-    Three things are refused: names that an attacker's name server may have made lead here (DNS rebinding), where no
-    keys protect the service; requests that change something and come from another site's page; and such requests
-    that carry nothing but a session's cookie to the API, without the session's token in ``X-CSRF-Token``. Forms send
-    the token in a field, which the routes that read them check.
+    It rejects three kinds of requests: those for host names that an attacker's name server may have pointed here (DNS
+    rebinding), if no keys protect the service; those that change something and come from another site's page; and those
+    that change something through the API with only a session's cookie, without the session's token in
+    ``X-CSRF-Token``. Forms send the token in a field, which their routes check.
 
     Args:
         app: Protected application; it finds the session in ``state``.
-        keys: Keys with which people sign in.
-        allow_anonymous: Whether something before this service says who may use it, and under which name.
+        keys: Keys with which users sign in.
+        allow_anonymous: Whether a proxy in front of this service decides who may use it, and under which host name.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[ApiKey], *, allow_anonymous: bool) -> None:
@@ -67,12 +64,12 @@ class Browsers:
         host = connection.headers.get("host", "")
         if not (self._any_name or _is_nearby(host)):
             raise MisdirectedError(
-                f"The request is for {host[:80]!r}.",
-                advice="Without API keys only addresses and local names are answered. Set WSB_API_KEYS, or, behind a"
+                f"The request is for host {host[:80]!r}.",
+                advice="Without API keys only IP addresses and local names are accepted. Set WSB_API_KEYS, or, behind a"
                 " proxy that authenticates, WSB_ALLOW_ANONYMOUS=true.",
             )
         if "authorization" in connection.headers:
-            return  # no browser sends a key by itself, nor to another site without asking first
+            return  # browsers never send a key by themselves, nor to another site without a preflight request
         token = sessions.token_in(connection) if self._keys else None
         session = None if token is None else await self._find(connection, token)
         connection.state.session = session
@@ -89,32 +86,32 @@ class Browsers:
         except Exception as error:
             if not is_away(error):
                 raise
-            raise DatabaseUnavailableError("Nobody can be signed in at this moment.", advice="Try again.") from error
+            raise DatabaseUnavailableError("Sessions can't be checked at the moment.", advice="Try again.") from error
 
 
 def check_csrf(session: Session | None, token: str) -> None:
-    """Raises CrossSiteError unless the token is the session's; without a session there is nothing to check."""
+    """Raise CrossSiteError unless the token is the session's; without a session there is nothing to check."""
     if session is not None and not session.is_csrf(token):
         raise CrossSiteError(
-            "The token of the session is missing or another one.", advice="Load the page again, and send it once more."
+            "The session's token is missing or wrong.", advice="Reload the page, and submit the form again."
         )
 
 
 def _check_origin(connection: HTTPConnection, host: str) -> None:
-    """Raises CrossSiteError where the browser says that another site's page has made the request.
+    """Raise CrossSiteError if the browser's headers say that another site's page has made the request.
 
-    What says nothing is no browser: browsers have named the origin of such requests for years.
+    A request without such headers does not come from a browser: browsers have sent them for years.
     """
     site, origin = connection.headers.get("sec-fetch-site"), connection.headers.get("origin")
     if site is not None:
         if site not in ("same-origin", "none"):
-            raise CrossSiteError(f"The browser says that it comes from a page that is {site[:40]}.")
+            raise CrossSiteError(f"According to the browser, the page that sent it is {site[:40]}.")
     elif origin is not None and origin.partition("://")[2].lower() != host.lower():
-        raise CrossSiteError(f"The browser says that it comes from {origin[:80]}.")
+        raise CrossSiteError(f"According to the browser, it was sent from {origin[:80]}.")
 
 
 def _is_nearby(host: str) -> bool:
-    """Whether a name is none that strangers can have: an address, or one without a domain."""
+    """Whether the host can't be a name that others control: it is an address, or a name without a domain."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         ipaddress.ip_address(name)

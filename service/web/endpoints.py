@@ -1,8 +1,7 @@
-"""The pages about analyses: ask for one, find one, follow it, read its report."""
+"""Pages about analyses: request, list, follow, read and delete them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, get_args
@@ -13,22 +12,20 @@ from starlette.concurrency import run_in_threadpool
 
 from service import rendering
 from service.analyses import representations, service
-from service.analyses.endpoints import After, AnalysisId
-from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis
+from service.analyses.endpoints import AnalysisId, Cursor
+from service.analyses.schemas import LABEL, Analysis
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
 from service.context import Context, InContext
 from service.errors import NotFoundError
 from service.http.security import InTenant
 from service.rendering.registry import RENDERINGS
-from service.web.forms import Filled, empty_form, kept, submit_form
+from service.web.forms import OPTION_FIELDS, Filled, empty_form, kept, submit_form
 from service.web.pages import STATIC_TYPES, page, see, static
-from service.web.posts import read_post
+from service.web.urlencoded import read_post
 
 PAGE_SIZE = 20
 RELOAD_SECONDS = 2
-"""Between two looks at a running analysis, for browsers without scripts."""
-
-LABEL = re.compile(f"{LABEL_KEY}(:{LABEL_VALUE})?")
+"""Interval at which browsers without scripts reload the page of a running analysis."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -42,7 +39,7 @@ async def show_home(
     tenant: InTenant,
     state: str = "",
     label: str = "",
-    after: After = None,
+    after: Cursor = None,
     model: str = "",
     batch: str = "",
 ) -> Response:
@@ -88,13 +85,13 @@ async def _home(
         label=label,
         label_error="" if known == label else "A label is a name, or name:value.",
         is_first=filters.get("after") is None,
-        limits=context.settings,
+        options=OPTION_FIELDS,
     )
 
 
 @router.get("/analyses/{analysis_id}")
 async def show_analysis(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
-    row, stored = await find(context, tenant, analysis)
+    row, stored = await service.fetch(context, tenant, analysis)
     live = row.state not in FINAL_STATES
     report = None if stored is None else await run_in_threadpool(_sections, row, stored)
     return page(
@@ -109,14 +106,14 @@ async def show_analysis(request: Request, analysis: AnalysisId, context: InConte
 
 
 def _sections(row: AnalysisRow, stored: ReportRow) -> Any:
-    """The report's sections; none for a report of a version that can't be read any more."""
+    """Render the sections of a report; empty if its version can no longer be read."""
     report = representations.parsed(stored)
     return "" if report is None else rendering.render_sections(report, representations.verdict_of(row))
 
 
 @router.get("/analyses/{analysis_id}/report.{form}")
 async def download_report(analysis: AnalysisId, context: InContext, tenant: InTenant, form: str) -> Response:
-    row, stored = await find(context, tenant, analysis)
+    row, stored = await service.fetch(context, tenant, analysis)
     if stored is None or form not in _FORMS:
         raise NotFoundError(f"There is no report.{form[:80]} of this analysis.")
     response = await representations.represent(row, stored, _FORMS[form])
@@ -143,16 +140,6 @@ async def delete(request: Request, analysis: AnalysisId, context: InContext, ten
 async def get_static(file: str) -> Response:
     if file not in STATIC_TYPES:
         raise NotFoundError(f"There is no file {file[:80]}.")
-    # Addresses in pages have a version behind them.
+    # Pages link to these files with a version in the query.
     headers = {"Cache-Control": "public, max-age=31536000, immutable"}
     return Response(static(file), headers=headers, media_type=STATIC_TYPES[file])
-
-
-async def find(context: Context, tenant: str, analysis: Any) -> tuple[AnalysisRow, ReportRow | None]:
-    """The tenant's analysis, and its report where it has one.
-
-    Raises:
-        AnalysisNotFoundError: also for one of another tenant.
-    """
-    async with context.database.transaction() as session:
-        return await service.find_with_report(session, tenant, analysis)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 from uuid import UUID
 
 from fastapi import Request
@@ -15,30 +14,56 @@ from pydantic import ValidationError
 from service.analyses.errors import AnalysisNotFoundError, DeviceUnavailableError, NoReportError, ReportNotReadyError
 from service.analyses.schemas import FormRequest
 from service.analyses.submission import Caller, accept
-from service.blobs.formats import batch_format, model_format
-from service.blobs.repository import NOUNS, BlobNotFoundError, digest, identifier, register, sniff
+from service.blobs.errors import BlobNotFoundError
+from service.blobs.parts import FILES, Parts
+from service.blobs.repository import digest, identifier, store
 from service.context import Context
 from service.errors import ServiceError
 from service.fields import FieldError, field_errors
-from service.http.multipart import InvalidFormError, LimitedWriter, Writer, read_form
+from service.http.multipart import Writer
 from service.policies import PolicyError
 from service.policies.policy import parse_toml
-from service.storage.store import Kind, Upload
+from service.storage.store import Upload
 from service.web.browsers import check_csrf
 from service.web.sessions import Session
 from wsb_engine.options import Options
 
 MAX_FIELD_BYTES = 1 << 16
-"""Size of a field that was typed; a policy is the longest."""
-
-FILES: dict[str, Kind] = {"model": "models", "batch": "batches"}
+"""Size of a typed field; a policy is the longest."""
 
 _KEPT = {"model_id": "model", "batch_id": "batch"}
+"""Fields that name a file sent earlier, and the file that each stands for."""
 _PLAIN = ("priority", "timeout_s", "baseline")
-_FIELDS = frozenset(
-    {"csrf", *FILES, *_KEPT, *Options.model_fields, "labels", "policy", "fresh", *_PLAIN},
-)
-_READERS = {"models": model_format, "batches": batch_format}
+_TYPED = ("csrf", *_KEPT, *Options.model_fields, "labels", "policy", "fresh", *_PLAIN)
+_FIELDS = frozenset({*FILES, *_TYPED})
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """How the form shows an option of the engine."""
+
+    label: str
+    hint: str
+    choices: tuple[tuple[str, str], ...]
+    """Values to choose from, each with its text; empty if the value is typed."""
+    is_switch: bool
+    is_list: bool
+    """True if several values are typed, separated by white space."""
+
+
+def _option_field(name: str) -> OptionField:
+    option = Options.model_fields[name]
+    kind = option.annotation
+    return OptionField(
+        label=name.replace("_", " ").capitalize(),
+        hint=option.description or "",
+        choices=tuple((str(value), str(value)) for value in get_args(kind)) if get_origin(kind) is Literal else (),
+        is_switch=kind is bool,
+        is_list=get_origin(kind) is tuple,
+    )
+
+
+OPTION_FIELDS = {name: _option_field(name) for name in Options.model_fields}
 
 
 @dataclass
@@ -47,14 +72,14 @@ class Filled:
 
     values: dict[str, str]
     errors: dict[str, str] = field(default_factory=dict)
-    """By field; under the empty name what is wrong with the whole."""
+    """Messages by field; the empty name has the message about the whole form."""
     status: int = HTTPStatus(422)
 
     def refuse(self, name: str, text: str) -> None:
         self.errors.setdefault(name if name in _FIELDS else "", text)
 
     def refuse_for(self, error: ServiceError, name: str = "") -> None:
-        """Says what a problem says, at the fields that it names or else at this one."""
+        """Show a problem at the fields that it names, or else at the field ``name``."""
         self.status = error.status
         for item in error.errors:
             self.refuse(item.pointer.strip("/").split("/")[-1], item.detail)
@@ -63,84 +88,62 @@ class Filled:
 
 
 def empty_form() -> Filled:
-    """The form before anything is typed: the engine's own defaults."""
+    """Return the form before anything is typed, with the engine's defaults."""
     values = {name: _written(option.default) for name, option in Options.model_fields.items()}
     return Filled({**values, "priority": "0"})
 
 
 async def submit_form(request: Request, context: Context, tenant: str, session: Session | None) -> UUID | Filled:
-    """The analysis, or the form with what is wrong in it; files that can be read are kept either way.
+    """Queue the analysis, or return the form with its errors; readable files are kept either way.
 
     Raises:
-        CrossSiteError: before any file is stored, when the form is none of this session's.
-        ServiceError: for what is nobody's mistake in the form.
+        CrossSiteError: before any file is stored, if the form is not one of this session.
+        ServiceError: for a problem that no field of the form can cause.
     """
-    with ExitStack() as stack:
-        parts = _Parts(context, session, stack)
-        filled = Filled(parts.values)
+    with _FormParts(context, session) as parts:
         try:
-            await read_form(request, parts.limit, parts.open)
+            await parts.receive(request)
         except ServiceError as error:
-            if parts.open_file is None or parts.values.get("csrf") is None:
+            if parts.latest not in FILES or not parts.is_checked:
                 raise
-            parts.decode()
-            filled.refuse_for(error, parts.open_file)
+            filled = Filled(parts.values())
+            filled.refuse_for(error, parts.latest)
             return filled
-        parts.decode()
-        return await _submitted(context, tenant, parts, filled)
+        return await _submitted(context, tenant, parts.uploads, Filled(parts.values()))
 
 
-class _Typed:
-    """A field's bytes, few of them."""
+class _FormParts(Parts):
+    """The parts of the form as they arrive; the session's token must be the first."""
 
-    def __init__(self) -> None:
-        self.content = bytearray()
-
-    def write(self, data: bytes) -> None:
-        self.content += data
-
-
-class _Parts:
-    """The parts of the form as they come in: the token first, files to disk."""
-
-    def __init__(self, context: Context, session: Session | None, stack: ExitStack) -> None:
-        settings = context.settings
-        self.values: dict[str, str] = {}
-        self.uploads: dict[str, Upload] = {}
-        self.open_file: str | None = None
-        self._typed: dict[str, _Typed] = {}
-        self._context = context
+    def __init__(self, context: Context, session: Session | None) -> None:
+        super().__init__(context, dict.fromkeys(_TYPED, MAX_FIELD_BYTES))
+        self.latest = ""
+        """Name of the part that began last."""
+        self.is_checked = False
+        """True once the token has been checked."""
         self._session = session
-        self._stack = stack
-        self._limits = {"model": settings.max_model_bytes, "batch": settings.max_batch_bytes}
-        self.limit = sum(self._limits.values()) + len(_FIELDS) * MAX_FIELD_BYTES
 
     def open(self, name: str) -> Writer:
-        if name not in _FIELDS:
-            raise InvalidFormError(f"There is a field {name[:80]!r}.", code="unexpected_part")
-        if name != "csrf":
-            self._check()
-        self.open_file = name if name in FILES else None
-        if name in FILES:
-            self.uploads[name] = self._stack.enter_context(self._context.blobs.receive(FILES[name]))
-            return LimitedWriter(self.uploads[name], self._limits[name], NOUNS[FILES[name]])
-        self._typed[name] = _Typed()
-        return LimitedWriter(self._typed[name], MAX_FIELD_BYTES, f"field {name}")
+        if name != "csrf" and not self.is_checked:
+            check_csrf(self._session, self.values().get("csrf", ""))
+            self.is_checked = True
+        if name in _FIELDS:
+            self.latest = name
+        return super().open(name)
 
-    def decode(self) -> None:
-        """Makes text of what has come in."""
-        for name, typed in self._typed.items():
-            self.values[name] = typed.content.decode("utf-8", errors="replace").replace("\r\n", "\n").strip()
-
-    def _check(self) -> None:
-        if "csrf" not in self.values:
-            self.decode()
-            check_csrf(self._session, self.values.setdefault("csrf", ""))
+    def values(self) -> dict[str, str]:
+        """Return the typed fields received so far."""
+        received = {name: content for name in _TYPED if (content := self.field(name)) is not None}
+        return {name: _text(content) for name, content in received.items()}
 
 
-async def _submitted(context: Context, tenant: str, parts: _Parts, filled: Filled) -> UUID | Filled:
-    # Files first, whatever becomes of the rest: they need not be sent again.
-    await _keep(context, tenant, parts, filled)
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", errors="replace").replace("\r\n", "\n").strip()
+
+
+async def _submitted(context: Context, tenant: str, uploads: Mapping[str, Upload], filled: Filled) -> UUID | Filled:
+    # Files first: even if the rest is refused, they need not be sent again.
+    await _keep(context, tenant, uploads, filled)
     wanted = _request(filled)
     if wanted is None or filled.errors:
         return filled
@@ -149,7 +152,7 @@ async def _submitted(context: Context, tenant: str, parts: _Parts, filled: Fille
     except DeviceUnavailableError as error:
         filled.refuse_for(error, "device")
     except BlobNotFoundError as error:
-        # One that the form had from before, and that has been deleted since.
+        # The file was sent with an earlier form and has been deleted since.
         filled.values |= dict.fromkeys(_KEPT, "")
         filled.refuse_for(error)
     except (AnalysisNotFoundError, ReportNotReadyError, NoReportError) as error:
@@ -159,18 +162,16 @@ async def _submitted(context: Context, tenant: str, parts: _Parts, filled: Fille
     return filled
 
 
-async def _keep(context: Context, tenant: str, parts: _Parts, filled: Filled) -> None:
-    """Stores the files that were sent; one that is here from before takes the place of a missing one."""
-    for name, kind in FILES.items():
-        upload = parts.uploads.get(name)
+async def _keep(context: Context, tenant: str, uploads: Mapping[str, Upload], filled: Filled) -> None:
+    """Store the files that were sent; a file sent with an earlier form stands in for a missing one."""
+    for name in FILES:
+        upload = uploads.get(name)
         if upload is None or upload.size == 0:
             if not filled.values.get(f"{name}_id"):
                 filled.refuse(name, f"Choose a {name}.")
             continue
         try:
-            format_name = await sniff(upload, _READERS[kind])
-            async with context.database.transaction() as session:
-                await register(session, context, tenant, upload, format_name)
+            await store(context, tenant, upload)
         except ServiceError as error:
             filled.refuse_for(error, name)
         else:
@@ -178,13 +179,12 @@ async def _keep(context: Context, tenant: str, parts: _Parts, filled: Filled) ->
 
 
 def _request(filled: Filled) -> FormRequest | None:
-    """The fields as the interface's request, which says what is wrong with them."""
+    """Convert the fields to a request of the API, whose validation finds the errors."""
     values = filled.values
-    options: dict[str, Any] = {name: values[name] for name in Options.model_fields if values.get(name)}
-    # Browsers leave a switch out when it is off.
-    options |= {name: name in values for name in ("enclosure", "density")}
-    if "parameters" in options:
-        options["parameters"] = values["parameters"].split()
+    options: dict[str, Any] = {name: values[name] for name in OPTION_FIELDS if values.get(name)}
+    options |= {name: values[name].split() for name in options if OPTION_FIELDS[name].is_list}
+    # Browsers don't send a switch that is off.
+    options |= {name: name in values for name, shown in OPTION_FIELDS.items() if shown.is_switch}
     document: dict[str, Any] = {name: values[name] for name in _PLAIN if values.get(name)}
     document |= {file: values[name] for name, file in _KEPT.items() if values.get(name)}
     document |= {"options": options, "labels": _labels(filled), "fresh": "fresh" in values}
@@ -206,13 +206,13 @@ def _labels(filled: Filled) -> dict[str, str]:
     for line in filter(None, map(str.strip, filled.values.get("labels", "").split("\n"))):
         name, colon, value = line.partition(":")
         if not colon:
-            filled.refuse("labels", f"Each line is name: value, and {line[:80]!r} has no colon.")
+            filled.refuse("labels", f"Write each line as name: value; {line[:80]!r} has no colon.")
         labels[name.strip()] = value.strip()
     return labels
 
 
 def _located(error: FieldError) -> tuple[str, str]:
-    """The field that an error is about, and what to say there."""
+    """Return the field that an error is about, and the message to show there."""
     place = [part for part in error.pointer.split("/") if part]
     if len(place) > 1 and place[0] == "labels":
         return "labels", f"{place[1]}: {error.detail}"
@@ -221,7 +221,7 @@ def _located(error: FieldError) -> tuple[str, str]:
 
 
 def kept(values: Mapping[str, str]) -> dict[str, str]:
-    """Identifiers, by file, of files that the form has from before, where they look like such."""
+    """Return the well-formed identifiers of files sent with an earlier form, by the name of the file."""
     found = {}
     for name, file in _KEPT.items():
         if text := values.get(name):
@@ -233,7 +233,7 @@ def kept(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _written(default: object) -> str:
-    """A default as one would type it; an empty text for a switch that is off."""
+    """Write a default as a user would type it; empty for a switch that is off."""
     if isinstance(default, bool):
         return "on" if default else ""
     if isinstance(default, tuple):

@@ -1,4 +1,4 @@
-"""Pages from templates, with the headers that keep them to themselves."""
+"""Renders pages from templates, with a Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STATIC_TYPES = {
     "web.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
-"""Files that pages load, and what they are; none is anybody's secret."""
+"""Public files that pages load, and their media types."""
 
 _FOLDER = Path(__file__).parent / "static"
 
@@ -39,13 +39,13 @@ _FOLDER = Path(__file__).parent / "static"
 def page(
     request: Request, template: str, status: int = HTTPStatus.OK, *, reload_after: int | None = None, **values: Any
 ) -> Response:
-    """A page made from a template.
+    """Render a page from a template.
 
     Args:
-        request: Whose page it is.
+        request: Request for the page.
         template: Name of the template.
-        status: Status of the answer.
-        reload_after: Seconds after which a browser without scripts loads the page again.
+        status: Status of the response.
+        reload_after: Seconds after which a browser without scripts reloads the page.
         values: Values for the template.
     """
     state = request.scope.get("state", {})
@@ -68,19 +68,19 @@ def page(
 
 
 def address(request: Request, name: str, **parameters: Any) -> str:
-    """Path of a route of this service as the browser has to ask for it, prefix included."""
+    """Return the path of a route as the browser must request it, including the prefix."""
     path = request.app.url_path_for(name, **{key: str(value) for key, value in parameters.items()})
     return f"{request.scope.get('root_path', '')}{path}"
 
 
 def see(request: Request, name: str, **parameters: Any) -> Response:
-    """Sends the browser on, after something was changed, to a page of this service."""
+    """Redirect the browser to a page after a change (303 See Other)."""
     return RedirectResponse(address(request, name, **parameters), HTTPStatus.SEE_OTHER)
 
 
 @cache
 def static(name: str) -> bytes:
-    """Content of one of ``STATIC_TYPES``."""
+    """Return the content of a file in ``STATIC_TYPES``."""
     return rendering.stylesheet().encode() if name == "report.css" else (_FOLDER / name).read_bytes()
 
 
@@ -107,7 +107,7 @@ def _environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """What ``{{ … }}`` prints: strangers' text made visible; ``typed`` gives text back as it was sent."""
+    """Make control characters visible in what ``{{ … }}`` prints; the filter ``typed`` prints text unchanged."""
     if value is None:
         return ""
     return clean(value) if type(value) is str else value
@@ -118,5 +118,5 @@ def _moment(value: datetime) -> str:
 
 
 def _short(identifier: object) -> str:
-    """The beginning of a long identifier, which tells it from its neighbours."""
+    """Shorten a long identifier to its beginning."""
     return str(identifier).removeprefix("sha256:")[:8]

@@ -1,4 +1,4 @@
-"""λ_max from checkpoint to checkpoint: the analyses that share a label, in the order of their epoch or step."""
+"""λ_max over the checkpoints of a run: the analyses that share a label, ordered by epoch or step."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
 from pydantic import ValidationError
-from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from service.analyses import repository
-from service.analyses.table import AnalysisRow, ReportRow
+from service.analyses import repository, service
+from service.analyses.schemas import LABEL
+from service.analyses.table import AnalysisRow
 from service.context import Context, InContext
 from service.http.security import InTenant
 from service.rendering import plots, wording
 from service.rendering.numbers import Ends, interval, middle, number
-from service.web.endpoints import LABEL
 from service.web.pages import page
 from wsb_engine.report import Report
 
 MAX_CHECKPOINTS = 200
-"""Analyses of a series: the newest with a report."""
+"""Analyses in a series: the newest that have a report."""
 
 POSITIONS = ("epoch", "step")
-"""Labels that say where in its run a checkpoint is; the first that an analysis has counts."""
+"""Labels that position a checkpoint in its run; the first that an analysis has counts."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -40,7 +39,7 @@ class Checkpoint:
     analysis: UUID
     position: str
     ends: Ends
-    """About λ_max."""
+    """Interval that holds λ_max."""
     how: str
     is_doubtful: bool
     """True if a check has failed, so that the numbers can't be relied on."""
@@ -56,9 +55,7 @@ async def show_series(request: Request, context: InContext, tenant: InTenant, la
     if label and not LABEL.fullmatch(label):
         error = "A label is a name, or name:value."
     elif label:
-        rows = await _rows(context, tenant, label)
-        is_cut = len(rows) > MAX_CHECKPOINTS
-        rows = rows[:MAX_CHECKPOINTS]
+        rows, is_cut = await _rows(context, tenant, label)
         checkpoints = await run_in_threadpool(_checkpoints, rows)
         skipped = len(rows) - len(checkpoints)
     return page(
@@ -77,32 +74,22 @@ async def show_series(request: Request, context: InContext, tenant: InTenant, la
     )
 
 
-async def _rows(context: Context, tenant: str, label: str) -> Sequence[tuple[AnalysisRow, str]]:
-    """Analyses with this label and their reports, newest first, one more than are shown."""
-    key, colon, value = label.partition(":")
+async def _rows(context: Context, tenant: str, label: str) -> tuple[Sequence[tuple[AnalysisRow, str]], bool]:
+    """The newest analyses with this label and their reports, and whether there are older ones too."""
+    found = await service.newest(context, tenant, states=["succeeded"], labels=[label], limit=MAX_CHECKPOINTS)
     async with context.database.transaction() as session:
-        rows = await repository.newest(
-            session,
-            tenant,
-            states=["succeeded"],
-            labels=[{key: value}] if colon else [],
-            label_keys=[] if colon else [key],
-            before=None,
-            limit=MAX_CHECKPOINTS + 1,
-        )
-        query = select(ReportRow.analysis, ReportRow.body).where(ReportRow.analysis.in_([row.id for row in rows]))
-        bodies = {row.analysis: row.body for row in await session.execute(query)}
-    return [(row, bodies[row.id]) for row in rows if row.id in bodies]
+        bodies = await repository.report_bodies(session, [row.id for row in found.rows])
+    return [(row, bodies[row.id]) for row in found.rows if row.id in bodies], found.after is not None
 
 
 def _checkpoints(rows: Sequence[tuple[AnalysisRow, str]]) -> list[Checkpoint]:
-    """In the order of their positions; those without one by their age, before the others."""
+    """Order checkpoints by position; those without one come first, oldest first."""
     ordered = sorted(rows, key=lambda pair: (_position(pair[0])[0], pair[0].sequence))
     return [found for row, body in ordered if (found := _checkpoint(row, body)) is not None]
 
 
 def _checkpoint(row: AnalysisRow, body: str) -> Checkpoint | None:
-    """None where the report has no bound on λ_max, or can't be read."""
+    """Return a checkpoint; None if its report has no bound on λ_max or can't be read."""
     try:
         report = Report.model_validate_json(body)
     except ValidationError:
@@ -117,7 +104,7 @@ def _checkpoint(row: AnalysisRow, body: str) -> Checkpoint | None:
 
 
 def _position(row: AnalysisRow) -> tuple[float, str]:
-    """Where in its run, as a number to sort by and as it is shown."""
+    """Position in the run, as a number to sort by and as text to show."""
     for name in POSITIONS:
         text = row.labels.get(name)
         if text is None:
@@ -131,7 +118,7 @@ def _position(row: AnalysisRow) -> tuple[float, str]:
 
 
 def _stable(checkpoints: Sequence[Checkpoint]) -> float | None:
-    """2 / learning rate, where all have the same."""
+    """2 / learning rate, if all checkpoints share one."""
     rates = {each.learning_rate for each in checkpoints}
     rate = rates.pop() if len(rates) == 1 else None
     return None if rate is None else 2 / rate
@@ -142,7 +129,7 @@ def _plot(label: str, checkpoints: Sequence[Checkpoint]) -> Markup | None:
         return None
     points = [plots.LabelledInterval(each.position, each.ends.lower, each.ends.upper) for each in checkpoints]
     stable, highest = _stable(checkpoints), max(each.ends.upper for each in checkpoints)
-    # One that is far above would flatten the series.
+    # A limit far above the points would flatten them.
     limits = [plots.Limit("2 / learning rate", stable)] if stable is not None and stable <= 2 * highest else []
     largest = max(checkpoints, key=lambda each: middle(each.ends))
     description = (

@@ -1,7 +1,7 @@
-"""Sessions of people who have signed in with an API key.
+"""Sessions of users who have signed in with an API key.
 
-The cookie holds 256 random bits, the database their hash and the hash of the key: who reads the database can't sign
-in, and a key that is taken from WSB_API_KEYS takes its sessions with it.
+The cookie holds 256 random bits; the database holds their hash and the hash of the key. Reading the database therefore
+does not allow signing in, and removing a key from WSB_API_KEYS ends its sessions.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class SessionRow(Base):
 
 @dataclass(frozen=True)
 class Session:
-    """Someone who has signed in."""
+    """Session of a signed-in user."""
 
     tenant: str
     token: str
 
     @property
     def csrf(self) -> str:
-        """What forms of this session carry, and pages of other sites can't know."""
+        """Token that forms of this session carry and pages of other sites can't know."""
         return hmac.new(self.token.encode(), b"csrf", hashlib.sha256).hexdigest()
 
     def is_csrf(self, token: str) -> bool:
@@ -52,7 +52,7 @@ class Session:
 
 
 async def begin(session: AsyncSession, key_sha256: str, *, hours: float) -> str:
-    """A new session's token; sessions that are over go."""
+    """Begin a session and return its token; deletes expired sessions."""
     token = secrets.token_urlsafe(_TOKEN_BYTES)
     await session.execute(delete(SessionRow).where(SessionRow.expires_at < func.now()))
     expires_at = func.now() + timedelta(hours=hours)
@@ -61,7 +61,7 @@ async def begin(session: AsyncSession, key_sha256: str, *, hours: float) -> str:
 
 
 async def find(session: AsyncSession, token: str, keys: Sequence[ApiKey]) -> Session | None:
-    """The session, if it is not over and its key is still known."""
+    """Find a session that has not expired and whose key is still accepted."""
     alive = select(SessionRow.key_sha256).where(SessionRow.sha256 == _hash(token), SessionRow.expires_at > func.now())
     key_sha256 = await session.scalar(alive)
     tenant = next((key.tenant for key in keys if key.sha256 == key_sha256), None)
@@ -73,13 +73,13 @@ async def end(session: AsyncSession, token: str) -> None:
 
 
 def token_in(connection: HTTPConnection) -> str | None:
-    """The token that a browser sends."""
+    """Return the token in the browser's cookie, if there is one."""
     token = connection.cookies.get(COOKIE, "")
     return token if 0 < len(token) <= _LONGEST_TOKEN else None
 
 
 def set_cookie(request: Request, response: Response, token: str, *, hours: float) -> None:
-    """Gives the browser the token; it sends it back to pages of this service only, and scripts don't see it."""
+    """Set the cookie; the browser sends it only to this service, and scripts can't read it."""
     response.set_cookie(
         COOKIE,
         token,

@@ -1,4 +1,4 @@
-"""Signing in with an API key, and out."""
+"""Pages for signing in with an API key and signing out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from service.context import InContext
 from service.keys import hash_key, tenant_of
 from service.web import sessions
 from service.web.pages import page, see
-from service.web.posts import read_fields, read_post
+from service.web.urlencoded import read_fields, read_post
 
 router = APIRouter(include_in_schema=False)
 
-# A path of this service: browsers take // and /\ for the beginning of another host's name.
+# A path of this service: browsers treat // and /\ as the start of another host's name.
 _PATH = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]{0,2000}")
 
 
@@ -33,7 +33,7 @@ async def sign_in(request: Request, context: InContext) -> Response:
     settings, key = context.settings, fields.get("key", "").strip()
     following = fields.get("next", "/")
     if tenant_of(settings.api_keys, key) is None:
-        error = "This key is not known here."
+        error = "This key is unknown."
         return page(request, "sign_in.html", HTTPStatus.FORBIDDEN, next=following, error=error)
     async with context.database.transaction() as transaction:
         if (before := sessions.token_in(request)) is not None:

@@ -18,11 +18,11 @@ log = structlog.get_logger(__name__)
 
 
 class Children:
-    """Each runs one analysis, in a folder of its own.
+    """Children that run one analysis each, in a private folder.
 
     Args:
-        zygote: Forks them; whoever closes it ends one that waits.
-        place: What they have in common; its folder is where theirs are made.
+        zygote: Zygote that forks them; closing it ends a waiting child.
+        place: Place that they share, except for the folder: theirs are created inside it.
     """
 
     def __init__(self, zygote: Zygote, place: Place) -> None:
@@ -30,17 +30,17 @@ class Children:
         self._ahead: asyncio.Task[Child | None] | None = None
 
     def fork_ahead(self) -> None:
-        """Has one forked for the next analysis, unless there is one, without waiting for it."""
+        """Start forking a child for the next analysis, unless there is one; does not wait for it."""
         if self._ahead is None:
             self._ahead = asyncio.create_task(self._try_to_fork(), name="fork ahead")
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[Child]:
-        """The one that waits, if there is one; it and its folder are gone afterwards.
+        """Yield the waiting child, or fork one; it and its folder are removed afterwards.
 
         Raises:
             SandboxError: if no child can be forked.
-            OSError: if its folder can't be made.
+            OSError: if its folder can't be created.
         """
         ahead, self._ahead = self._ahead, None
         child = None if ahead is None else await ahead
@@ -54,7 +54,7 @@ class Children:
             await _end(child)
 
     async def close(self) -> None:
-        """Ends the one that waits."""
+        """End the waiting child."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.cancel()
@@ -66,7 +66,7 @@ class Children:
         try:
             return await self._fork()
         except (SandboxError, OSError) as error:
-            log.warning("not_forked_ahead", error=str(error))  # the analysis that needs one says it, if it lasts
+            log.warning("not_forked_ahead", error=str(error))  # if this persists, the next analysis reports it
             return None
 
     async def _fork(self) -> Child:

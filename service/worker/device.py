@@ -1,4 +1,4 @@
-"""The device of a worker: who computes on it, and when there is room for another analysis."""
+"""The device of a worker: which jobs compute on it, and when there is room for another."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from collections.abc import Callable
 
 
 class Device:
-    """The threads of a device, which one analysis has for itself until it says that it needs one only.
+    """The threads of a device; an analysis occupies all of them until it reports that it needs only one.
 
-    Small analyses use one thread, since more would wait for each other longer than they save: there are as many of them
-    at a time as threads.
+    Small analyses use one thread, because with more the threads would wait for each other longer than they save; as
+    many of them run at once as there are threads.
 
     Args:
-        threads: 1 for what runs one analysis at a time in any case, as a GPU does.
+        threads: Number of threads; 1 for a device that runs one analysis at a time, such as a GPU.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._used: dict[int, int] = {}
-        """Threads by job."""
+        """Occupied threads by job."""
         self._closed = False
         self._changed = asyncio.Event()
 
     async def room(self) -> bool:
-        """Waits until a job may be taken from the queue; False when none is to be taken any more."""
+        """Wait until a job may be taken from the queue; False if no more are to be taken."""
         await self._until(lambda: self._closed or sum(self._used.values()) < self.threads)
         return not self._closed
 
     def add(self, job: int) -> None:
-        """A job was taken from the queue."""
+        """Record that a job was taken from the queue."""
         self._used[job] = self.threads
 
     def share(self, job: int) -> None:
-        """The job needs one thread from now on."""
+        """Record that the job needs only one thread from now on."""
         if job in self._used:
             self._used[job] = 1
             self._changed.set()
 
     def leave(self, job: int) -> None:
-        """The job does not compute, or not any more; safe to repeat."""
+        """Record that the job no longer computes; safe to repeat."""
         if self._used.pop(job, None) is not None:
             self._changed.set()
 
     def close(self) -> None:
-        """No further job is taken."""
+        """Stop taking jobs."""
         self._closed = True
         self._changed.set()
 

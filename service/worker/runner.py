@@ -1,4 +1,4 @@
-"""One attempt at one analysis: job folder, sandboxed child, and what becomes of its outcome."""
+"""One attempt at one analysis: job folder, sandboxed child, and storing its outcome."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from service.sandbox import Outcome, SandboxError
 from service.settings import Settings
 from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, StorageUnavailableError
 from service.traces import Tracing
-from service.worker import fit
 from service.worker.children import Children
 from service.worker.device import Device
+from service.worker.memory import MemoryBudget, shortage
 from wsb_engine.report import Report
 
 log = structlog.get_logger(__name__)
 
 _CHILD_LINES = 100
-"""Of the end of what a child wrote; more would let a hostile one flood the log."""
+"""Last lines of a child's output that are logged; with more, a hostile child could flood the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +45,26 @@ class Runner:
     database: Database
     blobs: BlobStore
     children: Children
-    """Which run what their place says."""
     name: str
-    """Of the device: cpu or cuda:N."""
+    """Name of the device: cpu or cuda:N."""
     device: Device
     tracing: Tracing
     running: set[int] = field(default_factory=set)
-    """Jobs of the queue that are being worked on."""
+    """Numbers of the jobs in progress."""
 
     async def run(self, analysis: UUID, job: JobContext, traceparent: str | None = None) -> None:
-        """One attempt. An exception that leaves it makes the queue try again later.
+        """Make one attempt. After an exception the queue tries again later.
 
         Args:
-            analysis: Which one.
-            job: The queue's own.
+            analysis: Identifier of the analysis.
+            job: Context of the queue's job.
             traceparent: Trace of the request for the analysis, if it was traced.
 
         Raises:
-            asyncio.CancelledError: when the worker stops; the analysis is back in the queue then.
-            LeftToOthersError: when it can't fit here, but into another worker; nothing has changed.
-            StorageUnavailableError: when its files can't be had at this moment; it is back in the queue then, too.
-            SandboxError: when no child could be started, or it was killed from outside, and there are attempts left.
+            asyncio.CancelledError: if the worker stops; the analysis is then back in the queue.
+            LeftToOthersError: if it can't fit here but can in another worker; nothing has changed.
+            StorageUnavailableError: if its files are unavailable at the moment; it is then back in the queue.
+            SandboxError: if no child could be started, or it was killed from outside, and attempts are left.
         """
         number = job.job.id or 0
         self.running.add(number)
@@ -95,13 +94,13 @@ class Runner:
             await self._stopped(row, job)
             return
         except BlobMissingError as error:
-            message = f"The file {error} is not stored any more."
+            message = f"The file {error} is no longer stored."
             await self._fail(row, AnalysisError(code="blob_missing", message=message))
         except BlobCorruptError as error:
-            message, advice = f"The file {error} was changed where it is stored.", "Send it again; tell the operator."
+            message, advice = f"The stored file {error} is corrupt.", "Upload it again, and inform the operator."
             await self._fail(row, AnalysisError(code="blob_corrupt", message=message, advice=advice))
         except StorageUnavailableError:
-            # Not the analysis's fault, however long it takes.
+            # Does not count as an attempt, however long the outage lasts.
             await self._put_back(row)
             raise
         except SandboxError as error:
@@ -128,16 +127,16 @@ class Runner:
             return row
 
     async def _fits(self, session: AsyncSession, analysis: UUID) -> bool:
-        """Whether it may fit into this worker's memory; ends one that fits nowhere."""
+        """Whether the analysis may fit in this worker's memory; ends one that fits in no worker's."""
         row = await repository.find_anyones(session, analysis)
         if row is None or row.state in FINAL_STATES:
             return True
-        here = fit.Worker(
+        here = MemoryBudget(
             device=self.name,
             memory_bytes=self.settings.job_bytes,
             within_seconds=self.settings.stalled_seconds,
         )
-        error = await fit.shortage(session, row, here)
+        error = await shortage(session, row, here)
         if error is None:
             return True
         log.warning("analysis_too_large", analysis=str(analysis), message=error.message)
@@ -166,7 +165,7 @@ class Runner:
             async with self._writing_progress(row.id, latest):
                 self.children.fork_ahead()
                 outcome = await child.run(request, row.timeout_s, progressed)
-        self.device.leave(job)  # the next one computes while its report is stored
+        self.device.leave(job)  # so that the next job can compute while the report is stored
         return outcome
 
     @asynccontextmanager
@@ -178,7 +177,7 @@ class Runner:
                 try:
                     progress = progress_document(latest)
                 except ValidationError:
-                    continue  # nothing yet, or a child that says something else than the engine does
+                    continue  # no progress yet, or not the engine's
                 if progress == written:
                     continue
                 try:
@@ -193,7 +192,7 @@ class Runner:
             yield
 
     async def _stopped(self, row: AnalysisRow, job: JobContext) -> None:
-        """The child is gone: because somebody cancelled the analysis, or because this worker stops."""
+        """Handle the end of the child after the analysis was cancelled or this worker was told to stop."""
         task = asyncio.current_task()
         if job.abort_reason() is AbortReason.USER_REQUEST:
             if task is not None:
@@ -225,7 +224,7 @@ class Runner:
             report, timings = await asyncio.to_thread(_checked, outcome.result or "")
         except ValidationError as invalid:
             log.error("invalid_report", errors=str(invalid)[:2000])
-            message = "The analysis gave something that is no report."
+            message = "The analysis did not produce a valid report."
             await self._fail(row, AnalysisError(code="invalid_report", message=message))
             return
 
@@ -247,7 +246,7 @@ class Runner:
         await self._store(fail)
 
     async def _store(self, end: Callable[[AsyncSession], Awaitable[None]]) -> None:
-        """Writes how the analysis ended, as soon as there is a database to write it to."""
+        """Store how the analysis ended, as soon as the database is available."""
 
         async def once() -> None:
             async with self.database.transaction() as session:
@@ -257,15 +256,15 @@ class Runner:
 
 
 def worker_lost(attempts: int) -> dict[str, Any]:
-    """The error of an analysis whose workers all died."""
+    """Return the error of an analysis whose worker was lost in every attempt."""
     return AnalysisError(
         code="worker_lost",
         message=f"The worker was lost in each of {attempts} attempts.",
-        advice="The analysis may need more memory than the machine has; the operator finds the cause in the log.",
+        advice="The analysis may need more memory than the machine has; the log has the cause.",
     ).model_dump(mode="json")
 
 
 def _checked(result: str) -> tuple[str, dict[str, float]]:
-    """The report as our schema writes it, and its timings: the child's word for it is not taken."""
+    """Validate a child's report; return it as this process serialises it, and its known timings."""
     report = Report.model_validate_json(result)
     return report.model_dump_json(), {name: report.timings[name] for name in outcomes.TIMINGS if name in report.timings}

@@ -1,4 +1,4 @@
-"""The worker: owns one device, takes an analysis when there is room for it, and looks after those of lost workers."""
+"""The worker: owns one device, takes analyses when there is room, and rescues those of lost workers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from service.database.queue import RUN_ANALYSIS, open_queue, queues_of
 from service.kit.background import background
 from service.sandbox import Place, Zygote, delegated_group
 from service.settings import Settings
-from service.storage.opening import open_blobs
+from service.storage.factory import open_blobs
 from service.storage.scratch import ScratchFolder
 from service.traces import Tracing
 from service.worker.children import Children
@@ -43,11 +43,11 @@ from service.worker.runner import Runner, worker_lost
 log = structlog.get_logger(__name__)
 
 _ENDING = 2
-"""Analyses whose reports are being stored while others compute."""
+"""Number of analyses whose reports may be being stored while others compute."""
 _FORGET_SECONDS = 3600
-"""When the queue drops the row of a silent worker; its jobs are rescued long before."""
+"""Age at which the queue deletes the row of a silent worker; its jobs are rescued long before."""
 _STORE_SECONDS = 5.0
-"""Time to store what became of the running job, after its own time is up."""
+"""Time to store the outcome of the running job after its time is up."""
 
 
 async def work(
@@ -60,22 +60,22 @@ async def work(
     entry: str = ENTRY,
     hurry: asyncio.Event | None = None,
 ) -> None:
-    """Runs analyses until ``stop`` is set; the running one then has ``shutdown_seconds`` to finish.
+    """Run analyses until ``stop`` is set; the running one then has ``shutdown_seconds`` to finish.
 
-    A database that goes away meanwhile is waited for, for ``database_patience_seconds``; one that can't be reached at
-    the start is an error at once, which a wrong address would be for ever.
+    If the database goes away meanwhile, wait for it for ``database_patience_seconds``. If it can't be reached at the
+    start, fail at once, because the URL may be wrong.
 
     Args:
         settings: Limits and folders.
         database_url: URL of a database with current tables.
-        device: cpu or cuda:N; analyses that ask for another are left to others.
+        device: cpu or cuda:N; other workers take the analyses that request another device.
         stop: Ends the work.
-        zygote: Has the modules of ``entry`` preloaded; closed at the end.
+        zygote: Zygote that has preloaded the modules of ``entry``; closed at the end.
         entry: Entry point that a child runs.
         hurry: Cuts short the time that the running analysis has after ``stop``.
 
     Raises:
-        SandboxError: when no child can be run on this host, or is confined less than the settings require.
+        SandboxError: if no child can be run on this host, or if it lacks a protection that the settings require.
     """
     structlog.contextvars.bind_contextvars(device=device)
     database, tracing = Database(database_url), Tracing(settings.otlp_endpoint)
@@ -121,7 +121,7 @@ def _place(settings: Settings, device: str, folder: Path, group: Path | None, en
 
 
 def stop_on_signals(stop: asyncio.Event, hurry: asyncio.Event, *, supervised: bool) -> None:
-    """Sets ``stop`` on SIGTERM, on SIGINT, and, where supervised, when the supervisor's end of stdin closes.
+    """Set ``stop`` on SIGTERM, on SIGINT and, if supervised, when the supervisor closes stdin.
 
     A second signal sets ``hurry``.
     """
@@ -139,12 +139,12 @@ def _stop_at_end(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 
 
 def _add_task(queue: procrastinate.App, runner: Runner) -> set[asyncio.Task[None]]:
-    """Connects the queue with the runner; gives the attempts that are running, at any time."""
+    """Connect the queue to the runner; return the set of running attempts, which is kept up to date."""
     attempts: set[asyncio.Task[None]] = set()
 
     queue.job_manager = _Jobs(queue.connector, runner.device)
 
-    # Attempts are counted in the analysis, where every way of losing one is seen; the queue only repeats.
+    # Attempts are counted in the analysis, which sees every way of losing one; the queue only repeats.
     @queue.task(name=RUN_ANALYSIS, pass_context=True, retry=procrastinate.RetryStrategy(wait=1))
     async def run_analysis(context: JobContext, analysis: str, traceparent: str | None = None) -> None:
         attempt = asyncio.current_task()
@@ -159,7 +159,7 @@ def _add_task(queue: procrastinate.App, runner: Runner) -> set[asyncio.Task[None
 
 
 class _Jobs(JobManager):
-    """Takes a job from the queue only when there is room for it at the device."""
+    """Takes a job from the queue only if the device has room for it."""
 
     def __init__(self, connector: BaseConnector, device: Device) -> None:
         super().__init__(connector)
@@ -175,7 +175,7 @@ class _Jobs(JobManager):
 
 
 def _threads(settings: Settings, device: str) -> int:
-    """For analyses side by side."""
+    """Number of small analyses that run concurrently."""
     if device != "cpu":
         return 1
     return settings.small_jobs or settings.job_threads or len(os.sched_getaffinity(0))
@@ -213,11 +213,11 @@ async def _run_until(
     if running.done():
         await running
     else:
-        log.error("job_abandoned")  # the database is away; another worker finds the job later
+        log.error("job_abandoned")  # the database is away; another worker will rescue the job
 
 
 async def _first(task: asyncio.Task[None], event: asyncio.Event, *, seconds: float | None = None) -> None:
-    """Waits until the task is done or the event set, for so long at most."""
+    """Wait until the task is done or the event is set, for at most ``seconds``."""
     waiting = asyncio.create_task(event.wait())
     try:
         await asyncio.wait([task, waiting], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -255,7 +255,7 @@ async def _signs_of_life(
                 if worker.worker_id is not None:
                     await queue.job_manager.update_heartbeat(worker.worker_id)
                     unfinished = await _retry_unfinished(queue, worker.worker_id, runner.running, unfinished)
-                # After an outage of the database everyone has been silent, and the others need their time to show.
+                # After an outage of the database all workers have been silent; give the others time to report.
                 if time.monotonic() - last > 2 * settings.heartbeat_seconds:
                     steady_since = time.monotonic()
                 if time.monotonic() - steady_since > settings.stalled_seconds:
@@ -280,7 +280,7 @@ async def _signs_of_life(
 async def _retry_unfinished(
     queue: procrastinate.App, worker_id: int, running: set[int], seen_before: set[int]
 ) -> set[int]:
-    """Retries this worker's jobs whose end could not be written, when a second look still finds them unfinished."""
+    """Retry this worker's jobs whose end could not be stored, if they are still unfinished at the second look."""
     jobs = await queue.job_manager.list_jobs_async(status=Status.DOING.value, worker_id=worker_id)
     unfinished = {job.id: job for job in jobs if job.id is not None and job.id not in running}
     for number in unfinished.keys() & seen_before:
@@ -290,7 +290,7 @@ async def _retry_unfinished(
 
 
 async def rescue(settings: Settings, database: Database, queue: procrastinate.App) -> None:
-    """Puts the jobs of silent workers back into the queue, and ends analyses that can't be tried again."""
+    """Put the jobs of silent workers back into the queue, and end analyses that have no attempts left."""
     jobs = queue.job_manager
     for job in await jobs.get_stalled_jobs(seconds_since_heartbeat=settings.stalled_seconds):
         if job.id is None:

@@ -138,7 +138,7 @@ def test_the_main_path_needs_no_mouse(service: Served, visit: OpenVisit, files: 
     page.get_by_text("Delete this analysis").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Delete it for good")).to_be_focused()
+    expect(page.get_by_role("button", name="Delete permanently")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="New analysis")).to_be_visible()
 
@@ -192,7 +192,7 @@ def test_one_signs_in_and_out_and_links_from_elsewhere_find_the_session(
         photograph(page, "sign-in")
         page.get_by_label("API key").fill("wrong")
         page.keyboard.press("Enter")
-        expect(page.get_by_label("API key")).to_have_accessible_description(re.compile("not known here"))
+        expect(page.get_by_label("API key")).to_have_accessible_description(re.compile("This key is unknown"))
         page.get_by_label("API key").fill(KEY)
         page.keyboard.press("Enter")
         expect(page).to_have_url(f"{locked.url}/series?label=run:a")

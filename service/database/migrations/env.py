@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates the connection that ``service.database.engine`` hands over, in its transaction."""
+"""Alembic's entry point: migrates the connection that ``service.database.engine`` passes, in its transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// What pages are better with, and work without: live progress, local times, a sign while a file hangs over its field.
+// Optional enhancements: live progress, local times, highlighting a field while a file is dragged over it.
 
 function follow(section) {
   const phase = section.querySelector("#phase");
@@ -18,17 +18,17 @@ function follow(section) {
   source.addEventListener("state", (event) => {
     const analysis = JSON.parse(event.data);
     if (analysis.state !== section.dataset.state) {
-      // In another state the page has other things on it; one that has ended says so by its own event.
+      // Another state needs another page; the end of the analysis has its own event.
       if (analysis.links.cancel) again();
       return;
     }
-    // Another attempt begins anew.
+    // A new attempt starts from zero.
     if (!analysis.progress) bar.removeAttribute("value");
     show(analysis.progress);
   });
   source.addEventListener("progress", (event) => show(JSON.parse(event.data)));
   source.addEventListener("end", again);
-  // Left open, the stream would count as one more until the browser lets the page go.
+  // Otherwise the stream would stay open, and be counted, until the browser discards the page.
   addEventListener("pagehide", () => source.close());
 }
 
@@ -45,7 +45,7 @@ for (const field of document.querySelectorAll(".drop")) {
   for (const name of ["dragleave", "dragend", "drop"]) field.addEventListener(name, over(false));
 }
 
-// A form that is under way is not sent twice.
+// A form is not submitted twice.
 for (const form of document.querySelectorAll("form.ask")) {
   form.addEventListener("submit", () => {
     const button = form.querySelector("button.main");

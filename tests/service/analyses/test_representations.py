@@ -10,9 +10,10 @@ import pytest
 from support.command import wsb
 from support.service import Service, npz_batch, onnx_mlp
 
-from service.analyses.representations import HTML, JSON, JUNIT, MARKDOWN, NotAcceptableError, negotiated
+from service.analyses.representations import JSON, NotAcceptableError, negotiated
 from wsb_engine.report import Report
 
+HTML, JUNIT, MARKDOWN = "text/html", "application/junit+xml", "text/markdown"
 POLICY = {"rule": [{"metric": "loss.value", "op": "<=", "limit": 0.4}]}
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from service.blobs.formats import batch_format, model_format
-from service.blobs.repository import TruncatedFileError, UnknownFormatError
+from service.blobs.errors import TruncatedFileError, UnknownFormatError
+from service.blobs.formats import read_format
+from service.storage.store import Kind
 from wsb_engine.errors import ModelError
 from wsb_engine.formats import detect
 from wsb_engine.formats.archives import NotAnArchiveError, member_names
@@ -31,23 +32,23 @@ def written(folder: Path, content: bytes) -> Path:
 
 
 def test_an_onnx_file_is_recognised(tmp_path: Path, model_bytes: bytes) -> None:
-    assert model_format(written(tmp_path, model_bytes)) == "onnx"
+    assert read_format("models", written(tmp_path, model_bytes)) == "onnx"
 
 
 def test_a_torchscript_archive_is_recognised(tmp_path: Path) -> None:
     content = archive("m/data.pkl", "m/constants.pkl", "m/code/__torch__.py", "m/version")
-    assert model_format(written(tmp_path, content)) == "torchscript"
+    assert read_format("models", written(tmp_path, content)) == "torchscript"
 
 
 def test_every_prefix_of_an_onnx_file_is_refused(tmp_path: Path, model_bytes: bytes) -> None:
     for length in range(len(model_bytes)):
         with pytest.raises((UnknownFormatError, TruncatedFileError)):
-            model_format(written(tmp_path, model_bytes[:length]))
+            read_format("models", written(tmp_path, model_bytes[:length]))
 
 
 def test_an_onnx_file_that_lacks_its_end_is_called_truncated(tmp_path: Path, model_bytes: bytes) -> None:
     with pytest.raises(TruncatedFileError, match="bytes before its content does"):
-        model_format(written(tmp_path, model_bytes[: len(model_bytes) // 2]))
+        read_format("models", written(tmp_path, model_bytes[: len(model_bytes) // 2]))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_an_onnx_file_that_lacks_its_end_is_called_truncated(tmp_path: Path, mod
 )
 def test_another_file_is_no_model(tmp_path: Path, content: bytes, told: str) -> None:
     with pytest.raises(UnknownFormatError, match=told):
-        model_format(written(tmp_path, content))
+        read_format("models", written(tmp_path, content))
 
 
 def test_a_file_of_endless_fields_costs_little(tmp_path: Path) -> None:
@@ -87,25 +88,26 @@ def test_a_file_of_endless_fields_costs_little(tmp_path: Path) -> None:
 
 def test_a_cut_off_archive_is_called_truncated(tmp_path: Path) -> None:
     content = archive("m/data.pkl", "m/constants.pkl", "m/code/x.py")
-    for reader in (model_format, batch_format):
+    kinds: tuple[Kind, ...] = ("models", "batches")
+    for kind in kinds:
         with pytest.raises(TruncatedFileError):
-            reader(written(tmp_path, content[: len(content) // 2]))
+            read_format(kind, written(tmp_path, content[: len(content) // 2]))
 
 
 def test_the_two_batch_formats_are_recognised(tmp_path: Path, batch_bytes: bytes) -> None:
-    assert batch_format(written(tmp_path, batch_bytes)) == "npz"
-    assert batch_format(written(tmp_path, save({"x": np.zeros((2, 3))}))) == "safetensors"
+    assert read_format("batches", written(tmp_path, batch_bytes)) == "npz"
+    assert read_format("batches", written(tmp_path, save({"x": np.zeros((2, 3))}))) == "safetensors"
 
 
 @pytest.mark.parametrize("content", [b"x,y\n1,2\n", b"\x93NUMPY", archive("x.npy", "evil.pkl"), archive(), b"{"])
 def test_another_file_is_no_batch(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UnknownFormatError):
-        batch_format(written(tmp_path, content))
+        read_format("batches", written(tmp_path, content))
 
 
 def test_a_safetensors_header_beyond_the_file_is_called_truncated(tmp_path: Path) -> None:
     with pytest.raises(TruncatedFileError):
-        batch_format(written(tmp_path, struct.pack("<Q", 5000) + b'{"x"'))
+        read_format("batches", written(tmp_path, struct.pack("<Q", 5000) + b'{"x"'))
 
 
 def test_names_of_a_zip64_archive_are_read(tmp_path: Path) -> None:

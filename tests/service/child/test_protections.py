@@ -90,7 +90,7 @@ def test_a_worker_refuses_to_start_with_less_than_is_required(database_url: str,
     result = wsb("worker", WSB_SANDBOX="require", **variables)
 
     assert result.returncode == 2
-    assert result.stderr.startswith("This host does not confine jobs as it has to; what is missing: landlock.")
+    assert result.stderr.startswith("This host lacks required protections: landlock.")
     assert "Traceback" not in result.stderr
 
 

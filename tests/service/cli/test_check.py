@@ -129,7 +129,7 @@ def test_a_missing_policy_is_a_usage_error(files: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("{", "is no report"), ("{}", "is no report"), ("[" * 100_000, "is no report"), ("", "is no report")],
+    [("{", "is not a report"), ("{}", "is not a report"), ("[" * 100_000, "is not a report"), ("", "is not a report")],
 )
 def test_a_broken_baseline_ends_with_2_before_anything_is_analysed(
     files: tuple[str, str], tmp_path: Path, content: str, told: str
@@ -143,7 +143,7 @@ def test_a_baseline_of_another_major_version_ends_with_2(files: tuple[str, str],
     document = {**json.loads(wide.read_text()), "schema_version": "2.0"}
     (tmp_path / "base.json").write_text(json.dumps(document))
     result = wsb("check", *files, "--policy", policy(tmp_path, PASSING), "--baseline", f"{tmp_path}/base.json")
-    assert (result.returncode, "is a report of version 2.0" in result.stderr) == (2, True)
+    assert (result.returncode, "has report schema 2.0" in result.stderr) == (2, True)
 
 
 def test_a_limit_inside_the_enclosure_is_undecided_and_ends_with_3(

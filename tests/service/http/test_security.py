@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 from support.service import Service, StartService, npz_batch, onnx_mlp, until
 
-from service.http.exposure import ExposedError, refuse_exposure
+from service.http.bind_address import UnsafeBindAddressError, check_bind_address
 from service.http.security import PUBLIC_PATHS
 from service.keys import ApiKey, hash_key, new_key, parse_keys
 from service.settings import Settings
@@ -208,18 +208,18 @@ def test_a_stranger_who_sends_a_long_body_all_the_same_is_told_and_leaves_nothin
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
 def test_loopback_may_be_served_without_keys(host: str) -> None:
-    refuse_exposure(host, (), allow_anonymous=False)
+    check_bind_address(host, (), allow_anonymous=False)
 
 
 @pytest.mark.parametrize("host", [EVERYWHERE, "::", "", "192.0.2.1", "2001:db8::1", "0", "::ffff:192.0.2.1"])
 def test_other_addresses_may_not(host: str) -> None:
-    with pytest.raises(ExposedError, match="wsb keys new"):
-        refuse_exposure(host, (), allow_anonymous=False)
+    with pytest.raises(UnsafeBindAddressError, match="wsb keys new"):
+        check_bind_address(host, (), allow_anonymous=False)
 
 
 def test_keys_or_an_explicit_word_open_every_address() -> None:
-    refuse_exposure(EVERYWHERE, parse_keys(entry("ci", KEY)), allow_anonymous=False)
-    refuse_exposure(EVERYWHERE, (), allow_anonymous=True)
+    check_bind_address(EVERYWHERE, parse_keys(entry("ci", KEY)), allow_anonymous=False)
+    check_bind_address(EVERYWHERE, (), allow_anonymous=True)
 
 
 def test_serving_strangers_without_keys_is_refused_before_anything_is_started(tmp_path: Path) -> None:

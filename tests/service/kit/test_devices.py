@@ -29,7 +29,7 @@ def test_a_worker_takes_the_devices_that_it_is_given(
 @pytest.mark.parametrize("wanted", ["cuda:2", "cuda", "tpu"])
 def test_a_device_that_is_not_here_is_refused(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "offered_devices", lambda: ["cuda:0", "cuda:1"])
-    with pytest.raises(UnknownDeviceError, match="there are cuda:0, cuda:1"):
+    with pytest.raises(UnknownDeviceError, match="it has cuda:0, cuda:1"):
         chosen_devices(wanted)
 
 
@@ -38,4 +38,4 @@ def test_the_command_says_which_devices_there_are() -> None:
     command = [sys.executable, "-m", "service.cli.commands", "worker", "--device", "cuda:99"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert "There is no device 'cuda:99' here" in ended.stderr
+    assert "This machine has no device 'cuda:99'" in ended.stderr

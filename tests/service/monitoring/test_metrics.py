@@ -26,7 +26,7 @@ from service.database import counters
 from service.database.counters import BUCKETS, Event
 from service.database.engine import Database
 from service.keys import hash_key, new_key
-from service.monitoring.metrics import OTHER, FiguresReader, Metrics
+from service.monitoring.metrics import OTHER, Metrics, SnapshotReader
 from service.server.app import create_app
 from service.settings import Settings
 
@@ -54,7 +54,7 @@ def samples(text: str) -> Samples:
 
 
 def value(service: Service, name: str, **labels: str) -> float | None:
-    """As it is now; the figures of the database may be a second old."""
+    """As it is now; the database snapshot may be a second old."""
     found = samples(service.client.get("/metrics").text)
     return found.get((name, tuple(sorted(labels.items()))))
 
@@ -211,9 +211,9 @@ def test_the_database_is_read_at_most_once_a_second(database_url: str) -> None:
 
     async def act() -> int:
         database = Counting(database_url)
-        reader = FiguresReader(Settings(_env_file=None), database)
-        await asyncio.gather(*(reader.figures() for _ in range(20)))
-        await reader.figures()
+        reader = SnapshotReader(Settings(_env_file=None), database)
+        await asyncio.gather(*(reader.read() for _ in range(20)))
+        await reader.read()
         await database.close()
         return database.read
 

@@ -39,7 +39,7 @@ def test_a_service_with_everything_in_place_is_ready(service: Service) -> None:
 def test_a_service_without_a_worker_lacks_only_that(api: Service) -> None:
     status, problem = ask(api)
     assert (status, problem["details"], wrong(api)) == (503, {"missing": "worker"}, set())
-    assert problem["detail"] == problem["checks"]["worker"] == "No worker has been seen lately."
+    assert problem["detail"] == problem["checks"]["worker"] == "No worker is alive."
 
 
 def test_probes_are_told_when_to_ask_again(api: Service) -> None:
@@ -108,7 +108,7 @@ def test_a_table_that_is_locked_holds_up_neither_the_probe_nor_the_other_checks(
         assert wrong(api) == set()
         # One query waits for the lock, however many probes have come.
         assert api.sql(WAITING) == [(1,)]
-    until(lambda: ask(api)[1]["checks"]["worker"] == "No worker has been seen lately.")
+    until(lambda: ask(api)[1]["checks"]["worker"] == "No worker is alive.")
 
 
 def test_a_database_that_accepts_connections_and_says_nothing_is_given_up(database_url: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from service.sandbox import Job, Limits, Outcome, Zygote
+from service.sandbox import Job, JobLimits, Outcome, Zygote
 
 HERE = Path(__file__).parent
 
@@ -50,7 +50,7 @@ class Sandbox:
     def zygote(self, *preload: str) -> Zygote:
         return Zygote(preload or ["sandbox_entries"], python_path=[HERE, self._root])
 
-    def job(self, function: str, *, limits: Limits | None = None, **request: Any) -> Job:
+    def job(self, function: str, *, limits: JobLimits | None = None, **request: Any) -> Job:
         self._jobs += 1
         folder = self._root / f"job-{self._jobs}"
         folder.mkdir()

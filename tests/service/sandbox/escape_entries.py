@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from service.sandbox.seccomp import _MACHINES
-from service.sandbox.syscalls import JUDGED, REFUSED
+from service.sandbox.syscalls import CONDITIONAL, REFUSED
 
 Request = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
@@ -216,7 +216,7 @@ def outlive_the_parent(request: Request, emit: Emit) -> str:
 def make_namespaces(request: Request, emit: Emit) -> str:
     column, _ = _MACHINES[os.uname().machine]
     new_user, new_pid, new_network = 0x10000000, 0x20000000, 0x40000000
-    clone, thread = JUDGED["clone"][column], 0x00010000
+    clone, thread = CONDITIONAL["clone"][column], 0x00010000
     flags = [kind | more for kind in (new_user, new_pid, new_network) for more in (0, thread)]
     ways = [lambda flag=flag: _check(libc.syscall(ctypes.c_long(clone), ctypes.c_long(flag), 0)) for flag in flags]
     return " ".join(sorted({_attempt(way) for way in ways}))

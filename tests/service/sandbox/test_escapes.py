@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from service.sandbox import Job, Limits, Zygote
+from service.sandbox import Job, JobLimits, Zygote
 
 MIB, GIB = 1 << 20, 1 << 30
-MEMORY = Limits(memory_bytes=256 * MIB, file_bytes=MIB)
+MEMORY = JobLimits(memory_bytes=256 * MIB, file_bytes=MIB)
 
 
 @pytest.fixture

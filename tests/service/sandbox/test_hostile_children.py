@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from service.sandbox import Limits
+from service.sandbox import JobLimits
 
 
 def frame(payload: bytes) -> bytes:
@@ -45,7 +45,7 @@ def test_a_result_of_the_hostile_before_the_honest_one_is_a_crash(sandbox):
 
 def test_a_frame_over_the_limit_is_refused_by_its_header_alone(sandbox):
     header = struct.pack(">I", 1001)
-    outcome = sandbox.run(sandbox.job("write_bytes", hex=header.hex(), hang=True, limits=Limits(frame_bytes=1000)))
+    outcome = sandbox.run(sandbox.job("write_bytes", hex=header.hex(), hang=True, limits=JobLimits(frame_bytes=1000)))
 
     assert outcome.error.code == "worker_protocol_violation"
     assert "1001" in outcome.error.message

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.sandbox import Limits
+from service.sandbox import JobLimits
 from service.sandbox.confinement import KEPT_VARIABLES, QUIET_VARIABLES, THREAD_VARIABLES
 
 DEPENDING_ON_HOST = {
@@ -37,7 +37,7 @@ def test_the_environment_is_short(sandbox, monkeypatch):
 
 
 def test_a_child_is_confined_and_says_so(sandbox):
-    limits = Limits(open_files=100, file_bytes=12345)
+    limits = JobLimits(open_files=100, file_bytes=12345)
     job = replace(sandbox.job("surroundings", limits=limits), threads=2, seconds=30.0)
     seen = json.loads(sandbox.run(job).result)
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from service.sandbox import Job, Limits
-from service.sandbox.verdict import Evidence, Exit, judge
+from service.sandbox import Job, JobLimits
+from service.sandbox.diagnosis import Evidence, Exit, diagnose
 
 
 def test_a_job_returns_what_its_entry_returns(sandbox):
@@ -97,13 +97,13 @@ def test_the_log_has_what_the_child_wrote_even_if_it_hides_the_file(sandbox):
 
 
 def test_a_full_log_does_not_turn_a_failure_into_a_crash(sandbox):
-    outcome = sandbox.run(sandbox.job("write_much", limits=Limits(file_bytes=50_000)))
+    outcome = sandbox.run(sandbox.job("write_much", limits=JobLimits(file_bytes=50_000)))
 
     assert (outcome.status, outcome.error.code) == ("failed", "internal_error")
 
 
 def test_the_log_is_capped(sandbox):
-    job = sandbox.job("write_much", limits=Limits(file_bytes=50_000))
+    job = sandbox.job("write_much", limits=JobLimits(file_bytes=50_000))
     sandbox.run(job)
 
     assert (job.folder / "child.log").stat().st_size <= 50_000
@@ -116,7 +116,7 @@ def test_running_out_of_memory_in_the_entry_is_told_apart(sandbox):
 
 
 def test_a_result_over_the_frame_limit_is_an_error_with_advice(sandbox):
-    outcome = sandbox.run(sandbox.job("big", characters=1000, limits=Limits(frame_bytes=1000)))
+    outcome = sandbox.run(sandbox.job("big", characters=1000, limits=JobLimits(frame_bytes=1000)))
 
     assert (outcome.status, outcome.error.code) == ("failed", "result_too_large")
 
@@ -124,13 +124,13 @@ def test_a_result_over_the_frame_limit_is_an_error_with_advice(sandbox):
 def test_a_child_that_the_kernel_killed_for_memory_is_out_of_memory():
     killed = Exit(status=signal.SIGKILL, peak_memory_bytes=1 << 30)
 
-    status, error = judge(Evidence(exit=killed, oom_kills=True), seconds=1.0)
+    status, error = diagnose(Evidence(exit=killed, oom_kills=True), seconds=1.0)
 
     assert (status, error.code) == ("out_of_memory", "out_of_memory")
 
 
 def test_a_child_at_the_end_of_its_cpu_time_has_timed_out():
-    status, error = judge(Evidence(exit=Exit(status=signal.SIGXCPU, peak_memory_bytes=1)), seconds=1.0)
+    status, error = diagnose(Evidence(exit=Exit(status=signal.SIGXCPU, peak_memory_bytes=1)), seconds=1.0)
 
     assert (status, error.code) == ("timed_out", "time_limit_exceeded")
 

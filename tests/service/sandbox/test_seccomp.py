@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from service.sandbox.seccomp import Filter, compiled
-from service.sandbox.syscalls import JUDGED, NEWEST, REFUSED
+from service.sandbox.syscalls import CONDITIONAL, NEWEST, REFUSED
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 READ = {"x86_64": 0, "aarch64": 63}
@@ -48,13 +48,13 @@ def verdict(wanted, machine, number, *arguments, architecture=None):
 
 
 def judged(wanted, machine, name, *arguments):
-    return verdict(wanted, machine, JUDGED[name][COLUMN[machine]], *arguments)
+    return verdict(wanted, machine, CONDITIONAL[name][COLUMN[machine]], *arguments)
 
 
 @machines
 def test_what_the_table_refuses_fails_and_what_it_does_not_know_passes(machine):
     refused = {numbers[COLUMN[machine]] for numbers in REFUSED.values()} - {None}
-    judged_too = {numbers[COLUMN[machine]] for numbers in JUDGED.values()}
+    judged_too = {numbers[COLUMN[machine]] for numbers in CONDITIONAL.values()}
 
     for number in set(range(NEWEST + 1)) - judged_too:
         assert verdict(STRICT, machine, number) == (REFUSED_CALL if number in refused else PASSED)

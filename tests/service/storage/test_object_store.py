@@ -85,7 +85,7 @@ def test_while_the_store_is_away_the_service_is_not_ready(api: Service, objects:
     objects.stop()
     found = api.client.get("/readyz").json()
     assert found["details"] == {"missing": "storage"}
-    assert found["checks"]["storage"] == "The object store of models and batches can't be used at this moment."
+    assert found["checks"]["storage"] == "The object store of models and batches is unavailable at the moment."
     objects.start()
     assert api.client.get("/readyz").json()["checks"]["storage"] == "ok"
 
@@ -136,7 +136,7 @@ def test_a_file_that_was_changed_in_the_bucket_is_told_at_once_and_mended_by_sen
     start_worker(start_service, objects)
     ended = api.ended(first)
     assert (ended["state"], ended["error"]["code"], ended["attempts"]) == ("failed", "blob_corrupt", 1)
-    assert "Send it again" in ended["error"]["advice"]
+    assert "Upload it again" in ended["error"]["advice"]
     assert api.ended(submit(api, files))["state"] == "succeeded"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.server.allocation import keep_freed_memory
+from service.server.malloc import keep_freed_memory
 from service.storage import writeback
 from service.storage.store import Upload
 from service.storage.writeback import start_writeback

@@ -97,7 +97,7 @@ def test_good_files_of_a_bad_form_need_not_be_sent_again(api: Service, visit: Vi
     [
         ({"model": None}, {"model": "Choose a model."}),
         ({"model": None, "batch": None}, {"model": "Choose a model.", "batch": "Choose a batch."}),
-        ({"model": b"no model at all"}, {"model": "The model is neither an ONNX file"}),
+        ({"model": b"no model at all"}, {"model": "The file is neither an ONNX file"}),
         ({"batch": b"PK\x03\x04 cut off"}, {"batch": ""}),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_full_queue_keeps_the_form(start_service: StartService, visit: Visit) 
     visitor.asked()
     response = visitor.ask(labels="run: second", fresh="on")
     assert response.status_code == 429
-    assert "1 analyses are waiting already." in response.text
+    assert "The limit on queued analyses, 1, is reached." in response.text
     assert value_of(response.text, "labels") == "run: second"
     assert value_of(response.text, "model_id").startswith("sha256:")
 

@@ -78,7 +78,7 @@ def test_a_running_analysis_shows_how_far_it_is_and_loads_itself_again_without_s
     assert (response.status_code, response.headers["location"]) == (303, f"/analyses/{analysis}")
     assert service.ended(analysis)["state"] == "cancelled"
     ended = visitor.get(f"/analyses/{analysis}")
-    assert "It was cancelled before there was a report." in ended.text
+    assert "The analysis was cancelled before it had a report." in ended.text
     assert "http-equiv" not in ended.text
 
 
@@ -131,7 +131,7 @@ def test_a_report_of_a_version_that_cannot_be_read_leaves_its_json(service: Serv
     visitor = visit(service)
     analysis = planted(service, visitor, "perceptron")
     service.sql("UPDATE reports SET body = '{}' WHERE analysis = %s", analysis)
-    assert "An older version made this report" in visitor.get(f"/analyses/{analysis}").text
+    assert "An older version produced this report" in visitor.get(f"/analyses/{analysis}").text
     assert visitor.get(f"/analyses/{analysis}/report.json").text == "{}"
     assert visitor.get(f"/analyses/{analysis}/report.md").status_code == 406
     assert visitor.get(f"/compare?a={analysis}&b={analysis}").status_code == 422

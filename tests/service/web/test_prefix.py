@@ -55,5 +55,5 @@ def test_what_is_not_stays_so(below: Service, path: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["wsb", "/v1", "/static/x", "/analyses", "/a b", "/a//b", "https://x/wsb"])
 def test_a_prefix_that_could_be_taken_for_something_else_is_refused(prefix: str) -> None:
-    with pytest.raises(ValidationError, match="the prefix must be like /wsb"):
+    with pytest.raises(ValidationError, match="the prefix must look like /wsb"):
         Settings(_env_file=None, root_path=prefix)

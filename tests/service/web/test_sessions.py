@@ -75,7 +75,7 @@ def test_behind_tls_the_cookie_is_for_tls_only(locked: Service, visit: Visit) ->
 @pytest.mark.parametrize("key", ["", "wrong", OTHER_KEY[:-1], f"{KEY}x", "ü", hash_key(KEY)])
 def test_a_key_that_is_none_signs_nobody_in(locked: Service, visit: Visit, key: str) -> None:
     response = visit(locked).sign_in(key)
-    assert (response.status_code, "This key is not known here." in response.text) == (403, True)
+    assert (response.status_code, "This key is unknown." in response.text) == (403, True)
     assert "set-cookie" not in response.headers
     assert locked.sql("SELECT count(*) FROM sessions") == [(0,)]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.service import Service, StartService, npz_batch, onnx_mlp, until
 
-from service.worker.fit import least_bytes
+from service.worker.memory import least_bytes
 
 MIB = 1 << 20
 SMALL, LARGE = 256 * MIB, 4096 * MIB

@@ -15,7 +15,7 @@ down_revision = "0001"
 def upgrade() -> None:
     for table in ("blobs", "analyses"):
         op.add_column(table, sa.Column("tenant", sa.Text, nullable=False, server_default="default"))
-        # A row that forgets to say whose it is must not become somebody's.
+        # A row without a tenant must not be assigned to one silently.
         op.alter_column(table, "tenant", server_default=None)
     _upgrade_blobs()
     for column in ("policy", "baseline", "verdict"):
@@ -45,7 +45,7 @@ def upgrade() -> None:
             ["analysis"], ["analyses.id"], ondelete="CASCADE", name="fk_idempotency_keys_analysis_analyses"
         ),
     )
-    # The foreign key's own: a deleted analysis looks for its keys.
+    # For the foreign key: deleting an analysis looks up its keys.
     op.create_index("ix_idempotency_keys_analysis", "idempotency_keys", ["analysis"])
 
 
@@ -59,7 +59,7 @@ def _upgrade_blobs() -> None:
 
 
 def downgrade() -> None:
-    """Everything becomes everyone's, as it was before there were tenants."""
+    """Merge the data of all tenants, as before there were tenants."""
     op.drop_table("idempotency_keys")
     for index in ("tenant_batch", "tenant_model", "finished_at", "fingerprint", "tenant_sequence"):
         op.drop_index(f"ix_analyses_{index}", "analyses")

@@ -8,7 +8,7 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-# Deferred, so that the row of a total, which many transactions want, is locked only while one commits.
+# Deferred, so that the row of a total, which many transactions update, is locked only during a commit.
 _COUNT_ENDED = """
 CREATE FUNCTION count_ended_analysis() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

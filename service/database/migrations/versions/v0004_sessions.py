@@ -1,4 +1,4 @@
-"""Sessions of people who have signed in to the web pages."""
+"""Sessions of users who have signed in to the web pages."""
 
 from __future__ import annotations
 

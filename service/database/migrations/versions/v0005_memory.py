@@ -1,4 +1,4 @@
-"""How much memory a worker gives an analysis."""
+"""Memory limit of a worker's analyses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    # Null for workers of an older version, which go on beside newer ones during an upgrade.
+    # Null for workers of an older version, which run alongside newer ones during an upgrade.
     op.add_column("workers", sa.Column("memory_bytes", sa.BigInteger, nullable=True))
 
 

@@ -11,7 +11,7 @@ from support.pages import Visitor, field_errors
 from support.policies import report
 from support.service import Service
 
-from service.web.comparing import decision
+from service.web.comparison import decision
 from wsb_engine.report import Check, Report, ReportWarning
 
 Visit = Callable[..., Visitor]
@@ -58,8 +58,8 @@ def probable(lower: float, upper: float) -> Report:
 
 
 def test_what_is_probable_only_is_said_to_be() -> None:
-    assert "but for a probability of at most 1e-9" in decision(report((1.0, 2.0)), probable(5.0, 6.0))[1]
-    assert "but for a probability of at most 2e-9" in decision(probable(1.0, 2.0), probable(5.0, 6.0))[1]
+    assert "except with probability at most 1e-9" in decision(report((1.0, 2.0)), probable(5.0, 6.0))[1]
+    assert "except with probability at most 2e-9" in decision(probable(1.0, 2.0), probable(5.0, 6.0))[1]
     assert "probability" not in decision(report((1.0, 2.0)), report((5.0, 6.0)))[1]
 
 
@@ -116,7 +116,7 @@ def test_numbers_stand_side_by_side_with_every_difference_that_they_can_have(ser
     assert found["Trace, tr H"] == ["60", "—", "—"]
     assert "B is sharper" in response.text
     assert "is at least 44, that of A at most 41 (by enclosure)" in response.text
-    assert "Made in different ways" not in response.text
+    assert "Produced with different settings" not in response.text
 
 
 def test_what_was_made_otherwise_is_named(service: Service, visit: Visit) -> None:
@@ -150,7 +150,7 @@ def test_an_analysis_without_a_report_is_told_at_its_field(service: Service, vis
     assert response.status_code == 422
     assert field_errors(response.text) == {
         "a": "This analysis has no report that can be read.",
-        "b": "This is no identifier of an analysis.",
+        "b": "This is not the identifier of an analysis.",
     }
 
 

@@ -1,4 +1,4 @@
-"""Whether an analysis can fit into a worker's memory, by the sizes of its files alone."""
+"""Whether an analysis can fit in a worker's memory, judged by the sizes of its files alone."""
 
 from __future__ import annotations
 
@@ -13,54 +13,55 @@ from service.blobs.repository import BlobRow
 from service.database import workers
 
 _VECTORS = 2
-"""Copies of the parameters that every analysis holds: themselves and their gradient."""
+"""Vectors of parameter size that every analysis holds: the parameters and their gradient."""
 
 
 class LeftToOthersError(Exception):
-    """The analysis can't fit here, but into another worker, which will find it in the queue."""
+    """The analysis can't fit in this worker but can in another, which will take it from the queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worker:
-    """What decides whether an analysis fits."""
+class MemoryBudget:
+    """What determines whether an analysis fits in a worker."""
 
     device: str
     memory_bytes: int
-    """That one analysis may have."""
+    """Memory limit of one analysis."""
     within_seconds: float
     """Silence after which another worker counts as lost."""
 
 
-async def shortage(session: AsyncSession, row: AnalysisRow, worker: Worker) -> AnalysisError | None:
-    """Why the analysis can't succeed on any worker; None where it can on this one.
+async def shortage(session: AsyncSession, row: AnalysisRow, budget: MemoryBudget) -> AnalysisError | None:
+    """Return why the analysis can't succeed on any worker; None if it may succeed on this one.
 
     Args:
-        session: A transaction.
-        row: The analysis.
-        worker: The one that is about to start it.
+        session: Session to read with.
+        row: Row of the analysis.
+        budget: Budget of the worker that is about to start it.
 
     Raises:
-        LeftToOthersError: when it can on another one that is alive.
+        LeftToOthersError: if it may succeed on another live worker.
     """
-    needed = least_bytes(*await _sizes(session, row), doubles=_works_in_double(row.options["dtype"], worker.device))
-    if needed <= worker.memory_bytes:
+    needed = least_bytes(*await _sizes(session, row), doubles=_works_in_double(row.options["dtype"], budget.device))
+    if needed <= budget.memory_bytes:
         return None
-    for other in await workers.alive(session, within_seconds=worker.within_seconds):
+    for other in await workers.alive(session, within_seconds=budget.within_seconds):
         if workers.offers(other, row.options["device"]) and (other.memory_bytes or 0) >= needed:
             raise LeftToOthersError(str(row.id))
     return AnalysisError(
         code="out_of_memory",
-        message=f"It needs at least {needed} bytes of memory, and no worker has as many.",
+        message=f"The analysis needs at least {needed} bytes of memory, more than any worker has.",
         advice="Use a smaller model or batch, dtype float32, or a worker with more memory.",
-        details={"needed_bytes": needed, "limit_bytes": worker.memory_bytes},
+        details={"needed_bytes": needed, "limit_bytes": budget.memory_bytes},
     )
 
 
 def least_bytes(model: int, batch: int, *, doubles: bool) -> int:
-    """A lower bound: reject what cannot fit, try what might.
+    """Return a lower bound on the memory of an analysis: reject what can't fit, try what might.
 
     Args:
-        model, batch: Bytes of the files; weights are taken for float32.
+        model: Size of the model file in bytes; its weights are assumed to be float32.
+        batch: Size of the batch file in bytes.
         doubles: Whether the analysis works in float64.
     """
     return _VECTORS * model * (2 if doubles else 1) + batch
@@ -71,7 +72,7 @@ def _works_in_double(dtype: str, device: str) -> bool:
 
 
 async def _sizes(session: AsyncSession, row: AnalysisRow) -> tuple[int, int]:
-    """Bytes of model and batch; 0 for one that is unknown."""
+    """Sizes of the model and the batch in bytes; 0 if unknown."""
 
     def size(kind: str, sha256: str) -> ScalarSelect[int | None]:
         return select(func.max(BlobRow.size)).where(BlobRow.kind == kind, BlobRow.sha256 == sha256).scalar_subquery()

@@ -1,13 +1,11 @@
-"""Two reports side by side: their numbers, how these differ, and what is certain about that."""
+"""Two reports side by side: their numbers, the differences, and what is certain about them."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 from http import HTTPStatus
 from typing import Any
-from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
@@ -25,12 +23,11 @@ from service.policies.policy import parse_toml
 from service.policies.schemas import Difference
 from service.rendering import bounds, plots, wording
 from service.rendering.numbers import ends, interval, number
-from service.web.endpoints import find
 from service.web.pages import page
 from wsb_engine.report import Interval, Report
 
 MAX_CHOICES = 100
-"""Analyses to choose from: the newest with a report."""
+"""Analyses to choose from: the newest that have a report."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -52,13 +49,12 @@ _NUMBERS = (
     ("Samples", "batch.samples"),
 )
 _ANY_POLICY = Policy.model_validate({"rule": [{"metric": "loss.value", "op": ">=", "limit": 0.0}]})
-"""Stands in where there is none: the differences of two reports don't depend on it."""
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Placeholder if no policy is given: the differences of two reports don't depend on it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number of both reports, as it is shown."""
+    """One number of both reports, as text to show."""
 
     label: str
     first: str
@@ -69,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Chosen:
-    """An analysis that has been chosen, and its report."""
+    """A chosen analysis and its report."""
 
     analysis: Analysis
     report: Report
@@ -93,17 +89,18 @@ async def compare_analyses(
 
 
 async def _chosen(context: Context, tenant: str, text: str, errors: dict[str, str], name: str) -> Chosen | None:
-    """The analysis of this identifier, unless there is none, or none with a report.
+    """Find the analysis with this identifier; None, with an error for its field, if it has no readable report.
 
     Raises:
-        AnalysisNotFoundError: for an identifier that the tenant has no analysis of.
+        AnalysisNotFoundError: if the tenant has no such analysis.
     """
     if not text:
         return None
-    if not _UUID.fullmatch(text):
-        errors[name] = "This is no identifier of an analysis."
+    analysis = service.parse_id(text)
+    if analysis is None:
+        errors[name] = "This is not the identifier of an analysis."
         return None
-    row, stored = await find(context, tenant, UUID(text))
+    row, stored = await service.fetch(context, tenant, analysis)
     report = None if stored is None else await run_in_threadpool(representations.parsed, stored)
     if report is None:
         errors[name] = "This analysis has no report that can be read."
@@ -112,7 +109,7 @@ async def _chosen(context: Context, tenant: str, text: str, errors: dict[str, st
 
 
 def _offered(newest: list[Analysis], *chosen: Chosen | None) -> list[Analysis]:
-    """What there is to choose from; what has been chosen is among it, however old."""
+    """Return the newest analyses and the chosen ones, however old."""
     known = {analysis.id for analysis in newest}
     return newest + [
         each.analysis
@@ -130,7 +127,7 @@ def _policy(text: str, errors: dict[str, str]) -> Policy | None:
 
 
 def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str, Any]:
-    """What the page shows of two reports; the first is the baseline of the second."""
+    """Compute what the page shows of two reports; the first is the baseline of the second."""
     verdict, both = None, (("A", first.report), ("B", second.report))
     if policy is not None:
         rate = second.analysis.options.learning_rate
@@ -147,16 +144,16 @@ def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str,
 
 
 def decision(first: Report, second: Report) -> tuple[str, str]:
-    """Which of two classifiers is sharper for certain, in a few words, and why."""
+    """Decide which of two classifiers is certainly sharper: a heading, and the reason."""
     doubtful = " and ".join(name for name, report in (("A", first), ("B", second)) if wording.doubts(report))
     if doubtful:
         return "Not decided", f"The numbers of {doubtful} can't be relied on."
     if first.lambda_max is None or second.lambda_max is None:
-        return "Not decided", "One of the reports holds no bound on λ_max."
+        return "Not decided", "One of the reports has no bound on λ_max."
     how = " and ".join(dict.fromkeys([wording.source(first), wording.source(second)]))
     ours, theirs = first.lambda_max.interval, second.lambda_max.interval
     chance = (ours.failure_probability or 0.0) + (theirs.failure_probability or 0.0)
-    but = f", but for a probability of at most {number(chance)}" if chance else ""
+    but = f", except with probability at most {number(chance)}" if chance else ""
     for sharper, other, high, low in (("A", "B", ours, theirs), ("B", "A", theirs, ours)):
         if high.lower > low.upper:
             least, most = ends(high)[0], ends(low)[1]
@@ -187,7 +184,7 @@ def _written(low: Fraction, high: Fraction, *, enclosed: bool) -> str:
 
 
 def _relative(ours: Measurement, low: Fraction, high: Fraction) -> str:
-    """The difference's middle as a share of the first number; whether its sign is certain."""
+    """The midpoint of the difference as a percentage of the first number, or that its sign is not certain."""
     if low <= 0 <= high:
         return "the same" if low == high else "sign not certain"
     middle = (ours.low + ours.high) / 2
@@ -211,5 +208,5 @@ def _plot(first: Chosen, second: Chosen) -> Markup | None:
 
 
 def _differences(first: Report, second: Report) -> list[Difference]:
-    """What else than the numbers differs, so that these may not be comparable."""
+    """Differences in how the reports were produced, which may make their numbers incomparable."""
     return compare(_ANY_POLICY, second, first).differences

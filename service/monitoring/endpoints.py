@@ -1,76 +1,33 @@
-"""What this service can do and how it is: capabilities, liveness, readiness."""
+"""/v1/capabilities, liveness, readiness and metrics."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, get_args
 
-from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import PlainTextResponse
 
 import wsb_engine
 from service.child.entry import torchscript_accepted
 from service.context import InContext
 from service.database import workers
 from service.errors import UnavailableError, declare
-from service.monitoring.readiness import CHECKS, OK, Readiness
+from service.monitoring.metrics import Metrics, SnapshotReader
+from service.monitoring.readiness import OK, Readiness
+from service.monitoring.schemas import (
+    BatchFormat,
+    Capabilities,
+    EngineVersions,
+    Formats,
+    Health,
+    Limits,
+    ModelFormat,
+    Ready,
+    Sandbox,
+)
 from wsb_engine.report import SCHEMA_VERSION
 
 router = APIRouter(tags=["service"])
-
-ModelFormat = Literal["onnx", "torchscript"]
-BatchFormat = Literal["npz", "safetensors"]
-
-
-class EngineVersions(BaseModel):
-    version: str
-    report_schema: str = Field(description="Version of the report's schema.")
-
-
-class Formats(BaseModel):
-    models: list[ModelFormat] = Field(
-        description="Includes TorchScript if WSB_TORCHSCRIPT and the active protections allow loading it."
-    )
-    batches: list[BatchFormat]
-
-
-class Limits(BaseModel):
-    model_bytes: int
-    batch_bytes: int
-    request_bytes: int
-    queued_analyses: int
-    queued_analyses_per_tenant: int
-    concurrent_uploads: int
-    event_streams: int
-    wait_seconds: float
-    job_seconds: float
-    attempts: int
-
-
-class Sandbox(BaseModel):
-    protections: list[str] = Field(description="Protections that are active on every live worker.")
-
-
-class Capabilities(BaseModel):
-    """What this service offers at the moment."""
-
-    engine: EngineVersions
-    workers: int = Field(description="Workers that are alive.")
-    devices: list[str] = Field(description="Devices that the workers offer; an analysis may request one.")
-    formats: Formats
-    limits: Limits
-    sandbox: Sandbox
-
-
-class Health(BaseModel):
-    status: Literal["ok"] = "ok"
-
-
-class Ready(BaseModel):
-    status: Literal["ready"] = "ready"
-    checks: dict[str, Literal["ok"]] = Field(
-        description="By part: server, database, migrations, storage, queue, worker.",
-        examples=[dict.fromkeys(CHECKS, "ok")],
-    )
 
 
 @router.get("/v1/capabilities", summary="Versions, devices, formats, limits and protections")
@@ -111,9 +68,9 @@ async def get_health() -> Health:
 @router.get(
     "/readyz",
     summary="Check whether analyses can be accepted and run",
-    description="503 names in `details.missing` the first part that is not as it has to be. `checks` says, with either "
-    "status, how each part is: the server, the database, its tables, the place of models and batches, the queue, and "
-    "whether a worker is alive. Waits for none of them longer than WSB_PROBE_SECONDS.",
+    description="With status 503, `details.missing` names the first part that is not ready. With either status, "
+    "`checks` has the state of each part: the server, the database, its tables, the storage of models and batches, "
+    "the queue, and the workers. No check takes longer than WSB_PROBE_SECONDS.",
     responses=declare(UnavailableError),
 )
 async def get_readiness(request: Request) -> Ready:
@@ -124,3 +81,15 @@ async def get_readiness(request: Request) -> Ready:
         headers = {"Retry-After": "1"}
         raise UnavailableError(checks[missing], headers=headers, details={"missing": missing}, checks=checks)
     return Ready(checks=dict.fromkeys(checks, "ok"))
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    description="The Prometheus text format, or OpenMetrics on request. Requires a key if keys are set.",
+    response_class=PlainTextResponse,
+)
+async def get_metrics(request: Request, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
+    metrics: Metrics = request.state.metrics
+    reader: SnapshotReader = request.state.snapshots
+    return metrics.exposition(accept, await reader.read())

@@ -1,4 +1,4 @@
-"""What the C library does with memory that was freed."""
+"""Settings of the C library's memory allocator."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _KEPT_BYTES = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep some megabytes for what comes next, where it can be told so (glibc).
+    """Have the C library keep some megabytes of freed memory for reuse, if it supports that (glibc).
 
-    By default it gives a large piece back at once, and the system finds and clears its pages anew for the next: for an
-    upload, whose pieces are large, that takes as long as receiving them.
+    By default it returns a large block at once, and the system must find and clear pages for the next one. For an
+    upload, whose chunks are large, that takes as long as receiving them.
     """
     with suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""How a job ended, judged from what its parent saw."""
+"""Determines how a job ended from what its parent observed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Exit:
     """The end of a child process."""
 
     status: int
-    """As wait(2) gives it."""
+    """Wait status, as in wait(2)."""
     peak_memory_bytes: int
 
     @property
@@ -30,29 +30,29 @@ class Exit:
 
 @dataclass(kw_only=True)
 class Evidence:
-    """What the parent saw of one job; filled in as it happens."""
+    """What the parent observed of one job; filled in as it happens."""
 
     last_frame: Result | Failure | None = None
     violation: str | None = None
-    """What was wrong with the frames; the child was killed for it."""
+    """What was wrong with the frames, for which the child was killed."""
     timed_out: bool = False
     exit: Exit | None = None
-    """None where the zygote died before it could say."""
+    """None if the zygote died before it could report it."""
     oom_kills: bool = False
-    """The kernel killed something for want of memory meanwhile."""
+    """True if the kernel killed some process for lack of memory meanwhile."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether the child was killed, or its zygote died, though there was nothing against it."""
+        """Whether the child was killed, or its zygote died, without a protocol violation."""
         killed = self.exit is None or self.exit.signal == signal.SIGKILL
         return killed and self.violation is None
 
 
-def judge(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError]:
-    """Gives the status, and the result's body or the error.
+def diagnose(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError]:
+    """Return the status, and the result's body or the error.
 
-    A result counts only if the child then ended in good order: within its ``seconds``, on its own, with nothing more to
-    say. An error frame counts whatever came after it, since it claims no more than that there is no result.
+    A result counts only if the child then ended properly: within its ``seconds``, by itself, and without further
+    frames. An error frame counts whatever follows it, because it only states that there is no result.
     """
     if evidence.violation is not None:
         return "crashed", _violation(evidence.violation)
@@ -61,7 +61,7 @@ def judge(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError
         return "timed_out", JobError(
             code="time_limit_exceeded",
             message=f"The job was stopped after {seconds:g} seconds" + (" on every core." if used_up else "."),
-            advice="Use a smaller model or batch, ask for less, or allow the job more time.",
+            advice="Use a smaller model or batch, request less, or allow the job more time.",
             details={"seconds": seconds},
         )
     if isinstance(evidence.last_frame, Failure):
@@ -71,12 +71,12 @@ def judge(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError
         return "crashed", JobError(
             code="worker_zygote_died",
             message="The process that jobs are forked from died, and the job with it.",
-            advice="Try again; if it happens again, look for the cause in the log of the worker.",
+            advice="Try again; if it happens again, look for the cause in the worker's log.",
         )
     if evidence.exit.signal == signal.SIGKILL and evidence.oom_kills:
         return "out_of_memory", JobError(
             code="out_of_memory",
-            message="The kernel ended the job because memory ran out.",
+            message="The kernel killed the job because memory ran out.",
             advice="Use a smaller model or batch, or give the worker more memory.",
             details={"peak_memory_bytes": evidence.exit.peak_memory_bytes},
         )
@@ -85,15 +85,15 @@ def judge(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError
     if evidence.last_frame is None or evidence.exit.code != 0:
         return "crashed", JobError(
             code="worker_child_exited",
-            message=f"The job's process ended with status {evidence.exit.code} before it had delivered a result.",
-            advice="Ask the operator of the service, who finds the cause in the log.",
+            message=f"The job's process exited with status {evidence.exit.code} before it delivered a result.",
+            advice="Ask the operator of the service; the log has the cause.",
             details={"exit_code": evidence.exit.code},
         )
     return "succeeded", evidence.last_frame.body
 
 
 def oom_kill_count() -> int | None:
-    """How often the kernel has killed a process for want of memory since it started; None where it doesn't say."""
+    """Return how many processes the kernel has killed for lack of memory since it booted; None if unavailable."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -104,8 +104,8 @@ def oom_kill_count() -> int | None:
 def _violation(what: str) -> JobError:
     return JobError(
         code="worker_protocol_violation",
-        message=f"The job's process was stopped: it sent {what}.",
-        advice="If the model and the batch come from a source that you trust, report this as a bug.",
+        message=f"The job's process was stopped because it sent {what}.",
+        advice="If you trust the source of the model and the batch, report this as a bug.",
     )
 
 
@@ -113,7 +113,7 @@ def _killed(number: int) -> JobError:
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     return JobError(
         code="worker_child_killed",
-        message=f"The job's process was ended by {name}.",
-        advice="Try again; if it happens again, look for the cause in the log of the worker.",
+        message=f"The job's process was killed by {name}.",
+        advice="Try again; if it happens again, look for the cause in the worker's log.",
         details={"signal": name},
     )

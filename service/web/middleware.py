@@ -1,4 +1,4 @@
-"""The outermost middleware: path prefix, headers for browsers, and HTML error pages for browsers."""
+"""The outermost middleware: path prefix, security headers, and HTML error pages for browsers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.web.pages import address, page
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    # Not no-referrer: with that, browsers do not say where forms come from.
+    # Not no-referrer: with that, browsers send no origin with forms.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -24,12 +24,12 @@ _HEADERS = {
 _FOR_PROGRAMS = ("/v1/", "/healthz", "/readyz", "/metrics", "/openapi.json")
 
 
-class Outermost:
-    """Lets the service live below a prefix, whether a proxy strips that from paths or not.
+class WebMiddleware:
+    """Serves the application under a path prefix, whether or not a proxy strips it, and completes responses.
 
     Args:
-        app: All of the service.
-        root_path: The prefix, without a slash at its end; empty for none.
+        app: The whole application.
+        root_path: Prefix without a trailing slash; empty for none.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -44,12 +44,11 @@ class Outermost:
         if self._root_path and (path + "/").startswith(self._root_path + "/"):
             path = path.removeprefix(self._root_path) or "/"
         scope["root_path"], scope["path"] = self._root_path, path
-        answer = _Answer(scope, receive, send)
-        await self._app(scope, receive, answer.send)
+        await self._app(scope, receive, _Response(scope, receive, send).send)
 
 
-class _Answer:
-    """One answer on its way; a problem is held back until it is complete."""
+class _Response:
+    """One response on its way to the client; a problem is held back until it is complete."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
@@ -89,8 +88,8 @@ def _page(request: Request, problem: dict[str, object]) -> Response:
     if status != HTTPStatus.UNAUTHORIZED:
         return page(request, "error.html", status, problem=problem)
     if request.method == "GET" and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-        # Browsers keep the cookie back when a link of another site led here; asked by this page, they send it.
-        return page(request, "onward.html", HTTPStatus.OK)
+        # Browsers withhold the cookie when they follow a link from another site, but send it when this page reloads.
+        return page(request, "reload.html", HTTPStatus.OK)
     wanted = request.scope["path"] + (f"?{request.url.query}" if request.url.query else "")
     query = f"?next={quote(wanted)}" if request.method == "GET" and wanted != "/" else ""
     return RedirectResponse(address(request, "get_sign_in") + query, HTTPStatus.SEE_OTHER)

@@ -1,4 +1,4 @@
-"""A small analysis, for all that a process does slowly the first time."""
+"""A small analysis that warms up a process: the first one in a process is slow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from wsb_engine import Options, analyze, load_batch, load_model
 _SAMPLES, _WIDTHS = 8, (4, 3, 2)
 
 
-def rehearse() -> None:
-    """Reads and analyses a network of two layers on one thread of a CPU."""
+def run_sample_analysis() -> None:
+    """Load and analyse a network of two layers on one CPU thread."""
     torch.set_num_threads(1)
     analyze(load_model(_model()), load_batch(_batch()), Options(device="cpu"))
 
@@ -32,7 +32,7 @@ def _model() -> bytes:
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", features])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", classes])]
     parameters = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph(nodes, "rehearsal", inputs, outputs, parameters)
+    graph = helper.make_graph(nodes, "sample", inputs, outputs, parameters)
     opsets = [helper.make_opsetid("", 17)]
     model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
     return model

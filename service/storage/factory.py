@@ -1,4 +1,4 @@
-"""Which store the settings name."""
+"""Opens the store that the settings name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.storage.store import BlobStore
 
 
 def open_blobs(settings: Settings) -> BlobStore:
-    """The store that the settings name."""
+    """Make the store that the settings name."""
     folder, floor = settings.blob_dir, settings.min_free_bytes
     if settings.blob_bucket is None:
         return FolderStore(folder, min_free_bytes=floor)

@@ -1,0 +1,64 @@
+"""Responses of the monitoring endpoints."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from service.monitoring.readiness import CHECKS
+
+ModelFormat = Literal["onnx", "torchscript"]
+BatchFormat = Literal["npz", "safetensors"]
+
+
+class EngineVersions(BaseModel):
+    version: str
+    report_schema: str = Field(description="Version of the report's schema.")
+
+
+class Formats(BaseModel):
+    models: list[ModelFormat] = Field(
+        description="Includes TorchScript if WSB_TORCHSCRIPT and the active protections allow loading it."
+    )
+    batches: list[BatchFormat]
+
+
+class Limits(BaseModel):
+    model_bytes: int
+    batch_bytes: int
+    request_bytes: int
+    queued_analyses: int
+    queued_analyses_per_tenant: int
+    concurrent_uploads: int
+    event_streams: int
+    wait_seconds: float
+    job_seconds: float
+    attempts: int
+
+
+class Sandbox(BaseModel):
+    protections: list[str] = Field(description="Protections that are active on every live worker.")
+
+
+class Capabilities(BaseModel):
+    """What this service currently offers."""
+
+    engine: EngineVersions
+    workers: int = Field(description="Number of live workers.")
+    devices: list[str] = Field(description="Devices that the workers offer; an analysis may request one.")
+    formats: Formats
+    limits: Limits
+    sandbox: Sandbox
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    status: Literal["ready"] = "ready"
+    checks: dict[str, Literal["ok"]] = Field(
+        description="State of each part: server, database, migrations, storage, queue, worker.",
+        examples=[dict.fromkeys(CHECKS, "ok")],
+    )
