@@ -7,14 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.service import Service, StartService, until
-
-Files = dict[str, bytes]
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
+from support.service import Files, Service, StartService, until
 
 
 def request_part(**content: Any) -> bytes:
@@ -67,23 +60,23 @@ def test_without_prefer_the_answer_is_202_and_where_to_look(service: Service, fi
 
 
 def test_an_analysis_that_outlasts_the_wait_is_answered_202(service: Service, files: Files) -> None:
-    response = post(service, commanded(files, "sleep:2"), wait=1)
+    response = post(service, commanded(files, "sleep:60"), wait=1)
     assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=1")
     assert response.json()["state"] in ("queued", "running")
 
 
 def test_the_end_of_an_analysis_wakes_the_waiter_without_a_poll(start_service: StartService, files: Files) -> None:
-    service = start_service(poll_seconds=30)
+    service = start_service(poll_seconds=600)
     started = time.monotonic()
-    assert post(service, files, wait=20).status_code == 201
-    assert time.monotonic() - started < 10
+    assert post(service, files, wait=60).status_code == 201
+    assert time.monotonic() - started < 50  # the end of the wait looks as well
 
 
 def test_a_server_that_stops_answers_who_waits(api: Service, files: Files) -> None:
     api.loop.call_soon_threadsafe(api.stopping.set)
     started = time.monotonic()
-    assert post(api, files, wait=20).status_code == 202
-    assert time.monotonic() - started < 10
+    assert post(api, files, wait=60).status_code == 202
+    assert time.monotonic() - started < 50
 
 
 def test_an_input_error_within_the_wait_is_a_problem_with_the_engines_code(service: Service, files: Files) -> None:
@@ -172,13 +165,12 @@ def test_cancelling_twice_changes_nothing(api: Service, files: Files) -> None:
     assert api.client.post(f"{path}/cancel").json() == api.client.post(f"{path}/cancel").json()
 
 
-def test_a_running_analysis_is_killed_within_seconds(service: Service, files: Files) -> None:
+def test_a_running_analysis_is_killed_without_a_poll(start_service: StartService, files: Files) -> None:
+    service = start_service(poll_seconds=600)
     path = post(service, commanded(files, "sleep:60")).headers["location"]
     until(lambda: service.client.get(path).json()["state"] == "running")
-    started = time.monotonic()
     assert service.client.post(f"{path}/cancel").json()["state"] in ("cancelling", "cancelled")
     until(lambda: service.client.get(path).json()["state"] == "cancelled")
-    assert time.monotonic() - started < 5
     until(lambda: not service.leftovers())
     assert post(service, files, wait=20).status_code == 201
 

@@ -7,16 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from support.service import Service, StartService, npz_batch, onnx_mlp
+from support.service import Files, Service, StartService, npz_batch, onnx_mlp
 
 from service.keys import hash_key, new_key
-
-Files = dict[str, bytes]
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
 
 
 def post(service: Service, files: Files, *, wait: bool = True, output: str = "genuine", **content: Any) -> Any:

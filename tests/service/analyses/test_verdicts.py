@@ -7,14 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.service import Service
+from support.service import Files, Service
 
 import wsb_engine
 
+
 # The worker of these tests answers every analysis with a loss of 0.5 and without any bounds.
-Files = dict[str, bytes]
-
-
 def rule(**fields: Any) -> dict[str, Any]:
     return {"metric": "loss.value", **fields}
 
@@ -25,11 +23,6 @@ def policy(*rules: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 PASSING, FAILING = policy(rule(op="<=", limit=0.5)), policy(rule(op="<", limit=0.5))
 NOT_RISEN = policy(rule(max_increase=0.0))
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
 
 
 def post(service: Service, files: Files, *, wait: int = 20, **request: Any) -> Any:

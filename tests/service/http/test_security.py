@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from pydantic import ValidationError
-from support.service import Service, StartService, npz_batch, onnx_mlp, until
+from support.service import DEADLINE, Service, StartService, npz_batch, onnx_mlp, until
 
 from service.http.exposure import ExposedError, refuse_exposure
 from service.http.security import PUBLIC_PATHS
@@ -190,7 +190,7 @@ def test_the_answer_to_a_stranger_does_not_wait_for_the_body(locked: Service, pa
             "Content-Length: 900000000\r\n\r\n"
         )
         connection.sendall(head.encode())
-        connection.settimeout(5)
+        connection.settimeout(DEADLINE)
         assert connection.recv(1000).startswith(b"HTTP/1.1 401 ")
 
 

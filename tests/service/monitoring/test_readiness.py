@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,15 +113,12 @@ def test_a_table_that_is_locked_holds_up_neither_the_probe_nor_the_other_checks(
 def test_a_database_that_accepts_connections_and_says_nothing_is_given_up(database_url: str, tmp_path: Path) -> None:
     settings = Settings(_env_file=None, database_url=database_url, data_dir=tmp_path, probe_seconds=0.3)
 
-    async def act(port: int) -> tuple[dict[str, str], float]:
+    async def act(port: int) -> dict[str, str]:
         async with open_context(settings, asyncio.Event()) as context:
             database = Database(f"postgresql://postgres@127.0.0.1:{port}/postgres")
-            started = time.monotonic()
-            checks = await Readiness(replace(context, database=database)).checks()
-            return checks, time.monotonic() - started
+            return await Readiness(replace(context, database=database)).checks()
 
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        checks, seconds = asyncio.run(act(listener.getsockname()[1]))
+        checks = asyncio.run(act(listener.getsockname()[1]))
     silent = {part for part, found in checks.items() if found == "No answer within 0.3 seconds."}
     assert silent == {"database", "migrations", "queue", "worker"}
-    assert seconds < 2

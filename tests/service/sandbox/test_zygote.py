@@ -14,8 +14,9 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from support.service import DEADLINE
 
-from service.sandbox import SandboxError, Zygote
+from service.sandbox import SandboxError, Zygote, process
 
 HERE = Path(__file__).parent
 
@@ -192,7 +193,7 @@ def test_a_process_that_fled_cannot_hold_a_job_up_after_the_death_of_the_zygote(
     outcome = sandbox.scenario(play, *sandbox.unsealed)
 
     assert outcome.error.code == "worker_zygote_died"
-    assert outcome.seconds < 10
+    assert outcome.seconds < process.KILL_SECONDS
 
 
 def test_closing_ends_the_zygote_and_its_jobs(sandbox, processes):
@@ -205,7 +206,7 @@ def test_closing_ends_the_zygote_and_its_jobs(sandbox, processes):
             told.set()
 
         running = asyncio.create_task(zygote.run(sandbox.job("hang"), note))
-        await asyncio.wait_for(told.wait(), 10)
+        await asyncio.wait_for(told.wait(), DEADLINE)
         pid = zygote.pid
         await zygote.close()
         processes.wait_until_gone(pid, sandbox.progress[0]["pid"])

@@ -14,20 +14,14 @@ from typing import Any
 
 import httpx
 import pytest
-from support.service import Service, StartService, npz_batch, onnx_mlp, until
+from support.service import Files, Service, StartService, npz_batch, onnx_mlp, until
 
 from service.context import Context
 from service.keys import hash_key, new_key
 from service.server.app import open_context
 from service.server.retention import sweep
 
-Files = dict[str, bytes]
 MONTH = timedelta(days=30)
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
 
 
 def post(service: Service, files: Files, output: str = "", **headers: str) -> httpx.Response:

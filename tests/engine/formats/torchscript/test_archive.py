@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import pickle
 import struct
@@ -27,10 +26,10 @@ def plain(scripted: Any) -> bytes:
 
 
 def _code(data: bytes) -> str:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelError) as caught:
         load_model(data)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert caught.value.advice
     return caught.value.code
 
@@ -163,11 +162,15 @@ def test_an_archive_cut_anywhere_is_refused(plain: bytes) -> None:
 
 
 def test_a_changed_byte_never_crashes(plain: bytes) -> None:
+    codes = set()
     for position in range(30, len(plain), 37):
         data = bytearray(plain)
         data[position] ^= 0x55
-        with contextlib.suppress(ModelError):
-            load_model(bytes(data))
+        try:
+            codes.add(load_model(bytes(data)).format)
+        except ModelError as error:
+            codes.add(error.code)
+    assert {"torchscript", "model_invalid"} <= codes
 
 
 def test_torch_gets_only_members_that_were_checked(plain: bytes, rewritten: Any) -> None:
