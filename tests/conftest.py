@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import structlog
-
-ENGINE = Path(__file__).parent / "engine"
 
 
 def pytest_configure() -> None:
@@ -17,12 +13,9 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a module together in one process, which shares its services, and start it early.
-
-    Tests of the engine share nothing: one by one they fill up what the modules leave, so that all processes end at
-    about the same time.
-    """
-    items.sort(key=lambda item: ENGINE in item.path.parents)
+    """Keep tests that share a fixture of their module in one process; whichever is free takes each of the others."""
     for item in items:
-        if ENGINE not in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ENGINE.parent).as_posix()))
+        if isinstance(item, pytest.Function):
+            fixtures = item._fixtureinfo.name2fixturedefs
+            if any(found[-1].scope == "module" for found in fixtures.values()):
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

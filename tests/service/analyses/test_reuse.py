@@ -15,7 +15,7 @@ from service.keys import hash_key, new_key
 def post(service: Service, files: Files, *, wait: bool = True, output: str = "genuine", **content: Any) -> Any:
     options = {"output": output, **content.pop("options", {})}
     form = {**files, "request": json.dumps({"options": options, **content}).encode()}
-    headers = {"Prefer": "wait=20"} if wait else {}
+    headers = {"Prefer": "wait=60"} if wait else {}
     return service.client.post("/v1/analyses", files=form, headers=headers)
 
 

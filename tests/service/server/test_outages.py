@@ -49,7 +49,7 @@ def test_requests_are_told_to_come_back(api: Service, postgres: str, files: File
 def test_a_running_analysis_goes_on_and_its_report_is_stored_afterwards(
     service: Service, postgres: str, files: Files
 ) -> None:
-    analysis = submit(service, files, "sleep:1")
+    analysis = submit(service, files, "sleep:3")
     until(lambda: running(service, analysis))
     with outage(service, postgres):
         until(lambda: service.leftovers() == [])  # its folder goes when the child has ended
@@ -76,12 +76,12 @@ def test_workers_do_not_take_each_other_for_lost_afterwards(
 
 
 def test_who_waits_for_an_ended_analysis_is_told_after_an_outage(service: Service, postgres: str, files: Files) -> None:
-    analysis = submit(service, files, "sleep:1")
+    analysis = submit(service, files, "sleep:3")
     until(lambda: running(service, analysis))
     with outage(service, postgres):
         pass
     service.ended(analysis)
-    following = service.client.post("/v1/analyses", files=files, headers={"Prefer": "wait=20"})
+    following = service.client.post("/v1/analyses", files=files, headers={"Prefer": "wait=60"})
     assert following.status_code == 201
 
 

@@ -90,7 +90,7 @@ def test_a_file_is_deleted_for_its_tenant_while_the_store_is_away(
 def stuck(start_service: StartService, objects: Bucket, files: Files) -> tuple[Service, str]:
     """An analysis whose worker has found the store away more than once."""
     service = start_worker(start_service, objects)
-    occupied = submit(service, files, "sleep:1")
+    occupied = submit(service, files, "sleep:3")
     analysis = submit(service, files)
     objects.stop()
     service.ended(occupied)

@@ -108,11 +108,11 @@ print(peak() - before)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_least_analysis_takes_more_than_is_asked_for(tmp_path: Path, dtype: str) -> None:
     # In float64 already, which is the file that grows least.
-    model = onnx_mlp((3000, 3000, 3))
-    batch = npz_batch(features=3000)
+    model = onnx_mlp((2000, 2000, 3))
+    batch = npz_batch(features=2000)
     (tmp_path / "model").write_bytes(model)
     (tmp_path / "batch").write_bytes(batch)
-    assert len(model) > 3000 * 3000 * np.dtype(np.float64).itemsize
+    assert len(model) > 2000 * 2000 * np.dtype(np.float64).itemsize
     command = [sys.executable, "-c", _GROWTH, dtype]
     grown = int(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
     assert grown > least_bytes(len(model), len(batch), doubles=dtype == "float64") > len(model)

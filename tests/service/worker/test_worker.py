@@ -104,7 +104,7 @@ def test_a_job_whose_end_could_not_be_written_is_looked_at_again(service: Servic
 
 def test_a_worker_that_stops_lets_a_short_analysis_finish(start_service: StartService, files: Files) -> None:
     service = start_service(shutdown_seconds=60)
-    analysis = submit(service, files, "sleep:1")
+    analysis = submit(service, files, "sleep:3")
     until(lambda: state(service, analysis) == "running")
     service.loop.call_soon_threadsafe(service.worker_stop.set)
     assert service.ended(analysis)["state"] == "succeeded"
@@ -219,12 +219,12 @@ def test_an_analysis_that_takes_too_much_memory_fails_at_once(start_service: Sta
 
 
 def test_cancelling_ends_the_process_without_a_poll(start_service: StartService, files: Files) -> None:
-    service = start_service(poll_seconds=600)
+    service = start_service(poll_seconds=60)
     analysis = submit(service, files, "sleep:60")
     running = until(lambda: state(service, analysis) == "running" and child())
     assert service.client.post(f"/v1/analyses/{analysis}/cancel").status_code == 202
-    running.wait(DEADLINE)
-    until(lambda: state(service, analysis) == "cancelled")
+    running.wait(50)
+    until(lambda: state(service, analysis) == "cancelled", seconds=50)
 
 
 def test_what_a_killed_worker_has_left_in_the_job_folder_is_removed(start_service: StartService, files: Files) -> None:

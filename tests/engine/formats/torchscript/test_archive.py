@@ -117,13 +117,16 @@ def test_a_shape_beyond_the_tensor_data_is_refused(plain: bytes, rewritten: Any)
 
 def test_a_zip_bomb_is_refused_unopened(plain: bytes) -> None:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, zipfile.ZipFile(io.BytesIO(plain)) as old:
+    with (
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        zipfile.ZipFile(io.BytesIO(plain)) as old,
+    ):
         for name in old.namelist():
             archive.writestr(name, old.read(name))
         with archive.open(f"{old.namelist()[0].partition('/')[0]}/data/bomb", "w") as file:
             for _ in range(256):
                 file.write(bytes(1 << 20))
-    assert len(buffer.getvalue()) < 1 << 20
+    assert len(buffer.getvalue()) < 2 << 20
     assert _code(buffer.getvalue()) == "model_too_large"
 
 
