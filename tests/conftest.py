@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import pytest
 import structlog
+from xdist.scheduler import LoadScopeScheduling
+
+ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure() -> None:
@@ -11,11 +18,18 @@ def pytest_configure() -> None:
     structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a fixture of their module in one process; whichever is free takes each of the others."""
-    for item in items:
-        if isinstance(item, pytest.Function):
-            fixtures = item._fixtureinfo.name2fixturedefs
-            if any(found[-1].scope == "module" for found in fixtures.values()):
-                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+class Scheduling(LoadScopeScheduling):
+    """Keeps a module with fixtures of its own in one process; whichever is free takes each of the other tests."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if _shares_fixtures(file) else nodeid
+
+
+@cache
+def _shares_fixtures(file: str) -> bool:
+    return '@pytest.fixture(scope="module")' in (ROOT / file).read_text(encoding="utf-8")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)

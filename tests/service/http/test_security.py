@@ -257,18 +257,10 @@ def test_the_command_with_another_key_or_none_ends_with_2_and_does_not_print_it(
 
 
 def test_the_tenant_is_in_the_log_of_its_requests_and_the_key_is_not(
-    locked: Service, capfd: pytest.CaptureFixture[str]
+    locked: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     with httpx.Client(base_url=locked.url) as client:
         client.get("/v1/analyses", headers=bearer(KEY))
-    text = ""
-
-    def logged() -> bool:
-        # The line is written after the answer.
-        nonlocal text
-        text += "".join(capfd.readouterr())
-        return "path=/v1/analyses" in text
-
-    until(logged)
-    assert "tenant=ci" in text
-    assert KEY not in text
+    until(lambda: "path=/v1/analyses" in caplog.text)  # the line is written after the answer
+    assert "tenant=ci" in caplog.text
+    assert KEY not in caplog.text
