@@ -6,13 +6,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from support.examples import EXAMPLES, load
 from support.policies import report
+from support.served import served
 from support.service import npz_batch, onnx_mlp
 
 
@@ -81,18 +81,8 @@ def test_the_mlflow_example_logs_to_the_runs_that_have_not_been_done(tmp_path: P
 def test_the_series_of_a_training_run_comes_back_from_the_server(capsys: pytest.CaptureFixture[str]) -> None:
     example = load("training_series")
     example.EPOCHS = 2
-    with tempfile.TemporaryDirectory(prefix="wsb-test-") as folder:
-        environment = {**os.environ, "WSB_DATA_DIR": folder, "PYTHONPATH": os.pathsep.join(sys.path)}
-        serve = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
-        with subprocess.Popen(
-            serve, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as server:
-            try:
-                assert server.stdout is not None
-                example.main(server.stdout.readline().split()[-1])
-            finally:
-                server.terminate()
-                server.wait(60)
+    with served() as server:
+        example.main(server.url)
     rows = re.findall(r"^ +(\d) +([\d.]+) +([\d.]+)  █+$", capsys.readouterr().out, re.MULTILINE)
     assert [int(epoch) for epoch, _, _ in rows] == [1, 2]
     assert float(rows[-1][2]) < float(rows[0][2])

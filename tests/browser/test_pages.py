@@ -164,7 +164,9 @@ def test_what_is_wrong_is_shown_at_its_field_and_focused(
 def test_without_scripts_the_page_loads_itself_until_there_is_a_report(
     service: Served, visit: OpenVisit, files: dict[str, Path]
 ) -> None:
-    analysed(visit(service.url, java_script_enabled=False), files, labels="scripts: off")
+    opened = visit(service.url, java_script_enabled=False)
+    analysed(opened, files, labels="scripts: off")
+    assert opened.page.locator("meta[http-equiv=refresh]").count() == 0  # what has ended is not loaded again
 
 
 def test_the_files_can_be_dropped_on_their_fields(service: Served, visit: OpenVisit, files: dict[str, Path]) -> None:

@@ -21,7 +21,7 @@ import httpx
 import psutil
 import psycopg
 from support.objects import bucket
-from support.service import npz_batch, onnx_mlp, until
+from support.service import DEADLINE, npz_batch, onnx_mlp, until
 
 from service.server.postgres import embedded_postgres
 
@@ -34,7 +34,6 @@ _SETTINGS = {
     "WSB_POLL_SECONDS": "0.5",
     "OMP_NUM_THREADS": "1",
 }
-_START_SECONDS = 60.0
 
 
 class Proxy:
@@ -130,7 +129,7 @@ class Machine:
     def stop(self) -> int:
         """As an operator does; the exit code."""
         self.process.terminate()
-        code: int = self.process.wait(30)
+        code: int = self.process.wait(DEADLINE)
         return code
 
     def told(self) -> list[dict[str, Any]]:
@@ -222,7 +221,7 @@ def is_ready(url: str) -> bool:
 
 
 def wait_until_ready(*urls: str) -> None:
-    until(lambda: all(map(is_ready, urls)), seconds=_START_SECONDS)
+    until(lambda: all(map(is_ready, urls)))
 
 
 def files(*, large: bool) -> dict[str, bytes]:

@@ -62,7 +62,7 @@ def test_what_is_accepted_ends_once_though_workers_are_killed_and_cut_off(machin
         steady, doomed = machines.start_worker("steady"), machines.start_worker("doomed")
         lonely = machines.start_worker("lonely", WSB_DATABASE_URL=proxy.url)
         wait_until_ready(*urls)
-        until(lambda: machines.workers() == 3, seconds=60)
+        until(lambda: machines.workers() == 3)
         content = files(large=True)
         posted = [submit(urls[number % 2], content, number) for number in range(ANALYSES)]
 
@@ -70,7 +70,7 @@ def test_what_is_accepted_ends_once_though_workers_are_killed_and_cut_off(machin
         doomed.kill()
         until(lonely.is_working)
         proxy.cut()
-        until(lambda: all_ended(machines), seconds=60)
+        until(lambda: all_ended(machines))
         until(lambda: not lonely.is_working())
         expected = {("succeeded", 1): ANALYSES}
         assert (outcomes(machines), counted(machines)) == (expected, ANALYSES), machines.logs()
@@ -82,7 +82,7 @@ def test_what_is_accepted_ends_once_though_workers_are_killed_and_cut_off(machin
         proxy.mend()
         assert steady.stop() == 0
         last = submit(urls[0], content, ANALYSES)
-        until(lambda: ended(machines, last), seconds=60)
+        until(lambda: ended(machines, last))
         late = [line for line in lonely.told() if line["event"] == "analysis_ended"]
         assert late[-1]["analysis"] == last
         assert (late[-2]["status"], attempts[late[-2]["analysis"]] > 1) == ("succeeded", True)
@@ -155,7 +155,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_does_nothing_twice(machi
         thread.join(30)
     assert clients.unexpected == []
     assert clients.retries, "no request met an API that was away"
-    until(lambda: all_ended(machines), seconds=60)
+    until(lambda: all_ended(machines))
     found = {str(analysis) for (analysis,) in machines.sql("SELECT id FROM analyses")}
     assert found == set(clients.accepted.values())
     assert outcomes(machines) == {("succeeded", 1): len(clients.accepted)}
@@ -170,7 +170,7 @@ def test_one_command_keeps_a_worker_on_every_device(machines: Cluster) -> None:
     worker.kill()
     until(lambda: [child for child in keeper.process.children() if child != worker])
     analysis = submit(f"http://127.0.0.1:{port}", files(large=False), 0)
-    until(lambda: ended(machines, analysis), seconds=60)
+    until(lambda: ended(machines, analysis))
     children = keeper.process.children(recursive=True)
     assert keeper.stop() == 0
     assert not [child for child in children if child.is_running()]

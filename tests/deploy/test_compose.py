@@ -55,16 +55,16 @@ def services(compose: dict[str, Any]) -> dict[str, Any]:
     return services
 
 
-def read_as_compose(document: dict[str, Any]) -> None:
+def read_as_compose(document: dict[str, Any]) -> Any:
     if os.environ.get("CI") != "true":
         pytest.importorskip("compose_spec", reason="compose-spec is not installed")
     import compose_spec
 
-    compose_spec.PyCompose.from_json(json.dumps(document))
+    return compose_spec.PyCompose.from_json(json.dumps(document))
 
 
 def test_the_file_is_valid(compose: dict[str, Any]) -> None:
-    read_as_compose(compose)
+    assert sorted(read_as_compose(compose).services) == sorted(compose["services"])
 
 
 def test_a_misspelt_key_is_noticed(compose: dict[str, Any]) -> None:

@@ -24,3 +24,10 @@ def test_everything_that_is_sent_exists() -> None:
 def test_the_last_stage_does_not_run_as_root() -> None:
     last = DOCKERFILE.split("\nFROM ")[-1]
     assert re.findall(r"^USER (.*)$", last, re.MULTILINE) == ["10001:10001"]
+
+
+def test_what_makes_packages_is_in_the_part_of_pyproject_that_makes_a_new_image() -> None:
+    first, _, rest = (ROOT / "pyproject.toml").read_text().partition("\n[tool.ruff]\n")
+    tables = r"^\[(build-system|project[^\]]*|tool\.hatch[^\]]*)\]$"
+    assert {"build-system", "project"} <= set(re.findall(tables, first, re.MULTILINE))
+    assert re.findall(tables, rest, re.MULTILINE) == []

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,77 +16,24 @@ import numpy as np
 import psutil
 import pytest
 from support.golden import Golden
-from support.service import npz_batch, onnx_mlp, until
+from support.served import SERVE, Served, environment, postmasters, served
+from support.service import DEADLINE, npz_batch, onnx_mlp, until
 
 from service.sandbox.job import LOG_NAME
 
 
-@dataclass
-class Server:
-    process: psutil.Popen
-    client: httpx.Client
-    folder: Path
-    log: Path
-
-    def family(self) -> list[psutil.Process]:
-        """The server, its descendants, and its Postgres, which is a daemon of its own."""
-        data = str(self.folder / "postgres")
-        daemons = [process for process in psutil.process_iter() if data in arguments_of(process)]
-        return [self.process, *self.process.children(recursive=True), *daemons]
-
-    def worker(self) -> psutil.Process | None:
-        workers = [child for child in self.process.children() if "worker" in arguments_of(child)]
-        return workers[0] if workers else None
-
-    def ready(self) -> bool:
-        return self.client.get("/readyz").status_code == 200
-
-
-def arguments_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
-
-
-@contextmanager
-def serving(**settings: str) -> Iterator[Server]:
-    # Not below pytest's folder, which is closed to the user that Postgres runs as when the tests run as root.
-    with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
-        folder = Path(name)
-        log = folder / "log"
-        environment = {**os.environ, "WSB_DATA_DIR": str(folder / "data"), "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
-        with log.open("wb") as errors:
-            process = psutil.Popen(
-                command, env={**environment, **settings}, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder
-            )
-        try:
-            line = process.stdout.readline()
-            assert line.startswith("wsb serves http://127.0.0.1:"), log.read_text()
-            with httpx.Client(base_url=line.split()[-1], timeout=90) as client:
-                server = Server(process, client, folder / "data", log)
-                until(server.ready, seconds=60)
-                yield server
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(30)
-            process.stdout.close()
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving() as running:
+def server() -> Iterator[Served]:
+    with served() as running:
         yield running
 
 
-def post(server: Server, model: bytes, batch: bytes, *, wait: int = 60, **options: Any) -> httpx.Response:
+def post(server: Served, model: bytes, batch: bytes, *, wait: int = 60, **options: Any) -> httpx.Response:
     files = {"model": model, "batch": batch, "request": json.dumps({"options": options}).encode()}
     return server.client.post("/v1/analyses", files=files, headers={"Prefer": f"wait={wait}"})
 
 
-def test_a_model_and_a_batch_give_a_report_from_within_the_sandbox(server: Server) -> None:
+def test_a_model_and_a_batch_give_a_report_from_within_the_sandbox(server: Served) -> None:
     response = post(server, onnx_mlp(), npz_batch(), spectrum="dense")
     assert response.status_code == 201, response.text
     report = response.json()
@@ -98,7 +42,7 @@ def test_a_model_and_a_batch_give_a_report_from_within_the_sandbox(server: Serve
 
 
 @pytest.mark.parametrize("name", ["paper_three_layer_tanh", "gelu_soft_labels", "softplus_single_logit"])
-def test_a_golden_case_comes_back_over_http_to_nine_digits(server: Server, name: str) -> None:
+def test_a_golden_case_comes_back_over_http_to_nine_digits(server: Served, name: str) -> None:
     case = Golden(name)
     response = post(server, case.onnx(), case.npz(), spectrum="dense")
     assert response.status_code == 201, response.text
@@ -114,7 +58,7 @@ def test_a_golden_case_comes_back_over_http_to_nine_digits(server: Server, name:
     np.testing.assert_allclose(report["spectrum"]["eigenvalues"], case.eigenvalues, rtol=1e-9, atol=1e-9 * scale)
 
 
-def test_a_batch_that_does_not_fit_is_a_problem_with_advice(server: Server) -> None:
+def test_a_batch_that_does_not_fit_is_a_problem_with_advice(server: Served) -> None:
     response = post(server, onnx_mlp(), npz_batch(features=7))
     assert response.status_code == 422, response.text
     assert response.headers["content-type"] == "application/problem+json"
@@ -122,7 +66,7 @@ def test_a_batch_that_does_not_fit_is_a_problem_with_advice(server: Server) -> N
     assert "Traceback" not in response.text
 
 
-def test_job_folders_and_uploads_leave_nothing(server: Server) -> None:
+def test_job_folders_and_uploads_leave_nothing(server: Served) -> None:
     places = [server.folder / "jobs", server.folder / "blobs" / "incoming"]
 
     def leftovers() -> list[Path]:
@@ -136,21 +80,21 @@ def test_job_folders_and_uploads_leave_nothing(server: Server) -> None:
     until(lambda: not leftovers())
 
 
-def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Server) -> None:
+def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Served) -> None:
     response = post(
         server, onnx_mlp((64, 40, 10)), npz_batch(features=64, classes=10, samples=300), wait=0, spectrum="dense"
     )
     path = response.headers["location"]
     until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
-    worker = server.worker()
-    assert worker is not None
+    (worker,) = server.workers()
     victims = [worker, *worker.children(recursive=True)]
     assert len(victims) >= 3
     for victim in victims:
-        victim.kill()
-    until(lambda: (w := server.worker()) and w.pid != worker.pid)
-    until(lambda: server.client.get(path).json()["attempts"] == 2, seconds=60)
-    analysis = until(lambda: (a := server.client.get(path).json())["finished_at"] and a, seconds=120)
+        with suppress(psutil.NoSuchProcess):  # some end with the one before
+            victim.kill()
+    until(lambda: server.workers() not in ([], [worker]))
+    until(lambda: server.client.get(path).json()["attempts"] == 2)
+    analysis = until(lambda: (a := server.client.get(path).json())["finished_at"] and a)
     assert analysis["state"] == "succeeded", server.log.read_text()
     assert len(server.client.get(analysis["links"]["report"]).json()["spectrum"]["eigenvalues"]) == 3010
     assert not any(victim.is_running() for victim in victims)
@@ -158,7 +102,7 @@ def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Serv
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.Signals) -> None:
-    with serving(WSB_SHUTDOWN_SECONDS="0.5") as server:
+    with served(WSB_SHUTDOWN_SECONDS="0.5") as server:
         batch = npz_batch(features=64, classes=10, samples=300)
         path = post(server, onnx_mlp((64, 80, 10)), batch, wait=0, spectrum="dense").headers["location"]
         until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
@@ -166,13 +110,13 @@ def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.
         family = server.family()
         assert len(family) >= 5
         server.process.send_signal(number)
-        assert server.process.wait(30) == 0, server.log.read_text()
-        until(lambda: not any(member.is_running() for member in family), seconds=5)
+        assert server.process.wait(DEADLINE) == 0, server.log.read_text()
+        until(lambda: not any(member.is_running() for member in family))
 
 
 def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
-        with serving(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="120") as server:
+        with served(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="120") as server:
             batch = npz_batch(features=64, classes=10, samples=300)
             path = post(server, onnx_mlp((64, 40, 10)), batch, wait=0, spectrum="dense").headers["location"]
             until(lambda: server.client.get(path).json()["state"] == "running")
@@ -182,8 +126,8 @@ def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> 
             # What comes in late is kept for the next server.
             late = post(server, onnx_mlp(), npz_batch(), wait=0)
             assert late.status_code == 202
-            assert server.process.wait(120) == 0, server.log.read_text()
-        with serving(WSB_DATA_DIR=name) as server:
+            assert server.process.wait(DEADLINE) == 0, server.log.read_text()
+        with served(WSB_DATA_DIR=name) as server:
             found = server.client.get(path).json()
             assert (found["state"], found["attempts"]) == ("succeeded", 1)
             until(lambda: server.client.get(late.headers["location"]).json()["state"] == "succeeded")
@@ -191,7 +135,7 @@ def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> 
 
 def test_a_second_signal_puts_the_running_analysis_back_at_once() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
-        with serving(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="600") as server:
+        with served(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="600") as server:
             batch = npz_batch(features=64, classes=10, samples=300)
             path = post(server, onnx_mlp((64, 80, 10)), batch, wait=0, spectrum="dense").headers["location"]
             until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
@@ -199,63 +143,66 @@ def test_a_second_signal_puts_the_running_analysis_back_at_once() -> None:
             server.process.terminate()
             until(lambda: server.client.get("/readyz").status_code == 503)
             server.process.terminate()
-            assert server.process.wait(20) == 0, server.log.read_text()
-            until(lambda: not any(member.is_running() for member in family), seconds=5)
-        with serving(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="0") as server:
+            assert server.process.wait(DEADLINE) == 0, server.log.read_text()
+            until(lambda: not any(member.is_running() for member in family))
+        with served(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="0") as server:
             assert server.client.get(path).json()["state"] in ("queued", "running")
             assert server.client.get(path).json()["attempts"] <= 1
 
 
-def test_a_killed_database_is_back_soon_and_the_running_analysis_goes_on(server: Server) -> None:
+def test_a_killed_database_is_back_soon_and_the_running_analysis_goes_on(server: Served) -> None:
     batch = npz_batch(features=64, classes=10, samples=300)
     path = post(server, onnx_mlp((64, 40, 10), seed=3), batch, wait=0, spectrum="dense").headers["location"]
     until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
     postmaster = psutil.Process(int((server.folder / "postgres" / "postmaster.pid").read_text().split()[0]))
     postmaster.kill()
     statuses = set[int]()
-    until(lambda: statuses.add((r := server.client.get(path)).status_code) or r.json().get("finished_at"), seconds=120)
+    until(lambda: statuses.add((r := server.client.get(path)).status_code) or r.json().get("finished_at"))
     assert statuses <= {200, 503}
     found = server.client.get(path).json()
     assert (found["state"], found["attempts"]) == ("succeeded", 1)
 
 
-def test_an_analysis_survives_a_restart_of_everything() -> None:
+def test_an_analysis_that_waits_survives_a_restart_of_everything() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
-        with serving(WSB_DATA_DIR=name) as server:
-            server.worker().suspend()  # type: ignore[union-attr]
+        with served(WSB_DATA_DIR=name) as server:
+            (worker,) = server.workers()
+            worker.suspend()
             path = post(server, onnx_mlp(), npz_batch(), wait=0).headers["location"]
-            server.worker().resume()  # type: ignore[union-attr]
-        with serving(WSB_DATA_DIR=name) as server:
-            until(lambda: server.client.get(path).json()["state"] == "succeeded", seconds=60)
+            assert server.client.get(path).json()["state"] == "queued"
+            server.process.terminate()
+            until(lambda: not server.ready())
+            worker.resume()
+        with served(WSB_DATA_DIR=name) as server:
+            found = until(lambda: (a := server.client.get(path).json())["finished_at"] and a)
+            assert (found["state"], found["attempts"]) == ("succeeded", 1)
 
 
 def test_a_killed_server_takes_its_workers_along_and_the_next_one_takes_over() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
-        with serving(WSB_DATA_DIR=name) as server:
+        with served(WSB_DATA_DIR=name) as server:
             path = post(server, onnx_mlp(), npz_batch()).headers["location"]
             workers = server.process.children(recursive=True)
             server.process.kill()
             until(lambda: not any(worker.is_running() for worker in workers))
-        with serving(WSB_DATA_DIR=name) as server:
+        with served(WSB_DATA_DIR=name) as server:
             assert server.client.get(path).json()["state"] == "succeeded"
-        assert [process for process in psutil.process_iter() if f"{name}/postgres" in arguments_of(process)] == []
+        assert postmasters(Path(name)) == []
 
 
 def test_a_signal_while_the_database_starts_leaves_no_database() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
-        environment = {**os.environ, "WSB_DATA_DIR": name, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(SERVE, env=environment(WSB_DATA_DIR=name), stdout=pipe, stderr=pipe) as process:
             until((Path(name) / "postgres" / "postmaster.pid").exists)
             process.terminate()
-            assert process.wait(30) == 0
-        assert [found for found in psutil.process_iter() if f"{name}/postgres" in arguments_of(found)] == []
+            assert process.wait(DEADLINE) == 0
+        assert postmasters(Path(name)) == []
 
 
-def test_a_second_server_on_the_same_data_is_refused(server: Server) -> None:
-    environment = {**os.environ, "WSB_DATA_DIR": str(server.folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "service.cli.commands", "serve", "--port", "0"]
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+def test_a_second_server_on_the_same_data_is_refused(server: Served) -> None:
+    run = environment(WSB_DATA_DIR=str(server.folder))
+    second = subprocess.run(SERVE, env=run, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert second.returncode == 2
     assert "in use by another wsb process" in second.stderr
     assert server.ready()

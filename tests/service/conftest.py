@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.service import Service, StartService, npz_batch, onnx_mlp, running_service
+from support.service import Files, Service, StartService, npz_batch, onnx_mlp, running_service
 
 from service.database.engine import Database
 from service.server.postgres import embedded_postgres
@@ -95,3 +95,9 @@ def model_bytes() -> bytes:
 @pytest.fixture(scope="session")
 def batch_bytes() -> bytes:
     return npz_batch()
+
+
+@pytest.fixture
+def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
+    """The parts of the smallest form for an analysis."""
+    return {"model": model_bytes, "batch": batch_bytes}

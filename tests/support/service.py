@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import json
 import socket
 import threading
 import time
@@ -29,7 +30,8 @@ from service.settings import Settings
 from service.worker.worker import work
 
 FAKE_ENTRY = Path(__file__).parents[1] / "service" / "fake"
-DEADLINE = 30.0
+DEADLINE = 120.0
+"""Upper limit of every wait: reached only by what never happens, however busy the machine is."""
 
 
 def until(condition: Callable[[], Any], *, seconds: float = DEADLINE) -> Any:
@@ -80,6 +82,14 @@ class Service:
 
 
 StartService = Callable[..., Service]
+Files = dict[str, bytes]
+
+
+def submit(service: Service, files: Files, command: str = "", **options: Any) -> str:
+    """Identifier of a new analysis, in which the fake entry obeys ``command``."""
+    form = {**files, "request": json.dumps({"options": {"output": command or None, **options}}).encode()}
+    identifier: str = service.client.post("/v1/analyses", files=form).json()["id"]
+    return identifier
 
 
 @contextmanager

@@ -9,7 +9,9 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -189,9 +191,11 @@ def prepared(folder: Path, name: str) -> tuple[str, str, dict[str, Any]]:
     return *saved(folder, name, module(), data(samples, *shape)), {"device": "cpu", "relative_gap": 1e-9, **options}
 
 
-def unsplit(folder: Path, name: str) -> wsb.Report:
-    model, batch, options = prepared(folder, name)
-    return wsb.analyze(wsb.load_model(model), wsb.load_batch(batch), wsb.Options(**options))
+@cache
+def unsplit(name: str) -> wsb.Report:
+    with TemporaryDirectory() as folder:
+        model, batch, options = prepared(Path(folder), name)
+        return wsb.analyze(wsb.load_model(model), wsb.load_batch(batch), wsb.Options(**options))
 
 
 def case(folder: Path, name: str, trouble: str | None = None) -> dict[str, Any]:
@@ -209,8 +213,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_give_the_numbers_of_one(two: Group, name: str, tmp_path: Path) -> None:
-    assert_same(two.found(0, list(CASES).index(name)), unsplit(tmp_path, name))
+def test_two_processes_give_the_numbers_of_one(two: Group, name: str) -> None:
+    assert_same(two.found(0, list(CASES).index(name)), unsplit(name))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -224,7 +228,7 @@ def test_three_processes_share_seven_samples_or_one(tmp_path: Path) -> None:
     group = Group(tmp_path, 3, [case(tmp_path, name) for name in names])
     assert group.codes == [0, 0, 0], group.errors
     for number, name in enumerate(names):
-        assert_same(group.found(2, number), unsplit(tmp_path, name))
+        assert_same(group.found(2, number), unsplit(name))
 
 
 TROUBLES = ["product", "term", "callback", "time", "other_batch", "other_shape", "none"]
@@ -274,8 +278,8 @@ def test_a_batch_that_fails_in_one_process_ends_both(troubled: Group) -> None:
     assert troubled.ends(TROUBLES.index("other_shape")) == ["evaluation_failed", "evaluation_failed"]
 
 
-def test_a_group_can_be_used_again_after_all_that(troubled: Group, tmp_path: Path) -> None:
-    assert_same(troubled.found(1, TROUBLES.index("none")), unsplit(tmp_path, "mlp"))
+def test_a_group_can_be_used_again_after_all_that(troubled: Group) -> None:
+    assert_same(troubled.found(1, TROUBLES.index("none")), unsplit("mlp"))
 
 
 def test_the_death_of_one_process_ends_the_other_before_the_timeout(tmp_path: Path) -> None:
@@ -292,7 +296,7 @@ def test_devices_give_the_numbers_of_one(name: str, devices: int, tmp_path: Path
     model, batch, options = prepared(tmp_path, name)
     classifier, rows = wsb.load_model(model), wsb.load_batch(batch)
     split = wsb.analyze(classifier, rows, wsb.Options(**options), devices=["cpu"] * devices)
-    assert_same(split.model_dump(mode="json"), unsplit(tmp_path, name))
+    assert_same(split.model_dump(mode="json"), unsplit(name))
 
 
 def posed(module: nn.Module, samples: int, *shape: int, **options: Any) -> Problem:

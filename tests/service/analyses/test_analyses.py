@@ -7,14 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.service import Service, StartService, until
-
-Files = dict[str, bytes]
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
+from support.service import Files, Service, StartService, until
 
 
 def request_part(**content: Any) -> bytes:
@@ -32,10 +25,10 @@ def post(service: Service, files: Files, *, wait: float | None = None) -> Any:
 
 
 def test_one_multipart_call_gives_the_report(service: Service, files: Files) -> None:
-    response = post(service, files, wait=20)
+    response = post(service, files, wait=60)
     assert response.status_code == 201
     assert response.json()["model"]["parameters"]["count"] == len(files["model"])
-    assert response.headers["preference-applied"] == "wait=20"
+    assert response.headers["preference-applied"] == "wait=60"
     assert response.headers["content-location"] == response.headers["location"] + "/report"
     assert service.leftovers() == []
 
@@ -44,7 +37,7 @@ def test_uploaded_files_are_analysed_by_their_identifiers(service: Service, file
     model = service.client.post("/v1/models", content=files["model"]).json()["id"]
     batch = service.client.post("/v1/batches", content=files["batch"]).json()["id"]
     body = {"model": model, "batch": batch, "options": {"spectrum": "dense"}, "labels": {"run": "a"}, "priority": 3}
-    response = service.client.post("/v1/analyses", json=body, headers={"Prefer": "wait=20"})
+    response = service.client.post("/v1/analyses", json=body, headers={"Prefer": "wait=60"})
     assert response.status_code == 201
     analysis = service.client.get(response.headers["location"]).json()
     assert (analysis["model"], analysis["batch"], analysis["state"]) == (model, batch, "succeeded")
@@ -54,7 +47,7 @@ def test_uploaded_files_are_analysed_by_their_identifiers(service: Service, file
 def test_a_form_may_name_a_file_that_was_uploaded_before(service: Service, files: Files) -> None:
     model = service.client.post("/v1/models", content=files["model"]).json()["id"]
     form = {"batch": files["batch"], "request": request_part(model=model)}
-    assert post(service, form, wait=20).status_code == 201
+    assert post(service, form, wait=60).status_code == 201
 
 
 def test_without_prefer_the_answer_is_202_and_where_to_look(service: Service, files: Files) -> None:
@@ -67,27 +60,27 @@ def test_without_prefer_the_answer_is_202_and_where_to_look(service: Service, fi
 
 
 def test_an_analysis_that_outlasts_the_wait_is_answered_202(service: Service, files: Files) -> None:
-    response = post(service, commanded(files, "sleep:2"), wait=1)
+    response = post(service, commanded(files, "sleep:60"), wait=1)
     assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=1")
     assert response.json()["state"] in ("queued", "running")
 
 
 def test_the_end_of_an_analysis_wakes_the_waiter_without_a_poll(start_service: StartService, files: Files) -> None:
-    service = start_service(poll_seconds=30)
+    service = start_service(poll_seconds=60)
     started = time.monotonic()
-    assert post(service, files, wait=20).status_code == 201
-    assert time.monotonic() - started < 10
+    assert post(service, files, wait=60).status_code == 201
+    assert time.monotonic() - started < 50  # the end of the wait looks as well
 
 
 def test_a_server_that_stops_answers_who_waits(api: Service, files: Files) -> None:
     api.loop.call_soon_threadsafe(api.stopping.set)
     started = time.monotonic()
-    assert post(api, files, wait=20).status_code == 202
-    assert time.monotonic() - started < 10
+    assert post(api, files, wait=60).status_code == 202
+    assert time.monotonic() - started < 50
 
 
 def test_an_input_error_within_the_wait_is_a_problem_with_the_engines_code(service: Service, files: Files) -> None:
-    response = post(service, commanded(files, "fail"), wait=20)
+    response = post(service, commanded(files, "fail"), wait=60)
     problem = response.json()
     assert (response.status_code, problem["code"]) == (422, "unsupported_operator")
     assert problem["detail"] == "node 3 'Foo': no such operator"
@@ -101,13 +94,13 @@ def test_an_input_error_within_the_wait_is_a_problem_with_the_engines_code(servi
 def test_a_breakdown_within_the_wait_is_a_500_that_names_it(
     service: Service, files: Files, command: str, code: str
 ) -> None:
-    response = post(service, commanded(files, command), wait=20)
+    response = post(service, commanded(files, command), wait=60)
     assert (response.status_code, response.json()["code"]) == (500, code)
     assert service.leftovers() == []
 
 
 def test_an_analysis_that_takes_too_long_is_timed_out(service: Service, files: Files) -> None:
-    response = post(service, commanded(files, "sleep:60", timeout_s=0.3), wait=20)
+    response = post(service, commanded(files, "sleep:60", timeout_s=0.3), wait=60)
     assert (response.status_code, response.json()["code"]) == (504, "time_limit_exceeded")
     analysis = service.client.get(response.headers["location"]).json()
     assert (analysis["state"], analysis["timeout_s"]) == ("timed_out", 0.3)
@@ -130,7 +123,7 @@ def test_an_analysis_that_has_not_changed_is_304(api: Service, files: Files) -> 
 
 
 def test_the_report_never_changes_and_is_304_to_who_has_it(service: Service, files: Files) -> None:
-    created = post(service, files, wait=20)
+    created = post(service, files, wait=60)
     path = created.headers["content-location"]
     report = service.client.get(path)
     assert report.content == created.content
@@ -146,7 +139,7 @@ def test_there_is_no_report_before_the_end(api: Service, files: Files) -> None:
 
 
 def test_a_failed_analysis_has_no_report_and_says_why(service: Service, files: Files) -> None:
-    path = post(service, commanded(files, "fail"), wait=20).headers["location"]
+    path = post(service, commanded(files, "fail"), wait=60).headers["location"]
     response = service.client.get(f"{path}/report")
     assert (response.status_code, response.json()["code"]) == (409, "no_report")
     assert response.json()["details"] == {"state": "failed", "code": "unsupported_operator"}
@@ -172,19 +165,18 @@ def test_cancelling_twice_changes_nothing(api: Service, files: Files) -> None:
     assert api.client.post(f"{path}/cancel").json() == api.client.post(f"{path}/cancel").json()
 
 
-def test_a_running_analysis_is_killed_within_seconds(service: Service, files: Files) -> None:
+def test_a_running_analysis_is_killed_without_a_poll(start_service: StartService, files: Files) -> None:
+    service = start_service(poll_seconds=60)
     path = post(service, commanded(files, "sleep:60")).headers["location"]
     until(lambda: service.client.get(path).json()["state"] == "running")
-    started = time.monotonic()
     assert service.client.post(f"{path}/cancel").json()["state"] in ("cancelling", "cancelled")
-    until(lambda: service.client.get(path).json()["state"] == "cancelled")
-    assert time.monotonic() - started < 5
+    until(lambda: service.client.get(path).json()["state"] == "cancelled", seconds=50)
     until(lambda: not service.leftovers())
-    assert post(service, files, wait=20).status_code == 201
+    assert post(service, files, wait=60).status_code == 201
 
 
 def test_what_has_ended_cannot_be_cancelled(service: Service, files: Files) -> None:
-    path = post(service, files, wait=20).headers["location"]
+    path = post(service, files, wait=60).headers["location"]
     response = service.client.post(f"{path}/cancel")
     assert (response.status_code, response.json()["code"]) == (409, "analysis_final")
 
@@ -198,11 +190,10 @@ def test_a_file_that_a_live_analysis_needs_is_not_deleted(api: Service, files: F
     assert api.client.delete(f"/v1/models/{analysis['model']}").status_code == 204
 
 
-def test_a_higher_priority_leaves_the_queue_first(start_service: StartService, files: Files) -> None:
-    service = start_service()
-    post(service, commanded(files, "sleep:1"))
-    low, high = (post(service, {**files, "request": request_part(priority=p)}).json()["id"] for p in (0, 5))
-    assert service.ended(high)["finished_at"] < service.ended(low)["finished_at"]
+def test_a_higher_priority_leaves_the_queue_first(api: Service, start_service: StartService, files: Files) -> None:
+    low, high = (post(api, {**files, "request": request_part(priority=p)}).json()["id"] for p in (0, 5))
+    start_service()
+    assert api.ended(high)["started_at"] < api.ended(low)["started_at"]
 
 
 def test_a_full_queue_is_answered_429(start_service: StartService, files: Files) -> None:
@@ -240,4 +231,4 @@ def test_a_device_that_no_worker_has_is_refused(service: Service, files: Files) 
 
 def test_a_device_by_kind_is_served_by_its_worker(service: Service, files: Files) -> None:
     form = {**files, "request": request_part(options={"device": "cpu"})}
-    assert post(service, form, wait=20).json()["engine"]["device"] == "cpu"
+    assert post(service, form, wait=60).json()["engine"]["device"] == "cpu"

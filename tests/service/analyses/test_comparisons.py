@@ -48,7 +48,7 @@ def test_analyses_are_compared_by_their_identifiers_with_the_learning_rate_of_th
     service: Service, model_bytes: bytes, batch_bytes: bytes
 ) -> None:
     files = {"model": model_bytes, "batch": batch_bytes, "request": b'{"options": {"learning_rate": 0.5}}'}
-    response = service.client.post("/v1/analyses", files=files, headers={"Prefer": "wait=20"})
+    response = service.client.post("/v1/analyses", files=files, headers={"Prefer": "wait=60"})
     analysis = response.headers["location"].rsplit("/", 1)[1]
     # This server's reports have no enclosure, which is found out after the learning rate was.
     rules = [*BELOW["rule"], {"metric": "stability_ratio", "op": "<", "limit": 1, "on_missing": "pass"}]

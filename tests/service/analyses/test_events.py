@@ -12,12 +12,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from support.service import Service, StartService, until
+from support.service import DEADLINE, Files, Service, StartService, submit, until
 
 from service.database.engine import Database
 from service.database.notifications import Notifications, announce
-
-Files = dict[str, bytes]
 
 
 @dataclass
@@ -63,17 +61,6 @@ def stream(service: Service, analysis: str, last: int | str | None = None) -> It
         yield Stream(response)
 
 
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
-
-
-def post(service: Service, files: Files, command: str = "") -> str:
-    request = json.dumps({"options": {"output": command or None}}).encode()
-    response = service.client.post("/v1/analyses", files={**files, "request": request})
-    return str(response.json()["id"])
-
-
 def change(service: Service, analysis: str, *, notify: bool = True, **columns: Any) -> None:
     """One change of the row, as a worker would make it."""
     values = ", ".join(f"{name} = %s" for name in columns)
@@ -94,7 +81,7 @@ def test_a_stream_tells_each_state_and_the_progress_in_order_and_then_ends(
     start_service: StartService, files: Files
 ) -> None:
     service = start_service(progress_seconds=0.05)
-    analysis = post(service, files, "sleep:1")
+    analysis = submit(service, files, "sleep:1")
     with stream(service, analysis) as events:
         seen = list(events)
     assert seen[-2].data == service.client.get(f"/v1/analyses/{analysis}").json()
@@ -110,7 +97,7 @@ def test_a_stream_tells_each_state_and_the_progress_in_order_and_then_ends(
 
 
 def test_the_stream_of_an_ended_analysis_is_its_state_and_the_end(service: Service, files: Files) -> None:
-    analysis = post(service, files, "fail")
+    analysis = submit(service, files, "fail")
     service.ended(analysis)
     with stream(service, analysis) as events:
         state, end = events
@@ -119,7 +106,7 @@ def test_the_stream_of_an_ended_analysis_is_its_state_and_the_end(service: Servi
 
 
 def test_the_answer_can_be_neither_cached_nor_held_back(api: Service, files: Files) -> None:
-    with stream(api, post(api, files)) as events:
+    with stream(api, submit(api, files)) as events:
         assert events.next().name == "state"
         headers = events.response.headers
         assert headers["content-type"].startswith("text/event-stream")
@@ -128,7 +115,7 @@ def test_the_answer_can_be_neither_cached_nor_held_back(api: Service, files: Fil
 
 
 def test_a_client_that_comes_back_is_not_told_again_what_it_has_seen(api: Service, files: Files) -> None:
-    analysis = post(api, files)
+    analysis = submit(api, files)
     with stream(api, analysis) as events:
         last = events.next().id
     with stream(api, analysis, last) as events:
@@ -137,7 +124,7 @@ def test_a_client_that_comes_back_is_not_told_again_what_it_has_seen(api: Servic
 
 
 def test_a_client_that_has_seen_the_final_state_is_told_only_the_end(api: Service, files: Files) -> None:
-    analysis = post(api, files)
+    analysis = submit(api, files)
     api.client.post(f"/v1/analyses/{analysis}/cancel")
     with stream(api, analysis) as events:
         last = events.next().id
@@ -150,13 +137,13 @@ def test_a_client_that_comes_back_with_less_or_nonsense_is_told_the_latest(
     api: Service, files: Files, last: int | str
 ) -> None:
     with api.client.stream(
-        "GET", f"/v1/analyses/{post(api, files)}/events", headers=[(b"Last-Event-ID", str(last).encode())]
+        "GET", f"/v1/analyses/{submit(api, files)}/events", headers=[(b"Last-Event-ID", str(last).encode())]
     ) as response:
         assert Stream(response).next().data["state"] == "queued"
 
 
 def test_progress_is_told_without_the_rest_and_a_new_attempt_as_a_state(api: Service, files: Files) -> None:
-    analysis = post(api, files)
+    analysis = submit(api, files)
     with stream(api, analysis) as events:
         assert events.next().name == "state"
         change(api, analysis, state="running", attempts=1)
@@ -170,7 +157,7 @@ def test_progress_is_told_without_the_rest_and_a_new_attempt_as_a_state(api: Ser
 
 
 def test_changes_that_nobody_has_read_yet_are_one_event(api: Service, files: Files) -> None:
-    analysis = post(api, files)
+    analysis = submit(api, files)
     with stream(api, analysis) as events:
         first = events.next()
         api.sql(
@@ -184,7 +171,7 @@ def test_changes_that_nobody_has_read_yet_are_one_event(api: Service, files: Fil
 
 def test_a_quiet_stream_has_a_heartbeat(start_service: StartService, files: Files) -> None:
     api = start_service(worker=False, event_heartbeat_seconds=0.1)
-    analysis = post(api, files)
+    analysis = submit(api, files)
     with stream(api, analysis) as events:
         events.next()
         assert [events.comment() for _ in range(3)] == [": still here"] * 3
@@ -194,7 +181,7 @@ def test_a_change_whose_notification_got_lost_is_told_with_the_next_heartbeat(
     start_service: StartService, files: Files
 ) -> None:
     api = start_service(worker=False, event_heartbeat_seconds=0.2)
-    analysis = post(api, files)
+    analysis = submit(api, files)
     with stream(api, analysis) as events:
         events.next()
         change(api, analysis, notify=False, state="running")
@@ -202,14 +189,14 @@ def test_a_change_whose_notification_got_lost_is_told_with_the_next_heartbeat(
 
 
 def test_a_server_that_stops_closes_its_streams_without_an_end(api: Service, files: Files) -> None:
-    with stream(api, post(api, files)) as events:
+    with stream(api, submit(api, files)) as events:
         assert events.next().name == "state"
         api.loop.call_soon_threadsafe(api.stopping.set)
         assert list(events) == []
 
 
 def test_an_analysis_that_is_deleted_closes_its_streams(api: Service, files: Files) -> None:
-    analysis = post(api, files)
+    analysis = submit(api, files)
     with stream(api, analysis) as events:
         events.next()
         api.sql("DELETE FROM analyses WHERE id = %s", analysis)
@@ -219,7 +206,7 @@ def test_an_analysis_that_is_deleted_closes_its_streams(api: Service, files: Fil
 
 def test_hundreds_of_clients_are_all_told_the_end(api: Service, files: Files) -> None:
     clients = 200
-    analysis = post(api, files)
+    analysis = submit(api, files)
 
     async def follow(client: httpx.AsyncClient, ready: asyncio.Semaphore) -> str:
         text = ""
@@ -247,7 +234,7 @@ def test_hundreds_of_clients_are_all_told_the_end(api: Service, files: Files) ->
 
 def test_more_streams_than_allowed_are_refused_until_one_is_left(start_service: StartService, files: Files) -> None:
     api = start_service(worker=False, max_event_streams=1)
-    analysis = post(api, files)
+    analysis = submit(api, files)
     path = f"/v1/analyses/{analysis}/events"
     with httpx.Client(base_url=api.url) as other:
         with stream(api, analysis) as first:
@@ -282,7 +269,7 @@ def test_only_who_asks_for_every_change_is_woken_before_the_end(database_url: st
                 for final, woken in ((False, False), (True, True)):
                     async with database.transaction() as session:
                         await announce(session, analysis, ended=final)
-                    await asyncio.wait_for(changed.wait(), 10)
+                    await asyncio.wait_for(changed.wait(), DEADLINE)
                     changed.clear()
                     assert ended.is_set() == woken
         await database.close()

@@ -8,16 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from support.service import Service, StartService, npz_batch, onnx_mlp
+from support.service import Files, Service, StartService, npz_batch, onnx_mlp
 
 from service.keys import hash_key, new_key
-
-Files = dict[str, bytes]
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
 
 
 def post(service: Service, files: Files, key: str, *, wait: int | None = None, **content: Any) -> httpx.Response:
@@ -97,22 +90,22 @@ def test_requests_with_one_key_at_the_same_time_make_one_analysis(api: Service, 
 
 
 def test_what_has_ended_is_answered_with_its_end(service: Service, files: Files) -> None:
-    first, again = (post(service, files, "good", wait=20) for _ in range(2))
+    first, again = (post(service, files, "good", wait=60) for _ in range(2))
     assert (first.status_code, again.status_code) == (201, 201)
     assert again.content == first.content
     assert again.headers["location"] == first.headers["location"]
-    failed, failed_again = (post(service, files, "bad", wait=20, options={"output": "fail"}) for _ in range(2))
+    failed, failed_again = (post(service, files, "bad", wait=60, options={"output": "fail"}) for _ in range(2))
     assert (failed.status_code, failed_again.status_code) == (422, 422)
     assert failed_again.json() == failed.json()
     assert failed_again.headers["idempotency-replayed"] == "true"
 
 
 def test_a_replay_needs_no_file_any_more(service: Service, files: Files) -> None:
-    first = post(service, files, "once", wait=20)
+    first = post(service, files, "once", wait=60)
     analysis = service.client.get(first.headers["location"]).json()
     service.client.delete(f"/v1/models/{analysis['model']}")
     body = {"model": analysis["model"], "batch": analysis["batch"]}
-    headers = {"Idempotency-Key": "once", "Prefer": "wait=20"}
+    headers = {"Idempotency-Key": "once", "Prefer": "wait=60"}
     again = service.client.post("/v1/analyses", json=body, headers=headers)
     assert (again.status_code, again.content) == (201, first.content)
 
@@ -124,9 +117,9 @@ def test_a_request_that_was_refused_leaves_its_key_free(start_service: StartServ
 
 
 def test_a_key_goes_with_its_analysis(service: Service, files: Files) -> None:
-    first = post(service, files, "once", wait=20)
+    first = post(service, files, "once", wait=60)
     assert service.client.delete(first.headers["location"]).status_code == 204
-    again = post(service, files, "once", wait=20)
+    again = post(service, files, "once", wait=60)
     assert again.status_code == 201
     assert again.headers["location"] != first.headers["location"]
 

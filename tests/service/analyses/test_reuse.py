@@ -7,22 +7,15 @@ from typing import Any
 
 import httpx
 import pytest
-from support.service import Service, StartService, npz_batch, onnx_mlp
+from support.service import Files, Service, StartService, npz_batch, onnx_mlp
 
 from service.keys import hash_key, new_key
-
-Files = dict[str, bytes]
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
 
 
 def post(service: Service, files: Files, *, wait: bool = True, output: str = "genuine", **content: Any) -> Any:
     options = {"output": output, **content.pop("options", {})}
     form = {**files, "request": json.dumps({"options": options, **content}).encode()}
-    headers = {"Prefer": "wait=20"} if wait else {}
+    headers = {"Prefer": "wait=60"} if wait else {}
     return service.client.post("/v1/analyses", files=form, headers=headers)
 
 

@@ -7,14 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.service import Service
+from support.service import Files, Service
 
 import wsb_engine
 
+
 # The worker of these tests answers every analysis with a loss of 0.5 and without any bounds.
-Files = dict[str, bytes]
-
-
 def rule(**fields: Any) -> dict[str, Any]:
     return {"metric": "loss.value", **fields}
 
@@ -27,12 +25,7 @@ PASSING, FAILING = policy(rule(op="<=", limit=0.5)), policy(rule(op="<", limit=0
 NOT_RISEN = policy(rule(max_increase=0.0))
 
 
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
-
-
-def post(service: Service, files: Files, *, wait: int = 20, **request: Any) -> Any:
+def post(service: Service, files: Files, *, wait: int = 60, **request: Any) -> Any:
     parts = {**files, "request": json.dumps(request).encode()}
     return service.client.post("/v1/analyses", files=parts, headers={"Prefer": f"wait={wait}"})
 
@@ -85,7 +78,7 @@ def test_a_report_is_a_baseline_as_it_is(service: Service, files: Files) -> None
 
 def test_the_verdict_outlives_the_analysis_of_the_baseline(service: Service, files: Files) -> None:
     base = analysed(service, files)
-    waiting = post(service, files, wait=0, policy=NOT_RISEN, baseline=base["id"], options={"output": "sleep:1"})
+    waiting = post(service, files, wait=0, policy=NOT_RISEN, baseline=base["id"], options={"output": "sleep:3"})
     assert waiting.status_code == 202
     assert service.client.delete(base["links"]["self"]).status_code == 204
     assert service.ended(waiting.json()["id"])["verdict"]["outcome"] == "pass"
@@ -132,7 +125,7 @@ def test_a_baseline_that_has_not_ended_is_409(api: Service, files: Files) -> Non
 
 
 def test_a_stored_policy_that_is_not_valid_any_more_is_an_error_of_the_verdict(service: Service, files: Files) -> None:
-    waiting = post(service, files, wait=0, policy=PASSING, options={"output": "sleep:1"}).json()["id"]
+    waiting = post(service, files, wait=0, policy=PASSING, options={"output": "sleep:3"}).json()["id"]
     service.sql("UPDATE analyses SET policy = '{}' WHERE id = %s", waiting)
     analysis = service.ended(waiting)
     assert (analysis["state"], analysis["verdict"]["code"]) == ("succeeded", "policy_outdated")

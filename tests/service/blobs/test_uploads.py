@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from support.service import Service, StartService, until
+from support.service import DEADLINE, Service, StartService, until
 
 KINDS = ["models", "batches"]
 
@@ -119,7 +119,7 @@ def test_an_announced_body_above_the_limit_is_refused_before_it_is_sent(start_se
     with socket.create_connection((urlsplit(service.url).hostname, urlsplit(service.url).port)) as connection:
         head = "POST /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\nExpect: 100-continue\r\n\r\n"
         connection.sendall(head.encode())
-        connection.settimeout(3)
+        connection.settimeout(DEADLINE)
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 

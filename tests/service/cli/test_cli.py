@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.service import Service, npz_batch, onnx_mlp, until
+from support.service import DEADLINE, Service, npz_batch, onnx_mlp, until
 
 import wsb_engine
 from wsb_engine.options import Options
@@ -181,7 +181,7 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 2
         process.send_signal(number)
-        assert process.wait(20) == code
+        assert process.wait(DEADLINE) == code
         process.stderr.close()
     until(lambda: not any(member.is_running() for member in family))
 
@@ -209,7 +209,7 @@ def test_a_server_that_is_ended_while_it_starts_leaves_no_process(
 
         until(has_begun)
         server.send_signal(number)
-        assert server.wait(60) == (0 if number == signal.SIGTERM else -number)
+        assert server.wait(DEADLINE) == (0 if number == signal.SIGTERM else -number)
     # A Postgres whose owner was killed is ended by the next one.
     mine = [member for member in family if number == signal.SIGTERM or "service." in command_line(member)]
     until(lambda: not any(member.is_running() for member in mine))

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from support.service import Service, StartService, until
+from support.service import DEADLINE, Service, StartService, until
 
 from service.storage import store
 from service.storage.folder import FolderStore
@@ -27,7 +27,7 @@ class Connection:
 
     def __init__(self, service: Service) -> None:
         address = urlsplit(service.url)
-        self.socket = socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20)
+        self.socket = socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=DEADLINE)
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -36,9 +36,9 @@ class Connection:
         head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers]
         self.send("\r\n".join([*head, "", ""]).encode())
 
-    def trickle(self, *, seconds: float = 10) -> None:
+    def trickle(self) -> None:
         """A byte now and then, until there is an answer or the end."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + DEADLINE
         while not select.select([self.socket], [], [], 0.02)[0]:
             assert time.monotonic() < deadline, "the server did not lose its patience"
             try:
@@ -155,14 +155,15 @@ def test_a_body_that_comes_too_slowly_is_ended(
 def test_a_slow_body_that_keeps_the_least_rate_is_taken(
     start_service: StartService, connections: list[Connection], model_bytes: bytes
 ) -> None:
-    api = start_service(worker=False, upload_idle_seconds=0.3, upload_min_bytes_per_second=1)
+    api = start_service(worker=False, upload_idle_seconds=1, upload_min_bytes_per_second=1)
     connection = connect(api, connections)
     connection.post("/v1/models", len(model_bytes), "Connection: close")
     started = time.monotonic()
-    for start in range(0, len(model_bytes), 40):
-        connection.send(model_bytes[start : start + 40])
-        time.sleep(0.05)  # the client's own slowness is what is tested
-    assert time.monotonic() - started > 0.3
+    piece = -(-len(model_bytes) // 20)
+    for start in range(0, len(model_bytes), piece):
+        connection.send(model_bytes[start : start + piece])
+        time.sleep(0.06)  # the client's own slowness is what is tested
+    assert time.monotonic() - started > 1
     assert connection.answer()[0] == 201
 
 
@@ -186,11 +187,11 @@ def test_a_head_that_does_not_come_in_time_closes_the_connection(
 def test_the_time_for_the_head_does_not_end_what_comes_after_it(
     start_service: StartService, connections: list[Connection], model_bytes: bytes, batch_bytes: bytes
 ) -> None:
-    api = start_service(worker=False, request_head_seconds=0.2, max_wait_seconds=1)
+    api = start_service(worker=False, request_head_seconds=0.5, max_wait_seconds=1)
     connection = connect(api, connections)
     connection.post("/v1/models", len(model_bytes))
     connection.send(model_bytes[:10])
-    assert not select.select([connection.socket], [], [], 0.6)[0]
+    assert not select.select([connection.socket], [], [], 0.8)[0]
     connection.send(model_bytes[10:])
     assert connection.socket.recv(65536).startswith(b"HTTP/1.1 201 ")
     files = {"model": model_bytes, "batch": batch_bytes}
@@ -289,11 +290,11 @@ def test_the_headers_of_a_part_are_limited(start_service: StartService, setting:
 @pytest.mark.parametrize("as_part", [True, False])
 def test_json_of_a_hundred_thousand_levels_is_malformed_at_once(api: Service, opening: str, as_part: bool) -> None:
     body = opening.encode() + b"[" * 100_000
-    started = time.monotonic()
+    started = time.process_time()  # the server is this process
     if as_part:
         response = api.client.post("/v1/analyses", files={"request": body})
     else:
         response = api.client.post("/v1/analyses", content=body, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (400, "malformed_request")
     assert "recursion limit" in response.json()["detail"]
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

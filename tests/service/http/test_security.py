@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from pydantic import ValidationError
-from support.service import Service, StartService, npz_batch, onnx_mlp, until
+from support.service import DEADLINE, Service, StartService, npz_batch, onnx_mlp, until
 
 from service.http.bind_address import UnsafeBindAddressError, check_bind_address
 from service.http.security import PUBLIC_PATHS
@@ -190,7 +190,7 @@ def test_the_answer_to_a_stranger_does_not_wait_for_the_body(locked: Service, pa
             "Content-Length: 900000000\r\n\r\n"
         )
         connection.sendall(head.encode())
-        connection.settimeout(5)
+        connection.settimeout(DEADLINE)
         assert connection.recv(1000).startswith(b"HTTP/1.1 401 ")
 
 
@@ -257,18 +257,10 @@ def test_the_command_with_another_key_or_none_ends_with_2_and_does_not_print_it(
 
 
 def test_the_tenant_is_in_the_log_of_its_requests_and_the_key_is_not(
-    locked: Service, capfd: pytest.CaptureFixture[str]
+    locked: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     with httpx.Client(base_url=locked.url) as client:
         client.get("/v1/analyses", headers=bearer(KEY))
-    text = ""
-
-    def logged() -> bool:
-        # The line is written after the answer.
-        nonlocal text
-        text += "".join(capfd.readouterr())
-        return "path=/v1/analyses" in text
-
-    until(logged)
-    assert "tenant=ci" in text
-    assert KEY not in text
+    until(lambda: "path=/v1/analyses" in caplog.text)  # the line is written after the answer
+    assert "tenant=ci" in caplog.text
+    assert KEY not in caplog.text

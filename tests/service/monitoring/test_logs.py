@@ -14,19 +14,13 @@ from typing import Any
 import httpx
 import pytest
 import structlog
-from support.service import Service, StartService, npz_batch, until
+from support.service import Files, Service, StartService, npz_batch, until
 
 from service.keys import hash_key, new_key
 
 Lines = list[Any]
-Files = dict[str, bytes]
 
 PASSWORD = "tr0ub4dor"  # noqa: S105 - nobody's
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
 
 
 def submit(service: Service, files: Files, output: str = "") -> str:

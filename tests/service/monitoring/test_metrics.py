@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ from alembic.config import Config
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 from support.outages import WAITING, close_database
-from support.service import Service, StartService, npz_batch, onnx_mlp, until
+from support.service import Files, Service, StartService, npz_batch, onnx_mlp, submit, until
 
 import wsb_engine as wsb
 from service.analyses.outcomes import CAUSES, TIMINGS, cause
@@ -30,19 +29,7 @@ from service.monitoring.metrics import OTHER, Metrics, SnapshotReader
 from service.server.app import create_app
 from service.settings import Settings
 
-Files = dict[str, bytes]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
-
-
-def submit(service: Service, files: Files, output: str = "") -> str:
-    form = {**files, "request": json.dumps({"options": {"output": output or None}}).encode()}
-    identifier: str = service.client.post("/v1/analyses", files=form).json()["id"]
-    return identifier
 
 
 def samples(text: str) -> Samples:

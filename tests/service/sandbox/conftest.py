@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from support.service import DEADLINE, until
 
 from service.sandbox import Job, JobLimits, Outcome, Zygote
 
@@ -29,11 +29,8 @@ class Processes:
             return False
         return stat.rpartition(")")[2].split()[0] not in "ZX"  # a zombie is as dead as its parent lets it be
 
-    def wait_until_gone(self, *pids: int, seconds: float = 10.0) -> None:
-        deadline = time.monotonic() + seconds
-        while alive := [pid for pid in pids if self.is_alive(pid)]:
-            assert time.monotonic() < deadline, f"still there after {seconds} s: {alive}"
-            time.sleep(0.005)
+    def wait_until_gone(self, *pids: int) -> None:
+        until(lambda: not any(map(self.is_alive, pids)))
 
 
 class Sandbox:
@@ -64,7 +61,7 @@ class Sandbox:
             async with self.zygote(*preload) as zygote:
                 return await play(zygote)
 
-        return asyncio.run(asyncio.wait_for(main(), 60))
+        return asyncio.run(asyncio.wait_for(main(), DEADLINE))
 
     def run(self, job: Job, *preload: str) -> Outcome:
         """Runs one job, keeping its progress."""

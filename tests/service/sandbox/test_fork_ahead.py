@@ -7,6 +7,8 @@ import json
 import os
 import signal
 
+from support.service import DEADLINE
+
 from service.sandbox import Place
 
 
@@ -55,9 +57,9 @@ def test_it_waits_while_others_run(sandbox):
 def test_its_time_starts_with_its_request(sandbox):
     async def play(zygote):
         child = await zygote.fork(sandbox.job("echo"))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.5)
         try:
-            return await child.run({}, 0.25)
+            return await child.run({}, 1)
         finally:
             await child.end()
 
@@ -93,7 +95,7 @@ def test_one_that_is_killed_while_it_waits_does_not_wait_any_more(sandbox):
     async def play(zygote):
         child = await zygote.fork(sandbox.job("echo"))
         os.kill(child._running.pid, signal.SIGKILL)
-        await asyncio.wait_for(asyncio.shield(child._running.ended), 10)
+        await asyncio.wait_for(asyncio.shield(child._running.ended), DEADLINE)
         try:
             return await child.run({}, 60)
         finally:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from dataclasses import replace
 
 import pytest
+from support.service import DEADLINE
 
 from service.sandbox import process
 
 
 def test_a_job_over_its_time_is_stopped(sandbox):
-    started = time.monotonic()
     outcome = sandbox.run(replace(sandbox.job("hang"), seconds=0.3))
 
     assert (outcome.status, outcome.error.code) == ("timed_out", "time_limit_exceeded")
     assert outcome.exit_signal == signal.SIGKILL
-    assert time.monotonic() - started < 10
 
 
 def test_a_timeout_kills_what_the_child_forked_too(sandbox, processes):
@@ -56,16 +54,16 @@ def test_a_flood_of_progress_stops_neither_the_clock_nor_the_loop(sandbox):
     assert ticks >= 3
 
 
-def test_cancelling_kills_the_child_within_a_second(sandbox, processes):
+def test_cancelling_kills_the_child_and_what_it_forked_at_once(sandbox, processes, monkeypatch):
+    monkeypatch.setattr(process, "KILL_SECONDS", 10 * DEADLINE)
+
     async def play(zygote):
         running, pids = await _start(zygote, sandbox.job("hang_with_descendants"))
-        started = time.monotonic()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
         assert not processes.is_alive(pids["pid"])
-        processes.wait_until_gone(*pids.values(), seconds=1.0)
-        assert time.monotonic() - started < 1.0
+        processes.wait_until_gone(*pids.values())
 
     sandbox.scenario(play, *sandbox.unsealed)
 
@@ -121,7 +119,7 @@ async def _start(zygote, job):
             told.set_result(fields)
 
     running = asyncio.create_task(zygote.run(job, note))
-    return running, await asyncio.wait_for(told, 10)
+    return running, await asyncio.wait_for(told, DEADLINE)
 
 
 def _children_of(pid):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +11,9 @@ import psycopg
 import pytest
 from psycopg import sql
 from support.outages import close_database
-from support.service import Service, StartService, until
+from support.service import Files, Service, StartService, submit, until
 
 from service.database.engine import patiently
-
-Files = dict[str, bytes]
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
 
 
 @contextmanager
@@ -33,12 +25,6 @@ def outage(service: Service, postgres: str) -> Iterator[None]:
     finally:
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
-
-
-def submit(service: Service, files: Files, command: str = "") -> str:
-    form = {**files, "request": json.dumps({"options": {"output": command or None}}).encode()}
-    identifier: str = service.client.post("/v1/analyses", files=form).json()["id"]
-    return identifier
 
 
 def running(service: Service, analysis: str) -> bool:
@@ -63,7 +49,7 @@ def test_requests_are_told_to_come_back(api: Service, postgres: str, files: File
 def test_a_running_analysis_goes_on_and_its_report_is_stored_afterwards(
     service: Service, postgres: str, files: Files
 ) -> None:
-    analysis = submit(service, files, "sleep:1")
+    analysis = submit(service, files, "sleep:3")
     until(lambda: running(service, analysis))
     with outage(service, postgres):
         until(lambda: service.leftovers() == [])  # its folder goes when the child has ended
@@ -80,22 +66,22 @@ def test_a_worker_that_waited_for_work_is_there_afterwards(service: Service, pos
 def test_workers_do_not_take_each_other_for_lost_afterwards(
     start_service: StartService, postgres: str, files: Files
 ) -> None:
-    quick = {"heartbeat_seconds": 0.2, "stalled_seconds": 1.0}
+    quick = {"heartbeat_seconds": 0.2, "stalled_seconds": 2.0}
     first, _ = start_service(**quick), start_service(**quick)
-    analyses = [submit(first, files, "sleep:6") for _ in range(2)]
+    analyses = [submit(first, files, "sleep:8") for _ in range(2)]
     until(lambda: all(running(first, analysis) for analysis in analyses))
     with outage(first, postgres):
-        time.sleep(2.5)  # what is tested: longer than the silence after which a worker counts as lost
+        time.sleep(3.5)  # what is tested: longer than the silence after which a worker counts as lost
     assert [first.ended(analysis)["attempts"] for analysis in analyses] == [1, 1]
 
 
 def test_who_waits_for_an_ended_analysis_is_told_after_an_outage(service: Service, postgres: str, files: Files) -> None:
-    analysis = submit(service, files, "sleep:1")
+    analysis = submit(service, files, "sleep:3")
     until(lambda: running(service, analysis))
     with outage(service, postgres):
         pass
     service.ended(analysis)
-    following = service.client.post("/v1/analyses", files=files, headers={"Prefer": "wait=20"})
+    following = service.client.post("/v1/analyses", files=files, headers={"Prefer": "wait=60"})
     assert following.status_code == 201
 
 

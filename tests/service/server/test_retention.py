@@ -14,20 +14,14 @@ from typing import Any
 
 import httpx
 import pytest
-from support.service import Service, StartService, npz_batch, onnx_mlp, until
+from support.service import Files, Service, StartService, npz_batch, onnx_mlp, until
 
 from service.context import Context
 from service.keys import hash_key, new_key
 from service.server.app import open_context
 from service.server.retention import sweep
 
-Files = dict[str, bytes]
 MONTH = timedelta(days=30)
-
-
-@pytest.fixture
-def files(model_bytes: bytes, batch_bytes: bytes) -> Files:
-    return {"model": model_bytes, "batch": batch_bytes}
 
 
 def post(service: Service, files: Files, output: str = "", **headers: str) -> httpx.Response:
@@ -60,7 +54,7 @@ def kept(service: Service) -> tuple[int, int, int, int]:
 
 
 def test_an_analysis_that_has_ended_can_be_deleted_with_its_report(service: Service, files: Files) -> None:
-    path = post(service, files, Prefer="wait=20").headers["location"]
+    path = post(service, files, Prefer="wait=60").headers["location"]
     assert service.client.delete(path).status_code == 204
     assert service.client.delete(path).json()["code"] == "analysis_not_found"
     assert service.client.get(f"{path}/report").status_code == 404
@@ -77,9 +71,9 @@ def test_a_live_analysis_cannot_be_deleted(api: Service, files: Files, state: st
 
 
 def test_what_is_old_goes_and_what_is_not_stays(service: Service, files: Files) -> None:
-    post(service, files, Prefer="wait=20")
-    young = post(service, {**files, "model": onnx_mlp(seed=5)}, Prefer="wait=20").headers["location"]
-    failed = post(service, {"model": onnx_mlp(seed=6), "batch": npz_batch(seed=6)}, "fail", Prefer="wait=20")
+    post(service, files, Prefer="wait=60")
+    young = post(service, {**files, "model": onnx_mlp(seed=5)}, Prefer="wait=60").headers["location"]
+    failed = post(service, {"model": onnx_mlp(seed=6), "batch": npz_batch(seed=6)}, "fail", Prefer="wait=60")
     assert failed.status_code == 422
     age(service, but=young.rsplit("/", 1)[1])
     swept(service)
@@ -141,7 +135,7 @@ def test_more_than_a_batch_goes_in_one_sweep_and_files_in_use_hold_nothing_up(ap
 
 def test_without_the_setting_nothing_is_ever_deleted(service: Service, files: Files) -> None:
     assert service.settings.retention_days is None
-    post(service, files, Prefer="wait=20")
+    post(service, files, Prefer="wait=60")
     age(service)
     service.client.get("/readyz")
     assert kept(service) == (1, 1, 2, 2)
@@ -149,7 +143,7 @@ def test_without_the_setting_nothing_is_ever_deleted(service: Service, files: Fi
 
 def test_a_running_service_sweeps_by_itself(start_service: StartService, files: Files) -> None:
     service = start_service(retention_days=30, retention_interval_seconds=0.05)
-    post(service, files, Prefer="wait=20")
+    post(service, files, Prefer="wait=60")
     age(service)
     until(lambda: kept(service) == (0, 0, 0, 0))
     assert service.client.get("/healthz").status_code == 200

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.service import Service, StartService, npz_batch, onnx_mlp, until
+from support.service import Files, Service, StartService, npz_batch, onnx_mlp, submit, until
 
 from service.worker.memory import least_bytes
 
@@ -14,13 +14,11 @@ MIB = 1 << 20
 SMALL, LARGE = 256 * MIB, 4096 * MIB
 
 
-@pytest.fixture
-def too_large(start_service: StartService, model_bytes: bytes, batch_bytes: bytes) -> tuple[Service, str]:
+def submit_large(api: Service, files: Files, **options: str) -> str:
     """An analysis that waits, of a model that the database says is as large as a small worker's memory."""
-    api = start_service(worker=False)
-    analysis = api.client.post("/v1/analyses", files={"model": model_bytes, "batch": batch_bytes}).json()["id"]
+    analysis = submit(api, files, **options)
     api.sql("UPDATE blobs SET size = %s WHERE kind = 'models'", SMALL)
-    return api, analysis
+    return analysis
 
 
 def add_worker(api: Service, memory_bytes: int, device: str = "cpu") -> None:
@@ -39,9 +37,9 @@ def times_left(api: Service) -> int:
 
 
 def test_an_analysis_that_fits_into_no_worker_fails_before_it_is_started(
-    start_service: StartService, too_large: tuple[Service, str]
+    start_service: StartService, api: Service, files: Files
 ) -> None:
-    api, analysis = too_large
+    analysis = submit_large(api, files)
     add_worker(api, 2 * SMALL)
     start_service(job_memory_bytes=SMALL)
     ended = api.ended(analysis)
@@ -51,9 +49,9 @@ def test_an_analysis_that_fits_into_no_worker_fails_before_it_is_started(
 
 
 def test_an_analysis_is_left_to_a_worker_that_it_fits_into(
-    start_service: StartService, too_large: tuple[Service, str]
+    start_service: StartService, api: Service, files: Files
 ) -> None:
-    api, analysis = too_large
+    analysis = submit_large(api, files)
     add_worker(api, LARGE)
     start_service(job_memory_bytes=SMALL)
     until(lambda: times_left(api) > 1)
@@ -61,13 +59,13 @@ def test_an_analysis_is_left_to_a_worker_that_it_fits_into(
     assert (found["state"], found["attempts"], found["started_at"]) == ("queued", 0, None)
     start_service(job_memory_bytes=LARGE)
     # Both workers reach for it each second, until the larger one is first.
-    until(lambda: api.client.get(f"/v1/analyses/{analysis}").json()["state"] == "succeeded", seconds=120)
+    until(lambda: api.client.get(f"/v1/analyses/{analysis}").json()["state"] == "succeeded")
 
 
 def test_when_the_only_worker_that_it_fits_into_is_lost_it_is_told(
-    start_service: StartService, too_large: tuple[Service, str]
+    start_service: StartService, api: Service, files: Files
 ) -> None:
-    api, analysis = too_large
+    analysis = submit_large(api, files)
     add_worker(api, LARGE)
     start_service(job_memory_bytes=SMALL)
     until(lambda: times_left(api) > 0)
@@ -76,21 +74,18 @@ def test_when_the_only_worker_that_it_fits_into_is_lost_it_is_told(
 
 
 def test_a_larger_worker_of_a_device_that_was_not_asked_for_is_no_help(
-    start_service: StartService, model_bytes: bytes, batch_bytes: bytes
+    start_service: StartService, api: Service, files: Files
 ) -> None:
-    api = start_service(worker=False)
-    form = {"model": model_bytes, "batch": batch_bytes, "request": b'{"options": {"device": "cpu"}}'}
-    analysis = api.client.post("/v1/analyses", files=form).json()["id"]
-    api.sql("UPDATE blobs SET size = %s WHERE kind = 'models'", SMALL)
+    analysis = submit_large(api, files, device="cpu")
     add_worker(api, LARGE, device="cuda:0")
     start_service(job_memory_bytes=SMALL)
     assert api.ended(analysis)["error"]["code"] == "out_of_memory"
 
 
 def test_an_analysis_that_waits_for_a_larger_worker_can_be_cancelled(
-    start_service: StartService, too_large: tuple[Service, str]
+    start_service: StartService, api: Service, files: Files
 ) -> None:
-    api, analysis = too_large
+    analysis = submit_large(api, files)
     add_worker(api, LARGE)
     start_service(job_memory_bytes=SMALL)
     until(lambda: times_left(api) > 0)
@@ -113,11 +108,11 @@ print(peak() - before)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_least_analysis_takes_more_than_is_asked_for(tmp_path: Path, dtype: str) -> None:
     # In float64 already, which is the file that grows least.
-    model = onnx_mlp((3000, 3000, 3))
-    batch = npz_batch(features=3000)
+    model = onnx_mlp((2000, 2000, 3))
+    batch = npz_batch(features=2000)
     (tmp_path / "model").write_bytes(model)
     (tmp_path / "batch").write_bytes(batch)
-    assert len(model) > 3000 * 3000 * np.dtype(np.float64).itemsize
+    assert len(model) > 2000 * 2000 * np.dtype(np.float64).itemsize
     command = [sys.executable, "-c", _GROWTH, dtype]
     grown = int(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
     assert grown > least_bytes(len(model), len(batch), doubles=dtype == "float64") > len(model)

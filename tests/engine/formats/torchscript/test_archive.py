@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import pickle
 import struct
@@ -27,10 +26,10 @@ def plain(scripted: Any) -> bytes:
 
 
 def _code(data: bytes) -> str:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelError) as caught:
         load_model(data)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert caught.value.advice
     return caught.value.code
 
@@ -118,13 +117,16 @@ def test_a_shape_beyond_the_tensor_data_is_refused(plain: bytes, rewritten: Any)
 
 def test_a_zip_bomb_is_refused_unopened(plain: bytes) -> None:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, zipfile.ZipFile(io.BytesIO(plain)) as old:
+    with (
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        zipfile.ZipFile(io.BytesIO(plain)) as old,
+    ):
         for name in old.namelist():
             archive.writestr(name, old.read(name))
         with archive.open(f"{old.namelist()[0].partition('/')[0]}/data/bomb", "w") as file:
             for _ in range(256):
                 file.write(bytes(1 << 20))
-    assert len(buffer.getvalue()) < 1 << 20
+    assert len(buffer.getvalue()) < 2 << 20
     assert _code(buffer.getvalue()) == "model_too_large"
 
 
@@ -163,11 +165,15 @@ def test_an_archive_cut_anywhere_is_refused(plain: bytes) -> None:
 
 
 def test_a_changed_byte_never_crashes(plain: bytes) -> None:
+    codes = set()
     for position in range(30, len(plain), 37):
         data = bytearray(plain)
         data[position] ^= 0x55
-        with contextlib.suppress(ModelError):
-            load_model(bytes(data))
+        try:
+            codes.add(load_model(bytes(data)).format)
+        except ModelError as error:
+            codes.add(error.code)
+    assert {"torchscript", "model_invalid"} <= codes
 
 
 def test_torch_gets_only_members_that_were_checked(plain: bytes, rewritten: Any) -> None:

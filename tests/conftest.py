@@ -1,0 +1,35 @@
+"""How tests are shared out to processes, and where the service's log lines go."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from xdist.scheduler import LoadScopeScheduling
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    # Lines of background threads come between tests as well, where only logging is captured.
+    structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
+
+
+class Scheduling(LoadScopeScheduling):
+    """Keeps a module with fixtures of its own in one process; whichever is free takes each of the other tests."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if _shares_fixtures(file) else nodeid
+
+
+@cache
+def _shares_fixtures(file: str) -> bool:
+    return '@pytest.fixture(scope="module")' in (ROOT / file).read_text(encoding="utf-8")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
