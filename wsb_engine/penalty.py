@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from wsb_engine.curvature.closed_form.mlp import network
 from wsb_engine.curvature.closed_form.plan import plan
 from wsb_engine.curvature.closed_form.sums import differentiable_moments
+from wsb_engine.curvature.losses import Loss, automatic
 from wsb_engine.errors import BatchError, ModelError
 from wsb_engine.formats.module import live_mlp
 
@@ -41,9 +42,10 @@ def wolkowicz_styan_penalty(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             advice="Use smooth activations (tanh, sigmoid, softplus, GELU, SiLU) between linear layers.",
         )
     parameters = dict(module.named_parameters())
-    net = network(mlp, parameters, frozenset(parameters))
+    loss = automatic(len(parameters[mlp.layers[-1].weight]))
+    net = network(mlp, parameters, frozenset(parameters), loss)
     a0 = mlp.features({"x": x})
-    targets = _targets(y, len(x), net.classes, a0)
+    targets = _targets(y, len(x), loss, net.classes).to(a0.dtype)
     P = sum(layer.parameters for layer in net.layers)
     layout = plan(net, len(x), memory=MEMORY, itemsize=a0.dtype.itemsize, prefer="pairs", tiles=1)
     t, q = differentiable_moments(net, a0, targets, layout)
@@ -52,19 +54,18 @@ def wolkowicz_styan_penalty(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return m + torch.sqrt(variance * (P - 1))
 
 
-def _targets(y: Tensor, samples: int, classes: int, like: Tensor) -> Tensor:
+def _targets(y: Tensor, samples: int, loss: Loss, logits: int) -> Tensor:
     if len(y) != samples:
         raise BatchError(
             f"x has {samples} rows, y has {len(y)}", code="row_count_mismatch", advice="Give one label a row."
         )
-    if classes == 1:
-        return y.reshape(-1, 1).to(like.dtype)
-    if y.ndim == 2 and y.shape[1] == classes:
-        return y.to(like.dtype)
-    if y.ndim != 1 or y.is_floating_point() or (samples and not 0 <= int(y.min()) <= int(y.max()) < classes):
+    if y.ndim == 2:
+        return loss.targets(y.double(), logits)
+    classes = loss.classes(logits)
+    if not y.is_floating_point() and samples and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise BatchError(
             f"y of shape {list(y.shape)} does not label {classes} classes",
             code="label_classes_mismatch",
             advice="Give integer labels [N] from 0 to C − 1, or probabilities [N, C].",
         )
-    return nn.functional.one_hot(y, classes).to(like.dtype)
+    return loss.targets(y, logits)

@@ -23,10 +23,10 @@ from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.batch import Batch
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.curvature import loss
 from wsb_engine.curvature.closed_form.activations import value
 from wsb_engine.curvature.closed_form.mlp import network
 from wsb_engine.curvature.closed_form.sums import ClosedForm
+from wsb_engine.curvature.losses import Targets
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ModelError, ResourceError, finite, overflow
@@ -163,7 +163,9 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     report = r.Report(
         engine=_engine(problem, options),
         model=_model(classifier, problem, parity),
-        batch=r.BatchSummary(sha256=batch.sha256, samples=len(batch), classes=max(problem.logits.shape[1], 2)),
+        batch=r.BatchSummary(
+            sha256=batch.sha256, samples=len(batch), classes=problem.objective.loss.classes(problem.logits.shape[1])
+        ),
         loss=loss_part,
         moments=part,
         bounds=bounds,
@@ -202,13 +204,16 @@ def _without_overflow(monitor: Monitor, options: Options) -> Iterator[None]:
 
 
 def _loss(problem: Problem) -> r.Loss:
-    targets, logits = problem.objective.targets, problem.logits
+    loss, targets, logits = problem.objective.loss, problem.objective.targets, problem.logits
     y, w = targets.y.cpu(), targets.weights.cpu()
+    accuracy = loss.accuracy(logits, Targets(y, w))
+    if accuracy is None:
+        raise ValueError("a report states an accuracy")
     return r.Loss(
-        kind=targets.kind,
-        value=finite(float((w * loss.sample_losses(logits, y)).sum()), "the loss"),
+        kind=loss.kind,
+        value=finite(float((w * loss.values(logits, y)).sum()), "the loss"),
         gradient_norm=finite(_norm(problem.objective.gradient()), "the gradient's norm"),
-        accuracy=loss.accuracy(logits, loss.Targets(y, w)),
+        accuracy=accuracy,
     )
 
 
@@ -335,7 +340,7 @@ def _reference(problem: Problem, v: Tensor) -> Tensor:
 
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
         z = structure.mlp.features(inputs)
-        for index, layer in enumerate(network(structure.mlp, parameters, frozenset()).layers):
+        for index, layer in enumerate(network(structure.mlp, parameters, frozenset(), objective.loss).layers):
             z = torch.nn.functional.linear(z, layer.W, layer.b)
             if index < len(structure.mlp.activations):
                 z = value(structure.mlp.activations[index], z)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.batch import Batch
-from wsb_engine.curvature.loss import Targets
+from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import BatchError, OptionsError
 from wsb_engine.model import Input, Tensors
 from wsb_engine.options import Options
@@ -151,11 +151,12 @@ def _name(kind: torch.dtype) -> str:
     return str(kind).removeprefix("torch.")
 
 
-def targets(batch: Batch, logits: int, classes: tuple[int | str, ...] | None, on: torch.device) -> Targets:
-    """Labels as rows on the simplex, or as probabilities of the positive class for one logit.
+def targets(batch: Batch, loss: Loss, logits: int, classes: tuple[int | str, ...] | None, on: torch.device) -> Targets:
+    """Return the labels as the loss compares them with logits, and weights of sum 1.
 
     Args:
-        batch: Its y and weights.
+        batch: The batch, for its y and weights.
+        loss: The loss.
         logits: C, or 1 for one binary logit.
         classes: Labels that the model declares, in logit order.
         on: Device of the targets.
@@ -165,34 +166,9 @@ def targets(batch: Batch, logits: int, classes: tuple[int | str, ...] | None, on
     """
     weights = torch.full((len(batch),), 1.0) if batch.weights is None else torch.from_numpy(batch.weights)
     weights = weights.to(on, torch.float64)
-    count = max(logits, 2)
-    if batch.y.ndim == 2:
-        y = _soft(batch.y, logits)
-    elif batch.y.dtype.kind == "f":
-        if logits != 1:
-            raise BatchError(
-                f"y has one number a row that is no class; the model has {logits} classes",
-                code="label_classes_mismatch",
-                advice="Give integer labels [N], or probabilities [N, C].",
-            )
-        y = torch.from_numpy(batch.y)[:, None]
-    else:
-        index = torch.from_numpy(_class_indices(batch.y, count, classes))
-        y = index[:, None].double() if logits == 1 else torch.nn.functional.one_hot(index, count).double()
+    labels = batch.y if batch.y.dtype.kind == "f" else _class_indices(batch.y, loss.classes(logits), classes)
+    y = loss.targets(torch.from_numpy(labels), logits)
     return Targets(y.to(on, torch.float64), weights / weights.sum())
-
-
-def _soft(y: np.ndarray, logits: int) -> Tensor:
-    if y.shape[1] != max(logits, 2):
-        raise BatchError(
-            f"y has {y.shape[1]} columns, the model has {max(logits, 2)} classes",
-            code="label_classes_mismatch",
-            advice="Give one probability for each class, in the order of the logits.",
-            expected=max(logits, 2),
-            actual=int(y.shape[1]),
-        )
-    rows = torch.from_numpy(y)
-    return rows[:, 1:] if logits == 1 else rows
 
 
 def _class_indices(y: np.ndarray, count: int, classes: tuple[int | str, ...] | None) -> np.ndarray:

@@ -14,9 +14,10 @@ from wsb_engine.analysis import inputs as prepare
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.batch import Batch
-from wsb_engine.curvature import loss
 from wsb_engine.curvature.closed_form.mlp import Network, network, passes
 from wsb_engine.curvature.cost import PRODUCT_OPERATIONS, WORKING_SHARE, Footprint, gradient_footprint, logits_footprint
+from wsb_engine.curvature.losses import Targets, automatic
+from wsb_engine.curvature.losses.base import LARGEST_EXPONENT, power_of_four
 from wsb_engine.curvature.products.autodiff import (
     COLUMNS,
     GRADIENT_SAMPLES,
@@ -43,7 +44,7 @@ CHUNK_BYTES = 32 << 20
 """Intermediates of one chunk of a linearised gradient: what is made after them finds room in the caches."""
 SMALL = 2.0**-20
 """Curvature next to the gradient below which H is looked at before it is scaled."""
-LARGEST_SINGLE, LARGEST_DOUBLE = 2.0**96, 2.0**loss.LARGEST_EXPONENT
+LARGEST_SINGLE, LARGEST_DOUBLE = 2.0**96, 2.0**LARGEST_EXPONENT
 """By which the gradient can be multiplied, with room for inputs and weights."""
 STRUCTURE_UNITS = 1e4
 """Units of rounding of the largest logit by which two ways of evaluating the same network may differ."""
@@ -107,7 +108,7 @@ class Problem:
         if self.structure is None:
             return replace(self, objective=objective, team=None)
         parameters = {**objective.fixed, **objective.selected}
-        net = network(self.structure.mlp, parameters, frozenset(objective.selected), objective.scale)
+        net = network(self.structure.mlp, parameters, frozenset(objective.selected), objective.loss, objective.scale)
         return replace(self, objective=objective, structure=replace(self.structure, net=net), team=None)
 
     def product_at(self, objective: Objective, columns: int = 1) -> HessianProduct:
@@ -183,7 +184,9 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
         selected={name: tensors[name] for name in names},
         fixed={name: tensor for name, tensor in tensors.items() if name not in names},
         inputs=inputs,
-        targets=loss.Targets(torch.zeros(0, 1), torch.ones(len(batch))),
+        # Both are set once the number of logits is known.
+        loss=automatic(0),
+        targets=Targets(torch.zeros(0), torch.ones(len(batch))),
         dtype=dtype,
         device=device,
         interrupt=monitor.interrupt,
@@ -200,8 +203,9 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
             )
             objective = replace(objective, function=model.function)
             objective, logits = _evaluated(objective, classifier, memory, monitor)
-    objective = replace(objective, targets=prepare.targets(batch, logits.shape[1], model.classes, device))
-    objective = replace(objective, scale=loss.scale(logits.to(device), objective.targets))
+    loss = automatic(logits.shape[1])
+    targets = prepare.targets(batch, loss, logits.shape[1], model.classes, device)
+    objective = replace(objective, loss=loss, targets=targets, scale=loss.scale(logits.to(device), targets))
     first = objective.chunk_inputs(slice(0, len(batch) if objective.coupled else 1))
     nonsmooth = nonsmooth_operators(model.function, tensors, first)
     if nonsmooth:
@@ -215,7 +219,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
     footprint = gradient_footprint(objective)
     objective = _fitted(objective, footprint, memory)
     problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, monitor.warn)
-    least = loss.least_curvature(logits.to(device), objective.targets)
+    least = loss.least_curvature(logits.to(device), targets)
     return problem if least * objective.scale > SMALL else _rescaled(problem)
 
 
@@ -234,7 +238,7 @@ def _rescaled(problem: Problem) -> Problem:
     largest = float(image.abs().max())
     if largest == 0 or largest > SMALL:
         return problem
-    factor = loss.power_of_four(largest)
+    factor = power_of_four(largest)
     if factor > (LARGEST_SINGLE if objective.dtype == torch.float32 else LARGEST_DOUBLE):
         if objective.dtype == torch.float32:
             raise ResourceError(
@@ -352,7 +356,7 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, monitor:
     if model.mlp is None:
         return None
     parameters = {**objective.fixed, **objective.selected}
-    net = network(model.mlp, parameters, frozenset(objective.selected), objective.scale)
+    net = network(model.mlp, parameters, frozenset(objective.selected), objective.loss, objective.scale)
     if not any(layer.parameters for layer in net.layers):
         return None  # what is selected is no layer's
     rows = next(objective.chunks())

@@ -113,7 +113,7 @@ def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> 
     costs: dict[Form, float] = {}
     if l == k:
         costs["packed"] = pairs * (gram + 2 * triangle(row.d_out))
-        if l == len(net.layers) - 2:
+        if l == len(net.layers) - 2 and net.loss.convex:
             c = net.classes
             costs["factor"] = pairs * (gram + c * c * (2 * row.d_out + TRAFFIC) + 6 * row.d_out)
         shape = (triangle(row.width), triangle(row.d_out))

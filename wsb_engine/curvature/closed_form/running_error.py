@@ -12,9 +12,9 @@ whose norm is at most
 
     ρ_l[i] = ‖ã_{l−1}‖ √(Σ_j W_l[i,j]² φ_{l−1}′[j]²) + Σ_j |W_l[i,j]| φ_{l−1}′[j] ρ_{l−1}[j],     ρ_0 = 0,
 
-since the rows' own parts are orthogonal. Radii of rows follow by the same rules. With the pivot k, |S_ij| ≤ p_i p_j off
-the diagonal and p_i (1 − p_i) on it, so that every term is of the size of 1 − p_k where the model is sure. No matrix of
-a layer's width squared is formed: a pass costs as much as two or three products.
+since the rows' own parts are orthogonal. Radii of rows follow by the same rules. What rounding does to g and S is the
+loss's to bound (``LossDerivatives.rounding``). No matrix of a layer's width squared is formed: a pass costs as much as
+two or three products.
 """
 
 from __future__ import annotations
@@ -29,14 +29,12 @@ from torch import Tensor
 from wsb_engine.curvature.closed_form.mlp import Layer, Network, Passes, passes
 from wsb_engine.curvature.closed_form.plan import Plan, triangle
 from wsb_engine.curvature.closed_form.sums import TileSource
+from wsb_engine.curvature.losses.base import ELEMENTARY, UNIT, LossRounding
 
-UNIT = 2.0**-53
 ENTRIES = 1 << 22
 """Entries of a tile: samples times the widest layer."""
 INFLATION = 1 + 1e-8
 """Covers the rounding of the radii: sums of some thousand terms that are not negative."""
-ELEMENTARY = 8.0
-"""Units of rounding of an elementary function."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningE
         weights: (N,) float64, of sum 1.
 
     Returns:
-        None for networks with an activation for which no radii are known, or in float32.
+        None for networks with an activation or a loss for which no radii are known, or in float32.
     """
     if net.layers[0].W.dtype != torch.float64 or any(each.kind not in _RULES for each in net.activations):
         return None
@@ -143,7 +141,11 @@ def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningE
     operator, absolute = 0.0, 0.0
     for start in range(0, samples, rows):
         a0, y = source(start, min(start + rows, samples))
-        radius, size = _Sample(net, passes(net, a0, y), y.double()).errors()
+        sample = _Sample(net, passes(net, a0, y))
+        bounds = sample.run.loss.rounding(sample.run.z, y.double(), sample.rz)
+        if bounds is None:
+            return None
+        radius, size = sample.errors(bounds)
         w = weights[start : start + len(radius)]
         operator += float((w * radius).sum())
         absolute += float((w * size).sum())
@@ -159,15 +161,14 @@ def _upwards(value: float) -> float:
 class _Sample:
     """Radii of some samples, a row each."""
 
-    def __init__(self, net: Network, run: Passes, y: Tensor) -> None:
+    def __init__(self, net: Network, run: Passes) -> None:
         self.net, self.run = net, run
         self._forward()
-        self._head(y)
-        self._backward()
 
-    def errors(self) -> tuple[Tensor, Tensor]:
-        """‖h_kept − h‖_F and ‖|h|‖_F of each sample, (B,)."""
-        radius, size = self._top()
+    def errors(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:
+        """‖h_kept − h‖_F and ‖|h|‖_F of each sample, (B,), from bounds on the loss's own rounding at ``rz``."""
+        self._backward(bounds)
+        radius, size = self._top(bounds)
         last = len(self.net.layers) - 1
         for l in range(last):
             more, norm = self._bend(l)
@@ -219,30 +220,12 @@ class _Sample:
         moved = rown * spread + own * (rfirst.square() @ squares.T).sqrt()
         return rho, moved + (rfirst * below + first * rbelow) @ W.T
 
-    def _head(self, y: Tensor) -> None:
-        """Relative radius of S, and those of g (mathematics.md, section 11), without the scale."""
-        at, classes = self.run.head, self.net.classes
-        if classes == 1:
-            relative = torch.expm1(self.rz) + 4 * ELEMENTARY * UNIT
-            self.rs = (2 * relative + relative.square() + 4 * UNIT).squeeze(1)
-            self.rg = (relative + 4 * UNIT) * ((1 - y) * at.p + y * at.complement)
-            return
-        d = (self.run.z - self.run.z.gather(1, at.pivot)).abs()
-        distance = self.rz + self.rz.gather(1, at.pivot) + UNIT * d
-        relative = torch.expm1(3 * distance.amax(dim=1, keepdim=True)) + (4 * classes + 32) * UNIT
-        self.rs = (2 * relative + relative.square() + 4 * UNIT).squeeze(1)
-        each = relative * at.total * at.p + 2 * UNIT * at.gradient.abs()
-        others = each.sum(dim=1, keepdim=True) + 2 * classes * UNIT * at.gradient.abs().sum(dim=1, keepdim=True)
-        # At the pivot g is the sum of the others, or a difference; the first has the smaller radius if y_k > s/2.
-        right = y.gather(1, at.pivot) > at.total / 2
-        at_pivot = torch.where(right, others - each.gather(1, at.pivot), each.gather(1, at.pivot))
-        self.rg = each.scatter(1, at.pivot, at_pivot)
-
-    def _backward(self) -> None:
+    def _backward(self, bounds: LossRounding) -> None:
         """Radii of δ and of b = φ″ ⊙ W ᵀδ."""
         net, run, scale = self.net, self.run, self.net.scale
         last = len(net.layers) - 1
-        self.delta, self.rdelta = [run.delta[last].abs() + scale * self.rg], [scale * self.rg]
+        rg = scale * bounds.gradient
+        self.delta, self.rdelta = [run.delta[last].abs() + rg], [rg]
         self.bend: list[Tensor] = []
         self.rbend: list[Tensor] = []
         for l in range(last - 1, -1, -1):
@@ -258,26 +241,13 @@ class _Sample:
             self.delta.insert(0, run.delta[l].abs() + rd)
             self.rdelta.insert(0, rd)
 
-    def _top(self) -> tuple[Tensor, Tensor]:
+    def _top(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:
         """J_Lᵀ S J_L: its radius and its size."""
-        at, scale = self.run.head, self.net.scale
         R = (self.own[-1].square().unsqueeze(1) + self.rho[-1].square()).sqrt()
         dR = self.rown[-1].unsqueeze(1) + self.rrho[-1]
-        size, moved = self._curvature(R, R), 2 * self._curvature(dR, R)
-        grown = 1 + self.rs
-        total = scale * at.total.squeeze(1) * (1 + 4 * self.net.classes * UNIT)
-        return total * (self.rs * size + grown * moved), total * grown * size
-
-    def _curvature(self, X: Tensor, Y: Tensor) -> Tensor:
-        """Bound on ‖Aᵀ |S| B‖_F for rows of A and B with norms X and Y, (B, C) each."""
-        at = self.run.head
-        diagonal = (at.p * at.complement * X * Y).sum(dim=1)
-        if self.net.classes == 1:
-            return diagonal
-        p, k = at.p.scatter(1, at.pivot, 0.0), at.pivot
-        x, y = (p * X).sum(dim=1), (p * Y).sum(dim=1)
-        across = X.gather(1, k).squeeze(1) * y + x * Y.gather(1, k).squeeze(1)
-        return diagonal + at.p.gather(1, k).squeeze(1) * across + x * y
+        size, moved = bounds.norm(R, R), 2 * bounds.norm(dR, R)
+        grown, total = 1 + bounds.curvature, self.net.scale * bounds.total
+        return total * (bounds.curvature * size + grown * moved), total * grown * size
 
     def _bend(self, l: int) -> tuple[Tensor, Tensor]:
         """J_lᵀ diag(b_l) J_l: its radius and its size, by blocks of own and lower parameters."""

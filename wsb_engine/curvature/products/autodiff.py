@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from wsb_engine.curvature.loss import Targets, sample_losses
+from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import finite
 from wsb_engine.model import Tensors
 
@@ -67,6 +67,7 @@ class Objective:
     """Parameters that are not."""
     inputs: Mapping[str, Tensor]
     """As loaded; cast and moved chunk by chunk."""
+    loss: Loss
     targets: Targets
     dtype: torch.dtype
     device: torch.device
@@ -79,7 +80,7 @@ class Objective:
     interrupt: Callable[[], None] = _go_on
     """Called before each chunk of samples; may raise to stop. Several threads may call it."""
     scale: float = 1.0
-    """A power of four that multiplies the loss inside of derivatives, and so H: ``loss.scale``."""
+    """A power of four that multiplies the loss inside of derivatives, and so H: ``Loss.scale``."""
     disturb: Callable[[Tensor, int], Tensor] | None = None
     """Changes a floating input of some rows, to see what rounding does; the number tells rows and inputs apart."""
 
@@ -135,14 +136,14 @@ class Objective:
         """What the loss of some samples is a function of, beside the parameters."""
         return Chunk(self.chunk_inputs(rows), self.targets.y[rows], self.targets.weights[rows])
 
-    def loss(self, selected: Tensors, chunk: Chunk) -> Tensor:
-        """Σ_s w_s ℓ_s of a chunk, times the scale."""
+    def value(self, selected: Tensors, chunk: Chunk) -> Tensor:
+        """Return Σ_s w_s ℓ_s of a chunk, times the scale."""
         z = self.function({**self.fixed, **selected}, chunk.inputs)
-        return (self.scale * chunk.weights * sample_losses(z, chunk.y)).sum()
+        return (self.scale * chunk.weights * self.loss.values(z, chunk.y)).sum()
 
     def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
         """Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
-        return partial(self.loss, chunk=self.chunk(rows))
+        return partial(self.value, chunk=self.chunk(rows))
 
     def flatten(self, tensors: Tensors) -> Tensor:
         """Concatenates in the order of ``selected``; (P,)."""
@@ -172,7 +173,7 @@ class Objective:
             point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
             with torch.enable_grad():
                 first = torch.autograd.grad(
-                    self.loss(point, self.chunk(rows)),
+                    self.value(point, self.chunk(rows)),
                     list(point.values()),
                     create_graph=True,
                     allow_unused=True,
@@ -189,7 +190,7 @@ class Objective:
         point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
         # Not by torch.func, which imports for more than a second what plain gradients do without.
         with torch.enable_grad():
-            loss = self.loss(point, self.chunk(rows))
+            loss = self.value(point, self.chunk(rows))
         if not loss.requires_grad:
             return {name: torch.zeros_like(tensor) for name, tensor in self.selected.items()}
         parts = torch.autograd.grad(loss, list(point.values()), allow_unused=True, materialize_grads=True)

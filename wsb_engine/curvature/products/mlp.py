@@ -14,6 +14,7 @@ Arrays are laid out (d, m, B) for width d, m columns and B samples, so that each
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from wsb_engine.curvature.closed_form.mlp import Network, diagonal_term, passes
 from wsb_engine.curvature.closed_form.sums import TileSource
-from wsb_engine.curvature.loss import curvature_times
+from wsb_engine.curvature.losses.base import across
 from wsb_engine.curvature.products.autodiff import COLUMNS, HessianProduct, Objective
 from wsb_engine.model import MLP
 
@@ -41,14 +42,8 @@ class _Chunk:
     phi1: list[Tensor]
     bend: list[Tensor]
     """φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}"""
-    p: Tensor
-    """(C, 1, B) float64 probabilities; of one logit p(1 − p)."""
-    pivot: Tensor | None
-    """(1, 1, B)"""
-    shift: Tensor | None
-    """(1, 1, B): True if what S multiplies is shifted by its entry at the pivot."""
-    total: Tensor
-    """(1, 1, B) float64: Σ_j y_j times the scale of H."""
+    curvature: Callable[[Tensor], Tensor]
+    """Multiplies (C, m, B) float64 by S and the scale of H, in place."""
     w: Tensor
     """(B,) in the working dtype."""
 
@@ -125,21 +120,13 @@ class MLPProduct(HessianProduct):
         stop = min(start + self._rows, len(self.objective.targets.weights))
         run = passes(self._net, *self._source(start, stop))
         w = self.objective.targets.weights[start:stop].to(self.dtype)
-        at, several = run.head, self._net.classes > 1
-
-        def across(tensor: Tensor) -> Tensor:
-            return tensor.T.unsqueeze(1).contiguous()
-
         chunk = _Chunk(
             a=[a.T.contiguous() for a in run.a],
             delta=[delta.T.contiguous() for delta in run.delta],
             weighted_delta=[(w.unsqueeze(1) * delta).T.contiguous() for delta in run.delta],
-            phi1=[phi.T.unsqueeze(1).contiguous() for phi in run.phi1],
-            bend=[diagonal_term(self._net, run, l).T.unsqueeze(1).contiguous() for l in range(len(run.phi1))],
-            p=across(at.p if several else at.p * at.complement),
-            pivot=across(at.pivot) if several else None,
-            shift=across(at.shifts) if several else None,
-            total=across(at.total) * self._net.scale,
+            phi1=[across(phi) for phi in run.phi1],
+            bend=[across(diagonal_term(self._net, run, l)) for l in range(len(run.phi1))],
+            curvature=run.loss.column_product(self._net.scale),
             w=w,
         )
         if self._cached is not None:
@@ -173,7 +160,7 @@ class MLPProduct(HessianProduct):
     ) -> dict[str, Tensor]:
         layers = self._net.layers
         rz = rh[-1].to(torch.float64, copy=True)
-        rdelta = (curvature_times(chunk.p, chunk.shift, chunk.pivot, rz) * chunk.total).to(self.dtype)
+        rdelta = chunk.curvature(rz).to(self.dtype)
         parts: dict[str, Tensor] = {}
         for l in range(len(layers) - 1, -1, -1):
             layer, dense, m = layers[l], self._mlp.layers[l], rdelta.shape[1]

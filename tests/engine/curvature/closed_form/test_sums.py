@@ -16,7 +16,7 @@ from wsb_engine.curvature.closed_form.activations import derivatives
 from wsb_engine.curvature.closed_form.mlp import Layer, Network
 from wsb_engine.curvature.closed_form.plan import Plan, plan
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form, visits_of
-from wsb_engine.curvature.loss import sample_losses
+from wsb_engine.curvature.losses import automatic
 from wsb_engine.model import Activation
 
 MEMORY = 1 << 28
@@ -47,7 +47,7 @@ class Case:
             h = a @ W.T if b is None else a @ W.T + b
             last = index == len(self.net.layers) - 1
             a = h if last else derivatives(self.net.activations[index], h)[0]
-        return sample_losses(a, self.y[row : row + 1]).sum()
+        return self.net.loss.values(a, self.y[row : row + 1]).sum()
 
     def sample_hessians(self) -> Tensor:
         """w_s h_s by double backward, (N, P, P)."""
@@ -93,8 +93,8 @@ def make(
     for index, (d_in, d_out) in enumerate(pairwise(dims)):
         weight, bias = (True, biases) if learns is None else learns[index]
         layers.append(Layer(str(index), normal(d_out, d_in), normal(d_out) if biases else None, weight, bias))
-    net = Network(tuple(layers), tuple(Activation(kind=kind) for _ in layers[1:]))
     logits = dims[-1]
+    net = Network(tuple(layers), tuple(Activation(kind=kind) for _ in layers[1:]), automatic(logits))
     if soft or logits == 1:
         y = torch.softmax(normal(samples, max(logits, 2)), dim=1)[:, -logits:]
     else:
