@@ -87,21 +87,30 @@ class LossDerivatives(ABC):
         return None
 
 
+@dataclass(frozen=True)
 class ElementwiseDerivatives(LossDerivatives):
-    """Derivatives of a loss that is a sum over logits, so that ∇²ℓ is diagonal."""
+    """Derivatives of a loss that is a sum over logits, so that ∇²ℓ is diagonal; (B, C) float64 each."""
+
+    gradient: Tensor
+    second: Tensor
+    """∂²ℓ/∂z_j²"""
+
+    @property
+    def diagonal(self) -> Tensor:
+        return self.second
 
     def curvature(self) -> Tensor:
-        return torch.diag_embed(self.diagonal)
+        return torch.diag_embed(self.second)
 
     def factor(self) -> Tensor:
-        return torch.diag_embed(self.diagonal.sqrt())
+        return torch.diag_embed(self.second.sqrt())
 
     def factor_times(self, W: Tensor) -> Tensor:
-        return self.diagonal.sqrt().unsqueeze(2) * W
+        return self.second.sqrt().unsqueeze(2) * W
 
     def column_product(self, scale: float) -> Callable[[Tensor], Tensor]:
-        diagonal = across(scale * self.diagonal)
-        return lambda r: r.mul_(diagonal)
+        second = across(scale * self.second)
+        return lambda r: r.mul_(second)
 
 
 class Loss(ABC):

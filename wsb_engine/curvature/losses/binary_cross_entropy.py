@@ -41,7 +41,7 @@ class BinaryCrossEntropy(Loss):
         e = torch.exp(torch.where(positive, -z, z))
         small, large = e / (1 + e), 1 / (1 + e)
         p, complement = torch.where(positive, large, small), torch.where(positive, small, large)
-        return SigmoidDerivatives((1 - y) * p - y * complement, p, complement)
+        return SigmoidDerivatives((1 - y) * p - y * complement, p * complement, p, complement)
 
     def correct(self, z: Tensor, y: Tensor) -> Tensor:
         return (z.squeeze(1) > 0) == (y.squeeze(1) > 0.5)
@@ -61,15 +61,10 @@ class BinaryCrossEntropy(Loss):
 class SigmoidDerivatives(ElementwiseDerivatives):
     """g and ∇²ℓ = p (1 − p) of B samples, (B, 1) each; all float64."""
 
-    gradient: Tensor
     p: Tensor
     """Probability of the positive class."""
     complement: Tensor
     """1 − p"""
-
-    @property
-    def diagonal(self) -> Tensor:
-        return self.p * self.complement
 
     def rounding(self, z: Tensor, y: Tensor, radius: Tensor) -> LossRounding:
         """Bound the rounding errors (mathematics.md, section 11)."""
@@ -78,7 +73,7 @@ class SigmoidDerivatives(ElementwiseDerivatives):
             gradient=(relative + 4 * UNIT) * ((1 - y) * self.p + y * self.complement),
             curvature=of_product(relative).squeeze(1),
             total=torch.full_like(self.p.squeeze(1), 1 + 4 * UNIT),
-            norm=lambda X, Y: (self.diagonal * X * Y).sum(dim=1),
+            norm=lambda X, Y: (self.second * X * Y).sum(dim=1),
         )
 
 
