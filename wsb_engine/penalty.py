@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wsb_engine.curvature.closed_form.layout import cheapest_layout
 from wsb_engine.curvature.closed_form.mlp import network
-from wsb_engine.curvature.closed_form.plan import plan
 from wsb_engine.curvature.closed_form.sums import differentiable_moments
 from wsb_engine.curvature.losses import Loss, automatic
 from wsb_engine.errors import BatchError, ModelError
@@ -47,7 +47,7 @@ def wolkowicz_styan_penalty(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     a0 = mlp.features({"x": x})
     targets = _targets(y, len(x), loss, net.classes).to(a0.dtype)
     P = sum(layer.parameters for layer in net.layers)
-    layout = plan(net, len(x), memory=MEMORY, itemsize=a0.dtype.itemsize, prefer="pairs", tiles=1)
+    layout = cheapest_layout(net, len(x), memory=MEMORY, itemsize=a0.dtype.itemsize, prefer="pairs", tiles=1)
     t, q = differentiable_moments(net, a0, targets, layout)
     m = t / P
     variance = torch.clamp(q / P - m * m, min=0) + FLOOR

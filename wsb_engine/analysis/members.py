@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from wsb_engine.analysis.problem import Problem
+from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.mlp import network
-from wsb_engine.curvature.closed_form.plan import Plan
 from wsb_engine.curvature.closed_form.sums import Sums, add_terms, no_sums
 from wsb_engine.curvature.losses import Targets
 from wsb_engine.curvature.products.autodiff import HessianProduct
@@ -65,7 +65,7 @@ class Member:
                 row, self._sums = packed(self._sums), None
                 return row
 
-    def _start(self, plan: Plan) -> Sums:
+    def _start(self, plan: Layout) -> Sums:
         structure, weights = self._whole.structure, self._whole.objective.targets.weights
         if structure is None:
             raise ValueError("the closed form needs an MLP")

@@ -15,7 +15,7 @@ from wsb_engine.analysis.problem import Problem, Structure
 from wsb_engine.bounds.certificates import CertifiedNorm, ExactMoments
 from wsb_engine.bounds.certificates import Moments as KnownMoments
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.curvature.closed_form.plan import MIN_TILES, Plan, plan
+from wsb_engine.curvature.closed_form.layout import MIN_TILES, Layout, cheapest_layout
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form, underflow
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
 from wsb_engine.curvature.products.basis import basis_moments
@@ -42,7 +42,7 @@ class Choice:
     """A method, and what it needs."""
 
     method: r.MomentsMethod
-    layout: Plan | None = None
+    layout: Layout | None = None
     """Of the closed form."""
 
 
@@ -224,14 +224,14 @@ def _bounds(lambda_max: tuple[float, float], lambda_min: tuple[float, float]) ->
     )
 
 
-def _layout(problem: Problem, structure: Structure) -> Plan:
+def _layout(problem: Problem, structure: Structure) -> Layout:
     itemsize = problem.objective.dtype.itemsize
     # Enough pairs of tiles for everyone who shares them.
     tiles = MIN_TILES if problem.team is None else max(MIN_TILES, 2 * problem.team.size)
-    return plan(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize, tiles=tiles)
+    return cheapest_layout(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize, tiles=tiles)
 
 
-def _closed_form(problem: Problem, layout: Plan, monitor: Monitor) -> ClosedForm:
+def _closed_form(problem: Problem, layout: Layout, monitor: Monitor) -> ClosedForm:
     """In the working dtype, and again in float64 if float32 has not the range for its sums."""
     if problem.structure is None:
         raise ValueError("only an MLP has a closed form")

@@ -14,7 +14,7 @@ from wsb_engine.analysis import inputs as prepare
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.batch import Batch
-from wsb_engine.curvature.closed_form.mlp import Network, network, passes
+from wsb_engine.curvature.closed_form.mlp import Network, forward_backward, network
 from wsb_engine.curvature.cost import PRODUCT_OPERATIONS, WORKING_SHARE, Footprint, gradient_footprint, logits_footprint
 from wsb_engine.curvature.losses import Targets, automatic
 from wsb_engine.curvature.losses.base import LARGEST_EXPONENT, power_of_four
@@ -362,7 +362,7 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, monitor:
     rows = next(objective.chunks())
     a0 = model.mlp.features(objective.chunk_inputs(rows))
     if a0.ndim == 2 and a0.shape[1] == net.layers[0].d_in:
-        z = passes(net, a0, objective.targets.y[rows]).z.double().cpu()
+        z = forward_backward(net, a0, objective.targets.y[rows]).z.double().cpu()
         error = float((z - logits[rows]).abs().max())
         tolerance = STRUCTURE_UNITS * torch.finfo(objective.dtype).eps * max(1.0, float(logits.abs().max()))
         if error > tolerance:

@@ -16,7 +16,7 @@ from torch import Tensor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
-from wsb_engine.curvature.closed_form.plan import Plan
+from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.running_error import running_error
 from wsb_engine.curvature.products.autodiff import HessianProduct
 
@@ -53,12 +53,12 @@ class Measuring:
     failure_probability: float
     tell: Callable[[float], None]
 
-    def rounding(self, product: HessianProduct, layout: Plan | None) -> Rounding:
+    def rounding(self, product: HessianProduct, layout: Layout | None) -> Rounding:
         """Bounds on rounding errors, in the units of the products.
 
         Args:
             product: Multiplies single vectors.
-            layout: Plan of the closed form's sums, if there is one.
+            layout: Layout of the closed form's sums, if there is one.
 
         Raises:
             ResourceError: ``overflow``.
@@ -83,7 +83,7 @@ class Measuring:
         worst = max(_root_mean_square(differences[:, :, i]) for i in range(vectors.shape[1]))
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
-    def _proven(self, layout: Plan | None) -> Rounding | None:
+    def _proven(self, layout: Layout | None) -> Rounding | None:
         """By running error analysis; None if the model is no MLP for which it is known, or it says too little."""
         problem = self.problem
         if problem.structure is None or not self._reads_inputs_as_they_are():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from wsb_engine.curvature.closed_form.mlp import Network, passes, step_down
+from wsb_engine.curvature.closed_form.mlp import Network, forward_backward, step_down
 from wsb_engine.curvature.closed_form.sums import TileSource
 from wsb_engine.curvature.products.autodiff import Objective
 from wsb_engine.memory import ran_out
@@ -43,14 +43,14 @@ def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float | None
     total = weights.new_zeros(())
     for start in range(0, len(weights), ROWS):
         w = weights[start : start + ROWS]
-        run = passes(net, *source(start, start + len(w)))
-        factor = (math.sqrt(net.scale) * run.loss.factor()).to(run.z.dtype)
+        passes = forward_backward(net, *source(start, start + len(w)))
+        factor = (math.sqrt(net.scale) * passes.loss.factor()).to(passes.z.dtype)
         for l in range(len(net.layers) - 1, -1, -1):
             if net.layers[l].width:
-                norm = net.layers[l].augmented(run.a[l]).double().square().sum(dim=1)
+                norm = net.layers[l].augmented(passes.a[l]).double().square().sum(dim=1)
                 total += (w * norm * factor.double().square().sum(dim=(1, 2))).sum()
             if l > 0:
-                factor = step_down(net, run, l - 1, factor)
+                factor = step_down(net, passes, l - 1, factor)
     return float(total)
 
 

@@ -113,7 +113,7 @@ class Passes:
     """At z, without the scale."""
 
 
-def passes(net: Network, a0: Tensor, y: Tensor) -> Passes:
+def forward_backward(net: Network, a0: Tensor, y: Tensor) -> Passes:
     """Forward and backward quantities.
 
     Args:
@@ -139,29 +139,29 @@ def passes(net: Network, a0: Tensor, y: Tensor) -> Passes:
     return Passes(a, phi1, phi2, delta, h, at)
 
 
-def last_hidden_factor(net: Network, run: Passes) -> Tensor:
+def last_hidden_factor(net: Network, passes: Passes) -> Tensor:
     """Rᵀ of the last hidden layer, (B, C, d): A = R Rᵀ + diag(v), from S = FᵀF."""
-    factor = math.sqrt(net.scale) * run.loss.factor_times(net.layers[-1].W.double())
-    return factor.to(run.z.dtype) * run.phi1[-1].unsqueeze(1)
+    factor = math.sqrt(net.scale) * passes.loss.factor_times(net.layers[-1].W.double())
+    return factor.to(passes.z.dtype) * passes.phi1[-1].unsqueeze(1)
 
 
-def diagonal_term(net: Network, run: Passes, l: int) -> Tensor:
+def diagonal_term(net: Network, passes: Passes, l: int) -> Tensor:
     """v_l = φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}, (B, d_l)."""
-    return run.phi2[l] * (run.delta[l + 1] @ net.layers[l + 1].W)
+    return passes.phi2[l] * (passes.delta[l + 1] @ net.layers[l + 1].W)
 
 
-def step_down(net: Network, run: Passes, l: int, block: Tensor) -> Tensor:
+def step_down(net: Network, passes: Passes, l: int, block: Tensor) -> Tensor:
     """(D_l W_{l+1}ᵀ X)ᵀ from Xᵀ = ``block`` (B, m, d_{l+1}): the recursion that A and J share."""
-    return (block @ net.layers[l + 1].W) * run.phi1[l].unsqueeze(1)
+    return (block @ net.layers[l + 1].W) * passes.phi1[l].unsqueeze(1)
 
 
-def square_blocks(net: Network, run: Passes, lowest: int) -> dict[int, Tensor]:
+def square_blocks(net: Network, passes: Passes, lowest: int) -> dict[int, Tensor]:
     """A_ll for l = lowest..L−1, each (B, d_l, d_l) and symmetric."""
     last = len(net.layers) - 1
-    blocks = {last: (net.scale * run.loss.curvature()).to(run.z.dtype)}
+    blocks = {last: (net.scale * passes.loss.curvature()).to(passes.z.dtype)}
     for index in range(last - 1, lowest - 1, -1):
-        half = step_down(net, run, index, blocks[index + 1])
-        square = step_down(net, run, index, half.transpose(1, 2))
-        square.diagonal(dim1=1, dim2=2).add_(diagonal_term(net, run, index))
+        half = step_down(net, passes, index, blocks[index + 1])
+        square = step_down(net, passes, index, half.transpose(1, 2))
+        square.diagonal(dim1=1, dim2=2).add_(diagonal_term(net, passes, index))
         blocks[index] = square
     return blocks

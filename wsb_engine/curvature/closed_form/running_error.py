@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsb_engine.curvature.closed_form.mlp import Layer, Network, Passes, passes
-from wsb_engine.curvature.closed_form.plan import Plan, triangle
+from wsb_engine.curvature.closed_form.layout import Layout, triangle
+from wsb_engine.curvature.closed_form.mlp import Layer, Network, Passes, forward_backward
 from wsb_engine.curvature.closed_form.sums import TileSource
 from wsb_engine.curvature.losses.base import ELEMENTARY, UNIT, LossRounding
 
@@ -53,18 +53,18 @@ class RunningError:
         """‖fl(H_kept v) − H_kept v‖ ≤ this · ‖v‖, for any order of summation, with or without fused operations."""
         return gamma(self.chain) * self.absolute
 
-    def moments(self, net: Network, plan: Plan, samples: int) -> float:
+    def moments(self, net: Network, layout: Layout, samples: int) -> float:
         """γ with which q as the closed form sums it is off by at most γ · absolute², and t by √P · γ · absolute.
 
         Args:
             net: The network.
-            plan: Plan of the closed form's sums.
+            layout: Layout of the closed form's sums.
             samples: N.
         """
-        sums = 2 * self.chain + 4 * max(layer.d_in for layer in net.layers) + 4 * plan.tile
-        tiles = math.ceil(samples / plan.tile)
+        sums = 2 * self.chain + 4 * max(layer.d_in for layer in net.layers) + 4 * layout.tile
+        tiles = math.ceil(samples / layout.tile)
         sums += triangle(tiles) + samples
-        for (l, k), form in plan.forms.items():
+        for (l, k), form in layout.forms.items():
             row, column = net.layers[l], net.layers[k]
             if form == "block":
                 sums += row.parameters * column.parameters
@@ -141,8 +141,8 @@ def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningE
     operator, absolute = 0.0, 0.0
     for start in range(0, samples, rows):
         a0, y = source(start, min(start + rows, samples))
-        sample = _Sample(net, passes(net, a0, y))
-        bounds = sample.run.loss.rounding(sample.run.z, y.double(), sample.rz)
+        sample = _Sample(net, forward_backward(net, a0, y))
+        bounds = sample.passes.loss.rounding(sample.passes.z, y.double(), sample.rz)
         if bounds is None:
             return None
         radius, size = sample.errors(bounds)
@@ -161,8 +161,8 @@ def _upwards(value: float) -> float:
 class _Sample:
     """Radii of some samples, a row each."""
 
-    def __init__(self, net: Network, run: Passes) -> None:
-        self.net, self.run = net, run
+    def __init__(self, net: Network, passes: Passes) -> None:
+        self.net, self.passes = net, passes
         self._forward()
 
     def errors(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:
@@ -181,15 +181,15 @@ class _Sample:
 
     def _forward(self) -> None:
         """Radii of a and φ, and norms of rows of J with theirs, layer by layer."""
-        net, run = self.net, self.run
-        zero = torch.zeros_like(run.a[0])
+        net, passes = self.net, self.passes
+        zero = torch.zeros_like(passes.a[0])
         ra = zero
         self.own, self.rown = [], []
         self.rho, self.rrho = [], []
         self.first, self.rfirst, self.second, self.rsecond = [], [], [], []
-        rho = rrho = run.z.new_zeros(len(run.z), net.layers[0].d_out)
+        rho = rrho = passes.z.new_zeros(len(passes.z), net.layers[0].d_out)
         for l, layer in enumerate(net.layers):
-            W, a = layer.W.abs(), run.a[l]
+            W, a = layer.W.abs(), passes.a[l]
             size = (a.abs() + ra) @ W.T + (0 if layer.b is None else layer.b.abs())
             rh = ra @ W.T + gamma(layer.d_in + 2) * size
             if l > 0:
@@ -201,12 +201,12 @@ class _Sample:
             if l == len(net.activations):
                 self.rz = rh
                 return
-            value = run.a[l + 1]
-            radii = _RULES[net.activations[l].kind](rh, value, run.phi1[l], run.phi2[l])
+            value = passes.a[l + 1]
+            radii = _RULES[net.activations[l].kind](rh, value, passes.phi1[l], passes.phi2[l])
             ra = radii.value
-            self.first.append(run.phi1[l] + radii.first)
+            self.first.append(passes.phi1[l] + radii.first)
             self.rfirst.append(radii.first)
-            self.second.append(run.phi2[l].abs() + radii.second)
+            self.second.append(passes.phi2[l].abs() + radii.second)
             self.rsecond.append(radii.second)
 
     def _rows(self, layer: Layer, l: int) -> tuple[Tensor, Tensor]:
@@ -222,10 +222,10 @@ class _Sample:
 
     def _backward(self, bounds: LossRounding) -> None:
         """Radii of δ and of b = φ″ ⊙ W ᵀδ."""
-        net, run, scale = self.net, self.run, self.net.scale
+        net, passes, scale = self.net, self.passes, self.net.scale
         last = len(net.layers) - 1
         rg = scale * bounds.gradient
-        self.delta, self.rdelta = [run.delta[last].abs() + rg], [rg]
+        self.delta, self.rdelta = [passes.delta[last].abs() + rg], [rg]
         self.bend: list[Tensor] = []
         self.rbend: list[Tensor] = []
         for l in range(last - 1, -1, -1):
@@ -233,12 +233,12 @@ class _Sample:
             W = layer.W.abs()
             size = self.delta[0] @ W
             rc = self.rdelta[0] @ W + gamma(layer.d_out + 2) * size
-            c = (run.delta[l + 1] @ layer.W).abs() + rc
+            c = (passes.delta[l + 1] @ layer.W).abs() + rc
             b = self.second[l] * c
             self.bend.insert(0, b * (1 + 2 * UNIT))
             self.rbend.insert(0, self.rsecond[l] * c + self.second[l] * rc + 2 * UNIT * b)
             rd = self.rfirst[l] * c + self.first[l] * rc + 2 * UNIT * self.first[l] * c
-            self.delta.insert(0, run.delta[l].abs() + rd)
+            self.delta.insert(0, passes.delta[l].abs() + rd)
             self.rdelta.insert(0, rd)
 
     def _top(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:

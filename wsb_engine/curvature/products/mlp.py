@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsb_engine.curvature.closed_form.mlp import Network, diagonal_term, passes
+from wsb_engine.curvature.closed_form.mlp import Network, diagonal_term, forward_backward
 from wsb_engine.curvature.closed_form.sums import TileSource
 from wsb_engine.curvature.losses.base import across
 from wsb_engine.curvature.products.autodiff import COLUMNS, HessianProduct, Objective
@@ -118,15 +118,15 @@ class MLPProduct(HessianProduct):
         if self._cached is not None and start in self._cached:
             return self._cached[start]
         stop = min(start + self._rows, len(self.objective.targets.weights))
-        run = passes(self._net, *self._source(start, stop))
+        passes = forward_backward(self._net, *self._source(start, stop))
         w = self.objective.targets.weights[start:stop].to(self.dtype)
         chunk = _Chunk(
-            a=[a.T.contiguous() for a in run.a],
-            delta=[delta.T.contiguous() for delta in run.delta],
-            weighted_delta=[(w.unsqueeze(1) * delta).T.contiguous() for delta in run.delta],
-            phi1=[across(phi) for phi in run.phi1],
-            bend=[across(diagonal_term(self._net, run, l)) for l in range(len(run.phi1))],
-            curvature=run.loss.column_product(self._net.scale),
+            a=[a.T.contiguous() for a in passes.a],
+            delta=[delta.T.contiguous() for delta in passes.delta],
+            weighted_delta=[(w.unsqueeze(1) * delta).T.contiguous() for delta in passes.delta],
+            phi1=[across(phi) for phi in passes.phi1],
+            bend=[across(diagonal_term(self._net, passes, l)) for l in range(len(passes.phi1))],
+            curvature=passes.loss.column_product(self._net.scale),
             w=w,
         )
         if self._cached is not None:

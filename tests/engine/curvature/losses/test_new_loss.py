@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import wsb_engine as wsb
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
-from wsb_engine.curvature.closed_form.plan import Plan, plan
+from wsb_engine.curvature.closed_form.layout import Layout, cheapest_layout
 from wsb_engine.curvature.closed_form.running_error import running_error
 from wsb_engine.curvature.closed_form.sums import closed_form
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
@@ -166,7 +166,7 @@ def found(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def check_moments(found: Case, layout: Plan) -> None:
+def check_moments(found: Case, layout: Layout) -> None:
     problem = found.problem
     assert problem.structure is not None
     result = closed_form(problem.structure.net, problem.tile, problem.objective.targets.weights, layout)
@@ -175,9 +175,9 @@ def check_moments(found: Case, layout: Plan) -> None:
     assert result.frobenius_squared / scale**2 == pytest.approx(float(found.hessian.square().sum()), rel=1e-11)
 
 
-def layout_of(found: Case, prefer: str) -> Plan:
+def layout_of(found: Case, prefer: str) -> Layout:
     assert found.problem.structure is not None
-    return plan(found.problem.structure.net, SAMPLES, memory=1 << 28, itemsize=8, prefer=prefer)
+    return cheapest_layout(found.problem.structure.net, SAMPLES, memory=1 << 28, itemsize=8, prefer=prefer)
 
 
 @pytest.mark.parametrize("prefer", ["auto", "pairs", "block"])
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_convex_is_never_summed_by_factors() -> None:
         wide = replace(structure.net.layers[0], W=torch.zeros(400, FEATURES), b=torch.zeros(400))
         last = replace(structure.net.layers[1], W=torch.zeros(LOGITS, 400))
         net = replace(structure.net, layers=(wide, last))
-        forms[name] = plan(net, 1000, memory=1 << 30, itemsize=8, prefer="pairs").forms[0, 0]
+        forms[name] = cheapest_layout(net, 1000, memory=1 << 30, itemsize=8, prefer="pairs").forms[0, 0]
     assert forms == {"SquaredError": "factor", "Sigmoids": "factor", "Cosine": "packed", "Quadratic": "factor"}
 
 

@@ -41,7 +41,7 @@ def triangle(n: int) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """How to sum."""
 
     forms: dict[tuple[int, int], Form]
@@ -58,6 +58,11 @@ class Plan:
     """Operations, roughly: 1e11 take seconds on two cores."""
 
     @property
+    def learning(self) -> list[int]:
+        """Layers that learn."""
+        return sorted({l for l, k in self.forms if l == k})
+
+    @property
     def pairs(self) -> list[tuple[int, int]]:
         return [block for block, form in self.forms.items() if form != "block"]
 
@@ -66,7 +71,7 @@ class Plan:
         return [block for block, form in self.forms.items() if form == "block"]
 
 
-def plan(
+def cheapest_layout(
     net: Network,
     samples: int,
     *,
@@ -74,7 +79,7 @@ def plan(
     itemsize: int,
     prefer: Literal["auto", "pairs", "block"] = "auto",
     tiles: int = MIN_TILES,
-) -> Plan:
+) -> Layout:
     """Chooses the cheapest way for each block and the largest useful tile.
 
     Args:
@@ -103,7 +108,7 @@ def plan(
             forms[l, k] = best
             cost += costs[best]
     tile, kept, overhead = _tiling(net, forms, samples, memory, itemsize, tiles)
-    return Plan(forms, tile, kept, memory, itemsize, cost + overhead)
+    return Layout(forms, tile, kept, memory, itemsize, cost + overhead)
 
 
 def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> dict[Form, float]:
