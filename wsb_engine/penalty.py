@@ -13,16 +13,16 @@ from wsb_engine.errors import BatchError, ModelError
 from wsb_engine.formats.module import live_mlp
 
 MEMORY = 1 << 30
-"""Bytes that the sums over pairs of samples may take, before autograd doubles them."""
+"""Bytes for sums over pairs of samples, before autograd doubles them."""
 FLOOR = 1e-30
 """Added to s² under the root, whose slope is infinite at 0."""
 
 
 def wolkowicz_styan_penalty(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """U = m + s√(P−1) of the batch's cross-entropy Hessian, as a scalar that can be differentiated by the parameters.
+    """Compute U = m + s√(P−1) of the batch's cross-entropy Hessian, differentiable in the parameters.
 
     Args:
-        module: A live smooth MLP; a softmax or sigmoid at its end is left out.
+        module: A live smooth MLP; a softmax or sigmoid at its end is removed.
         x: (N, …) inputs, in the module's dtype and on its device.
         y: (N,) integer labels, or (N, C) probabilities; for one logit (N,) or (N, 1) in [0, 1].
 
@@ -30,9 +30,9 @@ def wolkowicz_styan_penalty(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         A scalar in float64 on the module's device. L + ρ·U flattens the minimum.
 
     Raises:
-        ModelError: ``closed_form_unavailable`` where the module is no smooth MLP.
+        ModelError: ``closed_form_unavailable`` if the module is no smooth MLP.
         BatchError: ``row_count_mismatch``, ``label_classes_mismatch``.
-        ResourceError: ``memory_limit`` where the pairs of samples don't fit; use smaller batches.
+        ResourceError: ``memory_limit`` if the pairs of samples don't fit; use smaller batches.
     """
     mlp = live_mlp(module)
     if mlp is None:
@@ -57,7 +57,7 @@ def wolkowicz_styan_penalty(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def _targets(y: Tensor, samples: int, loss: Loss, logits: int) -> Tensor:
     if len(y) != samples:
         raise BatchError(
-            f"x has {samples} rows, y has {len(y)}", code="row_count_mismatch", advice="Give one label a row."
+            f"x has {samples} rows, y has {len(y)}", code="row_count_mismatch", advice="Give one label per row."
         )
     if y.ndim == 2:
         return loss.targets(y.double(), logits)

@@ -16,15 +16,15 @@ from wsb_engine.model import Input, Tensors
 from wsb_engine.options import Options
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
-"""Working memory on a CPU, in bytes, when the options state none."""
+"""Working memory on a CPU, in bytes, if the options state no limit."""
 GPU_MEMORY_SHARE = 0.5
-"""Of a GPU's memory, when the options state no limit."""
+"""Share of a GPU's memory to work in, if the options state no limit."""
 SMALL_MODEL = 2_000_000
-"""Parameters up to which float64 is used on a GPU too."""
+"""Number of parameters up to which float64 is used on a GPU too."""
 
 
 def device(options: Options) -> torch.device:
-    """The device that the options name; ``auto`` takes a GPU where there is one.
+    """Return the device that the options name; ``auto`` takes a GPU if there is one.
 
     Raises:
         OptionsError: ``device_unavailable``.
@@ -43,14 +43,14 @@ def device(options: Options) -> torch.device:
 
 
 def dtype(options: Options, on: torch.device, parameters: int) -> torch.dtype:
-    """float64 on a CPU and for small models, unless the options say otherwise."""
+    """Return the dtype of the options, or float64 on a CPU and for small models."""
     if options.dtype == "auto":
         return torch.float64 if on.type == "cpu" or parameters <= SMALL_MODEL else torch.float32
     return torch.float64 if options.dtype == "float64" else torch.float32
 
 
 def memory_limit(options: Options, on: torch.device) -> int:
-    """Bytes to work in."""
+    """Return the bytes to work in."""
     if options.memory_limit is not None:
         return options.memory_limit
     if on.type == "cuda":
@@ -59,7 +59,7 @@ def memory_limit(options: Options, on: torch.device) -> int:
 
 
 def select(parameters: Tensors, patterns: tuple[str, ...]) -> list[str]:
-    """Names that a pattern includes and none excludes, in the model's order; excludes alone start from all.
+    """Return names that a pattern includes and none excludes, in the model's order; excludes alone start from all.
 
     Raises:
         OptionsError: ``parameter_pattern_unmatched``, ``no_parameters_selected``.
@@ -91,7 +91,7 @@ def select(parameters: Tensors, patterns: tuple[str, ...]) -> list[str]:
 
 
 def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]:
-    """The batch's arrays under the model's input names, checked against declared shapes and kinds.
+    """Return the batch's arrays by the model's input names, checked against declared shapes and kinds.
 
     Raises:
         BatchError: ``input_missing``, ``input_unknown``, ``feature_count_mismatch``, ``input_kind_mismatch``.
@@ -142,7 +142,7 @@ def _checked(entry: Input, tensor: Tensor) -> Tensor:
             advice="Save integer inputs (tokens, indices) with an integer dtype.",
             input=entry.name,
         )
-    # Integers given for a floating input (pixels, counts) are numbers; the reverse would lose something.
+    # Integers for a floating input (pixels, counts) convert exactly; the reverse would lose digits.
     keep = tensor.is_floating_point() or not entry.dtype.is_floating_point
     return tensor if keep else tensor.to(entry.dtype)
 

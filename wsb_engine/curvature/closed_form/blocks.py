@@ -1,4 +1,4 @@
-"""Blocks of H formed in chunks of their rows: H_lk = Σ_s w_s X_sᵀ Y_s, where samples outnumber parameters."""
+"""Blocks of H formed in chunks of their rows, H_lk = Σ_s w_s X_sᵀ Y_s: for samples that outnumber parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsb_engine.curvature.closed_form.tiles import Block, Tile, off_diagonal_sca
 
 
 def row_dots(x: Tensor, y: Tensor) -> Tensor:
-    """x_s·y_s, (B,) float64."""
+    """Return x_s·y_s, (B,) float64."""
     dots: Tensor = torch.linalg.vecdot(x, y, dim=1)
     return dots.double()
 
@@ -31,7 +31,7 @@ def chunks_of(net: Network, layout: Layout, block: Block, parts: int) -> list[sl
 
 
 def outer_factors(net: Network, block: Block, tile: Tile, chunk: slice) -> tuple[Tensor, Tensor]:
-    """X (B, r) and Y (B, c) with h_s[chunk of block] = X_sᵀ Y_s."""
+    """Return X (B, r) and Y (B, c) with h_s[chunk of block] = X_sᵀ Y_s."""
     l, k = block
     row, column = net.layers[l], net.layers[k]
     augmented = row.augmented(tile.passes.a[l])

@@ -20,7 +20,7 @@ from wsb_engine.curvature.closed_form.tiles import Block, Tile
 
 
 def trace(net: Network, layout: Layout, tile: Tile, l: int) -> Tensor:
-    """Σ_s w_s K_l(s,s) tr A_ll,s over a tile."""
+    """Return Σ_s w_s K_l(s,s) tr A_ll,s over a tile."""
     if layout.forms[l, l] == "factor":
         _, diagonal, v = tile.factor[l, l]
         trace = (diagonal + v).double().sum(dim=1)
@@ -35,7 +35,7 @@ def trace(net: Network, layout: Layout, tile: Tile, l: int) -> Tensor:
 def products(
     net: Network, layout: Layout, first: Tile, second: Tile, K: dict[int, Tensor]
 ) -> Iterator[tuple[Block, Tensor]]:
-    """⟨h_s, h_t⟩ by block for s in ``first``, t in ``second``, (B, B′) float64; of l < k without the mirrored block."""
+    """Yield ⟨h_s, h_t⟩ by block (l, k), l ≤ k, for s in ``first`` and t in ``second``, (B, B′) float64 each."""
     for l, k in layout.pairs:
         if l == k:
             yield (l, k), K[l].square() * _square_products(layout, l, first, second)
@@ -44,13 +44,13 @@ def products(
 
 
 def input_grams(net: Network, layout: Layout, first: Tile, second: Tile) -> dict[int, Tensor]:
-    """K_l of the layers that pair sums need and of the first, for its coherence; (B, B′) float64 each."""
+    """Return K_l of the layers that pairs need, and of the first for its coherence, (B, B′) float64 each."""
     needed = sorted({index for block in layout.pairs for index in block} | {layout.learning[0]})
     return {l: _gram(*(net.layers[l].augmented(tile.passes.a[l]) for tile in (first, second))) for l in needed}
 
 
 def _square_products(layout: Layout, l: int, first: Tile, second: Tile) -> Tensor:
-    """⟨A_ll,s , A_ll,t⟩, (B, B′) float64."""
+    """Return ⟨A_ll,s , A_ll,t⟩, (B, B′) float64."""
     if layout.forms[l, l] == "packed":
         return _gram(first.packed[l, l], second.packed[l, l])
     (R, rr, v), (R2, rr2, v2) = first.factor[l, l], second.factor[l, l]
@@ -61,7 +61,7 @@ def _square_products(layout: Layout, l: int, first: Tile, second: Tile) -> Tenso
 
 
 def _cross_products(net: Network, l: int, k: int, K: Tensor, first: Tile, second: Tile) -> Tensor:
-    """K_k ⟨A, A⟩ + (δ·δ) ⟨J, J⟩ + c(s,t) + c(t,s) of block (l, k), (B, B′) float64."""
+    """Return K_k ⟨A, A⟩ + (δ·δ) ⟨J, J⟩ + c(s,t) + c(t,s) of block (l, k), (B, B′) float64."""
     products = K * _gram(first.packed[l, k], second.packed[l, k])
     if not net.layers[k].learns_weight:
         return products
@@ -73,7 +73,7 @@ def _cross_products(net: Network, l: int, k: int, K: Tensor, first: Tile, second
 
 
 def _mixed(l: int, k: int, first: Tile, second: Tile) -> Tensor:
-    """c_lk(s, t) for s in ``first``, t in ``second``: (B, B′) float64."""
+    """Return c_lk(s, t) for s in ``first``, t in ``second``: (B, B′) float64."""
     A, a, delta = first.packed[l, k], first.passes.a[k], second.passes.delta[k]
     if l == k - 1:
         # J is diagonal: Σ_ip (A_s[i,p] a_s[i]) (φ′_t[i] δ_t[p])

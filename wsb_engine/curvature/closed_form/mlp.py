@@ -25,7 +25,7 @@ from wsb_engine.model import MLP, Activation, Tensors
 
 @dataclass(frozen=True)
 class Layer:
-    """One affine layer in the working dtype, and which of its tensors are differentiated."""
+    """One affine layer in the working dtype; flags mark which of its tensors are differentiated."""
 
     name: str
     W: Tensor
@@ -45,7 +45,7 @@ class Layer:
 
     @property
     def width(self) -> int:
-        """Columns of ã: what is learned of one row of [W b]."""
+        """Number of columns of ã: the learned entries of one row of [W b]."""
         return self.d_in * self.learns_weight + self.learns_bias
 
     @property
@@ -53,7 +53,7 @@ class Layer:
         return self.d_out * self.width
 
     def augmented(self, a: Tensor) -> Tensor:
-        """ã of shape (B, width)."""
+        """Return ã, (B, width)."""
         parts = [a] if self.learns_weight else []
         if self.learns_bias:
             parts.append(torch.ones_like(a[:, :1]))
@@ -79,7 +79,7 @@ def network(mlp: MLP, parameters: Tensors, selected: frozenset[str], loss: Loss,
     """Lay the named tensors out as [d_out, d_in] layers.
 
     Args:
-        mlp: The structure.
+        mlp: Structure of the network.
         parameters: Tensors in the working dtype, on the working device.
         selected: Names of those that are differentiated.
         loss: The loss of the logits.
@@ -114,7 +114,7 @@ class Passes:
 
 
 def forward_backward(net: Network, a0: Tensor, y: Tensor) -> Passes:
-    """Forward and backward quantities.
+    """Compute the forward and backward quantities.
 
     Args:
         net: The network.
@@ -140,23 +140,23 @@ def forward_backward(net: Network, a0: Tensor, y: Tensor) -> Passes:
 
 
 def last_hidden_factor(net: Network, passes: Passes) -> Tensor:
-    """Rᵀ of the last hidden layer, (B, C, d): A = R Rᵀ + diag(v), from S = FᵀF."""
+    """Return Rᵀ of the last hidden layer, (B, C, d): A = R Rᵀ + diag(v), from S = FᵀF."""
     factor = math.sqrt(net.scale) * passes.loss.factor_times(net.layers[-1].W.double())
     return factor.to(passes.z.dtype) * passes.phi1[-1].unsqueeze(1)
 
 
 def diagonal_term(net: Network, passes: Passes, l: int) -> Tensor:
-    """v_l = φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}, (B, d_l)."""
+    """Return v_l = φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}, (B, d_l)."""
     return passes.phi2[l] * (passes.delta[l + 1] @ net.layers[l + 1].W)
 
 
 def step_down(net: Network, passes: Passes, l: int, block: Tensor) -> Tensor:
-    """(D_l W_{l+1}ᵀ X)ᵀ from Xᵀ = ``block`` (B, m, d_{l+1}): the recursion that A and J share."""
+    """Return (D_l W_{l+1}ᵀ X)ᵀ from Xᵀ = ``block`` (B, m, d_{l+1}): the recursion that A and J share."""
     return (block @ net.layers[l + 1].W) * passes.phi1[l].unsqueeze(1)
 
 
 def square_blocks(net: Network, passes: Passes, lowest: int) -> dict[int, Tensor]:
-    """A_ll for l = lowest..L−1, each (B, d_l, d_l) and symmetric."""
+    """Return A_ll for l = lowest..L−1, each (B, d_l, d_l) and symmetric."""
     last = len(net.layers) - 1
     blocks = {last: (net.scale * passes.loss.curvature()).to(passes.z.dtype)}
     for index in range(last - 1, lowest - 1, -1):

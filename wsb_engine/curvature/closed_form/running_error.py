@@ -1,8 +1,8 @@
 """Running error analysis of an MLP's Hessian in float64: a proof of what rounding did (mathematics.md, section 11).
 
-Beside each kept quantity runs a radius: a bound on its distance from the exact one, at the parameters and inputs as
-given. Layers count from 0; u is the unit roundoff, γ_n = nu/(1 − nu), capitals are value plus radius, and the
-elementary functions are right to 4 ulp. With R{h_l} = J_l v for a direction v, one sample's Hessian is
+Each kept quantity has a radius: a bound on its distance from the exact one, at the parameters and inputs as given.
+Layers count from 0; u is the unit roundoff, γ_n = nu/(1 − nu), capitals are value plus radius, and the elementary
+functions are right to 4 ulp. With R{h_l} = J_l v for a direction v, one sample's Hessian is
 
     h = J_Lᵀ S J_L + Σ_l J_lᵀ diag(b_l) J_l + Σ_l (T_l + T_lᵀ),     b_l = φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1},
     T_l: (V_l′ᵀ δ_l) · (φ_{l−1}′ ⊙ J_{l−1} v),
@@ -39,14 +39,14 @@ INFLATION = 1 + 1e-8
 
 @dataclass(frozen=True)
 class RunningError:
-    """What rounding can have done to H; in the units of the network's scaled H."""
+    """Bounds on the rounding errors of H; in the units of the network's scaled H."""
 
     operator: float
-    """‖H_kept − H‖_F is not above this, where H_kept results exactly from the quantities that a product keeps."""
+    """Bound on ‖H_kept − H‖_F, where H_kept results exactly from the quantities that a product keeps."""
     absolute: float
-    """Σ_s w_s ‖|h_s|‖_F, with every term of h_s taken absolutely."""
+    """Σ_s w_s ‖|h_s|‖_F, with the absolute value of every term of h_s."""
     chain: int
-    """Roundings along the longest path through a product."""
+    """Number of roundings along the longest path through a product."""
 
     @property
     def product(self) -> float:
@@ -54,7 +54,7 @@ class RunningError:
         return gamma(self.chain) * self.absolute
 
     def moments(self, net: Network, layout: Layout, samples: int) -> float:
-        """γ with which q as the closed form sums it is off by at most γ · absolute², and t by √P · γ · absolute.
+        """Return γ such that the closed form's q is off by at most γ · absolute², and t by √P · γ · absolute.
 
         Args:
             net: The network.
@@ -74,13 +74,13 @@ class RunningError:
 
 
 def gamma(count: float) -> float:
-    """γ_n; inf if n is so large that nothing can be said."""
+    """Return γ_n; inf if n is so large that nothing is bounded."""
     return count * UNIT / (1 - count * UNIT) if count * UNIT < 0.5 else math.inf
 
 
 @dataclass(frozen=True)
 class _Radii:
-    """Of an activation at h with radius rh: those of φ, φ′ and φ″."""
+    """Radii of φ, φ′ and φ″ of an activation at h with radius rh."""
 
     value: Tensor
     first: Tensor
@@ -124,7 +124,7 @@ _RULES: dict[str, _Rule] = {"identity": _identity, "tanh": _tanh, "sigmoid": _si
 
 
 def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningError | None:
-    """Bounds on the rounding errors of H, by one pass over the samples.
+    """Bound the rounding errors of H, by one pass over the samples.
 
     Args:
         net: The network, in float64.
@@ -132,7 +132,7 @@ def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningE
         weights: (N,) float64, of sum 1.
 
     Returns:
-        None for networks with an activation or a loss for which no radii are known, or in float32.
+        None if no radii are known for an activation or the loss, or in float32.
     """
     if net.layers[0].W.dtype != torch.float64 or any(each.kind not in _RULES for each in net.activations):
         return None
@@ -159,14 +159,14 @@ def _upwards(value: float) -> float:
 
 
 class _Sample:
-    """Radii of some samples, a row each."""
+    """Radii of some samples, one row per sample."""
 
     def __init__(self, net: Network, passes: Passes) -> None:
         self.net, self.passes = net, passes
         self._forward()
 
     def errors(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:
-        """‖h_kept − h‖_F and ‖|h|‖_F of each sample, (B,), from bounds on the loss's own rounding at ``rz``."""
+        """Return ‖h_kept − h‖_F and ‖|h|‖_F of each sample, (B,), from bounds on the loss's rounding at ``rz``."""
         self._backward(bounds)
         radius, size = self._top(bounds)
         last = len(self.net.layers) - 1
@@ -180,7 +180,7 @@ class _Sample:
         return radius, size
 
     def _forward(self) -> None:
-        """Radii of a and φ, and norms of rows of J with theirs, layer by layer."""
+        """Compute the radii of a and φ, and the norms of rows of J with their radii, layer by layer."""
         net, passes = self.net, self.passes
         zero = torch.zeros_like(passes.a[0])
         ra = zero
@@ -210,7 +210,7 @@ class _Sample:
             self.rsecond.append(radii.second)
 
     def _rows(self, layer: Layer, l: int) -> tuple[Tensor, Tensor]:
-        """ρ of layer l, and the radius of its rows below their own block."""
+        """Return ρ of layer l, and the radius of its rows below their own block."""
         W, squares = layer.W.abs(), layer.W.square()
         first, rfirst = self.first[l - 1], self.rfirst[l - 1]
         own, rown = self.own[l - 1].unsqueeze(1), self.rown[l - 1].unsqueeze(1)
@@ -221,7 +221,7 @@ class _Sample:
         return rho, moved + (rfirst * below + first * rbelow) @ W.T
 
     def _backward(self, bounds: LossRounding) -> None:
-        """Radii of δ and of b = φ″ ⊙ W ᵀδ."""
+        """Compute the radii of δ and of b = φ″ ⊙ Wᵀδ."""
         net, passes, scale = self.net, self.passes, self.net.scale
         last = len(net.layers) - 1
         rg = scale * bounds.gradient
@@ -242,7 +242,7 @@ class _Sample:
             self.rdelta.insert(0, rd)
 
     def _top(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:
-        """J_Lᵀ S J_L: its radius and its size."""
+        """Return the radius and the size of J_Lᵀ S J_L."""
         R = (self.own[-1].square().unsqueeze(1) + self.rho[-1].square()).sqrt()
         dR = self.rown[-1].unsqueeze(1) + self.rrho[-1]
         size, moved = bounds.norm(R, R), 2 * bounds.norm(dR, R)
@@ -250,7 +250,7 @@ class _Sample:
         return total * (bounds.curvature * size + grown * moved), total * grown * size
 
     def _bend(self, l: int) -> tuple[Tensor, Tensor]:
-        """J_lᵀ diag(b_l) J_l: its radius and its size, by blocks of own and lower parameters."""
+        """Return the radius and the size of J_lᵀ diag(b_l) J_l, by blocks of own and lower parameters."""
         b, rb, rho, rrho = self.bend[l], self.rbend[l], self.rho[l], self.rrho[l]
         own, rown = self.own[l], self.rown[l]
         size = own.square() * _norm(b) + 2 * own * _norm(b * rho) + (b * rho.square()).sum(dim=1)
@@ -259,7 +259,7 @@ class _Sample:
         return radius + (rb * rho.square() + 2 * b * rho * rrho).sum(dim=1), size
 
     def _mixed(self, l: int) -> tuple[Tensor, Tensor]:
-        """T_l: its radius and its size."""
+        """Return the radius and the size of T_l."""
         first, rfirst = self.first[l - 1], self.rfirst[l - 1]
         R = (self.own[l - 1].square().unsqueeze(1) + self.rho[l - 1].square()).sqrt()
         jacobian = _norm(first * R)
@@ -275,5 +275,5 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _own_norm(layer: Layer, a: Tensor) -> Tensor:
-    """‖ã‖ of what the layer learns, (B,)."""
+    """Return ‖ã‖ of what the layer learns, (B,)."""
     return (a.square().sum(dim=1) * layer.learns_weight + float(layer.learns_bias)).sqrt()

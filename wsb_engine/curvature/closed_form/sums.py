@@ -26,14 +26,14 @@ TileSource = Callable[[int, int], tuple[Tensor, Tensor]]
 """(start, stop) → a_0 (B, d_0) in the working dtype and y (B, C)."""
 
 SMALLEST_NORMAL = 2.0**-126
-"""Of float32; what is smaller may count as 0."""
+"""Smallest normal number of float32; smaller ones may count as 0."""
 COHERENCE_SAMPLES = 4096
-"""Up to this many samples the Gram matrix of inputs is visited for its coherence even when q doesn't need it."""
+"""Up to this many samples the Gram matrix of inputs is computed for its coherence even if q doesn't need it."""
 
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """Moments of H and where they come from. L layers, N samples; all float64 on the CPU."""
+    """Moments of H and their parts by layer and sample. L layers, N samples; all float64 on the CPU."""
 
     trace: float
     frobenius_squared: float
@@ -46,7 +46,7 @@ class ClosedForm:
     self_share: float
     """Σ_s w_s² ‖h_s‖²: the part of q from pairs s = t."""
     coherence: float | None
-    """max |K_0(s,t)| / √(K_0(s,s) K_0(t,t)) over s ≠ t of inputs that are not 0; None where it wasn't visited."""
+    """max |K_0(s,t)| / √(K_0(s,s) K_0(t,t)) over s ≠ t of inputs that are not 0; None if it was not computed."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ def closed_form(
     *,
     progress: Callable[[float], None] = lambda _: None,
 ) -> ClosedForm:
-    """Sums t and q as ``layout`` says.
+    """Compute t and q as ``layout`` says.
 
     Args:
         net: The network, in the working dtype and on the working device.
@@ -87,10 +87,10 @@ def closed_form(
 
 
 def underflow(net: Network, source: TileSource, samples: int, tile: int) -> float:
-    """What terms below the range of float32 may take from q, if products run in float32: an upper bound.
+    """Bound what q may lose of terms below the range of float32, if products are computed in float32.
 
     With K ≥ ‖ã_l,s‖², D ≥ ‖δ_l,s‖² and J ≥ ‖J_lk,s‖_F² (as φ′ and S are about 1), every Gram entry is off by at most
-    2^−126 a term, and what multiplies it is at most (1 + K)² (1 + D + J).
+    2^−126 a term, and its factors are at most (1 + K)² (1 + D + J).
 
     Args:
         net: The network, on the working device.
@@ -112,7 +112,7 @@ def underflow(net: Network, source: TileSource, samples: int, tile: int) -> floa
 
 
 def no_sums(net: Network, weights: Tensor) -> Sums:
-    """Nothing added yet, on the device of the weights."""
+    """Return accumulators at 0, on the device of the weights."""
     layers, samples = len(net.layers), len(weights)
     return Sums(
         weights.new_zeros(layers, layers), weights.new_zeros(layers), weights.new_zeros(samples), weights.new_zeros(())
@@ -122,9 +122,9 @@ def no_sums(net: Network, weights: Tensor) -> Sums:
 def add_terms(
     net: Network, source: TileSource, weights: Tensor, layout: Layout, sums: Sums, index: int = 0, count: int = 1
 ) -> Iterator[float]:
-    """Adds every ``count``-th term from ``index`` on; gives the fraction done after each round of ``count`` terms.
+    """Add every ``count``-th term from ``index`` on; yield the fraction done after each round of ``count`` terms.
 
-    The last fraction is 1, and all indices see the same ones, however many terms fall to each.
+    The last fraction is 1, and all indices yield the same ones, however many terms each adds.
     """
     for turn, (add, fraction) in enumerate(_terms(net, source, weights, layout, sums, count)):
         if turn % count == index:
@@ -136,7 +136,7 @@ def add_terms(
 def _terms(
     net: Network, source: TileSource, weights: Tensor, layout: Layout, sums: Sums, parts: int
 ) -> Iterator[tuple[Callable[[], None], float]]:
-    """What there is to add, each with the fraction done after it; a block comes in at least ``parts`` parts."""
+    """Yield functions that add a term, each with the fraction done after it; a block has at least ``parts`` terms."""
     starts = range(0, len(weights), layout.tile)
     held: dict[int, Tile] = {}
 
@@ -146,7 +146,7 @@ def _terms(
         return make_tile(net, needed, start, forward_backward(net, a0, y), weights[start:stop])
 
     def get(start: int, group: range) -> Tile:
-        """The tile from ``start`` on; those of one group are held."""
+        """Return the tile from ``start`` on; those of one group are held."""
         for other in held.keys() - set(group):
             del held[other]
         if start in held:
@@ -157,7 +157,7 @@ def _terms(
         return tile
 
     def tiles_of(block: Block) -> Iterator[Tile]:
-        """All tiles, with no more than this block needs where not all are held."""
+        """Yield all tiles; if not all are held, with no more than this block needs."""
         if layout.kept >= len(starts):
             yield from (get(start, starts) for start in starts)
         else:
@@ -193,9 +193,9 @@ def _terms(
 
 
 def visits_of(layout: Layout, samples: int) -> Iterator[tuple[range, range, int]]:
-    """Group, rows and column of each term over pairs: which tiles are held, and which of them meet which one.
+    """Yield group, rows and column of each term over pairs: the tiles held, and those of them that meet another one.
 
-    Tiles are named by their first sample. Every pair comes once, and a column outside of its group is made for it.
+    Tiles are named by their first sample. Every pair occurs once; a column outside its group is computed for it.
     """
     starts = range(0, samples, layout.tile)
     pairs = _visits_pairs(layout, samples)
@@ -206,7 +206,7 @@ def visits_of(layout: Layout, samples: int) -> Iterator[tuple[range, range, int]
             if layout.kept < len(starts):
                 yield group, rows, other
             else:
-                # Nothing is made twice, so that members can share single pairs.
+                # Nothing is computed twice, so that members can share single pairs.
                 for row in range(len(rows)):
                     yield group, rows[row : row + 1], other
 
@@ -216,7 +216,7 @@ def _visits_pairs(layout: Layout, samples: int) -> bool:
 
 
 def differentiable_moments(net: Network, a0: Tensor, y: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """t and q of an unweighted batch as float64 scalars that autograd can follow; all pairs of samples at once.
+    """Compute t and q of an unweighted batch as differentiable float64 scalars; all pairs of samples at once.
 
     Args:
         net: The network, whose tensors may require gradients.
@@ -225,7 +225,7 @@ def differentiable_moments(net: Network, a0: Tensor, y: Tensor, layout: Layout) 
         layout: Layout for N samples, of pairs only.
 
     Raises:
-        ResourceError: ``memory_limit`` where the layout needs more than one tile.
+        ResourceError: ``memory_limit`` if the layout needs more than one tile.
     """
     if layout.tile < len(a0):
         raise ResourceError(
@@ -249,7 +249,7 @@ def differentiable_moments(net: Network, a0: Tensor, y: Tensor, layout: Layout) 
 
 
 def finish(sums: Sums, layout: Layout) -> ClosedForm:
-    """t and q of all terms."""
+    """Return t and q of all terms."""
     squares = sums.block_squares + sums.block_squares.triu(1).T
     return ClosedForm(
         trace=float(sums.layer_traces.sum()),
@@ -296,7 +296,7 @@ def _add_coherence(net: Network, l: int, K: Tensor, first: Tile, second: Tile, s
 def _add_block(
     net: Network, layout: Layout, block: Block, chunk: slice, tiles: Callable[[], Iterator[Tile]], sums: Sums
 ) -> None:
-    """Forms some rows of block (l, k), H_lk = Σ_s w_s X_sᵀ Y_s, then ‖·‖² and each sample's share of it."""
+    """Form some rows of block (l, k), H_lk = Σ_s w_s X_sᵀ Y_s; add ‖·‖² and each sample's share of it."""
     l, k = block
     factor = 1 if l == k else 2
     H = sums.shares.new_zeros(())

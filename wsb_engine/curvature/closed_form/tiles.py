@@ -1,4 +1,4 @@
-"""What a tile of samples brings to the closed form's sums, in the forms that its layout asks for."""
+"""Per-sample quantities of a tile of samples, in the forms that the closed form's layout asks for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Block = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tile:
-    """What a tile of B samples brings to any pair sum."""
+    """Quantities of B samples that meet those of another tile."""
 
     start: int
     w: Tensor
@@ -43,7 +43,7 @@ class Tile:
 
 
 def make_tile(net: Network, layout: Layout, start: int, passes: Passes, w: Tensor) -> Tile:
-    """What the layout needs of the B samples from ``start`` on, whose passes these are, with weights w (B,)."""
+    """Compute what the layout needs of the B samples from ``start`` on, from their passes and weights w (B,)."""
     lowest = square_rows(layout.forms, len(net.layers))
     squares = square_blocks(net, passes, lowest) if lowest < len(net.layers) else {}
     packed: dict[Block, Tensor] = {}
@@ -66,7 +66,7 @@ def make_tile(net: Network, layout: Layout, start: int, passes: Passes, w: Tenso
 
 
 def _descend(net: Network, passes: Passes, top: Tensor, level: int, lowest: int) -> Iterator[tuple[int, Tensor]]:
-    """(l, Xᵀ) for l = level − 1 down to ``lowest``, from Xᵀ at ``level``."""
+    """Yield (l, Xᵀ) for l = level − 1 down to ``lowest``, from Xᵀ at ``level``."""
     block = top
     for l in range(level - 1, lowest - 1, -1):
         block = step_down(net, passes, l, block)
@@ -74,7 +74,7 @@ def _descend(net: Network, passes: Passes, top: Tensor, level: int, lowest: int)
 
 
 def _pack(square: Tensor) -> Tensor:
-    """Upper triangle of symmetric (B, d, d) as (B, d(d+1)/2), scaled so that dot products are ⟨·,·⟩_F."""
+    """Return the upper triangle of symmetric (B, d, d) as (B, d(d+1)/2), scaled so that dot products are ⟨·,·⟩_F."""
     d = square.shape[1]
     rows, columns = torch.triu_indices(d, d, device=square.device)
     # On a CPU a ninth of the time of square[:, rows, columns].

@@ -27,14 +27,14 @@ from wsb_engine.curvature.products.autodiff import COLUMNS, HessianProduct, Obje
 from wsb_engine.model import MLP
 
 CACHE_SHARE = 0.25
-"""Of the memory limit, for the quantities of all samples; beyond it they are computed again for every block."""
+"""Share of the memory limit for the quantities of all samples; beyond it they are recomputed for every block."""
 INTERMEDIATES = 4
-"""Arrays of a layer's width that one column holds for each sample at a time."""
+"""Arrays of a layer's width that one column holds for each sample at once."""
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Quantities of B samples, transposed: (d, B) each, and (d, 1, B) where they meet columns."""
+    """Quantities of B samples, transposed: (d, B) each, or (d, 1, B) if they meet columns."""
 
     a: list[Tensor]
     delta: list[Tensor]
@@ -53,11 +53,11 @@ class MLPProduct(HessianProduct):
 
     Args:
         objective: The loss; its selected parameters fix the order of H.
-        mlp: Which tensor belongs to which layer.
+        mlp: Names of each layer's tensors.
         net: The same layers with their tensors.
         source: Gives tiles of a_0 and targets.
         memory: Bytes to work in.
-        columns: Columns to multiply at a time.
+        columns: Number of columns to multiply at once.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class MLPProduct(HessianProduct):
     def __call__(self, V: Tensor) -> Tensor:
         directions = self._directions(V)
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
-        # Of parameters that are no layer's, on which the logits don't depend.
+        # For parameters of no layer, on which the logits don't depend.
         zeros = {name: V.new_zeros(()).expand(w.numel(), V.shape[1]) for name, w in self.objective.selected.items()}
         for start in range(0, len(self.objective.targets.weights), self._rows):
             self.objective.pause()
@@ -102,7 +102,7 @@ class MLPProduct(HessianProduct):
         return less
 
     def _directions(self, V: Tensor) -> dict[str, Tensor]:
-        """(d_out, m, d_in) by name of a weight, (d_out, m, 1) by name of a bias."""
+        """Return (d_out, m, d_in) by name of a weight, (d_out, m, 1) by name of a bias."""
         selected = self.objective.selected
         pieces = dict(zip(selected, V.split([tensor.numel() for tensor in selected.values()]), strict=True))
         for layer, dense in zip(self._net.layers, self._mlp.layers, strict=True):
@@ -144,7 +144,7 @@ class MLPProduct(HessianProduct):
             if layer.learns_weight:
                 h = torch.addmm(start, directions[dense.weight].flatten(0, 1), chunk.a[l])
             else:
-                # Copied even for one sample, where the expanded direction is contiguous already: h is written into.
+                # Copied because h is written into, even for one sample, whose expanded direction is contiguous already.
                 h = start.expand(layer.d_out * columns, len(chunk.w)).clone(memory_format=torch.contiguous_format)
             before = ra[l]
             if before is not None:
