@@ -28,7 +28,7 @@ import wsb_engine as wsb
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.curvature import closed_form
-from wsb_engine.curvature.closed_form.plan import Plan, plan
+from wsb_engine.curvature.closed_form.layout import Layout, cheapest_layout
 from wsb_engine.curvature.closed_form.sums import add_terms, finish, no_sums
 from wsb_engine.curvature.closed_form.tiles import Tile, make_tile
 
@@ -160,8 +160,8 @@ class Making:
         return tile
 
 
-def summed(problem: Problem, layout: Plan, limit: float = math.inf) -> Sum:
-    """Sum according to the plan; after ``limit`` seconds stop and extrapolate the time."""
+def summed(problem: Problem, layout: Layout, limit: float = math.inf) -> Sum:
+    """Sum in this layout; after ``limit`` seconds stop and extrapolate the time."""
     assert problem.structure is not None
     net, weights = problem.structure.net, problem.objective.targets.weights
     making = Making()
@@ -176,7 +176,7 @@ def summed(problem: Problem, layout: Plan, limit: float = math.inf) -> Sum:
     return Sum(time.perf_counter() - started, q)
 
 
-def _whole(layout: Plan, samples: int, fraction: float, seconds: float, making: Making) -> float:
+def _whole(layout: Layout, samples: int, fraction: float, seconds: float, making: Making) -> float:
     """Extrapolate the seconds of a whole sum from the fraction that is done.
 
     All pairs of tiles cost the same, but a tile is paired with fewer at the start. Blocks differ, and the largest
@@ -189,10 +189,10 @@ def _whole(layout: Plan, samples: int, fraction: float, seconds: float, making: 
     return (seconds - making.seconds) / fraction + made * making.seconds / making.tiles
 
 
-def layout_of(problem: Problem, prefer: Prefer = "auto") -> Plan:
+def layout_of(problem: Problem, prefer: Prefer = "auto") -> Layout:
     assert problem.structure is not None
     samples, itemsize = len(problem.objective.targets.weights), problem.objective.dtype.itemsize
-    return plan(problem.structure.net, samples, memory=problem.memory, itemsize=itemsize, prefer=prefer)
+    return cheapest_layout(problem.structure.net, samples, memory=problem.memory, itemsize=itemsize, prefer=prefer)
 
 
 def forms() -> Iterator[Row]:
@@ -206,7 +206,7 @@ def forms() -> Iterator[Row]:
         yield _compared(name, problem, chosen, same, differing)
 
 
-def _compared(name: str, problem: Problem, chosen: Plan, same: str, others: Mapping[str, Plan]) -> Row:
+def _compared(name: str, problem: Problem, chosen: Layout, same: str, others: Mapping[str, Layout]) -> Row:
     first = summed(problem, chosen, WHOLE)
     # Blocks alone need no pairs of samples; these would be visited only to measure coherence.
     with mock.patch.object(closed_form.sums, "COHERENCE_SAMPLES", 0):

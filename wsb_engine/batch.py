@@ -1,7 +1,7 @@
 """Labelled batches: .npz (never with pickles) and .safetensors files, or arrays from memory.
 
 A file holds ``y`` and ``x``, or one array per model input by its name, and optionally ``weights``. Headers are
-checked against the bytes that are there before anything is allocated.
+checked against the available bytes before anything is allocated.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from wsb_engine.errors import BatchError
 from wsb_engine.formats.detect import batch_format
 
 MAX_BYTES = 8 << 30
-"""Of all arrays of a batch, uncompressed."""
+"""Limit on the bytes of all arrays of a batch, uncompressed."""
 MAX_ARRAYS = 256
 SIMPLEX_TOLERANCE = 1e-4
-"""How far from 1 a row of probabilities may sum (float16 and float32 files round); rows are rescaled."""
+"""Largest distance of a row's sum of probabilities from 1 (float16 and float32 files round); rows are rescaled."""
 
 ArrayLike = Any
 
@@ -42,8 +42,8 @@ class Batch:
     Args:
         x: One array (N, …), or a mapping from input name to array.
         y: Integer labels (N,), or probabilities (N, C); for one logit also (N,) or (N, 1) in [0, 1]. Strings are
-            allowed where the model names its classes.
-        weights: (N,) non-negative, not all 0; the loss is Σ w_s ℓ_s / Σ w_s. None weighs all the same.
+            allowed if the model declares its classes.
+        weights: (N,) non-negative, not all 0; the loss is Σ w_s ℓ_s / Σ w_s. None weights all samples equally.
 
     Raises:
         BatchError: ``empty_batch``, ``row_count_mismatch``, ``batch_not_finite``, ``object_array``,
@@ -61,7 +61,7 @@ class Batch:
     """
 
     x: Mapping[str, Tensor]
-    """Input tensors by name; the name is "x" for a sole array."""
+    """Input tensors by name; the name is "x" for a single array."""
     y: NDArray[Any]
     weights: NDArray[np.float64] | None = None
     sha256: str | None = None
@@ -103,7 +103,7 @@ class Batch:
 
 
 def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
-    """Reads a batch file; the format is told from its first bytes.
+    """Read a batch file; its first bytes determine the format.
 
     Args:
         source: A path, or the file's bytes.
@@ -247,7 +247,7 @@ def _read_safetensors(data: bytes) -> dict[str, Tensor]:
 
 
 def _tensor(name: str, value: ArrayLike) -> Tensor:
-    """A real floating or integer tensor, finite."""
+    """Return a finite, real floating or integer tensor."""
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
         if tensor.is_complex() or tensor.is_quantized:
@@ -289,7 +289,7 @@ def _require_finite(name: str, finite: bool) -> None:
 
 
 def _labels(y: ArrayLike) -> NDArray[Any]:
-    """int64 (N,), str (N,), or float64 (N,) or (N, C) probabilities."""
+    """Return int64 (N,), str (N,), or float64 (N,) or (N, C) probabilities."""
     array: NDArray[Any] = (
         (y.detach().cpu().double() if y.is_floating_point() else y.detach().cpu()).numpy()
         if isinstance(y, Tensor)
@@ -320,7 +320,7 @@ def _labels(y: ArrayLike) -> NDArray[Any]:
 
 
 def _simplex(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows rescaled to sum 1 exactly; a column of single probabilities stays as it is."""
+    """Return rows rescaled to sum 1; a column of single probabilities stays as it is."""
     sums = y.sum(axis=1) if y.ndim == 2 else np.ones(len(y))
     outside = (y < 0).any() or (y > 1 + SIMPLEX_TOLERANCE).any()
     if outside or (np.abs(sums - 1) > SIMPLEX_TOLERANCE).any():

@@ -10,6 +10,8 @@ Moments = Literal["auto", "closed_form", "basis", "probes", "none"]
 Ends = Literal["both", "largest"]
 Spectrum = Literal["none", "top", "dense"]
 DType = Literal["auto", "float64", "float32"]
+LossKind = Literal["cross_entropy", "binary_cross_entropy"]
+"""Each names a module of ``wsb_engine.curvature.losses``."""
 Head = Literal["auto", "logits", "log_probabilities", "probabilities", "binary_logit", "binary_probability"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", max_length=16)]
 Glob = Annotated[str, Field(min_length=1, max_length=512)]

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from wsb_engine.options import LossKind
+
 SCHEMA_VERSION = "1.3"
 
 
@@ -69,7 +71,7 @@ class BatchSummary(_Part):
 
 
 class Loss(_Part):
-    kind: Literal["cross_entropy", "binary_cross_entropy"]
+    kind: LossKind
     value: float
     gradient_norm: float
     accuracy: float

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import wsb_engine as wsb
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
-from wsb_engine.curvature.closed_form.plan import plan
+from wsb_engine.curvature.closed_form.layout import cheapest_layout
 from wsb_engine.curvature.closed_form.sums import closed_form
 from wsb_engine.curvature.products.linearized import LinearizedProduct
 from wsb_engine.curvature.products.stepping import SteppingProduct
@@ -95,7 +95,7 @@ def moments(name: str, samples: int) -> Callable[[], object]:
     problem = posed(name, samples)
     assert problem.structure is not None
     net, weights = problem.structure.net, problem.objective.targets.weights
-    layout = plan(net, len(weights), memory=problem.memory, itemsize=4)
+    layout = cheapest_layout(net, len(weights), memory=problem.memory, itemsize=4)
 
     def sums() -> object:
         with torch.no_grad():

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from wsb_engine.curvature.closed_form.mlp import Layer, Network
-from wsb_engine.curvature.loss import Targets
+from wsb_engine.curvature.losses import Targets, automatic
 from wsb_engine.model import Activation
 
 FOLDER = Path(__file__).parent.parent / "golden"
@@ -47,7 +47,7 @@ class Golden:
             for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True))
         ]
         activations = [Activation(kind=self.activation or "identity")] * (len(layers) - 1)
-        return Network(tuple(layers), tuple(activations))
+        return Network(tuple(layers), tuple(activations), automatic(len(self.weights[-1])))
 
     def targets(self) -> Targets:
         y: Tensor = torch.from_numpy(self.y)

@@ -114,7 +114,7 @@ def _reference(problem: Problem, v: Tensor) -> Tensor:
 
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
         z = structure.mlp.features(inputs)
-        for index, layer in enumerate(network(structure.mlp, parameters, frozenset()).layers):
+        for index, layer in enumerate(network(structure.mlp, parameters, frozenset(), objective.loss).layers):
             z = torch.nn.functional.linear(z, layer.W, layer.b)
             if index < len(structure.mlp.activations):
                 z = value(structure.mlp.activations[index], z)

@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from wsb_engine.batch import Batch
-from wsb_engine.curvature.loss import Targets
+from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import BatchError, OptionsError
 from wsb_engine.model import Input, Tensors
 from wsb_engine.options import Options
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
-"""Working memory on a CPU, in bytes, when the options state none."""
+"""Working memory on a CPU, in bytes, if the options state no limit."""
 GPU_MEMORY_SHARE = 0.5
-"""Of a GPU's memory, when the options state no limit."""
+"""Share of a GPU's memory to work in, if the options state no limit."""
 SMALL_MODEL = 2_000_000
-"""Parameters up to which float64 is used on a GPU too."""
+"""Number of parameters up to which float64 is used on a GPU too."""
 
 
 def device(options: Options) -> torch.device:
-    """The device that the options name; ``auto`` takes a GPU where there is one.
+    """Return the device that the options name; ``auto`` takes a GPU if there is one.
 
     Raises:
         OptionsError: ``device_unavailable``.
@@ -43,14 +43,14 @@ def device(options: Options) -> torch.device:
 
 
 def dtype(options: Options, on: torch.device, parameters: int) -> torch.dtype:
-    """float64 on a CPU and for small models, unless the options say otherwise."""
+    """Return the dtype of the options, or float64 on a CPU and for small models."""
     if options.dtype == "auto":
         return torch.float64 if on.type == "cpu" or parameters <= SMALL_MODEL else torch.float32
     return torch.float64 if options.dtype == "float64" else torch.float32
 
 
 def memory_limit(options: Options, on: torch.device) -> int:
-    """Bytes to work in."""
+    """Return the bytes to work in."""
     if options.memory_limit is not None:
         return options.memory_limit
     if on.type == "cuda":
@@ -59,7 +59,7 @@ def memory_limit(options: Options, on: torch.device) -> int:
 
 
 def select(parameters: Tensors, patterns: tuple[str, ...]) -> list[str]:
-    """Names that a pattern includes and none excludes, in the model's order; excludes alone start from all.
+    """Return names that a pattern includes and none excludes, in the model's order; excludes alone start from all.
 
     Raises:
         OptionsError: ``parameter_pattern_unmatched``, ``no_parameters_selected``.
@@ -91,7 +91,7 @@ def select(parameters: Tensors, patterns: tuple[str, ...]) -> list[str]:
 
 
 def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]:
-    """The batch's arrays under the model's input names, checked against declared shapes and kinds.
+    """Return the batch's arrays by the model's input names, checked against declared shapes and kinds.
 
     Raises:
         BatchError: ``input_missing``, ``input_unknown``, ``feature_count_mismatch``, ``input_kind_mismatch``.
@@ -142,7 +142,7 @@ def _checked(entry: Input, tensor: Tensor) -> Tensor:
             advice="Save integer inputs (tokens, indices) with an integer dtype.",
             input=entry.name,
         )
-    # Integers given for a floating input (pixels, counts) are numbers; the reverse would lose something.
+    # Integers for a floating input (pixels, counts) convert exactly; the reverse would lose digits.
     keep = tensor.is_floating_point() or not entry.dtype.is_floating_point
     return tensor if keep else tensor.to(entry.dtype)
 
@@ -151,11 +151,12 @@ def _name(kind: torch.dtype) -> str:
     return str(kind).removeprefix("torch.")
 
 
-def targets(batch: Batch, logits: int, classes: tuple[int | str, ...] | None, on: torch.device) -> Targets:
-    """Labels as rows on the simplex, or as probabilities of the positive class for one logit.
+def targets(batch: Batch, loss: Loss, logits: int, classes: tuple[int | str, ...] | None, on: torch.device) -> Targets:
+    """Return the labels as the loss compares them with logits, and weights of sum 1.
 
     Args:
-        batch: Its y and weights.
+        batch: The batch, for its y and weights.
+        loss: The loss.
         logits: C, or 1 for one binary logit.
         classes: Labels that the model declares, in logit order.
         on: Device of the targets.
@@ -165,34 +166,9 @@ def targets(batch: Batch, logits: int, classes: tuple[int | str, ...] | None, on
     """
     weights = torch.full((len(batch),), 1.0) if batch.weights is None else torch.from_numpy(batch.weights)
     weights = weights.to(on, torch.float64)
-    count = max(logits, 2)
-    if batch.y.ndim == 2:
-        y = _soft(batch.y, logits)
-    elif batch.y.dtype.kind == "f":
-        if logits != 1:
-            raise BatchError(
-                f"y has one number a row that is no class; the model has {logits} classes",
-                code="label_classes_mismatch",
-                advice="Give integer labels [N], or probabilities [N, C].",
-            )
-        y = torch.from_numpy(batch.y)[:, None]
-    else:
-        index = torch.from_numpy(_class_indices(batch.y, count, classes))
-        y = index[:, None].double() if logits == 1 else torch.nn.functional.one_hot(index, count).double()
+    labels = batch.y if batch.y.dtype.kind == "f" else _class_indices(batch.y, loss.classes(logits), classes)
+    y = loss.targets(torch.from_numpy(labels), logits)
     return Targets(y.to(on, torch.float64), weights / weights.sum())
-
-
-def _soft(y: np.ndarray, logits: int) -> Tensor:
-    if y.shape[1] != max(logits, 2):
-        raise BatchError(
-            f"y has {y.shape[1]} columns, the model has {max(logits, 2)} classes",
-            code="label_classes_mismatch",
-            advice="Give one probability for each class, in the order of the logits.",
-            expected=max(logits, 2),
-            actual=int(y.shape[1]),
-        )
-    rows = torch.from_numpy(y)
-    return rows[:, 1:] if logits == 1 else rows
 
 
 def _class_indices(y: np.ndarray, count: int, classes: tuple[int | str, ...] | None) -> np.ndarray:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from wsb_engine.analysis.problem import Problem
+from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.mlp import network
-from wsb_engine.curvature.closed_form.plan import Plan
 from wsb_engine.curvature.closed_form.sums import Sums, add_terms, no_sums
-from wsb_engine.curvature.loss import Targets
+from wsb_engine.curvature.losses import Targets
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.team import Add, Collect, Multiply, Task, Team, packed
 from wsb_engine.model import Tensors
@@ -65,7 +65,7 @@ class Member:
                 row, self._sums = packed(self._sums), None
                 return row
 
-    def _start(self, plan: Plan) -> Sums:
+    def _start(self, plan: Layout) -> Sums:
         structure, weights = self._whole.structure, self._whole.objective.targets.weights
         if structure is None:
             raise ValueError("the closed form needs an MLP")
@@ -95,7 +95,7 @@ def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:
     if structure is not None:
         parameters = {**objective.fixed, **objective.selected}
         structure = replace(
-            structure, net=network(structure.mlp, parameters, frozenset(objective.selected), whole.scale)
+            structure, net=network(structure.mlp, parameters, frozenset(objective.selected), whole.loss, whole.scale)
         )
     return replace(problem, objective=objective, structure=structure, team=None)
 

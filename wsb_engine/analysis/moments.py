@@ -15,7 +15,7 @@ from wsb_engine.analysis.problem import Problem, Structure
 from wsb_engine.bounds.bound import Quantities
 from wsb_engine.bounds.certificates import CertifiedNorm, ExactMoments, KnownMoments
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.curvature.closed_form.plan import MIN_TILES, Plan, plan
+from wsb_engine.curvature.closed_form.layout import MIN_TILES, Layout, cheapest_layout
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form, underflow
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
 from wsb_engine.curvature.products.basis import basis_moments
@@ -43,7 +43,7 @@ class Choice:
 
     method: r.MomentsMethod | None
     """None if the moments are unavailable, or not asked for."""
-    layout: Plan | None = None
+    layout: Layout | None = None
     """How to sum the closed form; None for other methods."""
 
     @property
@@ -234,14 +234,14 @@ def _probed(
     )
 
 
-def _layout(problem: Problem, structure: Structure) -> Plan:
+def _layout(problem: Problem, structure: Structure) -> Layout:
     itemsize = problem.objective.dtype.itemsize
     # Enough pairs of tiles for all members.
     tiles = MIN_TILES if problem.team is None else max(MIN_TILES, 2 * problem.team.size)
-    return plan(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize, tiles=tiles)
+    return cheapest_layout(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize, tiles=tiles)
 
 
-def _closed_form(problem: Problem, layout: Plan, monitor: Monitor) -> ClosedForm:
+def _closed_form(problem: Problem, layout: Layout, monitor: Monitor) -> ClosedForm:
     """Sum in the working dtype, and again in float64 if the sums leave the range of float32."""
     if problem.structure is None:
         raise ValueError("only an MLP has a closed form")

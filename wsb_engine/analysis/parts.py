@@ -10,8 +10,8 @@ from wsb_engine.analysis.agreement import norm
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.curvature import loss as losses
 from wsb_engine.curvature.closed_form.sums import ClosedForm
+from wsb_engine.curvature.losses import Targets
 from wsb_engine.errors import ModelError, finite
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
@@ -24,13 +24,17 @@ TOP_SHARES = 10
 
 
 def loss(problem: Problem) -> r.Loss:
-    targets, logits = problem.objective.targets, problem.logits
+    """Evaluate the loss, its gradient and the accuracy of the batch."""
+    loss, targets, logits = problem.objective.loss, problem.objective.targets, problem.logits
     y, w = targets.y.cpu(), targets.weights.cpu()
+    accuracy = loss.accuracy(logits, Targets(y, w))
+    if accuracy is None:
+        raise ValueError("a report states an accuracy")
     return r.Loss(
-        kind=targets.kind,
-        value=finite(float((w * losses.sample_losses(logits, y)).sum()), "the loss"),
+        kind=loss.kind,
+        value=finite(float((w * loss.values(logits, y)).sum()), "the loss"),
         gradient_norm=finite(norm(problem.objective.gradient()), "the gradient's norm"),
-        accuracy=losses.accuracy(logits, losses.Targets(y, w)),
+        accuracy=accuracy,
     )
 
 

@@ -1,4 +1,4 @@
-"""The first stage of an analysis: everything that can be refused is refused here, before any long work."""
+"""The first stage of an analysis: whatever can be rejected is rejected here, before any long computation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from wsb_engine.analysis import inputs as prepare
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.batch import Batch
-from wsb_engine.curvature import loss
-from wsb_engine.curvature.closed_form.mlp import Network, network, passes
+from wsb_engine.curvature.closed_form.mlp import Network, forward_backward, network
 from wsb_engine.curvature.cost import PRODUCT_OPERATIONS, WORKING_SHARE, Footprint, gradient_footprint, logits_footprint
+from wsb_engine.curvature.losses import Targets, automatic
+from wsb_engine.curvature.losses.base import LARGEST_EXPONENT, power_of_four
 from wsb_engine.curvature.products.autodiff import (
     COLUMNS,
     GRADIENT_SAMPLES,
     AutodiffProduct,
     HessianProduct,
     Objective,
-    in_layout,
+    in_format,
     interrupted,
 )
 from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct
@@ -38,19 +39,19 @@ from wsb_engine.model import MLP, Classifier, LogitModel
 from wsb_engine.options import Options
 
 BLOCK_SHARE = 0.125
-"""Of the memory limit, for a block of columns; products hold several of its size."""
+"""Share of the memory limit for a block of columns; products hold several arrays of its size."""
 CHUNK_BYTES = 32 << 20
-"""Intermediates of one chunk of a linearised gradient: what is made after them finds room in the caches."""
+"""Bytes of intermediates of one chunk of a linearised gradient; what follows then fits in the caches."""
 SMALL = 2.0**-20
-"""Curvature next to the gradient below which H is looked at before it is scaled."""
-LARGEST_SINGLE, LARGEST_DOUBLE = 2.0**96, 2.0**loss.LARGEST_EXPONENT
-"""By which the gradient can be multiplied, with room for inputs and weights."""
+"""Curvature relative to the gradient below which H itself determines the scale."""
+LARGEST_SINGLE, LARGEST_DOUBLE = 2.0**96, 2.0**LARGEST_EXPONENT
+"""Largest factors of the gradient in float32 and float64, with room for inputs and weights."""
 STRUCTURE_UNITS = 1e4
-"""Units of rounding of the largest logit by which two ways of evaluating the same network may differ."""
+"""Units of rounding of the largest logit by which two evaluations of the same network may differ."""
 SENSITIVITY = 256.0
-"""Multiple of what a perturbation of the size of rounding changes, up to which a difference is rounding."""
+"""Multiple of the effect of a perturbation of the size of rounding, up to which a difference counts as rounding."""
 LEAST_CHUNK = 64
-"""Samples in one; with fewer, the calls of operators cost more than what they do."""
+"""Smallest number of samples in a chunk; with fewer, calling operators costs more than their work."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Structure:
     error: float
     """max |z_mlp − z| on the first chunk."""
     tolerance: float
-    """What rounding explains of it."""
+    """Largest error that rounding explains."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,15 @@ class Problem:
     logits: Tensor
     """(N, C) float64 on the CPU."""
     structure: Structure | None
-    """Where the closed form applies."""
+    """None if the closed form does not apply."""
     nonsmooth: tuple[str, ...]
     memory: int
     footprint: Footprint
-    """Of one sample's gradient."""
+    """Cost of one sample's gradient."""
     warn: Callable[[str, str], None]
     """Adds a code and a message to the report."""
     team: Team | None = None
-    """Who shares products and the closed form, where several devices or processes do."""
+    """The devices or processes that share products and the closed form; None for one."""
 
     @property
     def samples(self) -> int:
@@ -90,11 +91,11 @@ class Problem:
 
     @property
     def product_operations(self) -> float:
-        """What one Hessian-vector product costs."""
+        """Operations of one Hessian-vector product."""
         return PRODUCT_OPERATIONS * self.footprint.operations * self.samples
 
     def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """a_0 in the working dtype and targets of some samples, where there is a structure."""
+        """Return a_0 in the working dtype and targets of some samples of an MLP."""
         if self.structure is None:
             raise ValueError("only an MLP has a first layer")
         rows, objective = slice(start, stop), self.objective
@@ -103,28 +104,28 @@ class Problem:
         return a0, objective.targets.y[rows]
 
     def at(self, objective: Objective) -> Problem:
-        """The same model at another objective of it (moved parameters, another dtype), on one member."""
+        """Return the problem at another objective of the model (moved parameters, another dtype), on one member."""
         if self.structure is None:
             return replace(self, objective=objective, team=None)
         parameters = {**objective.fixed, **objective.selected}
-        net = network(self.structure.mlp, parameters, frozenset(objective.selected), objective.scale)
+        net = network(self.structure.mlp, parameters, frozenset(objective.selected), objective.loss, objective.scale)
         return replace(self, objective=objective, structure=replace(self.structure, net=net), team=None)
 
     def product_at(self, objective: Objective, columns: int = 1) -> HessianProduct:
-        """The product of another objective of the same model: by hand if it is an MLP, else from scratch."""
+        """Return the product of another objective of the model: by hand if it is an MLP, else from scratch."""
         if self.structure is None:
             return self.from_scratch(objective, columns=columns)
         return self.at(objective).hessian_product(columns)
 
     def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
-        """The fastest that fits, for blocks of at most so many columns; it steps down where memory runs out."""
+        """Return the fastest product that fits, for blocks of at most ``columns``; it steps down if memory runs out."""
         columns = max(1, min(columns, self._vectors()))
         if self.team is not None:
             return SplitProduct(self.objective, columns, self.team)
         return SteppingProduct(self._way(columns), self.warn)
 
     def from_scratch(self, objective: Objective, columns: int = 1) -> HessianProduct:
-        """Products by automatic differentiation of the file's own graph, which share nothing with others."""
+        """Return products by automatic differentiation of the file's graph, which share nothing with other products."""
         return SteppingProduct(self._autodiff(objective, max(1, min(columns, self._vectors()))), self.warn)
 
     def _way(self, columns: int) -> HessianProduct:
@@ -133,7 +134,7 @@ class Problem:
             return MLPProduct(self.objective, mlp, net, self.tile, memory=self.memory, columns=columns)
         kept = self.footprint.bytes * self.samples
         if self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits:
-            # Also for blocks: at this size one column after another is faster than columns side by side from scratch.
+            # Also for blocks: at this size, column after column is faster than all columns together from scratch.
             threads = self._threads()
             return LinearizedProduct(self.objective, columns, self._chunk(threads), threads=threads)
         return self._autodiff(self.objective, columns)
@@ -141,22 +142,22 @@ class Problem:
     def _autodiff(self, objective: Objective, columns: int) -> AutodiffProduct:
         product = AutodiffProduct(objective, columns)
         if columns == 1 and not objective.coupled:
-            # More at a time would be written to memory that the system has to find and clear first.
+            # More samples would be written to memory that the system has to allocate and clear first.
             product.samples = min(product.samples, self._chunk(threads=1))
         return product
 
     def _vectors(self) -> int:
-        """As many as are held at a time, of P numbers in float64."""
+        """Return the number of vectors of P float64 numbers that are held at once."""
         return int(self.memory * BLOCK_SHARE) // (8 * self.objective.parameters)
 
     def _threads(self) -> int:
-        """That each multiply by samples of their own."""
+        """Return the number of threads; each multiplies its own samples."""
         if self.objective.device.type != "cpu":
             return 1
         return max(1, min(torch.get_num_threads(), self.samples // LEAST_CHUNK, self._vectors()))
 
     def _chunk(self, threads: int) -> int:
-        """Samples whose intermediates a CPU's caches hold, as many for each thread; elsewhere many, side by side."""
+        """Return the samples in a chunk: on a CPU as many as its caches hold, equal for each thread; elsewhere many."""
         if self.objective.coupled:
             return self.samples
         if self.objective.device.type != "cpu":
@@ -166,7 +167,7 @@ class Problem:
 
 
 def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monitor) -> Problem:
-    """Checks model, batch and options against each other and evaluates the logits.
+    """Check model, batch and options against each other, and evaluate the logits.
 
     Raises:
         ModelError, BatchError, OptionsError: with a code and advice.
@@ -183,7 +184,9 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
         selected={name: tensors[name] for name in names},
         fixed={name: tensor for name, tensor in tensors.items() if name not in names},
         inputs=inputs,
-        targets=loss.Targets(torch.zeros(0, 1), torch.ones(len(batch))),
+        # Both are set once the number of logits is known.
+        loss=automatic(0),
+        targets=Targets(torch.zeros(0), torch.ones(len(batch))),
         dtype=dtype,
         device=device,
         interrupt=monitor.interrupt,
@@ -200,8 +203,9 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
             )
             objective = replace(objective, function=model.function)
             objective, logits = _evaluated(objective, classifier, memory, monitor)
-    objective = replace(objective, targets=prepare.targets(batch, logits.shape[1], model.classes, device))
-    objective = replace(objective, scale=loss.scale(logits.to(device), objective.targets))
+    loss = automatic(logits.shape[1])
+    targets = prepare.targets(batch, loss, logits.shape[1], model.classes, device)
+    objective = replace(objective, loss=loss, targets=targets, scale=loss.scale(logits.to(device), targets))
     first = objective.chunk_inputs(slice(0, len(batch) if objective.coupled else 1))
     nonsmooth = nonsmooth_operators(model.function, tensors, first)
     if nonsmooth:
@@ -215,18 +219,18 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
     footprint = gradient_footprint(objective)
     objective = _fitted(objective, footprint, memory)
     problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, monitor.warn)
-    least = loss.least_curvature(logits.to(device), objective.targets)
+    least = loss.least_curvature(logits.to(device), targets)
     return problem if least * objective.scale > SMALL else _rescaled(problem)
 
 
 def _rescaled(problem: Problem) -> Problem:
-    """The problem at a scale at which H is of the size of 1, if it is far smaller than the gradient of the loss.
+    """Return the problem at a scale at which H is of the size of 1, if it is far smaller than the gradient of the loss.
 
     That is so if the gradient does not enter H, as in affine models, or enters it in dead units alone: the squares of H
     may then leave the range of numbers.
 
     Raises:
-        ResourceError: ``underflow`` if float32 can't hold both.
+        ResourceError: ``underflow`` if float32 can't represent both.
     """
     objective = problem.objective
     v = torch.randn(objective.parameters, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -234,7 +238,7 @@ def _rescaled(problem: Problem) -> Problem:
     largest = float(image.abs().max())
     if largest == 0 or largest > SMALL:
         return problem
-    factor = loss.power_of_four(largest)
+    factor = power_of_four(largest)
     if factor > (LARGEST_SINGLE if objective.dtype == torch.float32 else LARGEST_DOUBLE):
         if objective.dtype == torch.float32:
             raise ResourceError(
@@ -250,20 +254,20 @@ def _rescaled(problem: Problem) -> Problem:
 
 
 def _laid_out(objective: Objective) -> Objective:
-    """With channels last where something looks like the kernel of a two-dimensional convolution.
+    """Return the objective with channels last if a parameter may be the kernel of a two-dimensional convolution.
 
-    A convolution on a CPU is made on tensors laid out so, and without that each of a product's rearranges its tensors
-    first, which takes a third of the time. torch has no forward derivative of some operators (group normalisation)
-    in this layout: then all stays as it was.
+    Convolutions on a CPU work in this format and otherwise convert their tensors in every product, which takes a third
+    of the time. torch has no forward derivative of some operators (group normalisation) in this format: then nothing
+    changes.
     """
     tensors = {**objective.fixed, **objective.selected}
     if not any(tensor.ndim == 4 and tensor[0, 0].numel() > 1 for tensor in tensors.values()):
         return objective
     laid_out = replace(
         objective,
-        layout=torch.channels_last,
-        selected={name: in_layout(tensor, torch.channels_last) for name, tensor in objective.selected.items()},
-        fixed={name: in_layout(tensor, torch.channels_last) for name, tensor in objective.fixed.items()},
+        memory_format=torch.channels_last,
+        selected={name: in_format(tensor, torch.channels_last) for name, tensor in objective.selected.items()},
+        fixed={name: in_format(tensor, torch.channels_last) for name, tensor in objective.fixed.items()},
     )
     few = replace(
         laid_out,
@@ -282,10 +286,10 @@ def _laid_out(objective: Objective) -> Objective:
 
 
 def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objective:
-    """With as many samples at a time as memory holds; coupled ones are held all, in float64 too, to compare with.
+    """Return the objective with as many samples at once as fit; coupled samples must all fit, in float64 too.
 
     Raises:
-        ResourceError: ``samples_coupled`` if they don't fit.
+        ResourceError: ``samples_coupled`` if coupled samples don't fit.
     """
     needed = footprint.bytes * (torch.float64.itemsize // objective.dtype.itemsize) * objective.samples
     if objective.coupled and needed > memory * WORKING_SHARE:
@@ -301,7 +305,7 @@ def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objectiv
 
 
 def _evaluated(objective: Objective, classifier: Classifier, memory: int, monitor: Monitor) -> tuple[Objective, Tensor]:
-    """Finite logits, of all samples together if they depend on each other."""
+    """Return the objective and its finite logits, coupled if samples depend on each other."""
     if not objective.coupled and coupling.coupled_in_place(objective):
         objective = _together(objective, classifier, memory, monitor)
     logits = _logits(objective, monitor)
@@ -320,7 +324,7 @@ def _together(objective: Objective, classifier: Classifier, memory: int, monitor
 
 
 def _logits(objective: Objective, monitor: Monitor) -> Tensor:
-    """(N, C) logits, float64 on the CPU, in chunks."""
+    """Compute (N, C) logits, float64 on the CPU, in chunks."""
     parts = []
     with torch.no_grad():
         for rows in objective.chunks():
@@ -348,17 +352,17 @@ def _require_finite(logits: Tensor) -> None:
 
 
 def _structure(model: LogitModel, objective: Objective, logits: Tensor, monitor: Monitor) -> Structure | None:
-    """The MLP that the reader recognised, if its own forward pass agrees with the logits."""
+    """Return the MLP that the reader recognised, if its forward pass agrees with the logits."""
     if model.mlp is None:
         return None
     parameters = {**objective.fixed, **objective.selected}
-    net = network(model.mlp, parameters, frozenset(objective.selected), objective.scale)
+    net = network(model.mlp, parameters, frozenset(objective.selected), objective.loss, objective.scale)
     if not any(layer.parameters for layer in net.layers):
-        return None  # what is selected is no layer's
+        return None  # no selected parameter belongs to a layer
     rows = next(objective.chunks())
     a0 = model.mlp.features(objective.chunk_inputs(rows))
     if a0.ndim == 2 and a0.shape[1] == net.layers[0].d_in:
-        z = passes(net, a0, objective.targets.y[rows]).z.double().cpu()
+        z = forward_backward(net, a0, objective.targets.y[rows]).z.double().cpu()
         error = float((z - logits[rows]).abs().max())
         tolerance = STRUCTURE_UNITS * torch.finfo(objective.dtype).eps * max(1.0, float(logits.abs().max()))
         if error > tolerance:
@@ -372,7 +376,7 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, monitor:
 
 
 def _sensitivity(objective: Objective, rows: slice) -> float:
-    """How far rounding may move logits of some samples, by what perturbing parameters and inputs does to them."""
+    """Bound how far rounding may move logits of some samples, from perturbed parameters and inputs."""
     exact = objective.in_double()
     with torch.no_grad():
         moved, logits = (each.logits(rows).double() for each in (perturbed(exact, seed=0), exact))

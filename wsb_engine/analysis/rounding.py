@@ -1,4 +1,4 @@
-"""The stage that finds out what rounding does to H (mathematics.md, section 11).
+"""The stage that bounds or measures the rounding errors of H (mathematics.md, section 11).
 
 Three levels: a proof for smooth MLPs in float64, by running error analysis; elsewhere in float64 a measurement, by
 perturbing parameters and inputs; in float32 a bound from random products of the difference to float64.
@@ -16,7 +16,7 @@ from torch import Tensor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
-from wsb_engine.curvature.closed_form.plan import Plan
+from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.running_error import running_error
 from wsb_engine.curvature.products.autodiff import HessianProduct
 
@@ -24,26 +24,26 @@ UNIT = 2.0**-53
 SINGLE_UNIT = 2.0**-24
 PERTURBATIONS = 4
 USELESS = 1e-3
-"""A proof that leaves more of H than this open is given up for a measurement."""
+"""Largest relative bound of a proof that is kept; beyond it rounding is measured."""
 SAFETY = 32.0
-"""Rounding is within a small factor of such perturbations, but not bounded by them."""
+"""Factor from the effect of perturbations to a slack; they estimate rounding within a small factor, without proof."""
 DIFFERENCES = 10
-"""Random products of the difference between float32 and float64."""
+"""Number of random products of the difference between float32 and float64."""
 TINIEST, TINIEST_SINGLE = 2.0**-1000, 2.0**-100
-"""What sums lose of terms that leave the range of float64, or float32, at the scale at which g and S are about 1."""
+"""What sums lose of terms below the range of float64, or float32, at the scale at which g and S are about 1."""
 TINIEST_CURVATURE = 2.0**-1030
-"""What probabilities below the smallest normal number can be off by, with room for inputs and weights."""
+"""Error of probabilities below the smallest normal number, with room for inputs and weights."""
 STREAM = 0x2545F491
 """Distinguishes these seeds from those of other random vectors."""
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """How this analysis measures rounding.
+    """Bounds or measures the rounding errors of one analysis.
 
     Args:
         problem: The analysis.
-        seed: Seed of its random vectors.
+        seed: Seed of the random vectors.
         failure_probability: Share of δ for a bound from random products.
         tell: Called with the fraction done.
     """
@@ -53,12 +53,12 @@ class Measuring:
     failure_probability: float
     tell: Callable[[float], None]
 
-    def rounding(self, product: HessianProduct, layout: Plan | None) -> Rounding:
-        """Bounds on rounding errors, in the units of the products.
+    def rounding(self, product: HessianProduct, layout: Layout | None) -> Rounding:
+        """Bound rounding errors, in the units of the products.
 
         Args:
-            product: Multiplies single vectors.
-            layout: Plan of the closed form's sums, if there is one.
+            product: Product for single vectors.
+            layout: Layout of the closed form's sums, if there is one.
 
         Raises:
             ResourceError: ``overflow``.
@@ -69,12 +69,12 @@ class Measuring:
         return self._measured(product) if proven is None else proven
 
     def confirmed(self, rounding: Rounding, vectors: Tensor, images: Tensor) -> Rounding:
-        """The same with the vectors in the measurement, if perturbations are what it rests on.
+        """Return the measurement extended to these vectors, if it rests on perturbations; else as it is.
 
         Args:
             rounding: From ``rounding``.
             vectors: (P, m) unit columns.
-            images: (P, m) their products.
+            images: (P, m) products of the vectors.
         """
         if rounding.product is not None or rounding.failure_probability:
             return rounding
@@ -83,8 +83,8 @@ class Measuring:
         worst = max(_root_mean_square(differences[:, :, i]) for i in range(vectors.shape[1]))
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
-    def _proven(self, layout: Plan | None) -> Rounding | None:
-        """By running error analysis; None if the model is no MLP for which it is known, or it says too little."""
+    def _proven(self, layout: Layout | None) -> Rounding | None:
+        """Bound rounding by running error analysis; None if it does not apply or its bounds are too wide."""
         problem = self.problem
         if problem.structure is None or not self._reads_inputs_as_they_are():
             return None
@@ -105,7 +105,7 @@ class Measuring:
         )
 
     def _reads_inputs_as_they_are(self) -> bool:
-        """True if the first layer's features are the batch's own numbers, so that they are exact."""
+        """Return True if the first layer's features are the batch's numbers, so that they are exact."""
         problem = self.problem
         inputs = list(problem.objective.inputs.values())
         if len(inputs) != 1:
@@ -127,7 +127,7 @@ class Measuring:
         return Rounding("measured", operator, relative_square_error=SUMS * UNIT, square_error=TINIEST)
 
     def _single(self, product: HessianProduct) -> Rounding:
-        """‖H₃₂ − H₆₄‖_F from Gaussian vectors; the rounding of float64 itself is that much smaller."""
+        """Bound ‖H₃₂ − H₆₄‖_F by products with Gaussian vectors; the rounding of float64 is added."""
         reference = self.problem.product_at(self.problem.objective.in_double(), DIFFERENCES)
         z = torch.stack([self._gaussian(index) for index in range(DIFFERENCES)], dim=1)
         z = z.to(product.device, torch.float32).double()
@@ -153,17 +153,17 @@ class Measuring:
         return torch.randn(self.problem.objective.parameters, generator=generator, dtype=torch.float64)
 
     def _perturbed(self, index: int, columns: int) -> HessianProduct:
-        """A product at parameters and inputs that are each multiplied by 1 + εξ, with fresh forward quantities."""
+        """Return a product at parameters and inputs multiplied by 1 + εξ, with recomputed forward quantities."""
         seed = (self.seed ^ STREAM) + DIFFERENCES * (index + 1)
         return self.problem.product_at(perturbed(self.problem.objective, seed), columns)
 
 
 def _root_mean_square(rows: Tensor) -> float:
-    """√ of the mean of ‖·‖² over rows, whose squares may leave the range of numbers."""
+    """Return √ of the mean of ‖·‖² over rows, whose squares may leave the range of numbers."""
     largest = float(rows.abs().max())
     return largest * float(torch.linalg.vector_norm(rows / largest)) / math.sqrt(len(rows)) if largest else 0.0
 
 
 def _slack(root_mean_square: float) -> float:
-    """‖E‖ from ‖H′ − H‖ at perturbations of this size."""
+    """Return ‖E‖ estimated from ‖H′ − H‖ at perturbations of size PERTURBATION."""
     return SAFETY * UNIT / PERTURBATION * root_mean_square

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from wsb_engine.curvature.closed_form.plan import TRAFFIC
+from wsb_engine.curvature.closed_form.layout import TRAFFIC
 from wsb_engine.curvature.products.autodiff import Objective, Rows
 from wsb_engine.curvature.tracing.dispatch import OperatorWatch
 

@@ -1,8 +1,7 @@
 """Trace of the generalised Gauss-Newton matrix G = Σ_s w_s J_sᵀ S_s J_s, J_s = ∂z_s/∂θ (Schraudolph 2002).
 
 H = G + Σ_s w_s Σ_c g_c ∇²z_c: tr G is the part of t that the loss's own curvature makes, the rest is the network's.
-With S = ℒ ℒᵀ, tr G = Σ_s w_s ‖ℒ_sᵀ J_s‖_F², and ℒᵀ z has the entries √p_j (z′_j − p·z′) with p held fixed, where z′ is
-z less its largest entry if that one has more than half of the probability.
+With S = FᵀF, tr G = Σ_s w_s ‖F_s J_s‖_F², where F_s J_s is the Jacobian of F_s z_s with F_s held fixed.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from wsb_engine.curvature.closed_form.mlp import Network, passes, step_down
+from wsb_engine.curvature.closed_form.mlp import Network, forward_backward, step_down
 from wsb_engine.curvature.closed_form.sums import TileSource
-from wsb_engine.curvature.loss import head
 from wsb_engine.curvature.products.autodiff import Objective
 from wsb_engine.memory import ran_out
 from wsb_engine.model import Tensors
@@ -29,46 +27,50 @@ ENTRIES = 1 << 24
 """Of Jacobians held at a time, for other models."""
 
 
-def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float:
-    """tr G of an MLP, by one backward recursion of ℒᵀJ for each sample.
+def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float | None:
+    """Compute tr G of an MLP, by one backward recursion of F J for each sample.
 
     Args:
         net: The network, in the working dtype.
         source: Gives tiles of a_0 and targets.
         weights: (N,) float64, of sum 1.
+
+    Returns:
+        None if the loss is not convex.
     """
+    if not net.loss.convex:
+        return None
     total = weights.new_zeros(())
     for start in range(0, len(weights), ROWS):
         w = weights[start : start + ROWS]
-        run = passes(net, *source(start, start + len(w)))
-        factor = (math.sqrt(net.scale) * run.head.factor()).to(run.z.dtype)
+        passes = forward_backward(net, *source(start, start + len(w)))
+        factor = (math.sqrt(net.scale) * passes.loss.factor()).to(passes.z.dtype)
         for l in range(len(net.layers) - 1, -1, -1):
             if net.layers[l].width:
-                norm = net.layers[l].augmented(run.a[l]).double().square().sum(dim=1)
+                norm = net.layers[l].augmented(passes.a[l]).double().square().sum(dim=1)
                 total += (w * norm * factor.double().square().sum(dim=(1, 2))).sum()
             if l > 0:
-                factor = step_down(net, run, l - 1, factor)
+                factor = step_down(net, passes, l - 1, factor)
     return float(total)
 
 
 def general_trace(objective: Objective, classes: int) -> float | None:
-    """tr G of any logits from per-sample Jacobians.
+    """Compute tr G of any logits from the Jacobians of single samples.
 
     Returns:
-        None if they are too many, or torch can't take single samples apart.
+        None if the loss is not convex, the Jacobians are too large, or torch can't evaluate single samples.
     """
     size = objective.parameters * classes
     samples = len(objective.targets.weights)
-    if objective.coupled or size * samples > WORK or size > ENTRIES:
+    if not objective.loss.convex or objective.coupled or size * samples > WORK or size > ENTRIES:
         return None
     total = torch.zeros((), dtype=torch.float64, device=objective.device)
     for rows in objective.chunks(max(1, ENTRIES // size)):
         inputs = objective.chunk_inputs(rows)
         with torch.no_grad():
-            at = head(objective.logits(rows), objective.targets.y[rows])
-        root = math.sqrt(objective.scale) * (at.total * (at.p if classes > 1 else at.p * at.complement)).sqrt()
+            z = objective.logits(rows)
         try:
-            squares = vmap(partial(_square, objective))(inputs, root, at.p, at.pivot, at.shifts)
+            squares = vmap(partial(_square, objective))(inputs, z, objective.targets.y[rows])
         except (RuntimeError, NotImplementedError) as error:
             if ran_out(error):
                 raise
@@ -77,16 +79,14 @@ def general_trace(objective: Objective, classes: int) -> float | None:
     return float(total)
 
 
-def _square(objective: Objective, inputs: Tensors, root: Tensor, p: Tensor, pivot: Tensor, shifts: Tensor) -> Tensor:
-    """‖ℒᵀJ‖_F² of one sample, whose inputs come without a sample axis; root is √p of several logits."""
+def _square(objective: Objective, inputs: Tensors, z: Tensor, y: Tensor) -> Tensor:
+    """Compute ‖F J‖_F² of one sample at its logits z (C,); nothing has a sample axis."""
     batch = {name: tensor.unsqueeze(0) for name, tensor in inputs.items()}
+    at = objective.loss.derivatives(z.unsqueeze(0), y.unsqueeze(0))
 
     def weighted(selected: Tensors) -> Tensor:
-        z = objective.function({**objective.fixed, **selected}, batch)[0].double()
-        if len(p) == 1:
-            return root * z
-        z = z - torch.where(shifts, z.gather(0, pivot), 0.0)
-        return root * (z - p @ z)
+        logits = objective.function({**objective.fixed, **selected}, batch)[0].double()
+        return math.sqrt(objective.scale) * at.factor_times(logits.unsqueeze(1))
 
     jacobian = jacrev(weighted)(dict(objective.selected))
-    return sum((part.square().sum() for part in jacobian.values()), torch.zeros_like(p[0]))
+    return sum((part.square().sum() for part in jacobian.values()), z.new_zeros((), dtype=torch.float64))

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.mlp import Network
-from wsb_engine.curvature.closed_form.plan import Plan
 from wsb_engine.curvature.closed_form.sums import ClosedForm, Sums, finish
 from wsb_engine.curvature.products.autodiff import HessianProduct, Objective
 
@@ -31,7 +31,7 @@ class Multiply:
 class Add:
     """Asks for one more term of the closed form; answered with the fraction done, (1,)."""
 
-    plan: Plan
+    plan: Layout
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class SplitProduct(HessianProduct):
 
 
 def split_closed_form(
-    net: Network, samples: int, plan: Plan, team: Team, *, progress: Callable[[float], None] = lambda _: None
+    net: Network, samples: int, plan: Layout, team: Team, *, progress: Callable[[float], None] = lambda _: None
 ) -> ClosedForm:
     """The closed form with its terms split over a team.
 
     Args:
         net: The network.
         samples: N.
-        plan: Plan of the sums, which each member follows.
+        plan: Layout of the sums, which each member follows.
         team: Team that shares the terms.
         progress: Called with the fraction done after each round; may raise to stop.
     """

@@ -13,7 +13,7 @@ from support.golden import NAMES, Golden
 from torch import nn
 
 import wsb_engine as wsb
-from wsb_engine.curvature.closed_form.plan import Plan, plan
+from wsb_engine.curvature.closed_form.layout import Layout, cheapest_layout
 
 
 def case(name: str = "deep_tanh") -> tuple[wsb.Classifier, wsb.Batch, np.ndarray]:
@@ -103,10 +103,10 @@ def test_auto_takes_the_closed_form_of_an_mlp_without_a_warning() -> None:
 
 
 def test_auto_takes_probes_of_an_mlp_whose_closed_form_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dear(*arguments: Any, **named: Any) -> Plan:
-        return replace(plan(*arguments, **named), cost=3e14)
+    def dear(*arguments: Any, **named: Any) -> Layout:
+        return replace(cheapest_layout(*arguments, **named), cost=3e14)
 
-    monkeypatch.setattr("wsb_engine.analysis.moments.plan", dear)
+    monkeypatch.setattr("wsb_engine.analysis.moments.cheapest_layout", dear)
     classifier, batch, _ = case()
     report = wsb.analyze(classifier, batch)
     assert report.model.architecture == "mlp"
@@ -140,7 +140,7 @@ def test_a_closed_form_that_does_not_fit_leaves_the_choice_to_auto(monkeypatch: 
     def refuse(*_: object, **__: object) -> None:
         raise wsb.ResourceError("one pair needs more", code="memory_limit", advice="Raise it.")
 
-    monkeypatch.setattr("wsb_engine.analysis.moments.plan", refuse)
+    monkeypatch.setattr("wsb_engine.analysis.moments.cheapest_layout", refuse)
     assert codes(wsb.analyze(classifier, batch)) == ["moments_probes"]
     with pytest.raises(wsb.ResourceError) as caught:
         wsb.analyze(classifier, batch, wsb.Options(moments="closed_form"))

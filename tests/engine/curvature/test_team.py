@@ -23,7 +23,7 @@ import wsb_engine as wsb
 from wsb_engine.analysis.members import Devices, Member
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
-from wsb_engine.curvature.closed_form.plan import plan
+from wsb_engine.curvature.closed_form.layout import cheapest_layout
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form
 from wsb_engine.curvature.products.linearized import LinearizedProduct
 from wsb_engine.curvature.team import Add, split_closed_form
@@ -316,7 +316,7 @@ def test_terms_of_the_closed_form_add_up_whichever_device_computes_them(prefer: 
     problem = posed(mlp(), 301, 5)
     assert problem.structure is not None
     net, weights = problem.structure.net, problem.objective.targets.weights
-    layout = replace(plan(net, 301, memory=1 << 20, itemsize=8, prefer=prefer, tiles=7), kept=kept)
+    layout = replace(cheapest_layout(net, 301, memory=1 << 20, itemsize=8, prefer=prefer, tiles=7), kept=kept)
     want = closed_form(net, problem.tile, weights, layout)
     fractions: list[float] = []
     with team(problem, size) as members:

@@ -1,6 +1,6 @@
 """Smooth activations with their first two derivatives, as the closed form needs them.
 
-Each entry gives φ(h), φ′(h), φ″(h) elementwise, written so that no term cancels where φ′ is small.
+Each entry returns φ(h), φ′(h), φ″(h) elementwise, written so that no term cancels where φ′ is small.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ KINDS = frozenset(_TABLE)
 
 
 def value(activation: Activation, h: Tensor) -> Tensor:
-    """φ(h) by operations whose derivatives, as automatic differentiation makes them, do not cancel.
+    """Compute φ(h) by operations whose automatic derivatives do not cancel.
 
     torch's own derivative of tanh is 1 − a², which loses every digit once |h| > 18, and so does its derivative of the
     logistic function beyond 36.
@@ -133,7 +133,7 @@ def _logistic(h: Tensor) -> Tensor:
 
 
 def derivatives(activation: Activation, h: Tensor) -> Derivatives:
-    """φ(h), φ′(h) and φ″(h), each of h's shape.
+    """Compute φ(h), φ′(h) and φ″(h), each of h's shape.
 
     Raises:
         KeyError: if ``activation.kind`` is not in ``KINDS``.

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from wsb_engine.curvature.closed_form.activations import derivatives
-from wsb_engine.curvature.loss import Head, head
+from wsb_engine.curvature.losses import Loss, LossDerivatives
 from wsb_engine.model import MLP, Activation, Tensors
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One affine layer in the working dtype, and which of its tensors are differentiated."""
+    """One affine layer in the working dtype; flags mark which of its tensors are differentiated."""
 
     name: str
     W: Tensor
@@ -45,7 +45,7 @@ class Layer:
 
     @property
     def width(self) -> int:
-        """Columns of ã: what is learned of one row of [W b]."""
+        """Number of columns of ã: the learned entries of one row of [W b]."""
         return self.d_in * self.learns_weight + self.learns_bias
 
     @property
@@ -53,7 +53,7 @@ class Layer:
         return self.d_out * self.width
 
     def augmented(self, a: Tensor) -> Tensor:
-        """ã of shape (B, width)."""
+        """Return ã, (B, width)."""
         parts = [a] if self.learns_weight else []
         if self.learns_bias:
             parts.append(torch.ones_like(a[:, :1]))
@@ -62,25 +62,27 @@ class Layer:
 
 @dataclass(frozen=True)
 class Network:
-    """An MLP with its tensors."""
+    """An MLP with its tensors, and the loss of its logits."""
 
     layers: tuple[Layer, ...]
     activations: tuple[Activation, ...]
+    loss: Loss
     scale: float = 1.0
-    """A power of four by which ∂ℓ/∂z and S are multiplied before they are cast to the working dtype, and so H."""
+    """A power of four that multiplies ∂ℓ/∂z and S before they are cast to the working dtype, and so H."""
 
     @property
     def classes(self) -> int:
         return self.layers[-1].d_out
 
 
-def network(mlp: MLP, parameters: Tensors, selected: frozenset[str], scale: float = 1.0) -> Network:
-    """Lays the named tensors out as [d_out, d_in] layers.
+def network(mlp: MLP, parameters: Tensors, selected: frozenset[str], loss: Loss, scale: float = 1.0) -> Network:
+    """Lay the named tensors out as [d_out, d_in] layers.
 
     Args:
-        mlp: The structure.
+        mlp: Structure of the network.
         parameters: Tensors in the working dtype, on the working device.
         selected: Names of those that are differentiated.
+        loss: The loss of the logits.
         scale: Scale of H, a power of four.
     """
     layers = []
@@ -95,7 +97,7 @@ def network(mlp: MLP, parameters: Tensors, selected: frozenset[str], scale: floa
                 learns_bias=dense.bias is not None and dense.bias in selected,
             )
         )
-    return Network(tuple(layers), mlp.activations, scale)
+    return Network(tuple(layers), mlp.activations, loss, scale)
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,17 @@ class Passes:
     phi2: list[Tensor]
     delta: list[Tensor]
     z: Tensor
-    head: Head
-    """float64, without the scale"""
+    loss: LossDerivatives
+    """At z, without the scale."""
 
 
-def passes(net: Network, a0: Tensor, y: Tensor) -> Passes:
-    """Forward and backward quantities.
+def forward_backward(net: Network, a0: Tensor, y: Tensor) -> Passes:
+    """Compute the forward and backward quantities.
 
     Args:
         net: The network.
         a0: (B, d_0).
-        y: (B, C) targets on the simplex, or (B, 1).
+        y: (B, …) targets of the network's loss.
     """
     a, phi1, phi2 = [a0], [], []
     h = a0
@@ -130,36 +132,36 @@ def passes(net: Network, a0: Tensor, y: Tensor) -> Passes:
             a.append(value)
             phi1.append(first)
             phi2.append(second)
-    at = head(h, y)
+    at = net.loss.derivatives(h, y)
     delta = [(net.scale * at.gradient).to(h.dtype)]
     for index in range(len(net.layers) - 2, -1, -1):
         delta.insert(0, (delta[0] @ net.layers[index + 1].W) * phi1[index])
     return Passes(a, phi1, phi2, delta, h, at)
 
 
-def last_hidden_factor(net: Network, run: Passes) -> Tensor:
-    """Rᵀ of the last hidden layer, (B, C, d): A = R Rᵀ + diag(v), from S = ℒ ℒᵀ."""
-    factor = math.sqrt(net.scale) * run.head.factor_times(net.layers[-1].W.double())
-    return factor.to(run.z.dtype) * run.phi1[-1].unsqueeze(1)
+def last_hidden_factor(net: Network, passes: Passes) -> Tensor:
+    """Return Rᵀ of the last hidden layer, (B, C, d): A = R Rᵀ + diag(v), from S = FᵀF."""
+    factor = math.sqrt(net.scale) * passes.loss.factor_times(net.layers[-1].W.double())
+    return factor.to(passes.z.dtype) * passes.phi1[-1].unsqueeze(1)
 
 
-def diagonal_term(net: Network, run: Passes, l: int) -> Tensor:
-    """v_l = φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}, (B, d_l)."""
-    return run.phi2[l] * (run.delta[l + 1] @ net.layers[l + 1].W)
+def diagonal_term(net: Network, passes: Passes, l: int) -> Tensor:
+    """Return v_l = φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}, (B, d_l)."""
+    return passes.phi2[l] * (passes.delta[l + 1] @ net.layers[l + 1].W)
 
 
-def step_down(net: Network, run: Passes, l: int, block: Tensor) -> Tensor:
-    """(D_l W_{l+1}ᵀ X)ᵀ from Xᵀ = ``block`` (B, m, d_{l+1}): the recursion that A and J share."""
-    return (block @ net.layers[l + 1].W) * run.phi1[l].unsqueeze(1)
+def step_down(net: Network, passes: Passes, l: int, block: Tensor) -> Tensor:
+    """Return (D_l W_{l+1}ᵀ X)ᵀ from Xᵀ = ``block`` (B, m, d_{l+1}): the recursion that A and J share."""
+    return (block @ net.layers[l + 1].W) * passes.phi1[l].unsqueeze(1)
 
 
-def square_blocks(net: Network, run: Passes, lowest: int) -> dict[int, Tensor]:
-    """A_ll for l = lowest..L−1, each (B, d_l, d_l) and symmetric."""
+def square_blocks(net: Network, passes: Passes, lowest: int) -> dict[int, Tensor]:
+    """Return A_ll for l = lowest..L−1, each (B, d_l, d_l) and symmetric."""
     last = len(net.layers) - 1
-    blocks = {last: (net.scale * run.head.curvature()).to(run.z.dtype)}
+    blocks = {last: (net.scale * passes.loss.curvature()).to(passes.z.dtype)}
     for index in range(last - 1, lowest - 1, -1):
-        half = step_down(net, run, index, blocks[index + 1])
-        square = step_down(net, run, index, half.transpose(1, 2))
-        square.diagonal(dim1=1, dim2=2).add_(diagonal_term(net, run, index))
+        half = step_down(net, passes, index, blocks[index + 1])
+        square = step_down(net, passes, index, half.transpose(1, 2))
+        square.diagonal(dim1=1, dim2=2).add_(diagonal_term(net, passes, index))
         blocks[index] = square
     return blocks

@@ -1,8 +1,8 @@
 """Running error analysis of an MLP's Hessian in float64: a proof of what rounding did (mathematics.md, section 11).
 
-Beside each kept quantity runs a radius: a bound on its distance from the exact one, at the parameters and inputs as
-given. Layers count from 0; u is the unit roundoff, γ_n = nu/(1 − nu), capitals are value plus radius, and the
-elementary functions are right to 4 ulp. With R{h_l} = J_l v for a direction v, one sample's Hessian is
+Each kept quantity has a radius: a bound on its distance from the exact one, at the parameters and inputs as given.
+Layers count from 0; u is the unit roundoff, γ_n = nu/(1 − nu), capitals are value plus radius, and the elementary
+functions are right to 4 ulp. With R{h_l} = J_l v for a direction v, one sample's Hessian is
 
     h = J_Lᵀ S J_L + Σ_l J_lᵀ diag(b_l) J_l + Σ_l (T_l + T_lᵀ),     b_l = φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1},
     T_l: (V_l′ᵀ δ_l) · (φ_{l−1}′ ⊙ J_{l−1} v),
@@ -12,9 +12,9 @@ whose norm is at most
 
     ρ_l[i] = ‖ã_{l−1}‖ √(Σ_j W_l[i,j]² φ_{l−1}′[j]²) + Σ_j |W_l[i,j]| φ_{l−1}′[j] ρ_{l−1}[j],     ρ_0 = 0,
 
-since the rows' own parts are orthogonal. Radii of rows follow by the same rules. With the pivot k, |S_ij| ≤ p_i p_j off
-the diagonal and p_i (1 − p_i) on it, so that every term is of the size of 1 − p_k where the model is sure. No matrix of
-a layer's width squared is formed: a pass costs as much as two or three products.
+since the rows' own parts are orthogonal. Radii of rows follow by the same rules. What rounding does to g and S is the
+loss's to bound (``LossDerivatives.rounding``). No matrix of a layer's width squared is formed: a pass costs as much as
+two or three products.
 """
 
 from __future__ import annotations
@@ -26,47 +26,45 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsb_engine.curvature.closed_form.mlp import Layer, Network, Passes, passes
-from wsb_engine.curvature.closed_form.plan import Plan, triangle
+from wsb_engine.curvature.closed_form.layout import Layout, triangle
+from wsb_engine.curvature.closed_form.mlp import Layer, Network, Passes, forward_backward
 from wsb_engine.curvature.closed_form.sums import TileSource
+from wsb_engine.curvature.losses.base import ELEMENTARY, UNIT, LossRounding
 
-UNIT = 2.0**-53
 ENTRIES = 1 << 22
 """Entries of a tile: samples times the widest layer."""
 INFLATION = 1 + 1e-8
 """Covers the rounding of the radii: sums of some thousand terms that are not negative."""
-ELEMENTARY = 8.0
-"""Units of rounding of an elementary function."""
 
 
 @dataclass(frozen=True)
 class RunningError:
-    """What rounding can have done to H; in the units of the network's scaled H."""
+    """Bounds on the rounding errors of H; in the units of the network's scaled H."""
 
     operator: float
-    """‖H_kept − H‖_F is not above this, where H_kept results exactly from the quantities that a product keeps."""
+    """Bound on ‖H_kept − H‖_F, where H_kept results exactly from the quantities that a product keeps."""
     absolute: float
-    """Σ_s w_s ‖|h_s|‖_F, with every term of h_s taken absolutely."""
+    """Σ_s w_s ‖|h_s|‖_F, with the absolute value of every term of h_s."""
     chain: int
-    """Roundings along the longest path through a product."""
+    """Number of roundings along the longest path through a product."""
 
     @property
     def product(self) -> float:
         """‖fl(H_kept v) − H_kept v‖ ≤ this · ‖v‖, for any order of summation, with or without fused operations."""
         return gamma(self.chain) * self.absolute
 
-    def moments(self, net: Network, plan: Plan, samples: int) -> float:
-        """γ with which q as the closed form sums it is off by at most γ · absolute², and t by √P · γ · absolute.
+    def moments(self, net: Network, layout: Layout, samples: int) -> float:
+        """Return γ such that the closed form's q is off by at most γ · absolute², and t by √P · γ · absolute.
 
         Args:
             net: The network.
-            plan: Plan of the closed form's sums.
+            layout: Layout of the closed form's sums.
             samples: N.
         """
-        sums = 2 * self.chain + 4 * max(layer.d_in for layer in net.layers) + 4 * plan.tile
-        tiles = math.ceil(samples / plan.tile)
+        sums = 2 * self.chain + 4 * max(layer.d_in for layer in net.layers) + 4 * layout.tile
+        tiles = math.ceil(samples / layout.tile)
         sums += triangle(tiles) + samples
-        for (l, k), form in plan.forms.items():
+        for (l, k), form in layout.forms.items():
             row, column = net.layers[l], net.layers[k]
             if form == "block":
                 sums += row.parameters * column.parameters
@@ -76,13 +74,13 @@ class RunningError:
 
 
 def gamma(count: float) -> float:
-    """γ_n; inf if n is so large that nothing can be said."""
+    """Return γ_n; inf if n is so large that nothing is bounded."""
     return count * UNIT / (1 - count * UNIT) if count * UNIT < 0.5 else math.inf
 
 
 @dataclass(frozen=True)
 class _Radii:
-    """Of an activation at h with radius rh: those of φ, φ′ and φ″."""
+    """Radii of φ, φ′ and φ″ of an activation at h with radius rh."""
 
     value: Tensor
     first: Tensor
@@ -126,7 +124,7 @@ _RULES: dict[str, _Rule] = {"identity": _identity, "tanh": _tanh, "sigmoid": _si
 
 
 def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningError | None:
-    """Bounds on the rounding errors of H, by one pass over the samples.
+    """Bound the rounding errors of H, by one pass over the samples.
 
     Args:
         net: The network, in float64.
@@ -134,7 +132,7 @@ def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningE
         weights: (N,) float64, of sum 1.
 
     Returns:
-        None for networks with an activation for which no radii are known, or in float32.
+        None if no radii are known for an activation or the loss, or in float32.
     """
     if net.layers[0].W.dtype != torch.float64 or any(each.kind not in _RULES for each in net.activations):
         return None
@@ -143,7 +141,11 @@ def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningE
     operator, absolute = 0.0, 0.0
     for start in range(0, samples, rows):
         a0, y = source(start, min(start + rows, samples))
-        radius, size = _Sample(net, passes(net, a0, y), y.double()).errors()
+        sample = _Sample(net, forward_backward(net, a0, y))
+        bounds = sample.passes.loss.rounding(sample.passes.z, y.double(), sample.rz)
+        if bounds is None:
+            return None
+        radius, size = sample.errors(bounds)
         w = weights[start : start + len(radius)]
         operator += float((w * radius).sum())
         absolute += float((w * size).sum())
@@ -157,17 +159,16 @@ def _upwards(value: float) -> float:
 
 
 class _Sample:
-    """Radii of some samples, a row each."""
+    """Radii of some samples, one row per sample."""
 
-    def __init__(self, net: Network, run: Passes, y: Tensor) -> None:
-        self.net, self.run = net, run
+    def __init__(self, net: Network, passes: Passes) -> None:
+        self.net, self.passes = net, passes
         self._forward()
-        self._head(y)
-        self._backward()
 
-    def errors(self) -> tuple[Tensor, Tensor]:
-        """‖h_kept − h‖_F and ‖|h|‖_F of each sample, (B,)."""
-        radius, size = self._top()
+    def errors(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:
+        """Return ‖h_kept − h‖_F and ‖|h|‖_F of each sample, (B,), from bounds on the loss's rounding at ``rz``."""
+        self._backward(bounds)
+        radius, size = self._top(bounds)
         last = len(self.net.layers) - 1
         for l in range(last):
             more, norm = self._bend(l)
@@ -179,16 +180,16 @@ class _Sample:
         return radius, size
 
     def _forward(self) -> None:
-        """Radii of a and φ, and norms of rows of J with theirs, layer by layer."""
-        net, run = self.net, self.run
-        zero = torch.zeros_like(run.a[0])
+        """Compute the radii of a and φ, and the norms of rows of J with their radii, layer by layer."""
+        net, passes = self.net, self.passes
+        zero = torch.zeros_like(passes.a[0])
         ra = zero
         self.own, self.rown = [], []
         self.rho, self.rrho = [], []
         self.first, self.rfirst, self.second, self.rsecond = [], [], [], []
-        rho = rrho = run.z.new_zeros(len(run.z), net.layers[0].d_out)
+        rho = rrho = passes.z.new_zeros(len(passes.z), net.layers[0].d_out)
         for l, layer in enumerate(net.layers):
-            W, a = layer.W.abs(), run.a[l]
+            W, a = layer.W.abs(), passes.a[l]
             size = (a.abs() + ra) @ W.T + (0 if layer.b is None else layer.b.abs())
             rh = ra @ W.T + gamma(layer.d_in + 2) * size
             if l > 0:
@@ -200,16 +201,16 @@ class _Sample:
             if l == len(net.activations):
                 self.rz = rh
                 return
-            value = run.a[l + 1]
-            radii = _RULES[net.activations[l].kind](rh, value, run.phi1[l], run.phi2[l])
+            value = passes.a[l + 1]
+            radii = _RULES[net.activations[l].kind](rh, value, passes.phi1[l], passes.phi2[l])
             ra = radii.value
-            self.first.append(run.phi1[l] + radii.first)
+            self.first.append(passes.phi1[l] + radii.first)
             self.rfirst.append(radii.first)
-            self.second.append(run.phi2[l].abs() + radii.second)
+            self.second.append(passes.phi2[l].abs() + radii.second)
             self.rsecond.append(radii.second)
 
     def _rows(self, layer: Layer, l: int) -> tuple[Tensor, Tensor]:
-        """ρ of layer l, and the radius of its rows below their own block."""
+        """Return ρ of layer l, and the radius of its rows below their own block."""
         W, squares = layer.W.abs(), layer.W.square()
         first, rfirst = self.first[l - 1], self.rfirst[l - 1]
         own, rown = self.own[l - 1].unsqueeze(1), self.rown[l - 1].unsqueeze(1)
@@ -219,30 +220,12 @@ class _Sample:
         moved = rown * spread + own * (rfirst.square() @ squares.T).sqrt()
         return rho, moved + (rfirst * below + first * rbelow) @ W.T
 
-    def _head(self, y: Tensor) -> None:
-        """Relative radius of S, and those of g (mathematics.md, section 11), without the scale."""
-        at, classes = self.run.head, self.net.classes
-        if classes == 1:
-            relative = torch.expm1(self.rz) + 4 * ELEMENTARY * UNIT
-            self.rs = (2 * relative + relative.square() + 4 * UNIT).squeeze(1)
-            self.rg = (relative + 4 * UNIT) * ((1 - y) * at.p + y * at.complement)
-            return
-        d = (self.run.z - self.run.z.gather(1, at.pivot)).abs()
-        distance = self.rz + self.rz.gather(1, at.pivot) + UNIT * d
-        relative = torch.expm1(3 * distance.amax(dim=1, keepdim=True)) + (4 * classes + 32) * UNIT
-        self.rs = (2 * relative + relative.square() + 4 * UNIT).squeeze(1)
-        each = relative * at.total * at.p + 2 * UNIT * at.gradient.abs()
-        others = each.sum(dim=1, keepdim=True) + 2 * classes * UNIT * at.gradient.abs().sum(dim=1, keepdim=True)
-        # At the pivot g is the sum of the others, or a difference; the first has the smaller radius if y_k > s/2.
-        right = y.gather(1, at.pivot) > at.total / 2
-        at_pivot = torch.where(right, others - each.gather(1, at.pivot), each.gather(1, at.pivot))
-        self.rg = each.scatter(1, at.pivot, at_pivot)
-
-    def _backward(self) -> None:
-        """Radii of δ and of b = φ″ ⊙ W ᵀδ."""
-        net, run, scale = self.net, self.run, self.net.scale
+    def _backward(self, bounds: LossRounding) -> None:
+        """Compute the radii of δ and of b = φ″ ⊙ Wᵀδ."""
+        net, passes, scale = self.net, self.passes, self.net.scale
         last = len(net.layers) - 1
-        self.delta, self.rdelta = [run.delta[last].abs() + scale * self.rg], [scale * self.rg]
+        rg = scale * bounds.gradient
+        self.delta, self.rdelta = [passes.delta[last].abs() + rg], [rg]
         self.bend: list[Tensor] = []
         self.rbend: list[Tensor] = []
         for l in range(last - 1, -1, -1):
@@ -250,37 +233,24 @@ class _Sample:
             W = layer.W.abs()
             size = self.delta[0] @ W
             rc = self.rdelta[0] @ W + gamma(layer.d_out + 2) * size
-            c = (run.delta[l + 1] @ layer.W).abs() + rc
+            c = (passes.delta[l + 1] @ layer.W).abs() + rc
             b = self.second[l] * c
             self.bend.insert(0, b * (1 + 2 * UNIT))
             self.rbend.insert(0, self.rsecond[l] * c + self.second[l] * rc + 2 * UNIT * b)
             rd = self.rfirst[l] * c + self.first[l] * rc + 2 * UNIT * self.first[l] * c
-            self.delta.insert(0, run.delta[l].abs() + rd)
+            self.delta.insert(0, passes.delta[l].abs() + rd)
             self.rdelta.insert(0, rd)
 
-    def _top(self) -> tuple[Tensor, Tensor]:
-        """J_Lᵀ S J_L: its radius and its size."""
-        at, scale = self.run.head, self.net.scale
+    def _top(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:
+        """Return the radius and the size of J_Lᵀ S J_L."""
         R = (self.own[-1].square().unsqueeze(1) + self.rho[-1].square()).sqrt()
         dR = self.rown[-1].unsqueeze(1) + self.rrho[-1]
-        size, moved = self._curvature(R, R), 2 * self._curvature(dR, R)
-        grown = 1 + self.rs
-        total = scale * at.total.squeeze(1) * (1 + 4 * self.net.classes * UNIT)
-        return total * (self.rs * size + grown * moved), total * grown * size
-
-    def _curvature(self, X: Tensor, Y: Tensor) -> Tensor:
-        """Bound on ‖Aᵀ |S| B‖_F for rows of A and B with norms X and Y, (B, C) each."""
-        at = self.run.head
-        diagonal = (at.p * at.complement * X * Y).sum(dim=1)
-        if self.net.classes == 1:
-            return diagonal
-        p, k = at.p.scatter(1, at.pivot, 0.0), at.pivot
-        x, y = (p * X).sum(dim=1), (p * Y).sum(dim=1)
-        across = X.gather(1, k).squeeze(1) * y + x * Y.gather(1, k).squeeze(1)
-        return diagonal + at.p.gather(1, k).squeeze(1) * across + x * y
+        size, moved = bounds.norm(R, R), 2 * bounds.norm(dR, R)
+        grown, total = 1 + bounds.curvature, self.net.scale * bounds.total
+        return total * (bounds.curvature * size + grown * moved), total * grown * size
 
     def _bend(self, l: int) -> tuple[Tensor, Tensor]:
-        """J_lᵀ diag(b_l) J_l: its radius and its size, by blocks of own and lower parameters."""
+        """Return the radius and the size of J_lᵀ diag(b_l) J_l, by blocks of own and lower parameters."""
         b, rb, rho, rrho = self.bend[l], self.rbend[l], self.rho[l], self.rrho[l]
         own, rown = self.own[l], self.rown[l]
         size = own.square() * _norm(b) + 2 * own * _norm(b * rho) + (b * rho.square()).sum(dim=1)
@@ -289,7 +259,7 @@ class _Sample:
         return radius + (rb * rho.square() + 2 * b * rho * rrho).sum(dim=1), size
 
     def _mixed(self, l: int) -> tuple[Tensor, Tensor]:
-        """T_l: its radius and its size."""
+        """Return the radius and the size of T_l."""
         first, rfirst = self.first[l - 1], self.rfirst[l - 1]
         R = (self.own[l - 1].square().unsqueeze(1) + self.rho[l - 1].square()).sqrt()
         jacobian = _norm(first * R)
@@ -305,5 +275,5 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _own_norm(layer: Layer, a: Tensor) -> Tensor:
-    """‖ã‖ of what the layer learns, (B,)."""
+    """Return ‖ã‖ of what the layer learns, (B,)."""
     return (a.square().sum(dim=1) * layer.learns_weight + float(layer.learns_bias)).sqrt()

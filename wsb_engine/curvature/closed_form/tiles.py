@@ -1,4 +1,4 @@
-"""What a tile of samples brings to the closed form's sums, in the forms that its plan asks for."""
+"""Per-sample quantities of a tile of samples, in the forms that the closed form's layout asks for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wsb_engine.curvature.closed_form.layout import Layout, square_rows
 from wsb_engine.curvature.closed_form.mlp import (
     Network,
     Passes,
@@ -17,19 +18,18 @@ from wsb_engine.curvature.closed_form.mlp import (
     square_blocks,
     step_down,
 )
-from wsb_engine.curvature.closed_form.plan import Plan, square_rows
 
 Block = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What a tile of B samples brings to any pair sum."""
+    """Quantities of B samples that meet those of another tile."""
 
     start: int
     w: Tensor
     """(B,) float64"""
-    run: Passes
+    passes: Passes
     packed: dict[Block, Tensor]
     """A_ll as (B, d(d+1)/2), or A_lkᵀ as (B, d_k, d_l)."""
     factor: dict[Block, tuple[Tensor, Tensor, Tensor]]
@@ -42,39 +42,39 @@ class Tile:
         return slice(self.start, self.start + len(self.w))
 
 
-def make_tile(net: Network, plan: Plan, start: int, run: Passes, w: Tensor) -> Tile:
-    """What the plan needs of the B samples from ``start`` on, whose passes these are, with weights w (B,)."""
-    lowest = square_rows(plan.forms, len(net.layers))
-    squares = square_blocks(net, run, lowest) if lowest < len(net.layers) else {}
+def make_tile(net: Network, layout: Layout, start: int, passes: Passes, w: Tensor) -> Tile:
+    """Compute what the layout needs of the B samples from ``start`` on, from their passes and weights w (B,)."""
+    lowest = square_rows(layout.forms, len(net.layers))
+    squares = square_blocks(net, passes, lowest) if lowest < len(net.layers) else {}
     packed: dict[Block, Tensor] = {}
     factor: dict[Block, tuple[Tensor, Tensor, Tensor]] = {}
     jacobian: dict[Block, Tensor] = {}
-    for (l, k), form in plan.forms.items():
+    for (l, k), form in layout.forms.items():
         if form == "factor":
-            R = last_hidden_factor(net, run)
-            factor[l, k] = R, R.square().sum(dim=1), diagonal_term(net, run, l)
+            R = last_hidden_factor(net, passes)
+            factor[l, k] = R, R.square().sum(dim=1), diagonal_term(net, passes, l)
         elif l == k:
             packed[l, k] = _pack(squares[l])
-    for k in sorted({k for l, k in plan.forms if l != k}):
-        wanted = [l for l, other in plan.forms if other == k and l != k]
-        packed |= {(l, k): X for l, X in _descend(net, run, squares[k], k, min(wanted)) if l in wanted}
+    for k in sorted({k for l, k in layout.forms if l != k}):
+        wanted = [l for l, other in layout.forms if other == k and l != k]
+        packed |= {(l, k): X for l, X in _descend(net, passes, squares[k], k, min(wanted)) if l in wanted}
         if net.layers[k].learns_weight and min(wanted) < k - 1:
-            top = run.phi1[k - 1].unsqueeze(2) * net.layers[k - 1].W * run.phi1[k - 2].unsqueeze(1)
-            chain = [(k - 2, top), *_descend(net, run, top, k - 2, min(wanted))]
+            top = passes.phi1[k - 1].unsqueeze(2) * net.layers[k - 1].W * passes.phi1[k - 2].unsqueeze(1)
+            chain = [(k - 2, top), *_descend(net, passes, top, k - 2, min(wanted))]
             jacobian |= {(l, k): X for l, X in chain if l in wanted}
-    return Tile(start, w, run, packed, factor, jacobian)
+    return Tile(start, w, passes, packed, factor, jacobian)
 
 
-def _descend(net: Network, run: Passes, top: Tensor, level: int, lowest: int) -> Iterator[tuple[int, Tensor]]:
-    """(l, Xᵀ) for l = level − 1 down to ``lowest``, from Xᵀ at ``level``."""
+def _descend(net: Network, passes: Passes, top: Tensor, level: int, lowest: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (l, Xᵀ) for l = level − 1 down to ``lowest``, from Xᵀ at ``level``."""
     block = top
     for l in range(level - 1, lowest - 1, -1):
-        block = step_down(net, run, l, block)
+        block = step_down(net, passes, l, block)
         yield l, block
 
 
 def _pack(square: Tensor) -> Tensor:
-    """Upper triangle of symmetric (B, d, d) as (B, d(d+1)/2), scaled so that dot products are ⟨·,·⟩_F."""
+    """Return the upper triangle of symmetric (B, d, d) as (B, d(d+1)/2), scaled so that dot products are ⟨·,·⟩_F."""
     d = square.shape[1]
     rows, columns = torch.triu_indices(d, d, device=square.device)
     # On a CPU a ninth of the time of square[:, rows, columns].

@@ -1,7 +1,7 @@
 """Loss, gradient and Hessian-vector products by automatic differentiation, for any logits.
 
-Samples are taken in chunks; each chunk's loss carries its samples' own weights, so that ragged chunks add up right.
-Products of a chunk run in the working dtype, sums over chunks in float64.
+Samples are processed in chunks; each chunk's loss uses the samples' weights in the whole batch, so that ragged chunks
+add up. Products of a chunk are computed in the working dtype, sums over chunks in float64.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from wsb_engine.curvature.loss import Targets, sample_losses
+from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import finite
 from wsb_engine.model import Tensors
 
@@ -29,22 +29,22 @@ Rows = slice | Tensor
 GRADIENT_SAMPLES = 1024
 """Samples in a chunk of a gradient."""
 PRODUCT_SAMPLES = 128
-"""Samples in a chunk of a block of products, which holds that many intermediates for each column."""
+"""Samples in a chunk of a block of products, which holds the intermediates of each column."""
 COLUMNS = 64
-"""Vectors multiplied at a time."""
+"""Vectors multiplied at once."""
 _FORWARD_MODE = threading.Lock()
-"""torch counts levels of forward-mode differentiation for all threads together, so they take turns."""
+"""torch counts levels of forward-mode differentiation for all threads together, so these take turns."""
 
 
 _INTERRUPTS = "_wsb_interrupts"
 
 
 def _go_on() -> None:
-    """Interrupts nothing."""
+    """Do not interrupt."""
 
 
 def interrupted(error: BaseException) -> bool:
-    """Whether an error was raised by the caller, who interrupts, and not by what was at work."""
+    """Return True if an error was raised by the caller's interruption, and not by the computation."""
     return hasattr(error, _INTERRUPTS)
 
 
@@ -58,30 +58,31 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """L as a function of the selected parameters, over all samples."""
+    """L of all samples as a function of the selected parameters."""
 
     function: Logits
     selected: Mapping[str, Tensor]
-    """What is differentiated, in the working dtype and on the working device."""
+    """Parameters that are differentiated, in the working dtype and on the working device."""
     fixed: Mapping[str, Tensor]
-    """Parameters that are not."""
+    """Parameters that are not differentiated."""
     inputs: Mapping[str, Tensor]
     """As loaded; cast and moved chunk by chunk."""
+    loss: Loss
     targets: Targets
     dtype: torch.dtype
     device: torch.device
     fits: int = sys.maxsize
-    """Samples whose gradients memory holds at once."""
-    layout: torch.memory_format = torch.preserve_format
-    """Of four-dimensional tensors in memory; their values and their order in H are the same in each."""
+    """Number of samples whose gradients fit in memory at once."""
+    memory_format: torch.memory_format = torch.preserve_format
+    """Memory format of four-dimensional tensors; it changes neither their values nor their order in H."""
     coupled: bool = False
     """True if the logits of a sample depend on the others, so that no batch may be divided."""
     interrupt: Callable[[], None] = _go_on
     """Called before each chunk of samples; may raise to stop. Several threads may call it."""
     scale: float = 1.0
-    """A power of four that multiplies the loss inside of derivatives, and so H: ``loss.scale``."""
+    """A power of four that multiplies the loss inside derivatives, and so H: ``Loss.scale``."""
     disturb: Callable[[Tensor, int], Tensor] | None = None
-    """Changes a floating input of some rows, to see what rounding does; the number tells rows and inputs apart."""
+    """Perturbs a floating input of some rows, to measure rounding; the number identifies rows and input."""
 
     @property
     def parameters(self) -> int:
@@ -92,7 +93,7 @@ class Objective:
         return len(self.targets.weights)
 
     def in_double(self) -> Objective:
-        """The same in float64, of which half as many samples fit."""
+        """Return the objective in float64, for which fewer samples fit."""
         return replace(
             self,
             selected={name: tensor.double() for name, tensor in self.selected.items()},
@@ -102,7 +103,7 @@ class Objective:
         )
 
     def pause(self) -> None:
-        """Let the caller interrupt; whatever that raises is told from errors of operators by ``interrupted``."""
+        """Let the caller interrupt; ``interrupted`` distinguishes what that raises from errors of operators."""
         try:
             self.interrupt()
         except Exception as error:
@@ -110,7 +111,7 @@ class Objective:
             raise
 
     def chunks(self, size: int = GRADIENT_SAMPLES) -> Iterator[slice]:
-        """Slices of at most ``size`` samples, and of no more than fit; all of them at once if they are coupled."""
+        """Yield slices of at most ``size`` samples that fit in memory; one slice if the samples are coupled."""
         size = self.samples if self.coupled else max(1, min(size, self.fits))
         for start in range(0, self.samples, size):
             self.pause()
@@ -124,44 +125,44 @@ class Objective:
             if floating and self.disturb is not None:
                 first = rows.start if isinstance(rows, slice) else int(rows[0])
                 part = self.disturb(part, first * len(self.inputs) + index)
-            chunk[name] = in_layout(part, self.layout)
+            chunk[name] = in_format(part, self.memory_format)
         return chunk
 
     def logits(self, rows: Rows) -> Tensor:
-        """z of shape (B, C)."""
+        """Return z, (B, C)."""
         return self.function({**self.fixed, **self.selected}, self.chunk_inputs(rows))
 
     def chunk(self, rows: Rows) -> Chunk:
-        """What the loss of some samples is a function of, beside the parameters."""
+        """Return the arguments of the loss of some samples other than the parameters."""
         return Chunk(self.chunk_inputs(rows), self.targets.y[rows], self.targets.weights[rows])
 
-    def loss(self, selected: Tensors, chunk: Chunk) -> Tensor:
-        """Σ_s w_s ℓ_s of a chunk, times the scale."""
+    def value(self, selected: Tensors, chunk: Chunk) -> Tensor:
+        """Return Σ_s w_s ℓ_s of a chunk, times the scale."""
         z = self.function({**self.fixed, **selected}, chunk.inputs)
-        return (self.scale * chunk.weights * sample_losses(z, chunk.y)).sum()
+        return (self.scale * chunk.weights * self.loss.values(z, chunk.y)).sum()
 
     def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
-        """Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
-        return partial(self.loss, chunk=self.chunk(rows))
+        """Return Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
+        return partial(self.value, chunk=self.chunk(rows))
 
     def flatten(self, tensors: Tensors) -> Tensor:
         """Concatenates in the order of ``selected``; (P,)."""
         return torch.cat([tensors[name].reshape(-1) for name in self.selected])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Inverse of ``flatten``."""
+        """Invert ``flatten``."""
         pieces = vector.split([tensor.numel() for tensor in self.selected.values()])
         return {name: piece.view_as(self.selected[name]) for name, piece in zip(self.selected, pieces, strict=True)}
 
     def gradient(self) -> Tensor:
-        """∇L, (P,) float64."""
+        """Return ∇L, (P,) float64."""
         total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
         for rows in self.chunks():
             total += self.flatten(self.chunk_gradient(rows))
         return total
 
     def twice_backward(self, v: Tensor) -> Tensor:
-        """H·v, (P,) float64, as the gradient of ⟨∇L, v⟩: without torch.func, for logits that can be derived so twice.
+        """Return H·v, (P,) float64, as the gradient of ⟨∇L, v⟩: by double backward, without torch.func.
 
         Args:
             v: (P,) in the working dtype.
@@ -172,7 +173,7 @@ class Objective:
             point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
             with torch.enable_grad():
                 first = torch.autograd.grad(
-                    self.loss(point, self.chunk(rows)),
+                    self.value(point, self.chunk(rows)),
                     list(point.values()),
                     create_graph=True,
                     allow_unused=True,
@@ -185,22 +186,22 @@ class Objective:
         return total
 
     def chunk_gradient(self, rows: Rows) -> dict[str, Tensor]:
-        """∇ Σ_s w_s ℓ_s of a chunk, by name."""
+        """Return ∇ Σ_s w_s ℓ_s of a chunk, by name."""
         point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
-        # Not by torch.func, which imports for more than a second what plain gradients do without.
+        # Not by torch.func, whose import takes more than a second and which plain gradients don't need.
         with torch.enable_grad():
-            loss = self.loss(point, self.chunk(rows))
+            loss = self.value(point, self.chunk(rows))
         if not loss.requires_grad:
             return {name: torch.zeros_like(tensor) for name, tensor in self.selected.items()}
         parts = torch.autograd.grad(loss, list(point.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(point, parts, strict=True))
 
 
-def in_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """The tensor with its four dimensions laid out so; others stay as they are."""
-    if tensor.ndim != 4 or layout != torch.channels_last:
+def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return a four-dimensional tensor in this memory format; others stay as they are."""
+    if tensor.ndim != 4 or memory_format != torch.channels_last:
         return tensor
-    # Copied, because a tensor of one channel is in every layout, and what is computed of it follows its strides.
+    # Copied, because a tensor of one channel is in every format, and what is computed from it follows its strides.
     return tensor.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
@@ -216,19 +217,19 @@ class HessianProduct(ABC):
 
     @abstractmethod
     def __call__(self, V: Tensor) -> Tensor:
-        """H·V, (P, m) float64, for V of shape (P, m) in the working dtype."""
+        """Return H·V, (P, m) float64, for V of shape (P, m) in the working dtype."""
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """The way it multiplies, for a warning."""
+        """How it multiplies, for a warning."""
 
     def smaller(self) -> HessianProduct | None:
-        """The next way to the same product that takes less memory; None where there is none."""
+        """Return a product of the same H that takes less memory; None if there is none."""
         return None
 
     def vector(self, v: Tensor) -> Tensor:
-        """H·v, (P,) float64, for v of shape (P,) in any floating dtype.
+        """Return H·v, (P,) float64, for v of shape (P,) in any floating dtype.
 
         Raises:
             ResourceError: ``overflow`` if it is not finite.
@@ -238,7 +239,7 @@ class HessianProduct(ABC):
         return image
 
     def basis(self, start: int, stop: int) -> Tensor:
-        """Columns ``start`` to ``stop`` of the identity, (P, stop − start)."""
+        """Return columns ``start`` to ``stop`` of the identity, (P, stop − start)."""
         columns = torch.zeros(self.parameters, stop - start, dtype=self.dtype, device=self.device)
         columns[start:stop].fill_diagonal_(1)
         return columns
@@ -250,7 +251,7 @@ class AutodiffProduct(HessianProduct):
     Args:
         objective: The loss.
         columns: Columns to multiply at a time.
-        samples: Samples in a chunk; by default as many as are useful and fit. Coupled samples are never split.
+        samples: Number of samples in a chunk; by default as many as are useful and fit. Coupled ones are never split.
     """
 
     def __init__(self, objective: Objective, columns: int = COLUMNS, samples: int | None = None) -> None:
@@ -258,7 +259,7 @@ class AutodiffProduct(HessianProduct):
             samples, columns = objective.samples, max(1, min(columns, objective.fits // objective.samples - 1))
         super().__init__(objective, columns)
         useful = GRADIENT_SAMPLES if self.columns == 1 else PRODUCT_SAMPLES
-        # A column brings a derivative of each intermediate of the gradient.
+        # A column adds a derivative of each intermediate of the gradient.
         fitting = min(useful, objective.fits // (1 + self.columns), len(objective.targets.weights))
         self.samples = max(1, fitting if samples is None else samples)
 
@@ -274,7 +275,7 @@ class AutodiffProduct(HessianProduct):
     def __call__(self, V: Tensor) -> Tensor:
         objective = self.objective
         if objective.coupled and V.shape[1] > self.columns:
-            # All samples go together, so memory has to be saved on columns.
+            # Samples can't be split, so columns are.
             return torch.cat([self(some) for some in V.split(self.columns, dim=1)], dim=1)
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
         point = dict(objective.selected)

@@ -77,7 +77,7 @@ class LinearizedProduct(HessianProduct):
         objective, size = self.objective, len(chunk.y)
         try:
             if size not in traces:
-                traces[size] = linearize(grad(objective.loss), dict(objective.selected), chunk)
+                traces[size] = linearize(grad(objective.value), dict(objective.selected), chunk)
             return traces[size](chunk)
         except Exception as error:  # what tracing can't follow shows as errors of any kind
             raise NotLinearizableError(str(error)) from error

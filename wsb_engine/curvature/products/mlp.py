@@ -14,26 +14,27 @@ Arrays are laid out (d, m, B) for width d, m columns and B samples, so that each
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from wsb_engine.curvature.closed_form.mlp import Network, diagonal_term, passes
+from wsb_engine.curvature.closed_form.mlp import Network, diagonal_term, forward_backward
 from wsb_engine.curvature.closed_form.sums import TileSource
-from wsb_engine.curvature.loss import curvature_times
+from wsb_engine.curvature.losses.base import across
 from wsb_engine.curvature.products.autodiff import COLUMNS, HessianProduct, Objective
 from wsb_engine.model import MLP
 
 CACHE_SHARE = 0.25
-"""Of the memory limit, for the quantities of all samples; beyond it they are computed again for every block."""
+"""Share of the memory limit for the quantities of all samples; beyond it they are recomputed for every block."""
 INTERMEDIATES = 4
-"""Arrays of a layer's width that one column holds for each sample at a time."""
+"""Arrays of a layer's width that one column holds for each sample at once."""
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Quantities of B samples, transposed: (d, B) each, and (d, 1, B) where they meet columns."""
+    """Quantities of B samples, transposed: (d, B) each, or (d, 1, B) if they meet columns."""
 
     a: list[Tensor]
     delta: list[Tensor]
@@ -41,14 +42,8 @@ class _Chunk:
     phi1: list[Tensor]
     bend: list[Tensor]
     """φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1}"""
-    p: Tensor
-    """(C, 1, B) float64 probabilities; of one logit p(1 − p)."""
-    pivot: Tensor | None
-    """(1, 1, B)"""
-    shift: Tensor | None
-    """(1, 1, B): True if what S multiplies is shifted by its entry at the pivot."""
-    total: Tensor
-    """(1, 1, B) float64: Σ_j y_j times the scale of H."""
+    curvature: Callable[[Tensor], Tensor]
+    """Multiplies (C, m, B) float64 by S and the scale of H, in place."""
     w: Tensor
     """(B,) in the working dtype."""
 
@@ -58,11 +53,11 @@ class MLPProduct(HessianProduct):
 
     Args:
         objective: The loss; its selected parameters fix the order of H.
-        mlp: Which tensor belongs to which layer.
+        mlp: Names of each layer's tensors.
         net: The same layers with their tensors.
         source: Gives tiles of a_0 and targets.
         memory: Bytes to work in.
-        columns: Columns to multiply at a time.
+        columns: Number of columns to multiply at once.
     """
 
     def __init__(
@@ -86,7 +81,7 @@ class MLPProduct(HessianProduct):
     def __call__(self, V: Tensor) -> Tensor:
         directions = self._directions(V)
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
-        # Of parameters that are no layer's, on which the logits don't depend.
+        # For parameters of no layer, on which the logits don't depend.
         zeros = {name: V.new_zeros(()).expand(w.numel(), V.shape[1]) for name, w in self.objective.selected.items()}
         for start in range(0, len(self.objective.targets.weights), self._rows):
             self.objective.pause()
@@ -107,7 +102,7 @@ class MLPProduct(HessianProduct):
         return less
 
     def _directions(self, V: Tensor) -> dict[str, Tensor]:
-        """(d_out, m, d_in) by name of a weight, (d_out, m, 1) by name of a bias."""
+        """Return (d_out, m, d_in) by name of a weight, (d_out, m, 1) by name of a bias."""
         selected = self.objective.selected
         pieces = dict(zip(selected, V.split([tensor.numel() for tensor in selected.values()]), strict=True))
         for layer, dense in zip(self._net.layers, self._mlp.layers, strict=True):
@@ -123,23 +118,15 @@ class MLPProduct(HessianProduct):
         if self._cached is not None and start in self._cached:
             return self._cached[start]
         stop = min(start + self._rows, len(self.objective.targets.weights))
-        run = passes(self._net, *self._source(start, stop))
+        passes = forward_backward(self._net, *self._source(start, stop))
         w = self.objective.targets.weights[start:stop].to(self.dtype)
-        at, several = run.head, self._net.classes > 1
-
-        def across(tensor: Tensor) -> Tensor:
-            return tensor.T.unsqueeze(1).contiguous()
-
         chunk = _Chunk(
-            a=[a.T.contiguous() for a in run.a],
-            delta=[delta.T.contiguous() for delta in run.delta],
-            weighted_delta=[(w.unsqueeze(1) * delta).T.contiguous() for delta in run.delta],
-            phi1=[phi.T.unsqueeze(1).contiguous() for phi in run.phi1],
-            bend=[diagonal_term(self._net, run, l).T.unsqueeze(1).contiguous() for l in range(len(run.phi1))],
-            p=across(at.p if several else at.p * at.complement),
-            pivot=across(at.pivot) if several else None,
-            shift=across(at.shifts) if several else None,
-            total=across(at.total) * self._net.scale,
+            a=[a.T.contiguous() for a in passes.a],
+            delta=[delta.T.contiguous() for delta in passes.delta],
+            weighted_delta=[(w.unsqueeze(1) * delta).T.contiguous() for delta in passes.delta],
+            phi1=[across(phi) for phi in passes.phi1],
+            bend=[across(diagonal_term(self._net, passes, l)) for l in range(len(passes.phi1))],
+            curvature=passes.loss.column_product(self._net.scale),
             w=w,
         )
         if self._cached is not None:
@@ -157,7 +144,7 @@ class MLPProduct(HessianProduct):
             if layer.learns_weight:
                 h = torch.addmm(start, directions[dense.weight].flatten(0, 1), chunk.a[l])
             else:
-                # Copied even for one sample, where the expanded direction is contiguous already: h is written into.
+                # Copied because h is written into, even for one sample, whose expanded direction is contiguous already.
                 h = start.expand(layer.d_out * columns, len(chunk.w)).clone(memory_format=torch.contiguous_format)
             before = ra[l]
             if before is not None:
@@ -173,7 +160,7 @@ class MLPProduct(HessianProduct):
     ) -> dict[str, Tensor]:
         layers = self._net.layers
         rz = rh[-1].to(torch.float64, copy=True)
-        rdelta = (curvature_times(chunk.p, chunk.shift, chunk.pivot, rz) * chunk.total).to(self.dtype)
+        rdelta = chunk.curvature(rz).to(self.dtype)
         parts: dict[str, Tensor] = {}
         for l in range(len(layers) - 1, -1, -1):
             layer, dense, m = layers[l], self._mlp.layers[l], rdelta.shape[1]

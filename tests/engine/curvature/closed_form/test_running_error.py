@@ -15,7 +15,7 @@ from torch import nn
 import wsb_engine as wsb
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
-from wsb_engine.curvature.closed_form.plan import plan
+from wsb_engine.curvature.closed_form.layout import cheapest_layout
 from wsb_engine.curvature.closed_form.running_error import running_error
 from wsb_engine.curvature.closed_form.sums import closed_form
 
@@ -97,7 +97,7 @@ def test_no_rounding_error_exceeds_its_radius(kind: str, confident: bool) -> Non
         assert error <= found.operator + columns
         if error > 0:
             over.append((found.operator + columns) / error)
-        layout = plan(net, len(weights), memory=1 << 28, itemsize=8)
+        layout = cheapest_layout(net, len(weights), memory=1 << 28, itemsize=8)
         with torch.no_grad():
             sums = closed_form(net, problem.tile, weights, layout)
         factor = found.moments(net, layout, len(weights))

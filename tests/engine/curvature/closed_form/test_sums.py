@@ -13,10 +13,10 @@ from support.golden import NAMES, Golden
 from torch import Tensor
 
 from wsb_engine.curvature.closed_form.activations import derivatives
+from wsb_engine.curvature.closed_form.layout import Layout, cheapest_layout
 from wsb_engine.curvature.closed_form.mlp import Layer, Network
-from wsb_engine.curvature.closed_form.plan import Plan, plan
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form, visits_of
-from wsb_engine.curvature.loss import sample_losses
+from wsb_engine.curvature.losses import automatic
 from wsb_engine.model import Activation
 
 MEMORY = 1 << 28
@@ -29,11 +29,11 @@ class Case:
     y: Tensor
     w: Tensor
 
-    def plan(self, prefer: str = "auto", tile: int | None = None) -> Plan:
-        made = plan(self.net, len(self.w), memory=MEMORY, itemsize=8, prefer=prefer)
+    def plan(self, prefer: str = "auto", tile: int | None = None) -> Layout:
+        made = cheapest_layout(self.net, len(self.w), memory=MEMORY, itemsize=8, prefer=prefer)
         return made if tile is None else replace(made, tile=tile, kept=2)
 
-    def closed_form(self, layout: Plan) -> ClosedForm:
+    def closed_form(self, layout: Layout) -> ClosedForm:
         return closed_form(self.net, lambda start, stop: (self.x[start:stop], self.y[start:stop]), self.w, layout)
 
     def parameters(self) -> list[Tensor]:
@@ -47,7 +47,7 @@ class Case:
             h = a @ W.T if b is None else a @ W.T + b
             last = index == len(self.net.layers) - 1
             a = h if last else derivatives(self.net.activations[index], h)[0]
-        return sample_losses(a, self.y[row : row + 1]).sum()
+        return self.net.loss.values(a, self.y[row : row + 1]).sum()
 
     def sample_hessians(self) -> Tensor:
         """w_s h_s by double backward, (N, P, P)."""
@@ -93,8 +93,8 @@ def make(
     for index, (d_in, d_out) in enumerate(pairwise(dims)):
         weight, bias = (True, biases) if learns is None else learns[index]
         layers.append(Layer(str(index), normal(d_out, d_in), normal(d_out) if biases else None, weight, bias))
-    net = Network(tuple(layers), tuple(Activation(kind=kind) for _ in layers[1:]))
     logits = dims[-1]
+    net = Network(tuple(layers), tuple(Activation(kind=kind) for _ in layers[1:]), automatic(logits))
     if soft or logits == 1:
         y = torch.softmax(normal(samples, max(logits, 2)), dim=1)[:, -logits:]
     else:
@@ -158,12 +158,12 @@ def test_the_factor_form_of_the_last_hidden_layer_is_exact() -> None:
 
 def test_a_wide_last_hidden_layer_takes_the_factor_form() -> None:
     net = make([4, 300, 3], samples=2).net
-    assert plan(net, 1000, memory=1 << 30, itemsize=8).forms[0, 0] == "factor"
+    assert cheapest_layout(net, 1000, memory=1 << 30, itemsize=8).forms[0, 0] == "factor"
 
 
 def test_many_samples_of_few_parameters_form_blocks() -> None:
     net = make([2, 3, 2], samples=2).net
-    assert set(plan(net, 10_000, memory=1 << 30, itemsize=8).forms.values()) == {"block"}
+    assert set(cheapest_layout(net, 10_000, memory=1 << 30, itemsize=8).forms.values()) == {"block"}
 
 
 def deep(dtype: torch.dtype = torch.float64) -> Case:
@@ -174,7 +174,7 @@ def deep(dtype: torch.dtype = torch.float64) -> Case:
 
 @pytest.mark.parametrize("memory", [1 << 21, 1 << 22, 1 << 23, 1 << 26])
 def test_every_pair_of_tiles_meets_once_however_many_are_kept(memory: int) -> None:
-    layout = plan(deep().net, 120, memory=memory, itemsize=8, prefer="pairs")
+    layout = cheapest_layout(deep().net, 120, memory=memory, itemsize=8, prefer="pairs")
     starts = range(0, 120, layout.tile)
     met = [(row, other) for _, rows, other in visits_of(layout, 120) for row in rows]
     assert sorted(met) == [(row, other) for row in starts for other in starts if row <= other]
@@ -190,7 +190,7 @@ def test_tiles_are_made_fewer_times_the_more_memory_there_is() -> None:
             samples += stop - start
             return case.x[start:stop], case.y[start:stop]
 
-        closed_form(case.net, source, case.w, plan(case.net, 120, memory=memory, itemsize=8, prefer="pairs"))
+        closed_form(case.net, source, case.w, cheapest_layout(case.net, 120, memory=memory, itemsize=8, prefer="pairs"))
         made.append(samples)
     assert made == sorted(made, reverse=True)
     assert made[0] > made[1]

@@ -1,12 +1,12 @@
-"""Cost and memory model of the closed form: which way each block of H is summed, and in tiles of how many samples.
+"""Cost and memory model of the closed form: the form in which each block of H is summed, and the size of tiles.
 
-A block (l, k) of H = Σ_s w_s ã_l ⊗ M_s is summed in one of these ways, all exact:
+A block (l, k) of H = Σ_s w_s ã_l ⊗ M_s is summed in one of these forms, all exact:
 
     pairs, packed   ⟨h_s, h_t⟩ for all pairs of samples, from Gram matrices of flattened blocks
     pairs, factor   the same with A = R Rᵀ + diag(v), for the last hidden layer (‖R_sᵀ R_t‖², better for wide layers)
     block           the block itself, formed in chunks of its rows: better when samples outnumber parameters
 
-Costs are floating-point operations plus a charge for memory traffic; they rank ways and promise no times.
+Costs are floating-point operations plus a charge for memory traffic; they rank forms and predict no times.
 """
 
 from __future__ import annotations
@@ -24,38 +24,43 @@ Form = Literal["packed", "factor", "block"]
 MAX_TILE = 1024
 """Samples in a tile: beyond this, products of Gram matrices gain nothing."""
 MIN_TILE = 64
-"""Smaller tiles cost more in calls than they save, where memory doesn't ask for them."""
+"""Smaller tiles cost more in calls than they save; only a lack of memory calls for them."""
 MIN_TILES = 4
 """Tiles to aim for: the symmetry in (s, t) saves up to half of the work only between different tiles."""
 TRAFFIC = 12.0
-"""Operations that touching a number once costs, next to one multiply-add of a matrix product."""
+"""Operations that touching a number once costs, relative to one multiply-add of a matrix product."""
 TILES_SHARE = 7 / 8
-"""Of the memory, for tiles and what pairs of them take; half where blocks are formed as well."""
+"""Share of the memory for tiles and their pairs; half of the memory if blocks are formed as well."""
 BLOCK_TOUCHES = 8
-"""Times that each entry of a sample's rows is touched when a block is formed."""
+"""Number of times that forming a block touches each entry of a sample's rows."""
 
 
 def triangle(n: int) -> int:
-    """Entries of a packed symmetric n × n matrix."""
+    """Return the number of entries of a packed symmetric n × n matrix."""
     return n * (n + 1) // 2
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to sum."""
+class Layout:
+    """The form of each block, and the tiles."""
 
     forms: dict[tuple[int, int], Form]
     """By block (l, k), l ≤ k, of layers that learn."""
     tile: int
     """Samples in a tile."""
     kept: int
-    """Tiles that are held at once. Where there are more, each of those meets all later ones before the next come in."""
+    """Tiles that are held at once. If there are more, the held ones meet all later ones before the next are made."""
     memory: int
     """Bytes to work in."""
     itemsize: int
-    """Of the working dtype."""
+    """Item size of the working dtype, in bytes."""
     cost: float
-    """Operations, roughly: 1e11 take seconds on two cores."""
+    """Approximate number of operations: 1e11 take seconds on two cores."""
+
+    @property
+    def learning(self) -> list[int]:
+        """Layers that learn."""
+        return sorted({l for l, k in self.forms if l == k})
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -66,7 +71,7 @@ class Plan:
         return [block for block, form in self.forms.items() if form == "block"]
 
 
-def plan(
+def cheapest_layout(
     net: Network,
     samples: int,
     *,
@@ -74,19 +79,19 @@ def plan(
     itemsize: int,
     prefer: Literal["auto", "pairs", "block"] = "auto",
     tiles: int = MIN_TILES,
-) -> Plan:
-    """Chooses the cheapest way for each block and the largest useful tile.
+) -> Layout:
+    """Choose the cheapest form for each block and the largest useful tile.
 
     Args:
         net: The network.
         samples: N.
         memory: Bytes to work in.
         itemsize: Item size of the working dtype, in bytes.
-        prefer: Forces one way.
+        prefer: Forces blocks by pairs, or formed blocks.
         tiles: Number of tiles to aim for.
 
     Raises:
-        ResourceError: ``memory_limit`` when not even single samples fit.
+        ResourceError: ``memory_limit`` if not even single samples fit.
     """
     learning = [index for index, layer in enumerate(net.layers) if layer.width]
     forms: dict[tuple[int, int], Form] = {}
@@ -103,7 +108,7 @@ def plan(
             forms[l, k] = best
             cost += costs[best]
     tile, kept, overhead = _tiling(net, forms, samples, memory, itemsize, tiles)
-    return Plan(forms, tile, kept, memory, itemsize, cost + overhead)
+    return Layout(forms, tile, kept, memory, itemsize, cost + overhead)
 
 
 def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> dict[Form, float]:
@@ -113,7 +118,7 @@ def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> 
     costs: dict[Form, float] = {}
     if l == k:
         costs["packed"] = pairs * (gram + 2 * triangle(row.d_out))
-        if l == len(net.layers) - 2:
+        if l == len(net.layers) - 2 and net.loss.convex:
             c = net.classes
             costs["factor"] = pairs * (gram + c * c * (2 * row.d_out + TRAFFIC) + 6 * row.d_out)
         shape = (triangle(row.width), triangle(row.d_out))
@@ -127,7 +132,7 @@ def _costs(net: Network, l: int, k: int, n: int, memory: int, itemsize: int) -> 
 
 
 def _build_cost(net: Network, forms: dict[tuple[int, int], Form]) -> float:
-    """Operations that making one sample's blocks takes, which is paid again where tiles are not kept."""
+    """Count the operations of computing one sample's blocks, which are repeated if tiles are not kept."""
     widths, cost = [layer.d_out for layer in net.layers], 0.0
     for l in range(square_rows(forms, len(widths)), len(widths) - 1):
         cost += 2.0 * widths[l] * widths[l + 1] * (widths[l] + widths[l + 1])
@@ -138,7 +143,7 @@ def _build_cost(net: Network, forms: dict[tuple[int, int], Form]) -> float:
 
 
 def _pair_width(net: Network, l: int, k: int) -> float:
-    """Multiply-adds a pair of samples costs in an off-diagonal block."""
+    """Count the multiply-adds of a pair of samples in an off-diagonal block."""
     row, column = net.layers[l], net.layers[k]
     width = float(row.d_out * column.d_out)
     if column.learns_weight:
@@ -151,14 +156,14 @@ def _pair_width(net: Network, l: int, k: int) -> float:
 
 
 def block_row_bytes(net: Network, l: int, k: int, itemsize: int) -> int:
-    """Bytes that the smallest chunk of block (l, k) needs: a row of units, summed in float64."""
+    """Return the bytes of the smallest chunk of block (l, k): a row of units, summed in float64."""
     row, column = net.layers[l], net.layers[k]
     columns = triangle(row.d_out) if l == k else row.width * column.parameters
     return 8 * columns + itemsize * columns
 
 
 def sample_bytes(net: Network, forms: dict[tuple[int, int], Form], itemsize: int) -> tuple[int, int]:
-    """Bytes of one sample's quantities: those kept in a tile, and those only needed while it is made."""
+    """Return the bytes of one sample's quantities: those kept in a tile, and those needed only to compute it."""
     layers = net.layers
     squares = [layer.d_out**2 for layer in layers[square_rows(forms, len(layers)) :]]
     transient = sum(squares) + 2 * max(squares, default=0)
@@ -176,14 +181,14 @@ def sample_bytes(net: Network, forms: dict[tuple[int, int], Form], itemsize: int
 
 
 def square_rows(forms: dict[tuple[int, int], Form], layers: int) -> int:
-    """Lowest layer whose A_ll must be formed as a d × d matrix."""
+    """Return the lowest layer whose A_ll must be formed as a d × d matrix."""
     wanted = [l if form != "factor" else l + 1 for (l, k), form in forms.items() if l == k]
     wanted += [k for l, k in forms if l != k]
     return min(wanted, default=layers)
 
 
 def _pair_bytes(net: Network, forms: dict[tuple[int, int], Form]) -> int:
-    """Bytes that one pair of samples takes while a pair of tiles is summed."""
+    """Return the bytes of one pair of samples while a pair of tiles is summed."""
     numbers = 12
     for (l, k), form in forms.items():
         if form == "factor":
@@ -196,7 +201,7 @@ def _pair_bytes(net: Network, forms: dict[tuple[int, int], Form]) -> int:
 def _tiling(
     net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int, tiles: int
 ) -> tuple[int, int, float]:
-    """Samples in a tile, tiles to hold, and the operations that making and reading them takes."""
+    """Choose the samples in a tile and the tiles to hold; count the operations of computing and reading them."""
     (size, transient), pair = sample_bytes(net, forms, itemsize), _pair_bytes(net, forms)
     blocks = [block for block, form in forms.items() if form == "block"]
     budget = memory / 2 if blocks else TILES_SHARE * memory

@@ -1,9 +1,10 @@
-"""The head against mpmath: no margin, label or offset may cost digits, in values or in automatic derivatives."""
+"""Cross-entropies against mpmath: no margin, label or offset may cost digits, in values or automatic derivatives."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import get_args
 
 import mpmath
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from wsb_engine.curvature.loss import Targets, curvature_times, head, sample_losses, scale
+from wsb_engine.curvature.losses import LOSSES, Targets, automatic
+from wsb_engine.options import LossKind
 
 UNIT = 2.0**-53
 MARGINS = [0.0, 2.0, 20.0, 36.0, 100.0, 700.0]
@@ -69,8 +71,9 @@ def test_values_gradients_and_curvatures_are_right_to_rounding(classes: int) -> 
             loss, gradient, S = exact(z, y)
             spread = float(z.abs().max() if classes == 1 else z.max() - z.min())
             allowed = (8 + 2 * spread + 2 * classes) * UNIT  # e^d of a rounded d
-            at = head(z, y)
-            assert abs(float((mpmath.mpf(float(sample_losses(z, y))) - loss) / loss)) < allowed
+            at = automatic(classes).derivatives(z, y)
+            value = float(automatic(classes).values(z, y))
+            assert abs(float((mpmath.mpf(value) - loss) / loss)) < allowed
             # Where y is near p no formula of p and y keeps more.
             terms = float(sum(abs(g) for g in gradient)) + float((y * (1 - y)).sum())
             assert distance(at.gradient, gradient) <= allowed * terms
@@ -89,11 +92,7 @@ def test_values_gradients_and_curvatures_are_right_to_rounding(classes: int) -> 
 def test_products_with_the_curvature_lose_nothing_to_offsets(classes: int, offset: float) -> None:
     for z, y in cases(classes):
         r = torch.from_numpy(np.random.default_rng(1).normal(size=classes) + offset)
-        at = head(z, y)
-        several = classes > 1
-        p = (at.p if several else at.p * at.complement).T.unsqueeze(1)
-        shift, pivot = (at.shifts.T.unsqueeze(1), at.pivot.T.unsqueeze(1)) if several else (None, None)
-        found = float(at.total) * curvature_times(p, shift, pivot, r.clone().reshape(-1, 1, 1)).flatten()
+        found = automatic(classes).derivatives(z, y).column_product(1.0)(r.clone().reshape(-1, 1, 1)).flatten()
         with mpmath.workdps(700):
             S = exact(z, y)[2]
             want = S * mpmath.matrix(r.tolist())
@@ -107,7 +106,7 @@ def test_automatic_derivatives_are_the_stable_forms(classes: int) -> None:
         v = torch.from_numpy(np.random.default_rng(2).normal(size=(1, classes)))
 
         def loss(z: Tensor, y: Tensor = y) -> Tensor:
-            return sample_losses(z, y).sum()
+            return automatic(classes).values(z, y).sum()
 
         first, forward = jvp(grad(loss), (z,), (v,))
         point = z.clone().requires_grad_()
@@ -130,24 +129,29 @@ def test_beyond_the_range_of_numbers_everything_is_finite(classes: int, margin: 
     z = torch.zeros(1, classes, dtype=torch.float64)
     z[0, 0] = margin
     y = torch.full_like(z, 1 / classes)
-    hessian = torch.autograd.functional.hessian(lambda z: sample_losses(z, y).sum(), z)
+    hessian = torch.autograd.functional.hessian(lambda z: automatic(classes).values(z, y).sum(), z)
     assert torch.isfinite(hessian).all()
-    at = head(z, y)
+    at = automatic(classes).derivatives(z, y)
     assert all(torch.isfinite(each).all() for each in (at.p, at.complement, at.gradient, at.factor()))
 
 
 def test_a_class_of_no_weight_may_have_no_probability() -> None:
     z = torch.tensor([[0.0, 1.0, -math.inf]], dtype=torch.float64)
     y = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
-    assert float(sample_losses(z, y)) == pytest.approx(math.log1p(math.e), rel=1e-14)
+    assert float(automatic(3).values(z, y)) == pytest.approx(math.log1p(math.e), rel=1e-14)
 
 
 @pytest.mark.parametrize("margin", [1.0, 40.0, 300.0, 700.0])
 def test_the_scale_brings_a_batch_near_one(margin: float) -> None:
     z = torch.tensor([[margin, 0.0], [margin + 5, 0.0]], dtype=torch.float64)
     y = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    found = scale(z, Targets(y, torch.full((2,), 0.5, dtype=torch.float64)))
+    found = automatic(2).scale(z, Targets(y, torch.full((2,), 0.5, dtype=torch.float64)))
     mantissa, exponent = math.frexp(found)
     assert mantissa == 0.5
     assert (exponent - 1) % 2 == 0
     assert found * math.exp(-margin) >= 0.125 or exponent - 1 == 600
+
+
+def test_every_kind_that_a_report_may_state_is_a_loss_of_that_kind() -> None:
+    assert list(LOSSES) == list(get_args(LossKind))
+    assert all(loss.kind == kind for kind, loss in LOSSES.items())
