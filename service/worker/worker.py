@@ -14,13 +14,10 @@ from uuid import UUID
 
 import procrastinate
 import structlog
-from procrastinate import jobs
-from procrastinate.connector import BaseConnector
+from procrastinate import JobContext, jobs
 from procrastinate.exceptions import ConnectorException
-from procrastinate.job_context import JobContext
 from procrastinate.jobs import Status
 from procrastinate.manager import JobManager
-from procrastinate.worker import Worker
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.analyses import outcomes, repository
@@ -30,6 +27,7 @@ from service.child.protections import active_protections, required
 from service.database import workers
 from service.database.engine import Database, patiently
 from service.database.queue import RUN_ANALYSIS, open_queue, queues_of
+from service.internals.queue import BaseConnector, Worker
 from service.kit.background import background
 from service.sandbox import Place, Zygote, delegated_group
 from service.settings import Settings

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from wsb_engine.curvature.closed_form.plan import TRAFFIC
 from wsb_engine.curvature.products.autodiff import Objective, Rows
 from wsb_engine.curvature.tracing.dispatch import OperatorWatch
+from wsb_engine.internals import flop_registry, tree_leaves
 
 WORKING_SHARE = 0.5
 """Of the memory limit, for the intermediates of one product."""

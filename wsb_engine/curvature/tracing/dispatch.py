@@ -7,7 +7,7 @@ from abc import abstractmethod
 from types import TracebackType
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
+from wsb_engine.internals import DispatchMode
 
 
 class _Running(threading.local):
@@ -44,16 +44,8 @@ def running() -> str | None:
     return _RUNNING.name
 
 
-class OperatorWatch(TorchDispatchMode):
+class OperatorWatch(DispatchMode):
     """Is told of every operator that runs within its block."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # To have it skipped, torch imports its compiler, which takes more than a second; nothing here is compiled.
-        return False
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize, jvp
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from wsb_engine.curvature.tracing.script import NotScriptableError, scripted
+from wsb_engine.curvature.tracing.direct import called_directly
 from wsb_engine.curvature.tracing.simplify import multiply_by_slopes, simplify, without_repetitions, zeros
+from wsb_engine.internals import TreeSpec, make_fx, schema_of, tree_flatten, tree_leaves, tree_unflatten
 from wsb_engine.model import Tensors
 
 
@@ -67,11 +65,7 @@ def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data:
     # What has shapes that follow values stays, so that data of other shapes is noticed.
     traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _follows_values(node))
     partially = PartialEvaluation(traced, len(primals))
-    rest: Callable[..., Sequence[Tensor]] = partially.rest
-    # Elsewhere than on a CPU, graphs of torch's may be compiled at their first use, which takes longer than it gains.
-    if all(primal.device.type == "cpu" for primal in primals):
-        with suppress(NotScriptableError):
-            rest = scripted(partially.rest)
+    rest = called_directly(partially.rest)
 
     def at(data: Any) -> Product:
         constants = partially.constants(tree_leaves(data))
@@ -194,7 +188,7 @@ def _follows_values(node: fx.Node) -> bool:
 
 def _written(node: fx.Node) -> list[fx.Node]:
     """Arguments that the operator writes into."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
     values = [*node.args, *(node.kwargs.get(argument.name) for argument in schema.arguments[len(node.args) :])]

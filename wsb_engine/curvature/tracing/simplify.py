@@ -12,23 +12,24 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+from wsb_engine.internals import EFFICIENT_ZERO, TO_COPY, UNSAFE_VIEW, CSEPass
 
 aten = torch.ops.aten
 
 Node: TypeAlias = Any
 """fx.Node, whose arguments have no narrower type than that of all that may be one."""
 
-_COPIES = {aten._to_copy.default, aten.alias.default, aten.clone.default, aten.detach.default, aten.expand.default}
+_COPIES = {TO_COPY, aten.alias.default, aten.clone.default, aten.detach.default, aten.expand.default}
 """Of their first argument, in another form or in the same."""
-_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten._efficientzerotensor.default}
+_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, EFFICIENT_ZERO}
 _LINEAR = _COPIES | {
-    aten._unsafe_view.default, aten.neg.default, aten.permute.default, aten.t.default, aten.transpose.int,
+    UNSAFE_VIEW, aten.neg.default, aten.permute.default, aten.t.default, aten.transpose.int,
     aten.unsqueeze.default, aten.view.default,
 }  # fmt: skip
 """In their first argument; the others are no tensors."""
 _VIEWS = {
-    aten._unsafe_view.default, aten.permute.default, aten.squeeze.dim, aten.t.default, aten.transpose.int,
+    UNSAFE_VIEW, aten.permute.default, aten.squeeze.dim, aten.t.default, aten.transpose.int,
     aten.unsqueeze.default, aten.view.default,
 }  # fmt: skip
 """Of the memory of their first argument."""
