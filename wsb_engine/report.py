@@ -26,7 +26,7 @@ class Engine(_Part):
     dtype: Literal["float64", "float32"]
     seed: int
     sandbox: list[str] | None = None
-    """Protections that were active; null when the engine ran unconfined in the caller's own process."""
+    """Protections that were active; null for none."""
 
 
 class ParameterTensor(_Part):

@@ -29,6 +29,7 @@ from service.database.engine import Database, patiently
 from service.database.queue import RUN_ANALYSIS, open_queue, queues_of
 from service.internals.queue import BaseConnector, Worker
 from service.kit.background import background
+from service.kit.devices import usable_cores
 from service.sandbox import Place, Zygote, delegated_group
 from service.settings import Settings
 from service.storage.opening import open_blobs
@@ -176,7 +177,7 @@ def _threads(settings: Settings, device: str) -> int:
     """For analyses side by side."""
     if device != "cpu":
         return 1
-    return settings.small_jobs or settings.job_threads or len(os.sched_getaffinity(0))
+    return settings.small_jobs or settings.job_threads or usable_cores()
 
 
 def _queue_worker(settings: Settings, queue: procrastinate.App, runner: Runner) -> Worker:
