@@ -1,4 +1,4 @@
-"""The embedded Postgres: one server in the data folder, for whoever has no database to offer."""
+"""The embedded Postgres: one server in the data folder, for a service without a configured database."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ import structlog
 log = structlog.get_logger(__name__)
 
 _START_SECONDS = 3600
-"""Longest recovery after a crash; a shorter wait would cut it off, to begin anew."""
+"""Longest recovery after a crash; a shorter wait would interrupt it, and the next start would begin it again."""
 _RETRY_SECONDS = 15.0
-"""How long a start is tried again: what a killed server leaves behind may take a while to go."""
+"""Time for which a start is retried: the remains of a killed server may take a while to disappear."""
 _STOP_SECONDS = 30.0
 _WATCH_SECONDS = 0.1
 _LOG_TAIL_BYTES = 2000
@@ -35,13 +35,13 @@ class DataFolderInUseError(Exception):
 
 @contextmanager
 def embedded_postgres(data_dir: Path) -> Iterator[str]:
-    """Runs Postgres in ``data_dir/postgres`` and yields its URL; starts it again when it dies, stops it at the end.
+    """Run Postgres in ``data_dir/postgres`` and yield its URL; restart it if it dies, stop it at the end.
 
-    What a killed predecessor has left running is ended first.
+    Whatever a killed predecessor has left running is ended first.
 
     Raises:
-        DataFolderInUseError: when another process runs one there.
-        OSError: when the server does not start.
+        DataFolderInUseError: if another process runs one there.
+        OSError: if the server does not start.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -83,17 +83,17 @@ def _keep_running(server: _Server, done: threading.Event) -> None:
 
 
 def _prepare(folder: Path) -> _Server:
-    """Creates the database where there is none yet."""
+    """Create the database if there is none yet."""
     from service.internals.postgres import PostgresServer, find_suitable_socket_dir, get_server
 
     if not (folder / "PG_VERSION").exists():
-        # Beside its place: a start that is killed half-way leaves nothing that looks like a database.
+        # In another folder first: a start that is killed half-way leaves nothing that looks like a database.
         new = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         get_server(new, cleanup_mode=None, start=False).ensure_pgdata_inited()
         new.rename(folder)
-    # The package is used for its programs, and for what root has to do; its own way to start and stop a server
-    # counts the processes that use it, and believes in dead ones.
+    # The package provides the programs and what root must do. Its own start and stop count the processes that use
+    # the server, dead ones too.
     package = get_server(folder, cleanup_mode=None, start=False)
     package.ensure_pgdata_inited()
     sockets = find_suitable_socket_dir(folder, PostgresServer.runtime_path)
@@ -110,17 +110,17 @@ class _Server:
     sockets: Path
     programs: Path
     user: str | None
-    """Whom it runs as, where this process is root's."""
+    """User that the server runs as, if this process is root's."""
 
     @property
     def url(self) -> str:
         return f"postgresql://postgres:@/postgres?host={quote(str(self.sockets))}"
 
     def start(self) -> None:
-        """Starts the server, which recovers from a crash by itself, once nothing is left of the one before.
+        """Start the server, which recovers from a crash by itself, after the remains of the previous one are gone.
 
         Raises:
-            OSError: when it does not start.
+            OSError: if it does not start.
         """
         from service.internals.postgres import pgexec
 
@@ -132,7 +132,7 @@ class _Server:
             self.stop()
             self._remove_traces()
             try:
-                # In a session of its own: a Ctrl-C at the terminal is not for it.
+                # In a new session: a Ctrl-C at the terminal is not for it.
                 pgexec("pg_ctl", arguments, bin_path=self.programs, user=self.user, start_new_session=True)
                 return
             except subprocess.SubprocessError as error:
@@ -148,7 +148,7 @@ class _Server:
         return self._is_postmaster(pid)
 
     def stop(self) -> None:
-        """Ends the server, and every process that one has left behind; nothing happens where there is none."""
+        """End the server and every process that it has left behind, if there are any."""
         postmasters = self._find(self._is_postmaster)
         _send(postmasters, signal.SIGINT)  # ends its connections, and itself in good order
         _wait(lambda: not any(map(self._is_postmaster, postmasters)), _STOP_SECONDS)
@@ -157,7 +157,7 @@ class _Server:
         _wait(lambda: not any(map(self._is_server_process, left)), _STOP_SECONDS)
 
     def _remove_traces(self) -> None:
-        """Files that name a process by its number, which another one may have by now."""
+        """Remove files that name a process by an id that another process may have by now."""
         (self.folder / "postmaster.pid").unlink(missing_ok=True)
         for path in self.sockets.glob(".s.PGSQL.*"):
             path.unlink(missing_ok=True)
@@ -171,9 +171,9 @@ class _Server:
         return os.path.basename(program) == "postgres" and str(self.folder) in arguments
 
     def _is_server_process(self, pid: int) -> bool:
-        """Whether it is a postmaster, or one of the processes of one, which all work in the folder.
+        """Whether it is a postmaster or one of its processes, which all work in the folder.
 
-        In a container that root runs in, it may be impossible to tell; what has lost its postmaster ends by itself.
+        In a container that runs as root, this may be impossible to tell; a process without a postmaster ends by itself.
         """
         if self._is_postmaster(pid):
             return True
@@ -189,7 +189,7 @@ class _Server:
 
 
 def _command_line(pid: int) -> list[str]:
-    """Empty text alone for a process that is gone, or that only its parent has yet to take note of."""
+    """Return the command line; one empty string for a process that is gone or only awaits its parent."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
