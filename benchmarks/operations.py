@@ -7,13 +7,13 @@ from collections import Counter
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from wsb_engine.internals import DispatchMode, tree_leaves
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm")
 
 
-class Operations(TorchDispatchMode):
+class Operations(DispatchMode):
     """Records every torch operation inside the block."""
 
     def __init__(self) -> None:

@@ -1,10 +1,10 @@
 """One analysis shared by the processes of a torch.distributed group, as ``torchrun`` starts them.
 
-Every process reads the same files and poses the same problem. Then the first one makes the report, and the others
-answer its tasks until it is done: they decide nothing, so they can't come to different decisions.
+Every process reads the same files and poses the same problem. Then the first one computes the report, and the others
+answer its tasks until it is done: they decide nothing, so their decisions can't differ.
 
-Import this before the group is made, and destroy the group at the end: otherwise its threads may abort the process
-when it exits.
+Import this before creating the group, and destroy the group at the end: otherwise its threads may abort the process at
+exit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Tracing imports it, and its default arguments then keep a group that exists by then, with threads that outlive it.
+# Tracing imports it, and its default arguments then keep a group that already exists, whose threads outlive it.
 import torch.distributed.nn.functional
 from torch import Tensor
 
@@ -44,21 +44,21 @@ def analyze(
     progress: ProgressCallback | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Report:
-    """``wsb_engine.analyze`` with its work split over a group; every process of it calls this with the same arguments.
+    """Run ``wsb_engine.analyze`` with its work split over a group; every process calls this with the same arguments.
 
     Args:
         classifier: From ``load_model`` or ``from_module``; the same in every process.
-        batch: N labelled samples, all of them in every process.
-        options: The same in every process; ``auto`` and ``cuda`` take the process's current GPU, if it has any.
-        progress: Called in the first process only; raising in it stops the analysis in all of them.
-        group: The processes, by default all. Its timeout must cover the longest stage that the first one does alone.
+        batch: All N labelled samples, in every process.
+        options: The same in every process; ``auto`` and ``cuda`` use the process's current GPU, if there is one.
+        progress: Called only in the first process; raising in it stops the analysis in all processes.
+        group: The processes; by default, all. Its timeout must cover the longest stage that the first one runs alone.
 
     Returns:
-        The report of the first process, in each of them.
+        The report of the first process, in every process.
 
     Raises:
-        ModelError, BatchError, OptionsError, ResourceError: in every process, whichever failed; ``process_failed`` and
-            ``process_lost`` where another one did so otherwise.
+        ModelError, BatchError, OptionsError, ResourceError: in every process, whichever failed; ``process_failed`` or
+            ``process_lost`` if another process failed in some other way.
     """
     options = _current(options or Options())
     monitor = Monitor(options, None if dist.get_rank(group) else progress, classifier.load_seconds + batch.load_seconds)
@@ -79,14 +79,14 @@ def analyze(
 
 
 def _current(options: Options) -> Options:
-    """With the current GPU of this process where the device leaves it open."""
+    """Return the options with this process's current GPU if they leave the device open."""
     if options.device not in ("auto", "cuda") or not torch.cuda.device_count():
         return options
     return options.model_copy(update={"device": f"cuda:{torch.cuda.current_device()}"})
 
 
 def _facts(problem: Problem) -> dict[str, Any]:
-    """What has to be the same in every process."""
+    """Return what must be the same in every process."""
     digest = hashlib.sha256()
     objective = problem.objective
     numbers = (*objective.selected.values(), *objective.fixed.values(), *objective.inputs.values())
@@ -102,12 +102,12 @@ def _facts(problem: Problem) -> dict[str, Any]:
 
 
 _Message = tuple[Task | Report | EngineError, tuple[int, ...] | None]
-"""What the first process asks for, with the shape of the tensor that follows, or what all end with."""
+"""A task with the shape of the tensor that follows it, or the outcome that ends all processes."""
 
 
 @dataclass(frozen=True)
 class _Word:
-    """What a process tells all others after each task."""
+    """What a process sends to all others after each task."""
 
     error: EngineError | None
     warnings: Sequence[ReportWarning]
@@ -122,22 +122,22 @@ class Processes(Team):
     """
 
     member: Member
-    """This process's own."""
+    """This process's member."""
 
     def __init__(self, group: dist.ProcessGroup | None, monitor: Monitor) -> None:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._group, self._monitor = group, monitor
         self._over = False
-        """Whether the others have left, or been left."""
+        """True if the other processes have stopped or have been told to."""
 
     @property
     def _wire(self) -> torch.device:
-        """Where tensors are sent from: where they are, if the group can take them there."""
+        """The device that tensors are sent from: their own, if the group can send from it."""
         reachable = "nccl" in dist.get_backend_config(self._group)
         return self.member.device if reachable else torch.device("cpu")
 
     def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:
-        """The first process's part of a task."""
+        """Run the first process's part of a task."""
         self._send((task, None if tensor is None else tuple(tensor.shape)))
         if tensor is not None:
             with self._talking():
@@ -151,7 +151,7 @@ class Processes(Team):
         return [answer.to(self.member.device) for answer in answers]
 
     def follow(self, dtype: torch.dtype) -> Report:
-        """Any other process's part: it answers tasks until the first one is done."""
+        """Answer tasks until the first process is done; for every other process."""
         while True:
             task, shape = self._received()
             if isinstance(task, EngineError):
@@ -170,7 +170,7 @@ class Processes(Team):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A step of every process, after which all go on or, where one failed, none does."""
+        """A step of every process, after which all continue or, if one failed, none does."""
         failure: BaseException | None = None
         try:
             yield
@@ -191,7 +191,7 @@ class Processes(Team):
 
     @contextmanager
     def led(self) -> Iterator[None]:
-        """The first process's own course: whatever ends it early ends all others."""
+        """The first process's work: if it ends early, all other processes end."""
         try:
             yield
         except BaseException as error:
@@ -200,13 +200,13 @@ class Processes(Team):
             raise
 
     def end(self, outcome: Report | EngineError) -> None:
-        """Gives the others what they end with, unless they have left."""
+        """Send the outcome to the other processes, unless they have stopped."""
         if not self._over:
             self._send((outcome, None))
             self._over = True
 
     def agree_on(self, facts: dict[str, Any]) -> None:
-        """Compares what every process was given.
+        """Compare the arguments of all processes.
 
         Raises:
             OptionsError: ``processes_differ``.
@@ -215,7 +215,7 @@ class Processes(Team):
         differing = [key for key in facts if any(other[key] != everyone[0][key] for other in everyone)]
         if differing:
             raise OptionsError(
-                f"the processes were not given the same analysis: {', '.join(differing)} differ",
+                f"the processes do not have the same analysis: {', '.join(differing)} differ",
                 code="processes_differ",
                 advice="Load the same model and batch and give the same options in every process.",
             )
@@ -255,5 +255,5 @@ class Processes(Team):
             raise ResourceError(
                 f"process {self.rank} lost the others: {error}",
                 code="process_lost",
-                advice="See the output of the process that ended first; a longer timeout of the group if none did.",
+                advice="See the output of the process that ended first; if none did, give the group a longer timeout.",
             ) from error

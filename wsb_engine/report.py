@@ -28,7 +28,7 @@ class Engine(_Part):
     dtype: Literal["float64", "float32"]
     seed: int
     sandbox: list[str] | None = None
-    """Active protections; null if the engine ran unconfined in the caller's process."""
+    """Active protections; null if there are none."""
 
 
 class ParameterTensor(_Part):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
@@ -16,7 +15,6 @@ ENTRY = "service.child.entry:run"
 PROTECTIONS_ENTRY = "service.child.entry:protections"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
-    "torch._dynamo",  # otherwise torch imports it at the first transform or operator on meta tensors: two seconds
     *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.torchscript"),
     *("service.child.warm_up", __name__),
 )
@@ -50,10 +48,11 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
 
     import torch
 
+    from service.kit.devices import usable_cores
     from wsb_engine import Options, analyze, load_batch, load_model
     from wsb_engine.memory import ran_out
 
-    torch.set_num_threads(request["threads"] or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(request["threads"] or usable_cores())
     try:
         classifier = load_model(MODEL_FILE)
         batch = load_batch(BATCH_FILE)
@@ -63,7 +62,7 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
         if ran_out(error):
             raise MemoryError(str(error)) from error
         raise
-    engine = report.engine.model_copy(update={"sandbox": request["sandbox"]})
+    engine = report.engine.model_copy(update={"sandbox": request["sandbox"] or None})
     document: str = report.model_copy(update={"engine": engine}).model_dump_json()
     return document
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.child.entry import PROTECTIONS_ENTRY
-from service.sandbox import Job, SandboxError, Zygote
+from service.sandbox import Job, SandboxError
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.sandbox import Zygote
 
 REQUIRED = ("landlock", "seccomp", "rlimit_data")
 """No access to files, no access to the network, limited memory."""

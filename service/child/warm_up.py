@@ -8,9 +8,11 @@ import onnx
 
 from service.child.sample_analysis import run_sample_analysis
 from service.sandbox.grants import gpu_devices
+from wsb_engine.internals import import_compiler
 
 # Looking up the first operator registers all of them.
 onnx.defs.has("Identity")
+import_compiler()
 
 # With a GPU, torch starts a thread for it at the first gradient, and the zygote may have only one thread.
 if not gpu_devices(True):

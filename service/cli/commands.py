@@ -77,6 +77,7 @@ def serve(
 
     Prints one line with the URL to stdout when it is ready, and logs to stderr.
     """
+    _needs_linux()
     from service.sandbox import SandboxError
 
     with _needs_the_server():
@@ -109,6 +110,7 @@ def worker(
     """
     import asyncio
 
+    _needs_linux()
     from service.child.entry import PRELOAD
     from service.kit.devices import UnknownDeviceError, chosen_devices
     from service.sandbox import SandboxError, Zygote
@@ -145,6 +147,10 @@ def worker(
     except Exception as error:
         from sqlalchemy.exc import OperationalError
 
+        from service.database.engine import NewerDatabaseError
+
+        if isinstance(error, NewerDatabaseError):
+            _end(str(error), Exit.NOT_EVALUATED)
         if not isinstance(error, OperationalError):
             raise
         _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
@@ -301,6 +307,13 @@ def openapi() -> None:
         from service.server.app import create_app
 
     typer.echo(render(create_app(_settings())), nl=False)
+
+
+def _needs_linux() -> None:
+    from service.sandbox import IS_SUPPORTED
+
+    if not IS_SUPPORTED:
+        _end("The service needs Linux; wsb analyze and wsb check also run here. [linux_required]", Exit.INVALID)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from service.child.entry import BATCH_FILE, ENTRY, MODEL_FILE, PRELOAD
 from service.child.protections import required
 from service.cli.progress import ProgressSink
 from service.kit.devices import has_gpu
-from service.sandbox import Job, SandboxError, Zygote
+from service.sandbox import IS_SUPPORTED, Job, Outcome, SandboxError
 from service.settings import Settings
 from wsb_engine.options import Options
 from wsb_engine.report import Report
@@ -58,7 +58,8 @@ async def evaluate_here(
     task = asyncio.current_task()
     if task is not None:
         # Leaving the zygote's context kills the child; a signal must not bypass that.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        with suppress(NotImplementedError):  # on Windows
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="wsb-") as name:
         folder = Path(name)
         shutil.copyfile(model, folder / MODEL_FILE)
@@ -74,14 +75,25 @@ async def evaluate_here(
             required=required(settings),
         )
         try:
-            async with Zygote(PRELOAD) as zygote:
-                outcome = await zygote.run(job, progress)
+            outcome = await _run(job, progress)
         except SandboxError as error:
             raise _failure(error.code, error.message, error.advice, broke_down=True) from error
     if (found := outcome.error) is not None:
         broke_down = outcome.status != "failed" or is_service_failure(found.code) or is_limit(found.code)
         raise _failure(found.code, found.message, found.advice, broke_down=broke_down)
     return _report(outcome.result or "")
+
+
+async def _run(job: Job, progress: ProgressSink) -> Outcome:
+    """Run a job in the sandbox on Linux, in an ordinary process elsewhere."""
+    if not IS_SUPPORTED:
+        from service.sandbox.unconfined import run_unconfined
+
+        return await run_unconfined(job, progress)
+    from service.sandbox import Zygote
+
+    async with Zygote(PRELOAD) as zygote:
+        return await zygote.run(job, progress)
 
 
 def evaluate_there(

@@ -31,6 +31,17 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
+class NewerDatabaseError(Exception):
+    """The tables were migrated by a later version of the service."""
+
+    def __init__(self, revision: str) -> None:
+        super().__init__(
+            f"The database belongs to a newer version of the service: its tables are at revision {revision}, and this "
+            f"version knows them up to {latest_revision()}. Start the newer version, or restore a backup that is older "
+            "than the upgrade. [database_newer]"
+        )
+
+
 class Base(DeclarativeBase):
     """Base of the service's tables; constraints have explicit names, so that migrations can refer to them."""
 
@@ -68,9 +79,14 @@ class Database:
         await self.engine.dispose()
 
     async def migrate(self) -> None:
-        """Migrate the service's tables and the queue's; processes that start together take turns."""
+        """Migrate the service's tables and the queue's; processes that start together take turns.
+
+        Raises:
+            NewerDatabaseError: if a later version of the service has migrated them; nothing is changed then.
+        """
         async with self.engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            await connection.run_sync(_refuse_newer)
             await _migrate_queue(connection)
             await connection.run_sync(_migrate_tables)
 
@@ -152,11 +168,13 @@ def _alembic_config() -> Config:
     return config
 
 
-def _migrate_tables(connection: Connection) -> None:
+def _refuse_newer(connection: Connection) -> None:
     revision = MigrationContext.configure(connection).get_current_revision()
     if revision is not None and _is_newer(revision):
-        log.info("newer_tables", revision=revision)
-        return
+        raise NewerDatabaseError(revision)
+
+
+def _migrate_tables(connection: Connection) -> None:
     config = _alembic_config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

@@ -7,12 +7,12 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 import procrastinate
-from procrastinate.connector import Notify
 from procrastinate.exceptions import ConnectorException
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import traces
 from service.database.engine import driver_connection, is_away, patiently
+from service.internals.queue import Notify
 
 RUN_ANALYSIS = "run_analysis"
 ANY_DEVICE = "analyses"

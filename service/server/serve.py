@@ -103,13 +103,15 @@ async def _migrate(url: str) -> None:
     """Migrate before the workers know the database, so that none of them finds an incomplete schema."""
     from sqlalchemy.exc import OperationalError
 
-    from service.database.engine import Database
+    from service.database.engine import Database, NewerDatabaseError
 
     database = Database(url)
     try:
         await database.migrate()
     except OperationalError as error:
         raise DatabaseUnusableError(f"The database can't be used: {error.orig}") from error
+    except NewerDatabaseError as error:
+        raise DatabaseUnusableError(str(error)) from error
     finally:
         await database.close()
 

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from procrastinate.job_context import AbortReason, JobContext
+from procrastinate import JobContext
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,6 +21,7 @@ from service.analyses.schemas import AnalysisError, progress_document
 from service.analyses.table import FINAL_STATES, AnalysisRow
 from service.child.entry import BATCH_FILE, MODEL_FILE
 from service.database.engine import Database, patiently
+from service.internals.queue import AbortReason
 from service.kit.background import background
 from service.sandbox import Outcome, SandboxError
 from service.settings import Settings

@@ -14,13 +14,10 @@ from uuid import UUID
 
 import procrastinate
 import structlog
-from procrastinate import jobs
-from procrastinate.connector import BaseConnector
+from procrastinate import JobContext, jobs
 from procrastinate.exceptions import ConnectorException
-from procrastinate.job_context import JobContext
 from procrastinate.jobs import Status
 from procrastinate.manager import JobManager
-from procrastinate.worker import Worker
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.analyses import outcomes, repository
@@ -30,7 +27,9 @@ from service.child.protections import active_protections, required
 from service.database import workers
 from service.database.engine import Database, patiently
 from service.database.queue import RUN_ANALYSIS, open_queue, queues_of
+from service.internals.queue import BaseConnector, Worker
 from service.kit.background import background
+from service.kit.devices import usable_cores
 from service.sandbox import Place, Zygote, delegated_group
 from service.settings import Settings
 from service.storage.factory import open_blobs
@@ -178,7 +177,7 @@ def _threads(settings: Settings, device: str) -> int:
     """Number of small analyses that run concurrently."""
     if device != "cpu":
         return 1
-    return settings.small_jobs or settings.job_threads or len(os.sched_getaffinity(0))
+    return settings.small_jobs or settings.job_threads or usable_cores()
 
 
 def _queue_worker(settings: Settings, queue: procrastinate.App, runner: Runner) -> Worker:

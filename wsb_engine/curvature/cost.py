@@ -1,7 +1,7 @@
-"""What one more sample costs: bytes of intermediates and operations, counted on two samples and not timed.
+"""The cost of one more sample: bytes of intermediates and operations, counted on two samples rather than timed.
 
-Samples that depend on each other may cost more the more there are, as attention over the batch does: then the whole
-batch is what counts.
+If samples depend on each other, as with attention over the batch, the cost per sample may grow with their number; then
+the whole batch counts.
 """
 
 from __future__ import annotations
@@ -13,32 +13,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from wsb_engine.curvature.closed_form.layout import TRAFFIC
 from wsb_engine.curvature.products.autodiff import Objective, Rows
 from wsb_engine.curvature.tracing.dispatch import OperatorWatch
+from wsb_engine.internals import flop_registry, tree_leaves
 
 WORKING_SHARE = 0.5
-"""Of the memory limit, for the intermediates of one product."""
+"""Share of the memory limit for the intermediates of one product."""
 COUNTED = 16
-"""Coupled samples that are counted at a time: growth over the next two times as many tells that of the batch."""
+"""Coupled samples that are counted at a time; the counts at one, two and three times as many are extrapolated."""
 PRODUCT_OPERATIONS = 2.0
-"""A product's operations next to a gradient's: each operation has its own derivative once more."""
+"""Operations of a product relative to a gradient's: each operation and its derivative."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one sample; of coupled samples, its part of the whole batch."""
+    """Cost of one sample; for coupled samples, its share of the whole batch."""
 
     bytes: int
-    """Of everything that is made on the way; more than is held at once."""
+    """Bytes of all intermediates; more than are held at once."""
     operations: float
-    """Multiplications and additions of matrix products, and a charge for each number made."""
+    """Multiplications and additions of matrix products, plus a charge per number written."""
 
     def fits(self, memory: int) -> int:
-        """Samples that work side by side in a memory limit; at least 1."""
+        """Return the number of samples that fit in a memory limit together; at least 1."""
         return max(1, int(memory * WORKING_SHARE) // max(self.bytes, 1))
 
 
@@ -57,12 +56,12 @@ class _Counter(OperatorWatch):
 
 
 def logits_footprint(objective: Objective) -> Footprint:
-    """Of the logits alone."""
+    """Return the footprint of the logits alone."""
     return _footprint(objective, objective.logits)
 
 
 def gradient_footprint(objective: Objective) -> Footprint:
-    """Of the loss and its gradient."""
+    """Return the footprint of the loss and its gradient."""
     return _footprint(objective, objective.chunk_gradient)
 
 
@@ -77,14 +76,14 @@ def _footprint(objective: Objective, function: Callable[[Rows], object]) -> Foot
 
 
 def _one_more(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint:
-    """The difference between three samples and two: what does not depend on their number is left out."""
-    # Not one sample where there are more: what works on whole batches may refuse that.
+    """Return the difference between three samples and two, which excludes costs independent of their number."""
+    # Not one sample if there are more: operators on whole batches may refuse a single one.
     fewer, more = (count(2), count(3)) if samples > 1 else ((0, 0.0), count(1))
     return Footprint(max(more[0] - fewer[0], 0), max(more[1] - fewer[1], 0.0))
 
 
 def _share(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint:
-    """One sample's part of the whole batch, whose size is continued quadratically from a few samples."""
+    """Return one sample's share of the whole batch, extrapolated quadratically from a few samples."""
     counts = [count(samples)] if samples <= 3 * COUNTED else [count(times * COUNTED) for times in (1, 2, 3)]
     sizes, operations = zip(*counts, strict=True)
     x = samples / COUNTED
@@ -92,7 +91,7 @@ def _share(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint
 
 
 def _continued(values: Sequence[float], x: float) -> float:
-    """The parabola through ``values`` at 1, 2, 3, or a line where it would bend down, at x > 3; a sole value itself."""
+    """Evaluate at x > 3 the parabola through ``values`` at 1, 2, 3; a line if concave, a constant for one value."""
     if len(values) == 1:
         return values[0]
     first, second, third = values

@@ -1,8 +1,8 @@
-"""Hessian products and the closed form where several members share the work (mathematics.md, section 4).
+"""Hessian products and the closed form, shared by several members (mathematics.md, section 4).
 
 Each member holds all parameters. It multiplies by the Hessian of its own rows, and adds every n-th term of t and
-q. The first one asks for one task after another and adds up the answers in the order of members, so that the result
-depends on no timing, and every decision is made in one place.
+q. The first member issues one task after another and adds up the answers in the order of members, so that the result
+does not depend on timing, and every decision is made in one place.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from wsb_engine.curvature.products.autodiff import HessianProduct, Objective
 
 @dataclass(frozen=True)
 class Multiply:
-    """Asks for H·V, (P, m) float64, by the product that takes so many columns at a time."""
+    """Task: compute H·V, (P, m) float64, with a product that takes ``columns`` columns at a time."""
 
     columns: int
 
 
 @dataclass(frozen=True)
 class Add:
-    """Asks for one more term of the closed form; answered with the fraction done, (1,)."""
+    """Task: add one term of the closed form; the answer is the fraction done, (1,)."""
 
     plan: Layout
 
 
 @dataclass(frozen=True)
 class Collect:
-    """Asks for what was added, packed."""
+    """Task: return the sums so far, packed."""
 
 
 Task = Multiply | Add | Collect
 
 
 class Team(ABC):
-    """The members of one analysis, as the first of them sees it."""
+    """The members of one analysis, as seen by the first."""
 
     size: int
 
     @abstractmethod
     def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:
-        """What each makes of a task, in the order of members, on the first one's device."""
+        """Return the answers to a task, in the order of members, on the first member's device."""
 
 
 class SplitProduct(HessianProduct):
-    """H·V as the sum over members of what their rows contribute."""
+    """H·V as the sum over members of the contributions of their rows."""
 
     def __init__(self, objective: Objective, columns: int, team: Team) -> None:
         super().__init__(objective, columns)
@@ -73,7 +73,7 @@ class SplitProduct(HessianProduct):
 def split_closed_form(
     net: Network, samples: int, plan: Layout, team: Team, *, progress: Callable[[float], None] = lambda _: None
 ) -> ClosedForm:
-    """The closed form with its terms split over a team.
+    """Compute the closed form with its terms split over a team.
 
     Args:
         net: The network.
@@ -100,7 +100,7 @@ def split_closed_form(
 
 
 def packed(sums: Sums) -> Tensor:
-    """All of it in one row, (L² + L + N + 2,) float64."""
+    """Return all sums in one row, (L² + L + N + 2,) float64."""
     return torch.cat(
         [
             sums.block_squares.flatten(),

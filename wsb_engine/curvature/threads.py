@@ -1,7 +1,7 @@
-"""Threads of a CPU that each work on samples of their own.
+"""CPU threads that each work on a share of the samples.
 
-Inside an operator, threads wait for each other at its end. Where operators are short, that takes longer than what is
-gained; threads with samples of their own meet once a product.
+Threads inside an operator wait for each other at its end, which costs more than it saves if operators are short;
+threads with separate samples meet once per product.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 Item = TypeVar("Item")
 
 ONE_THREAD_OPERATIONS = 1e8
-"""Up to so many for a pass over all samples, threads inside of operators wait for each other longer than they save."""
+"""Operations of a pass over all samples up to which threads inside operators cost more than they save."""
 
 
 @contextmanager
@@ -36,10 +36,10 @@ def threads_of(device: torch.device, *, one: bool) -> Iterator[None]:
 
 
 class Threads:
-    """So many threads, which share the processors that torch may use here and end with this object.
+    """A pool of threads that share the processors that torch may use, and end with this object.
 
     Args:
-        count: 1 is the caller's own thread.
+        count: Number of threads; 1 is the caller's thread alone.
     """
 
     def __init__(self, count: int = 1) -> None:
@@ -49,16 +49,15 @@ class Threads:
     def sum(
         self, term: Callable[[Item], Tensor], items: Sequence[Item], *, check: Callable[[], None] = lambda: None
     ) -> Tensor:
-        """Σ term(item) in float64; each thread adds up its own terms, then their sums are added in order.
+        """Compute Σ term(item) in float64: each thread adds up its share, then the sums are added in order.
 
         Args:
-            term: Gives a new tensor, each time of the same shape.
-            items: At least one.
+            term: Returns a new tensor, always of the same shape.
+            items: At least one item.
             check: Called by the caller's thread before each of its terms; may raise to stop all threads.
 
         Raises:
-            Whatever ``check`` or ``term`` raises, for the first in the order of threads; none of them is at work any
-            more then.
+            Whatever ``check`` or ``term`` raises, of the first thread in order; all threads have stopped by then.
         """
         own, *shares = [share for i in range(self.count) if (share := items[i :: self.count])]
         if not shares:
@@ -75,10 +74,10 @@ class Threads:
 
         futures = [self._others.submit(_sum_with, some, term, share, go_on) for share in shares]
         try:
-            # This thread works as well: to be woken takes as long as a small operator.
+            # This thread works too: waking one takes as long as a small operator.
             total = _sum_with(some, term, own, check)
             wait(futures)
-            # Still on its own part of the processors: a team of theirs would go on spinning beside the next sum.
+            # Still on its share of the processors: more threads would keep spinning during the next sum.
             for future in futures:
                 total += future.result()
         except BaseException:
@@ -86,19 +85,19 @@ class Threads:
             raise
         finally:
             wait(futures)
-            # The number is each thread's own, but what is set last also holds for threads that are started later.
+            # The number is per thread, but the last one set also applies to threads that start later.
             torch.set_num_threads(processors)
         return total
 
 
 class _AbandonedError(Exception):
-    """The caller's thread has failed, so that nobody waits for this sum."""
+    """The caller's thread has failed, so this sum is no longer needed."""
 
 
 def _sum_with(
     processors: int, term: Callable[[Item], Tensor], items: Sequence[Item], check: Callable[[], None]
 ) -> Tensor:
-    torch.get_num_threads()  # at its first use, a thread is given the number that was set last
+    torch.get_num_threads()  # a thread takes the number that was set last when it first uses torch
     torch.set_num_threads(processors)
     return _sum(term, items, check)
 

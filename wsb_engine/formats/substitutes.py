@@ -14,6 +14,7 @@ from wsb_engine.formats.graph.kernels import elementwise
 from wsb_engine.formats.graph.kernels.norms import root, vector_norm
 from wsb_engine.formats.graph.kernels.recurrent import Cell, gru_cell, lstm_cell, rnn_cell, unrolled
 from wsb_engine.formats.graph.roots import Roots
+from wsb_engine.internals import following_parameters
 
 
 class Substitutes(Roots):
@@ -167,11 +168,4 @@ def follow_parameters(module: nn.Module) -> None:
     """Let recurrent layers read their weights where the module keeps its parameters, not from a list made before."""
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase):
-            layer.__class__ = _following(type(layer))
-
-
-def _following(kind: type[nn.RNNBase]) -> type[nn.RNNBase]:
-    def weights(self: nn.RNNBase) -> list[Tensor | None]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]
-
-    return type(kind.__name__, (kind,), {"_flat_weights": property(weights, lambda self, value: None)})
+            layer.__class__ = following_parameters(type(layer))

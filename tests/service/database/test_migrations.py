@@ -11,6 +11,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
+from support.command import wsb
 from support.service import StartService
 
 import service
@@ -97,3 +98,16 @@ def test_going_back_makes_one_row_of_those_that_tenants_share(
 def test_every_migration_can_be_undone_and_done_again(database_url: str) -> None:
     move(database_url, "0001")
     move(database_url, str(latest_revision()))
+
+
+@pytest.mark.parametrize("subcommand", [("serve", "--port", "0", "--workers", "0"), ("worker", "--device", "cpu")])
+def test_a_database_of_a_newer_version_is_refused(
+    subcommand: tuple[str, ...], database_url: str, tmp_path: Path
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    result = wsb(*subcommand, WSB_DATABASE_URL=database_url, WSB_DATA_DIR=str(tmp_path))
+    assert result.returncode == 3, result.stderr
+    [line] = [line for line in result.stderr.splitlines() if "[database_newer]" in line]
+    assert line.startswith("The database belongs to a newer version of the service: its tables are at revision 9999")
+    assert "Traceback" not in result.stderr

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.analyses import repository
 from service.analyses.table import AnalysisRow
 from service.database import queue
-from service.database.engine import Database
+from service.database.engine import Database, NewerDatabaseError, latest_revision
 
 
 def analysis(**values: Any) -> AnalysisRow:
@@ -130,11 +130,12 @@ def test_migrations_that_start_together_take_turns_and_can_be_repeated(postgres:
     assert in_database(postgres, act)
 
 
-def test_tables_of_a_later_version_are_left_alone_and_good_enough(database_url: str) -> None:
+def test_tables_of_a_later_version_are_refused_at_the_start_and_good_enough_for_who_runs(database_url: str) -> None:
     async def act(database: Database) -> tuple[bool, str | None]:
         async with database.transaction() as session:
             await session.execute(text("UPDATE alembic_version SET version_num = 'later'"))
-        await database.migrate()
+        with pytest.raises(NewerDatabaseError, match=f"at revision later, .* up to {latest_revision()}"):
+            await database.migrate()
         async with database.transaction() as session:
             found = await session.scalar(text("SELECT version_num FROM alembic_version"))
         return await database.is_current(), found

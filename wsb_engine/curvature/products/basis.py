@@ -12,10 +12,10 @@ from wsb_engine.curvature.products.autodiff import HessianProduct
 def basis_moments(
     operator: HessianProduct, *, progress: Callable[[float, int], None] = lambda *_: None
 ) -> tuple[float, float]:
-    """t = Σ e_iᵀ H e_i and q = Σ ‖H e_i‖², from P products in blocks; nothing of order P² is kept.
+    """Compute t = Σ e_iᵀ H e_i and q = Σ ‖H e_i‖² from P products in blocks, without O(P²) memory.
 
     Args:
-        operator: Gives H·V for blocks of columns.
+        operator: Computes H·V for blocks of columns.
         progress: Called with the fraction of columns done and the products so far; may raise to stop.
     """
     P = operator.parameters
@@ -23,7 +23,7 @@ def basis_moments(
     q = torch.zeros_like(t)
     stop = 0
     while stop < P:
-        # Where memory runs out, an operator goes on with fewer columns.
+        # An operator that runs out of memory continues with fewer columns.
         start, stop = stop, min(stop + operator.columns, P)
         columns = operator(operator.basis(start, stop))
         t += columns[start:stop].diagonal().sum()

@@ -1,6 +1,6 @@
 """Hessian-vector products of any logits from a linearised gradient: the primal pass is paid once and kept.
 
-Tracing takes about a second whatever the size, and the intermediates of all samples stay in memory.
+Tracing takes about a second for any size, and the intermediates of all samples stay in memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from wsb_engine.curvature.threads import Threads
 from wsb_engine.curvature.tracing.linearize import Product, linearize
 
 WORTHWHILE = 64 << 20
-"""Bytes of intermediates of one gradient from which on tracing pays off within a few dozen products."""
+"""Bytes of intermediates of one gradient above which tracing pays off within a few dozen products."""
 
 
 class NotLinearizableError(Exception):
-    """torch can't linearise this gradient, for the cause that this was raised from; from scratch may still work."""
+    """torch can't linearise this gradient, for the reason in ``__cause__``; products from scratch may still work."""
 
 
 class LinearizedProduct(HessianProduct):
@@ -52,16 +52,16 @@ class LinearizedProduct(HessianProduct):
         """H·V, (P, m) float64.
 
         Raises:
-            NotLinearizableError: where tracing fails.
+            NotLinearizableError: if tracing fails.
         """
         if self._parts is None:
             self._parts = self._linearized()
-        if V.shape[1] == 1:  # not copied, for which threads of operators would start beside those of the next product
+        if V.shape[1] == 1:  # not copied: threads of the copy would compete with those of the next product
             return self._column(V.squeeze(1), self._parts).unsqueeze(1)
         return torch.stack([self._column(v, self._parts) for v in V.unbind(1)], dim=1)
 
     def _column(self, v: Tensor, parts: Sequence[Product]) -> Tensor:
-        # Copied: kernels whose numbers lie far apart are multiplied at half the speed.
+        # Copied: products with strided kernels run at half the speed.
         direction = self.objective.unflatten(v.contiguous())
         return self._threads.sum(
             lambda part: self.objective.flatten(part(direction)), parts, check=self.objective.pause
@@ -69,15 +69,15 @@ class LinearizedProduct(HessianProduct):
 
     def _linearized(self) -> list[Product]:
         traces: dict[int, Callable[[Chunk], Product]] = {}
-        # Outside of what tracing may raise, because chunks may be interrupted by errors of any kind as well.
+        # Outside the try of _part, because a pause between chunks may raise any error too.
         return [self._part(self.objective.chunk(rows), traces) for rows in self.objective.chunks(self.samples)]
 
     def _part(self, chunk: Chunk, traces: dict[int, Callable[[Chunk], Product]]) -> Product:
-        """The linearised gradient of a chunk; ``traces`` holds those that were traced, by number of samples."""
+        """Return the linearised gradient of a chunk; ``traces`` holds the traces by number of samples."""
         objective, size = self.objective, len(chunk.y)
         try:
             if size not in traces:
                 traces[size] = linearize(grad(objective.value), dict(objective.selected), chunk)
             return traces[size](chunk)
-        except Exception as error:  # what tracing can't follow shows as errors of any kind
+        except Exception as error:  # tracing fails with errors of any kind
             raise NotLinearizableError(str(error)) from error

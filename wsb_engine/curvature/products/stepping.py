@@ -1,4 +1,4 @@
-"""Products that go on with less when memory runs out."""
+"""Products that continue with less memory when it runs out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsb_engine.memory import ran_out
 
 
 def not_differentiable(error: BaseException) -> ModelError:
-    """What torch says of an operator that it can't derive, as an error with a code."""
+    """Convert torch's error about an operator that it can't differentiate into one with a code."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return ModelError(
         f"torch can't derive the logits twice: {lines[0][:300]}",
@@ -24,13 +24,13 @@ def not_differentiable(error: BaseException) -> ModelError:
 
 
 class SteppingProduct(HessianProduct):
-    """A product that steps down to the next smaller way when it runs out of memory, and stays there.
+    """A product that switches to the next smaller method when it runs out of memory, and keeps it.
 
-    After the last way, blocks of columns are halved.
+    After the last method, blocks of columns are halved.
 
     Args:
-        way: The first to try.
-        warn: Called with a code and a message after a step.
+        way: First method to try.
+        warn: Called with a code and a message after a switch.
     """
 
     def __init__(self, way: HessianProduct, warn: Callable[[str, str], None]) -> None:
@@ -49,7 +49,7 @@ class SteppingProduct(HessianProduct):
         """H·V, (P, m) float64.
 
         Raises:
-            ResourceError: ``out_of_memory`` where the smallest way does not fit either.
+            ResourceError: ``out_of_memory`` if the smallest method does not fit either.
         """
         while True:
             if not self._batched and V.shape[1] > 1:
@@ -70,7 +70,7 @@ class SteppingProduct(HessianProduct):
             self.way = smaller
 
     def _attempt(self, V: Tensor) -> Tensor | None:
-        """The product, or None; what a failed attempt held is free on return."""
+        """Return the product or None; a failed attempt has released its memory on return."""
         try:
             return self.way(V)
         except NotLinearizableError as error:
@@ -80,7 +80,7 @@ class SteppingProduct(HessianProduct):
                 raise
             if ran_out(error):
                 self._short = True
-            elif V.shape[1] > 1:  # an operator that vmap can't batch may still be derived
+            elif V.shape[1] > 1:  # an operator that vmap can't batch may still be differentiable
                 self._batched = False
             else:
                 raise not_differentiable(error) from error

@@ -1,4 +1,4 @@
-"""Looking at the operators that torch runs."""
+"""Watch the operators that torch runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import abstractmethod
 from types import TracebackType
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
+from wsb_engine.internals import DispatchMode
 
 
 class _Running(threading.local):
@@ -18,10 +18,10 @@ _RUNNING = _Running()
 
 
 class Running:
-    """Names what a model's own operator runs within the block, for a watch: it is torch's operators that are watched.
+    """Name the model's operator that runs inside the block, for a watch, which sees only torch's operators.
 
     Args:
-        name: Name in the model's file; None leaves torch's names.
+        name: Name in the model's file; None keeps torch's names.
     """
 
     __slots__ = ("_before", "_name")
@@ -40,20 +40,12 @@ class Running:
 
 
 def running() -> str | None:
-    """The name of the model's operator that this thread is running."""
+    """Return the name of the model's operator that this thread is running."""
     return _RUNNING.name
 
 
-class OperatorWatch(TorchDispatchMode):
-    """Is told of every operator that runs within its block."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # To have it skipped, torch imports its compiler, which takes more than a second; nothing here is compiled.
-        return False
+class OperatorWatch(DispatchMode):
+    """Sees every operator that runs inside its block."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -68,7 +60,8 @@ class OperatorWatch(TorchDispatchMode):
         """Called after each operator.
 
         Args:
-            operator: Without its overload.
-            args, kwargs: What it was given.
-            result: A tensor, or a tree of them.
+            operator: The operator, without its overload.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            result: A tensor or a tree of tensors.
         """

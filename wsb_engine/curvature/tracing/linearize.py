@@ -1,50 +1,48 @@
-"""The derivative of a function at one point as a graph of its own, from which all that doesn't depend on the direction
-has been evaluated beforehand.
+"""The derivative of a function at one point as a graph, in which everything independent of the direction is already
+evaluated.
 
-``torch.func.linearize`` does the same, but leaves out everything behind an operator that writes in place, as
-``addmm`` decomposed under attention does: a third of an encoder's work was done again for each direction.
+``torch.func.linearize`` does the same, but not beyond an operator that writes in place, such as the decomposed
+``addmm`` of attention: a third of an encoder's work was repeated for each direction.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize, jvp
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from wsb_engine.curvature.tracing.script import NotScriptableError, scripted
+from wsb_engine.curvature.tracing.direct import called_directly
 from wsb_engine.curvature.tracing.simplify import multiply_by_slopes, simplify, without_repetitions, zeros
+from wsb_engine.internals import TreeSpec, make_fx, schema_of, tree_flatten, tree_leaves, tree_unflatten
 from wsb_engine.model import Tensors
 
 
 class WrittenInPlaceError(Exception):
-    """The trace writes into a tensor in a way that evaluating a part of it beforehand would change."""
+    """The trace writes into a tensor such that evaluating a part of the trace in advance would change results."""
 
 
 Product = Callable[[Tensors], Tensors]
 
 
 class ShapeFollowsValuesError(Exception):
-    """The data has other shapes inside than what was traced."""
+    """Intermediate tensors have other shapes than in the trace."""
 
 
 def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data: Any) -> Callable[[Any], Product]:
-    """Traces v ↦ J v at ``point`` once, for data of one shape: returns data ↦ (v ↦ J v), exact.
+    """Trace v ↦ J v at ``point`` once, for data of one shape, and return data ↦ (v ↦ J v), exact.
 
     Args:
-        function: Function of a dictionary of tensors and of data, to a dictionary of tensors.
-        point: Where; it must not change afterwards.
-        data: A tree of tensors; other data must have its shapes.
+        function: Function from a dictionary of tensors and data to a dictionary of tensors.
+        point: Point of the derivative; it must not change afterwards.
+        data: Tree of tensors; other data must have the same shapes.
 
     Raises:
-        WrittenInPlaceError: where a tensor that depends on v, or that such a tensor reads, is written in place.
+        WrittenInPlaceError: if a tensor that depends on v, or that such a tensor reads, is written in place.
     """
     primals, spec = tree_flatten(dict(point))
     given, data_spec = tree_flatten(data)
@@ -64,14 +62,10 @@ def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data:
     multiply_by_slopes(traced.graph, len(primals))
     if not any(_written(node) for node in traced.graph.nodes):
         traced = without_repetitions(traced)
-    # What has shapes that follow values stays, so that data of other shapes is noticed.
+    # Operators whose shapes follow values stay, so that other shapes are noticed.
     traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _follows_values(node))
     partially = PartialEvaluation(traced, len(primals))
-    rest: Callable[..., Sequence[Tensor]] = partially.rest
-    # Elsewhere than on a CPU, graphs of torch's may be compiled at their first use, which takes longer than it gains.
-    if all(primal.device.type == "cpu" for primal in primals):
-        with suppress(NotScriptableError):
-            rest = scripted(partially.rest)
+    rest = called_directly(partially.rest)
 
     def at(data: Any) -> Product:
         constants = partially.constants(tree_leaves(data))
@@ -92,7 +86,7 @@ def _call(function: Callable[[Tensors, Any], Tensors], data: Any, point: Tensors
 
 
 def lay_out_pools(graph: fx.Graph) -> None:
-    """Gives a pool's gradient the layout of its input: ten times faster on a CPU than one of each (torch 2.13)."""
+    """Give a pool's gradient the layout of its input: ten times faster on a CPU than mixed layouts (torch 2.13)."""
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.avg_pool2d_backward.default):
         gradient, pooled = node.args[:2]
         if _memory_format(pooled) == torch.channels_last != _memory_format(gradient):
@@ -109,10 +103,10 @@ def _memory_format(node: fx.Node) -> torch.memory_format | None:
 
 
 class PartialEvaluation:
-    """A traced function of its first ``free`` arguments, once what depends on others alone has been evaluated.
+    """A traced function of its first ``free`` arguments, with everything that depends only on the others evaluated.
 
     Raises:
-        WrittenInPlaceError: as ``linearize`` does.
+        WrittenInPlaceError: as for ``linearize``.
     """
 
     def __init__(self, module: fx.GraphModule, free: int) -> None:
@@ -128,13 +122,13 @@ class PartialEvaluation:
                 if _written(node):
                     raise WrittenInPlaceError(str(node.target))
         self.rest = self._rest()
-        """The function of the first arguments and of the constants."""
+        """Function of the first arguments and the constants."""
 
     def constants(self, given: Sequence[Tensor]) -> list[Any]:
-        """Values of what the rest reads.
+        """Evaluate what the rest reads.
 
         Args:
-            given: The arguments that are not free.
+            given: Arguments that are not free.
         """
         env = self._interpreter.env = dict(zip(self._given, given, strict=True))
         with torch.no_grad():
@@ -152,7 +146,7 @@ class PartialEvaluation:
         return [env[node] for node in self._constants]
 
     def _refuse_readers(self, target: fx.Node, writer: fx.Node) -> None:
-        """A write is harmless unless the rest reads the same memory as it was before it."""
+        """Raise WrittenInPlaceError if the rest reads the same memory as it was before the write."""
         env = self._interpreter.env
         storage = env[target].untyped_storage().data_ptr()
         for node, value in env.items():
@@ -186,15 +180,15 @@ class PartialEvaluation:
 
 
 def _follows_values(node: fx.Node) -> bool:
-    """Whether a result's shape may depend on values, and has gone into the trace as a number."""
+    """Whether a result's shape may depend on values and is a constant in the trace."""
     if node.target is operator.getitem:
         return _follows_values(node.all_input_nodes[0])
     return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 
 def _written(node: fx.Node) -> list[fx.Node]:
-    """Arguments that the operator writes into."""
-    schema = getattr(node.target, "_schema", None)
+    """Return the arguments that the operator writes into."""
+    schema = schema_of(node.target)
     if node.op != "call_function" or schema is None or not schema.is_mutable:
         return []
     values = [*node.args, *(node.kwargs.get(argument.name) for argument in schema.arguments[len(node.args) :])]

@@ -1,7 +1,7 @@
 """A traced function of tensors with the same values and fewer passes over memory, without a compiler.
 
-What is made twice is made once, copies and sums that change nothing are left out, and a product that is added to a
-tensor is accumulated in it where nobody else reads that.
+Repeated expressions are computed once, copies and sums that change nothing are dropped, and a product that is added to
+a tensor is accumulated in that tensor if nothing else reads it.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+from wsb_engine.internals import EFFICIENT_ZERO, TO_COPY, UNSAFE_VIEW, CSEPass
 
 aten = torch.ops.aten
 
 Node: TypeAlias = Any
-"""fx.Node, whose arguments have no narrower type than that of all that may be one."""
+"""fx.Node, as Any because its arguments have no narrower type."""
 
-_COPIES = {aten._to_copy.default, aten.alias.default, aten.clone.default, aten.detach.default, aten.expand.default}
-"""Of their first argument, in another form or in the same."""
-_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, aten._efficientzerotensor.default}
+_COPIES = {TO_COPY, aten.alias.default, aten.clone.default, aten.detach.default, aten.expand.default}
+"""Copies of their first argument, possibly in another form."""
+_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default, EFFICIENT_ZERO}
 _LINEAR = _COPIES | {
-    aten._unsafe_view.default, aten.neg.default, aten.permute.default, aten.t.default, aten.transpose.int,
+    UNSAFE_VIEW, aten.neg.default, aten.permute.default, aten.t.default, aten.transpose.int,
     aten.unsqueeze.default, aten.view.default,
 }  # fmt: skip
-"""In their first argument; the others are no tensors."""
+"""Linear in their first argument; the others are not tensors."""
 _VIEWS = {
-    aten._unsafe_view.default, aten.permute.default, aten.squeeze.dim, aten.t.default, aten.transpose.int,
+    UNSAFE_VIEW, aten.permute.default, aten.squeeze.dim, aten.t.default, aten.transpose.int,
     aten.unsqueeze.default, aten.view.default,
 }  # fmt: skip
-"""Of the memory of their first argument."""
+"""Views of their first argument's memory."""
 _BILINEAR = {aten.bmm.default, aten.convolution.default, aten.mm.default, aten.mul.Tensor}
-"""In their first two arguments, and 0 with either where the third, a bias, is None."""
+"""Bilinear in their first two arguments if the third, a bias, is None."""
 _IN_PLACE: dict[Any, Any] = {
     aten.add.Tensor: aten.add_.Tensor,
     aten.mul.Scalar: aten.mul_.Scalar,
@@ -46,7 +47,7 @@ _ACCUMULATED: dict[Any, Any] = {
     aten.mm.default: aten.addmm.out,
     aten.mul.Tensor: aten.addcmul.out,
 }
-"""Products x·y, with what makes z + x·y in z."""
+"""Products x·y, with the operators that compute z + x·y in place of z."""
 _SLOPES = {
     aten.elu_backward.default, aten.gelu_backward.default, aten.hardswish_backward.default,
     aten.leaky_relu_backward.default, aten.mish_backward.default, aten.sigmoid_backward.default,
@@ -54,7 +55,8 @@ _SLOPES = {
 }  # fmt: skip
 """Operators that multiply their first argument by a function's slope at their only other tensor.
 
-Not those that leave it out where the slope is 0: it may be infinite there, as that of a root behind a dead unit is.
+Operators that skip the multiplication where the slope is 0 are not among them: the first argument may be infinite
+there, like the derivative of a root behind a dead unit.
 """
 _FRESH = {
     *_ACCUMULATED, *_ACCUMULATED.values(), *_IN_PLACE, *_IN_PLACE.values(), aten.addmm.default,
@@ -62,14 +64,14 @@ _FRESH = {
     aten.div.Tensor, aten.gelu_backward.default, aten.mean.dim, aten.stack.default, aten.sum.dim_IntList,
     aten.tanh_backward.default, aten.threshold_backward.default,
 }  # fmt: skip
-"""Operators whose result is in memory of its own, or in that of an argument with no other reader."""
+"""Operators whose result is in new memory, or in that of an argument with no other reader."""
 
 
 def multiply_by_slopes(graph: fx.Graph, free: int) -> None:
-    """Has slopes of activations depend on no direction, so that a product multiplies by what was evaluated once.
+    """Make slopes of activations independent of the direction, so that they are evaluated once.
 
     Args:
-        graph: Graph of a function of its first ``free`` arguments and of others.
+        graph: Graph of a function of ``free`` arguments and others.
         free: Number of free arguments.
     """
     varying: set[Node] = set(graph.find_nodes(op="placeholder")[:free])
@@ -90,10 +92,10 @@ def multiply_by_slopes(graph: fx.Graph, free: int) -> None:
 
 
 def zeros(nodes: Iterable[Node]) -> set[Node]:
-    """Those of a graph's nodes that are 0 whatever its inputs are, as long as these are finite.
+    """Return the nodes of a graph that are 0 for all finite inputs.
 
     Args:
-        nodes: All of them in order, none of which writes in place.
+        nodes: All nodes in order; none may write in place.
     """
     found: set[Node] = set()
     for node in nodes:
@@ -109,7 +111,7 @@ def zeros(nodes: Iterable[Node]) -> set[Node]:
 
 
 def _is_zero_gradient(node: Node, index: int, zero: set[Node]) -> bool:
-    """Whether one of a convolution's gradients, of its inputs or its kernel, has a factor that is 0."""
+    """Whether a convolution's gradient, for its inputs or its kernel, has a factor that is 0."""
     if node.target != aten.convolution_backward.default or index > 1:
         return False
     gradient, inputs, kernel = node.args[:3]
@@ -117,11 +119,11 @@ def _is_zero_gradient(node: Node, index: int, zero: set[Node]) -> bool:
 
 
 def simplify(module: fx.GraphModule, zero: Iterable[Node] = ()) -> fx.GraphModule:
-    """The same function with less to do; what it is given is never written to.
+    """Return the same function with less work; it never writes to its arguments.
 
     Args:
         module: A trace of ``make_fx`` without writes in place; changed.
-        zero: Those of its inputs that are 0 each time.
+        zero: Inputs that are always 0.
     """
     module = without_repetitions(module, set(zero))
     module.graph.eliminate_dead_code()
@@ -139,7 +141,7 @@ def simplify(module: fx.GraphModule, zero: Iterable[Node] = ()) -> fx.GraphModul
 
 
 def without_repetitions(module: fx.GraphModule, zero: Collection[Node] = ()) -> fx.GraphModule:
-    """The same function, with everything made once, and nothing that gives an argument as it is; arguments as above."""
+    """Return the same function without repeated expressions and identities; arguments as for ``simplify``."""
     for node in module.graph.nodes:
         for source in _same_values(node, zero):
             if _form(source) == _form(node) is not None:
@@ -163,7 +165,7 @@ def _same_values(node: Node, zero: Collection[Node]) -> Iterator[Node]:
 
 
 def _form(node: Node) -> tuple[Any, ...] | None:
-    """What two tensors must share to take each other's place."""
+    """Return the properties that two tensors must share to be interchangeable."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return (value.shape, value.dtype, value.device, value.stride()) if isinstance(value, Tensor) else None
 
@@ -174,14 +176,14 @@ def _type(node: Node) -> tuple[Any, ...] | None:
 
 
 def _is_spent(node: Node, reader: Node) -> bool:
-    """Whether nobody else reads what the node gives, or has it in memory of theirs."""
+    """Whether ``reader`` alone reads the node's result, and nothing else shares its memory."""
     if not isinstance(node, fx.Node) or list(node.users) != [reader]:
         return False
     return node.target in _FRESH or (node.target in _VIEWS and _is_spent(node.args[0], node))
 
 
 def _stack(node: Node) -> None:
-    """A sum of tensors that are 0 but for one slice each, as the slices side by side."""
+    """Replace a sum of tensors that are 0 except for one slice each by a stack of the slices."""
     terms = list(_terms(node))
     if any(term.target != aten.select_backward.default for term in terms):
         return
@@ -192,7 +194,7 @@ def _stack(node: Node) -> None:
 
 
 def _stack_as_copied(node: Node) -> None:
-    """A copy of a stack that only moves the stacked dimension, as a stack in that place."""
+    """Replace a copy of a stack that only moves the stacked dimension by a stack in that place."""
     source = node.args[0]
     while source.target in _VIEWS:
         source = source.args[0]
@@ -208,7 +210,7 @@ def _stack_as_copied(node: Node) -> None:
 
 
 def _terms(node: Node) -> Iterator[Node]:
-    """What a sum adds up."""
+    """Yield the terms of a sum."""
     for part in node.args:
         if isinstance(part, fx.Node) and part.target == aten.add.Tensor and not part.kwargs:
             yield from _terms(part)
@@ -217,7 +219,7 @@ def _terms(node: Node) -> Iterator[Node]:
 
 
 def _accumulate(node: Node) -> bool:
-    """Adds a product to a tensor while it is made; whether the node was such a sum."""
+    """Accumulate a product in the tensor it is added to; return whether the node was such a sum."""
     if node.target != aten.add.Tensor:
         return False
     first, second = node.args
@@ -231,14 +233,14 @@ def _accumulate(node: Node) -> bool:
             _replace(node, _ACCUMULATED[product.target], (total, *product.args), {"out": total})
             return True
         if product.target == aten.mm.default:
-            # Also to each row, of a bias.
+            # Also adds a bias to each row.
             _replace(node, aten.addmm.default, (total, *product.args), {})
             return True
     return False
 
 
 def _write_over(node: Node) -> None:
-    """Writes the result over an argument that is read for the last time."""
+    """Write the result over an argument that is read for the last time."""
     first, second = node.args
     for source, other in [(first, second), (second, first)][: 2 if node.target in _SYMMETRIC else 1]:
         if _is_spent(source, node) and _form(source) == _form(node) is not None:

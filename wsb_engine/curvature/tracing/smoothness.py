@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from wsb_engine.curvature.tracing.dispatch import OperatorWatch, running
 from wsb_engine.curvature.tracing.forms import ANY, Form, Operands, extremes, is_same, one_of, result_form
 from wsb_engine.curvature.tracing.operators import COMPARISONS, has_kink
+from wsb_engine.internals import memory_of, tree_leaves
 from wsb_engine.model import Tensors
 
 _FINITE = frozenset({"isfinite", "isinf", "isnan", "isneginf", "isposinf"})
@@ -84,14 +84,14 @@ class _Follower(OperatorWatch):
             self._mark(tensor, _Mark(frozenset(), ANY))
 
     def on_the_way_to(self, tensor: Tensor) -> tuple[str, ...]:
-        mark = self._marks.get(_memory(tensor))
+        mark = self._marks.get(memory_of(tensor))
         names = self._read if mark is None else self._read | mark.names
         return tuple(name for name in self._order if name in names)
 
     def ran(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         name = operator.__name__.strip("_")
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        marks = {tensor: self._marks[_memory(tensor)] for tensor in given if _memory(tensor) in self._marks}
+        marks = {tensor: self._marks[memory_of(tensor)] for tensor in given if memory_of(tensor) in self._marks}
         operands = Operands(name, args, self._form)
         if not marks or name in _FRESH or name.startswith("new_") or _asks_for_finiteness(operands):
             return
@@ -108,7 +108,7 @@ class _Follower(OperatorWatch):
             return  # the same almost everywhere
         writes = operator.__name__.endswith("_") or "out" in kwargs
         for index, tensor in enumerate(results):
-            before = self._marks.get(_memory(tensor))
+            before = self._marks.get(memory_of(tensor))
             if before is None or writes:  # any other result in marked memory is a view
                 known = index == 0 and tensor.is_floating_point() and kwargs.get("alpha", 1) >= 0
                 made = _Mark(names, result_form(operands, tensor) if known else ANY)
@@ -120,21 +120,16 @@ class _Follower(OperatorWatch):
         return bool(named.difference(*others))
 
     def _names(self, value: Any) -> frozenset[str]:
-        mark = self._marks.get(_memory(value)) if isinstance(value, Tensor) else None
+        mark = self._marks.get(memory_of(value)) if isinstance(value, Tensor) else None
         return frozenset() if mark is None else mark.names
 
     def _mark(self, tensor: Tensor, mark: _Mark) -> None:
         self._kept.append(tensor)
-        self._marks[_memory(tensor)] = mark
+        self._marks[memory_of(tensor)] = mark
 
     def _form(self, tensor: Tensor) -> Form | None:
-        mark = self._marks.get(_memory(tensor))
+        mark = self._marks.get(memory_of(tensor))
         return None if mark is None else mark.form
-
-
-def _memory(tensor: Tensor) -> int:
-    """Identity of the memory that a tensor shares with its views."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _fills_memory(tensor: Tensor) -> bool:

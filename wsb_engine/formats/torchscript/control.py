@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
@@ -21,6 +20,7 @@ from wsb_engine.formats.torchscript.graph import Block, Operation
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Submodule
 from wsb_engine.formats.torchscript.values import Value
+from wsb_engine.internals import ScriptModule
 
 _LEFT_OPEN = frozenset({"unsupported_operator", "data_dependent_control_flow"})
 """What is wrong within a branch that may not be taken."""
@@ -54,7 +54,7 @@ def _attribute(walk: Walk, operation: Operation, inputs: tuple[Any, ...]) -> tup
         return (False,)
     path = f"{owner.path}.{operation.attribute}".lstrip(".")
     value = owner.module.getattr(operation.attribute)
-    if isinstance(value, torch._C.ScriptModule):
+    if isinstance(value, ScriptModule):
         return (Submodule(path, value),)
     positions = iter(range(LIMITS.initialisers))
     return (

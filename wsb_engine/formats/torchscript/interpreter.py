@@ -24,6 +24,7 @@ from wsb_engine.formats.torchscript.graph import Block, Operation
 from wsb_engine.formats.torchscript.loading import Script, require_dense
 from wsb_engine.formats.torchscript.operators import TABLE, Operator
 from wsb_engine.formats.torchscript.values import Call, Value
+from wsb_engine.internals import schema_of
 
 _ITEMS = 10_000_000
 """Looked at in one walk."""
@@ -302,4 +303,4 @@ def _is_view(name: str, overload: str) -> bool:
     """Return whether torch's schema says that the result shares memory with the first argument."""
     packet = getattr(torch.ops.aten, name, None)
     function = getattr(packet, overload or "default", None)
-    return function is not None and "(a" in str(function._schema).partition("->")[2]
+    return function is not None and "(a" in str(schema_of(function)).partition("->")[2]

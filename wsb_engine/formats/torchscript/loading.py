@@ -1,7 +1,7 @@
 """A checked archive → parameters, attributes and graph, by torch's own loader, nothing executed.
 
-``torch._C.import_ir_module_from_buffer`` is what ``torch.jit.load`` calls. It is called here directly because it lets
-the functions be counted before they are inlined: inlining is exponential in the worst case.
+What ``torch.jit.load`` calls is called here directly because it lets the functions be counted before they are inlined:
+inlining is exponential in the worst case.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.graph import Block, read_graph
+from wsb_engine.internals import CompilationUnit, ModuleDict, ParameterDict, forward_method, has_hooks, import_ir_module
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MODULES = 100_000
@@ -65,15 +66,14 @@ def load(archive: bytes) -> Script:
     Raises:
         ModelError: ``model_invalid`` if torch can't read it, ``model_too_complex``, ``unsupported_operator``.
     """
-    unit = torch._C.CompilationUnit()
-    import_module: Any = torch._C.import_ir_module_from_buffer  # torch's type stub has another signature
+    unit = CompilationUnit()
     try:
-        module = import_module(unit, archive, torch.device("cpu"), {}, False)
-        if not module._has_method("forward"):
+        module = import_ir_module(unit, archive)
+        forward = forward_method(module)
+        if forward is None:
             raise problems.invalid("the module has no method forward")
-        if module._get_forward_hooks() or module._get_forward_pre_hooks():
+        if has_hooks(module):
             raise problems.unsupported("forward hook", "", "is not supported")
-        forward = module._get_method("forward")
         _check_expansion(unit, f"{module.qualified_name}.forward")
         block = read_graph(forward.inlined_graph)
         arguments = tuple(
@@ -150,8 +150,8 @@ def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
         count += 1
         if count > _MODULES:
             raise problems.too_complex("submodules", count, _MODULES)
-        own: Any = torch._C.ParameterDict(current)
-        inner: Any = torch._C.ModuleDict(current)
+        own: Any = ParameterDict(current)
+        inner: Any = ModuleDict(current)
         for name, value in own.items():
             if isinstance(value, Tensor):
                 yield path + name, value

@@ -25,6 +25,7 @@ from wsb_engine.formats.torchscript.attention import (
     scaled_dot_product_attention,
 )
 from wsb_engine.formats.torchscript.values import Call
+from wsb_engine.internals import schema_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def native(call: Call, *arguments: Any) -> Any:
 def _own(call: Call, name: str, overload: str, arguments: tuple[Any, ...]) -> Any:
     function = getattr(getattr(torch.ops.aten, name), overload or "default")
     positional, keywords = [], {}
-    for parameter, given in zip(function._schema.arguments, arguments, strict=False):
+    for parameter, given in zip(schema_of(function).arguments, arguments, strict=False):
         if parameter.name in _OPTIONS:
             continue
         value = given
@@ -72,7 +73,7 @@ def _own(call: Call, name: str, overload: str, arguments: tuple[Any, ...]) -> An
             keywords[parameter.name] = value
         else:
             positional.append(value)
-    if any(parameter.name == "device" for parameter in function._schema.arguments) and name in FACTORIES:
+    if any(parameter.name == "device" for parameter in schema_of(function).arguments) and name in FACTORIES:
         keywords["device"] = call.device
     return function(*positional, **keywords)
 
