@@ -17,9 +17,9 @@ from contextlib import suppress
 from typing import Any
 
 from service.sandbox.child import check, unconfined_frame
+from service.sandbox.diagnosis import Evidence, Exit, diagnose
 from service.sandbox.job import LOG_NAME, Job, JobError, Outcome
 from service.sandbox.protocol import FrameDecoder, Progress, ProtocolError, write_whole
-from service.sandbox.diagnosis import Evidence, Exit, diagnose
 
 _CHUNK_BYTES = 1 << 20
 _LOG_TAIL_BYTES = 16 << 10
