@@ -24,6 +24,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.addmm.out: torch.addmm,
     aten.baddbmm.out: torch.baddbmm,
     aten.bmm.default: torch.bmm,
+    aten.clone.default: torch.clone,
     aten.div.Scalar: torch.div,
     aten.div.Tensor: torch.div,
     aten.gather.default: torch.gather,

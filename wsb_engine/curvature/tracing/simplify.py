@@ -33,6 +33,7 @@ _VIEWS = {
     aten.unsqueeze.default, aten.view.default,
 }  # fmt: skip
 """Views of their first argument's memory."""
+_RESHAPES = {UNSAFE_VIEW, aten.view.default}
 _BILINEAR = {aten.bmm.default, aten.convolution.default, aten.mm.default, aten.mul.Tensor}
 """Bilinear in their first two arguments if the third, a bias, is None."""
 _IN_PLACE: dict[Any, Any] = {
@@ -125,6 +126,11 @@ def simplify(module: fx.GraphModule, zero: Iterable[Node] = ()) -> fx.GraphModul
         module: A trace of ``make_fx`` without writes in place; changed.
         zero: Inputs that are always 0.
     """
+    for node in module.graph.nodes:
+        if node.target in _RESHAPES:
+            _skip_reshapes(node)
+        elif node.target == aten.copy.default:
+            _copy_once(node)
     module = without_repetitions(module, set(zero))
     module.graph.eliminate_dead_code()
     for node in module.graph.find_nodes(op="call_function", target=aten.add.Tensor):
@@ -162,6 +168,9 @@ def _same_values(node: Node, zero: Collection[Node]) -> Iterator[Node]:
             yield first
         if first in zero:
             yield second
+    while node.target in _VIEWS:
+        node = node.args[0]
+        yield node
 
 
 def _form(node: Node) -> tuple[Any, ...] | None:
@@ -180,6 +189,31 @@ def _is_spent(node: Node, reader: Node) -> bool:
     if not isinstance(node, fx.Node) or list(node.users) != [reader]:
         return False
     return node.target in _FRESH or (node.target in _VIEWS and _is_spent(node.args[0], node))
+
+
+def _skip_reshapes(node: Node) -> None:
+    """Take a view of a view of contiguous memory from that memory."""
+    source, size = node.args
+    while source.target in _RESHAPES and _is_contiguous(source.args[0]):
+        source = source.args[0]
+    node.args = (source, size)
+
+
+def _copy_once(node: Node) -> None:
+    """Replace a copy over new memory, which is filled first, by a copy."""
+    source = node.args[1]
+    if not node.kwargs and _is_contiguous(node) and _type(source) == _type(node) and _shape(source) == _shape(node):
+        _replace(node, aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
+
+
+def _shape(node: Node) -> torch.Size | None:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _is_contiguous(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_contiguous()
 
 
 def _stack(node: Node) -> None:

@@ -14,6 +14,7 @@ A, B, V = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for sh
 ARGUMENTS = {
     "add_.Tensor": (A, B), "add.Tensor": (A, V), "addcmul.out": (A, B, V), "addmm.default": (V, A, B),
     "addmm.out": (A, A, B), "baddbmm.out": (A[None], A[None], B[None]), "bmm.default": (A[None], B[None]),
+    "clone.default": (A.T,),
     "div.Scalar": (A, 3), "div.Tensor": (A, V), "expand.default": (V, [2, 3]),
     "gather.default": (A, 1, torch.tensor([[2], [0], [1]])), "mean.dim": (A, [0], True), "mm.default": (A, B),
     "mul_.Scalar": (A, 0.1), "mul_.Tensor": (A, B), "mul.Scalar": (A, 0.1), "mul.Tensor": (A, V),

@@ -223,3 +223,34 @@ def test_gradients_of_a_convolution_are_zero_if_a_factor_is() -> None:
 
     shapes = several((2, 4, 3, 3), (2, 3, 5, 5), (4, 3, 3, 3))
     assert zero_outputs(function, shapes) == [True, True, False, False, True, False, True, False, False]
+
+
+def test_views_that_give_back_what_they_come_from_are_left_out() -> None:
+    shapes = several((3, 4), (5, 3))
+    assert simplified(lambda x, y: y @ x.t().t().view(2, 6).view(3, 4).transpose(0, 1).transpose(1, 0), shapes) == {
+        "aten.mm.default": 1
+    }
+
+
+def test_a_view_of_a_view_is_taken_from_the_memory() -> None:
+    left = simplified(lambda x: (x.view(2, 6).view(4, 3) + 1).sum(0), several((3, 4)))
+    assert left == {"aten.view.default": 1, "aten.add.Tensor": 1, "aten.sum.dim_IntList": 1}
+
+
+def test_views_in_another_order_stay() -> None:
+    left = simplified(lambda x: x.t().reshape(3, 4).t().exp(), several((3, 4)))
+    assert left["aten.t.default"] == 2
+
+
+def test_memory_that_is_copied_over_is_not_filled() -> None:
+    def function(x: Tensor) -> Tensor:
+        return aten.copy.default(torch.zeros(4, 3, dtype=x.dtype), x.t()).exp()
+
+    assert simplified(function, several((3, 4))) == {
+        "aten.t.default": 1, "aten.clone.default": 1, "aten.exp.default": 1
+    }  # fmt: skip
+
+
+def test_a_copy_into_another_type_stays() -> None:
+    left = simplified(lambda x: aten.copy.default(torch.zeros(3, dtype=torch.float32), x).double(), several((3,)))
+    assert left["aten.copy.default"] == 1
