@@ -46,16 +46,7 @@ def _spliced(graph: Graph, position: int) -> Graph:
     if not isinstance(branch, Graph) or len(branch.outputs) < len(node.outputs):
         raise problems.invalid(f"{node.label} lacks a branch, or an output of it", **node.details)
     results = [
-        Node(
-            operator="Identity",
-            domain="",
-            version=node.version,
-            name=node.name,
-            index=node.index,
-            inputs=(source,),
-            outputs=(target,),
-            attributes={},
-        )
+        replace(node, operator="Identity", inputs=(source,), outputs=(target,), attributes={})
         for source, target in zip(branch.outputs, node.outputs, strict=False)
         if target
     ]

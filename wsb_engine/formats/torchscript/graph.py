@@ -75,13 +75,11 @@ class _Reader:
         self._count = 0
 
     def block(self, block: Any, depth: int) -> Block:
-        if depth > NESTING:
-            raise problems.too_complex("levels of nested blocks", depth, NESTING)
+        problems.limit("levels of nested blocks", depth, NESTING)
         operations = []
         for node in block.nodes():
             self._count += 1
-            if self._count > LIMITS.nodes:
-                raise problems.too_complex("operations", self._count, LIMITS.nodes)
+            problems.limit("operations", self._count, LIMITS.nodes)
             operations.append(self._operation(node, depth))
         return Block(inputs=_names(block.inputs()), operations=tuple(operations), outputs=_names(block.outputs()))
 

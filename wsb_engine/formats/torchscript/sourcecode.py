@@ -79,8 +79,7 @@ def check_source(name: str, source: str) -> list[Unit]:
             units[-1].references.update((reference, where) for reference in _references(tokens))
         if tokens[-1].text == ":":
             blocks.append((indent, kind))
-            if len(blocks) > NESTING:
-                raise problems.too_complex("levels of nested blocks", len(blocks), NESTING)
+            problems.limit("levels of nested blocks", len(blocks), NESTING)
     return units
 
 
@@ -120,8 +119,7 @@ def _lines(name: str, source: str) -> Iterator[tuple[int, int, list[_Token]]]:
             )
         if kind == "open":
             brackets.append(text)
-            if len(brackets) > NESTING:
-                raise problems.too_complex("brackets within brackets", len(brackets), NESTING)
+            problems.limit("brackets within brackets", len(brackets), NESTING)
         elif kind == "close" and (not brackets or brackets.pop() != _PAIRS[text]):
             raise problems.invalid(f"{name}, line {number}: brackets that do not match")
         tokens.append(_Token(kind, text))
