@@ -28,15 +28,11 @@ def resolve_branches(graph: Graph) -> Graph:
             branch.
     """
     for _ in range(LIMITS.subgraphs):
-        position = next((i for i, node in enumerate(graph.nodes) if _is_if(node)), None)
+        position = next((i for i, node in enumerate(graph.nodes) if (node.domain, node.operator) == ("", "If")), None)
         if position is None:
             return graph
         graph = _spliced(graph, position)
     raise problems.too_complex("If nodes", LIMITS.subgraphs + 1, LIMITS.subgraphs)
-
-
-def _is_if(node: Node) -> bool:
-    return node.domain == "" and node.operator == "If"
 
 
 def _spliced(graph: Graph, position: int) -> Graph:

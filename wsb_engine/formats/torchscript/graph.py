@@ -90,7 +90,8 @@ class _Reader:
             location = _location(node.sourceRange())
         return Operation(
             kind=kind,
-            overload=_overload(node.schema()) if kind.startswith("aten::") else "",
+            # aten::add.Tensor(Tensor self, …) -> Tensor
+            overload=node.schema().partition("(")[0].partition(".")[2] if kind.startswith("aten::") else "",
             inputs=_names(node.inputs()),
             outputs=_names(node.outputs()),
             blocks=tuple(self.block(each, depth + 1) for each in node.blocks()),
@@ -102,11 +103,6 @@ class _Reader:
 
 def _names(values: Any) -> tuple[str, ...]:
     return tuple(f"%{value.debugName()}" for value in values)
-
-
-def _overload(schema: str) -> str:
-    """``aten::add.Tensor(Tensor self, …) -> Tensor`` → ``Tensor``."""
-    return schema.partition("(")[0].partition(".")[2]
 
 
 def _location(source_range: str) -> str:
