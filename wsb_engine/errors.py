@@ -7,6 +7,7 @@ where, the advice what to do about it.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 
@@ -39,11 +40,7 @@ class EngineError(Exception):
         return f"{self.message} [{self.code}] {self.advice}".rstrip()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.code, self.advice, self.details))
-
-
-def _rebuild(cls: type[EngineError], message: str, code: str, advice: str, details: dict[str, Any]) -> EngineError:
-    return cls(message, code=code, advice=advice, **details)
+        return partial(type(self), self.message, code=self.code, advice=self.advice, **self.details), ()
 
 
 class ModelError(EngineError):

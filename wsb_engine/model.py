@@ -86,11 +86,11 @@ class LogitModel:
     """Names of parameters that are used more than once."""
     head: str
     """What was stripped from the output to reach z: "none", "softmax", "log_softmax", "sigmoid", …"""
-    classes: tuple[int | str, ...] | None
+    classes: tuple[int | str, ...] | None = None
     """Class labels that the file declares, in the order of the logits; None for 0..C−1."""
-    reference: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None
+    reference: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
     """Inputs by name → the same logits from an independent runtime, in the file's precision; None if there is none."""
-    reference_name: str | None
+    reference_name: str | None = None
     """Name of that runtime."""
 
 

@@ -1,4 +1,4 @@
-"""Bounds on eigenvalues from two traces (Wolkowicz & Styan 1980, Theorems 2.1 and 2.2).
+"""Bounds on eigenvalues from two traces (Wolkowicz & Styan 1980, Theorem 2.1).
 
 For a symmetric n × n matrix with trace t and squared Frobenius norm q, with m = t/n and s² = q/n − m²:
 
@@ -25,31 +25,15 @@ def wolkowicz_styan(t: float, q: float, n: int) -> ExtremeBounds:
     Raises:
         ValueError: if n < 1.
     """
-    m, s = _mean_and_deviation(t, q, n)
-    if n == 1:
-        return ExtremeBounds(t, t, t, t)
-    inner, outer = s / math.sqrt(n - 1), s * math.sqrt(n - 1)
-    return ExtremeBounds(m + inner, m + outer, m - outer, m - inner)
-
-
-def kth_eigenvalue(t: float, q: float, n: int, k: int) -> tuple[float, float]:
-    """Bound the k-th largest eigenvalue λ_k from below and above, 1 ≤ k ≤ n (Theorem 2.2).
-
-    Raises:
-        ValueError: if k is outside 1..n.
-    """
-    if not 1 <= k <= n:
-        raise ValueError(f"k must lie in 1..{n}, got {k}")
-    m, s = _mean_and_deviation(t, q, n)
-    return m - s * math.sqrt((k - 1) / (n - k + 1)), m + s * math.sqrt((n - k) / k)
-
-
-def _mean_and_deviation(t: float, q: float, n: int) -> tuple[float, float]:
     if n < 1:
         raise ValueError(f"the order of the matrix must be at least 1, got {n}")
+    if n == 1:
+        return ExtremeBounds(t, t, t, t)
     m = t / n
     # t² ≤ n q holds exactly; rounding may break it.
-    return m, math.sqrt(max(q / n - m * m, 0.0))
+    s = math.sqrt(max(q / n - m * m, 0.0))
+    inner, outer = s / math.sqrt(n - 1), s * math.sqrt(n - 1)
+    return ExtremeBounds(m + inner, m + outer, m - outer, m - inner)
 
 
 def wolkowicz_styan_within(t: Range, norm: Range, n: int) -> ExtremeBounds:

@@ -146,9 +146,6 @@ class _ModuleClassifier(Classifier):
             activations=_activations(self._module, graph),
             tied=self._tied,
             head=applied,
-            classes=None,
-            reference=None,
-            reference_name=None,
         )
 
     def _function(self, module: nn.Module, finish: Finish) -> Callable[[Tensors, Tensors], Tensor]:

@@ -28,15 +28,11 @@ def resolve_branches(graph: Graph) -> Graph:
             branch.
     """
     for _ in range(LIMITS.subgraphs):
-        position = next((i for i, node in enumerate(graph.nodes) if _is_if(node)), None)
+        position = next((i for i, node in enumerate(graph.nodes) if (node.domain, node.operator) == ("", "If")), None)
         if position is None:
             return graph
         graph = _spliced(graph, position)
     raise problems.too_complex("If nodes", LIMITS.subgraphs + 1, LIMITS.subgraphs)
-
-
-def _is_if(node: Node) -> bool:
-    return node.domain == "" and node.operator == "If"
 
 
 def _spliced(graph: Graph, position: int) -> Graph:
@@ -46,16 +42,7 @@ def _spliced(graph: Graph, position: int) -> Graph:
     if not isinstance(branch, Graph) or len(branch.outputs) < len(node.outputs):
         raise problems.invalid(f"{node.label} lacks a branch, or an output of it", **node.details)
     results = [
-        Node(
-            operator="Identity",
-            domain="",
-            version=node.version,
-            name=node.name,
-            index=node.index,
-            inputs=(source,),
-            outputs=(target,),
-            attributes={},
-        )
+        replace(node, operator="Identity", inputs=(source,), outputs=(target,), attributes={})
         for source, target in zip(branch.outputs, node.outputs, strict=False)
         if target
     ]

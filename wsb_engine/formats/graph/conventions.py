@@ -10,8 +10,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor
-
 from wsb_engine.formats.graph.graph import RESHAPING, Graph, Node
 
 NORM = "norm"
@@ -116,8 +114,4 @@ class _Orders:
     def _is_scale(self, name: str) -> bool:
         """True for a positive constant, and for numbers made of constants and shapes."""
         constant = self._constants.get(name)
-        return _is_positive(constant) if constant is not None else name not in self._from_inputs
-
-
-def _is_positive(constant: Tensor) -> bool:
-    return bool((constant > 0).all())
+        return bool((constant > 0).all()) if constant is not None else name not in self._from_inputs

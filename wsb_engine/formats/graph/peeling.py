@@ -21,8 +21,8 @@ def producer(graph: Graph, name: str) -> Node | None:
 def is_affine(graph: Graph, name: str) -> bool:
     """True if a value is the direct result of a layer: nothing squashes it, so it is logits."""
     node = producer(graph, name)
-    if _is(node, "Add"):
-        return any(_is(producer(graph, term), *_LINEAR) for term in _inputs(node))
+    if node is not None and _is(node, "Add"):
+        return any(_is(producer(graph, term), *_LINEAR) for term in node.inputs)
     return _is(node, *_LINEAR)
 
 
@@ -42,17 +42,10 @@ def peel(graph: Graph, output: str) -> Head | None:
     if node.operator in ("Softmax", "LogSoftmax"):
         _check_axis(node)
         return Head(tensor=node.inputs[0], name="softmax" if node.operator == "Softmax" else "log_softmax")
-    if node.operator == "Log":
-        return _logarithm(graph, node)
     if node.operator == "Sigmoid":
         return Head(tensor=node.inputs[0], name="sigmoid", single=True)
-    if node.operator == "Concat":
-        return _complement(graph, node)
-    if node.operator == "Div":
-        return _quotient(graph, node)
-    if node.operator == "Sub":
-        return _difference(graph, node)
-    return None
+    written_out = {"Log": _logarithm, "Concat": _complement, "Div": _quotient, "Sub": _difference}
+    return written_out[node.operator](graph, node) if node.operator in written_out else None
 
 
 def suspects(graph: Graph, output: str) -> tuple[str, ...]:
@@ -100,11 +93,10 @@ def _normalised(graph: Graph, node: Node) -> Head | None:
         return None
     if inner.operator == "Softmax":
         _check_axis(inner)
+    if inner.operator in ("Softmax", "Exp"):
         return Head(tensor=inner.inputs[0], name="softmax")
     if inner.operator == "Sigmoid":
         return Head(tensor=inner.inputs[0], finish="log_sigmoid", name="normalized_sigmoid")
-    if inner.operator == "Exp":
-        return Head(tensor=inner.inputs[0], name="softmax")
     if inner.operator == "Concat":
         return _complement(graph, inner)
     return None
@@ -170,7 +162,3 @@ def _check_axis(node: Node) -> None:
 
 def _is(node: Node | None, *kinds: str) -> bool:
     return node is not None and node.domain == "" and node.operator in kinds
-
-
-def _inputs(node: Node | None) -> tuple[str, ...]:
-    return node.inputs if node is not None else ()

@@ -346,8 +346,7 @@ def flattened(value: Any) -> Iterator[Any]:
         for item in pending[-1]:
             if isinstance(item, (list, tuple, dict)):
                 pending.append(iter(item.values() if isinstance(item, dict) else item))
-                if len(pending) > NESTING:
-                    raise problems.too_complex("levels of nested containers", len(pending), NESTING)
+                problems.limit("levels of nested containers", len(pending), NESTING)
                 break
             count += 1
             if count > ITEMS:

@@ -31,6 +31,12 @@ def too_complex(what: str, found: int, limit: int) -> ModelError:
     )
 
 
+def limit(what: str, found: int, most: int) -> None:
+    """Raise ``model_too_complex`` past a limit."""
+    if found > most:
+        raise too_complex(what, found, most)
+
+
 def too_large(where: str, elements: int, limit: int, **details: Any) -> ModelError:
     """Return the error for a tensor that would have too many elements; nothing has been allocated."""
     return ModelError(

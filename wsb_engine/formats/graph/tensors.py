@@ -73,8 +73,7 @@ def element_count(dims: tuple[int, ...], where: str, limit: int = LIMITS.tensor_
     Raises:
         ModelError: ``model_invalid`` for a negative size or an absurd rank, ``tensor_too_large`` past ``limit``.
     """
-    if len(dims) > LIMITS.rank:
-        raise problems.too_complex(f"dimensions in {where}", len(dims), LIMITS.rank)
+    problems.limit(f"dimensions in {where}", len(dims), LIMITS.rank)
     if any(size < 0 for size in dims):
         raise problems.invalid(f"{where} has a negative size in its shape {list(dims)}")
     count = math.prod(dims)

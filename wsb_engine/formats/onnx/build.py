@@ -12,9 +12,10 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.problems import limit
 from wsb_engine.formats.graph.tensors import dtype_of, element_count, to_torch
 from wsb_engine.formats.onnx.proto import canonical_domain, imported_opsets, opsets
-from wsb_engine.formats.onnx.scope import Scope, checked, limit, text
+from wsb_engine.formats.onnx.scope import Scope, checked, text
 from wsb_engine.formats.onnx.signature import check_signature
 from wsb_engine.model import Input
 
@@ -143,9 +144,7 @@ class _Builder:
         place = f"{where}, attribute {proto.name!r}"
         if kind == _AP.GRAPH:
             self.bodies += 1
-            inner = scope.inner(f"{self.bodies}/")
-            inner.index = index
-            return self.graph(proto.g, inner)
+            return self.graph(proto.g, scope.inner(f"{self.bodies}/", index))
         if kind == _AP.TENSOR:
             return to_torch(proto.t, place)
         if kind == _AP.TENSORS:

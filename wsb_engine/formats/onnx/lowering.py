@@ -7,7 +7,6 @@ are parameters like any other, and its scores are values that can be taken as lo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
     lowered.CopyFrom(model)
     if not any(entry.domain in ("", "ai.onnx") for entry in lowered.opset_import):
         lowered.opset_import.append(helper.make_opsetid("", _DEFAULT_OPSET))
-    names = _Names(lowered)
+    names = _Names(lowered.graph)
     del lowered.graph.node[:]
     for index, node in enumerate(model.graph.node):
         if _is_linear_classifier(node):
@@ -51,22 +50,17 @@ def _is_linear_classifier(node: NodeProto) -> bool:
     return bool(node.domain == ML and node.op_type == "LinearClassifier")
 
 
-@dataclass
 class _Names:
     """Makes names that the graph does not have yet."""
 
-    model: onnx.ModelProto
-    taken: set[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        graph = self.model.graph
-        self.taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
-        self.taken.update(name for node in graph.node for name in node.output)
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+        self._taken.update(name for node in graph.node for name in node.output)
 
     def new(self, wanted: str) -> str:
-        while wanted in self.taken:
+        while wanted in self._taken:
             wanted += "'"
-        self.taken.add(wanted)
+        self._taken.add(wanted)
         return wanted
 
 

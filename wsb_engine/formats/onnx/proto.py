@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
@@ -35,8 +35,7 @@ def parse(data: bytes) -> onnx.ModelProto:
         raise problems.invalid("the file is malformed, or nested too deeply, for an ONNX model") from error
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise problems.invalid("the file has no graph; it may be cut short")
-    _require_text(model)
-    _refuse_external_data(model)
+    _refuse_external_data(_tensors(model))
     return model
 
 
@@ -68,15 +67,20 @@ def canonical_domain(domain: str) -> str:
     return _DOMAIN_ALIASES.get(domain, domain)
 
 
-def _require_text(message: Message) -> None:
-    """protobuf hands out a string that is not UTF-8 as bytes, which nothing after this expects."""
-    pending = [message]
+def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Return every tensor of the file, wherever it hides, after checking that all names are text.
+
+    protobuf hands out a string that is not UTF-8 as bytes, which nothing after this expects.
+    """
+    tensors: list[onnx.TensorProto] = []
+    pending: list[Message] = [model]
     while pending:
         current = pending.pop()
+        texts: list[str | bytes] = []
         if isinstance(current, onnx.TensorProto):
-            texts: list[str | bytes] = [current.name]  # of the rest nothing is used as text, and much of it is large
+            tensors.append(current)
+            texts.append(current.name)  # of the rest nothing is used as text, and much of it is large
         else:
-            texts = []
             for field, value in current.ListFields():
                 if field.type == field.TYPE_STRING:
                     texts += [value] if isinstance(value, str | bytes) else value
@@ -84,10 +88,11 @@ def _require_text(message: Message) -> None:
                     pending += [value] if isinstance(value, Message) else value
         if not all(isinstance(text, str) for text in texts):
             raise problems.invalid("the file holds a name that is not UTF-8")
+    return tensors
 
 
-def _refuse_external_data(model: onnx.ModelProto) -> None:
-    for tensor in _tensors(model):
+def _refuse_external_data(tensors: Iterable[onnx.TensorProto]) -> None:
+    for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise ModelError(
                 f"tensor {tensor.name[: LIMITS.name_bytes]!r} keeps its data in another file",
@@ -95,29 +100,3 @@ def _refuse_external_data(model: onnx.ModelProto) -> None:
                 advice="Save the model as one file: onnx.save_model(model, path, save_as_external_data=False).",
                 tensor=tensor.name[: LIMITS.name_bytes],
             )
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of the file, wherever it hides: initialisers, attributes, subgraphs, functions, training graphs."""
-    graphs = [model.graph]
-    for training in model.training_info:
-        graphs += [training.initialization, training.algorithm]
-    attributes: list[onnx.AttributeProto] = []
-    for function in model.functions:
-        attributes += function.attribute_proto
-        attributes += [attribute for node in function.node for attribute in node.attribute]
-    while graphs or attributes:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-            attributes += [attribute for node in graph.node for attribute in node.attribute]
-            continue
-        attribute = attributes.pop()
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        if attribute.HasField("g"):
-            graphs.append(attribute.g)
-        graphs += attribute.graphs

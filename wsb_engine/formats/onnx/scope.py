@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import onnx
 import torch
@@ -12,16 +13,11 @@ from torch import Tensor
 from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.graph import Strings
 from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.problems import limit
 from wsb_engine.formats.graph.tensors import element_count, to_torch
 
 _AP = onnx.AttributeProto
 Attributes = Mapping[str, onnx.AttributeProto]
-
-
-def limit(what: str, found: int, most: int) -> None:
-    """Raise ``model_too_complex`` past a limit."""
-    if found > most:
-        raise problems.too_complex(what, found, most)
 
 
 def checked(name: str) -> str:
@@ -60,31 +56,17 @@ class Scope:
     constants: dict[str, Tensor] = field(default_factory=dict)
     strings: dict[str, Strings] = field(default_factory=dict)
 
-    def inner(self, prefix: str) -> Scope:
+    def inner(self, prefix: str, index: int) -> Scope:
         """Return the scope of a subgraph, which sees all that this one sees."""
-        limit("levels of nested graphs and functions", self.depth + 1, LIMITS.nesting)
-        return Scope(
-            prefix=prefix,
-            outer=self,
-            versions=self.versions,
-            taken=self.taken,
-            depth=self.depth + 1,
-            index=self.index,
-            attributes=self.attributes,
-        )
+        return self._nested(prefix, outer=self, index=index)
 
     def body(self, prefix: str, index: int, versions: Mapping[str, int], attributes: Attributes) -> Scope:
         """Return the scope of a function's body, which sees its inputs only."""
+        return self._nested(prefix, outer=None, index=index, versions=versions, attributes=attributes)
+
+    def _nested(self, prefix: str, **changes: Any) -> Scope:
         limit("levels of nested graphs and functions", self.depth + 1, LIMITS.nesting)
-        return Scope(
-            prefix=prefix,
-            outer=None,
-            versions=versions,
-            taken=self.taken,
-            depth=self.depth + 1,
-            index=index,
-            attributes=attributes,
-        )
+        return replace(self, prefix=prefix, depth=self.depth + 1, names={}, constants={}, strings={}, **changes)
 
     def find(self, name: str) -> str | None:
         """Return the unique name of a visible value."""

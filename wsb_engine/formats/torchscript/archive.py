@@ -68,8 +68,7 @@ def checked_archive(data: bytes) -> bytes:
 
 def _names(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
     """Members by their names below the archive's one folder."""
-    if len(entries) > ENTRIES:
-        raise problems.too_complex("members in its archive", len(entries), ENTRIES)
+    problems.limit("members in its archive", len(entries), ENTRIES)
     found: dict[str, zipfile.ZipInfo] = {}
     folders = set()
     for entry in entries:

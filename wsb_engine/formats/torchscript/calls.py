@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 
 from wsb_engine.formats.torchscript import problems
 
@@ -40,9 +41,15 @@ def check_depth(units: Iterable[Unit]) -> None:
             raise problems.invalid(f"the code defines {unit.name} twice")
         known[unit.name] = unit
     edges = {name: _resolved(unit, known) for name, unit in known.items()}
+    try:
+        order = list(TopologicalSorter(edges).static_order())
+    except CycleError as error:
+        first, second, *_ = error.args[1]
+        raise problems.invalid(f"{first} and {second} refer to each other in a circle") from error
     depths: dict[str, int] = {}
-    for name in known:
-        _measure(name, known, edges, depths)
+    for name in order:
+        depths[name] = known[name].functions + max((depths[target] for target in edges[name]), default=0)
+        problems.limit("functions in one chain of calls", depths[name], DEPTH)
 
 
 def _resolved(unit: Unit, known: Mapping[str, Unit]) -> list[str]:
@@ -56,22 +63,3 @@ def _resolved(unit: Unit, known: Mapping[str, Unit]) -> list[str]:
         if target != unit.name:
             found.add(target)
     return sorted(found)
-
-
-def _measure(start: str, known: Mapping[str, Unit], edges: Mapping[str, list[str]], depths: dict[str, int]) -> None:
-    """Measure the longest chain of functions from a unit, without recursion."""
-    path = [start]
-    on_path = {start}
-    while path:
-        name = path[-1]
-        pending = next((target for target in edges[name] if target not in depths), None)
-        if pending is None:
-            depths[name] = known[name].functions + max((depths[target] for target in edges[name]), default=0)
-            if depths[name] > DEPTH:
-                raise problems.too_complex("functions in one chain of calls", depths[name], DEPTH)
-            on_path.discard(path.pop())
-        elif pending in on_path:
-            raise problems.invalid(f"{pending} and {name} refer to each other in a circle")
-        else:
-            path.append(pending)
-            on_path.add(pending)

@@ -90,9 +90,6 @@ class TorchScriptClassifier(Classifier):
             activations=activation_names(mlp, _activations(steps, used)),
             tied=tied,
             head=chosen.name,
-            classes=None,
-            reference=None,
-            reference_name=None,
         )
 
     def _value(self, name: str) -> str:

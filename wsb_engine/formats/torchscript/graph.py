@@ -75,13 +75,11 @@ class _Reader:
         self._count = 0
 
     def block(self, block: Any, depth: int) -> Block:
-        if depth > NESTING:
-            raise problems.too_complex("levels of nested blocks", depth, NESTING)
+        problems.limit("levels of nested blocks", depth, NESTING)
         operations = []
         for node in block.nodes():
             self._count += 1
-            if self._count > LIMITS.nodes:
-                raise problems.too_complex("operations", self._count, LIMITS.nodes)
+            problems.limit("operations", self._count, LIMITS.nodes)
             operations.append(self._operation(node, depth))
         return Block(inputs=_names(block.inputs()), operations=tuple(operations), outputs=_names(block.outputs()))
 
@@ -92,7 +90,8 @@ class _Reader:
             location = _location(node.sourceRange())
         return Operation(
             kind=kind,
-            overload=_overload(node.schema()) if kind.startswith("aten::") else "",
+            # aten::add.Tensor(Tensor self, …) -> Tensor
+            overload=node.schema().partition("(")[0].partition(".")[2] if kind.startswith("aten::") else "",
             inputs=_names(node.inputs()),
             outputs=_names(node.outputs()),
             blocks=tuple(self.block(each, depth + 1) for each in node.blocks()),
@@ -104,11 +103,6 @@ class _Reader:
 
 def _names(values: Any) -> tuple[str, ...]:
     return tuple(f"%{value.debugName()}" for value in values)
-
-
-def _overload(schema: str) -> str:
-    """``aten::add.Tensor(Tensor self, …) -> Tensor`` → ``Tensor``."""
-    return schema.partition("(")[0].partition(".")[2]
 
 
 def _location(source_range: str) -> str:

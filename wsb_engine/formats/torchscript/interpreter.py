@@ -102,8 +102,7 @@ class Walk(Planner):
 
     def spend(self) -> None:
         self._operations += 1
-        if self._operations > LIMITS.nodes:
-            raise problems.too_complex("operations, once its loops are unrolled,", self._operations, LIMITS.nodes)
+        problems.limit("operations, once its loops are unrolled,", self._operations, LIMITS.nodes)
 
     def bind(self, names: tuple[str, ...], values: Iterable[Any]) -> None:
         for name, value in zip(names, values, strict=True):
@@ -117,8 +116,7 @@ class Walk(Planner):
     def _operation(self, operation: Operation) -> tuple[Any, ...]:
         inputs = tuple(self._contents(self._values[name]) for name in operation.inputs)
         self._items += _require_fresh(inputs, operation.kind, operation.location)
-        if self._items > _ITEMS:
-            raise problems.too_complex("items in the containers that its operations read", self._items, _ITEMS)
+        problems.limit("items in the containers that its operations read", self._items, _ITEMS)
         if operation.kind in self.control:
             return self.control[operation.kind](self, operation, inputs)
         if operation.kind in queries.TABLE:

@@ -101,8 +101,7 @@ def _check_expansion(unit: Any, name: str) -> None:
         if function not in counts:
             found = unit.find_function(function)
             counts[function] = 1 if found is None else sum(count_node(node) for node in _all_nodes(found.graph))
-        if counts[function] > LIMITS.nodes:
-            raise problems.too_complex("operations, once its calls are inlined,", counts[function], LIMITS.nodes)
+        problems.limit("operations, once its calls are inlined,", counts[function], LIMITS.nodes)
         return counts[function]
 
     def count_node(node: Any) -> int:
@@ -148,8 +147,7 @@ def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
     while pending:
         path, current = pending.pop()
         count += 1
-        if count > _MODULES:
-            raise problems.too_complex("submodules", count, _MODULES)
+        problems.limit("submodules", count, _MODULES)
         own: Any = ParameterDict(current)
         inner: Any = ModuleDict(current)
         for name, value in own.items():

@@ -117,9 +117,10 @@ def dropout(call: Call, x: Tensor, p: float, train: bool) -> Tensor:
     return x
 
 
-@_enter("detach")
-def detach(call: Call, x: Tensor) -> Tensor:
-    return x.detach()
+_enter("detach")(without_call(torch.detach))
+_enter("linear")(without_call(functional.linear))
+_enter("pad")(without_call(functional.pad))
+_enter("zero")(without_call(torch.zeros_like))
 
 
 @_enter("view", "view_as", "reshape", "reshape_as")
@@ -158,19 +159,9 @@ def fill(call: Call, x: Tensor, value: Any) -> Tensor:
     return value.to(x.dtype).expand(x.shape) if isinstance(value, Tensor) else torch.full_like(x, value)
 
 
-@_enter("zero")
-def zero(call: Call, x: Tensor) -> Tensor:
-    return torch.zeros_like(x)
-
-
 @_enter("copy")
 def copy(call: Call, x: Tensor, source: Tensor, *_: Any) -> Tensor:
     return source.to(x.dtype).expand(x.shape)
-
-
-@_enter("linear")
-def linear(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return functional.linear(x, weight, bias)
 
 
 @_enter("_convolution", "convolution")
@@ -241,11 +232,6 @@ _enter("prelu")(without_call(elementwise.prelu))
 def glu(call: Call, x: Tensor, dim: int = -1) -> Tensor:
     value, gate = x.chunk(2, dim)
     return value * torch.sigmoid(gate)
-
-
-@_enter("pad")
-def pad(call: Call, x: Tensor, amounts: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    return functional.pad(x, amounts, mode, value)
 
 
 @_enter("batch_norm")

@@ -127,8 +127,7 @@ class _Machine:
         return items[::-1]
 
     def _string(self, text: str) -> None:
-        if len(text) > STRING_BYTES:
-            raise problems.too_complex(f"characters in a string of {self.name}", len(text), STRING_BYTES)
+        problems.limit(f"characters in a string of {self.name}", len(text), STRING_BYTES)
         depth = deepest = 0
         for character in re.findall(r"[\[\]]", text):  # type names, which torch parses by recursion
             depth += 1 if character == "[" else -1
@@ -146,8 +145,7 @@ class _Machine:
         self.stack.append(_Item(value=name))
 
     def _check_depth(self, depth: int) -> None:
-        if depth > NESTING:
-            raise problems.too_complex(f"levels of nested values in {self.name}", depth, NESTING)
+        problems.limit(f"levels of nested values in {self.name}", depth, NESTING)
 
     def _hold(self, items: list[_Item]) -> int:
         for item in items:

@@ -13,7 +13,7 @@ SAVE_AGAIN = "Save the module again with torch.jit.save, and copy or upload the 
 
 invalid = partial(problems.invalid, advice=SAVE_AGAIN)
 """The error for a file that is not as torch.jit.save writes it."""
-evaluation_failed, too_complex = problems.evaluation_failed, problems.too_complex
+evaluation_failed, limit, too_complex = problems.evaluation_failed, problems.limit, problems.too_complex
 
 
 def label(operator: str, location: str) -> str:

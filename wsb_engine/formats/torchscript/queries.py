@@ -9,7 +9,7 @@ import torch
 
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.graph import Operation
-from wsb_engine.formats.torchscript.values import Value, number_of
+from wsb_engine.formats.torchscript.values import NUMBERS, Value
 
 _Query = Callable[..., Any]
 """(operation, working dtype, *arguments) → the answer, or NotImplemented if no argument is a tensor."""
@@ -49,21 +49,8 @@ def _number(kind: Callable[[Any], Any]) -> _Query:
     return query
 
 
-def _to_tensor(operation: Operation, working: torch.dtype, value: Any) -> Any:
-    return torch.tensor(value, dtype=working if isinstance(value, float) else None)
-
-
 def _size(shadow: Any, *dim: int) -> Any:
     return shadow.shape[dim[0]] if dim else list(shadow.shape)
-
-
-def _requires_grad(operation: Operation, working: torch.dtype, value: Any) -> bool:
-    """As while training, for all that depends on a parameter."""
-    return isinstance(value, Value) and value.trained
-
-
-def _device_type(operation: Operation, working: torch.dtype, device: Any) -> str:
-    return str(getattr(device, "type", "cpu"))
 
 
 TABLE: Mapping[str, _Query] = {
@@ -84,9 +71,11 @@ TABLE: Mapping[str, _Query] = {
     "aten::len": _about(lambda shadow: shadow.shape[0]),
     "aten::numel": _about(lambda shadow: shadow.numel()),
     "aten::size": _about(_size),
-    "prim::NumToTensor": _to_tensor,
+    "prim::NumToTensor": lambda _, working, value: torch.tensor(
+        value, dtype=working if isinstance(value, float) else None
+    ),
     "prim::device": _always(torch.device("cpu")),
-    "prim::dtype": _about(lambda shadow: number_of(shadow.dtype)),
+    "prim::dtype": _about(lambda shadow: NUMBERS[shadow.dtype]),
     "prim::is_cpu": _always(True),
     "prim::is_cuda": _always(False),
     "prim::is_mkldnn": _always(False),
@@ -94,8 +83,9 @@ TABLE: Mapping[str, _Query] = {
     "prim::is_quantized": _always(False),
     "prim::is_sparse": _always(False),
     "prim::layout": _always(0),
-    "prim::requires_grad": _requires_grad,
-    "prim::type": _device_type,
+    # As while training, for all that depends on a parameter.
+    "prim::requires_grad": lambda *arguments: isinstance(arguments[2], Value) and arguments[2].trained,
+    "prim::type": lambda _, working, device: str(getattr(device, "type", "cpu")),
 }
 
 OF_ANYTHING = frozenset(

@@ -63,10 +63,6 @@ def _division(a: float, b: float) -> float:
     return math.nan if b == 0 and a == 0 else math.copysign(math.inf, a) if b == 0 else a / b
 
 
-def _slice(items: Any, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
-    return items[slice(start, end, step)]
-
-
 def _format(template: str, *values: Any) -> str:
     """Only ever a message: what is filled in is kept short."""
     pieces = template.split("{}")
@@ -82,10 +78,6 @@ def _append(items: list[Any], item: Any) -> list[Any]:
     return items
 
 
-def _extend(items: list[Any], more: list[Any]) -> None:
-    items.extend(list(more))
-
-
 def _set_item(items: Any, key: Any, item: Any) -> Any:
     items[key] = item
     return items
@@ -93,22 +85,6 @@ def _set_item(items: Any, key: Any, item: Any) -> Any:
 
 def _same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, bool) and isinstance(b, bool) and a == b)
-
-
-def _range_length(low: int, high: int, step: int) -> int:
-    return len(range(low, high, step))
-
-
-def _negated_same(a: Any, b: Any) -> bool:
-    return not _same(a, b)
-
-
-def _largest(*values: Any) -> Any:
-    return max(values[0] if len(values) == 1 else values)
-
-
-def _smallest(*values: Any) -> Any:
-    return min(values[0] if len(values) == 1 else values)
 
 
 def _rounded(function: Callable[[float], int]) -> Callable[[float], Any]:
@@ -130,10 +106,10 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "__derive_index": lambda index, start, step: start + index * step,
     "__getitem__": operator.getitem,
     "__is__": _same,
-    "__isnot__": _negated_same,
+    "__isnot__": lambda a, b: not _same(a, b),
     "__not__": operator.not_,
     "__or__": operator.or_,
-    "__range_length": _range_length,
+    "__range_length": lambda low, high, step: len(range(low, high, step)),
     "__xor__": operator.xor,
     "_set_item": _set_item,
     "abs": abs,
@@ -149,7 +125,7 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "div": _division,
     "eq": operator.eq,
     "exp": math.exp,
-    "extend": _extend,
+    "extend": lambda items, more: items.extend(list(more)),
     "floor": _rounded(math.floor),
     "floordiv": operator.floordiv,
     "format": _format,
@@ -158,24 +134,24 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "gt": operator.gt,
     "insert": lambda items, index, item: items.insert(index, item),
     "items": lambda items: list(items.items()),
-    "keys": lambda items: list(items),
+    "keys": list,
     "le": operator.le,
     "len": len,
     "list": list,
     "log": math.log,
     "lt": operator.lt,
-    "max": _largest,
-    "min": _smallest,
+    "max": max,
+    "min": min,
     "mul": operator.mul,
     "ne": operator.ne,
     "neg": operator.neg,
     "pop": lambda items, *index: items.pop(*index),
-    "pow": lambda a, b: math.pow(a, b),
+    "pow": math.pow,
     "remainder": operator.mod,
     "reverse": lambda items: items.reverse(),
     "round": round,
     "sin": math.sin,
-    "slice": _slice,
+    "slice": lambda items, start=None, end=None, step=1: items[start:end:step],
     "sqrt": math.sqrt,
     "str": str,
     "sub": operator.sub,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.calls import Unit
@@ -79,8 +79,7 @@ def check_source(name: str, source: str) -> list[Unit]:
             units[-1].references.update((reference, where) for reference in _references(tokens))
         if tokens[-1].text == ":":
             blocks.append((indent, kind))
-            if len(blocks) > NESTING:
-                raise problems.too_complex("levels of nested blocks", len(blocks), NESTING)
+            problems.limit("levels of nested blocks", len(blocks), NESTING)
     return units
 
 
@@ -120,8 +119,7 @@ def _lines(name: str, source: str) -> Iterator[tuple[int, int, list[_Token]]]:
             )
         if kind == "open":
             brackets.append(text)
-            if len(brackets) > NESTING:
-                raise problems.too_complex("brackets within brackets", len(brackets), NESTING)
+            problems.limit("brackets within brackets", len(brackets), NESTING)
         elif kind == "close" and (not brackets or brackets.pop() != _PAIRS[text]):
             raise problems.invalid(f"{name}, line {number}: brackets that do not match")
         tokens.append(_Token(kind, text))
@@ -195,36 +193,21 @@ def _check_attribute(where: str, tokens: list[_Token]) -> None:
 
 
 def _check_defaults(where: str, tokens: list[_Token]) -> None:
-    arguments = _Arguments()
+    """Reject default values in the header of a function that are no literals."""
+    depth, name = 0, ""
+    default: list[_Token] | None = None  # tokens so far; None outside a default
     for token in tokens:
-        arguments.take(token)
-    for name, default in arguments.defaults:
-        _require_literal(where, f"the default of {name}", default)
-
-
-@dataclass
-class _Arguments:
-    """Collects the default values in the header of a function."""
-
-    depth: int = 0
-    name: str = ""
-    collecting: bool = False
-    defaults: list[tuple[str, list[_Token]]] = field(default_factory=list)
-
-    def take(self, token: _Token) -> None:
-        if token.kind == "close":
-            self.depth -= 1
-        if self.depth == 0 or (self.depth == 1 and token.text == ","):
-            self.collecting = False
-        if self.collecting:
-            self.defaults[-1][1].append(token)
+        depth -= token.kind == "close"
+        if default is not None and (depth == 0 or (depth == 1 and token.text == ",")):
+            _require_literal(where, f"the default of {name}", default)
+            default = None
+        elif default is not None:
+            default.append(token)
         elif token.text == "=":
-            self.collecting = True
-            self.defaults.append((self.name, []))
-        elif self.depth == 1 and token.kind == "name":
-            self.name = token.text
-        if token.kind == "open":
-            self.depth += 1
+            default = []
+        elif depth == 1 and token.kind == "name":
+            name = token.text
+        depth += token.kind == "open"
 
 
 def _require_literal(where: str, what: str, tokens: list[_Token]) -> None:

@@ -136,10 +136,8 @@ for _name, _operator in {
     _TABLE[_name] = _named(_operator, 2)
 _TABLE["where"] = _named("Where", 3)
 _TABLE["linear"] = _named("Gemm", 3, transB=1)
-for _name in ("conv1d", "conv2d", "conv3d", "_convolution_mode"):
-    _TABLE[_name] = _named("Conv", 3)
-for _name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
-    _TABLE[_name] = _named("ConvTranspose", 3)
+_enter("conv1d", "conv2d", "conv3d", "_convolution_mode")(_named("Conv", 3))
+_enter("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")(_named("ConvTranspose", 3))
 _TABLE["batch_norm"] = _named("BatchNormalization", 5)
 _TABLE["instance_norm"] = _named("InstanceNormalization", 3)
 

@@ -13,20 +13,10 @@ from wsb_engine.formats.graph import plan
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.graph import Operation
 
-DTYPES: Mapping[int, torch.dtype] = {
-    0: torch.uint8,
-    1: torch.int8,
-    2: torch.int16,
-    3: torch.int32,
-    4: torch.int64,
-    5: torch.float16,
-    6: torch.float32,
-    7: torch.float64,
-    11: torch.bool,
-    15: torch.bfloat16,
-}
+_REAL = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
+DTYPES: Mapping[int, torch.dtype] = {**dict(enumerate(_REAL)), 11: torch.bool, 15: torch.bfloat16}
 """Number of a dtype in TorchScript → dtype, for those that the reader computes with."""
-_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+NUMBERS: Mapping[torch.dtype, int] = {dtype: number for number, dtype in DTYPES.items()}
 
 
 @dataclass(eq=False)
@@ -83,11 +73,6 @@ class Call(plan.Call[Operation]):
             )
         found = DTYPES[number]
         return self.working if found.is_floating_point else found
-
-
-def number_of(dtype: torch.dtype) -> int:
-    """TorchScript's number of a dtype."""
-    return _NUMBERS[dtype]
 
 
 def filled(arguments: Sequence[Any], *defaults: Any) -> tuple[Any, ...]:

@@ -157,6 +157,4 @@ def mean(call: Call, *values: Tensor) -> Tensor:
     return functools.reduce(torch.add, values) / len(values)
 
 
-@operator("Where", elementwise=True)
-def where(call: Call, condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(condition, yes, no)
+operator("Where", elementwise=True)(without_call(torch.where))

@@ -84,8 +84,7 @@ def _layer(
     if direction not in _DIRECTIONS:
         raise call.wrong(f"direction {direction!r} is unknown")
     x = x.transpose(0, 1) if batch_first else x
-    if x.shape[0] > LIMITS.time_steps:
-        raise problems.too_complex(f"time steps in {call.node.label}", x.shape[0], LIMITS.time_steps)
+    problems.limit(f"time steps in {call.node.label}", x.shape[0], LIMITS.time_steps)
     backwards, hidden = _DIRECTIONS[direction], recurrent.shape[2]
     functions = _functions(call, default, len(backwards))
     outputs, finals = [], []

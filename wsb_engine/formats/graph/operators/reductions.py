@@ -10,6 +10,7 @@ from torch import Tensor
 from wsb_engine.formats.graph.kernels.norms import vector_norm
 from wsb_engine.formats.graph.operators.registry import Call, Kernel, Static, operator
 from wsb_engine.formats.graph.operators.shapes import axis_of
+from wsb_engine.formats.graph.plan import without_call
 
 _Reduction = Callable[[Tensor, list[int], bool], Tensor]
 
@@ -103,17 +104,9 @@ for _name, _function in _REDUCTIONS.items():
     operator(_name, static=(1,))(_reducer(_function))
 
 
-@operator("CumSum", static=(1,))
-def cumsum(call: Call, x: Tensor, axis: Static) -> Tensor:
-    return _running(call, x, axis, torch.cumsum, 0)
-
-
-@operator("CumProd", static=(1,))
-def cumprod(call: Call, x: Tensor, axis: Static) -> Tensor:
-    return _running(call, x, axis, torch.cumprod, 1)
-
-
-def _running(call: Call, x: Tensor, axis: Static, function: Callable[..., Tensor], start: int) -> Tensor:
+@operator("CumProd", "CumSum", static=(1,))
+def running(call: Call, x: Tensor, axis: Static) -> Tensor:
+    function, start = (torch.cumprod, 1) if call.node.operator == "CumProd" else (torch.cumsum, 0)
     dim = axis_of(call, int(axis.reshape(-1)[0]), x.ndim)
     backwards = bool(call.get("reverse", 0))
     x = x.flip(dim) if backwards else x
@@ -124,23 +117,13 @@ def _running(call: Call, x: Tensor, axis: Static, function: Callable[..., Tensor
     return made.flip(dim) if backwards else made
 
 
-@operator("ArgMax")
-def argmax(call: Call, x: Tensor) -> Tensor:
-    return _arg(call, x, torch.argmax)
-
-
-@operator("ArgMin")
-def argmin(call: Call, x: Tensor) -> Tensor:
-    return _arg(call, x, torch.argmin)
-
-
-def _arg(call: Call, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
+@operator("ArgMax", "ArgMin")
+def position(call: Call, x: Tensor) -> Tensor:
+    function = torch.argmax if call.node.operator == "ArgMax" else torch.argmin
     axis, keep = call.get("axis", 0), bool(call.get("keepdims", 1))
     if not call.get("select_last_index", 0):
         return function(x, dim=axis, keepdim=keep)
-    from_end = function(x.flip(axis), dim=axis, keepdim=keep)
-    made: Tensor = x.shape[axis] - 1 - from_end
-    return made
+    return x.shape[axis] - 1 - function(x.flip(axis), dim=axis, keepdim=keep)
 
 
 @operator("TopK", static=(1,))
@@ -152,7 +135,4 @@ def top_k(call: Call, x: Tensor, k: Static | None = None) -> tuple[Tensor, Tenso
     return values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
 
 
-@operator("Det")
-def det(call: Call, x: Tensor) -> Tensor:
-    made: Tensor = torch.linalg.det(x)
-    return made
+operator("Det")(without_call(torch.linalg.det))

@@ -57,8 +57,6 @@ class Call(plan.Call[Node]):
 class Operator:
     """An entry of the operator table."""
 
-    name: str
-    domain: str
     since: int
     kernel: Kernel
     static: frozenset[int]
@@ -94,15 +92,9 @@ def operator(
         traits.enter(*names, activation=activation, elementwise=elementwise)
 
     def enter(kernel: T) -> T:
+        # The type checker does not know that T is a kernel's.
+        entry = Operator(since=since, kernel=kernel, static=frozenset(static), concrete=concrete)  # type: ignore[arg-type]
         for name in names:
-            entry = Operator(
-                name=name,
-                domain=domain,
-                since=since,
-                kernel=kernel,  # type: ignore[arg-type]
-                static=frozenset(static),
-                concrete=concrete,
-            )
             versions = _TABLE.setdefault((domain, name), [])
             versions.append(entry)
             versions.sort(key=lambda each: each.since)

@@ -24,9 +24,7 @@ def working_dtype(call: Call, element_type: int) -> torch.dtype:
     return call.working if dtype.is_floating_point else dtype
 
 
-@operator("Identity", "Optional", elementwise=True)
-def identity(call: Call, x: Tensor) -> Tensor:
-    return x
+operator("Identity", "Optional", elementwise=True)(lambda call, x: x)
 
 
 @operator("Dropout", elementwise=True)
@@ -136,18 +134,15 @@ def slice_(
     strides = (1,) * len(first) if steps is None else tuple(steps.tolist())
     for start, end, axis, step in zip(first, last, chosen, strides, strict=True):
         dim = axis_of(call, axis, x.ndim)
-        taken = range(*slice(start, _open_end(end, x.shape[dim], step), step).indices(x.shape[dim]))
+        # A backwards slice that runs past the front has no end in Python.
+        stop = None if step < 0 and end < -x.shape[dim] else end
+        taken = range(*slice(start, stop, step).indices(x.shape[dim]))
         if taken.step > 0:
             index = (slice(None),) * dim + (slice(taken.start, max(taken.stop, taken.start), taken.step),)
             x = x[index]
         else:
             x = torch.index_select(x, dim, torch.arange(taken.start, taken.stop, taken.step, device=x.device))
     return x
-
-
-def _open_end(end: int, size: int, step: int) -> int | None:
-    """Return None if a backwards slice runs past the front, which is how Python writes that."""
-    return None if step < 0 and end < -size else end
 
 
 @operator("Split", static=(1,))
