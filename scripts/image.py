@@ -157,7 +157,7 @@ def seccomp_profile() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serving(container: Container, **environment: str) -> Iterator[httpx.Client]:
-    """The image's own command until it is ready to analyse; at the end it is told to stop and has to do so well."""
+    """Run the image's command until it is ready to analyse; stop it at the end, and check that it stops properly."""
     began = time.monotonic()
     with (container.data.parent / "container.log").open("a") as log:
         process = container.start(**environment)

@@ -84,7 +84,7 @@ async def sniff(upload: Upload) -> str:
 
 
 async def store(context: Context, tenant: str, upload: Upload) -> tuple[BlobRow, bool]:
-    """Check and keep an upload, in a transaction of its own; returns as ``register``.
+    """Check and keep an upload, in a separate transaction; returns as ``register``.
 
     Raises:
         EmptyBodyError, UnknownFormatError, TruncatedFileError: as ``sniff``.

@@ -53,7 +53,7 @@ _METHODS: dict[Any, str] = {
     aten.view.default: "view",
     UNSAFE_VIEW: "view",
 }
-"""Of the first argument."""
+"""Methods of the first argument."""
 
 
 def called_directly(module: fx.GraphModule) -> Callable[..., list[Tensor]]:
