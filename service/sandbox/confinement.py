@@ -135,16 +135,8 @@ def adopt_orphans() -> None:
 def zygote_environment(python_path: str) -> dict[str, str]:
     """Return the environment of the zygote; it must hold no secrets, because children can read it in /proc."""
     single = dict.fromkeys(THREAD_VARIABLES, "1")  # no library may start a thread pool before the fork
-    home = {"HOME": os.environ.get("HOME", "/")}
-    return {
-        **_kept(),
-        **QUIET_VARIABLES,
-        **MEMORY_VARIABLES,
-        **single,
-        **home,
-        "PYTHONPATH": python_path,
-        "PYTHONUTF8": "1",
-    }
+    own = {"HOME": os.environ.get("HOME", "/"), "PYTHONPATH": python_path, "PYTHONUTF8": "1"}
+    return {**_kept(), **QUIET_VARIABLES, **MEMORY_VARIABLES, **single, **own}
 
 
 def child_environment(folder: Path, threads: int | None) -> dict[str, str]:

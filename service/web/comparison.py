@@ -23,6 +23,7 @@ from service.policies.policy import parse_toml
 from service.policies.schemas import Difference
 from service.rendering import bounds, plots, wording
 from service.rendering.numbers import ends, interval, number
+from service.rendering.svg import Caption
 from service.web.pages import page
 from wsb_engine.report import Interval, Report
 
@@ -101,7 +102,7 @@ async def _chosen(context: Context, tenant: str, text: str, errors: dict[str, st
         errors[name] = "This is not the identifier of an analysis."
         return None
     row, stored = await service.fetch(context, tenant, analysis)
-    report = None if stored is None else await run_in_threadpool(representations.parsed, stored)
+    report = None if stored is None else await run_in_threadpool(representations.parsed, stored.body)
     if report is None:
         errors[name] = "This analysis has no report that can be read."
         return None
@@ -204,7 +205,7 @@ def _plot(first: Chosen, second: Chosen) -> Markup | None:
     if not ranges:
         return None
     said = "; ".join(f"{each.label}: {interval(each)}" for each in ranges)
-    return plots.number_line(ranges, key="compared", title="λ_max of both", description=f"{said}.")
+    return plots.number_line(ranges, caption=Caption("compared", "λ_max of both", f"{said}."))
 
 
 def _differences(first: Report, second: Report) -> list[Difference]:
