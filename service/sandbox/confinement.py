@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from service.sandbox.cgroup import join
@@ -151,8 +152,7 @@ def _kept() -> dict[str, str]:
 
 def _prefer_as_oom_victim() -> bool:
     """Have the OOM killer choose the job over the worker or the database; False if the host forbids it."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        return False
-    return True
+        return True
+    return False

@@ -20,7 +20,6 @@ from service.policies import Policy, PolicyError, evaluate
 from service.policies.baseline import compare
 from service.policies.metrics import Measurement, measure, rounded
 from service.policies.policy import parse_toml
-from service.policies.schemas import Difference
 from service.rendering import bounds, plots, wording
 from service.rendering.numbers import ends, interval, number
 from service.rendering.svg import Caption
@@ -140,7 +139,8 @@ def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str,
         "doubts": {name: told for name, report in both if (told := wording.doubts(report))},
         "withheld": {name: why for name, report in both if (why := wording.withheld(report))},
         "plot": _plot(first, second),
-        "differences": _differences(first.report, second.report),
+        # In how the reports were produced, which may make their numbers incomparable.
+        "differences": compare(_ANY_POLICY, second.report, first.report).differences,
     }
 
 
@@ -206,8 +206,3 @@ def _plot(first: Chosen, second: Chosen) -> Markup | None:
         return None
     said = "; ".join(f"{each.label}: {interval(each)}" for each in ranges)
     return plots.number_line(ranges, caption=Caption("compared", "λ_max of both", f"{said}."))
-
-
-def _differences(first: Report, second: Report) -> list[Difference]:
-    """Differences in how the reports were produced, which may make their numbers incomparable."""
-    return compare(_ANY_POLICY, second, first).differences

@@ -129,13 +129,11 @@ class _Builder:
             if name:
                 yield Node(
                     operator="Identity",
-                    domain="",
                     version=scope.versions.get("", 1),
                     name=proto.name,
                     index=index,
                     inputs=(body.resolve(own, where),),
                     outputs=(scope.define(name, where),),
-                    attributes={},
                 )
 
     def _value(self, proto: onnx.AttributeProto, where: str, index: int, scope: Scope) -> Any:
