@@ -49,6 +49,8 @@ class ServiceError(Exception):
     status: ClassVar[HTTPStatus]
     code: ClassVar[str]
     title: ClassVar[str]
+    code_schema: ClassVar[dict[str, Any] | None] = None
+    """JSON schema of the code, for a class that stands for several codes."""
 
     def __init_subclass__(cls, *, status: int | None = None, code: str | None = None, title: str | None = None) -> None:
         super().__init_subclass__()
@@ -105,21 +107,18 @@ class ServiceError(Exception):
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """Return the JSON schema of the problem document, narrowed to this error."""
+        code = cls.code_schema or {"const": cls.code}
         return {
             "allOf": [
                 {"$ref": "#/components/schemas/Problem"},
                 {
                     "type": "object",
-                    "properties": {"status": {"const": int(cls.status)}, "code": cls._code_schema()},
+                    "properties": {"status": {"const": int(cls.status)}, "code": code},
                 },
             ],
             "title": cls.schema_name(),
             "description": cls.title,
         }
-
-    @classmethod
-    def _code_schema(cls) -> dict[str, Any]:
-        return {"const": cls.code}
 
 
 class MalformedRequestError(ServiceError, status=400, code="malformed_request", title="The request can't be read"): ...

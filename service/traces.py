@@ -19,7 +19,6 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import NoOpTracerProvider, Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from starlette.types import Scope
 
 import wsb_engine
 
@@ -81,7 +80,7 @@ class Tracing:
             "logs": False,
             "operation_spans": False,
             "auto_configure": False,
-            "exclude": _is_probe,
+            "exclude": lambda scope: scope.get("path") in PROBES,
         }
 
     @contextmanager
@@ -155,7 +154,3 @@ def _provider() -> TracerProvider:
 
     named = {"service.name": os.environ.get("OTEL_SERVICE_NAME", "wsb"), "service.version": wsb_engine.__version__}
     return SdkProvider(resource=Resource.create(named), shutdown_on_exit=False)
-
-
-def _is_probe(scope: Scope) -> bool:
-    return scope.get("path") in PROBES

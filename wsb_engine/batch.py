@@ -122,8 +122,7 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
     """
     start = time.perf_counter()
     data = _read(source)
-    arrays: dict[str, ArrayLike] = {}
-    arrays.update(_read_npz(data) if batch_format(data) == "npz" else _read_safetensors(data))
+    arrays: dict[str, ArrayLike] = dict(_read_npz(data) if batch_format(data) == "npz" else _read_safetensors(data))
     y = arrays.pop("y", None)
     weights = arrays.pop("weights", None)
     if y is None:
@@ -145,20 +144,18 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
 
 def _read(source: str | os.PathLike[str] | bytes) -> bytes:
     if isinstance(source, bytes):
-        data = source
-    else:
-        path = Path(source)
-        try:
-            if path.stat().st_size > MAX_BYTES:
-                raise _too_large(path.stat().st_size)
-            data = path.read_bytes()
-        except OSError as error:
-            raise BatchError(
-                f"the batch can't be read: {error.strerror}",
-                code="batch_not_found",
-                advice="Give the path of a readable .npz or .safetensors file.",
-            ) from error
-    return data
+        return source
+    path = Path(source)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _too_large(path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise BatchError(
+            f"the batch can't be read: {error.strerror}",
+            code="batch_not_found",
+            advice="Give the path of a readable .npz or .safetensors file.",
+        ) from error
 
 
 def _too_large(size: int) -> BatchError:

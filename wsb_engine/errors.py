@@ -77,3 +77,8 @@ def overflow(what: str) -> ResourceError:
         code="overflow",
         advice="Use dtype float64, or rescale the inputs or weights.",
     )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, short enough for a message; its type if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

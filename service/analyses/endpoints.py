@@ -31,7 +31,7 @@ from service.analyses.errors import (
 from service.analyses.representations import NotAcceptableError, negotiated, represent
 from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis, AnalysisPage, AnalysisRequest, FormRequest
 from service.analyses.submission import Caller, submit
-from service.analyses.table import FINAL_STATES, ReportRow, State
+from service.analyses.table import FINAL_STATES, State
 from service.analyses.waiting import wait_until_ended
 from service.blobs.errors import UPLOAD_ERRORS, BlobNotFoundError
 from service.context import InContext
@@ -188,7 +188,9 @@ async def create_analysis(
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait:g}"
         if row.state == "succeeded":
-            return _report_response(report, HTTPStatus.CREATED, {**headers, "Content-Location": f"{url}/report"})
+            report = service.existing(report)
+            headers |= {"Content-Location": f"{url}/report", "ETag": f'"{report.sha256}"'}
+            return Response(report.body, HTTPStatus.CREATED, headers, media_type="application/json")
         if row.state in FINAL_STATES:
             problem = ended(row)
             problem.headers |= headers
@@ -291,9 +293,3 @@ async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTe
 )
 async def delete_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> None:
     await service.delete(context, tenant, analysis)
-
-
-def _report_response(report: ReportRow | None, status: HTTPStatus, headers: dict[str, str]) -> Response:
-    report = service.existing(report)
-    headers = {**headers, "ETag": f'"{report.sha256}"'}
-    return Response(report.body, status, headers, media_type="application/json")

@@ -26,11 +26,8 @@ _CAUSES = {
     "time_limit": "time_limit",
     "time_limit_exceeded": "time_limit",
     "worker_lost": "worker_lost",
-    "worker_child_exited": "crashed",
-    "worker_child_killed": "crashed",
-    "worker_protocol_violation": "crashed",
-    "worker_zygote_died": "crashed",
-    "invalid_report": "crashed",
+    **dict.fromkeys(("worker_child_exited", "worker_child_killed", "worker_protocol_violation"), "crashed"),
+    **dict.fromkeys(("worker_zygote_died", "invalid_report"), "crashed"),
     "blob_missing": "blob_missing",
     "blob_corrupt": "blob_corrupt",
 }

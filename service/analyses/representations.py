@@ -92,10 +92,10 @@ async def represent(
     return Response(body, status, headers, media_type=kind)
 
 
-def parsed(report: ReportRow) -> Report | None:
-    """Parse a report; None if this version can't read it."""
+def parsed(report: str) -> Report | None:
+    """Parse a report from JSON; None if this version can't read it."""
     try:
-        return Report.model_validate_json(report.body)
+        return Report.model_validate_json(report)
     except ValidationError:
         return None
 
@@ -105,7 +105,7 @@ def verdict_of(row: AnalysisRow) -> Verdict | None:
 
 
 def _rendered(row: AnalysisRow, stored: ReportRow, kind: str) -> bytes:
-    report = parsed(stored)
+    report = parsed(stored.body)
     if report is None:
         raise NotAcceptableError("An older version produced the report; it is available only as application/json.")
     return _RENDERINGS[kind].render(report, verdict_of(row)).encode()

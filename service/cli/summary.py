@@ -43,7 +43,9 @@ def _model(report: Report) -> str:
 
 def _extremes(report: Report) -> list[tuple[str, str]]:
     rows, largest = [], report.largest_eigenvalue
-    computed = "" if largest is None else f"{largest:.6g} by the {_spectrum(report)} spectrum"
+    computed = ""
+    if report.spectrum is not None and largest is not None:
+        computed = f"{largest:.6g} by the {report.spectrum.method} spectrum"
     for bound in bounds.shown(report):
         title = bounds.words(bound.name).title
         rows.append(("λ_max", f"in {interval(bound.lambda_max)} ({title})"))
@@ -67,7 +69,3 @@ def doubts(report: Report) -> list[tuple[str, str]]:
     """Return rows that say why the numbers are unreliable; empty if every check passed."""
     told = wording.doubts(report)
     return [("IN DOUBT", wording.UNRELIABLE), *(("", text) for text in told)] if told else []
-
-
-def _spectrum(report: Report) -> str:
-    return report.spectrum.method if report.spectrum is not None else ""

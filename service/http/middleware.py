@@ -68,7 +68,7 @@ class RequestLog:
         status = exchange.status or 499
         self._count(
             scope["method"],
-            _route(scope),
+            getattr(scope.get("route"), "path", OTHER),
             status,
             seconds=(exchange.answered or now) - exchange.started,
             received=exchange.received,
@@ -119,8 +119,3 @@ class _Exchange:
             headers[REQUEST_ID] = self.request_id
             self._location = headers.get("Location", "")
         await self._send(message)
-
-
-def _route(scope: Scope) -> str:
-    path = getattr(scope.get("route"), "path", None)
-    return path if isinstance(path, str) else OTHER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -19,9 +19,7 @@ _ROOM_FOR_HEADERS = 1 << 16
 class InvalidFormError(ServiceError, status=422, code="invalid_form", title="The form has the wrong parts"):
     """A part is missing, unexpected or repeated; the code says which."""
 
-    @classmethod
-    def _code_schema(cls) -> dict[str, Any]:
-        return {"enum": ["missing_part", "unexpected_part", "duplicate_part"]}
+    code_schema = {"enum": ["missing_part", "unexpected_part", "duplicate_part"]}  # noqa: RUF012
 
 
 class Writer(Protocol):
@@ -70,7 +68,6 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
             parser = MultipartParser(
                 boundary,
                 {
-                    "on_part_begin": form.begin,
                     "on_header_field": form.header_name,
                     "on_header_value": form.header_value,
                     "on_header_end": form.header_end,
@@ -102,9 +99,6 @@ class _PartCallbacks:
         self._value = bytearray()
         self._headers: dict[bytes, bytes] = {}
 
-    def begin(self) -> None:
-        self._headers.clear()
-
     def header_name(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
 
@@ -118,6 +112,7 @@ class _PartCallbacks:
 
     def headers_finished(self) -> None:
         disposition, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
+        self._headers.clear()
         if disposition != b"form-data" or b"name" not in parameters:
             raise MalformedRequestError("A part has no Content-Disposition: form-data with a name.")
         name = parameters[b"name"].decode("utf-8", errors="replace")

@@ -15,7 +15,6 @@ from service.errors import (
     DatabaseUnavailableError,
     InternalError,
     Problem,
-    ServiceError,
     declare,
     every_error,
 )
@@ -71,7 +70,7 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
                 operation["security"] = [{name: []} for name in openapi_scheme()] + [{}]
                 responses["401"] = unauthorized
                 responses["503"] = _either(responses["503"], away) if "503" in responses else away
-            if _is_fastapis(responses.get("422", {})):
+            if "application/json" in responses.get("422", {}).get("content", {}):  # FastAPI's own
                 del responses["422"]
             if "500" not in responses:
                 responses["500"] = failure
@@ -85,7 +84,8 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     schemas.update(definitions["$defs"])
     text = json.dumps(document)
-    schemas.update({error.schema_name(): error.json_schema() for error in every_error() if _mentions(text, error)})
+    problems = {error.schema_name(): error.json_schema() for error in every_error()}
+    schemas.update({name: schema for name, schema in problems.items() if f'"#/components/schemas/{name}"' in text})
     return document
 
 
@@ -118,11 +118,3 @@ def _either(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     every = [reference for schema in schemas for reference in schema.get("anyOf", [schema])]
     description = f"{first['description'].removesuffix('.')}; {second['description']}"
     return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": every}}}}
-
-
-def _is_fastapis(response: dict[str, Any]) -> bool:
-    return "application/json" in response.get("content", {})
-
-
-def _mentions(text: str, error: type[ServiceError]) -> bool:
-    return f'"#/components/schemas/{error.schema_name()}"' in text

@@ -32,6 +32,9 @@ log = structlog.get_logger(__name__)
 def install(app: FastAPI) -> None:
     """Register the handlers with an application."""
 
+    @app.exception_handler(SQLAlchemyError)
+    @app.exception_handler(ConnectorException)
+    @app.exception_handler(psycopg.Error)
     async def database_error(_: Request, error: Exception) -> Response:
         if not is_away(error):
             raise error
@@ -42,28 +45,22 @@ def install(app: FastAPI) -> None:
             headers={"Retry-After": "1"},
         ).response()
 
-    async def service_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ServiceError)  # noqa: S101 - the registration below says so
+    @app.exception_handler(ServiceError)
+    async def service_error(_: Request, error: ServiceError) -> Response:
         return error.response()
 
-    async def validation_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(_: Request, error: RequestValidationError) -> Response:
         return InvalidRequestError("A parameter has an invalid value.", errors=field_errors(error)).response()
 
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == HTTPStatus.NOT_FOUND:
             return NotFoundError(f"{request.url.path} does not exist.").response()
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             detail = f"{request.url.path} does not support {request.method}."
             return MethodNotAllowedError(detail, headers={"Allow": _allowed(request)}).response()
         return OtherHTTPError(error.status_code, str(error.detail), error.headers).response()
-
-    for kind in (SQLAlchemyError, ConnectorException, psycopg.Error):
-        app.add_exception_handler(kind, database_error)
-    app.add_exception_handler(ServiceError, service_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(HTTPException, http_error)
 
 
 def _allowed(request: Request) -> str:

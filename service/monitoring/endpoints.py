@@ -44,18 +44,7 @@ async def get_capabilities(context: InContext) -> Capabilities:
         workers=len(present),
         devices=sorted({worker.device for worker in present}),
         formats=Formats(models=models, batches=list(get_args(BatchFormat))),
-        limits=Limits(
-            model_bytes=settings.max_model_bytes,
-            batch_bytes=settings.max_batch_bytes,
-            request_bytes=settings.max_request_bytes,
-            queued_analyses=settings.max_queue,
-            queued_analyses_per_tenant=settings.max_queue_per_tenant,
-            concurrent_uploads=settings.max_uploads,
-            event_streams=settings.max_event_streams,
-            wait_seconds=settings.max_wait_seconds,
-            job_seconds=settings.job_seconds,
-            attempts=settings.max_attempts,
-        ),
+        limits=Limits.model_validate(settings),
         sandbox=Sandbox(protections=sorted(common)),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.monitoring.readiness import CHECKS
 
@@ -25,16 +25,19 @@ class Formats(BaseModel):
 
 
 class Limits(BaseModel):
-    model_bytes: int
-    batch_bytes: int
-    request_bytes: int
-    queued_analyses: int
-    queued_analyses_per_tenant: int
-    concurrent_uploads: int
-    event_streams: int
-    wait_seconds: float
+    # Read from the settings, by their names.
+    model_config = ConfigDict(from_attributes=True)
+
+    model_bytes: int = Field(validation_alias="max_model_bytes")
+    batch_bytes: int = Field(validation_alias="max_batch_bytes")
+    request_bytes: int = Field(validation_alias="max_request_bytes")
+    queued_analyses: int = Field(validation_alias="max_queue")
+    queued_analyses_per_tenant: int = Field(validation_alias="max_queue_per_tenant")
+    concurrent_uploads: int = Field(validation_alias="max_uploads")
+    event_streams: int = Field(validation_alias="max_event_streams")
+    wait_seconds: float = Field(validation_alias="max_wait_seconds")
     job_seconds: float
-    attempts: int
+    attempts: int = Field(validation_alias="max_attempts")
 
 
 class Sandbox(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -72,14 +73,7 @@ def stylesheet() -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("service.rendering"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
+    environment = templates("service.rendering", _shown)
     environment.globals.update(bounds=bounds, wording=wording, MAX_ROWS=MAX_ROWS)
     environment.filters.update(
         cut=text.cut,
@@ -93,6 +87,18 @@ def _environment() -> Environment:
         symbols=symbols,
     )
     return environment
+
+
+def templates(package: str, shown: Callable[[object], object]) -> Environment:
+    """Return the templates of a package, which escape and pass through ``shown`` whatever they print."""
+    return Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=shown,
+    )
 
 
 def symbols(label: str) -> Markup:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
-from service.policies.schemas import Verdict
+from service.policies.schemas import Difference, RuleResult, Verdict
 from service.rendering import wording
 from service.rendering.numbers import number, percent
-from service.rendering.text import MAX_NAME, MAX_TEXT, clean, cut, name
-from wsb_engine.report import Report
+from service.rendering.text import MAX_NAME, MAX_TEXT, Item, clean, cut, name
+from wsb_engine.report import Check, LayerCurvature, Report
 
 MAX_ROWS = 50
 """Most rows of a table: even with texts of full length, the whole stays below GitHub's limit."""
@@ -31,11 +31,8 @@ def render_markdown(report: Report, verdict: Verdict | None = None) -> str:
 
 
 def _doubts(report: Report) -> list[str]:
-    shown, rest = cut(wording.doubts(report), MAX_ROWS)
-    items = [f"- {wording.MARKS['fail']} {plain(text)}" for text in shown]
-    if rest:
-        items.append(f"- … and {rest} more")
-    return [f"## {wording.MARKS['fail']} {wording.UNRELIABLE}", "\n".join(items)] if items else []
+    mark, doubts = wording.MARKS["fail"], wording.doubts(report)
+    return [f"## {mark} {wording.UNRELIABLE}", _list(doubts, lambda text: f"{mark} {plain(text)}")] if doubts else []
 
 
 def _verdict(verdict: Verdict | None) -> list[str]:
@@ -45,82 +42,66 @@ def _verdict(verdict: Verdict | None) -> list[str]:
     advice = [plain(verdict.advice)] if verdict.advice else []
     parts = [f"## {wording.MARKS[verdict.outcome]} Sharpness: {wording.OUTCOMES[verdict.outcome].lower()}"]
     parts += [plain(verdict.message) + code, *advice]
-    shown, rest = cut(verdict.rules, MAX_ROWS)
-    rows: list[Row] = [
-        (
+
+    def row(rule: RuleResult) -> Row:
+        return (
             f"{wording.MARKS[rule.outcome]} {wording.RULE_OUTCOMES[rule.outcome]}",
             f"{code_span(rule.metric)} {plain(wording.condition(rule))}",
             wording.found(rule),
             *([wording.baseline(rule)] if verdict.baseline is not None else []),
             plain(rule.message, MAX_MESSAGE) + (f" {plain(rule.advice, MAX_MESSAGE)}" if rule.advice else ""),
         )
-        for rule in shown
-    ]
-    if rows:
+
+    if verdict.rules:
         baseline = ("Baseline",) if verdict.baseline is not None else ()
-        parts.append(_table(("Outcome", "Rule", "Found", *baseline, "Why"), rows, rest))
+        parts.append(_table(("Outcome", "Rule", "Found", *baseline, "Why"), verdict.rules, row))
     if verdict.baseline is not None and verdict.baseline.differences:
-        differences, others = cut(verdict.baseline.differences, MAX_ROWS)
-        rows = [
-            (code_span(d.name), code_span(d.path), code_span(str(d.candidate)), code_span(str(d.baseline)))
-            for d in differences
-        ]
+        heads = ("What", "Where", "Here", "Baseline")
         parts.append("Differences from the baseline:")
-        parts.append(_table(("What", "Where", "Here", "Baseline"), rows, others))
+        parts.append(_table(heads, verdict.baseline.differences, _difference))
     return parts
 
 
+def _difference(found: Difference) -> Row:
+    return tuple(code_span(str(each)) for each in (found.name, found.path, found.candidate, found.baseline))
+
+
 def _numbers(report: Report) -> list[str]:
-    rows = [
-        (plain(label), value, plain(note)) for label, value, note in (*wording.curvature(report), *wording.fit(report))
-    ]
-    return [f"### Numbers\n\n{plain(wording.subject(report))}", _table(("Quantity", "Value", "How"), rows)]
+    quantities = [*wording.curvature(report), *wording.fit(report)]
+    table = _table(("Quantity", "Value", "How"), quantities, lambda q: (plain(q.label), q.value, plain(q.note)))
+    return [f"### Numbers\n\n{plain(wording.subject(report))}", table]
 
 
 def _wary(report: Report) -> list[str]:
-    warned, others = cut(wording.cautions(report), MAX_ROWS)
-    items = [f"- {wording.MARKS['warn']} {plain(each.message)} ({code_span(each.code)})" for each in warned]
-    if others:
-        items.append(f"- … and {others} more")
-    return ["### What to be wary of", "\n".join(items)] if items else []
+    mark, cautions = wording.MARKS["warn"], wording.cautions(report)
+    written = _list(cautions, lambda each: f"{mark} {plain(each.message)} ({code_span(each.code)})")
+    return ["### What to be wary of", written] if cautions else []
 
 
 def _details(report: Report) -> list[str]:
     parts = []
     if report.layers:
-        shown, rest = cut(report.layers, MAX_ROWS)
-        rows: list[Row] = [
-            (
-                code_span(layer.name),
-                number(layer.parameters),
-                number(layer.trace),
-                number(max(layer.frobenius_squared, 0.0) ** 0.5),
-                number(layer.wolkowicz_styan_upper),
-            )
-            for layer in shown
-        ]
-        parts.append(
-            _folded("Layers", _table(("Layer", "Parameters", "Trace", "‖H_ll‖_F", "Bound on λ_max"), rows, rest))
-        )
+        heads: Row = ("Layer", "Parameters", "Trace", "‖H_ll‖_F", "Bound on λ_max")
+        parts.append(_folded("Layers", _table(heads, report.layers, _layer)))
     if report.orthogonality is not None and report.orthogonality.sample_shares:
-        samples, rest = cut(report.orthogonality.sample_shares, MAX_ROWS)
-        table = _table(
-            ("Row of the batch", "Share of ‖H‖_F²"), [(str(each.row), percent(each.share)) for each in samples], rest
-        )
+        heads, shares = ("Row of the batch", "Share of ‖H‖_F²"), report.orthogonality.sample_shares
+        table = _table(heads, shares, lambda each: (str(each.row), percent(each.share)))
         parts.append(_folded("Samples with the largest shares", table))
     if report.checks:
-        checks, rest = cut(report.checks, MAX_ROWS)
-        rows = [
-            (
-                code_span(check.name),
-                "passed" if check.passed else "**failed**",
-                number(check.value, 3),
-                number(check.tolerance, 3),
-            )
-            for check in checks
-        ]
-        parts.append(_folded("Checks", _table(("Check", "Outcome", "Value", "Tolerance"), rows, rest)))
+        heads = ("Check", "Outcome", "Value", "Tolerance")
+        parts.append(_folded("Checks", _table(heads, report.checks, _check)))
     return parts
+
+
+def _layer(layer: LayerCurvature) -> Row:
+    norm = max(layer.frobenius_squared, 0.0) ** 0.5
+    numbers = (layer.parameters, layer.trace, norm, layer.wolkowicz_styan_upper)
+    return (code_span(layer.name), *map(number, numbers))
+
+
+def _check(check: Check) -> Row:
+    outcome = "passed" if check.passed else "**failed**"
+    return code_span(check.name), outcome, number(check.value, 3), number(check.tolerance, 3)
 
 
 def _origin(report: Report) -> list[str]:
@@ -134,7 +115,7 @@ def _origin(report: Report) -> list[str]:
         ),
         ("Command", code_span(wording.command(report), MAX_TEXT)),
     ]
-    return [_folded("How to reproduce it", _table(("What", "Value"), rows))]
+    return [_folded("How to reproduce it", _table(("What", "Value"), rows, lambda row: row))]
 
 
 def plain(text: str, limit: int = MAX_TEXT) -> str:
@@ -152,10 +133,16 @@ def code_span(text: str, limit: int = MAX_NAME) -> str:
     return f"{fence}{room}{shown}{room}{fence}"
 
 
-def _table(heads: Row, rows: Iterable[Row], rest: int = 0) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
+def _table(heads: Row, items: Sequence[Item], row: Callable[[Item], Row]) -> str:
+    shown, rest = cut(items, MAX_ROWS)
+    lines = [heads, ("---",) * len(heads), *map(row, shown)]
     written = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return f"{written}\n\n… and {rest} more" if rest else written
+
+
+def _list(items: Sequence[Item], line: Callable[[Item], str]) -> str:
+    shown, rest = cut(items, MAX_ROWS)
+    return "\n".join(f"- {text}" for text in [*map(line, shown), *([f"… and {rest} more"] if rest else [])])
 
 
 def _folded(title: str, content: str) -> str:

@@ -1,7 +1,7 @@
 """Plots as SVG, from plain numbers. Colours are those of ``templates/plots.css``, which follows the page's theme.
 
-Each function takes a ``key`` that is unique on its page, a title and a description, and returns an
-``<svg role="img">`` that names and describes itself. The numbers belong in a table next to it.
+Each function returns an ``<svg role="img">`` that names and describes itself by its caption. The numbers belong in a
+table next to it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from service.rendering.svg import (
     CHARACTER,
     LINE,
     WIDTH,
+    Caption,
     LogScale,
     Scale,
     axes,
@@ -43,6 +44,9 @@ MAX_LABEL = 12
 """Most characters of the label of a checkpoint."""
 MOST_DECADES = 14
 """Most decades of a logarithmic axis; numbers that much smaller than the largest are rounding."""
+
+CURVE_DECADES = 6
+"""Most decades of the logarithmic axis of a curve."""
 
 Shape = Literal["circle", "triangle", "diamond"]
 
@@ -82,9 +86,7 @@ class Line:
     shape: Shape = "circle"
 
 
-def number_line(
-    ranges: Sequence[LabelledInterval], limits: Sequence[Limit] = (), *, key: str, title: str, description: str
-) -> Markup:
+def number_line(ranges: Sequence[LabelledInterval], limits: Sequence[Limit] = (), *, caption: Caption) -> Markup:
     """Draw intervals one below the other on one axis that includes 0, with limits across them."""
     values = [0.0, *(end for r in ranges for end in (r.lower, r.upper)), *(limit.value for limit in limits)]
     x = Scale(*span_of(values, margin=0.03), 16, WIDTH - 16)
@@ -107,10 +109,10 @@ def number_line(
         parts.append(line(x(value), bottom, x(value), bottom + 4, "axis"))
         parts.append(text(_inside(x(value), label), bottom + 17, label, anchor="middle"))
     parts.append(line(x.start, bottom, x.end, bottom, "axis"))
-    return picture(key, title, description, bottom + 24, parts)
+    return picture(caption, bottom + 24, parts)
 
 
-def stem(values: Sequence[float], *, key: str, title: str, description: str) -> Markup:
+def stem(values: Sequence[float], *, caption: Caption) -> Markup:
     """Draw magnitudes of descending numbers by rank on a logarithmic axis; negative ones are hollow triangles."""
     size = decades_of((abs(value) for value in values), most=MOST_DECADES)
     height = 260.0
@@ -122,38 +124,25 @@ def stem(values: Sequence[float], *, key: str, title: str, description: str) -> 
         style = 2 if value < 0 else 1
         parts.append(line(at[0], y.start, *at, f"stem s{style}"))
         parts.append(marker(*at, f"dot s{style}" + (" hollow" if value < 0 else ""), shape=_SIGNS[value < 0], size=3))
-    return picture(
-        key,
-        title,
-        description,
-        height,
-        [*parts, _legend([("λ > 0", "s1", "circle"), ("λ < 0", "s2 hollow", "triangle")])],
-    )
+    parts.append(_legend([("λ > 0", "s1", "circle"), ("λ < 0", "s2 hollow", "triangle")]))
+    return picture(caption, height, parts)
 
 
 def curve(
-    x_values: Sequence[float],
-    y_values: Sequence[float],
-    *,
-    x_label: str,
-    y_label: str,
-    key: str,
-    title: str,
-    description: str,
-    decades: int = 6,
+    x_values: Sequence[float], y_values: Sequence[float], *, x_label: str, y_label: str, caption: Caption
 ) -> Markup:
-    """Draw a filled curve over a logarithmic axis of at most ``decades`` decades."""
+    """Draw a filled curve over a logarithmic axis."""
     chosen = _some(len(x_values), MAX_POINTS)
     height = 240.0
-    y = LogScale(*decades_of(y_values, most=decades), height - _BOTTOM, _TOP)
+    y = LogScale(*decades_of(y_values, most=CURVE_DECADES), height - _BOTTOM, _TOP)
     x = Scale(min(x_values), max(x_values), _LEFT, _RIGHT)
     points = [(x(x_values[i]), y(y_values[i])) for i in chosen]
     area = [(points[0][0], y.start), *points, (points[-1][0], y.start)]
     parts = [axes(x, y, x_label=x_label, y_label=y_label), path(area, "area s1"), path(points, "line s1")]
-    return picture(key, title, description, height, parts)
+    return picture(caption, height, parts)
 
 
-def lines(drawn: Sequence[Line], *, x_label: str, y_label: str, key: str, title: str, description: str) -> Markup:
+def lines(drawn: Sequence[Line], *, x_label: str, y_label: str, caption: Caption) -> Markup:
     """Draw lines with markers over a logarithmic axis; numbers that are not positive lie at its bottom."""
     height = 260.0
     points = [point for each in drawn for point in each.points]
@@ -165,15 +154,13 @@ def lines(drawn: Sequence[Line], *, x_label: str, y_label: str, key: str, title:
         parts.append(path(placed, f"line s{each.style}"))
         parts += [marker(a, b, f"dot s{each.style}", shape=each.shape, size=2.5) for a, b in placed]
     parts.append(_legend([(each.label, f"s{each.style}", each.shape) for each in drawn]))
-    return picture(key, title, description, height, parts)
+    return picture(caption, height, parts)
 
 
 def bars(
     items: Sequence[tuple[str, float]],
     *,
-    key: str,
-    title: str,
-    description: str,
+    caption: Caption,
     maximum: float | None = None,
     written: Sequence[str] | None = None,
 ) -> Markup:
@@ -181,9 +168,7 @@ def bars(
 
     Args:
         items: Labels and numbers.
-        key: Unique on the page.
-        title: Name of the plot.
-        description: Text for readers who don't see it.
+        caption: What it shows, for readers who don't see it.
         maximum: End of the axis, such as 1 for a share of a whole.
         written: Text at the end of each bar; by default its number.
     """
@@ -219,17 +204,11 @@ def bars(
     parts.append(line(x(0), 2, x(0), height - 2, "axis"))
     if maximum is not None:
         parts.append(line(x.end, 2, x.end, height - 2, "grid"))
-    return picture(key, title, description, height, parts)
+    return picture(caption, height, parts)
 
 
 def heat_map(
-    names: Sequence[str],
-    values: Sequence[Sequence[float]],
-    *,
-    key: str,
-    title: str,
-    description: str,
-    ranks: Sequence[int] | None = None,
+    names: Sequence[str], values: Sequence[Sequence[float]], *, caption: Caption, ranks: Sequence[int] | None = None
 ) -> Markup:
     """Draw a square of cells, the darker the larger their number, from 0 to the largest.
 
@@ -256,17 +235,11 @@ def heat_map(
             if written is not None:
                 parts.append(text(x + side / 2, y + tall / 2 + 4, written[i][k], anchor="middle", kind="cell"))
     bottom = top + tall * count
-    return picture(key, title, description, bottom + 30, [*parts, _ramp(left, bottom + 12, largest)])
+    return picture(caption, bottom + 30, [*parts, _ramp(left, bottom + 12, largest)])
 
 
 def series(
-    points: Sequence[LabelledInterval],
-    limits: Sequence[Limit] = (),
-    *,
-    y_label: str,
-    key: str,
-    title: str,
-    description: str,
+    points: Sequence[LabelledInterval], limits: Sequence[Limit] = (), *, y_label: str, caption: Caption
 ) -> Markup:
     """Draw intervals side by side in the given order, such as λ_max by checkpoint, joined by a line."""
     height = 260.0
@@ -293,7 +266,7 @@ def series(
         if i % step == 0:
             label = name(r.label, MAX_LABEL)
             parts.append(text(_inside(at, label), y.start + 17, label, anchor="middle"))
-    return picture(key, title, description, height, parts)
+    return picture(caption, height, parts)
 
 
 def _written(values: Sequence[Sequence[float]], side: float) -> list[list[str]] | None:

@@ -12,6 +12,7 @@ from service.policies.schemas import Verdict
 from service.rendering import bounds
 from service.rendering.numbers import interval, number, percent, width
 from service.rendering.plots import LabelledInterval, Limit, Line, bars, curve, heat_map, lines, number_line, stem
+from service.rendering.svg import Caption
 from service.rendering.text import name
 from service.rendering.wording import condition
 from wsb_engine.report import CertifiedInterval, Interval, Report
@@ -70,8 +71,8 @@ def _bounds(report: Report, verdict: Verdict | None) -> Markup | None:
     ][:MAX_LIMITS]
     said = [f"{label}: {interval(found)}" for label, found, _ in intervals]
     said += [f"limit: {limit.label}" for limit in limits]
-    title = "Both ends of the spectrum, enclosed and bounded"
-    return number_line(ranges, limits, key="bounds", title=title, description="; ".join(said) + ".")
+    caption = Caption("bounds", "Both ends of the spectrum, enclosed and bounded", "; ".join(said) + ".")
+    return number_line(ranges, limits, caption=caption)
 
 
 def _convergence(report: Report) -> Markup | None:
@@ -88,14 +89,8 @@ def _convergence(report: Report) -> Markup | None:
         f"Width of both intervals by the number of Hessian-vector products. After {last} products "
         f"{number(width(most), 2)} for λ_max and {number(width(least), 2)} for λ_min."
     )
-    return lines(
-        drawn,
-        x_label="Hessian-vector products",
-        y_label="width of the interval",
-        key="convergence",
-        title="How the enclosure closed",
-        description=description,
-    )
+    caption = Caption("convergence", "How the enclosure closed", description)
+    return lines(drawn, x_label="Hessian-vector products", y_label="width of the interval", caption=caption)
 
 
 def _spectrum(report: Report) -> Markup | None:
@@ -108,7 +103,7 @@ def _spectrum(report: Report) -> Markup | None:
         f"Magnitudes of {number(len(values))} eigenvalues by rank on a logarithmic axis, from {number(values[0])} "
         f"to {number(values[-1])}; {number(negative)} of them negative."
     )
-    return stem(values, key="spectrum", title=f"{which} {number(len(values))} eigenvalues", description=description)
+    return stem(values, caption=Caption("spectrum", f"{which} {number(len(values))} eigenvalues", description))
 
 
 def _density(report: Report) -> Markup | None:
@@ -119,15 +114,8 @@ def _density(report: Report) -> Markup | None:
         f"Estimated density of all eigenvalues from {number(density.grid[0], 3)} to {number(density.grid[-1], 3)}, "
         f"on a logarithmic axis, smoothed with Gaussians of standard deviation {number(density.sigma, 3)}."
     )
-    return curve(
-        density.grid,
-        density.values,
-        x_label="λ",
-        y_label="density",
-        key="density",
-        title="Density of the eigenvalues",
-        description=description,
-    )
+    caption = Caption("density", "Density of the eigenvalues", description)
+    return curve(density.grid, density.values, x_label="λ", y_label="density", caption=caption)
 
 
 def _blocks(report: Report) -> Markup | None:
@@ -143,8 +131,8 @@ def _blocks(report: Report) -> Markup | None:
         f"Frobenius norms of the blocks of the Hessian between {len(shown)} layers. The largest is "
         f"{number(largest[0])}, between {names[largest[1]]} and {names[largest[2]]}."
     )
-    title = "Curvature between layers, ‖H_lk‖_F"
-    return heat_map(names, values, key="blocks", title=title, description=description, ranks=ranks)
+    caption = Caption("blocks", "Curvature between layers, ‖H_lk‖_F", description)
+    return heat_map(names, values, caption=caption, ranks=ranks)
 
 
 def _shares(report: Report) -> Markup | None:
@@ -152,13 +140,9 @@ def _shares(report: Report) -> Markup | None:
     if not shares:
         return None
     description = f"The sample in row {shares[0].row} has the largest share, {percent(shares[0].share)}."
-    return bars(
-        [(f"row {sample.row}", sample.share) for sample in shares],
-        key="shares",
-        title="Samples with the largest shares of ‖H‖_F²",
-        description=description,
-        written=[percent(sample.share) for sample in shares],
-    )
+    caption = Caption("shares", "Samples with the largest shares of ‖H‖_F²", description)
+    items = [(f"row {sample.row}", sample.share) for sample in shares]
+    return bars(items, caption=caption, written=[percent(sample.share) for sample in shares])
 
 
 def _orthogonality(report: Report) -> Markup | None:
@@ -168,12 +152,5 @@ def _orthogonality(report: Report) -> Markup | None:
     items = [("cross-sample share", found.cross_sample_share)]
     if found.coherence is not None:
         items.insert(0, ("coherence", found.coherence))
-    said = [f"{label} {number(value, 3)}" for label, value in items]
-    title = "How far the samples are from orthogonal"
-    return bars(
-        items,
-        key="orthogonality",
-        title=title,
-        description=", ".join(said) + "; 1 is the end of the axis.",
-        maximum=1.0,
-    )
+    said = ", ".join(f"{label} {number(value, 3)}" for label, value in items) + "; 1 is the end of the axis."
+    return bars(items, caption=Caption("orthogonality", "How far the samples are from orthogonal", said), maximum=1.0)

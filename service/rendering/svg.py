@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -62,12 +63,22 @@ def marker(x: float, y: float, kind: str, *, shape: str = "circle", size: float 
     return element("polygon", points=" ".join(f"{a:.2f},{b:.2f}" for a, b in corners), class_=kind)
 
 
-def picture(key: str, title: str, description: str, height: float, children: Iterable[Markup]) -> Markup:
-    """Build the whole SVG, named and described for readers who don't see it; ``key`` is unique on its page."""
+class Caption(NamedTuple):
+    """What a plot shows, for readers who don't see it."""
+
+    key: str
+    """Unique on its page."""
+    title: str
+    description: str
+
+
+def picture(caption: Caption, height: float, children: Iterable[Markup]) -> Markup:
+    """Build the whole SVG."""
+    key = caption.key
     return element(
         "svg",
-        element("title", title, id=f"{key}-title"),
-        element("desc", description, id=f"{key}-desc"),
+        element("title", caption.title, id=f"{key}-title"),
+        element("desc", caption.description, id=f"{key}-desc"),
         *children,
         class_="plot",
         role="img",

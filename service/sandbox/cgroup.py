@@ -91,11 +91,10 @@ def _make(parent: Path, memory_bytes: int) -> Path | None:
 
 def join(group: Path) -> bool:
     """Move this process into the group; return whether the kernel allows it."""
-    try:
+    with suppress(OSError):
         (group / "cgroup.procs").write_text("0")
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def has_killed(group: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from service.sandbox.cgroup import join
@@ -135,16 +136,8 @@ def adopt_orphans() -> None:
 def zygote_environment(python_path: str) -> dict[str, str]:
     """Return the environment of the zygote; it must hold no secrets, because children can read it in /proc."""
     single = dict.fromkeys(THREAD_VARIABLES, "1")  # no library may start a thread pool before the fork
-    home = {"HOME": os.environ.get("HOME", "/")}
-    return {
-        **_kept(),
-        **QUIET_VARIABLES,
-        **MEMORY_VARIABLES,
-        **single,
-        **home,
-        "PYTHONPATH": python_path,
-        "PYTHONUTF8": "1",
-    }
+    own = {"HOME": os.environ.get("HOME", "/"), "PYTHONPATH": python_path, "PYTHONUTF8": "1"}
+    return {**_kept(), **QUIET_VARIABLES, **MEMORY_VARIABLES, **single, **own}
 
 
 def child_environment(folder: Path, threads: int | None) -> dict[str, str]:
@@ -159,8 +152,7 @@ def _kept() -> dict[str, str]:
 
 def _prefer_as_oom_victim() -> bool:
     """Have the OOM killer choose the job over the worker or the database; False if the host forbids it."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        return False
-    return True
+        return True
+    return False

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
             traceback.print_exc()
             _refuse(control, "zygote_preload_failed", f"{name} could not be imported: {type(error).__name__}: {error}")
             return 1
-    threads = _thread_count()
+    threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         # a fork copies only one thread: locks that others hold would stay locked in every child
         modules = ", ".join(arguments[2:])
@@ -168,11 +168,6 @@ def _ended_child() -> int | None:
     except ChildProcessError:
         return None
     return None if found is None else found.si_pid
-
-
-def _thread_count() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Threads:"))
 
 
 def _note(_number: int, _frame: Any) -> None:

@@ -103,14 +103,10 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
     app.add_middleware(Browsers, keys=settings.api_keys, allow_anonymous=settings.allow_anonymous)
     app.add_middleware(RequestLog, count=metrics.answered)
     app.add_middleware(WebMiddleware, root_path=settings.root_path)
-    app.include_router(analyses.router)
-    app.include_router(events.router)
-    app.include_router(comparisons.router)
-    app.include_router(blob_router("models", uses_blob))
-    app.include_router(blob_router("batches", uses_blob))
-    app.include_router(monitoring.router)
-    for pages in (sign_in, web, comparison, series):
-        app.include_router(pages.router)
+    files = (blob_router("models", uses_blob), blob_router("batches", uses_blob))
+    pages = (sign_in.router, web.router, comparison.router, series.router)
+    for router in (analyses.router, events.router, comparisons.router, *files, monitoring.router, *pages):
+        app.include_router(router)
     problems.install(app)
     openapi.install(app, extra_models=(AnalysisRequest, FormRequest, ComparisonRequest))
     return app

@@ -91,7 +91,7 @@ class ObjectStore(BlobStore):
             try:
                 found = await obstore.get_async(self._store, path)
             except FileNotFoundError as error:
-                if _is_bucket_missing(error):
+                if "NoSuchBucket" in str(error):
                     raise
                 raise BlobMissingError(f"{kind}/{sha256}") from error
             async for chunk in found.stream(min_chunk_size=_PART_BYTES):
@@ -110,7 +110,3 @@ def _errors_as_problem() -> Iterator[None]:
             advice="Try again; a request with an Idempotency-Key is not executed twice.",
             headers={"Retry-After": "5"},
         ) from error
-
-
-def _is_bucket_missing(error: FileNotFoundError) -> bool:
-    return "NoSuchBucket" in str(error)

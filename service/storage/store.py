@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 from service.errors import ServiceError
@@ -93,9 +92,7 @@ class Upload:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         self.path.unlink(missing_ok=True)
 
@@ -119,10 +116,8 @@ class BlobStore(ABC):
         self._incoming.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._incoming.__exit__(kind, error, traceback)
+    def __exit__(self, *_: object) -> None:
+        self._incoming.__exit__()
 
     def receive(self, kind: Kind) -> Upload:
         """Start an upload; the caller writes to it, then keeps it or leaves its context."""

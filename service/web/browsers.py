@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
@@ -112,12 +113,8 @@ def _check_origin(connection: HTTPConnection, host: str) -> None:
 
 def _is_nearby(host: str) -> bool:
     """Whether the host can't be a name that others control: it is an address, or a name without a domain."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        ipaddress.ip_address(name)
-    except ValueError:
-        pass
-    else:
+    with suppress(ValueError):
+        ipaddress.ip_address(urlsplit(f"//{host}").hostname or "")
         return True
     name = host.partition(":")[0].lower()
     return "." not in name or name.endswith(".localhost")

@@ -20,9 +20,9 @@ from service.policies import Policy, PolicyError, evaluate
 from service.policies.baseline import compare
 from service.policies.metrics import Measurement, measure, rounded
 from service.policies.policy import parse_toml
-from service.policies.schemas import Difference
 from service.rendering import bounds, plots, wording
 from service.rendering.numbers import ends, interval, number
+from service.rendering.svg import Caption
 from service.web.pages import page
 from wsb_engine.report import Interval, Report
 
@@ -101,7 +101,7 @@ async def _chosen(context: Context, tenant: str, text: str, errors: dict[str, st
         errors[name] = "This is not the identifier of an analysis."
         return None
     row, stored = await service.fetch(context, tenant, analysis)
-    report = None if stored is None else await run_in_threadpool(representations.parsed, stored)
+    report = None if stored is None else await run_in_threadpool(representations.parsed, stored.body)
     if report is None:
         errors[name] = "This analysis has no report that can be read."
         return None
@@ -139,7 +139,8 @@ def _compared(first: Chosen, second: Chosen, policy: Policy | None) -> dict[str,
         "doubts": {name: told for name, report in both if (told := wording.doubts(report))},
         "withheld": {name: why for name, report in both if (why := wording.withheld(report))},
         "plot": _plot(first, second),
-        "differences": _differences(first.report, second.report),
+        # In how the reports were produced, which may make their numbers incomparable.
+        "differences": compare(_ANY_POLICY, second.report, first.report).differences,
     }
 
 
@@ -204,9 +205,4 @@ def _plot(first: Chosen, second: Chosen) -> Markup | None:
     if not ranges:
         return None
     said = "; ".join(f"{each.label}: {interval(each)}" for each in ranges)
-    return plots.number_line(ranges, key="compared", title="λ_max of both", description=f"{said}.")
-
-
-def _differences(first: Report, second: Report) -> list[Difference]:
-    """Differences in how the reports were produced, which may make their numbers incomparable."""
-    return compare(_ANY_POLICY, second, first).differences
+    return plots.number_line(ranges, caption=Caption("compared", "λ_max of both", f"{said}."))

@@ -107,7 +107,7 @@ async def show_analysis(request: Request, analysis: AnalysisId, context: InConte
 
 def _sections(row: AnalysisRow, stored: ReportRow) -> Any:
     """Render the sections of a report; empty if its version can no longer be read."""
-    report = representations.parsed(stored)
+    report = representations.parsed(stored.body)
     return "" if report is None else rendering.render_sections(report, representations.verdict_of(row))
 
 

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from service import rendering
 from service.http.security import ANONYMOUS
 from service.rendering import wording
-from service.rendering.html import symbols
+from service.rendering.html import symbols, templates
 from service.rendering.numbers import interval, number, percent
 from service.rendering.text import clean
 
@@ -91,14 +91,7 @@ def _version(name: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("service.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
+    environment = templates("service.web", _shown)
     environment.globals.update(wording=wording, ANONYMOUS=ANONYMOUS)
     environment.filters.update(
         interval=interval, moment=_moment, number=number, percent=percent, short=_short, symbols=symbols, typed=escape

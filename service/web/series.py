@@ -10,18 +10,18 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from service.analyses import repository, service
+from service.analyses.representations import parsed
 from service.analyses.schemas import LABEL
 from service.analyses.table import AnalysisRow
 from service.context import Context, InContext
 from service.http.security import InTenant
 from service.rendering import plots, wording
 from service.rendering.numbers import Ends, interval, middle, number
+from service.rendering.svg import Caption
 from service.web.pages import page
-from wsb_engine.report import Report
 
 MAX_CHECKPOINTS = 200
 """Analyses in a series: the newest that have a report."""
@@ -90,11 +90,8 @@ def _checkpoints(rows: Sequence[tuple[AnalysisRow, str]]) -> list[Checkpoint]:
 
 def _checkpoint(row: AnalysisRow, body: str) -> Checkpoint | None:
     """Return a checkpoint; None if its report has no bound on λ_max or can't be read."""
-    try:
-        report = Report.model_validate_json(body)
-    except ValidationError:
-        return None
-    if report.lambda_max is None:
+    report = parsed(body)
+    if report is None or report.lambda_max is None:
         return None
     ends, how = report.lambda_max.interval, wording.source(report)
     if report.enclosure is not None:
@@ -136,5 +133,5 @@ def _plot(label: str, checkpoints: Sequence[Checkpoint]) -> Markup | None:
         f"λ_max of {number(len(checkpoints))} checkpoints, from {interval(checkpoints[0].ends)} to "
         f"{interval(checkpoints[-1].ends)}; the largest, {interval(largest.ends)}, at {largest.position}."
     )
-    title = f"λ_max along {label}"
-    return plots.series(points, limits, y_label="λ_max", key="series", title=title, description=description)
+    caption = Caption("series", f"λ_max along {label}", description)
+    return plots.series(points, limits, y_label="λ_max", caption=caption)

@@ -23,7 +23,6 @@ from wsb_engine.analysis.spectrum import form, spectrum
 from wsb_engine.batch import Batch
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
-from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ResourceError, overflow
 from wsb_engine.model import Classifier
@@ -131,7 +130,8 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     enclosure, eigenvalues, errors = None, None, MeasuredErrors()
     with monitor.phase("enclosure"), threads_of(device, one=small):
         if options.enclosure and shared is not None:
-            enclosure, errors = _enclosure(problem, options, shared, product, premises, measuring, monitor)
+            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+            errors = replace(agreement.of_products(problem, product, options.seed, monitor), ritz=ritz)
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
     part, closed = (None, None) if found is None else (found.part, found.closed)
@@ -177,20 +177,6 @@ def _moments(
         found = moments.compute(problem, options, choice, hessian, shared, rounding, monitor)
         found = None if found is None else moments.with_gauss_newton(found, problem)
     return found, hessian
-
-
-def _enclosure(
-    problem: Problem,
-    options: Options,
-    shared: krylov.Krylov,
-    product: HessianProduct,
-    premises: Premises,
-    measuring: Measuring,
-    monitor: Monitor,
-) -> tuple[r.Enclosure | None, MeasuredErrors]:
-    """Enclose both ends of the spectrum, and measure errors of the products."""
-    enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
-    return enclosure, replace(agreement.of_products(problem, product, options.seed, monitor), ritz=ritz)
 
 
 @contextmanager

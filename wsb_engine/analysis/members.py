@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.curvature.closed_form.layout import Layout
-from wsb_engine.curvature.closed_form.mlp import network
 from wsb_engine.curvature.closed_form.sums import Sums, add_terms, no_sums
 from wsb_engine.curvature.losses import Targets
 from wsb_engine.curvature.products.autodiff import HessianProduct
@@ -91,13 +89,7 @@ def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:
         device=device,
         interrupt=lambda: None,
     )
-    structure = problem.structure
-    if structure is not None:
-        parameters = {**objective.fixed, **objective.selected}
-        structure = replace(
-            structure, net=network(structure.mlp, parameters, frozenset(objective.selected), whole.loss, whole.scale)
-        )
-    return replace(problem, objective=objective, structure=structure, team=None)
+    return problem.at(objective)
 
 
 class Devices(Team):
@@ -117,9 +109,7 @@ class Devices(Team):
     def __enter__(self) -> Devices:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._threads.shutdown()
 
     def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:

@@ -107,9 +107,8 @@ class Problem:
         """Return the problem at another objective of the model (moved parameters, another dtype), on one member."""
         if self.structure is None:
             return replace(self, objective=objective, team=None)
-        parameters = {**objective.fixed, **objective.selected}
-        net = network(self.structure.mlp, parameters, frozenset(objective.selected), objective.loss, objective.scale)
-        return replace(self, objective=objective, structure=replace(self.structure, net=net), team=None)
+        structure = replace(self.structure, net=_network(self.structure.mlp, objective))
+        return replace(self, objective=objective, structure=structure, team=None)
 
     def product_at(self, objective: Objective, columns: int = 1) -> HessianProduct:
         """Return the product of another objective of the model: by hand if it is an MLP, else from scratch."""
@@ -355,8 +354,7 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, monitor:
     """Return the MLP that the reader recognised, if its forward pass agrees with the logits."""
     if model.mlp is None:
         return None
-    parameters = {**objective.fixed, **objective.selected}
-    net = network(model.mlp, parameters, frozenset(objective.selected), objective.loss, objective.scale)
+    net = _network(model.mlp, objective)
     if not any(layer.parameters for layer in net.layers):
         return None  # no selected parameter belongs to a layer
     rows = next(objective.chunks())
@@ -373,6 +371,11 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, monitor:
         "structure_mismatch", "the network looked like an MLP but does not evaluate as one: treated as general"
     )
     return None
+
+
+def _network(mlp: MLP, objective: Objective) -> Network:
+    parameters = {**objective.fixed, **objective.selected}
+    return network(mlp, parameters, frozenset(objective.selected), objective.loss, objective.scale)
 
 
 def _sensitivity(objective: Objective, rows: slice) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from wsb_engine.analysis.agreement import norm
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
@@ -160,8 +161,7 @@ class Measuring:
 
 def _root_mean_square(rows: Tensor) -> float:
     """Return √ of the mean of ‖·‖² over rows, whose squares may leave the range of numbers."""
-    largest = float(rows.abs().max())
-    return largest * float(torch.linalg.vector_norm(rows / largest)) / math.sqrt(len(rows)) if largest else 0.0
+    return norm(rows) / math.sqrt(len(rows))
 
 
 def _slack(root_mean_square: float) -> float:

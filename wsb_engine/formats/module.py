@@ -41,22 +41,12 @@ class _Step:
 _KINDS = KINDS - {"identity"}
 _PLAIN = _KINDS - {"elu", "gelu", "gelu_tanh", "softplus"}
 """Activations that have no options."""
+_NAMED = (*_PLAIN, "softmax", "log_softmax")
 _FUNCTIONS: dict[Any, str] = {
-    **{getattr(owner, kind): kind for owner in (torch, F) for kind in _PLAIN if hasattr(owner, kind)},
-    **{kind: kind for kind in _PLAIN if hasattr(Tensor, kind)},
-    F.dropout: "passive",
-    "contiguous": "passive",
-    torch.flatten: "flatten",
-    "flatten": "flatten",
-    "view": "flatten",
-    "reshape": "flatten",
-    torch.reshape: "flatten",
-    F.softmax: "softmax",
-    torch.softmax: "softmax",
-    "softmax": "softmax",
-    F.log_softmax: "log_softmax",
-    torch.log_softmax: "log_softmax",
-    "log_softmax": "log_softmax",
+    **{getattr(owner, kind): kind for owner in (torch, F) for kind in _NAMED if hasattr(owner, kind)},
+    **{kind: kind for kind in _NAMED if hasattr(Tensor, kind)},
+    **dict.fromkeys((F.dropout, "contiguous"), "passive"),
+    **dict.fromkeys((torch.flatten, torch.reshape, "flatten", "reshape", "view"), "flatten"),
 }
 _MODULES: dict[type[nn.Module], str] = {
     **{kind: name.lower() for name, kind in vars(nn).items() if name.lower() in _PLAIN},

@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 from service.rendering import plots
 from service.rendering.plots import LabelledInterval, Limit, Line
+from service.rendering.svg import Caption
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
-named = {"key": "k", "title": "A title", "description": "What it shows."}
+named = {"caption": Caption("k", "A title", "What it shows.")}
 
 PLOTS: dict[str, Callable[[list[float]], Markup]] = {
     "number_line": lambda v: plots.number_line(

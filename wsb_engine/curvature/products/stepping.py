@@ -9,15 +9,14 @@ from torch import Tensor
 
 from wsb_engine.curvature.products.autodiff import HessianProduct, interrupted
 from wsb_engine.curvature.products.linearized import NotLinearizableError
-from wsb_engine.errors import ModelError, ResourceError
+from wsb_engine.errors import ModelError, ResourceError, first_line
 from wsb_engine.memory import ran_out
 
 
 def not_differentiable(error: BaseException) -> ModelError:
     """Convert torch's error about an operator that it can't differentiate into one with a code."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
     return ModelError(
-        f"torch can't derive the logits twice: {lines[0][:300]}",
+        f"torch can't derive the logits twice: {first_line(error)}",
         code="not_differentiable",
         advice="Replace the operator that it names by others, or export the model to ONNX and analyse that file.",
     )

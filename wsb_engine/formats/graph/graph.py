@@ -26,7 +26,7 @@ class Node:
     """One application of an operator."""
 
     operator: str
-    domain: str
+    domain: str = ""
     version: int
     """Opset version of the node's domain."""
     name: str
@@ -35,7 +35,7 @@ class Node:
     inputs: tuple[str, ...]
     """Value names; ``""`` for an optional input left out."""
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
     """int, float, str, Tensor, Graph, or tuples of them."""
 
     @property

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.curvature.tracing.dispatch import Running
-from wsb_engine.errors import ModelError
+from wsb_engine.errors import ModelError, first_line
 from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.memory import ran_out
@@ -88,10 +88,9 @@ class Call(Generic[S]):
             shapes = [
                 list(each.shape) for each in flattened(tuple(arguments)) if isinstance(each, (Tensor, np.ndarray))
             ]
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise problems.evaluation_failed(
                 self.node.label,
-                f"can't be applied to shapes {shapes}: {reason[0][:300]}",
+                f"can't be applied to shapes {shapes}: {first_line(error)}",
                 shapes=shapes,
                 **self.node.details,
             ) from error

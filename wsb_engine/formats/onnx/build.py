@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,13 +129,11 @@ class _Builder:
             if name:
                 yield Node(
                     operator="Identity",
-                    domain="",
                     version=scope.versions.get("", 1),
                     name=proto.name,
                     index=index,
                     inputs=(body.resolve(own, where),),
                     outputs=(scope.define(name, where),),
-                    attributes={},
                 )
 
     def _value(self, proto: onnx.AttributeProto, where: str, index: int, scope: Scope) -> Any:
@@ -145,23 +143,22 @@ class _Builder:
         if kind == _AP.GRAPH:
             self.bodies += 1
             return self.graph(proto.g, scope.inner(f"{self.bodies}/", index))
-        if kind == _AP.TENSOR:
-            return to_torch(proto.t, place)
-        if kind == _AP.TENSORS:
-            return tuple(to_torch(tensor, place) for tensor in proto.tensors)
-        if kind == _AP.STRING:
-            return text(proto.s, place)
-        if kind == _AP.STRINGS:
-            return tuple(text(value, place) for value in proto.strings)
-        simple: dict[int, Any] = {
-            _AP.FLOAT: proto.f,
-            _AP.INT: proto.i,
-            _AP.FLOATS: tuple(proto.floats),
-            _AP.INTS: tuple(proto.ints),
-        }
-        if kind not in simple:
+        if kind not in _VALUES:
             raise problems.invalid(f"{place} has a type that is not supported")
-        return simple[kind]
+        return _VALUES[kind](proto, place)
+
+
+_VALUES: Mapping[int, Callable[[onnx.AttributeProto, str], Any]] = {
+    _AP.FLOAT: lambda proto, place: proto.f,
+    _AP.FLOATS: lambda proto, place: tuple(proto.floats),
+    _AP.INT: lambda proto, place: proto.i,
+    _AP.INTS: lambda proto, place: tuple(proto.ints),
+    _AP.STRING: lambda proto, place: text(proto.s, place),
+    _AP.STRINGS: lambda proto, place: tuple(text(value, place) for value in proto.strings),
+    _AP.TENSOR: lambda proto, place: to_torch(proto.t, place),
+    _AP.TENSORS: lambda proto, place: tuple(to_torch(tensor, place) for tensor in proto.tensors),
+}
+"""Type of an attribute → its plain value; subgraphs are built."""
 
 
 def _own_attributes(proto: onnx.NodeProto, where: str, scope: Scope) -> dict[str, onnx.AttributeProto]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -81,19 +81,18 @@ class OnnxClassifier(Classifier):
         tied = self._found.tied(program.nodes)
         mlp = self._mlp(program, chosen, used) if not tied else None
         trained = self._graph.depends_on(set(used), shapes=False)
+        others = (
+            node.operator.lower()
+            for node in program.nodes
+            if traits(node.operator).activation and trained.intersection(node.reads)
+        )
         reference = self._reference(program, chosen)
+        batched = BatchProgram(program, used)
         return LogitModel(
-            function=_logits(BatchProgram(program, used), chosen),
+            function=lambda parameters, inputs: logits_of(chosen, batched(parameters, inputs)),
             parameters=used,
             mlp=mlp,
-            activations=activation_names(
-                mlp,
-                (
-                    node.operator.lower()
-                    for node in program.nodes
-                    if traits(node.operator).activation and trained.intersection(node.reads)
-                ),
-            ),
+            activations=activation_names(mlp, others),
             tied=tied,
             head=chosen.name,
             classes=chosen.classes,
@@ -163,17 +162,7 @@ class OnnxClassifier(Classifier):
             return None
         run = make_reference(self._model, program.inputs, chosen.tensor)
 
-        def reference(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-            return logits_of(chosen, torch.from_numpy(run(inputs))).numpy()
-
-        return reference
-
-
-def _logits(program: BatchProgram, chosen: Head) -> Callable[[Tensors, Tensors], Tensor]:
-    def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
-        return logits_of(chosen, program(parameters, inputs))
-
-    return logits
+        return lambda inputs: logits_of(chosen, torch.from_numpy(run(inputs))).numpy()
 
 
 def _require_an_output(graph: Graph) -> None:

@@ -142,15 +142,6 @@ def _exception(walk: Walk, operation: Operation, inputs: tuple[Any, ...]) -> tup
     raise _raised(operation, str(inputs[0]) if inputs and isinstance(inputs[0], str) else "")
 
 
-def _container(walk: Walk, operation: Operation, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    kind = operation.kind
-    if kind == "prim::TupleConstruct":
-        return (inputs,)
-    if kind == "prim::DictConstruct":
-        return (dict(zip(inputs[::2], inputs[1::2], strict=True)),)
-    return (list(inputs),)
-
-
 def _unpack(walk: Walk, operation: Operation, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     items = inputs[0]
     if isinstance(items, Value):
@@ -179,14 +170,14 @@ TABLE: Mapping[str, _Handler] = {
     "aten::_unwrap_optional": _passed,
     "aten::warn": _nothing,
     "prim::Constant": _constant,
-    "prim::DictConstruct": _container,
+    "prim::DictConstruct": lambda walk, operation, inputs: (dict(zip(inputs[::2], inputs[1::2], strict=True)),),
     "prim::GetAttr": _attribute,
     "prim::If": _branch,
-    "prim::ListConstruct": _container,
+    "prim::ListConstruct": lambda walk, operation, inputs: (list(inputs),),
     "prim::ListUnpack": _unpack,
     "prim::Loop": _loop,
     "prim::RaiseException": _exception,
-    "prim::TupleConstruct": _container,
+    "prim::TupleConstruct": lambda walk, operation, inputs: (inputs,),
     "prim::TupleIndex": _index,
     "prim::TupleUnpack": _unpack,
     "prim::Uninitialized": _nothing,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsb_engine.errors import first_line
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.graph import Block, read_graph
@@ -81,13 +82,8 @@ def load(archive: bytes) -> Script:
             for each in forward.schema.arguments[1:]
         )
     except (RuntimeError, ValueError) as error:
-        raise problems.invalid(f"torch can't load the module: {_first_line(error)}") from error
+        raise problems.invalid(f"torch can't load the module: {first_line(error)}") from error
     return _with_parameters(block, arguments, module)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _check_expansion(unit: Any, name: str) -> None:

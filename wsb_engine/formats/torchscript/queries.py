@@ -53,7 +53,14 @@ def _size(shadow: Any, *dim: int) -> Any:
     return shadow.shape[dim[0]] if dim else list(shadow.shape)
 
 
+_FALSE = (
+    *("aten::is_autocast_enabled", "aten::is_complex", "prim::is_cuda", "prim::is_mkldnn", "prim::is_nested"),
+    *("prim::is_quantized", "prim::is_sparse"),
+)
+_TRUE = ("aten::is_contiguous", "aten::is_grad_enabled", "prim::is_cpu")
 TABLE: Mapping[str, _Query] = {
+    **dict.fromkeys(_FALSE, _always(False)),
+    **dict.fromkeys(_TRUE, _always(True)),
     "aten::Bool": _number(bool),
     "aten::Float": _number(float),
     "aten::FloatImplicit": _number(float),
@@ -62,11 +69,7 @@ TABLE: Mapping[str, _Query] = {
     "aten::ScalarImplicit": _number(lambda number: number),
     "aten::_shape_as_tensor": _about(lambda shadow: torch.tensor(list(shadow.shape))),
     "aten::dim": _about(lambda shadow: shadow.ndim),
-    "aten::is_autocast_enabled": _always(False),
-    "aten::is_complex": _always(False),
-    "aten::is_contiguous": _always(True),
     "aten::is_floating_point": _about(lambda shadow: shadow.is_floating_point()),
-    "aten::is_grad_enabled": _always(True),
     "aten::item": _number(lambda number: number),
     "aten::len": _about(lambda shadow: shadow.shape[0]),
     "aten::numel": _about(lambda shadow: shadow.numel()),
@@ -76,23 +79,11 @@ TABLE: Mapping[str, _Query] = {
     ),
     "prim::device": _always(torch.device("cpu")),
     "prim::dtype": _about(lambda shadow: NUMBERS[shadow.dtype]),
-    "prim::is_cpu": _always(True),
-    "prim::is_cuda": _always(False),
-    "prim::is_mkldnn": _always(False),
-    "prim::is_nested": _always(False),
-    "prim::is_quantized": _always(False),
-    "prim::is_sparse": _always(False),
     "prim::layout": _always(0),
     # As while training, for all that depends on a parameter.
     "prim::requires_grad": lambda *arguments: isinstance(arguments[2], Value) and arguments[2].trained,
     "prim::type": lambda _, working, device: str(getattr(device, "type", "cpu")),
 }
 
-OF_ANYTHING = frozenset(
-    {
-        *("aten::is_autocast_enabled", "aten::is_complex", "aten::is_contiguous", "aten::is_grad_enabled"),
-        *("prim::device", "prim::is_cpu", "prim::is_cuda", "prim::is_mkldnn", "prim::is_nested"),
-        *("prim::is_quantized", "prim::is_sparse", "prim::layout", "prim::requires_grad", "prim::type"),
-    }
-)
+OF_ANYTHING = frozenset({*_FALSE, *_TRUE, "prim::device", "prim::layout", "prim::requires_grad", "prim::type"})
 """Queries whose answer does not depend on the shape."""

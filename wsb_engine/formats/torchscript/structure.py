@@ -140,6 +140,7 @@ _enter("conv1d", "conv2d", "conv3d", "_convolution_mode")(_named("Conv", 3))
 _enter("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")(_named("ConvTranspose", 3))
 _TABLE["batch_norm"] = _named("BatchNormalization", 5)
 _TABLE["instance_norm"] = _named("InstanceNormalization", 3)
+_enter("t", "numpy_T")(_named("Transpose", 1, perm=(1, 0)))
 
 
 @_enter("_convolution", "convolution")
@@ -179,11 +180,6 @@ def _addmm(to: _Translator, step: Step) -> bool:
     bias, x, weight, *factors = step.arguments
     beta, alpha = filled(factors, 1, 1)
     return to.simple("Gemm", step, (x, weight, bias), alpha=float(alpha), beta=float(beta))
-
-
-@_enter("t", "numpy_T")
-def _transposed(to: _Translator, step: Step) -> bool:
-    return to.simple("Transpose", step, step.arguments[:1], perm=(1, 0))
 
 
 @_enter("transpose", "swapaxes", "swapdims")

@@ -16,6 +16,7 @@ from wsb_engine.formats.graph.plan import without_call
 
 for _name, _function in {
     "HardSwish": elementwise.hard_swish,
+    "Mish": lambda x: x * torch.tanh(elementwise.softplus(x)),
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
     "Softplus": elementwise.softplus,
@@ -38,11 +39,6 @@ def swish(call: Call, x: Tensor) -> Tensor:
 @operator("SwiGLU", activation=True, elementwise=True)
 def swiglu(call: Call, gate: Tensor, x: Tensor) -> Tensor:
     return swish(call, gate) * x
-
-
-@operator("Mish", activation=True, elementwise=True)
-def mish(call: Call, x: Tensor) -> Tensor:
-    return x * torch.tanh(elementwise.softplus(x))
 
 
 @operator("Elu", activation=True, elementwise=True)
@@ -100,16 +96,6 @@ def _guarded_softmax(x: Tensor, dim: int) -> Tensor:
     return torch.where(blind, torch.full_like(x, math.nan), weights)
 
 
-@operator("LogSoftmax")
-def log_softmax(call: Call, x: Tensor) -> Tensor:
-    return _over_axis(call, x, torch.log_softmax)
-
-
-@operator("Hardmax")
-def hardmax(call: Call, x: Tensor) -> Tensor:
-    return _over_axis(call, x, _first_maximum)
-
-
 def _over_axis(call: Call, x: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Before opset 13 the function runs over all axes from ``axis`` on, as one."""
     if call.version >= 13:
@@ -123,3 +109,7 @@ def _over_axis(call: Call, x: Tensor, function: Callable[[Tensor, int], Tensor])
 def _first_maximum(x: Tensor, dim: int) -> Tensor:
     best = torch.argmax(x, dim=dim)
     return functional.one_hot(best, x.shape[dim]).movedim(-1, dim).to(x.dtype)
+
+
+operator("LogSoftmax")(lambda call, x: _over_axis(call, x, torch.log_softmax))
+operator("Hardmax")(lambda call, x: _over_axis(call, x, _first_maximum))

@@ -14,31 +14,15 @@ from wsb_engine.formats.graph.kernels.norms import root
 from wsb_engine.formats.graph.operators.registry import Call, Kernel, operator
 from wsb_engine.formats.graph.plan import without_call
 
+_SAME_NAME = (
+    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "IsNaN"),
+    *("Log", "Neg", "Reciprocal", "Round", "Sign", "Sin", "Sinh", "Tan"),
+)
+"""Operators whose function in torch has their name; both round halves to even."""
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
-    "Abs": torch.abs,
-    "Acos": torch.acos,
-    "Acosh": torch.acosh,
-    "Asin": torch.asin,
-    "Asinh": torch.asinh,
-    "Atan": torch.atan,
-    "Atanh": torch.atanh,
+    **{name: getattr(torch, name.lower()) for name in _SAME_NAME},
     "BitwiseNot": torch.bitwise_not,
-    "Ceil": torch.ceil,
-    "Cos": torch.cos,
-    "Cosh": torch.cosh,
-    "Erf": torch.erf,
-    "Exp": torch.exp,
-    "Floor": torch.floor,
-    "IsNaN": torch.isnan,
-    "Log": torch.log,
-    "Neg": torch.neg,
     "Not": torch.logical_not,
-    "Reciprocal": torch.reciprocal,
-    "Round": torch.round,  # halves to even, as ONNX wants
-    "Sign": torch.sign,
-    "Sin": torch.sin,
-    "Sinh": torch.sinh,
-    "Tan": torch.tan,
 }
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Add": torch.add,

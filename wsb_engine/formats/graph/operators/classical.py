@@ -23,10 +23,8 @@ def normalizer(call: Call, x: Tensor) -> Tensor:
     """Divide each row by its norm, unless that is 0."""
     x = x.to(call.working)
     kind = call.get("norm", "MAX")
-    if kind == "L1":
-        norm = vector_norm(x, 1, [-1], keepdim=True)
-    elif kind == "L2":
-        norm = vector_norm(x, 2, [-1], keepdim=True)
+    if kind in ("L1", "L2"):
+        norm = vector_norm(x, 1 if kind == "L1" else 2, [-1], keepdim=True)
     elif kind == "MAX":
         norm = x.abs().amax(-1, keepdim=True)
     else:

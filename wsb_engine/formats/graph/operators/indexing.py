@@ -55,10 +55,8 @@ def _positions(data: Tensor, indices: Tensor, batch: int = 0) -> tuple[Tensor, .
 def scatter_nd(call: Call, data: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     reduction = call.get("reduction", "none")
     positions = _positions(data, indices)
-    if reduction == "none":
-        return torch.index_put(data, positions, updates)
-    if reduction == "add":
-        return torch.index_put(data, positions, updates, accumulate=True)
+    if reduction in ("none", "add"):
+        return torch.index_put(data, positions, updates, accumulate=reduction == "add")
     # Flattened, so that the elementwise scatter with its reductions applies.
     depth = indices.shape[-1]
     flat = torch.zeros_like(positions[0])
@@ -88,8 +86,7 @@ def scatter_elements(call: Call, data: Tensor, indices: Tensor, updates: Tensor)
 def one_hot(call: Call, indices: Tensor, depth: Static, values: Tensor) -> Tensor:
     size = int(depth.reshape(-1)[0])
     axis = axis_of(call, call.get("axis", -1), indices.ndim + 1)
-    whole = indices.to(torch.int64)
-    index = torch.where(whole < 0, whole + size, whole).unsqueeze(axis)
+    index = _from_front(indices, size).unsqueeze(axis)
     shape = [1] * (indices.ndim + 1)
     shape[axis] = size
     hot = index == torch.arange(size, device=indices.device).reshape(shape)

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from wsb_engine.formats.graph.operators.registry import Call, operator
+from wsb_engine.formats.graph.plan import without_call
 
-
-@operator("MatMul")
-def matmul(call: Call, a: Tensor, b: Tensor) -> Tensor:
-    return torch.matmul(a, b)
+operator("MatMul")(without_call(torch.matmul))
 
 
 @operator("Gemm")

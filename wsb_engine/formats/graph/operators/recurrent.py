@@ -115,11 +115,8 @@ def rnn(
     lengths: Tensor | None = None, initial: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """h ← f(W x + R h + b)."""
-
-    def cell(index: int, weight: Tensor, bias: Tensor | None, functions: Functions) -> Cell:
-        return rnn_cell(weight, bias, functions)
-
-    return _layer(call, cell, ("Tanh",), (0,), (x, weight, recurrent, bias, lengths), (initial,))
+    given = (x, weight, recurrent, bias, lengths)
+    return _layer(call, lambda _, W, b, functions: rnn_cell(W, b, functions), ("Tanh",), (0,), given, (initial,))
 
 
 @operator("GRU", since=7, activation=True)
