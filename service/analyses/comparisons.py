@@ -5,19 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
+from service import errors
 from service.analyses.comparison_schemas import Comparison, ComparisonRequest
 from service.analyses.errors import AnalysisNotFoundError, NoReportError, ReportNotReadyError
 from service.analyses.references import resolve
 from service.analyses.submission import parse
 from service.context import InContext
-from service.errors import (
-    BodyTooLargeError,
-    InternalError,
-    InvalidRequestError,
-    MalformedRequestError,
-    UnsupportedMediaTypeError,
-    declare,
-)
 from service.http.bodies import UploadTooSlowError, read
 from service.http.security import InTenant
 from service.policies import evaluate
@@ -37,9 +30,9 @@ _BODY = {
     response_model=Comparison,
     summary="Judge a report, alone or against a baseline",
     description="Nothing is analysed or stored. A failed rule is part of the verdict, not an error.",
-    responses=declare(
-        *(MalformedRequestError, BodyTooLargeError, UnsupportedMediaTypeError, UploadTooSlowError),
-        *(InvalidRequestError, AnalysisNotFoundError, ReportNotReadyError, NoReportError, InternalError),
+    responses=errors.declare(
+        *(errors.MalformedRequestError, errors.BodyTooLargeError, errors.UnsupportedMediaTypeError, UploadTooSlowError),
+        *(errors.InvalidRequestError, AnalysisNotFoundError, ReportNotReadyError, NoReportError, errors.InternalError),
     ),
     openapi_extra=_BODY,
 )

@@ -10,24 +10,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.analyses import representations, service
-from service.analyses.errors import (
-    AnalysisCancelledError,
-    AnalysisCrashedError,
-    AnalysisFinalError,
-    AnalysisLiveError,
-    AnalysisNotFoundError,
-    AnalysisRejectedError,
-    AnalysisTimedOutError,
-    DeviceUnavailableError,
-    IdempotencyMismatchError,
-    NoReportError,
-    QueueFullError,
-    ReportNotReadyError,
-    TenantQueueFullError,
-    ended,
-    not_found,
-)
+from service.analyses import errors, representations, service
 from service.analyses.representations import NotAcceptableError, negotiated, represent
 from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis, AnalysisPage, AnalysisRequest, FormRequest
 from service.analyses.submission import Caller, submit
@@ -57,7 +40,7 @@ router = APIRouter(prefix="/v1/analyses", tags=["analyses"])
 def _analysis_id(analysis_id: Annotated[str, Path(description="Identifier of the analysis.")]) -> UUID:
     found = service.parse_id(analysis_id)
     if found is None:
-        raise not_found(analysis_id)
+        raise errors.not_found(analysis_id)
     return found
 
 
@@ -160,13 +143,18 @@ def _request_body() -> dict[str, Any]:
                 BlobNotFoundError,
                 InvalidRequestError,
                 InvalidFormError,
-                DeviceUnavailableError,
-                IdempotencyMismatchError,
-                QueueFullError,
-                TenantQueueFullError,
+                errors.DeviceUnavailableError,
+                errors.IdempotencyMismatchError,
+                errors.QueueFullError,
+                errors.TenantQueueFullError,
                 InternalError,
             ),
-            *(AnalysisRejectedError, AnalysisCrashedError, AnalysisTimedOutError, AnalysisCancelledError),
+            *(
+                errors.AnalysisRejectedError,
+                errors.AnalysisCrashedError,
+                errors.AnalysisTimedOutError,
+                errors.AnalysisCancelledError,
+            ),
         ),
     },
     openapi_extra={"requestBody": _request_body()},
@@ -192,7 +180,7 @@ async def create_analysis(
             headers |= {"Content-Location": f"{url}/report", "ETag": f'"{report.sha256}"'}
             return Response(report.body, HTTPStatus.CREATED, headers, media_type="application/json")
         if row.state in FINAL_STATES:
-            problem = ended(row)
+            problem = errors.ended(row)
             problem.headers |= headers
             raise problem
     if row.state not in FINAL_STATES:
@@ -226,7 +214,7 @@ async def list_analyses(
     responses={
         200: {"headers": described({"ETag": "Changes with the analysis."})},
         304: {"description": "The analysis has not changed since the copy named by If-None-Match."},
-        **declare(AnalysisNotFoundError),
+        **declare(errors.AnalysisNotFoundError),
     },
 )
 async def get_analysis(
@@ -257,7 +245,7 @@ async def get_analysis(
             ),
         },
         304: {"description": "The copy named by If-None-Match is current."},
-        **declare(AnalysisNotFoundError, NotAcceptableError, ReportNotReadyError, NoReportError),
+        **declare(errors.AnalysisNotFoundError, NotAcceptableError, errors.ReportNotReadyError, errors.NoReportError),
     },
 )
 async def get_report(
@@ -278,7 +266,7 @@ async def get_report(
     status_code=HTTPStatus.ACCEPTED,
     summary="Cancel an analysis",
     description="A queued analysis is cancelled at once; a running one is stopped. Cancelling again has no effect.",
-    responses=declare(AnalysisNotFoundError, AnalysisFinalError),
+    responses=declare(errors.AnalysisNotFoundError, errors.AnalysisFinalError),
 )
 async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> Analysis:
     return Analysis.of(await service.cancel(context, tenant, analysis))
@@ -289,7 +277,7 @@ async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTe
     status_code=HTTPStatus.NO_CONTENT,
     summary="Delete an analysis and its report",
     description="Allowed once the analysis has ended. Its model and batch are kept.",
-    responses=declare(AnalysisNotFoundError, AnalysisLiveError),
+    responses=declare(errors.AnalysisNotFoundError, errors.AnalysisLiveError),
 )
 async def delete_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> None:
     await service.delete(context, tenant, analysis)

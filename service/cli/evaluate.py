@@ -79,8 +79,7 @@ async def evaluate_here(
         except SandboxError as error:
             raise _failure(error.code, error.message, error.advice, broke_down=True) from error
     if (found := outcome.error) is not None:
-        broke_down = outcome.status != "failed" or is_service_failure(found.code) or is_limit(found.code)
-        raise _failure(found.code, found.message, found.advice, broke_down=broke_down)
+        raise _ended(outcome.status, found.code, found.message, found.advice)
     return _report(outcome.result or "")
 
 
@@ -160,13 +159,9 @@ def _follow(client: httpx.Client, path: str, progress: ProgressSink) -> Report:
         if analysis["state"] == "succeeded":
             return _report(client.get(analysis["links"]["report"]).text)
         if analysis["finished_at"] is not None:
-            error = analysis["error"] or {
-                "code": analysis["state"],
-                "message": "The analysis ended early.",
-                "advice": "",
-            }
-            broke_down = analysis["state"] != "failed" or is_service_failure(error["code"]) or is_limit(error["code"])
-            raise _failure(error["code"], error["message"], error["advice"], broke_down=broke_down)
+            state = analysis["state"]
+            error = analysis["error"] or {"code": state, "message": "The analysis ended early.", "advice": ""}
+            raise _ended(state, error["code"], error["message"], error["advice"])
         if analysis["progress"] is not None:
             progress(analysis["progress"])
         time.sleep(_POLL_SECONDS)
@@ -189,6 +184,12 @@ def _report(text: str) -> Report:
         return Report.model_validate_json(text)
     except ValidationError as error:
         raise NotEvaluatedError(f"The analysis did not produce a valid report: {error}") from error
+
+
+def _ended(state: str, code: str, message: str, advice: str) -> InvalidInputError | NotEvaluatedError:
+    """Return the error of an analysis that ended without a report."""
+    broke_down = state != "failed" or is_service_failure(code) or is_limit(code)
+    return _failure(code, message, advice, broke_down=broke_down)
 
 
 def _failure(code: str, message: str, advice: str, *, broke_down: bool) -> InvalidInputError | NotEvaluatedError:

@@ -42,7 +42,9 @@ async def shortage(session: AsyncSession, row: AnalysisRow, budget: MemoryBudget
     Raises:
         LeftToOthersError: if it may succeed on another live worker.
     """
-    needed = least_bytes(*await _sizes(session, row), doubles=_works_in_double(row.options["dtype"], budget.device))
+    dtype = row.options["dtype"]
+    doubles = dtype == "float64" or (dtype == "auto" and budget.device == "cpu")
+    needed = least_bytes(*await _sizes(session, row), doubles=doubles)
     if needed <= budget.memory_bytes:
         return None
     for other in await workers.alive(session, within_seconds=budget.within_seconds):
@@ -65,10 +67,6 @@ def least_bytes(model: int, batch: int, *, doubles: bool) -> int:
         doubles: Whether the analysis works in float64.
     """
     return _VECTORS * model * (2 if doubles else 1) + batch
-
-
-def _works_in_double(dtype: str, device: str) -> bool:
-    return dtype == "float64" or (dtype == "auto" and device == "cpu")
 
 
 async def _sizes(session: AsyncSession, row: AnalysisRow) -> tuple[int, int]:

@@ -289,7 +289,9 @@ def _mlp(steps: list[_Step], tied: tuple[str, ...], parameters: Tensors) -> MLP 
             if len(layers) > len(activations):
                 activations.append(Activation(kind="identity"))
             layers.append(DenseLayer(weight=step.weight, transposed=False, bias=step.bias))
-        elif step.kind in _KINDS and len(layers) == len(activations) + 1 and _smooth(step):
+        elif step.kind == "elu" and step.alpha != 1.0:
+            return None  # not smooth
+        elif step.kind in _KINDS and len(layers) == len(activations) + 1:
             activations.append(Activation(kind=step.kind, alpha=step.alpha))
         else:
             return None
@@ -298,10 +300,6 @@ def _mlp(steps: list[_Step], tied: tuple[str, ...], parameters: Tensors) -> MLP 
     if not layers or len(layers) != len(activations) + 1 or not distinct:
         return None
     return MLP(layers=tuple(layers), activations=tuple(activations), features=_flattened if flat else _first)
-
-
-def _smooth(step: _Step) -> bool:
-    return step.kind != "elu" or step.alpha == 1.0
 
 
 def _first(inputs: Tensors) -> Tensor:

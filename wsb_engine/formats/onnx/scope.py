@@ -70,12 +70,9 @@ class Scope:
 
     def find(self, name: str) -> str | None:
         """Return the unique name of a visible value."""
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope.names:
-                return scope.names[name]
-            scope = scope.outer
-        return None
+        if name in self.names or self.outer is None:
+            return self.names.get(name)
+        return self.outer.find(name)
 
     def define(self, name: str, where: str) -> str:
         """Define a name and return its unique form.

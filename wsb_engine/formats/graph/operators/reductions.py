@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,18 +32,16 @@ def _product(x: Tensor, dims: list[int], keep: bool) -> Tensor:
     return x
 
 
-def _largest(x: Tensor, dims: list[int], keep: bool) -> Tensor:
-    if any(x.shape[axis] == 0 for axis in dims):
-        low = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
-        return torch.full_like(x.sum(dim=dims, keepdim=keep, dtype=x.dtype), low)
-    return x.amax(dim=dims, keepdim=keep)
+def _extreme(function: Callable[..., Tensor], infinity: float, end: str) -> _Reduction:
+    """Return a reduction to an extreme element; of no elements, to that end of the range of numbers."""
 
+    def reduce(x: Tensor, dims: list[int], keep: bool) -> Tensor:
+        if any(x.shape[axis] == 0 for axis in dims):
+            none = infinity if x.is_floating_point() else getattr(torch.iinfo(x.dtype), end)
+            return torch.full_like(x.sum(dim=dims, keepdim=keep, dtype=x.dtype), none)
+        return function(x, dim=dims, keepdim=keep)
 
-def _smallest(x: Tensor, dims: list[int], keep: bool) -> Tensor:
-    if any(x.shape[axis] == 0 for axis in dims):
-        high = float("inf") if x.is_floating_point() else torch.iinfo(x.dtype).max
-        return torch.full_like(x.sum(dim=dims, keepdim=keep, dtype=x.dtype), high)
-    return x.amin(dim=dims, keepdim=keep)
+    return reduce
 
 
 def _l1(x: Tensor, dims: list[int], keep: bool) -> Tensor:
@@ -72,9 +71,9 @@ _REDUCTIONS: dict[str, _Reduction] = {
     "ReduceL2": _l2,
     "ReduceLogSum": _log_sum,
     "ReduceLogSumExp": _log_sum_exp,
-    "ReduceMax": _largest,
+    "ReduceMax": _extreme(torch.amax, -math.inf, "min"),
     "ReduceMean": _mean,
-    "ReduceMin": _smallest,
+    "ReduceMin": _extreme(torch.amin, math.inf, "max"),
     "ReduceProd": _product,
     "ReduceSum": _sum,
     "ReduceSumSquare": _sum_of_squares,
