@@ -77,7 +77,8 @@ def _targets(y: Tensor, samples: int, loss: Loss, logits: int) -> Tensor:
     if y.ndim == 2:
         return loss.targets(y.double(), logits)
     classes = loss.classes(logits)
-    if not y.is_floating_point() and samples and not 0 <= int(y.min()) <= int(y.max()) < classes:
+    integers = samples and not y.is_floating_point()
+    if y.ndim != 1 or (integers and not 0 <= int(y.min()) <= int(y.max()) < classes):
         raise BatchError(
             f"y of shape {list(y.shape)} does not label {classes} classes",
             code="label_classes_mismatch",

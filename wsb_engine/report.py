@@ -126,7 +126,7 @@ class NamedBound(_Part):
     """Sentences: what the bound rests on."""
     kind: Kind
     failure_probability: float | None
-    """Null for a deterministic bound."""
+    """Null for a deterministic bound, and for bounds of earlier reports that do not state it."""
     lambda_max: Interval
     lambda_min: Interval
 
@@ -303,10 +303,14 @@ class Report(_Part):
         if self.bounds is None:
             return []
         chance = None if self.moments is None else self.moments.failure_probability
+        # Bounds from exact moments in float32 rest on rounding measured with random vectors.
+        is_certain = chance is None and self.engine.dtype == "float64"
+        if chance is None and self.enclosure is not None and not is_certain:
+            chance = self.enclosure.lambda_max.failure_probability
         bound = NamedBound(
             name="wolkowicz_styan" if self.moments is None or self.moments.exact else "frobenius_norm",
             assumptions=[],
-            kind="deterministic" if chance is None else "probabilistic",
+            kind="deterministic" if is_certain else "probabilistic",
             failure_probability=chance,
             lambda_max=self.bounds.wolkowicz_styan.lambda_max,
             lambda_min=self.bounds.wolkowicz_styan.lambda_min,

@@ -91,7 +91,7 @@ class Database:
             await connection.run_sync(_migrate_tables)
 
     async def is_current(self) -> bool:
-        """Whether the tables are of this version of the service, or of a newer one, which it can use too."""
+        """Whether the tables are of this version, or of a newer one, on which a running process keeps working."""
         async with self.engine.connect() as connection:
             known = await connection.scalar(text("SELECT to_regclass('alembic_version')"))
             if known is None:

@@ -7,6 +7,7 @@ as JSON: nothing that a child sends is executed or unpickled.
 import sys
 
 from service.sandbox.cgroup import delegated_group
+from service.sandbox.diagnosis import ProgressCallback
 from service.sandbox.errors import SandboxError
 from service.sandbox.job import Job, JobError, JobLimits, Outcome, Place
 from service.sandbox.rlimits import usable_memory_bytes
@@ -15,7 +16,7 @@ IS_SUPPORTED = sys.platform == "linux"
 """True if this system can have a sandbox; elsewhere there is no ``Zygote``, only ``service.sandbox.unconfined``."""
 
 if sys.platform == "linux":
-    from service.sandbox.parent import Child, ProgressCallback, Zygote
+    from service.sandbox.parent import Child, Zygote
 
 __all__ = [
     "IS_SUPPORTED",

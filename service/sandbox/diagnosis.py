@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from service.sandbox.job import JobError, Status
-from service.sandbox.protocol import Failure, Result
+from service.sandbox.protocol import Failure, FrameDecoder, Progress, ProtocolError, Result
+
+ProgressCallback = Callable[[dict[str, Any]], Awaitable[None] | None]
+"""Receives the fields of one progress frame. What it awaits delays the child and counts against its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,23 @@ class Evidence:
         """Whether the child was killed, or its zygote died, without a protocol violation."""
         killed = self.exit is None or (self.exit.signal is not None and self.exit.signal == signal.SIGKILL)
         return killed and self.violation is None
+
+
+async def observe(data: bytes, decoder: FrameDecoder, evidence: Evidence, on_progress: ProgressCallback | None) -> bool:
+    """Note the frames in the next bytes of a child; False if they violate the protocol."""
+    try:
+        frames = decoder.feed(data)
+    except ProtocolError as error:
+        evidence.violation = str(error)
+        return False
+    for frame in frames:
+        if not isinstance(frame, Progress):
+            evidence.last_frame = frame
+        elif on_progress is not None:
+            waiting = on_progress(frame.fields)
+            if inspect.isawaitable(waiting):
+                await waiting
+    return True
 
 
 def diagnose(evidence: Evidence, *, seconds: float) -> tuple[Status, str | JobError]:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import inspect
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 from service.sandbox.cgroup import has_killed, job_group
-from service.sandbox.diagnosis import Evidence, diagnose, oom_kill_count
+from service.sandbox.diagnosis import Evidence, ProgressCallback, diagnose, observe, oom_kill_count
 from service.sandbox.errors import SandboxError
 from service.sandbox.job import LOG_NAME, Job, JobError, Outcome, Place
 from service.sandbox.process import Running, ZygoteProcess, encoded, first_done
-from service.sandbox.protocol import FrameDecoder, Progress, ProtocolError
-
-ProgressCallback = Callable[[dict[str, Any]], Awaitable[None] | None]
-"""Receives the fields of one progress frame. What it awaits delays the child and counts against its time."""
+from service.sandbox.protocol import FrameDecoder
 
 _CHUNK_BYTES = 16 << 10
 """Bytes read at once: few enough that decoding their frames blocks the event loop for milliseconds only."""
@@ -233,18 +229,8 @@ async def _hear(
             return
         if not data:
             return
-        try:
-            frames = decoder.feed(data)
-        except ProtocolError as error:
-            evidence.violation = str(error)
+        if not await observe(data, decoder, evidence, on_progress):
             return
-        for frame in frames:
-            if not isinstance(frame, Progress):
-                evidence.last_frame = frame
-            elif on_progress is not None:
-                waiting = on_progress(frame.fields)
-                if inspect.isawaitable(waiting):
-                    await waiting
 
 
 async def _readable(running: Running) -> None:

@@ -12,20 +12,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from service.sandbox.child import check, unconfined_frame
-from service.sandbox.diagnosis import Evidence, Exit, diagnose
+from service.sandbox.confinement import child_environment
+from service.sandbox.diagnosis import Evidence, Exit, ProgressCallback, diagnose, observe
 from service.sandbox.job import LOG_NAME, Job, JobError, Outcome
-from service.sandbox.protocol import FrameDecoder, Progress, ProtocolError, write_whole
+from service.sandbox.protocol import FrameDecoder, write_whole
 
 _CHUNK_BYTES = 1 << 20
 _LOG_TAIL_BYTES = 16 << 10
-
-
-ProgressCallback = Callable[[dict[str, Any]], None]
+_KEPT_VARIABLES = ("DYLD_LIBRARY_PATH", "PATH", "SYSTEMROOT", "WINDIR")
+"""Kept from the caller's environment: where macOS and Windows find libraries."""
 
 
 async def run_unconfined(job: Job, on_progress: ProgressCallback | None = None) -> Outcome:
@@ -43,7 +41,7 @@ async def run_unconfined(job: Job, on_progress: ProgressCallback | None = None) 
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             cwd=job.folder,
-            env=_environment(),
+            env=_environment(job),
         )
         limit = asyncio.timeout(job.seconds)
         try:
@@ -86,22 +84,17 @@ async def _converse(
         process.stdin.close()
     decoder = FrameDecoder(job.limits.frame_bytes)
     while data := await process.stdout.read(_CHUNK_BYTES):
-        try:
-            frames = decoder.feed(data)
-        except ProtocolError as error:
-            evidence.violation = str(error)
+        if not await observe(data, decoder, evidence, on_progress):
             return
-        for frame in frames:
-            if not isinstance(frame, Progress):
-                evidence.last_frame = frame
-            elif on_progress is not None:
-                on_progress(frame.fields)
     await process.wait()
 
 
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
-    return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONPATH": path, "PYTHONUTF8": "1"}
+def _environment(job: Job) -> dict[str, str]:
+    """Return what a confined child gets, what other systems need besides, and where to import from; no secrets."""
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    temporary = dict.fromkeys(("TEMP", "TMP", "USERPROFILE"), str(job.folder))
+    python = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "PYTHONUTF8": "1"}
+    return {**kept, **child_environment(job.folder, job.threads), **temporary, **python}
 
 
 def main(entry: str, frame_bytes: str) -> None:

@@ -193,7 +193,7 @@ class Runner:
             yield
 
     async def _stopped(self, row: AnalysisRow, job: JobContext) -> None:
-        """Handle the end of the child after the analysis was cancelled or this worker was told to stop."""
+        """Handle the end of the child after the analysis was cancelled or this worker began to stop."""
         task = asyncio.current_task()
         if job.abort_reason() is AbortReason.USER_REQUEST:
             if task is not None:

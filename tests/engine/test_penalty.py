@@ -65,6 +65,8 @@ def test_what_is_no_smooth_mlp_is_refused() -> None:
         (torch.tensor([0, 1, 0]), "row_count_mismatch"),
         (torch.tensor([0, 2]), "label_classes_mismatch"),
         (torch.rand(2, 3), "label_classes_mismatch"),
+        (torch.rand(2, 2, 1), "label_classes_mismatch"),
+        (torch.zeros(2, 1, 1, dtype=torch.int64), "label_classes_mismatch"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(y: Tensor, code: str) -> None:

@@ -43,6 +43,14 @@ def test_the_bound_of_a_stored_report_of_schema_1_0_is_found_by_name(path: Path)
     assert (bound.lambda_max, bound.lambda_min) == tuple(dict(report.bounds.wolkowicz_styan).values())
 
 
+@pytest.mark.parametrize("chance", [None, 1e-6])
+def test_the_bound_of_an_earlier_report_in_float32_is_not_called_certain(chance: float | None) -> None:
+    report = analysed(dtype="float32", enclosure=chance is not None)
+    (listed,) = report.named_bounds
+    (found,) = report.model_copy(update={"bounds_list": None}).named_bounds
+    assert (listed.kind, found.kind, found.failure_probability) == ("probabilistic", "probabilistic", chance)
+
+
 def analysed(**options: object) -> wsb.Report:
     case = Golden("deep_tanh")
     return wsb.analyze(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y), wsb.Options(**options))

@@ -142,9 +142,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     report = r.Report(
         engine=parts.engine(problem, options),
         model=parts.model(classifier, problem, parity),
-        batch=r.BatchSummary(
-            sha256=batch.sha256, samples=len(batch), classes=problem.objective.loss.classes(problem.logits.shape[1])
-        ),
+        batch=parts.batch(batch, problem),
         loss=loss,
         moments=part,
         bounds=bounds.from_moments(named),

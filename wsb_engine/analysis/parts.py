@@ -9,6 +9,7 @@ from wsb_engine import report as r
 from wsb_engine.analysis.agreement import norm
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
+from wsb_engine.batch import Batch
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.closed_form.sums import ClosedForm
 from wsb_engine.curvature.losses import Targets
@@ -21,6 +22,12 @@ PARITY_SAMPLES = 4096
 """Samples whose logits are compared with an independent runtime."""
 TOP_SHARES = 10
 """Samples listed by their share of ‖H‖_F²."""
+
+
+def batch(batch: Batch, problem: Problem) -> r.BatchSummary:
+    """Summarise the batch."""
+    classes = problem.objective.loss.classes(problem.logits.shape[1])
+    return r.BatchSummary(sha256=batch.sha256, samples=len(batch), classes=classes)
 
 
 def loss(problem: Problem) -> r.Loss:

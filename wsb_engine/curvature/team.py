@@ -1,6 +1,6 @@
 """Hessian products and the closed form, shared by several members (mathematics.md, section 4).
 
-Each member holds all parameters. It multiplies by the Hessian of its own rows, and adds every n-th term of t and
+Each member holds all parameters. It multiplies by the Hessian of its rows, and adds every n-th term of t and
 q. The first member issues one task after another and adds up the answers in the order of members, so that the result
 does not depend on timing, and every decision is made in one place.
 """

@@ -40,7 +40,8 @@ def model_format(source: bytes | Path) -> ModelFormat:
 
     Raises:
         ModelError: ``model_empty``, ``model_unrecognized``, ``model_truncated``, ``model_invalid``,
-            ``pickle_refused`` or ``pt2_refused``. Details have ``truncated`` if the file ends too early.
+            ``model_too_complex``, ``pickle_refused`` or ``pt2_refused``. Details have ``truncated`` if the file ends
+            too early.
     """
     with _opened(source) as file:
         size, head = file.seek(0, os.SEEK_END), _head(file)
@@ -147,7 +148,7 @@ def require_onnx(file: BinaryIO | io.FileIO, size: int) -> None:
     position, seen = 0, list[int]()
     while position < size:
         if len(seen) >= TOP_LEVEL_FIELDS:
-            raise _no_model()
+            raise _too_many_fields() if _GRAPH in seen else _no_model()
         file.seek(position)
         head = file.read(2 * _VARINT_BYTES)
         tag, tag_bytes = _varint(head, 0)
@@ -190,6 +191,15 @@ def _other(what: str, advice: str) -> ModelError:
 def _no_model() -> ModelError:
     return ModelError(
         "the file is neither an ONNX file nor a TorchScript archive", code="model_unrecognized", advice=_MODEL_ADVICE
+    )
+
+
+def _too_many_fields() -> ModelError:
+    return ModelError(
+        f"the ONNX file has more than {TOP_LEVEL_FIELDS:,} fields at its outermost level",
+        code="model_too_complex",
+        advice="Remove metadata from the model (metadata_props) or inline its functions (onnx.inliner).",
+        limit=TOP_LEVEL_FIELDS,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from support.hostile import field
 
 from service.blobs.errors import TruncatedFileError, UnknownFormatError
 from service.blobs.formats import read_format
@@ -84,6 +85,15 @@ def test_a_file_of_endless_fields_costs_little(tmp_path: Path) -> None:
     with Counting(path) as file, pytest.raises(ModelError):
         detect.require_onnx(file, 10 << 20)
     assert reads <= detect.TOP_LEVEL_FIELDS
+
+
+def test_a_model_of_more_fields_than_are_looked_at_is_called_too_complex() -> None:
+    note = field(14, b"")
+    model = b"\x08\x0a" + field(7, b"") + field(8, b"\x10\x11") + note * detect.TOP_LEVEL_FIELDS
+    with pytest.raises(ModelError) as caught:
+        detect.model_format(model)
+    assert (caught.value.code, caught.value.details["limit"]) == ("model_too_complex", detect.TOP_LEVEL_FIELDS)
+    assert detect.model_format(model[: -10 * len(note)]) == "onnx"
 
 
 def test_a_cut_off_archive_is_called_truncated(tmp_path: Path) -> None:

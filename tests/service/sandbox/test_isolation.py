@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from service.sandbox import JobLimits
 from service.sandbox.confinement import KEPT_VARIABLES, QUIET_VARIABLES, THREAD_VARIABLES
+from service.sandbox.unconfined import run_unconfined
 
 DEPENDING_ON_HOST = {
     *("oom_score", "descendant_reaper", "private_user", "rlimit_nproc"),
@@ -23,6 +27,16 @@ def test_the_environment_holds_nothing_that_the_caller_had(sandbox, monkeypatch)
     seen = json.loads(sandbox.run(sandbox.job("environment")).result)
 
     assert "hunter2" not in json.dumps(seen)
+
+
+def test_without_a_sandbox_the_environment_holds_no_secret_either(sandbox, monkeypatch):
+    monkeypatch.setenv("WSB_DATABASE_URL", "postgresql://wsb:hunter2@db/wsb")
+    monkeypatch.setattr("sys.path", [str(Path(__file__).parent), *sys.path])
+    job = replace(sandbox.job("environment"), threads=3)
+    seen = json.loads(asyncio.run(run_unconfined(job)).result)
+
+    assert "hunter2" not in json.dumps(seen)
+    assert (seen["now"]["OMP_NUM_THREADS"], seen["now"]["HOME"]) == ("3", str(job.folder))
 
 
 def test_the_environment_is_short(sandbox, monkeypatch):

@@ -219,6 +219,16 @@ OTHERS: dict[str, tuple[list[NodeProto], dict[str, Any]]] = {
     ),
     "alpha": ([node("Gemm", ["x", "w1", "b1"], ["h"], transB=1, alpha=2.0), *TANH, *GEMM2], {}),
     "beta": ([node("Gemm", ["x", "w1", "b1"], ["h"], transB=1, beta=0.5), *TANH, *GEMM2], {}),
+    "tanh but at one point": (
+        [
+            *GEMM1,
+            node("Tanh", ["h"], ["t"]),
+            node("Equal", ["h", "c"], ["e"]),
+            node("Where", ["e", "c", "t"], ["a"]),
+            *GEMM2,
+        ],
+        {},
+    ),
     "one bias for all units": ([*GEMM1, *TANH, *GEMM2], {"b1": (1,)}),
     "a scaled hidden layer": (
         [*GEMM1, node("Tanh", ["h"], ["t"]), node("Mul", ["t", "b1"], ["a"]), *GEMM2],
@@ -240,7 +250,7 @@ def test_what_is_no_smooth_mlp_is_not_taken_for_one(
     nodes: list[NodeProto], shapes: Any, build: Any, weights: Any, logits: Any
 ) -> None:
     values = weights(**{"w1": (5, 4), "b1": (5,), "w2": (3, 5), "b2": (3,)} | shapes)
-    model = load_model(build.bytes(nodes, values, opset=22)).resolve()
+    model = load_model(build.bytes(nodes, values | {"c": np.float32(0.123)}, opset=22)).resolve()
     assert model.mlp is None
     assert logits(model, X).shape[0] == len(X)
 

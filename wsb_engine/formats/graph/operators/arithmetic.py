@@ -61,11 +61,11 @@ def _signed(kernel: Kernel) -> Kernel:
     return exact
 
 
+_SMOOTH = ("Add", "Erf", "Exp", "Log", "Mul", "Neg", "Reciprocal", "Sub")
+"""Operators with which exporters write activations."""
 # Erf stands for a GELU that is written out.
-for _name, _function in _UNARY.items():
-    operator(_name, activation=_name == "Erf", elementwise=True)(_signed(without_call(_function)))
-for _name, _pair in _BINARY.items():
-    operator(_name, elementwise=True)(_signed(without_call(_pair)))
+for _name, _function in (_UNARY | _BINARY).items():
+    operator(_name, activation=_name == "Erf", elementwise=_name in _SMOOTH)(_signed(without_call(_function)))
 
 
 @operator("Div", elementwise=True)
@@ -92,21 +92,21 @@ def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
     return (root(base, exponent) if call.get(NORM, 0) else torch.pow(base, exponent)).to(base.dtype)
 
 
-@operator("Mod", elementwise=True)
+@operator("Mod")
 @_signed
 def mod(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """fmod = 1 takes the sign of the dividend, otherwise of the divisor."""
     return torch.fmod(a, b) if call.get("fmod", 0) else torch.remainder(a, b)
 
 
-@operator("IsInf", elementwise=True)
+@operator("IsInf")
 def is_inf(call: Call, x: Tensor) -> Tensor:
     positive = torch.isposinf(x) if call.get("detect_positive", 1) else torch.zeros_like(x, dtype=torch.bool)
     negative = torch.isneginf(x) if call.get("detect_negative", 1) else torch.zeros_like(x, dtype=torch.bool)
     return positive | negative
 
 
-@operator("BitShift", elementwise=True)
+@operator("BitShift")
 @_signed
 def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
     direction = call.get("direction", "")
@@ -115,7 +115,7 @@ def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
     return torch.bitwise_left_shift(a, b) if direction == "LEFT" else torch.bitwise_right_shift(a, b)
 
 
-@operator("Clip", elementwise=True)
+@operator("Clip")
 @_signed
 def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Bounds are attributes before opset 11, inputs since."""
@@ -132,13 +132,13 @@ def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Kernel:
 
 
 operator("Sum", elementwise=True)(_folded(torch.add))
-operator("Max", elementwise=True)(_signed(_folded(torch.maximum)))
-operator("Min", elementwise=True)(_signed(_folded(torch.minimum)))
+operator("Max")(_signed(_folded(torch.maximum)))
+operator("Min")(_signed(_folded(torch.minimum)))
 
 
-@operator("Mean", elementwise=True)
+@operator("Mean")
 def mean(call: Call, *values: Tensor) -> Tensor:
     return functools.reduce(torch.add, values) / len(values)
 
 
-operator("Where", elementwise=True)(without_call(torch.where))
+operator("Where")(without_call(torch.where))

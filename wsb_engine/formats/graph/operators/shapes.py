@@ -38,7 +38,7 @@ def cast(call: Call, x: Tensor) -> Tensor:
     return convert(x, working_dtype(call, call.get("to", 0)))
 
 
-@operator("CastLike", elementwise=True)
+@operator("CastLike")
 def cast_like(call: Call, x: Tensor, like: Tensor) -> Tensor:
     return convert(x, call.working if like.is_floating_point() else like.dtype)
 
