@@ -96,8 +96,19 @@ def test_going_back_makes_one_row_of_those_that_tenants_share(
 
 
 def test_every_migration_can_be_undone_and_done_again(database_url: str) -> None:
-    move(database_url, "0001")
-    move(database_url, str(latest_revision()))
+    parts = (
+        "SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns"
+        " WHERE table_schema = 'public' ORDER BY 1, 2",
+        "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2",
+        "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1",
+    )
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        before = [connection.execute(part).fetchall() for part in parts]
+        move(database_url, "0001")
+        assert [connection.execute(part).fetchall() for part in parts] != before
+        move(database_url, str(latest_revision()))
+        assert [connection.execute(part).fetchall() for part in parts] == before
 
 
 @pytest.mark.parametrize("subcommand", [("serve", "--port", "0", "--workers", "0"), ("worker", "--device", "cpu")])
