@@ -20,6 +20,8 @@ _PIECE_BYTES = 256 << 10
 """Bytes read from a connection at once; asyncio's default."""
 _BODY_PIECE_BYTES = 2 << 20
 """The same within a body: every read costs one turn of the event loop, whatever its size."""
+_PARSED_BYTES = 64 << 10
+"""Bytes that h11 parses at once: it copies them several times, which is much faster within the processor's cache."""
 
 
 def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None = None) -> uvicorn.Config:
@@ -64,11 +66,12 @@ class _Protocol(Protocol):
         self._time_head()
 
     def data_received(self, data: bytes) -> None:
-        # h11 checks the size of a head only while it is incomplete, so it is first given no more than the limit.
-        most = len(data) if self.conn.their_state is not h11.IDLE else self.head_bytes + 1
-        for piece in filter(None, (data[:most], data[most:])):
-            if not self.transport.is_closing():
-                super().data_received(piece)
+        rest = memoryview(data)
+        while rest and not self.transport.is_closing():
+            # h11 checks the size of a head only while it is incomplete, so it is given no more than the limit.
+            most = self.head_bytes + 1 if self.conn.their_state is h11.IDLE else _PARSED_BYTES
+            super().data_received(rest[:most])  # type: ignore[arg-type]
+            rest = rest[most:]
         self._read_at_most(_BODY_PIECE_BYTES if self.conn.their_state is h11.SEND_BODY else _PIECE_BYTES)
         self._time_head()
 
