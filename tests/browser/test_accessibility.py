@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from support.forms import full
 from support.served import Served, served
 from support.service import npz_batch, onnx_mlp, until
 from support.visits import Visit
@@ -73,7 +74,7 @@ def site() -> Iterator[Site]:
         running.client.post(f"/v1{slow}/cancel")
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), full("dark", 1280), full("light", 390), ("dark", 390)])
 def test_no_page_shuts_anybody_out(site: Site, visit: OpenVisit, axe: str, theme: str, width: int) -> None:
     opened = visit(site.served.url, color_scheme=theme)
     page = opened.page

@@ -132,6 +132,7 @@ class Clients:
                     self.unexpected.append(response.text[:300])
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_under_load_loses_nothing_and_does_nothing_twice(machines: Cluster) -> None:
     ports = free_ports(2)
     clients = Clients([f"http://127.0.0.1:{port}" for port in ports])

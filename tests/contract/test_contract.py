@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.forms import full
 from support.served import served
 
 from service.keys import hash_key, new_key
@@ -40,9 +41,7 @@ def generated(output: str) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize(
-    ("examples", "least"), [(12, 500), pytest.param(100, 2000, marks=pytest.mark.slow)], ids=["short", "full"]
-)
+@pytest.mark.parametrize(("examples", "least"), [(6, 300), full(100, 2000)], ids=["short", "full"])
 def test_nothing_that_a_client_can_send_makes_the_service_break_its_specification(
     tmp_path: Path, examples: int, least: int
 ) -> None:

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from support.forms import full
 from support.golden import Golden
 from support.served import SERVE, Served, environment, postmasters, served
 from support.service import DEADLINE, npz_batch, onnx_mlp, until
@@ -100,7 +101,7 @@ def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Serv
     assert not any(victim.is_running() for victim in victims)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, full(signal.SIGINT)])
 def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.Signals) -> None:
     with served(WSB_SHUTDOWN_SECONDS="0.5") as server:
         batch = npz_batch(features=64, classes=10, samples=300)

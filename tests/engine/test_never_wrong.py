@@ -15,7 +15,7 @@ from support.networks import Case, case
 
 import wsb_engine as wsb
 
-NETWORKS = int(os.environ.get("WSB_TEST_NETWORKS", "520"))
+NETWORKS = int(os.environ.get("WSB_TEST_NETWORKS", "320"))
 PARAMETERS = int(os.environ.get("WSB_TEST_PARAMETERS", "25"))
 GROUPS = 20
 TINIEST = arb(5e-324)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.forms import full
 from torch import nn
 
 import wsb_engine as wsb
@@ -290,7 +291,7 @@ def test_the_death_of_one_process_ends_the_other_before_the_timeout(tmp_path: Pa
     assert "imed out" not in found["message"]
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", [full(2), 3])
 @pytest.mark.parametrize("name", CASES)
 def test_devices_give_the_numbers_of_one(name: str, devices: int, tmp_path: Path) -> None:
     model, batch, options = prepared(tmp_path, name)
@@ -311,7 +312,7 @@ def team(problem: Problem, size: int) -> Devices:
 
 @pytest.mark.parametrize("size", [2, 5])
 @pytest.mark.parametrize("prefer", ["auto", "pairs", "block"])
-@pytest.mark.parametrize("kept", [1, 3, 100])
+@pytest.mark.parametrize("kept", [full(1), 3, 100])
 def test_terms_of_the_closed_form_add_up_whichever_device_computes_them(prefer: Any, kept: int, size: int) -> None:
     problem = posed(mlp(), 301, 5)
     assert problem.structure is not None

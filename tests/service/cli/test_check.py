@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from support.command import wsb
+from support.forms import full
 from support.service import npz_batch, onnx_mlp, running_service
 
 from service.policies import Verdict
@@ -66,11 +67,13 @@ def policy(folder: Path, text: str) -> str:
         (PASSING, 0, "verdict   pass: 1 rule: 1 passed."),
         (FAILING, 1, "FAIL      loss.value is 0.5: it is not <= 0.4."),
         (FAILING + 'severity = "warn"\n', 0, "WARN      loss.value is 0.5: it is not <= 0.4."),
-        (FAILING + MISSING, 1, "verdict   fail: 2 rules: 1 failed, 1 not decided."),
+        full(FAILING + MISSING, 1, "verdict   fail: 2 rules: 1 failed, 1 not decided."),
         (MISSING, 3, "verdict   error [missing]: 1 rule: 1 not decided."),
-        (MISSING + 'on_missing = "pass"\n', 0, "pass      The report has no enclosure.lambda_max."),
-        (MISSING + 'on_missing = "fail"\n', 1, "FAIL      The report has no enclosure.lambda_max."),
-        (MISSING + 'on_missing = "fail"\nseverity = "warn"\n', 0, "WARN      The report has no enclosure.lambda_max."),
+        full(MISSING + 'on_missing = "pass"\n', 0, "pass      The report has no enclosure.lambda_max."),
+        full(MISSING + 'on_missing = "fail"\n', 1, "FAIL      The report has no enclosure.lambda_max."),
+        full(
+            MISSING + 'on_missing = "fail"\nseverity = "warn"\n', 0, "WARN      The report has no enclosure.lambda_max."
+        ),
     ],
 )
 def test_the_policy_decides_the_exit_code(
@@ -90,7 +93,7 @@ def test_a_failed_check_is_told_before_any_number_whatever_the_policy(
     assert result.stdout.startswith("IN DOUBT  The numbers of this report can't be relied on.\n")
 
 
-@pytest.mark.parametrize(("output", "code"), [("fail", 2), ("crash", 3), ("sleep:60", 3)])
+@pytest.mark.parametrize(("output", "code"), [("fail", 2), ("crash", 3), full("sleep:60", 3)])
 def test_an_analysis_without_a_report_ends_as_analyze_does(
     server: str, files: tuple[str, str], tmp_path: Path, output: str, code: int
 ) -> None:
@@ -129,7 +132,12 @@ def test_a_missing_policy_is_a_usage_error(files: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("{", "is not a report"), ("{}", "is not a report"), ("[" * 100_000, "is not a report"), ("", "is not a report")],
+    [
+        ("{}", "is not a report"),
+        ("[" * 100_000, "is not a report"),
+        full("{", "is not a report"),
+        full("", "is not a report"),
+    ],
 )
 def test_a_broken_baseline_ends_with_2_before_anything_is_analysed(
     files: tuple[str, str], tmp_path: Path, content: str, told: str

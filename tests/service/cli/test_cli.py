@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.forms import full
 from support.service import DEADLINE, Service, npz_batch, onnx_mlp, until
 
 import wsb_engine
@@ -151,7 +152,7 @@ def test_a_worker_without_a_database_says_what_to_set() -> None:
     assert "set WSB_DATABASE_URL" in result.stderr
 
 
-@pytest.mark.parametrize("subcommand", [("serve", "--port", "0"), ("worker", "--device", "cpu")])
+@pytest.mark.parametrize("subcommand", [("serve", "--port", "0"), full(("worker", "--device", "cpu"))])
 def test_a_database_out_of_reach_ends_with_3(subcommand: tuple[str, ...], tmp_path: Path) -> None:
     url = "postgresql://127.0.0.1:9/nothing"
     result = wsb(*subcommand, WSB_DATABASE_URL=url, WSB_DATA_DIR=str(tmp_path))
@@ -160,7 +161,7 @@ def test_a_database_out_of_reach_ends_with_3(subcommand: tuple[str, ...], tmp_pa
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), full(signal.SIGTERM, 130)])
 def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_mlp((64, 100, 10)))
     (tmp_path / "batch.npz").write_bytes(npz_batch(features=64, classes=10, samples=200))
@@ -190,8 +191,8 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
     ("begun", "number"),
     [
         ("service.cli.commands worker", signal.SIGTERM),
-        ("service.sandbox.zygote", signal.SIGTERM),
-        ("postgres", signal.SIGTERM),
+        full("service.sandbox.zygote", signal.SIGTERM),
+        full("postgres", signal.SIGTERM),
         ("service.sandbox.zygote", signal.SIGKILL),
     ],
 )
@@ -235,7 +236,7 @@ def test_a_server_is_used_where_one_is_named(service: Service, files: tuple[str,
     [
         ("fail", 2, "[unsupported_operator]"),
         ("crash", 3, "[worker_child_killed]"),
-        ("sleep:60", 3, "[time_limit_exceeded]"),
+        full("sleep:60", 3, "[time_limit_exceeded]"),
     ],
 )
 def test_a_failure_on_a_server_ends_as_one_here_does(

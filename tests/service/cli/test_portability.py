@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.forms import full
 from support.service import npz_batch, onnx_mlp
 
 HIDDEN = """
@@ -64,7 +65,7 @@ asyncio.SelectorEventLoop.add_signal_handler = refuse_handler
 """
 
 
-@pytest.fixture(params=["darwin", "win32"])
+@pytest.fixture(params=[full("darwin"), "win32"])
 def files(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[str, str]:
     (tmp_path / "m.onnx").write_bytes(onnx_mlp())
     (tmp_path / "b.npz").write_bytes(npz_batch())

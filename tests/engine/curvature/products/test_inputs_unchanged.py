@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from support.forms import full
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -37,9 +38,9 @@ def posed(samples: int, parameters: tuple[str, ...], dtype: str, classes: int, m
     return pose(wsb.from_module(module), batch, options, Monitor(options, None, 0.0))
 
 
-@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("classes", [full(1), 3])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("samples", [1, 2, 7])
+@pytest.mark.parametrize("samples", [1, full(2), 7])
 @pytest.mark.parametrize("parameters", SUBSETS)
 @pytest.mark.parametrize("way", WAYS)
 def test_columns_are_left_alone_and_products_repeat(

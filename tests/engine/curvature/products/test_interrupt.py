@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from support.forms import full
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -90,7 +91,7 @@ WORK: dict[str, Work] = {
 }
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+@pytest.mark.parametrize("stop", [1, full(2), 3, full(5)])
 @pytest.mark.parametrize("name", WORK)
 def test_work_stops_between_chunks_and_can_be_done_again(name: str, stop: int) -> None:
     calm = Clock()

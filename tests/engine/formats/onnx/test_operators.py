@@ -177,6 +177,7 @@ def table() -> dict[str, Counter[str]]:
     return {kind: Counter(outcome(case) for case in found) for kind, found in sorted(cases().items())}
 
 
+@pytest.mark.slow
 def test_at_least_97_percent_of_the_node_tests_in_scope_pass(capsys: pytest.CaptureFixture[str]) -> None:
     total: Counter[str] = sum(table().values(), Counter())
     with capsys.disabled():
