@@ -1,4 +1,4 @@
-"""The short form of the tests, which runs on every change, and the full form: ``./scripts/test -m "slow or not slow"``."""
+"""Tests run in a short form on every change; ``-m slow`` adds what the full form tries besides."""
 
 from __future__ import annotations
 
