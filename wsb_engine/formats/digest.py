@@ -1,8 +1,8 @@
 """The digest that identifies a model: of its file, or of its file and its data files.
 
-A model without external data has the SHA-256 of its file. Otherwise the digest is the SHA-256 of the manifest, text with
-one line ``name size sha256`` per file: the model's own file first, under the name ``model`` whatever it is called on disk,
-then the data files under the names by which the model refers to them, sorted by the bytes of these names.
+A model without external data has the SHA-256 of its file. Otherwise the digest is the SHA-256 of the manifest, a text
+of one line ``name size sha256`` per file: the model's own file first, under the name ``model`` whatever it is called on
+disk, then the data files under the names by which the model refers to them, sorted by the bytes of these names.
 """
 
 from __future__ import annotations
