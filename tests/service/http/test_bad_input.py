@@ -256,7 +256,7 @@ MODELS = [
     ),
     model_row("graphs-in-graphs", lambda: hostile.nested(5000), 422, "model_invalid"),
     model_row("cycle", lambda: changed(hostile.cyclic), 422, "model_invalid"),
-    model_row("external-data", lambda: changed(hostile.external("weights.bin")), 422, "external_data_refused"),
+    model_row("external-data", lambda: changed(hostile.external("weights.bin")), 422, "external_data_missing"),
     model_row(
         "external-data-of-the-host", lambda: changed(hostile.external("/etc/passwd")), 422, "external_data_refused"
     ),
