@@ -98,6 +98,26 @@ def external_files(
     return {name: folder / name for name in DataFiles(tensors, folder, own=own, most=max_bytes).sizes}
 
 
+def external_names(path: str | os.PathLike[str], *, max_bytes: int = LARGEST_MODEL) -> tuple[str, ...]:
+    """Return the names of the data files that a model file refers to, without looking for the files.
+
+    Args:
+        path: Path of the model.
+        max_bytes: Limit on the bytes of the file.
+
+    Raises:
+        ModelError: as for ``load_model``.
+    """
+    path = Path(path)
+    _status(path, max_bytes)
+    if model_format(path) != "onnx":
+        return ()
+    from wsb_engine.formats.onnx.external import file_names
+    from wsb_engine.formats.onnx.proto import parse
+
+    return file_names(parse(_read(path))[1])
+
+
 def _status(path: Path, max_bytes: int) -> os.stat_result:
     """Return the status of a regular file that is not too large."""
     try:

@@ -306,3 +306,27 @@ def test_a_bucket_holds_every_file_until_the_model_is_deleted(start_service: Sta
     )
     assert api.client.delete(PATH).status_code == 204
     assert objects.names() == []
+
+
+def test_a_data_file_that_is_lost_or_damaged_is_named(service: Service, batch_bytes: bytes) -> None:
+    service.client.post("/v1/models", files=form(MODEL, FILES))
+    [path] = [path for path in service.stored() if path.read_bytes() == FILES[DATA]]
+    for code, spoil in (("blob_corrupt", lambda: path.write_bytes(b"damaged")), ("blob_missing", path.unlink)):
+        spoil()
+        request = {"model": combined(MODEL, FILES), "fresh": True}
+        parts = [("batch", ("b.npz", batch_bytes)), ("request", ("request", json.dumps(request).encode()))]
+        ended = service.ended(service.client.post("/v1/analyses", files=parts).json()["id"])
+        assert ended["error"]["code"] == code
+        assert f"data file {DATA!r}" in ended["error"]["message"]
+    assert service.leftovers() == []
+
+
+def test_the_memory_that_an_analysis_needs_includes_the_data_files(
+    start_service: StartService, api: Service, batch_bytes: bytes
+) -> None:
+    analysis = api.client.post("/v1/analyses", files=form(MODEL, FILES, batch=batch_bytes)).json()["id"]
+    [(size,)] = api.sql("SELECT size FROM blobs WHERE kind = 'models'")
+    assert size == len(MODEL) + len(FILES[DATA])
+    api.sql("UPDATE blobs SET size = %s WHERE kind = 'models'", 256 << 20)
+    start_service(job_memory_bytes=256 << 20)
+    assert api.ended(analysis)["error"]["code"] == "out_of_memory"

@@ -137,11 +137,12 @@ class DataFiles:
         opened: list[int] = []
         *folders, last = PurePosixPath(name).parts
         try:
-            opened.append(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            # Not to be listed: a sandbox may grant the files without their folder.
+            flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+            opened.append(os.open(self._folder, flags))
             for part in folders:
                 _require(part, opened[-1], name, stat.S_ISDIR, "a folder")
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                opened.append(os.open(part, flags, dir_fd=opened[-1]))
+                opened.append(os.open(part, flags | os.O_NOFOLLOW, dir_fd=opened[-1]))
             # Before it is opened, since opening a device or a pipe may have effects or wait.
             _require(last, opened[-1], name, stat.S_ISREG, "a regular file")
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -159,6 +160,11 @@ class DataFiles:
             for each in opened:
                 with suppress(OSError):
                     os.close(each)
+
+
+def file_names(tensors: Iterable[onnx.TensorProto]) -> tuple[str, ...]:
+    """Return the names of the files that tensors with external data refer to, without looking for the files."""
+    return tuple(dict.fromkeys(_range(tensor).file for tensor in tensors))
 
 
 def _range(tensor: onnx.TensorProto) -> _Range:
