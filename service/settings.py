@@ -202,6 +202,11 @@ class Settings(BaseSettings):
         return self.blob_url if urlsplit(self.blob_url or "").scheme == "s3" else None
 
     @property
+    def whole_model_bytes(self) -> int:
+        """Size of the largest model, its data files included."""
+        return max(self.max_model_bytes, self.max_model_total_bytes)
+
+    @property
     def job_limits(self) -> JobLimits:
         """Limits of the child that runs an analysis."""
         return JobLimits(memory_bytes=self.job_bytes)

@@ -15,6 +15,7 @@ from service.blobs.repository import NOUNS, Received, max_bytes
 from service.context import Context
 from service.http.multipart import Allowance, InvalidFormError, LimitedWriter, Writer, read_form
 from service.storage.store import Kind, Upload
+from wsb_engine.formats.commands import EXPORT_WITH_DATA
 
 FILES: dict[str, Kind] = {noun: kind for kind, noun in NOUNS.items()}
 """Kind of the file in a part, by the part's name."""
@@ -62,7 +63,7 @@ class Parts:
         self._context = context
         self._advice = advice
         self._limits = {**fields, **{name: max_bytes(context.settings, FILES[name]) for name in files}}
-        self._whole_model = Allowance(context.settings.max_model_total_bytes, "model with its data files")
+        self._whole_model = Allowance(context.settings.whole_model_bytes, "model with its data files")
         self._fields: dict[str, BytesIO] = {}
         self._files: dict[str, Upload] = {}
         self._data: dict[str, Upload] = {}
@@ -86,7 +87,7 @@ class Parts:
         settings, limit = self._context.settings, sum(self._limits.values())
         if "model" in self._limits:
             data = settings.max_model_data_files * (settings.max_model_bytes + _ROOM_FOR_PART)
-            limit += min(data, settings.max_model_total_bytes)
+            limit += min(data, settings.whole_model_bytes)
         await read_form(request, limit, self.open)
         folders = {str(parent) for name in self._data for parent in PurePosixPath(name).parents}
         if both := folders & self._data.keys():
@@ -134,8 +135,7 @@ class Parts:
             raise InvalidFormError(
                 f"The model has more than {most} data files.",
                 code="too_many_parts",
-                advice="Save its data as one file: onnx.save_model(model, path, save_as_external_data=True, "
-                "all_tensors_to_one_file=True).",
+                advice=f"Export the model with one data file: {EXPORT_WITH_DATA}.",
             )
         upload = self._data[name] = self._upload("models")
         what = f"data file {name!r}"

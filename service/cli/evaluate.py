@@ -23,6 +23,7 @@ from service.settings import Settings
 from wsb_engine.options import Options
 from wsb_engine.report import Report
 
+_ARCHIVE = b"PK"
 _LOCATION = b"location"
 """Contained in every ONNX file that refers to data files: the key of a data file's name."""
 
@@ -65,7 +66,7 @@ async def evaluate_here(
                 request={
                     "options": options.model_dump(mode="json"),
                     "torchscript": settings.torchscript,
-                    "max_model_bytes": settings.max_model_total_bytes,
+                    "max_model_bytes": settings.whole_model_bytes,
                     "model": os.path.abspath(model),
                     "batch": os.path.abspath(batch),
                 },
@@ -92,7 +93,7 @@ def may_have_data_files(model: Path) -> bool:
     """Whether a model file may refer to data files; False for certain without reading its structure."""
     try:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(_LOCATION) >= 0
+            return content[: len(_ARCHIVE)] != _ARCHIVE and content.find(_LOCATION) >= 0
     except (OSError, ValueError):
         return False  # empty or unreadable, which the engine reports
 

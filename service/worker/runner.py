@@ -158,7 +158,7 @@ class Runner:
             request = {
                 "options": {**row.options, "device": self.name},
                 "torchscript": self.settings.torchscript,
-                "max_model_bytes": self.settings.max_model_total_bytes,
+                "max_model_bytes": self.settings.whole_model_bytes,
                 "model_data": [file["name"] for file in model_files[1:]],
             }
             latest: dict[str, Any] = {}

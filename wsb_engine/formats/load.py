@@ -134,7 +134,7 @@ def _status(path: Path, max_bytes: int) -> os.stat_result:
         raise ModelError(
             f"{path} has {status.st_size} bytes, more than the limit of {max_bytes}",
             code="model_too_large",
-            advice="Export a smaller model, or raise the limit (max_bytes of load_model).",
+            advice="Export a smaller model, or raise the limit (max_bytes in Python, else WSB_MAX_MODEL_TOTAL_BYTES).",
             size=status.st_size,
             limit=max_bytes,
         )

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from support.command import wsb
 from support.external import DATA, combined, external_mlp
-from support.service import Service, npz_batch
+from support.service import Service, npz_batch, onnx_mlp
 
 from service.cli import remote
 from service.cli.evaluate import NotEvaluatedError, may_have_data_files, within
@@ -73,10 +73,10 @@ def test_a_list_that_is_none_is_refused(tmp_path: Path, listed: str) -> None:
 
 def test_a_model_of_one_file_is_read_once(tmp_path: Path) -> None:
     found = []
-    for content in (external_mlp()[0], b"", b"plain"):
+    for content in (MODEL, b"", onnx_mlp(), b"PK\x03\x04location"):
         (tmp_path / "m").write_bytes(content)
         found.append(may_have_data_files(tmp_path / "m"))
-    assert found == [True, False, False]
+    assert found == [True, False, False, False]
     assert not may_have_data_files(tmp_path / "nothing")
 
 

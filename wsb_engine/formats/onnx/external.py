@@ -227,7 +227,7 @@ def _check_total(found: int, most: int, what: str) -> None:
         raise ModelError(
             f"{what} {found} bytes, more than the limit of {most}",
             code="model_too_large",
-            advice="Analyse a smaller model, or raise the limit (max_bytes of load_model).",
+            advice="Analyse a smaller model, or raise the limit (max_bytes in Python, else WSB_MAX_MODEL_TOTAL_BYTES).",
             size=found,
             limit=most,
         )
