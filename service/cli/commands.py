@@ -257,11 +257,12 @@ def _evaluated(model: Path, batch: Path, options: Options, url: str | None, time
     """Analyse here or on a server; end the command if there is no report."""
     import asyncio
 
-    from service.cli.evaluate import InvalidInputError, NotEvaluatedError, evaluate_here
+    from service.cli.evaluate import InvalidInputError, NotEvaluatedError, evaluate_here, require_files
     from service.cli.progress import shown_progress
 
     settings = _settings()
     try:
+        require_files(model, batch)
         with shown_progress() as progress:
             if url is not None:
                 from service.cli.remote import evaluate_there

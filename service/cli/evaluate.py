@@ -89,6 +89,14 @@ async def evaluate_here(
             raise failure(error.code, error.message, error.advice, broke_down=True) from error
 
 
+def require_files(*paths: Path) -> None:
+    """Raise InvalidInputError if a path does not lead to a regular file, whose size and content stay as they are."""
+    for path in paths:
+        if not path.is_file():
+            advice = "Save its content as a file and give the path of that."
+            raise failure("not_a_file", f"{path} is not a regular file.", advice, broke_down=False)
+
+
 def may_have_data_files(model: Path) -> bool:
     """Whether a model file may refer to data files; False for certain without reading its structure."""
     try:

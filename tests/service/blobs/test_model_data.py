@@ -7,6 +7,7 @@ import json
 import os
 import random
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -290,7 +291,7 @@ def test_retention_deletes_every_file_of_an_unused_model(api: Service) -> None:
 
 
 @pytest.fixture
-def objects(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     with bucket() as found:
         for name, value in found.environment.items():
             monkeypatch.setenv(name, value)
@@ -330,3 +331,17 @@ def test_the_memory_that_an_analysis_needs_includes_the_data_files(
     api.sql("UPDATE blobs SET size = %s WHERE kind = 'models'", 256 << 20)
     start_service(job_memory_bytes=256 << 20)
     assert api.ended(analysis)["error"]["code"] == "out_of_memory"
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_worker_hands_every_file_to_the_analysis(
+    start_service: StartService, objects: Bucket, batch_bytes: bytes, place: str
+) -> None:
+    service = start_service(blob_url=objects.url if place == "bucket" else None)
+    model, data = external_mlp("m.onnx.data", "a/b/c.bin")
+    analysis = service.client.post("/v1/analyses", files=form(model, data, batch=batch_bytes)).json()["id"]
+    assert service.ended(analysis)["state"] == "succeeded"
+    # The analysis of these tests counts the bytes of the model's files.
+    report = service.client.get(f"/v1/analyses/{analysis}/report").json()
+    assert report["model"]["parameters"]["count"] == len(model) + sum(map(len, data.values()))
+    assert service.leftovers() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ def test_a_link_is_not_followed(files: tuple[str, str], tmp_path: Path) -> None:
     result = wsb("analyze", *files)
     assert result.returncode == 2
     assert "[external_data_refused]" in result.stderr
+
+
+@pytest.mark.parametrize("flags", [(), ("--url", "http://127.0.0.1:9")])
+def test_a_pipe_is_refused_rather_than_waited_for(
+    files: tuple[str, str], tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    result = wsb("analyze", str(tmp_path / "pipe"), files[1], *flags)
+    assert result.returncode == 2
+    assert "is not a regular file. [not_a_file]" in result.stderr
 
 
 def test_only_files_within_the_folder_are_granted(tmp_path: Path) -> None:
