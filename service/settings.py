@@ -56,7 +56,11 @@ class Settings(BaseSettings):
     )
     root_path: str = Field("", description="Path prefix under which a proxy serves this service, such as /wsb.")
 
-    max_model_bytes: int = Field(GIB, ge=1, description="Largest model accepted.")
+    max_model_bytes: int = Field(GIB, ge=1, description="Largest file of a model.")
+    max_model_data_files: int = Field(
+        1000, ge=0, le=10_000, description="Most data files (external data) of one model."
+    )
+    max_model_total_bytes: int = Field(8 * GIB, ge=1, description="Largest model, its data files included.")
     max_batch_bytes: int = Field(GIB, ge=1, description="Largest batch accepted.")
     max_request_bytes: int = Field(MIB, ge=1024, description="Largest JSON body, or request part of a multipart body.")
     max_queue: int = Field(1000, ge=1, description="Largest number of queued analyses; beyond it, 429.")
@@ -196,6 +200,11 @@ class Settings(BaseSettings):
     def blob_bucket(self) -> str | None:
         """s3://bucket/prefix if blobs are kept in a bucket, else None."""
         return self.blob_url if urlsplit(self.blob_url or "").scheme == "s3" else None
+
+    @property
+    def whole_model_bytes(self) -> int:
+        """Size of the largest model, its data files included."""
+        return max(self.max_model_bytes, self.max_model_total_bytes)
 
     @property
     def job_limits(self) -> JobLimits:

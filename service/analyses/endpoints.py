@@ -17,6 +17,7 @@ from service.analyses.submission import Caller, submit
 from service.analyses.table import FINAL_STATES, State
 from service.analyses.waiting import wait_until_ended
 from service.blobs.errors import UPLOAD_ERRORS, BlobNotFoundError
+from service.blobs.parts import PART_SCHEMAS
 from service.context import InContext
 from service.errors import InternalError, InvalidRequestError, declare
 from service.http.headers import described, matches, preferred_wait
@@ -25,7 +26,8 @@ from service.http.security import InTenant
 from wsb_engine.report import Report
 
 _CREATE = """\
-Send either JSON that names an uploaded model and batch, or one multipart request with both files.
+Send either JSON that names an uploaded model and batch, or one multipart request with both files. A model that keeps
+its weights in further files (ONNX external data) needs one part `model_data` for each of them, under its file name.
 
 With `Prefer: wait=N` the response is the report itself (201) if it is ready in time. Otherwise it is the analysis
 (202); follow it at `Location`. If the analysis fails while the request waits, the response is a problem that says why.
@@ -87,15 +89,7 @@ def _request_body() -> dict[str, Any]:
     def reference(model: type) -> dict[str, str]:
         return {"$ref": f"#/components/schemas/{model.__name__}"}
 
-    file = {"type": "string", "format": "binary"}
-    form = {
-        "type": "object",
-        "properties": {
-            "model": {**file, "description": "ONNX file or TorchScript archive."},
-            "batch": {**file, "description": ".npz or .safetensors file with arrays x and y."},
-            "request": reference(FormRequest),
-        },
-    }
+    form = {"type": "object", "properties": {**PART_SCHEMAS, "request": reference(FormRequest)}}
     encoding = {"request": {"contentType": "application/json"}}
     return {
         "required": True,

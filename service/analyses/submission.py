@@ -19,8 +19,8 @@ from service.analyses.references import resolve
 from service.analyses.reuse import find_report, fingerprint
 from service.analyses.schemas import AnalysisRequest, AnalysisSettings, FormRequest
 from service.analyses.table import AnalysisRow
-from service.blobs.parts import FILES, Parts
-from service.blobs.repository import digest, hold, identifier, register, sniff
+from service.blobs.parts import FILES, Parts, missing_part
+from service.blobs.repository import Received, digest, hold, identifier, register, sniff
 from service.context import Context
 from service.database import queue, workers
 from service.database.engine import lock
@@ -29,7 +29,6 @@ from service.fields import FieldError, field_errors
 from service.http.bodies import read
 from service.http.headers import media_type
 from service.http.multipart import InvalidFormError
-from service.storage.store import Upload
 
 Wanted = TypeVar("Wanted", bound=BaseModel)
 
@@ -62,11 +61,11 @@ async def submit(request: Request, context: Context, caller: Caller) -> Submissi
     """
     kind, limit = media_type(request.headers), context.settings.max_request_bytes
     if kind == "multipart/form-data":
-        with Parts(context, {"request": limit}, advice="Send parts model, batch and request.") as parts:
+        with Parts(context, {"request": limit}, advice="Send parts model, model_data, batch and request.") as parts:
             await parts.receive(request)
-            wanted = parse(FormRequest, parts.field("request") or b"{}")
-            _check_files(wanted, parts.uploads)
-            return await accept(context, caller, wanted, parts.uploads)
+            wanted, files = parse(FormRequest, parts.field("request") or b"{}"), parts.received()
+            _check_files(wanted, files)
+            return await accept(context, caller, wanted, files)
     if kind == "application/json":
         return await accept(context, caller, parse(AnalysisRequest, await read(request, limit)), {})
     raise UnsupportedMediaTypeError(
@@ -74,14 +73,12 @@ async def submit(request: Request, context: Context, caller: Caller) -> Submissi
     )
 
 
-def _check_files(wanted: FormRequest, uploads: Mapping[str, Upload]) -> None:
+def _check_files(wanted: FormRequest, files: Mapping[str, Received]) -> None:
     """Raise InvalidFormError unless each file is either sent or named."""
     for name in FILES:
-        named, sent = getattr(wanted, name) is not None, name in uploads
+        named, sent = getattr(wanted, name) is not None, name in files
         if not (named or sent):
-            raise InvalidFormError(
-                f"The part {name!r} is missing.", code="missing_part", advice=f"Send the file: curl -F {name}=@FILE."
-            )
+            raise missing_part(name)
         if named and sent:
             raise InvalidFormError(
                 f"The {name} is both a part and named in the request part.",
@@ -91,22 +88,22 @@ def _check_files(wanted: FormRequest, uploads: Mapping[str, Upload]) -> None:
 
 
 async def accept(
-    context: Context, caller: Caller, wanted: AnalysisRequest | FormRequest, uploads: Mapping[str, Upload]
+    context: Context, caller: Caller, wanted: AnalysisRequest | FormRequest, files: Mapping[str, Received]
 ) -> Submission:
     """Store the files and queue the analysis, or find the existing one.
 
     Args:
         context: Context of the request.
         caller: Who submits.
-        wanted: The settings, and the identifier of each file that is not in ``uploads``.
-        uploads: Complete files, by the names ``model`` and ``batch``.
+        wanted: The settings, and the identifier of each file that is not in ``files``.
+        files: What has arrived, by the names ``model`` and ``batch``.
 
     Raises:
         ServiceError: if the request is invalid; nothing of it is kept.
     """
-    formats = await _formats(uploads)
+    formats = await _formats(files)
     inputs = {
-        name: uploads[name].sha256 if name in uploads else digest(getattr(wanted, name), kind)
+        name: files[name].sha256 if name in files else digest(getattr(wanted, name), kind)
         for name, kind in FILES.items()
     }
     key = caller.idempotency_key
@@ -119,8 +116,8 @@ async def accept(
             if known is not None:
                 return Submission(known, replayed=True)
         for name, kind in FILES.items():
-            if name in uploads:
-                await register(session, context, caller.tenant, uploads[name], formats[name])
+            if name in files:
+                await register(session, context, caller.tenant, files[name], formats[name])
             else:
                 await hold(session, caller.tenant, kind, identifier(inputs[name]))
         analysis = await _analysis(session, context, caller.tenant, wanted, inputs)
@@ -129,11 +126,11 @@ async def accept(
     return Submission(analysis)
 
 
-async def _formats(uploads: Mapping[str, Upload]) -> dict[str, str]:
-    """Detect the formats concurrently, by name of upload; no file is being read once this returns or raises."""
+async def _formats(files: Mapping[str, Received]) -> dict[str, str]:
+    """Detect the formats concurrently, by name of file; no file is being read once this returns or raises."""
     formats: dict[str, str] = {}
-    results = await asyncio.gather(*map(sniff, uploads.values()), return_exceptions=True)
-    for name, found in zip(uploads, results, strict=True):
+    results = await asyncio.gather(*map(sniff, files.values()), return_exceptions=True)
+    for name, found in zip(files, results, strict=True):
         if isinstance(found, BaseException):
             raise found
         formats[name] = found

@@ -11,18 +11,27 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.blobs import repository
 from service.blobs.errors import UPLOAD_ERRORS, BlobInUseError, BlobNotFoundError
-from service.blobs.repository import NOUNS, BlobRow, identifier, max_bytes
+from service.blobs.parts import MODEL_DATA, PART_SCHEMAS, Parts, missing_part
+from service.blobs.repository import NOUNS, BlobRow, Received, identifier, max_bytes
 from service.blobs.schemas import Blob
 from service.context import InContext
 from service.errors import declare
 from service.http.bodies import receive
+from service.http.headers import media_type
+from service.http.multipart import InvalidFormError
 from service.http.openapi import binary_body
 from service.http.security import InTenant
 from service.storage.store import Kind
 
 _CONTENT: dict[Kind, str] = {
-    "models": "The raw bytes of an ONNX file or a TorchScript archive.",
+    "models": "The raw bytes of an ONNX file or a TorchScript archive. A model that keeps its weights in further files"
+    " is sent as multipart/form-data: the part `model`, and a part `model_data` for each of these files.",
     "batches": "The raw bytes of an .npz or .safetensors file with arrays x and y.",
+}
+_FORM = {
+    "type": "object",
+    "properties": {name: PART_SCHEMAS[name] for name in ("model", MODEL_DATA)},
+    "required": ["model"],
 }
 
 
@@ -33,7 +42,7 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
         kind: Kind of the files, and the last segment of the path.
         is_needed: Whether an analysis that has not ended needs the file; called before a file is deleted.
     """
-    router, noun = APIRouter(prefix=f"/v1/{kind}", tags=[kind]), NOUNS[kind]
+    router, noun, is_model = APIRouter(prefix=f"/v1/{kind}", tags=[kind]), NOUNS[kind], kind == "models"
     path_id = PathParameter(
         alias=f"{noun}_id",
         description="`sha256:` and the hex digest of the content, as the upload returned it.",
@@ -47,13 +56,24 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
         status_code=HTTPStatus.CREATED,
         summary=f"Upload a {noun}",
         description=f"{_CONTENT[kind]} The same bytes are stored once.",
-        responses={200: {"model": Blob, "description": "The content is already stored."}, **declare(*UPLOAD_ERRORS)},
-        openapi_extra=binary_body(f"The {noun} file."),
+        responses={
+            200: {"model": Blob, "description": "The content is already stored."},
+            **declare(*UPLOAD_ERRORS, *([InvalidFormError] if is_model else [])),
+        },
+        openapi_extra=binary_body(f"The {noun} file.", form=_FORM if is_model else None),
     )
     async def upload(request: Request, response: Response, context: InContext, tenant: InTenant) -> Blob:
-        with context.blobs.receive(kind) as upload:
-            await receive(request, upload, max_bytes(context.settings, kind), noun)
-            row, is_new = await repository.store(context, tenant, upload)
+        if is_model and media_type(request.headers) == "multipart/form-data":
+            with Parts(context, {}, files=("model",), advice="Send parts model and model_data.") as parts:
+                await parts.receive(request)
+                files = parts.received()
+                if "model" not in files:
+                    raise missing_part("model")
+                row, is_new = await repository.store(context, tenant, files["model"])
+        else:
+            with context.blobs.receive(kind) as file:
+                await receive(request, file, max_bytes(context.settings, kind), noun)
+                row, is_new = await repository.store(context, tenant, Received(file))
         response.status_code = HTTPStatus.CREATED if is_new else HTTPStatus.OK
         response.headers["Location"] = f"/v1/{kind}/{identifier(row.sha256)}"
         return Blob.of(row)

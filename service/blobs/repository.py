@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TypedDict, cast
 
 import anyio.to_thread
-from sqlalchemy import BigInteger, DateTime, Select, Text, func, select
+from sqlalchemy import JSON, BigInteger, DateTime, Select, Text, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -18,9 +20,19 @@ from service.database.engine import Base, lock
 from service.errors import EmptyBodyError
 from service.settings import Settings
 from service.storage.store import Kind, Upload
+from wsb_engine.formats.digest import model_digest
 
 NOUNS: dict[Kind, str] = {"models": "model", "batches": "batch"}
 IDENTIFIER = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class StoredFile(TypedDict):
+    """One file of a model or batch."""
+
+    name: str
+    """``model`` or ``batch``; of a data file, the name by which the model refers to it."""
+    size: int
+    sha256: str
 
 
 class BlobRow(Base):
@@ -31,10 +43,54 @@ class BlobRow(Base):
     tenant: Mapped[str] = mapped_column(Text, primary_key=True)
     """One row per tenant that has sent the content; they share the file, which is deleted with the last row."""
     size: Mapped[int] = mapped_column(BigInteger)
+    """Bytes of all its files."""
     format: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     uploaded_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     """When the tenant last sent the content."""
+    model_files: Mapped[list[StoredFile] | None] = mapped_column(JSON(none_as_null=True))
+    """The files of a model with external data, the model's own first; null for a blob of one file."""
+
+    @property
+    def files(self) -> Sequence[StoredFile]:
+        """All files."""
+        single = StoredFile(name=NOUNS[cast(Kind, self.kind)], size=self.size, sha256=self.sha256)
+        return self.model_files or [single]
+
+    @property
+    def shared_model(self) -> str | None:
+        """Digest below which the files are stored, if there are several."""
+        return None if self.model_files is None else self.sha256
+
+
+@dataclass(frozen=True)
+class Received:
+    """A model or batch that has arrived completely.
+
+    Args:
+        file: The file itself.
+        data: Data files of a model, by the names by which it refers to them.
+    """
+
+    file: Upload
+    data: Mapping[str, Upload] = field(default_factory=dict)
+
+    @property
+    def uploads(self) -> list[Upload]:
+        return [self.file, *self.data.values()]
+
+    @property
+    def sha256(self) -> str:
+        """The digest that identifies it: of the file, or of the manifest of all files."""
+        parts = {name: (upload.size, upload.sha256) for name, upload in self.data.items()}
+        return model_digest((self.file.size, self.file.sha256), parts)
+
+    @property
+    def model_files(self) -> list[StoredFile] | None:
+        """As the column of this name."""
+        named = [("model", self.file), *sorted(self.data.items())]
+        files = [StoredFile(name=name, size=upload.size, sha256=upload.sha256) for name, upload in named]
+        return files if self.data else None
 
 
 def identifier(sha256: str) -> str:
@@ -65,57 +121,67 @@ def max_bytes(settings: Settings, kind: Kind) -> int:
     return settings.max_model_bytes if kind == "models" else settings.max_batch_bytes
 
 
-async def sniff(upload: Upload) -> str:
-    """Return the format of a complete upload, and flush its content to disk, so that no lock is held meanwhile.
+async def sniff(received: Received) -> str:
+    """Return the format of a model or batch, and flush its files to disk, so that no lock is held meanwhile.
 
     Raises:
-        EmptyBodyError: if the upload is empty.
+        EmptyBodyError: if it is empty.
         UnknownFormatError, TruncatedFileError: as ``read_format``.
     """
-    if upload.size == 0:
-        raise EmptyBodyError(f"The {NOUNS[upload.kind]} is empty.")
+    file = received.file
+    if file.size == 0:
+        raise EmptyBodyError(f"The {NOUNS[file.kind]} is empty.")
 
     def read_and_sync() -> str:
-        found = read_format(upload.kind, upload.path)
-        upload.sync()
+        found = read_format(file.kind, file.path)
+        for upload in received.uploads:
+            upload.sync()
         return found
 
     return await anyio.to_thread.run_sync(read_and_sync)
 
 
-async def store(context: Context, tenant: str, upload: Upload) -> tuple[BlobRow, bool]:
-    """Check and keep an upload, in a separate transaction; returns as ``register``.
+async def store(context: Context, tenant: str, received: Received) -> tuple[BlobRow, bool]:
+    """Check and keep a model or batch, in a separate transaction; returns as ``register``.
 
     Raises:
         EmptyBodyError, UnknownFormatError, TruncatedFileError: as ``sniff``.
     """
-    format_name = await sniff(upload)
+    format_name = await sniff(received)
     async with context.database.transaction() as session:
-        return await register(session, context, tenant, upload, format_name)
+        return await register(session, context, tenant, received, format_name)
 
 
 async def register(
     session: AsyncSession,
     context: Context,
     tenant: str,
-    upload: Upload,
+    received: Received,
     format: str,  # noqa: A002
 ) -> tuple[BlobRow, bool]:
-    """Keep an upload that has passed ``sniff``; return the tenant's row and whether the content is new to the tenant.
+    """Keep what has passed ``sniff``; return the tenant's row and whether the content is new to the tenant.
 
-    The digest stays locked until the transaction ends, so that the file can't be deleted before its row exists.
+    The digest stays locked until the transaction ends, so that no file can be deleted before the row exists.
     """
-    kind, sha256 = upload.kind, upload.sha256
+    kind, sha256 = received.file.kind, received.sha256
     await lock(session, _lock_name(kind, sha256))
     row = await session.scalar(_query(tenant, kind, sha256))
-    await context.blobs.keep(upload)
+    kept = row or BlobRow(
+        kind=kind,
+        sha256=sha256,
+        tenant=tenant,
+        size=sum(upload.size for upload in received.uploads),
+        format=format,
+        model_files=received.model_files,
+    )
+    for upload in received.uploads:
+        await context.blobs.keep(upload, model=kept.shared_model)
     if row is not None:
         row.uploaded_at = func.now()
         return row, False
-    row = BlobRow(kind=kind, sha256=sha256, tenant=tenant, size=upload.size, format=format)
-    session.add(row)
+    session.add(kept)
     await session.flush()
-    return row, True
+    return kept, True
 
 
 async def hold(session: AsyncSession, tenant: str, kind: Kind, blob_id: str) -> None:
@@ -127,6 +193,12 @@ async def hold(session: AsyncSession, tenant: str, kind: Kind, blob_id: str) -> 
     query = _query(tenant, kind, digest(blob_id, kind)).with_for_update(read=True)
     if await session.scalar(query) is None:
         raise not_found(blob_id, kind)
+
+
+async def stored_files(session: AsyncSession, tenant: str, kind: Kind, sha256: str) -> Sequence[StoredFile]:
+    """Return the files of a blob, its own first; if the tenant has no such blob, those of a blob of one file."""
+    row = await session.scalar(_query(tenant, kind, sha256))
+    return [StoredFile(name=NOUNS[kind], size=0, sha256=sha256)] if row is None else row.files
 
 
 async def find(context: Context, tenant: str, kind: Kind, blob_id: str) -> BlobRow:
@@ -150,7 +222,7 @@ async def delete(
     blob_id: str,
     is_needed: Callable[[AsyncSession, BlobRow], Awaitable[bool]],
 ) -> None:
-    """Delete the tenant's row of a blob, and the file too if no other tenant has sent it.
+    """Delete the tenant's row of a blob, and its files too if no other tenant has sent them.
 
     Raises:
         BlobNotFoundError: if the tenant has no such blob.
@@ -167,13 +239,14 @@ async def delete(
                 f"A queued or running analysis needs {blob_id}.", advice="Cancel it, or wait until it has ended."
             )
         await session.delete(row)
-    # The file is deleted only once the row's deletion is committed: a file without a row is only waste, a row without
-    # a file is a lie. An upload that arrived in between keeps the file.
+    # The files are deleted only once the row's deletion is committed: a file without a row is only waste, a row without
+    # a file is a lie. An upload that arrived in between keeps them.
     async with context.database.transaction() as session:
         await lock(session, _lock_name(kind, sha256))
         anyones = select(BlobRow.tenant).where(BlobRow.kind == kind, BlobRow.sha256 == sha256).limit(1)
         if await session.scalar(anyones) is None:
-            await context.blobs.remove(kind, sha256)
+            for file in row.files:
+                await context.blobs.remove(kind, file["sha256"], model=row.shared_model)
 
 
 def _query(tenant: str, kind: Kind, sha256: str) -> Select[BlobRow]:

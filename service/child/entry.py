@@ -23,39 +23,53 @@ PRELOAD = (
 TORCHSCRIPT_NEEDS = frozenset({"landlock", "seccomp"})
 """Protections of files and the network: torch loads the archive, which torch does not promise to be safe."""
 
+DATA_FILES_ENTRY = "service.child.entry:data_files"
 MODEL_FILE = "model"
 BATCH_FILE = "batch"
+DATA_FOLDER = "model_data"
+"""Folder of the model's data files (external data), under their names."""
 
 _PROGRESS_SECONDS = 0.1
 """Shortest interval between two progress frames within a phase."""
+
+_NAMED = 10
+"""Data files that an error names."""
 
 _ARCHIVE = b"PK\x03\x04"
 
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
-    """Analyse ``model`` and ``batch`` in the working directory; return the report as JSON.
+    """Analyse a model on a batch; return the report as JSON.
 
     Args:
-        request: ``options`` of the engine; ``torchscript``, the setting; ``threads`` and ``sandbox``, which the sandbox
-            adds.
+        request: ``options`` of the engine; ``torchscript`` and ``max_model_bytes``, settings; ``threads`` and
+            ``sandbox``, which the sandbox adds. ``model`` and ``batch``: paths of the files; by default those of their
+            names in the working directory. ``model_data``: names of the data files that were sent with the model and
+            are in ``DATA_FOLDER``; without it, data files are where the model is.
         emit_progress: Called with the engine's progress.
 
     Raises:
         EngineError: if the input can't be analysed.
         MemoryError: if there is not enough memory.
     """
-    _gate(request["torchscript"], request["sandbox"])
+    model, sent = request.get("model", MODEL_FILE), request.get("model_data")
+    _gate(request["torchscript"], request["sandbox"], model)
 
     import torch
 
     from service.kit.devices import usable_cores
     from wsb_engine import Options, analyze, load_batch, load_model
+    from wsb_engine.formats.load import external_files
     from wsb_engine.memory import ran_out
 
     torch.set_num_threads(request["threads"] or usable_cores())
     try:
-        classifier = load_model(MODEL_FILE)
-        batch = load_batch(BATCH_FILE)
+        where: dict[str, Any] = {"external_data": None if sent is None else DATA_FOLDER}
+        where["max_bytes"] = request["max_model_bytes"]
+        if sent:
+            _refuse_unused(sent, external_files(model, **where))
+        classifier = load_model(model, **where)
+        batch = load_batch(request.get("batch", BATCH_FILE))
         options = Options.model_validate(request["options"])
         report = analyze(classifier, batch, options, progress=_ThrottledProgress(emit_progress))
     except Exception as error:
@@ -65,6 +79,34 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
     engine = report.engine.model_copy(update={"sandbox": request["sandbox"] or None})
     document: str = report.model_copy(update={"engine": engine}).model_dump_json()
     return document
+
+
+def data_files(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]], None]) -> str:
+    """Return the names of the data files that the model at the path ``model`` refers to, as a JSON list.
+
+    Raises:
+        EngineError: if the model can't be read.
+    """
+    from wsb_engine.formats.load import external_names
+
+    return json.dumps(external_names(request["model"], max_bytes=request["max_model_bytes"]))
+
+
+def _refuse_unused(sent: Collection[str], used: Collection[str]) -> None:
+    """Raise ModelError if data files were sent that the model does not refer to."""
+    from wsb_engine.errors import ModelError
+
+    unused = sorted(set(sent) - set(used))
+    if unused:
+        known = ", ".join(repr(name) for name in list(used)[:_NAMED]) + (", …" if len(used) > _NAMED else "")
+        raise ModelError(
+            f"the model does not refer to the data file {unused[0]!r} that was sent with it"
+            + (f", nor to {len(unused) - 1} others" if len(unused) > 1 else ""),
+            code="external_data_unused",
+            advice="Leave out what the model does not need. "
+            + (f"It refers to {known}." if used else "It keeps all its data in its own file."),
+            unused=unused,
+        )
 
 
 class _ThrottledProgress:
@@ -94,11 +136,11 @@ def torchscript_accepted(policy: str, active: Collection[str]) -> bool:
     return policy == "always" or (policy == "auto" and set(active) >= TORCHSCRIPT_NEEDS)
 
 
-def _gate(policy: str, active: Collection[str]) -> None:
+def _gate(policy: str, active: Collection[str], model: str) -> None:
     """Raise ModelError if the model is an archive, as TorchScript files are, and TorchScript may not be loaded."""
     from wsb_engine.errors import ModelError
 
-    with open(MODEL_FILE, "rb") as file:
+    with open(model, "rb") as file:
         is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
     if is_archive and not torchscript_accepted(policy, active):
         raise ModelError(

@@ -257,13 +257,16 @@ def _evaluated(model: Path, batch: Path, options: Options, url: str | None, time
     """Analyse here or on a server; end the command if there is no report."""
     import asyncio
 
-    from service.cli.evaluate import InvalidInputError, NotEvaluatedError, evaluate_here, evaluate_there
+    from service.cli.evaluate import InvalidInputError, NotEvaluatedError, evaluate_here, require_files
     from service.cli.progress import shown_progress
 
     settings = _settings()
     try:
+        require_files(model, batch)
         with shown_progress() as progress:
             if url is not None:
+                from service.cli.remote import evaluate_there
+
                 key = settings.api_key
                 return evaluate_there(url, model, batch, options, seconds=timeout, progress=progress, key=key)
             here = evaluate_here(

@@ -1,21 +1,20 @@
-"""One analysis for the command line: here in a sandbox, or on a server."""
+"""One analysis for the command line, on this machine in a sandbox."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
+import mmap
+import os
 import signal
 import tempfile
-import time
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pydantic import SecretStr, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from service.analyses.error_codes import is_limit, is_service_failure
-from service.child.entry import BATCH_FILE, ENTRY, MODEL_FILE, PRELOAD
+from service.child.entry import DATA_FILES_ENTRY, ENTRY, PRELOAD
 from service.child.protections import required
 from service.cli.progress import ProgressSink
 from service.kit.devices import has_gpu
@@ -24,11 +23,9 @@ from service.settings import Settings
 from wsb_engine.options import Options
 from wsb_engine.report import Report
 
-if TYPE_CHECKING:
-    import httpx
-
-_SERVER_SECONDS = 60
-_POLL_SECONDS = 0.5
+_ARCHIVE = b"PK"
+_LOCATION = b"location"
+"""Contained in every ONNX file that refers to data files: the key of a data file's name."""
 
 
 class InvalidInputError(Exception):
@@ -60,138 +57,119 @@ async def evaluate_here(
         # Leaving the zygote's context kills the child; a signal must not bypass that.
         with suppress(NotImplementedError):  # on Windows
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    with tempfile.TemporaryDirectory(prefix="wsb-") as name:
-        folder = Path(name)
-        shutil.copyfile(model, folder / MODEL_FILE)
-        shutil.copyfile(batch, folder / BATCH_FILE)
-        job = Job(
-            folder=folder,
-            entry=ENTRY,
-            request={"options": options.model_dump(mode="json"), "torchscript": settings.torchscript},
-            seconds=seconds,
-            threads=settings.job_threads,
-            limits=settings.job_limits,
-            gpu=options.device != "cpu" and has_gpu(),
-            required=required(settings),
-        )
+    with tempfile.TemporaryDirectory(prefix="wsb-") as folder:
+
+        def job(entry: str, *data: Path) -> Job:
+            return Job(
+                folder=Path(folder),
+                entry=entry,
+                request={
+                    "options": options.model_dump(mode="json"),
+                    "torchscript": settings.torchscript,
+                    "max_model_bytes": settings.whole_model_bytes,
+                    "model": os.path.abspath(model),
+                    "batch": os.path.abspath(batch),
+                },
+                seconds=seconds,
+                threads=settings.job_threads,
+                limits=settings.job_limits,
+                gpu=options.device != "cpu" and has_gpu(),
+                # Not copied, since they may be large; the child can only read them.
+                readable=(model, batch, *data),
+                required=required(settings),
+            )
+
         try:
-            outcome = await _run(job, progress)
+            async with _sandbox() as run:
+                data: list[Path] = []
+                if may_have_data_files(model):
+                    data = within(model.parent, _result(await run(job(DATA_FILES_ENTRY), progress)))
+                return read_report(_result(await run(job(ENTRY, *data), progress)))
         except SandboxError as error:
-            raise _failure(error.code, error.message, error.advice, broke_down=True) from error
+            raise failure(error.code, error.message, error.advice, broke_down=True) from error
+
+
+def require_files(*paths: Path) -> None:
+    """Raise InvalidInputError if a path does not lead to a regular file, whose size and content stay as they are."""
+    for path in paths:
+        if not path.is_file():
+            advice = "Save its content as a file and give the path of that."
+            raise failure("not_a_file", f"{path} is not a regular file.", advice, broke_down=False)
+
+
+def may_have_data_files(model: Path) -> bool:
+    """Whether a model file may refer to data files; False for certain without reading its structure."""
+    try:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content[: len(_ARCHIVE)] != _ARCHIVE and content.find(_LOCATION) >= 0
+    except (OSError, ValueError):
+        return False  # empty or unreadable, which the engine reports
+
+
+def _result(outcome: Outcome) -> str:
     if (found := outcome.error) is not None:
-        raise _ended(outcome.status, found.code, found.message, found.advice)
-    return _report(outcome.result or "")
+        raise ended(outcome.status, found.code, found.message, found.advice)
+    return outcome.result or ""
 
 
-async def _run(job: Job, progress: ProgressSink) -> Outcome:
-    """Run a job in the sandbox on Linux, in an ordinary process elsewhere."""
+def within(folder: Path, listed: str) -> list[Path]:
+    """Return the paths of the files in a folder that are neither links nor reached through one.
+
+    Args:
+        folder: The folder.
+        listed: Names of files as a JSON list, from a child in which a hostile model may have taken over.
+
+    Raises:
+        NotEvaluatedError: if it is not such a list.
+    """
+    whole = folder.resolve()
+    try:
+        names = TypeAdapter(list[str]).validate_json(listed)
+    except ValidationError as error:
+        raise NotEvaluatedError(f"The data files of the model are not known: {error}") from error
+    return [path for name in names if (path := whole / name).resolve() == path and path.is_relative_to(whole)]
+
+
+@asynccontextmanager
+async def _sandbox() -> AsyncIterator[Callable[[Job, ProgressSink], Awaitable[Outcome]]]:
+    """Yield what runs jobs: the sandbox on Linux, ordinary processes elsewhere."""
     if not IS_SUPPORTED:
         from service.sandbox.unconfined import run_unconfined
 
-        return await run_unconfined(job, progress)
+        yield run_unconfined
+        return
     from service.sandbox import Zygote
 
     async with Zygote(PRELOAD) as zygote:
-        return await zygote.run(job, progress)
+        yield zygote.run
 
 
-def evaluate_there(
-    url: str,
-    model: Path,
-    batch: Path,
-    options: Options,
-    *,
-    seconds: float | None,
-    progress: ProgressSink,
-    key: SecretStr | None = None,
-) -> Report:
-    """Send both files to a server and follow the analysis until it ends; an interrupt cancels it there.
-
-    Args:
-        url: URL of the server.
-        model: Model file.
-        batch: Batch file.
-        options: Options of the engine.
-        seconds: Wall-clock limit that the server applies; None for the server's default.
-        progress: Called with the progress of the analysis.
-        key: API key, if the server requires one.
+def read_report(text: str) -> Report:
+    """Parse a report.
 
     Raises:
-        InvalidInputError, NotEvaluatedError: with a message for the user.
+        NotEvaluatedError: if it is not one.
     """
-    import httpx
-
-    request: dict[str, Any] = {"options": options.model_dump(mode="json")}
-    if seconds is not None:
-        request["timeout_s"] = seconds
-    try:
-        with httpx.Client(base_url=url, timeout=_SERVER_SECONDS, headers=_authorization(key)) as client:
-            with model.open("rb") as model_file, batch.open("rb") as batch_file:
-                files: dict[str, BinaryIO | bytes] = {
-                    "model": model_file,
-                    "batch": batch_file,
-                    "request": json.dumps(request).encode(),
-                }
-                response = client.post("/v1/analyses", files=files)
-            analysis = _accepted(response)
-            try:
-                return _follow(client, analysis["links"]["self"], progress)
-            except KeyboardInterrupt:
-                client.post(f"{analysis['links']['self']}/cancel")
-                raise
-    except httpx.HTTPError as error:
-        raise NotEvaluatedError(f"{url} can't be reached: {error or type(error).__name__}") from error
-
-
-def _authorization(key: SecretStr | None) -> dict[str, str]:
-    if key is None:
-        return {}
-    # Checked here, because httpx would print the key in its error about an invalid header.
-    text = key.get_secret_value().strip()
-    if not (text.isascii() and text.isprintable()):
-        raise InvalidInputError("WSB_API_KEY contains characters that no key has.")
-    return {"Authorization": f"Bearer {text}"}
-
-
-def _follow(client: httpx.Client, path: str, progress: ProgressSink) -> Report:
-    while True:
-        analysis = _accepted(client.get(path))
-        if analysis["state"] == "succeeded":
-            return _report(client.get(analysis["links"]["report"]).text)
-        if analysis["finished_at"] is not None:
-            state = analysis["state"]
-            error = analysis["error"] or {"code": state, "message": "The analysis ended early.", "advice": ""}
-            raise _ended(state, error["code"], error["message"], error["advice"])
-        if analysis["progress"] is not None:
-            progress(analysis["progress"])
-        time.sleep(_POLL_SECONDS)
-
-
-def _accepted(response: httpx.Response) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    with suppress(ValueError):
-        content = response.json()
-    if response.is_success:
-        return content
-    message = content.get("detail") or f"The server answered {response.status_code}."
-    errors = "".join(f"\n{item['pointer']}: {item['detail']}" for item in content.get("errors", ()))
-    code = content.get("code", f"http_{response.status_code}")
-    raise _failure(code, message + errors, content.get("advice", ""), broke_down=response.status_code >= 500)
-
-
-def _report(text: str) -> Report:
     try:
         return Report.model_validate_json(text)
     except ValidationError as error:
         raise NotEvaluatedError(f"The analysis did not produce a valid report: {error}") from error
 
 
-def _ended(state: str, code: str, message: str, advice: str) -> InvalidInputError | NotEvaluatedError:
+def ended(state: str, code: str, message: str, advice: str) -> InvalidInputError | NotEvaluatedError:
     """Return the error of an analysis that ended without a report."""
     broke_down = state != "failed" or is_service_failure(code) or is_limit(code)
-    return _failure(code, message, advice, broke_down=broke_down)
+    return failure(code, message, advice, broke_down=broke_down)
 
 
-def _failure(code: str, message: str, advice: str, *, broke_down: bool) -> InvalidInputError | NotEvaluatedError:
+def failure(code: str, message: str, advice: str, *, broke_down: bool) -> InvalidInputError | NotEvaluatedError:
+    """Return the error with its code and advice.
+
+    Args:
+        code: Code of the error.
+        message: What was found.
+        advice: What to do; may be empty.
+        broke_down: True if the input is not to blame.
+    """
     text = f"{message} [{code}]" + (f"\n{advice}" if advice else "")
     return NotEvaluatedError(text) if broke_down else InvalidInputError(text)

@@ -17,44 +17,58 @@ _ROOM_FOR_HEADERS = 1 << 16
 
 
 class InvalidFormError(ServiceError, status=422, code="invalid_form", title="The form has the wrong parts"):
-    """A part is missing, unexpected or repeated; the code says which."""
+    """A part is missing, unexpected, repeated, one too many, or has a file name that can't be used: see the code."""
 
-    code_schema = {"enum": ["missing_part", "unexpected_part", "duplicate_part"]}  # noqa: RUF012
+    code_schema = {  # noqa: RUF012
+        "enum": ["missing_part", "unexpected_part", "duplicate_part", "too_many_parts", "invalid_file_name"]
+    }
 
 
 class Writer(Protocol):
     def write(self, data: bytes, /) -> object: ...
 
 
-class LimitedWriter:
-    """Passes on at most ``limit`` bytes; raises BodyTooLargeError beyond that."""
+class Allowance:
+    """A number of bytes for one part, or for several parts together; raises BodyTooLargeError beyond that."""
 
-    def __init__(self, writer: Writer, limit: int, what: str) -> None:
-        self._writer = writer
+    def __init__(self, limit: int, what: str) -> None:
         self._limit = limit
         self._what = what
-        self._written = 0
+        self._taken = 0
+
+    def take(self, size: int) -> None:
+        self._taken += size
+        if self._taken > self._limit:
+            raise too_large(self._what, self._limit)
+
+
+class LimitedWriter:
+    """Passes on as many bytes as all allowances permit."""
+
+    def __init__(self, writer: Writer, *allowances: Allowance) -> None:
+        self._writer = writer
+        self._allowances = allowances
 
     def write(self, data: bytes) -> None:
-        self._written += len(data)
-        if self._written > self._limit:
-            raise too_large(self._what, self._limit)
+        for allowance in self._allowances:
+            allowance.take(len(data))
         self._writer.write(data)
 
 
-async def read_form(request: Request, limit: int, open_part: Callable[[str], Writer]) -> None:
+async def read_form(request: Request, limit: int, open_part: Callable[[str, str | None], Writer]) -> None:
     """Read the whole form.
 
     Args:
         request: A multipart/form-data request.
         limit: Largest total size of the parts in bytes.
-        open_part: Returns the writer for a part of this name, or raises if the name is not expected; as names may not
-            repeat, this bounds the number of parts. Called by one thread at a time, not always the same one.
+        open_part: Returns the writer for a part of this name and file name (None without one), or raises if the part
+            is not expected or is repeated, which bounds the number of parts. Called by one thread at a time, not always
+            the same one.
 
     Raises:
         MalformedRequestError: if the body is not complete multipart.
-        InvalidFormError: if a part is repeated.
         BodyTooLargeError: past the limit.
+        ServiceError: as ``open_part``.
     """
     _, parameters = parse_options_header(request.headers.get("content-type"))
     boundary = parameters.get(b"boundary")
@@ -90,10 +104,9 @@ async def read_form(request: Request, limit: int, open_part: Callable[[str], Wri
 class _PartCallbacks:
     """Callbacks of the parser, called in the order of the bytes."""
 
-    def __init__(self, open_part: Callable[[str], Writer]) -> None:
+    def __init__(self, open_part: Callable[[str, str | None], Writer]) -> None:
         self.complete = False
         self._open_part = open_part
-        self._names: set[str] = set()
         self._writer: Writer | None = None
         self._name = bytearray()
         self._value = bytearray()
@@ -115,11 +128,8 @@ class _PartCallbacks:
         self._headers.clear()
         if disposition != b"form-data" or b"name" not in parameters:
             raise MalformedRequestError("A part has no Content-Disposition: form-data with a name.")
-        name = parameters[b"name"].decode("utf-8", errors="replace")
-        if name in self._names:
-            raise InvalidFormError(f"The part {name[:80]!r} is repeated.", code="duplicate_part")
-        self._writer = self._open_part(name)
-        self._names.add(name)
+        name, file_name = parameters[b"name"], parameters.get(b"filename")
+        self._writer = self._open_part(_text(name), None if file_name is None else _text(file_name))
 
     def data(self, data: bytes, start: int, end: int) -> None:
         if self._writer is not None:
@@ -127,3 +137,7 @@ class _PartCallbacks:
 
     def end(self) -> None:
         self.complete = True
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", errors="replace")

@@ -23,9 +23,11 @@ from service.http.security import PUBLIC_PATHS, UnauthorizedError, openapi_schem
 _REFERENCE = "#/components/schemas/{model}"
 
 
-def binary_body(description: str) -> dict[str, Any]:
-    """Return ``openapi_extra`` for a route that reads a raw body itself."""
+def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return ``openapi_extra`` for a route that reads a raw body itself, or a multipart form of this schema."""
     content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    if form is not None:
+        content["multipart/form-data"] = {"schema": form}
     return {"requestBody": {"required": True, "description": description, "content": content}}
 
 

@@ -28,7 +28,11 @@ class Limits(BaseModel):
     # Read from the settings, by their names.
     model_config = ConfigDict(from_attributes=True)
 
-    model_bytes: int = Field(validation_alias="max_model_bytes")
+    model_bytes: int = Field(validation_alias="max_model_bytes", description="Size of one file of a model.")
+    model_data_files: int = Field(validation_alias="max_model_data_files")
+    model_total_bytes: int = Field(
+        validation_alias="max_model_total_bytes", description="Size of a model with its data files."
+    )
     batch_bytes: int = Field(validation_alias="max_batch_bytes")
     request_bytes: int = Field(validation_alias="max_request_bytes")
     queued_analyses: int = Field(validation_alias="max_queue")

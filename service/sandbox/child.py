@@ -90,7 +90,8 @@ def _work(
         gc.enable()
         preloaded = place["entry"].partition(":")[0] in sys.modules
         entry = _load(place["entry"])
-        active = [*protections, *active, *seal(folder, code if preloaded else code_paths(), gpu=gpu)]
+        readable = [*(code if preloaded else code_paths()), *place["readable"]]
+        active = [*protections, *active, *seal(folder, readable, gpu=gpu)]
         check(active, place["required"])
         job = _wait(request, go)
         if job is None:

@@ -84,7 +84,7 @@ def confine(
     return [*active, "empty_environment"]
 
 
-def seal(folder: Path, code: Iterable[str], *, gpu: bool) -> list[str]:
+def seal(folder: Path, readable: Iterable[str], *, gpu: bool) -> list[str]:
     """Give up, irrevocably, every file that is not granted, and system calls.
 
     Called once, in the child, after it has imported its code and before it sees any untrusted file; there must be only
@@ -92,7 +92,7 @@ def seal(folder: Path, code: Iterable[str], *, gpu: bool) -> list[str]:
 
     Args:
         folder: Folder of the job, which may be read; nothing on disk may be written.
-        code: Paths of the code that may be imported from now on.
+        readable: Paths of the code that may be imported from now on, and of further files that may be read.
         gpu: Whether the job may use GPU devices.
 
     Returns:
@@ -102,7 +102,7 @@ def seal(folder: Path, code: Iterable[str], *, gpu: bool) -> list[str]:
         SandboxError: ``confinement_failed`` if a kernel that offers Landlock then refuses it.
     """
     try:
-        files = landlock(grants(folder, code, gpu=gpu), beside=folder)
+        files = landlock(grants(folder, readable, gpu=gpu), beside=folder)
     except OSError as error:
         raise SandboxError(
             f"The child could not be denied access to other files: {error}.",

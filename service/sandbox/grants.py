@@ -24,16 +24,16 @@ _GPU_DEVICES = ("nvidia*", "nvidia-caps", "kfd", "dri")
 _LIBRARY_FOLDERS = ("site-packages", "dist-packages")
 
 
-def grants(folder: Path, code: Iterable[str], *, gpu: bool) -> list[tuple[str, int]]:
+def grants(folder: Path, readable: Iterable[str], *, gpu: bool) -> list[tuple[str, int]]:
     """List the paths that a job needs and the rights to each; only devices may be written to.
 
     Args:
         folder: Folder of the job.
-        code: Paths from ``code_paths``.
+        readable: Paths from ``code_paths``, and further files.
         gpu: Whether the job may use GPU devices.
     """
-    readable = [str(folder), *code, *_SYSTEM, *(_SYSTEM_WITH_GPU if gpu else ())]
-    return [(path, READ) for path in readable] + [(path, USE_DEVICE) for path in ("/dev/null", *gpu_devices(gpu))]
+    paths = [str(folder), *readable, *_SYSTEM, *(_SYSTEM_WITH_GPU if gpu else ())]
+    return [(path, READ) for path in paths] + [(path, USE_DEVICE) for path in ("/dev/null", *gpu_devices(gpu))]
 
 
 def gpu_devices(gpu: bool) -> list[str]:

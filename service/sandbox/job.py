@@ -42,6 +42,7 @@ class Place:
         limits: Limits on what the child can open, write, send and use.
         gpu: Whether the entry may use GPU devices.
         group: A control group below which the child gets its own, which limits its memory; see ``cgroup``.
+        readable: Further files that the child can read where they are.
         required: Names of protections without which the job must not run; it then fails as ``sandbox_insufficient``.
 
     Raises:
@@ -54,6 +55,7 @@ class Place:
     limits: JobLimits = field(default_factory=JobLimits)
     gpu: bool = False
     group: Path | None = None
+    readable: tuple[Path, ...] = ()
     required: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

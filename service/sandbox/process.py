@@ -238,6 +238,7 @@ def _described(place: Place, group: Path | None) -> dict[str, Any]:
         "limits": asdict(place.limits),
         "gpu": place.gpu,
         "group": None if group is None else str(group),
+        "readable": [str(path.absolute()) for path in place.readable],
         "required": place.required,
     }
 

@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 
 class ObjectStore(BlobStore):
-    """Blobs as objects ``<prefix>/<kind>/<first two digits>/<digest>``.
+    """Blobs as objects, each at its ``blob_path`` below the prefix.
 
     Args:
         url: s3://bucket/prefix.
@@ -62,38 +62,38 @@ class ObjectStore(BlobStore):
             },
         )
 
-    async def keep(self, upload: Upload) -> None:
+    async def keep(self, upload: Upload, *, model: str | None = None) -> None:
         part = max(_PART_BYTES, -(-upload.size // _MOST_PARTS))
         with _errors_as_problem():
             await obstore.put_async(
                 self._store,
-                blob_path(upload.kind, upload.sha256),
+                blob_path(upload.kind, upload.sha256, model),
                 upload.path,
                 chunk_size=part,
                 max_concurrency=_PARTS_AT_ONCE,
             )
 
-    async def remove(self, kind: Kind, sha256: str) -> None:
+    async def remove(self, kind: Kind, sha256: str, *, model: str | None = None) -> None:
         """Remove a blob; if that fails, log it: a leftover blob is only waste."""
+        path = blob_path(kind, sha256, model)
         try:
             with _errors_as_problem():
-                await obstore.delete_async(self._store, blob_path(kind, sha256))
+                await obstore.delete_async(self._store, path)
         except StorageUnavailableError:
-            log.warning("blob_left", blob=f"{kind}/{sha256}")
+            log.warning("blob_left", blob=path)
 
     async def probe(self) -> None:
         with _errors_as_problem():
             await obstore.put_async(self._store, _PROBE, b"\0")
 
-    async def _fetch(self, kind: Kind, sha256: str, destination: Path) -> None:
-        path = blob_path(kind, sha256)
+    async def _fetch(self, path: str, destination: Path) -> None:
         with _errors_as_problem(), destination.open("wb") as file:
             try:
                 found = await obstore.get_async(self._store, path)
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise
-                raise BlobMissingError(f"{kind}/{sha256}") from error
+                raise BlobMissingError(path) from error
             async for chunk in found.stream(min_chunk_size=_PART_BYTES):
                 await asyncio.to_thread(file.write, chunk)
 

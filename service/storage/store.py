@@ -85,9 +85,17 @@ class Upload:
     def sha256(self) -> str:
         return self._hash.hexdigest()
 
+    def close(self) -> None:
+        """Close the file; nothing may be written any more. Uploads that wait for others then hold no descriptor."""
+        self._file.close()
+
     def sync(self) -> None:
         """Flush the content to disk (fsync)."""
-        os.fsync(self._file.fileno())
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            return
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -127,23 +135,33 @@ class BlobStore(ABC):
         """Raise InsufficientStorageError if ``size`` more bytes would leave too little free space."""
         require_room(self.folder, size, self._min_free_bytes)
 
-    async def copy(self, kind: Kind, sha256: str, destination: Path) -> None:
+    async def copy(self, kind: Kind, sha256: str, destination: Path, *, model: str | None = None) -> None:
         """Write an independent copy of a blob to ``destination``.
+
+        Args:
+            kind: Kind of the blob.
+            sha256: Digest of its content.
+            destination: Path of the copy.
+            model: Digest of the model that the blob is one file of, if the model has several.
 
         Raises:
             BlobMissingError: if it is not stored.
             BlobCorruptError: if the stored content has changed.
             StorageUnavailableError: if the storage does not respond.
         """
-        await self._fetch(kind, sha256, destination)
+        await self._fetch(blob_path(kind, sha256, model), destination)
         if await asyncio.to_thread(_digest, destination) != sha256:
-            raise BlobCorruptError(f"{kind}/{sha256}")
+            raise BlobCorruptError(blob_path(kind, sha256, model))
 
     @abstractmethod
-    async def keep(self, upload: Upload) -> None:
+    async def keep(self, upload: Upload, *, model: str | None = None) -> None:
         """Store a complete upload atomically; it is durable when this returns.
 
         An existing blob is replaced, so that sending a damaged one again repairs it.
+
+        Args:
+            upload: The upload.
+            model: Digest of the model that it is one file of, if the model has several.
 
         Raises:
             InsufficientStorageError: if the disk is full.
@@ -151,21 +169,25 @@ class BlobStore(ABC):
         """
 
     @abstractmethod
-    async def remove(self, kind: Kind, sha256: str) -> None:
-        """Remove a blob, if it exists."""
+    async def remove(self, kind: Kind, sha256: str, *, model: str | None = None) -> None:
+        """Remove a blob, if it exists; arguments as for ``copy``."""
 
     @abstractmethod
     async def probe(self) -> None:
         """Raise StorageUnavailableError if blobs can't be kept; receiving uploads is checked elsewhere."""
 
     @abstractmethod
-    async def _fetch(self, kind: Kind, sha256: str, destination: Path) -> None:
-        """Write the stored content to ``destination``, unchecked; raises as ``copy``."""
+    async def _fetch(self, path: str, destination: Path) -> None:
+        """Write the content stored at a ``blob_path`` to ``destination``, unchecked; raises as ``copy``."""
 
 
-def blob_path(kind: Kind, sha256: str) -> str:
-    """Path of a blob, relative to the root of its store."""
-    return f"{kind}/{sha256[:2]}/{sha256}"
+def blob_path(kind: Kind, sha256: str, model: str | None = None) -> str:
+    """Path of a blob, relative to the root of its store.
+
+    The files of a model that has several are below the model's digest. No two models share them, so that they are
+    deleted with the model.
+    """
+    return f"{kind}/{sha256[:2]}/{sha256}" if model is None else f"{kind}/{model[:2]}/{model}/{sha256}"
 
 
 def require_room(folder: Path, size: int, min_free_bytes: int) -> None:

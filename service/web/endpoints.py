@@ -15,6 +15,7 @@ from service.analyses import representations, service
 from service.analyses.endpoints import AnalysisId, Cursor
 from service.analyses.schemas import LABEL, Analysis
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
+from service.blobs.repository import stored_files
 from service.context import Context, InContext
 from service.errors import NotFoundError
 from service.http.security import InTenant
@@ -92,12 +93,15 @@ async def _home(
 @router.get("/analyses/{analysis_id}")
 async def show_analysis(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
     row, stored = await service.fetch(context, tenant, analysis)
+    async with context.database.transaction() as session:
+        _, *data_files = await stored_files(session, tenant, "models", row.model)
     live = row.state not in FINAL_STATES
     report = None if stored is None else await run_in_threadpool(_sections, row, stored)
     return page(
         request,
         "analysis.html",
         analysis=Analysis.of(row),
+        data_files=data_files,
         live=live,
         report=report,
         events=f"{request.scope['root_path']}/v1/analyses/{analysis}/events",

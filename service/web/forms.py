@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from io import BytesIO
 from typing import Any, Literal, get_args, get_origin
 from uuid import UUID
 
@@ -15,15 +16,14 @@ from service.analyses.errors import AnalysisNotFoundError, DeviceUnavailableErro
 from service.analyses.schemas import FormRequest
 from service.analyses.submission import Caller, accept
 from service.blobs.errors import BlobNotFoundError
-from service.blobs.parts import FILES, Parts
-from service.blobs.repository import digest, identifier, store
+from service.blobs.parts import FILES, MODEL_DATA, Parts
+from service.blobs.repository import Received, digest, identifier, store
 from service.context import Context
 from service.errors import ServiceError
 from service.fields import FieldError, field_errors
-from service.http.multipart import Writer
+from service.http.multipart import Allowance, LimitedWriter, Writer
 from service.policies import PolicyError
 from service.policies.policy import parse_toml
-from service.storage.store import Upload
 from service.web.browsers import check_csrf
 from service.web.sessions import Session
 from wsb_engine.options import Options
@@ -35,7 +35,8 @@ _KEPT = {"model_id": "model", "batch_id": "batch"}
 """Fields that name a file sent earlier, and the file that each stands for."""
 _PLAIN = ("priority", "timeout_s", "baseline")
 _TYPED = ("csrf", *_KEPT, *Options.model_fields, "labels", "policy", "fresh", *_PLAIN)
-_FIELDS = frozenset({*FILES, *_TYPED})
+_FILE_FIELDS = (*FILES, MODEL_DATA)
+_FIELDS = frozenset({*_FILE_FIELDS, *_TYPED})
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,12 @@ async def submit_form(request: Request, context: Context, tenant: str, session: 
         try:
             await parts.receive(request)
         except ServiceError as error:
-            if parts.latest not in FILES or not parts.is_checked:
+            if parts.latest not in _FILE_FIELDS or not parts.is_checked:
                 raise
             filled = Filled(parts.values())
             filled.refuse_for(error, parts.latest)
             return filled
-        return await _submitted(context, tenant, parts.uploads, Filled(parts.values()))
+        return await _submitted(context, tenant, parts.received(), Filled(parts.values()))
 
 
 class _FormParts(Parts):
@@ -123,13 +124,16 @@ class _FormParts(Parts):
         """True once the token has been checked."""
         self._session = session
 
-    def open(self, name: str) -> Writer:
+    def open(self, name: str, file_name: str | None) -> Writer:
         if name != "csrf" and not self.is_checked:
             check_csrf(self._session, self.values().get("csrf", ""))
             self.is_checked = True
         if name in _FIELDS:
             self.latest = name
-        return super().open(name)
+        if name == MODEL_DATA and not file_name:
+            # Browsers send an empty part if no file was chosen.
+            return LimitedWriter(BytesIO(), Allowance(0, "data file without a name"))
+        return super().open(name, file_name)
 
     def values(self) -> dict[str, str]:
         """Return the typed fields received so far."""
@@ -141,9 +145,9 @@ def _text(content: bytes) -> str:
     return content.decode("utf-8", errors="replace").replace("\r\n", "\n").strip()
 
 
-async def _submitted(context: Context, tenant: str, uploads: Mapping[str, Upload], filled: Filled) -> UUID | Filled:
+async def _submitted(context: Context, tenant: str, files: Mapping[str, Received], filled: Filled) -> UUID | Filled:
     # Files first: even if the rest is refused, they need not be sent again.
-    await _keep(context, tenant, uploads, filled)
+    await _keep(context, tenant, files, filled)
     wanted = _request(filled)
     if wanted is None or filled.errors:
         return filled
@@ -162,20 +166,22 @@ async def _submitted(context: Context, tenant: str, uploads: Mapping[str, Upload
     return filled
 
 
-async def _keep(context: Context, tenant: str, uploads: Mapping[str, Upload], filled: Filled) -> None:
+async def _keep(context: Context, tenant: str, files: Mapping[str, Received], filled: Filled) -> None:
     """Store the files that were sent; a file sent with an earlier form stands in for a missing one."""
     for name in FILES:
-        upload = uploads.get(name)
-        if upload is None or upload.size == 0:
+        received = files.get(name)
+        if received is None or received.file.size == 0:
+            if received is not None and received.data:
+                filled.refuse(MODEL_DATA, "Choose the model together with its data files.")
             if not filled.values.get(f"{name}_id"):
                 filled.refuse(name, f"Choose a {name}.")
             continue
         try:
-            await store(context, tenant, upload)
+            await store(context, tenant, received)
         except ServiceError as error:
             filled.refuse_for(error, name)
         else:
-            filled.values[f"{name}_id"] = identifier(upload.sha256)
+            filled.values[f"{name}_id"] = identifier(received.sha256)
 
 
 def _request(filled: Filled) -> FormRequest | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -19,13 +20,14 @@ from service import traces
 from service.analyses import outcomes, repository
 from service.analyses.schemas import AnalysisError, progress_document
 from service.analyses.table import FINAL_STATES, AnalysisRow
-from service.child.entry import BATCH_FILE, MODEL_FILE
+from service.blobs.repository import StoredFile, stored_files
+from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE
 from service.database.engine import Database, patiently
 from service.internals.queue import AbortReason
 from service.kit.background import background
 from service.sandbox import Outcome, SandboxError
 from service.settings import Settings
-from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, StorageUnavailableError
+from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, Kind, StorageUnavailableError
 from service.traces import Tracing
 from service.worker.children import Children
 from service.worker.device import Device
@@ -36,6 +38,9 @@ log = structlog.get_logger(__name__)
 
 _CHILD_LINES = 100
 """Last lines of a child's output that are logged; with more, a hostile child could flood the log."""
+
+_COPIES = 8
+"""Files that one job copies at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +87,24 @@ class Runner:
             self.running.discard(number)
 
     async def _run(self, analysis: UUID, job: JobContext) -> None:
-        row = await self._start(analysis)
-        if row is None:
+        started = await self._start(analysis)
+        if started is None:
             return
+        row, model_files = started
         facts: dict[str, str | int] = {"tenant": row.tenant, "attempt": row.attempts}
         structlog.contextvars.bind_contextvars(**facts)
         traces.note(**facts)
         log.info("analysis_started")
         try:
-            outcome = await self._attempt(row, job.job.id or 0)
+            outcome = await self._attempt(row, model_files, job.job.id or 0)
         except asyncio.CancelledError:
             await self._stopped(row, job)
             return
         except BlobMissingError as error:
-            message = f"The file {error} is no longer stored."
-            await self._fail(row, AnalysisError(code="blob_missing", message=message))
+            message, advice = f"{error} is no longer stored.", "Upload it again."
+            await self._fail(row, AnalysisError(code="blob_missing", message=message, advice=advice))
         except BlobCorruptError as error:
-            message, advice = f"The stored file {error} is corrupt.", "Upload it again, and inform the operator."
+            message, advice = f"{error} is corrupt.", "Upload it again, and inform the operator."
             await self._fail(row, AnalysisError(code="blob_corrupt", message=message, advice=advice))
         except StorageUnavailableError:
             # Does not count as an attempt, however long the outage lasts.
@@ -114,7 +120,8 @@ class Runner:
                 raise SandboxError(lost.message, code=lost.code, advice=lost.advice)
             await self._conclude(row, outcome)
 
-    async def _start(self, analysis: UUID) -> AnalysisRow | None:
+    async def _start(self, analysis: UUID) -> tuple[AnalysisRow, Sequence[StoredFile]] | None:
+        """Begin an attempt; return the analysis and the files of its model, or None if it is not to be run."""
         async with self.database.transaction() as session:
             if not await self._fits(session, analysis):
                 return None
@@ -125,7 +132,7 @@ class Runner:
             elif row.attempts > self.settings.max_attempts:
                 await outcomes.fail(session, analysis, worker_lost(row.attempts - 1))
                 return None
-            return row
+            return None if row is None else (row, await stored_files(session, row.tenant, "models", row.model))
 
     async def _fits(self, session: AsyncSession, analysis: UUID) -> bool:
         """Whether the analysis may fit in this worker's memory; ends one that fits in no worker's."""
@@ -145,16 +152,14 @@ class Runner:
             await repository.cancelled(session, analysis, allowed=("cancelling",))
         return False
 
-    async def _attempt(self, row: AnalysisRow, job: int) -> Outcome:
+    async def _attempt(self, row: AnalysisRow, model_files: Sequence[StoredFile], job: int) -> Outcome:
         async with self.children.one() as child:
-            folder = child.place.folder
-            await asyncio.gather(
-                self.blobs.copy("models", row.model, folder / MODEL_FILE),
-                self.blobs.copy("batches", row.batch, folder / BATCH_FILE),
-            )
+            await self._copy_files(row, model_files, child.place.folder)
             request = {
                 "options": {**row.options, "device": self.name},
                 "torchscript": self.settings.torchscript,
+                "max_model_bytes": self.settings.whole_model_bytes,
+                "model_data": [file["name"] for file in model_files[1:]],
             }
             latest: dict[str, Any] = {}
 
@@ -168,6 +173,39 @@ class Runner:
                 outcome = await child.run(request, row.timeout_s, progressed)
         self.device.leave(job)  # so that the next job can compute while the report is stored
         return outcome
+
+    async def _copy_files(self, row: AnalysisRow, model_files: Sequence[StoredFile], folder: Path) -> None:
+        """Copy the files of an analysis to the folder of its job.
+
+        Raises:
+            BlobMissingError, BlobCorruptError: with the name of the file.
+            StorageUnavailableError: if the storage does not respond.
+        """
+        turns = asyncio.Semaphore(_COPIES)
+        model = row.model if len(model_files) > 1 else None
+
+        async def copy(kind: Kind, sha256: str, place: Path, what: str, model: str | None = None) -> None:
+            async with turns:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    await self.blobs.copy(kind, sha256, place, model=model)
+                except (BlobMissingError, BlobCorruptError) as error:
+                    raise type(error)(what) from error
+
+        data = folder / DATA_FOLDER
+        data.mkdir()
+        first, *others = model_files
+        try:
+            async with asyncio.TaskGroup() as copies:
+                what = f"The model sha256:{row.model}"
+                copies.create_task(copy("models", first["sha256"], folder / MODEL_FILE, what, model))
+                what = f"The batch sha256:{row.batch}"
+                copies.create_task(copy("batches", row.batch, folder / BATCH_FILE, what))
+                for file in others:
+                    what = f"The model's data file {file['name']!r}"
+                    copies.create_task(copy("models", file["sha256"], data / file["name"], what, model))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
 
     @asynccontextmanager
     async def _writing_progress(self, analysis: UUID, latest: dict[str, Any]) -> AsyncIterator[None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
+from support.external import external_mlp
 from support.served import Served, served
 from support.service import npz_batch, onnx_mlp
 from support.visits import Visit
@@ -52,6 +53,25 @@ def analysed(visit: Visit, files: dict[str, Path], model: str = "small.onnx", la
     page.get_by_role("button", name="Analyse").click()
     expect(page.get_by_role("heading", name="Sharpness")).to_be_visible(timeout=60_000)
     return page.url
+
+
+def test_a_model_is_uploaded_with_its_data_files(
+    service: Served, visit: OpenVisit, files: dict[str, Path], tmp_path: Path, photograph: Photograph
+) -> None:
+    model, data = external_mlp("m.onnx.data", "more.bin")
+    for name, content in {"m.onnx": model, **data}.items():
+        (tmp_path / name).write_bytes(content)
+    page = visit(service.url).page
+    page.goto("/")
+    page.get_by_label("Model", exact=True).set_input_files(tmp_path / "m.onnx")
+    page.get_by_label("Batch", exact=True).set_input_files(files["small.npz"])
+    page.get_by_label("External data").set_input_files([tmp_path / name for name in data])
+    photograph(page, "data-files")
+    page.get_by_role("button", name="Analyse").click()
+    expect(page.get_by_role("heading", name="Sharpness")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("row", name="External data")).to_contain_text("m.onnx.data")
+    expect(page.get_by_role("row", name="External data")).to_contain_text("more.bin")
+    photograph(page, "data-files-report")
 
 
 def test_a_model_is_uploaded_watched_and_its_report_read(

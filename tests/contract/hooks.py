@@ -31,15 +31,19 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
     if case.headers:
         case.headers.pop("Idempotency-Key", None)
     pick = len(repr(case.body)) % 8
-    if case.operation.path == "/v1/models":
+    is_form = case.media_type == "multipart/form-data" and isinstance(case.body, dict)
+    model = ("model.onnx", MODELS[pick], "application/octet-stream")
+    if case.operation.path == "/v1/models" and is_form:
+        kwargs["files"] = [("model", model), ("model_data", ("model.onnx.data", b"", "application/octet-stream"))]
+    elif case.operation.path == "/v1/models":
         case.body = Binary(MODELS[pick])
     elif case.operation.path == "/v1/batches":
         case.body = Binary(BATCHES[pick])
     elif case.operation.path == "/v1/comparisons" and isinstance(case.body, dict):
         case.body = {**case.body, "policy": POLICY}
-    elif case.media_type == "multipart/form-data" and isinstance(case.body, dict):
+    elif is_form:
         files: dict[str, tuple[str | None, bytes, str]] = {
-            "model": ("model.onnx", MODELS[pick], "application/octet-stream"),
+            "model": model,
             "batch": ("batch.npz", BATCHES[pick], "application/octet-stream"),
         }
         if isinstance(request := case.body.get("request"), dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from support.external import combined, external_mlp, form
 from support.forms import full
 from support.golden import Golden
 from support.served import SERVE, Served, environment, postmasters, served
@@ -40,6 +42,30 @@ def test_a_model_and_a_batch_give_a_report_from_within_the_sandbox(server: Serve
     report = response.json()
     assert report["spectrum"]["eigenvalues"][0] <= report["bounds"]["wolkowicz_styan"]["lambda_max"]["upper"]
     assert "no_new_privs" in report["engine"]["sandbox"]
+
+
+def test_what_is_advised_when_data_files_are_missing_works(server: Served) -> None:
+    model, data = external_mlp("m.onnx.data", "weights/part.bin")
+    sent: dict[str, bytes] = {}
+    for _ in data:
+        refused = ask_with_data(server, model, sent).json()
+        assert refused["code"] == "external_data_missing"
+        assert set(refused["details"]["missing"]) == data.keys() - sent.keys()
+        # A part as curl takes it: model_data=@FILE, or model_data=@FILE;filename=NAME.
+        [part] = re.findall(r"-F '?model_data=@([^' ]+?)'?\. ", refused["advice"])
+        path, _, name = part.partition(";filename=")
+        sent[name or Path(path).name] = data[path]
+    response = ask_with_data(server, model, sent)
+    assert response.status_code == 201, response.text
+    report, whole = response.json(), post(server, onnx_mlp(), npz_batch()).json()
+    assert f"sha256:{report['model']['sha256']}" == combined(model, data)
+    for part in ("loss", "moments", "bounds", "enclosure"):
+        assert report[part] == whole[part]
+
+
+def ask_with_data(server: Served, model: bytes, data: dict[str, bytes]) -> httpx.Response:
+    parts = form(model, data, batch=npz_batch())
+    return server.client.post("/v1/analyses", files=parts, headers={"Prefer": "wait=60"})
 
 
 @pytest.mark.parametrize("name", ["paper_three_layer_tanh", "gelu_soft_labels", "softplus_single_logit"])

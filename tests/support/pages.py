@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from html import unescape
 from typing import Any
 
@@ -41,6 +42,7 @@ class Visitor:
         *,
         model: bytes | None = onnx_mlp(),
         batch: bytes | None = npz_batch(),
+        data: Mapping[str, bytes] | None = None,
         csrf: str | None = None,
         **fields: str,
     ) -> httpx.Response:
@@ -50,6 +52,7 @@ class Visitor:
         files = [
             ("model", (model and "m.onnx") or "", model or b""),
             ("batch", (batch and "b.npz") or "", batch or b""),
+            *(("model_data", *each) for each in (data or {}).items()),
         ]
         parts += [(name, (file or "none", content)) for name, file, content in files]
         return self.client.post(self.prefix + "/analyses", files=parts)

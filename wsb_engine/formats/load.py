@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -10,20 +11,31 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.detect import model_format
 from wsb_engine.model import Classifier
 
-_LARGEST_FILE = 2**31 - 1
+LARGEST_MODEL = 8 << 30
+"""Default limit on the bytes of a model: of its file, and of its data files together."""
 
 
-def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
+def load_model(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    external_data: str | os.PathLike[str] | None = None,
+    max_bytes: int = LARGEST_MODEL,
+) -> Classifier:
     """Read a model file without executing anything in it.
 
     Args:
         source: Path of the file, or its bytes.
+        external_data: Folder with the data files that an ONNX model refers to; by default the folder of ``source``,
+            and none for bytes. The files are memory-mapped, not copied: leave them as they are while the classifier
+            is in use.
+        max_bytes: Limit on the bytes of the file, and of its data files together.
 
     Raises:
         ModelError: ``model_not_found``, ``model_empty``, ``model_too_large``, ``model_unrecognized``,
             ``model_truncated``, ``model_invalid``, ``pickle_refused``, ``pt2_refused``,
-            ``torchscript_code_refused``, ``torchscript_mobile_refused``, ``external_data_refused``,
-            ``unsupported_operator``, ``unsupported_opset``, ``model_not_finite``, ``model_no_parameters``, ….
+            ``torchscript_code_refused``, ``torchscript_mobile_refused``, ``external_data_missing``,
+            ``external_data_refused``, ``unsupported_operator``, ``unsupported_opset``, ``model_not_finite``,
+            ``model_no_parameters``, ….
 
     A TorchScript archive is checked from its bytes and never run, but it is torch that loads what passed the check.
     Load archives of unknown origin in a process that has nothing to lose, as the service does.
@@ -37,6 +49,8 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
         {'w0': (6, 4), 'b0': (6,), 'w1': (3, 6), 'b1': (3,)}
     """
     start = time.perf_counter()
+    path = None if isinstance(source, bytes) else Path(source)
+    own = None if path is None else _status(path, max_bytes)
     data = source if isinstance(source, bytes) else _read(Path(source))
     # Readers are imported late, as they need torch and onnx.
     classifier: Classifier
@@ -47,29 +61,97 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
     else:
         from wsb_engine.formats.onnx import OnnxClassifier
 
-        classifier = OnnxClassifier(data)
+        folder = path.parent if external_data is None and path is not None else external_data
+        classifier = OnnxClassifier(data, None if folder is None else Path(folder), own=own, most=max_bytes)
     classifier.load_seconds = time.perf_counter() - start
     return classifier
 
 
-def _read(path: Path) -> bytes:
+def external_files(
+    path: str | os.PathLike[str],
+    *,
+    external_data: str | os.PathLike[str] | None = None,
+    max_bytes: int = LARGEST_MODEL,
+) -> dict[str, Path]:
+    """Return the data files that a model file refers to, checked as ``load_model`` checks them.
+
+    Args:
+        path: Path of the model.
+        external_data: Folder with the data files; by default the folder of ``path``.
+        max_bytes: Limit on the bytes of the file, and of its data files together.
+
+    Returns:
+        The paths by the names that the model uses; nothing for a model in one file.
+
+    Raises:
+        ModelError: as for ``load_model``.
+    """
+    path = Path(path)
+    own = _status(path, max_bytes)
+    if model_format(path) != "onnx":
+        return {}
+    from wsb_engine.formats.onnx.external import DataFiles
+    from wsb_engine.formats.onnx.proto import parse
+
+    folder = path.parent if external_data is None else Path(external_data)
+    _, tensors = parse(_read(path))
+    return {name: folder / name for name in DataFiles(tensors, folder, own=own, most=max_bytes).sizes}
+
+
+def external_names(path: str | os.PathLike[str], *, max_bytes: int = LARGEST_MODEL) -> tuple[str, ...]:
+    """Return the names of the data files that a model file refers to, without looking for the files.
+
+    Args:
+        path: Path of the model.
+        max_bytes: Limit on the bytes of the file.
+
+    Raises:
+        ModelError: as for ``load_model``.
+    """
+    path = Path(path)
+    _status(path, max_bytes)
+    if model_format(path) != "onnx":
+        return ()
+    from wsb_engine.formats.onnx.external import file_names
+    from wsb_engine.formats.onnx.proto import parse
+
+    return file_names(parse(_read(path))[1])
+
+
+def _status(path: Path, max_bytes: int) -> os.stat_result:
+    """Return the status of a regular file that is not too large."""
     try:
-        size = path.stat().st_size
-        if size > _LARGEST_FILE:
-            raise ModelError(
-                f"{path} has {size} bytes, more than the limit of {_LARGEST_FILE}",
-                code="model_too_large",
-                advice="Export a smaller model.",
-                size=size,
-            )
-        return path.read_bytes()
+        status = path.stat()
     except FileNotFoundError as error:
         raise ModelError(
             f"there is no file {path}", code="model_not_found", advice="Check the path of the model."
         ) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise _unreadable(path, "it is not a regular file")
+    if status.st_size > max_bytes:
         raise ModelError(
-            f"{path} can't be read: {error.strerror}",
-            code="model_unreadable",
-            advice="Give the path of a file that this process may read.",
-        ) from error
+            f"{path} has {status.st_size} bytes, more than the limit of {max_bytes}",
+            code="model_too_large",
+            advice="Export a smaller model, or raise the limit (max_bytes in Python, else WSB_MAX_MODEL_TOTAL_BYTES).",
+            size=status.st_size,
+            limit=max_bytes,
+        )
+    return status
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, why: str | Exception) -> ModelError:
+    why = (why.strerror if isinstance(why, OSError) else None) or str(why)
+    return ModelError(
+        f"{path} can't be read: {why}",
+        code="model_unreadable",
+        advice="Give the path of a file that this process may read.",
+    )

@@ -75,7 +75,7 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
 def test_a_file_past_the_size_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     with path.open("wb") as file:
-        file.truncate(2**31)
+        file.truncate(2**33 + 1)
     with pytest.raises(ModelError) as caught:
         load_model(path)
     assert caught.value.code == "model_too_large"

@@ -44,7 +44,7 @@ def exposed(tmp_path: Path) -> dict[str, str]:
 
 def gate(folder: Path, policy: str) -> Outcome:
     (folder / MODEL_FILE).write_bytes(ARCHIVE)
-    request = {"options": {}, "torchscript": policy}
+    request = {"options": {}, "torchscript": policy, "max_model_bytes": 1 << 30}
 
     async def main() -> Outcome:
         async with Zygote(["wsb_engine"]) as zygote:

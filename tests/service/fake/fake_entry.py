@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import wsb_engine
@@ -53,8 +54,8 @@ def _report(
     warnings: Sequence[ReportWarning] = (),
     checks: Sequence[Check] = (),
 ) -> str:
-    with open("model", "rb") as file:
-        size = len(file.read())
+    data = (Path("model_data", name) for name in request["model_data"])
+    size = sum(len(path.read_bytes()) for path in (Path("model"), *data))
     return Report(
         engine=Engine(version=version, torch="0", device=request["options"]["device"], dtype="float64", seed=0),
         model=Model(

@@ -9,17 +9,19 @@ import gzip
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from support import hostile
+from support.external import external_mlp
 from support.hostile import changed, claiming, first_node, npy, npz, opset, safetensors, tensor, with_member, zipped
 from support.served import Served, served
 from support.service import npz_batch, onnx_mlp, until
@@ -71,11 +73,12 @@ def parts(*dispositions: str, end: str = "--b--\r\n", content: str = "x", newlin
     return posted((text + end).encode(), "multipart/form-data; boundary=b")
 
 
-def files(model: bytes, batch: bytes, **options: Any) -> bytes:
+def files(model: bytes, batch: bytes, data: Mapping[str, bytes] = MappingProxyType({}), **options: Any) -> bytes:
     body = b""
     named = {"model": model, "batch": batch, "request": json.dumps({"options": options}).encode()}
-    for name, content in named.items():
-        body += f'--wsb\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n\r\n'.encode()
+    parts = [(name, "f", content) for name, content in named.items()]
+    for name, file_name, content in [*parts, *(("model_data", *each) for each in data.items())]:
+        body += f'--wsb\r\nContent-Disposition: form-data; name="{name}"; filename="{file_name}"\r\n\r\n'.encode()
         body += content + b"\r\n"
     media_type = "Content-Type: multipart/form-data; boundary=wsb"
     return http("POST", "/v1/analyses", body + b"--wsb--\r\n", media_type, "Prefer: wait=60")
@@ -83,6 +86,12 @@ def files(model: bytes, batch: bytes, **options: Any) -> bytes:
 
 def model_row(id: str, content: Callable[[], bytes], status: int, code: str) -> Row:  # noqa: A002
     return Row(f"model-{id}", cache(lambda: files(content(), npz_batch())), status, code)
+
+
+def data_row(id: str, names: tuple[str, ...], data: dict[str, bytes], code: str) -> Row:  # noqa: A002
+    """A model that refers to data files of these names, sent with others; without names, a model of one file."""
+    model = external_mlp(*names)[0] if names else onnx_mlp()
+    return Row(f"data-{id}", cache(lambda: files(model, npz_batch(), data)), 422, code)
 
 
 def batch_row(id: str, content: Callable[[], bytes], status: int, code: str) -> Row:  # noqa: A002
@@ -256,7 +265,7 @@ MODELS = [
     ),
     model_row("graphs-in-graphs", lambda: hostile.nested(5000), 422, "model_invalid"),
     model_row("cycle", lambda: changed(hostile.cyclic), 422, "model_invalid"),
-    model_row("external-data", lambda: changed(hostile.external("weights.bin")), 422, "external_data_refused"),
+    model_row("external-data", lambda: changed(hostile.external("weights.bin")), 422, "external_data_missing"),
     model_row(
         "external-data-of-the-host", lambda: changed(hostile.external("/etc/passwd")), 422, "external_data_refused"
     ),
@@ -273,6 +282,23 @@ MODELS = [
     model_row("no-weights", lambda: changed(hostile.without("initializer")), 422, "model_invalid"),
     model_row("no-parameters", hostile.no_parameters, 422, "model_no_parameters"),
     model_row("name-given-twice", lambda: changed(hostile.twice_named), 422, "model_invalid"),
+]
+
+DATA = external_mlp()[1]["m.onnx.data"]
+DATA_FILES = [
+    data_row("missing", ("m.onnx.data",), {}, "external_data_missing"),
+    data_row("one-of-two-missing", ("a", "b"), {"a": DATA}, "external_data_missing"),
+    data_row("of-another-name", ("m.onnx.data",), {"n.onnx.data": DATA}, "external_data_missing"),
+    data_row("of-the-batch", ("batch",), {}, "external_data_missing"),
+    data_row("of-the-model", ("model",), {}, "external_data_missing"),
+    data_row("of-the-log", ("child.log",), {}, "external_data_missing"),
+    data_row("one-too-many", ("m.onnx.data",), {"m.onnx.data": DATA, "notes.txt": b"x"}, "external_data_unused"),
+    data_row("for-a-model-of-one-file", (), {"m.onnx.data": DATA}, "external_data_unused"),
+    data_row("cut-short", ("m.onnx.data",), {"m.onnx.data": DATA[:-1]}, "external_data_refused"),
+    data_row("empty", ("m.onnx.data",), {"m.onnx.data": b""}, "external_data_refused"),
+    data_row("above-the-folder", ("../batch",), {"batch": DATA}, "external_data_refused"),
+    data_row("of-the-host", ("/etc/passwd",), {"etc/passwd": DATA}, "external_data_refused"),
+    data_row("of-a-folder", ("a/b", "a"), {"a/b": DATA}, "external_data_refused"),
 ]
 
 BATCHES = [
@@ -330,7 +356,7 @@ BATCHES = [
     batch_row("tensors-header-of-a-terabyte", lambda: safetensors({"x": 1}, length=1 << 40), 415, "unknown_format"),
 ]
 
-TABLE = [*ROUTES, *WIRE, *FORMS, *MODELS, *BATCHES]
+TABLE = [*ROUTES, *WIRE, *FORMS, *MODELS, *DATA_FILES, *BATCHES]
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,20 @@ def test_the_jobs_own_files_can_be_read_and_not_changed(sandbox):
     assert play(sandbox, changes, ["landlock", "seccomp"]).result == "nothing"
 
 
+def test_a_file_that_is_granted_can_be_read_where_it_is_and_neither_changed_nor_what_is_beside_it(sandbox, secret):
+    (secret.parent / "beside").write_text("precious")
+
+    def result(entry, path, *needs):
+        job = replace(sandbox.job("echo", path=str(path)), entry=f"escape_entries:{entry}", readable=(secret,))
+        return play(sandbox, job, ["landlock", *needs]).result
+
+    assert result("read", secret) == "succeeded"
+    assert result("change_files", secret, "seccomp") == "nothing"
+    assert secret.read_text() == "precious"
+    assert result("read", secret.parent / "beside") == "EACCES"
+    assert result("list_folder", secret.parent) == "EACCES"
+
+
 @pytest.mark.parametrize("family", ["TCP", "Unix", "Unix without a path"])
 def test_a_database_cannot_be_reached(escape, tmp_path, family):
     address = {

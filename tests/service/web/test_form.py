@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from support.external import DATA, combined, external_mlp
 from support.hostile import npz
 from support.pages import Visitor, field_errors, value_of
 from support.service import Service, StartService, npz_batch, onnx_mlp
@@ -130,7 +132,7 @@ def test_a_file_that_is_too_large_is_told_at_its_field(start_service: StartServi
 
 
 def test_a_form_that_is_too_large_as_a_whole_is_a_page(start_service: StartService, visit: Visit) -> None:
-    service = start_service(worker=False, max_batch_bytes=2000, max_model_bytes=2000)
+    service = start_service(worker=False, max_batch_bytes=2000, max_model_bytes=2000, max_model_data_files=0)
     response = visit(service).ask(batch=bytes(4_000_000))
     assert (response.status_code, "body_too_large" in response.text) == (413, True)
     assert response.headers["content-type"].startswith("text/html")
@@ -173,3 +175,40 @@ def test_what_is_no_identifier_in_the_address_is_no_file(api: Service, visit: Vi
     text = visit(api).get("/", params={"model": '"><script>', "batch": "sha256:1"}).text
     assert 'name="model_id"' not in text
     assert "<script>" not in text
+
+
+def test_data_files_are_sent_with_their_model_and_need_not_be_sent_again(api: Service, visit: Visit) -> None:
+    model, data = external_mlp()
+    visitor = visit(api)
+    refused = visitor.ask(model=model, data=data, top="many").text
+    kept = {name: value_of(refused, name) for name in ("model_id", "batch_id")}
+    assert kept["model_id"] == combined(model, data)
+    analysis = visitor.asked(model=None, batch=None, **kept)
+    assert api.client.get(f"/v1/analyses/{analysis}").json()["model"] == combined(model, data)
+    assert f"<code>{DATA}</code>" in visitor.get(f"/analyses/{analysis}").text
+    assert api.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"data": {"..": b"x"}}, "A data file can't be called"),
+        ({"model": None, "data": {"a": b"x"}}, "Choose the model together with its data files."),
+    ],
+)
+def test_what_is_wrong_with_data_files_is_told_at_their_field(
+    api: Service, visit: Visit, files: dict[str, Any], told: str
+) -> None:
+    response = visit(api).ask(**files)
+    assert response.status_code == 422
+    assert field_errors(response.text)["model_data"].startswith(told)
+    assert api.leftovers() == []
+
+
+def test_a_data_file_without_a_name_has_no_content(api: Service, visit: Visit) -> None:
+    visitor = visit(api)
+    parts = [("csrf", (None, "")), ("model", ("m", onnx_mlp())), ("batch", ("b", npz_batch()))]
+    chosen = [*parts, ("model_data", ("", b""))]
+    assert visitor.client.post("/analyses", files=chosen).status_code == 303
+    assert visitor.client.post("/analyses", files=[*parts, ("model_data", (None, b"x" * 100))]).status_code == 413
+    assert api.leftovers() == []

@@ -15,6 +15,8 @@ class Limits:
     """After local functions are inlined."""
     initialisers: int = 100_000
     functions: int = 10_000
+    data_files: int = 10_000
+    """Files of external data; old exporters write one for each tensor."""
     nesting: int = 16
     """Subgraphs within subgraphs, and functions that call functions."""
     attributes: int = 256

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import operators, problems
 from wsb_engine.formats.graph.graph import RESHAPING, Graph, Node
 from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.tensors import all_finite, has_nan
 
 WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (1, 2),
@@ -89,8 +89,7 @@ def _require_finite(graph: Graph, parameters: set[str]) -> None:
     for name, tensor in graph.constants.items():
         if not tensor.is_floating_point():
             continue
-        broken = ~torch.isfinite(tensor) if name in parameters else torch.isnan(tensor)
-        if bool(broken.any()):
+        if has_nan(tensor) or (name in parameters and not all_finite(tensor)):
             raise problems.not_finite(name)
 
 

@@ -256,7 +256,14 @@ class Planned(ABC):
         self._given = inputs
         self._plans: OrderedDict[object, Plan] = OrderedDict()
 
-    def __call__(self, parameters: Tensors, inputs: Tensors, *, declared: int | None = None) -> tuple[Tensor, ...]:
+    def __call__(
+        self,
+        parameters: Tensors,
+        inputs: Tensors,
+        *,
+        declared: int | None = None,
+        working: torch.dtype | None = None,
+    ) -> tuple[Tensor, ...]:
         """Compute the values, in the dtype and on the device of the parameters (of the inputs if there are none).
 
         Args:
@@ -264,6 +271,7 @@ class Planned(ABC):
             inputs: Inputs by name; unused ones are ignored.
             declared: Number of samples that the file's Reshape targets are written for, if the inputs have another
                 one; the targets are then rescaled.
+            working: Dtype to compute in, to which each parameter is converted whenever it is used.
 
         Raises:
             ModelError: ``missing_input``, ``evaluation_failed`` (shapes that don't fit, with the node),
@@ -271,9 +279,11 @@ class Planned(ABC):
         """
         used = {name: parameters[name] for name in self.parameters}
         given = {value: _required(inputs, name) for name, value in self._given.items()}
-        working, device = _setting([*used.values(), *given.values()])
-        given = {name: x.to(working) if x.is_floating_point() else x for name, x in given.items()}
-        return self.plan(used, given, working, device, declared).run({**used, **given})
+        dtype, device = _setting([*used.values(), *given.values()])
+        dtype = working or dtype
+        given = {name: x.to(dtype) if x.is_floating_point() else x for name, x in given.items()}
+        values = {**used, **given} if working is None else _Converting(dtype, {**used, **given})
+        return self.plan(used, given, dtype, device, declared).run(values)
 
     def plan(
         self,
@@ -292,7 +302,7 @@ class Planned(ABC):
             device: Device on which the plan will run.
             declared: As for a call.
         """
-        fixed, given = _specs(parameters), _specs(inputs)
+        fixed, given = _specs(parameters, working), _specs(inputs)
         key = (working, device, declared, tuple(given.items()))
         if key not in self._plans:
             # In another thread: transforms and dispatch modes are per thread and must not see the meta tensors.
@@ -310,8 +320,23 @@ class Planned(ABC):
         """Return the plan for parameters and inputs of these shapes."""
 
 
-def _specs(tensors: Tensors) -> Specs:
-    return {name: (tuple(x.shape), x.dtype) for name, x in tensors.items()}
+class _Converting(dict[str, Tensor]):
+    """Tensors by name, each converted when it is looked up, so that no more than one is held in two dtypes."""
+
+    def __init__(self, dtype: torch.dtype, stored: Mapping[str, Tensor]) -> None:
+        super().__init__(stored)
+        self._dtype = dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = super().__getitem__(name)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
+def _specs(tensors: Tensors, working: torch.dtype | None = None) -> Specs:
+    return {
+        name: (tuple(x.shape), x.dtype if working is None or not x.is_floating_point() else working)
+        for name, x in tensors.items()
+    }
 
 
 def _required(inputs: Tensors, name: str) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import mmap
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -46,6 +48,8 @@ _TYPED_FIELDS: dict[int, tuple[str, type[np.generic]]] = {
     _TP.UINT8: ("int32_data", np.uint8),
     _TP.BOOL: ("int32_data", np.bool_),
 }
+External = Callable[[onnx.TensorProto], tuple[mmap.mmap | bytes, int, int]]
+"""A tensor whose elements are in another file → that file, mapped, and where in it they begin and end."""
 _HALVES: dict[int, torch.dtype] = {_TP.FLOAT16: torch.float16, _TP.BFLOAT16: torch.bfloat16}
 
 
@@ -82,8 +86,13 @@ def element_count(dims: tuple[int, ...], where: str, limit: int = LIMITS.tensor_
     return count
 
 
-def to_torch(proto: onnx.TensorProto, where: str) -> Tensor:
+def to_torch(proto: onnx.TensorProto, where: str, external: External) -> Tensor:
     """Return the tensor's elements, on the CPU, in the stored dtype.
+
+    Args:
+        proto: The tensor.
+        where: How messages name it.
+        external: Finds the elements of a tensor that keeps them in another file. The result shares their memory.
 
     Raises:
         ModelError: ``unsupported_dtype``, ``tensor_too_large``, or ``model_invalid`` if shape and data disagree.
@@ -91,16 +100,12 @@ def to_torch(proto: onnx.TensorProto, where: str) -> Tensor:
     dtype = dtype_of(proto.data_type, where)
     dims = tuple(proto.dims)
     count = element_count(dims, where)
+    if proto.data_location == _TP.EXTERNAL:
+        file, start, stop = external(proto)
+        return _viewed(file, start, stop, dims, dtype, where)
     if proto.HasField("raw_data"):
-        raw = proto.raw_data
-        _check_count(where, dims, len(raw), count * dtype.itemsize, "bytes")
-        if not raw:
-            return torch.empty(dims, dtype=dtype)
-        if sys.byteorder == "big":  # the format is little-endian
-            width = dtype.itemsize
-            raw = np.frombuffer(raw, dtype=f"V{width}").view(f"u{width}").byteswap().tobytes()
-        tensor = torch.frombuffer(bytearray(raw), dtype=torch.uint8 if dtype == torch.bool else dtype)
-        return tensor.ne(0).reshape(dims) if dtype == torch.bool else tensor.reshape(dims)
+        raw = bytearray(proto.raw_data)
+        return _viewed(raw, 0, len(raw), dims, dtype, where)
     if proto.data_type in _HALVES:
         bits = np.asarray(proto.int32_data, dtype=np.int64)
         _check_count(where, dims, bits.size, count, "elements")
@@ -109,6 +114,34 @@ def to_torch(proto: onnx.TensorProto, where: str) -> Tensor:
     values = getattr(proto, field)
     _check_count(where, dims, len(values), count, "elements")
     return torch.from_numpy(np.asarray(values).astype(numpy_type)).reshape(dims)
+
+
+def _viewed(
+    buffer: mmap.mmap | bytes | bytearray, start: int, stop: int, dims: tuple[int, ...], dtype: torch.dtype, where: str
+) -> Tensor:
+    """Return the little-endian elements in a part of a buffer, without a copy if it can be viewed as it is."""
+    count, width = math.prod(dims), dtype.itemsize
+    _check_count(where, dims, stop - start, count * width, "bytes")
+    if not count:
+        return torch.empty(dims, dtype=dtype)
+    stored = torch.uint8 if dtype == torch.bool else dtype
+    if start % width or sys.byteorder == "big":
+        part = np.frombuffer(buffer, dtype=f"V{width}", count=count, offset=start).view(f"u{width}")
+        copied = (part.byteswap() if sys.byteorder == "big" else part).tobytes()
+        tensor = torch.frombuffer(bytearray(copied), dtype=stored)
+    else:
+        tensor = torch.frombuffer(buffer, dtype=stored, count=count, offset=start)
+    return tensor.ne(0).reshape(dims) if dtype == torch.bool else tensor.reshape(dims)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Return whether no element is NaN or infinite, without a copy of the tensor."""
+    return not tensor.numel() or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
+
+
+def has_nan(tensor: Tensor) -> bool:
+    """Return whether an element is NaN, without a copy of the tensor."""
+    return bool(tensor.numel()) and bool(torch.isnan(torch.aminmax(tensor).min))
 
 
 def _check_count(where: str, dims: tuple[int, ...], found: int, expected: int, unit: str) -> None:

@@ -38,14 +38,14 @@ class BatchProgram:
         self.declared = declared_batch(program.inputs)
         self._sliced = self.declared is not None and not self._rescales(stored, self.declared)
 
-    def __call__(self, parameters: Tensors, inputs: Tensors) -> Tensor:
-        """Return the program's output for any number of samples; errors as for ``Program``."""
+    def __call__(self, parameters: Tensors, inputs: Tensors, *, working: torch.dtype | None = None) -> Tensor:
+        """Return the program's output for any number of samples; arguments and errors as for ``Program``."""
         samples = {inputs[entry.name].shape[0] for entry in self.program.inputs if entry.name in inputs}
         if self.declared is None or samples == {self.declared}:
-            return self.program(parameters, inputs)[0]
+            return self.program(parameters, inputs, working=working)[0]
         if self._sliced:
-            return self._slices(parameters, inputs, self.declared)
-        return self.program(parameters, inputs, declared=self.declared)[0]
+            return self._slices(parameters, inputs, self.declared, working)
+        return self.program(parameters, inputs, declared=self.declared, working=working)[0]
 
     def random_inputs(self, samples: int) -> Tensors | None:
         """Normal numbers (0 or 1 for integers) of the declared shapes; None if a size is not declared."""
@@ -66,21 +66,21 @@ class BatchProgram:
         inputs = self.random_inputs(2 * declared)
         if inputs is None:
             return True  # a file that leaves sizes free computes its targets from them
-        parameters = {name: stored[name].to(torch.float64) for name in self.program.parameters}
+
+        def run(inputs: Tensors, declared: int | None = None) -> Tensor:
+            return self.program(stored, inputs, declared=declared, working=torch.float64)[0]
+
         try:
-            whole = self.program(parameters, inputs, declared=declared)[0]
+            whole = run(inputs, declared)
         except ModelError:
             return False
-        halves = [
-            self.program(parameters, {name: x[start : start + declared] for name, x in inputs.items()})[0]
-            for start in (0, declared)
-        ]
+        halves = [run({name: x[start : start + declared] for name, x in inputs.items()}) for start in (0, declared)]
         parts = torch.cat(halves) if halves[0].ndim else torch.stack(halves)
         return whole.shape == parts.shape and torch.allclose(
             whole, parts, rtol=_AGREEMENT, atol=_AGREEMENT, equal_nan=True
         )
 
-    def _slices(self, parameters: Tensors, inputs: Tensors, size: int) -> Tensor:
+    def _slices(self, parameters: Tensors, inputs: Tensors, size: int, working: torch.dtype | None) -> Tensor:
         names = [entry.name for entry in self.program.inputs]
         samples = inputs[names[0]].shape[0]
         short = -samples % size
@@ -92,7 +92,7 @@ class BatchProgram:
             stacked[name] = x.reshape(-1, size, *x.shape[1:])
 
         def one(part: Tensors) -> Tensor:
-            return self.program(parameters, part)[0]
+            return self.program(parameters, part, working=working)[0]
 
         made: Tensor = torch.func.vmap(one)(stacked)
         return made.reshape(-1, *made.shape[2:])[:samples]

@@ -13,7 +13,7 @@ from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.graph.problems import limit
-from wsb_engine.formats.graph.tensors import dtype_of, element_count, to_torch
+from wsb_engine.formats.graph.tensors import External, dtype_of, element_count, to_torch
 from wsb_engine.formats.onnx.proto import canonical_domain, imported_opsets, opsets
 from wsb_engine.formats.onnx.scope import Scope, checked, text
 from wsb_engine.formats.onnx.signature import check_signature
@@ -22,15 +22,19 @@ from wsb_engine.model import Input
 _AP = onnx.AttributeProto
 
 
-def build(model: onnx.ModelProto) -> Graph:
+def build(model: onnx.ModelProto, external: External) -> Graph:
     """Return the model's graph.
+
+    Args:
+        model: The model.
+        external: Finds the elements of tensors that are in other files.
 
     Raises:
         ModelError: ``model_invalid``, ``model_too_complex``, ``unsupported_opset``, ``unsupported_dtype``, ….
     """
     limit("functions", len(model.functions), LIMITS.functions)
     functions = {(canonical_domain(each.domain), each.name, each.overload): each for each in model.functions}
-    scope = Scope(prefix="", outer=None, versions=opsets(model), taken=set())
+    scope = Scope(prefix="", outer=None, versions=opsets(model), taken=set(), external=external)
     return _Builder(functions).graph(model.graph, scope)
 
 
@@ -145,18 +149,18 @@ class _Builder:
             return self.graph(proto.g, scope.inner(f"{self.bodies}/", index))
         if kind not in _VALUES:
             raise problems.invalid(f"{place} has a type that is not supported")
-        return _VALUES[kind](proto, place)
+        return _VALUES[kind](proto, place, scope.external)
 
 
-_VALUES: Mapping[int, Callable[[onnx.AttributeProto, str], Any]] = {
-    _AP.FLOAT: lambda proto, place: proto.f,
-    _AP.FLOATS: lambda proto, place: tuple(proto.floats),
-    _AP.INT: lambda proto, place: proto.i,
-    _AP.INTS: lambda proto, place: tuple(proto.ints),
-    _AP.STRING: lambda proto, place: text(proto.s, place),
-    _AP.STRINGS: lambda proto, place: tuple(text(value, place) for value in proto.strings),
-    _AP.TENSOR: lambda proto, place: to_torch(proto.t, place),
-    _AP.TENSORS: lambda proto, place: tuple(to_torch(tensor, place) for tensor in proto.tensors),
+_VALUES: Mapping[int, Callable[[onnx.AttributeProto, str, External], Any]] = {
+    _AP.FLOAT: lambda proto, place, external: proto.f,
+    _AP.FLOATS: lambda proto, place, external: tuple(proto.floats),
+    _AP.INT: lambda proto, place, external: proto.i,
+    _AP.INTS: lambda proto, place, external: tuple(proto.ints),
+    _AP.STRING: lambda proto, place, external: text(proto.s, place),
+    _AP.STRINGS: lambda proto, place, external: tuple(text(value, place) for value in proto.strings),
+    _AP.TENSOR: lambda proto, place, external: to_torch(proto.t, place, external),
+    _AP.TENSORS: lambda proto, place, external: tuple(to_torch(tensor, place, external) for tensor in proto.tensors),
 }
 """Type of an attribute → its plain value; subgraphs are built."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from wsb_engine.curvature.tracing.operators import traits
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.digest import model_digest
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph import operators
 from wsb_engine.formats.graph.branches import resolve_branches
@@ -26,9 +29,10 @@ from wsb_engine.formats.graph.program import Program
 from wsb_engine.formats.graph.simplify import simplify
 from wsb_engine.formats.onnx.batching import BatchProgram
 from wsb_engine.formats.onnx.build import build
+from wsb_engine.formats.onnx.external import DataFiles
 from wsb_engine.formats.onnx.lowering import lower
 from wsb_engine.formats.onnx.proto import parse
-from wsb_engine.formats.onnx.reference import NAME, Reference, make_reference
+from wsb_engine.formats.onnx.reference import NAME, Reference, Source, make_reference
 from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
@@ -40,24 +44,32 @@ _SAMPLES = 3
 
 
 class OnnxClassifier(Classifier):
-    """A classifier read from the bytes of an ONNX file; nothing in it has been executed.
+    """A classifier read from an ONNX file and its data files; nothing in them has been executed.
 
     Args:
         data: The file's bytes.
+        folder: Folder of the data files; None if there is none.
+        own: Status of the file, if the bytes are from one.
+        most: Largest number of bytes of all data files together.
 
     Raises:
-        ModelError: with a code for everything that can be wrong with the file; see ``proto``, ``build``,
-            ``parameters``, and ``unsupported_operator``.
+        ModelError: with a code for everything that can be wrong with the files; see ``proto``, ``external``,
+            ``build``, ``parameters``, and ``unsupported_operator``.
     """
 
     format: Literal["onnx", "torchscript", "module"] = "onnx"
 
-    def __init__(self, data: bytes) -> None:
-        self._model = lower(parse(data))
-        self._graph = follow_conventions(simplify(resolve_branches(build(self._model))))
+    def __init__(self, data: bytes, folder: Path | None, *, own: os.stat_result | None, most: int) -> None:
+        model, tensors = parse(data)
+        files = DataFiles(tensors, folder, own, most)
+        parts = files.map()
+        model = lower(model)
+        built = build(model, files.elements)
+        self._source = Source(model, built.constants, files.elements)
+        self._graph = follow_conventions(simplify(resolve_branches(built)))
         _require_an_output(self._graph)
         self._found = find_parameters(self._graph)
-        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.sha256 = model_digest((len(data), hashlib.sha256(data).hexdigest()), parts)
         self.inputs = self._graph.inputs
         self.parameters: Tensors = self._found.tensors
         self._programs: dict[str, Program] = {}
@@ -120,7 +132,7 @@ class OnnxClassifier(Classifier):
         if not inputs:
             return None
         try:
-            return batched({name: tensor.to(torch.float64) for name, tensor in self.parameters.items()}, inputs)
+            return batched(self.parameters, inputs, working=torch.float64)
         except ModelError as error:
             if error.code in _SHAPE_PROBLEMS:
                 return None
@@ -158,9 +170,9 @@ class OnnxClassifier(Classifier):
 
     def _reference(self, program: Program, chosen: Head) -> Reference | None:
         """Return the logits by onnxruntime; None for a value within a function, which a runtime does not expose."""
-        if all(chosen.tensor not in node.output for node in self._model.graph.node):
+        if not self._source.computes(chosen.tensor):
             return None
-        run = make_reference(self._model, program.inputs, chosen.tensor)
+        run = make_reference(self._source, program.inputs, chosen.tensor)
 
         return lambda inputs: logits_of(chosen, torch.from_numpy(run(inputs))).numpy()
 

@@ -1,13 +1,12 @@
-"""Bytes → ModelProto, refusing what is malformed and what points outside the file."""
+"""Bytes → ModelProto, refusing what is malformed."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import onnx
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.commands import EXPORT_WITH_DATA
 from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.limits import LIMITS
 
@@ -15,17 +14,17 @@ _MINIMUM_OPSET = 7
 _DOMAIN_ALIASES = {"ai.onnx": ""}
 
 
-def parse(data: bytes) -> onnx.ModelProto:
-    """Parse an ONNX model.
+def parse(data: bytes) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """Parse an ONNX model; return it with all of its tensors that keep their elements in another file.
 
     Raises:
-        ModelError: ``model_too_large``, ``model_invalid``, ``external_data_refused`` or ``unsupported_opset``.
+        ModelError: ``model_too_large`` or ``model_invalid``.
     """
     if len(data) > LIMITS.file_bytes:
         raise ModelError(
             f"the file has {len(data)} bytes, more than the {LIMITS.file_bytes} that an ONNX file can hold",
             code="model_too_large",
-            advice="Export a smaller model.",
+            advice=f"Export it with its weights in a data file: {EXPORT_WITH_DATA}.",
             limit=LIMITS.file_bytes,
         )
     model = onnx.ModelProto()
@@ -35,8 +34,7 @@ def parse(data: bytes) -> onnx.ModelProto:
         raise problems.invalid("the file is malformed, or nested too deeply, for an ONNX model") from error
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise problems.invalid("the file has no graph; it may be cut short")
-    _refuse_external_data(_tensors(model))
-    return model
+    return model, [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
 
 
 def opsets(model: onnx.ModelProto) -> dict[str, int]:
@@ -89,14 +87,3 @@ def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
         if not all(isinstance(text, str) for text in texts):
             raise problems.invalid("the file holds a name that is not UTF-8")
     return tensors
-
-
-def _refuse_external_data(tensors: Iterable[onnx.TensorProto]) -> None:
-    for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise ModelError(
-                f"tensor {tensor.name[: LIMITS.name_bytes]!r} keeps its data in another file",
-                code="external_data_refused",
-                advice="Save the model as one file: onnx.save_model(model, path, save_as_external_data=False).",
-                tensor=tensor.name[: LIMITS.name_bytes],
-            )

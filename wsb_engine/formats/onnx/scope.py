@@ -14,7 +14,7 @@ from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.graph import Strings
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.graph.problems import limit
-from wsb_engine.formats.graph.tensors import element_count, to_torch
+from wsb_engine.formats.graph.tensors import External, element_count, to_torch
 
 _AP = onnx.AttributeProto
 Attributes = Mapping[str, onnx.AttributeProto]
@@ -46,6 +46,8 @@ class Scope:
     """Domain → opset version."""
     taken: set[str]
     """All unique names of the model; shared by its scopes."""
+    external: External
+    """Finds the elements of tensors that are in other files."""
     depth: int = 0
     index: int | None = None
     """Position of the outermost node that this scope belongs to."""
@@ -115,7 +117,7 @@ class Scope:
                 raise problems.invalid(f"{where} declares {count} strings but holds {len(proto.string_data)}")
             self.strings[unique] = tuple(text(value, where) for value in proto.string_data)
         else:
-            self.constants[unique] = to_torch(proto, where)
+            self.constants[unique] = to_torch(proto, where, self.external)
 
     def add_constant_node(self, name: str, attribute: onnx.AttributeProto, where: str) -> None:
         """What a Constant node makes of its one attribute."""
