@@ -105,8 +105,8 @@ def _gate(policy: str, active: Collection[str]) -> None:
         raise ModelError(
             "the model is a TorchScript archive, and this service does not load TorchScript",
             code="torchscript_refused",
-            advice=f"{TO_ONNX} Or ask the operator to allow TorchScript, which by default requires a host with Landlock "
-            "and seccomp: WSB_TORCHSCRIPT.",
+            advice=f"{TO_ONNX} Or ask the operator to allow TorchScript, which by default requires a host with "
+            "Landlock and seccomp: WSB_TORCHSCRIPT.",
         )
 
 
