@@ -91,7 +91,7 @@ def _request_body() -> dict[str, Any]:
     form = {
         "type": "object",
         "properties": {
-            "model": {**file, "description": "ONNX file or TorchScript archive."},
+            "model": {**file, "description": "ONNX file, PyTorch 2 archive or TorchScript archive."},
             "batch": {**file, "description": ".npz or .safetensors file with arrays x and y."},
             "request": reference(FormRequest),
         },

@@ -21,7 +21,7 @@ from service.http.security import InTenant
 from service.storage.store import Kind
 
 _CONTENT: dict[Kind, str] = {
-    "models": "The raw bytes of an ONNX file or a TorchScript archive.",
+    "models": "The raw bytes of an ONNX file, or of a PyTorch 2 or TorchScript archive.",
     "batches": "The raw bytes of an .npz or .safetensors file with arrays x and y.",
 }
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ ENTRY = "service.child.entry:run"
 PROTECTIONS_ENTRY = "service.child.entry:protections"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
-    *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.torchscript"),
+    *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.pt2"),
     *("service.child.warm_up", __name__),
 )
 """Modules that the zygote imports, in this order, so that a child starts in milliseconds."""
@@ -28,8 +29,6 @@ BATCH_FILE = "batch"
 
 _PROGRESS_SECONDS = 0.1
 """Shortest interval between two progress frames within a phase."""
-
-_ARCHIVE = b"PK\x03\x04"
 
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
@@ -95,12 +94,11 @@ def torchscript_accepted(policy: str, active: Collection[str]) -> bool:
 
 
 def _gate(policy: str, active: Collection[str]) -> None:
-    """Raise ModelError if the model is an archive, as TorchScript files are, and TorchScript may not be loaded."""
+    """Raise ModelError if the model is a TorchScript archive, and TorchScript may not be loaded."""
     from wsb_engine.errors import ModelError
+    from wsb_engine.formats.detect import model_format
 
-    with open(MODEL_FILE, "rb") as file:
-        is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
-    if is_archive and not torchscript_accepted(policy, active):
+    if not torchscript_accepted(policy, active) and model_format(Path(MODEL_FILE)) == "torchscript":
         raise ModelError(
             "the model is a TorchScript archive, and this service does not load TorchScript",
             code="torchscript_refused",

@@ -21,10 +21,12 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
 
     Raises:
         ModelError: ``model_not_found``, ``model_empty``, ``model_too_large``, ``model_unrecognized``,
-            ``model_truncated``, ``model_invalid``, ``pickle_refused``, ``pt2_refused``,
+            ``model_truncated``, ``model_invalid``, ``pickle_refused``, ``pt2_refused``, ``pt2_training_mode``,
+            ``pt2_version_unsupported``, ``pt2_several_programs``, ``pt2_overlapping_parameters``,
             ``torchscript_code_refused``, ``torchscript_mobile_refused``, ``external_data_refused``,
             ``unsupported_operator``, ``unsupported_opset``, ``model_not_finite``, ``model_no_parameters``, ….
 
+    The weights of a PyTorch 2 archive are mapped, not copied: leave its file as it is while the classifier is in use.
     A TorchScript archive is checked from its bytes and never run, but it is torch that loads what passed the check.
     Load archives of unknown origin in a process that has nothing to lose, as the service does.
 
@@ -37,24 +39,31 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
         {'w0': (6, 4), 'b0': (6,), 'w1': (3, 6), 'b1': (3,)}
     """
     start = time.perf_counter()
-    data = source if isinstance(source, bytes) else _read(Path(source))
+    given = source if isinstance(source, bytes) else _checked(Path(source))
+    kind = model_format(given)
     # Readers are imported late, as they need torch and onnx.
     classifier: Classifier
-    if model_format(data) == "torchscript":
+    if kind == "pt2":
+        from wsb_engine.formats.pt2 import Pt2Classifier
+
+        classifier = Pt2Classifier(given)
+    elif kind == "torchscript":
         from wsb_engine.formats.torchscript import TorchScriptClassifier
 
-        classifier = TorchScriptClassifier(data)
+        classifier = TorchScriptClassifier(given if isinstance(given, bytes) else given.read_bytes())
     else:
         from wsb_engine.formats.onnx import OnnxClassifier
 
-        classifier = OnnxClassifier(data)
+        classifier = OnnxClassifier(given if isinstance(given, bytes) else given.read_bytes())
     classifier.load_seconds = time.perf_counter() - start
     return classifier
 
 
-def _read(path: Path) -> bytes:
+def _checked(path: Path) -> Path:
+    """Return the path of a file that can be read and is not too large."""
     try:
-        size = path.stat().st_size
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
         if size > _LARGEST_FILE:
             raise ModelError(
                 f"{path} has {size} bytes, more than the limit of {_LARGEST_FILE}",
@@ -62,7 +71,7 @@ def _read(path: Path) -> bytes:
                 advice="Export a smaller model.",
                 size=size,
             )
-        return path.read_bytes()
+        return path
     except FileNotFoundError as error:
         raise ModelError(
             f"there is no file {path}", code="model_not_found", advice="Check the path of the model."

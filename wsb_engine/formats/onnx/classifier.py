@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from wsb_engine.curvature.tracing.operators import traits
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph import operators
+from wsb_engine.formats.graph.batching import BatchProgram
 from wsb_engine.formats.graph.branches import resolve_branches
 from wsb_engine.formats.graph.conventions import follow_conventions
 from wsb_engine.formats.graph.graph import Graph, Node
@@ -24,7 +24,6 @@ from wsb_engine.formats.graph.plan import Shapes
 from wsb_engine.formats.graph.problems import require_dependence
 from wsb_engine.formats.graph.program import Program
 from wsb_engine.formats.graph.simplify import simplify
-from wsb_engine.formats.onnx.batching import BatchProgram
 from wsb_engine.formats.onnx.build import build
 from wsb_engine.formats.onnx.lowering import lower
 from wsb_engine.formats.onnx.proto import parse
@@ -50,7 +49,7 @@ class OnnxClassifier(Classifier):
             ``parameters``, and ``unsupported_operator``.
     """
 
-    format: Literal["onnx", "torchscript", "module"] = "onnx"
+    format = "onnx"
 
     def __init__(self, data: bytes) -> None:
         self._model = lower(parse(data))
