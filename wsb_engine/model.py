@@ -111,7 +111,7 @@ class Classifier(ABC):
         torch.Size([12, 3])
     """
 
-    format: Literal["onnx", "torchscript", "module"]
+    format: Literal["onnx", "torchscript", "pt2", "module"]
     sha256: str | None
     """Hex digest of the file; None for a live module."""
     inputs: tuple[Input, ...]

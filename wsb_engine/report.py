@@ -54,7 +54,7 @@ class Parity(_Part):
 
 
 class Model(_Part):
-    format: Literal["onnx", "torchscript", "module"]
+    format: Literal["onnx", "torchscript", "pt2", "module"]
     sha256: str | None
     architecture: Literal["mlp", "general"]
     parameters: Parameters

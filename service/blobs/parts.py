@@ -24,7 +24,7 @@ MODEL_DATA = "model_data"
 
 _BINARY = {"type": "string", "format": "binary"}
 PART_SCHEMAS: dict[str, dict[str, Any]] = {
-    "model": {**_BINARY, "description": "ONNX file or TorchScript archive."},
+    "model": {**_BINARY, "description": "ONNX file, PyTorch 2 archive or TorchScript archive."},
     MODEL_DATA: {
         "type": "array",
         "items": _BINARY,

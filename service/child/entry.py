@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ ENTRY = "service.child.entry:run"
 PROTECTIONS_ENTRY = "service.child.entry:protections"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
-    *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.torchscript"),
+    *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.pt2"),
     *("service.child.warm_up", __name__),
 )
 """Modules that the zygote imports, in this order, so that a child starts in milliseconds."""
@@ -34,9 +35,6 @@ _PROGRESS_SECONDS = 0.1
 
 _NAMED = 10
 """Data files that an error names."""
-
-_ARCHIVE = b"PK\x03\x04"
-
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
     """Analyse a model on a batch; return the report as JSON.
@@ -137,13 +135,12 @@ def torchscript_accepted(policy: str, active: Collection[str]) -> bool:
 
 
 def _gate(policy: str, active: Collection[str], model: str) -> None:
-    """Raise ModelError if the model is an archive, as TorchScript files are, and TorchScript may not be loaded."""
+    """Raise ModelError if the model is a TorchScript archive, and TorchScript may not be loaded."""
     from wsb_engine.errors import ModelError
     from wsb_engine.formats.commands import TO_ONNX
+    from wsb_engine.formats.detect import model_format
 
-    with open(model, "rb") as file:
-        is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
-    if is_archive and not torchscript_accepted(policy, active):
+    if not torchscript_accepted(policy, active) and model_format(Path(model)) == "torchscript":
         raise ModelError(
             "the model is a TorchScript archive, and this service does not load TorchScript",
             code="torchscript_refused",

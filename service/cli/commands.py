@@ -157,7 +157,10 @@ def worker(
 
 
 ModelFile = Annotated[
-    Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="ONNX or TorchScript file.")
+    Path,
+    typer.Argument(
+        exists=True, dir_okay=False, readable=True, help="ONNX file, PyTorch 2 archive (.pt2) or TorchScript archive."
+    ),
 ]
 BatchFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help=".npz or .safetensors.")]
 Server = Annotated[str | None, typer.Option(help="URL of a server to analyse on instead of this machine.")]

@@ -15,16 +15,15 @@ from service.errors import UnavailableError, declare
 from service.monitoring.metrics import Metrics, SnapshotReader
 from service.monitoring.readiness import OK, Readiness
 from service.monitoring.schemas import (
-    BatchFormat,
     Capabilities,
     EngineVersions,
     Formats,
     Health,
     Limits,
-    ModelFormat,
     Ready,
     Sandbox,
 )
+from wsb_engine.formats.detect import BatchFormat, ModelFormat
 from wsb_engine.report import SCHEMA_VERSION
 
 router = APIRouter(tags=["service"])
@@ -36,7 +35,7 @@ async def get_capabilities(context: InContext) -> Capabilities:
     async with context.database.transaction() as session:
         present = await workers.alive(session, within_seconds=settings.stalled_seconds)
     common = set[str].intersection(*(set(worker.protections) for worker in present)) if present else set[str]()
-    models: list[ModelFormat] = ["onnx"]
+    models: list[ModelFormat] = ["onnx", "pt2"]
     if torchscript_accepted(settings.torchscript, common):
         models.append("torchscript")
     return Capabilities(

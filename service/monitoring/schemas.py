@@ -7,9 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.monitoring.readiness import CHECKS
-
-ModelFormat = Literal["onnx", "torchscript"]
-BatchFormat = Literal["npz", "safetensors"]
+from wsb_engine.formats.detect import BatchFormat, ModelFormat
 
 
 class EngineVersions(BaseModel):

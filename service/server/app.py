@@ -50,7 +50,7 @@ One request is enough: `POST /v1/analyses` as multipart/form-data with the parts
 _TAGS = [
     {"name": "analyses", "description": "Request an analysis, follow it, fetch its report."},
     {"name": "comparisons", "description": "Apply a policy to reports, alone or against a baseline."},
-    {"name": "models", "description": "Trained classifiers: ONNX files and TorchScript archives."},
+    {"name": "models", "description": "Trained classifiers: ONNX files, PyTorch 2 and TorchScript archives."},
     {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
     {"name": "service", "description": "Capabilities, health and metrics of the service."},
 ]

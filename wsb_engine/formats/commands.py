@@ -10,6 +10,8 @@ EXPORT_ONNX = "torch.onnx.export(model, example_inputs, 'model.onnx', dynamo=Tru
 """Writes one file; without the last argument newer versions of torch write ``model.onnx.data`` too."""
 EXPORT_WITH_DATA = "torch.onnx.export(model, example_inputs, 'model.onnx', dynamo=True, external_data=True)"
 """Writes ``model.onnx`` and ``model.onnx.data``, for models of more than 2 GiB."""
+SAVE_PT2 = "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2')"
+"""Needs torch 2.10 or later: before, weights were stored as a pickle."""
 SAVE_TORCHSCRIPT = "torch.jit.save(torch.jit.trace(model, example_inputs), 'model.pt')"
 CONVERT_SKLEARN = "open('model.onnx', 'wb').write(skl2onnx.to_onnx(classifier, X[:1]).SerializeToString())"
 

@@ -11,9 +11,9 @@ from typing import BinaryIO, Literal
 
 from wsb_engine.errors import BatchError, ModelError
 from wsb_engine.formats.archives import NotAnArchiveError, member_names
-from wsb_engine.formats.commands import CONVERT_SKLEARN, TO_ONNX
+from wsb_engine.formats.commands import CONVERT_SKLEARN, SAVE_PT2, TO_ONNX
 
-ModelFormat = Literal["onnx", "torchscript"]
+ModelFormat = Literal["onnx", "pt2", "torchscript"]
 BatchFormat = Literal["npz", "safetensors"]
 
 SAFETENSORS_HEADER_BYTES = 100_000_000
@@ -28,7 +28,11 @@ _VARINT_BYTES = 10
 _ZIP = b"PK\x03\x04"
 _EMPTY_ZIP = b"PK\x05\x06"
 _AGAIN = "Copy or upload the whole file again."
-_MODEL_ADVICE = "Give an ONNX file (torch.onnx.export, tf2onnx, skl2onnx), or a TorchScript archive (torch.jit.save)."
+_PT2_ADVICE = f"Save the program with torch 2.10 or later: {SAVE_PT2}. Or: {TO_ONNX}"
+_MODEL_ADVICE = (
+    "Give an ONNX file (torch.onnx.export, tf2onnx, skl2onnx), a PyTorch 2 archive (torch.export.save), or a "
+    "TorchScript archive (torch.jit.save)."
+)
 _BATCH_ADVICE = "Send .npz (numpy.savez(file, x=x, y=y)) or .safetensors."
 
 
@@ -50,8 +54,7 @@ def model_format(source: bytes | Path) -> ModelFormat:
         if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
             raise _pickled_model()
         if head[:4] == _ZIP:
-            _require_torchscript(file)
-            return "torchscript"
+            return _archive_format(file)
         if head[:8] == b"\x89HDF\r\n\x1a\n":
             raise _other("an HDF5 file (Keras)", "Export the model to ONNX with tf2onnx or keras.Model.export.")
         if head[4:8] == b"TFL3":
@@ -108,7 +111,7 @@ def _head(file: BinaryIO) -> bytes:
     return file.read(16)
 
 
-def _require_torchscript(file: BinaryIO) -> None:
+def _archive_format(file: BinaryIO) -> ModelFormat:
     try:
         names = member_names(file)
     except NotAnArchiveError as error:
@@ -118,20 +121,22 @@ def _require_torchscript(file: BinaryIO) -> None:
             advice=_AGAIN,
             truncated=True,
         ) from error
-    members = {name.partition("/")[2] for name in names} | set(names)
-    if "archive_format" in members or any(
-        name.startswith("models/") or name.endswith("exported_program.json") for name in members
-    ):
+    inner = {name.partition("/")[2] for name in names}
+    members = inner | set(names)
+    if any(name.startswith("models/") for name in inner):
+        return "pt2"
+    if "archive_format" in members or any(name.endswith("exported_program.json") for name in members):
+        what = "compiled code alone" if any("aotinductor/" in name for name in names) else "weights as a pickle"
         raise ModelError(
-            "the file is a torch.export archive (.pt2), which can run code when it is loaded",
+            f"the file is a PyTorch 2 archive with {what}, which runs code when it is loaded",
             code="pt2_refused",
-            advice=TO_ONNX,
+            advice=_PT2_ADVICE,
         )
     if "constants.pkl" in members or "bytecode.pkl" in members:
-        return
+        return "torchscript"
     if "data.pkl" in members:
         raise _pickled_model()
-    raise _other("a zip archive, but not a TorchScript one", "Give the model file itself.")
+    raise _other("a zip archive, but neither a PyTorch 2 nor a TorchScript one", "Give the model file itself.")
 
 
 def _require_npz(file: BinaryIO) -> None:
@@ -190,7 +195,9 @@ def _other(what: str, advice: str) -> ModelError:
 
 def _no_model() -> ModelError:
     return ModelError(
-        "the file is neither an ONNX file nor a TorchScript archive", code="model_unrecognized", advice=_MODEL_ADVICE
+        "the file is neither an ONNX file nor a PyTorch 2 or TorchScript archive",
+        code="model_unrecognized",
+        advice=_MODEL_ADVICE,
     )
 
 

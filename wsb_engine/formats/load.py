@@ -32,11 +32,13 @@ def load_model(
 
     Raises:
         ModelError: ``model_not_found``, ``model_empty``, ``model_too_large``, ``model_unrecognized``,
-            ``model_truncated``, ``model_invalid``, ``pickle_refused``, ``pt2_refused``,
+            ``model_truncated``, ``model_invalid``, ``pickle_refused``, ``pt2_refused``, ``pt2_training_mode``,
+            ``pt2_version_unsupported``, ``pt2_several_programs``, ``pt2_overlapping_parameters``,
             ``torchscript_code_refused``, ``torchscript_mobile_refused``, ``external_data_missing``,
             ``external_data_refused``, ``unsupported_operator``, ``unsupported_opset``, ``model_not_finite``,
             ``model_no_parameters``, ….
 
+    The weights of a PyTorch 2 archive are mapped, not copied: leave its file as it is while the classifier is in use.
     A TorchScript archive is checked from its bytes and never run, but it is torch that loads what passed the check.
     Load archives of unknown origin in a process that has nothing to lose, as the service does.
 
@@ -49,19 +51,24 @@ def load_model(
         {'w0': (6, 4), 'b0': (6,), 'w1': (3, 6), 'b1': (3,)}
     """
     start = time.perf_counter()
-    path = None if isinstance(source, bytes) else Path(source)
-    own = None if path is None else _status(path, max_bytes)
-    data = source if isinstance(source, bytes) else _read(Path(source))
+    given = source if isinstance(source, bytes) else Path(source)
+    own = None if isinstance(given, bytes) else _status(given, max_bytes)
+    kind = model_format(given)
     # Readers are imported late, as they need torch and onnx.
     classifier: Classifier
-    if model_format(data) == "torchscript":
+    if kind == "pt2":
+        from wsb_engine.formats.pt2 import Pt2Classifier
+
+        classifier = Pt2Classifier(given)
+    elif kind == "torchscript":
         from wsb_engine.formats.torchscript import TorchScriptClassifier
 
-        classifier = TorchScriptClassifier(data)
+        classifier = TorchScriptClassifier(given if isinstance(given, bytes) else _read(given))
     else:
         from wsb_engine.formats.onnx import OnnxClassifier
 
-        folder = path.parent if external_data is None and path is not None else external_data
+        folder = given.parent if external_data is None and isinstance(given, Path) else external_data
+        data = given if isinstance(given, bytes) else _read(given)
         classifier = OnnxClassifier(data, None if folder is None else Path(folder), own=own, most=max_bytes)
     classifier.load_seconds = time.perf_counter() - start
     return classifier
@@ -122,6 +129,8 @@ def _status(path: Path, max_bytes: int) -> os.stat_result:
     """Return the status of a regular file that is not too large."""
     try:
         status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            path.open("rb").close()
     except FileNotFoundError as error:
         raise ModelError(
             f"there is no file {path}", code="model_not_found", advice="Check the path of the model."

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 COMMANDS = {
     name: getattr(commands, name) for name in dir(commands) if name.startswith(("EXPORT_", "SAVE_", "CONVERT_"))
 }
-CALL = re.compile(r"(?:torch\.onnx\.export|torch\.jit\.save|onnx\.save|onnx\.save_model|skl2onnx\.to_onnx)\(")
+CALL = re.compile(r"(?:torch\.onnx\.export|torch\.export\.save|torch\.jit\.save|onnx\.save|onnx\.save_model|skl2onnx\.to_onnx)\(")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -41,7 +41,7 @@ def test_a_command_writes_a_file_that_is_accepted(name: str, tmp_path: Path, mon
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exec(COMMANDS[name], names)  # noqa: S102 - what users are told to type
-    (written,) = (path for path in tmp_path.iterdir() if path.suffix in (".onnx", ".pt"))
+    (written,) = (path for path in tmp_path.iterdir() if path.suffix in (".onnx", ".pt", ".pt2"))
     assert (tmp_path / "model.onnx.data").exists() == (name == "EXPORT_WITH_DATA")
     report = wsb.analyze(wsb.load_model(written), wsb.Batch(X.astype(np.float32), y))
     assert report.enclosure is not None

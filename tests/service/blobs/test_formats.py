@@ -62,8 +62,9 @@ def test_an_onnx_file_that_lacks_its_end_is_called_truncated(tmp_path: Path, mod
         (b'{"json": true}', "neither an ONNX file nor"),
         (b"\x08\x07", "neither an ONNX file nor"),
         (archive("m/data.pkl", "m/data/0", "m/version"), "torch.save"),
-        (archive("m/archive_format", "m/models/model.json"), ".pt2"),
-        (archive("word/document.xml"), "not a TorchScript one"),
+        (archive("m/archive_format", "m/data/aotinductor/model/m.so"), "compiled code alone"),
+        (archive("version", "serialized_exported_program.json"), "weights as a pickle"),
+        (archive("word/document.xml"), "neither a PyTorch 2 nor a TorchScript one"),
     ],
 )
 def test_another_file_is_no_model(tmp_path: Path, content: bytes, told: str) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.pt2 import exported
 from support.service import StartService, npz_batch, onnx_mlp
 
 from service.child.entry import ENTRY, MODEL_FILE, TORCHSCRIPT_NEEDS, torchscript_accepted
@@ -18,7 +21,14 @@ from service.child.protections import REQUIRED, active_protections
 from service.sandbox import Job, Outcome, Zygote
 from service.settings import Settings
 
-ARCHIVE = b"PK\x03\x04 and no more"
+
+def _archive() -> bytes:
+    """Return a TorchScript archive by the names of its members, without code."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("m/data.pkl", "m/constants.pkl"):
+            archive.writestr(name, b"")
+    return buffer.getvalue()
 
 
 def wsb(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +53,7 @@ def exposed(tmp_path: Path) -> dict[str, str]:
 
 
 def gate(folder: Path, policy: str) -> Outcome:
-    (folder / MODEL_FILE).write_bytes(ARCHIVE)
+    (folder / MODEL_FILE).write_bytes(_archive())
     request = {"options": {}, "torchscript": policy, "max_model_bytes": 1 << 30}
 
     async def main() -> Outcome:
@@ -128,7 +138,7 @@ def test_an_archive_comes_to_be_parsed_where_the_policy_says_so(tmp_path: Path) 
     outcome = gate(tmp_path, "always")
 
     assert outcome.error is not None
-    assert outcome.error.code == "model_unrecognized"
+    assert outcome.error.code == "model_invalid"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -142,13 +152,25 @@ def test_torchscript_is_analysed_in_the_sandbox(files: tuple[str, str], tmp_path
     assert "from torchscript" in result.stdout
 
 
+def test_a_pytorch_2_archive_is_analysed_in_the_sandbox_whatever_the_policy_on_torchscript(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    (tmp_path / "model.pt2").write_bytes(exported(layers.double(), torch.zeros(2, 4).double()))
+
+    result = wsb("analyze", str(tmp_path / "model.pt2"), files[1], WSB_TORCHSCRIPT="never")
+
+    assert result.returncode == 0, result.stderr
+    assert "from pt2" in result.stdout
+
+
 def test_capabilities_list_torchscript_where_it_is_accepted(start_service: StartService) -> None:
     offers = {
         policy: start_service(torchscript=policy).client.get("/v1/capabilities").json()["formats"]["models"]
         for policy in ("always", "never")
     }
 
-    assert offers == {"always": ["onnx", "torchscript"], "never": ["onnx"]}
+    assert offers == {"always": ["onnx", "pt2", "torchscript"], "never": ["onnx", "pt2"]}
 
 
 def test_capabilities_do_not_promise_torchscript_without_a_worker(start_service: StartService) -> None:

@@ -249,7 +249,13 @@ MODELS = [
     model_row(
         "torch-save", lambda: zipped({"m/data.pkl": hostile.evil_pickle(), "m/version": b"3"}), 415, "unknown_format"
     ),
-    model_row("pt2", lambda: zipped({"m/archive_format": b"pt2", "m/models/model.json": b"{}"}), 415, "unknown_format"),
+    model_row(
+        "pt2-compiled",
+        lambda: zipped({"m/archive_format": b"pt2", "m/data/aotinductor/m.so": b""}),
+        415,
+        "unknown_format",
+    ),
+    model_row("pt2", lambda: zipped({"m/archive_format": b"pt2", "m/models/model.json": b"{}"}), 422, "model_invalid"),
     model_row("gzip", lambda: gzip.compress(onnx_mlp()), 415, "unknown_format"),
     model_row("zip-without-end", lambda: b"PK\x03\x04" + bytes(200), 422, "truncated_file"),
     model_row("onnx-cut-off", lambda: onnx_mlp()[:-20], 422, "truncated_file"),

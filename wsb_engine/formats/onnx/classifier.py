@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.digest import model_digest
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph import operators
+from wsb_engine.formats.graph.batching import BatchProgram
 from wsb_engine.formats.graph.branches import resolve_branches
 from wsb_engine.formats.graph.conventions import follow_conventions
 from wsb_engine.formats.graph.graph import Graph, Node
@@ -28,7 +28,6 @@ from wsb_engine.formats.graph.plan import Shapes
 from wsb_engine.formats.graph.problems import require_dependence
 from wsb_engine.formats.graph.program import Program
 from wsb_engine.formats.graph.simplify import simplify
-from wsb_engine.formats.onnx.batching import BatchProgram
 from wsb_engine.formats.onnx.build import build
 from wsb_engine.formats.onnx.external import DataFiles
 from wsb_engine.formats.onnx.lowering import lower
@@ -59,7 +58,7 @@ class OnnxClassifier(Classifier):
             ``build``, ``parameters``, and ``unsupported_operator``.
     """
 
-    format: Literal["onnx", "torchscript", "module"] = "onnx"
+    format = "onnx"
 
     def __init__(self, data: bytes, folder: Path | None, *, own: os.stat_result | None, most: int) -> None:
         model, tensors = parse(data)

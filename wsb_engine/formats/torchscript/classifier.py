@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from wsb_engine.curvature.tracing.operators import traits
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import head as heads
+from wsb_engine.formats.graph.batching import BatchProgram, declared_batch
 from wsb_engine.formats.graph.graph import Graph
 from wsb_engine.formats.graph.logits import Head, logits_of
 from wsb_engine.formats.graph.mlp import activation_names, find_mlp
@@ -38,27 +38,25 @@ _SAMPLES = 3
 """Batch size for inferring the shapes of a perceptron."""
 
 
-class TorchScriptClassifier(Classifier):
-    """A classifier read from the bytes of a TorchScript archive; nothing in it has been executed.
+class ScriptClassifier(Classifier):
+    """A classifier whose graph the interpreter walks.
 
     Args:
-        data: The file's bytes.
+        script: Graph, arguments and parameters.
+        sha256: Digest of the file.
 
     Raises:
-        ModelError: with a code for everything that can be wrong with the file; see ``archive``, ``loading``,
-            ``interpreter`` and ``parameters``.
+        ModelError: see ``interpreter`` and ``parameters``.
     """
 
-    format: Literal["onnx", "torchscript", "module"] = "torchscript"
-
-    def __init__(self, data: bytes) -> None:
-        self._script = load(checked_archive(data))
+    def __init__(self, script: Script, sha256: str) -> None:
+        self._script = script
         self.inputs = inputs_of(self._script)
         first, outputs = _walk(self._script, ParameterSet(self._script.parameters, {}))
         self._found = parameters(self._script.parameters, structure(first, input_values(self._script), outputs))
         self._open_walk, outputs = _walk(self._script, self._found)
         self._graph = structure(self._open_walk, input_values(self._script), outputs)
-        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.sha256 = sha256
         self.parameters: Tensors = self._found.tensors
 
     def resolve(self, *, head: HeadOption = "auto", output: str | None = None) -> LogitModel:
@@ -84,7 +82,7 @@ class TorchScriptClassifier(Classifier):
         mlp = self._mlp(chosen, used) if not tied else None
         program = Program(self._script, self._found.constants, tuple(used), value)
         return LogitModel(
-            function=_logits(program, chosen, told),
+            function=_logits(BatchProgram(program, used), chosen, told),
             parameters=used,
             mlp=mlp,
             activations=activation_names(mlp, _activations(steps, used)),
@@ -102,30 +100,49 @@ class TorchScriptClassifier(Classifier):
             return None
 
         def features(value: str) -> Callable[[Tensors], Tensor]:
-            part = Program(self._script, self._found.constants, (), self._value(value))
-            return lambda inputs: part({}, inputs)[0]
+            part = BatchProgram(Program(self._script, self._found.constants, (), self._value(value)), {})
+            return lambda inputs: part({}, inputs)
 
         return find_mlp(self._graph, chosen.tensor, used, self._perceptron_shapes(used), features)
 
     def _perceptron_shapes(self, used: Tensors) -> Shapes | None:
-        """Shapes of all values, if this is a perceptron: for rows as wide as its first layer.
+        """Shapes of all values, if this is a perceptron: for the declared shape, else rows as wide as its first layer.
 
-        The file declares no shapes. A network that takes images and flattens them first takes rows just as well.
+        A network that takes images and flattens them first takes rows just as well.
         """
         width = next(_first_widths(self._graph, used), None)
         if width is None:
             return None
+        sizes = self.inputs[0].shape or (None, None)
+        features = [width] if None in sizes[1:] else sizes[1:]
         program = Program(self._script, self._found.constants, (), self._value(self._graph.outputs[0]))
         (name,) = input_values(self._script)
-        rows = torch.empty(_SAMPLES, width, dtype=torch.float64, device=META)
+        rows = torch.empty(_SAMPLES, *features, dtype=torch.float64, device=META)
         try:
-            shapes = dict(program.plan({}, {name: rows}, torch.float64, CPU).shapes)
+            shapes = dict(program.plan({}, {name: rows}, torch.float64, CPU, declared_batch(self.inputs)).shapes)
         except ModelError:
             return None
         for label in self._graph.outputs:
             if self._value(label) in shapes:
                 shapes[label] = shapes[self._value(label)]
         return shapes
+
+
+class TorchScriptClassifier(ScriptClassifier):
+    """A classifier read from the bytes of a TorchScript archive; nothing in it has been executed.
+
+    Args:
+        data: The file's bytes.
+
+    Raises:
+        ModelError: with a code for everything that can be wrong with the file; see ``archive``, ``loading``,
+            ``interpreter`` and ``parameters``.
+    """
+
+    format = "torchscript"
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(load(checked_archive(data)), hashlib.sha256(data).hexdigest())
 
 
 def _walk(script: Script, found: ParameterSet) -> tuple[Walk, dict[str, str]]:
@@ -153,9 +170,9 @@ def _chosen(graph: Graph, head: HeadOption, output: str | None) -> tuple[Head, b
         return Head(tensor=str(error.details["output"])), False
 
 
-def _logits(program: Program, chosen: Head, told: bool) -> Callable[[Tensors, Tensors], Tensor]:
+def _logits(program: BatchProgram, chosen: Head, told: bool) -> Callable[[Tensors, Tensors], Tensor]:
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
-        z = logits_of(chosen, program(parameters, inputs)[0])
+        z = logits_of(chosen, program(parameters, inputs))
         if not told and z.shape[1] == 1:
             raise ModelError(
                 "the model gives one number for each sample; the graph does not say whether it is a logit",

@@ -53,8 +53,8 @@ class Walk(Planner):
     script: Script
     parameters: frozenset[str]
     constants: Mapping[str, str]
-    control: Mapping[str, Callable[[Walk, Operation, tuple[Any, ...]], tuple[Any, ...]]]
-    """Handlers of operations that are no tensor operators, by kind."""
+    control: Handlers
+    """Handlers of operations that are no tensor operators, or that treat their arguments first, by kind."""
     candidates: bool = False
     stored: dict[str, Tensor] = field(default_factory=dict)
     """Tensors of the file that steps use, by name."""
@@ -127,7 +127,7 @@ class Walk(Planner):
         if name in scalars.TABLE and (container or numbers):
             return self._scalar(operation, inputs)
         if operation.kind.startswith("aten::"):
-            return self._tensor_operation(operation, inputs)
+            return self.tensor_operation(operation, inputs)
         raise problems.unsupported(operation.kind, operation.location)
 
     def tensor(self, tensor: Tensor, path: str, position: int = 0) -> Value:
@@ -205,7 +205,8 @@ class Walk(Planner):
 
     # Tensors
 
-    def _tensor_operation(self, operation: Operation, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def tensor_operation(self, operation: Operation, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Apply an operator on tensors."""
         name = operation.name
         in_place = name.endswith("_") and not name.endswith("__") and bool(inputs) and isinstance(inputs[0], Value)
         entry = TABLE.get(name.removesuffix("_") if in_place else name)
@@ -233,7 +234,10 @@ class Walk(Planner):
     def _apply(self, operation: Operation, entry: Operator, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         values = [item for item in flattened(inputs) if isinstance(item, Value)]
         if any(value.opaque for value in values):
-            return tuple(self.note(operation, name, inputs, entry) for name in operation.outputs)
+            # One step for all outputs: each parameter counts as used once.
+            self._emit(operation, entry.kernel, inputs, tuple(name + self.suffix for name in operation.outputs))
+            trained = any(value.trained for value in values)
+            return tuple(self.opaque(name, trained=trained) for name in operation.outputs)
         call = Call(node=operation, working=self.working, device=self.device)
         made, known = self.evaluate(call, entry.kernel, inputs)
         tensors = tensors_of(made)
@@ -281,6 +285,9 @@ class Walk(Planner):
 
     def opaque(self, name: str, *, trained: bool = False, merged: bool = False) -> Value:
         return Value(name + self.suffix, None, trained=trained, merged=merged)
+
+
+Handlers = Mapping[str, Callable[[Walk, Operation, tuple[Any, ...]], tuple[Any, ...]]]
 
 
 def _require_fresh(values: Any, kind: str, location: str) -> int:

@@ -6,7 +6,7 @@ inlining is exponential in the worst case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,9 @@ class Argument:
     type: str
     has_default: bool
     default: Any
+    shape: tuple[int | None, ...] | None = None
+    """Declared sizes, None for one that is free; None if the file declares none, as TorchScript does not."""
+    dtype: torch.dtype | None = None
 
 
 @dataclass
@@ -83,7 +86,7 @@ def load(archive: bytes) -> Script:
         )
     except (RuntimeError, ValueError) as error:
         raise problems.invalid(f"torch can't load the module: {first_line(error)}") from error
-    return _with_parameters(block, arguments, module)
+    return assembled(block, arguments, module, _parameters(module))
 
 
 def _check_expansion(unit: Any, name: str) -> None:
@@ -118,11 +121,24 @@ def _all_nodes(block: Any) -> Iterator[Any]:
             yield from _all_nodes(inner)
 
 
-def _with_parameters(block: Block, arguments: tuple[Argument, ...], module: Any) -> Script:
+def assembled(
+    block: Block, arguments: tuple[Argument, ...], module: Any, declared: Iterable[tuple[str, Tensor]]
+) -> Script:
+    """Return the script of a graph, with each parameter once.
+
+    Args:
+        block: The graph of forward.
+        arguments: Those of forward, the module left out.
+        module: What the graph reads attributes of, by ``getattr``.
+        declared: Parameters by their dotted names, in order; one that is shared under each of its names.
+
+    Raises:
+        ModelError: ``unsupported_dtype``.
+    """
     parameters: dict[str, Tensor] = {}
     names: dict[object, str] = {}
     shared: dict[str, None] = {}
-    for path, tensor in _parameters(module):
+    for path, tensor in declared:
         require_dense(tensor, path)
         if not tensor.is_floating_point():
             continue

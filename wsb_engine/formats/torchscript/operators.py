@@ -24,6 +24,7 @@ from wsb_engine.formats.torchscript.attention import (
     native_multi_head_attention,
     scaled_dot_product_attention,
 )
+from wsb_engine.formats.torchscript.recurrent import gru, lstm, rnn_relu, rnn_tanh
 from wsb_engine.formats.torchscript.values import Call
 from wsb_engine.internals import schema_of
 
@@ -280,3 +281,7 @@ def instance_norm(
 _enter("scaled_dot_product_attention")(scaled_dot_product_attention)
 _enter("_transformer_encoder_layer_fwd")(encoder_layer)
 _enter("_native_multi_head_attention")(native_multi_head_attention)
+_enter("gru")(gru)
+_enter("lstm")(lstm)
+_enter("rnn_relu")(rnn_relu)
+_enter("rnn_tanh")(rnn_tanh)

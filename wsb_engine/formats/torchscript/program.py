@@ -10,8 +10,8 @@ import torch
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.plan import META, Plan, Planned, Specs, flattened, needed
 from wsb_engine.formats.graph.roots import Roots
-from wsb_engine.formats.torchscript import control
-from wsb_engine.formats.torchscript.interpreter import Walk
+from wsb_engine.formats.torchscript import control, sizes
+from wsb_engine.formats.torchscript.interpreter import Handlers, Walk
 from wsb_engine.formats.torchscript.loading import Argument, Script
 from wsb_engine.formats.torchscript.values import Value
 from wsb_engine.model import Input
@@ -34,22 +34,20 @@ class Program(Planned):
         self._constants = constants
         self._all = frozenset(script.parameters) | frozenset(constants.values())
         self._value = value
-        names = [argument.name for argument in input_arguments(script)]
+        self.inputs = inputs_of(script)
+        names = [entry.name for entry in self.inputs]
         super().__init__(parameters, dict(zip(names, input_values(script), strict=True)))
 
     def _make_plan(
         self, fixed: Specs, given: Specs, working: torch.dtype, device: torch.device, declared: int | None
     ) -> Plan:
-        values = [Value(name, torch.empty(shape, dtype=dtype, device=META)) for name, (shape, dtype) in given.items()]
-        walk = Walk(
-            script=self._script,
-            parameters=self._all,
-            constants=self._constants,
-            control=control.TABLE,
-            working=working,
-            device=device,
-        )
-        walk.run(arguments(self._script, values))
+        handlers = control.TABLE
+        if declared is not None:
+            batch = {name: ((declared, *shape[1:]), dtype) for name, (shape, dtype) in given.items()}
+            exported = self._walk(batch, working, device, control.TABLE)
+            actual = next(iter(given.values()))[0][0]
+            handlers = {**control.TABLE, **sizes.rescaling(exported, declared, actual)}
+        walk = self._walk(given, working, device, handlers)
         result, _ = walk.defined.get(self._value, (self._value, None))
         if result not in {*(name for step in walk.steps for name in step.outputs), *given, *self.parameters}:
             raise ModelError(
@@ -62,6 +60,19 @@ class Program(Planned):
         if any(step.call.node.name.removesuffix("_") in ("pow", "sqrt") for step in steps):
             return Plan(steps, (result,), shapes, Roots)
         return Plan(steps, (result,), shapes)
+
+    def _walk(self, given: Specs, working: torch.dtype, device: torch.device, handlers: Handlers) -> Walk:
+        walk = Walk(
+            script=self._script,
+            parameters=self._all,
+            constants=self._constants,
+            control=handlers,
+            working=working,
+            device=device,
+        )
+        values = [Value(name, torch.empty(shape, dtype=dtype, device=META)) for name, (shape, dtype) in given.items()]
+        walk.run(arguments(self._script, values))
+        return walk
 
 
 def input_arguments(script: Script) -> tuple[Argument, ...]:
@@ -84,7 +95,9 @@ def input_arguments(script: Script) -> tuple[Argument, ...]:
 
 def inputs_of(script: Script) -> tuple[Input, ...]:
     """As ``Classifier.inputs`` has them; a TorchScript file declares neither shapes nor dtypes."""
-    return tuple(Input(name=argument.name, shape=None, dtype=None) for argument in input_arguments(script))
+    return tuple(
+        Input(name=argument.name, shape=argument.shape, dtype=argument.dtype) for argument in input_arguments(script)
+    )
 
 
 def input_values(script: Script) -> tuple[str, ...]:

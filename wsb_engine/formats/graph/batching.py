@@ -8,15 +8,26 @@ gives the same values as the second on random inputs.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.graph.program import Program
 from wsb_engine.model import Input, Tensors
 
 _AGREEMENT = 1e-6
 """Relative, in float64: rounding is 1e-10 at most, a mix-up of samples is of order one."""
+
+
+class Program(Protocol):
+    """A program that knows its inputs; see ``Planned``."""
+
+    parameters: tuple[str, ...]
+    inputs: tuple[Input, ...]
+
+    def __call__(self, parameters: Tensors, inputs: Tensors, *, declared: int | None = None) -> tuple[Tensor, ...]:
+        """Compute the values for inputs of any number of samples."""
 
 
 def declared_batch(inputs: tuple[Input, ...]) -> int | None:
