@@ -181,9 +181,9 @@ def _mapped(path: Path) -> Stored:
             offset = file.tell()
         _require_size(path.name, shape, dtype, path.stat().st_size - offset)
         order: Any = "F" if fortran else "C"
-        values: Any = np.zeros(shape, dtype)
-        if math.prod(shape):
-            values = np.memmap(path, dtype, mode="r", offset=offset, shape=shape, order=order)
+        # An empty file can't be mapped.
+        mapped = math.prod(shape) > 0
+        values: Any = np.memmap(path, dtype, "r", offset, shape, order) if mapped else np.empty(shape, dtype)
     except OSError as error:
         raise _invalid(path.name, error.strerror or str(error)) from error
     return Stored(path.name, shape, dtype, lambda rows: np.array(values if rows is None else values[rows]))

@@ -184,8 +184,9 @@ def stacked(loads: Sequence[Any], names: Sequence[str], pixels: Pixels, progress
         finally:
             pool.shutdown(cancel_futures=True)
     if bad:
+        more = ", and perhaps more" if len(bad) >= _NAMED else ""
         raise BatchError(
-            "\n".join([f"{'at least ' * (len(bad) >= _NAMED)}{len(bad)} images can't be used:", *sorted(bad)]),
+            "\n".join([f"images can't be used{more}:", *sorted(bad)]),
             code="images_unreadable",
             advice="Remove or replace them.",
             images=sorted(bad),

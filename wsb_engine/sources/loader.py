@@ -87,9 +87,9 @@ def _tensors(item: Any, index: int) -> dict[str, Tensor]:
         raise _unknown(f"batch {index} has no inputs")
     if "y" in tensors:
         raise _unknown(f"batch {index} has an input 'y' next to its labels")
-    tensors["y"] = _tensor("y", y, index)
+    tensors["y"] = labels = _tensor("y", y, index)
     for name, tensor in tensors.items():
-        if tensor.ndim == 0 or len(tensor) != len(tensors["y"]):
+        if tensor.ndim == 0 or tensor.shape[:1] != labels.shape[:1]:
             raise _unknown(f"{name!r} in batch {index} has shape {list(tensor.shape)}, without one row for each sample")
     return tensors
 
