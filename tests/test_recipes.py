@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from support.command import wsb
 from support.examples import EXAMPLES, load
 from support.policies import report
 from support.served import served
 from support.service import npz_batch, onnx_mlp
+from torch import nn
 
 
 def test_the_pytest_example_passes_and_fails_by_its_policy() -> None:
@@ -86,3 +91,27 @@ def test_the_series_of_a_training_run_comes_back_from_the_server(capsys: pytest.
     rows = re.findall(r"^ +(\d) +([\d.]+) +([\d.]+)  █+$", capsys.readouterr().out, re.MULTILINE)
     assert [int(epoch) for epoch, _, _ in rows] == [1, 2]
     assert float(rows[-1][2]) < float(rows[0][2])
+
+
+def test_own_data_becomes_a_report_by_the_commands_of_the_readme(tmp_path: Path) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    [block] = [block for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL) if "/wsb batch" in block]
+    commands = [line.removeprefix(".venv/bin/wsb ").split() for line in block.splitlines() if line]
+    assert [command[0] for command in commands] == ["batch", "analyze", "batch", "analyze"]
+    random = np.random.default_rng(0)
+    rows = [[*map(repr, values), "abc"[row % 3]] for row, values in enumerate(random.normal(size=(150, 4)).tolist())]
+    (tmp_path / "flowers.csv").write_text("\n".join(map(",".join, [["a", "b", "c", "d", "species"], *rows])))
+    (tmp_path / "flowers.onnx").write_bytes(onnx_mlp())
+    for index in range(90):
+        path = tmp_path / "photos" / f"kind {index % 3}" / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    module = nn.Sequential(nn.AvgPool2d(112), nn.Flatten(), nn.Linear(12, 3))
+    # A format is known by its content, so TorchScript may have this name.
+    torch.jit.save(torch.jit.trace(module, torch.zeros(2, 3, 224, 224)), str(tmp_path / "photos.onnx"))
+    for command in commands:
+        result = wsb(*command, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        if command[0] == "analyze":
+            assert "λ_max" in result.stdout
+            assert f"{100 if 'flowers.npz' in command else 60} samples, 3 classes" in result.stdout

@@ -102,7 +102,7 @@ def _require_complete(
     row = int(chosen[np.argmin(finite)])
     values = [np.asarray(frame[keys[name]])[row] for name in columns.feature_names]
     numbers = [number(str(value)) if not isinstance(value, str) else _word(value) for value in values]
-    require_numbers(columns.feature_names, numbers, values, f"row {row}")
+    require_numbers(columns.feature_names, numbers, values, f"row {row}", "drop=[{!r}]")
 
 
 def _word(text: str) -> float | None:

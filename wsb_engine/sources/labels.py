@@ -85,7 +85,7 @@ def text_of(y: NDArray[Any]) -> NDArray[np.str_] | None:
         for row, label in enumerate(y):
             if not isinstance(label, str):
                 raise BatchError(
-                    f"the label in row {row} is {label!r}, which is not text",
+                    f"the label in row {row} is {label!r}, and others are text",
                     code="missing_values",
                     advice="Remove the rows without a label, and convert the labels to one dtype.",
                     row=row,

@@ -50,7 +50,7 @@ def require_room(rows: int, row_bytes: int) -> None:
         raise BatchError(
             f"{rows:,} rows of {row_bytes:,} bytes are more than the limit of {MAX_BYTES:,} bytes",
             code="batch_too_large",
-            advice=f"Take a random subset: --rows {fit}." if fit else "Make the inputs smaller (--size).",
+            advice=f"Take a random subset: --rows {fit}." if fit else "Make the inputs smaller.",
             limit=MAX_BYTES,
         )
 

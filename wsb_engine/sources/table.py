@@ -115,7 +115,7 @@ def columns_of(names: Sequence[str], *, label: str, drop: Sequence[str]) -> Colu
         raise BatchError(
             f"column {unnamed[0] + 1} has no name: pandas writes an index so, which is no feature",
             code="column_unnamed",
-            advice="Leave it out with --drop '', or give it a name.",
+            advice="Leave it out (--drop '', or drop=['']), or give it a name.",
         )
     if not features:
         raise BatchError(
@@ -133,16 +133,18 @@ def number(text: str) -> float | None:
         return math.nan if text in MISSING else _TRUTH.get(text)
 
 
-def require_numbers(columns: Sequence[str], values: Iterable[float | None], texts: Sequence[Any], place: str) -> None:
-    """Raise the error of a row in which not every value is a finite number.
+def require_numbers(
+    columns: Sequence[str], values: Iterable[float | None], texts: Sequence[Any], place: str, drop: str = "--drop {!r}"
+) -> None:
+    """Raise the error of a row in which not every value is a finite number; the advice says how to drop a column.
 
     Raises:
         BatchError: ``text_column``, ``missing_values``, ``batch_not_finite``.
     """
     found = dict(zip(columns, zip(values, texts, strict=True), strict=True))
     if words := {name: text for name, (value, text) in found.items() if value is None}:
-        shown = ", ".join(f"{name!r} ({text!r})" for name, text in list(words.items())[:_SHOWN])
-        drops = " ".join(f"--drop {name!r}" for name in list(words)[:_SHOWN])
+        shown = ", ".join(f"{name!r} ({str(text)!r})" for name, text in list(words.items())[:_SHOWN])
+        drops = " ".join(drop.format(name) for name in list(words)[:_SHOWN])
         raise BatchError(
             f"features hold text on {place}: {shown}",
             code="text_column",
@@ -154,7 +156,7 @@ def require_numbers(columns: Sequence[str], values: Iterable[float | None], text
             raise _missing(name, place, "Fill or remove the missing values, as in training.")
         if value is not None and math.isinf(value):
             raise BatchError(
-                f"column {name!r} holds {text!r} on {place}",
+                f"column {name!r} holds {str(text)!r} on {place}",
                 code="batch_not_finite",
                 advice="Remove or replace the values that are not finite.",
             )
