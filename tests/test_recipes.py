@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from support.command import wsb
 from support.examples import EXAMPLES, load
 from support.policies import report
 from support.served import served
@@ -86,3 +90,42 @@ def test_the_series_of_a_training_run_comes_back_from_the_server(capsys: pytest.
     rows = re.findall(r"^ +(\d) +([\d.]+) +([\d.]+)  █+$", capsys.readouterr().out, re.MULTILINE)
     assert [int(epoch) for epoch, _, _ in rows] == [1, 2]
     assert float(rows[-1][2]) < float(rows[0][2])
+
+
+def classifier_of_photos() -> bytes:
+    """Average pooling and a linear layer, for images of 224 × 224 pixels."""
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[112, 112], strides=[112, 112]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["z"]),
+    ]
+    weights = {"w": np.random.default_rng(0).normal(size=(12, 3)), "b": np.zeros(3)}
+    arrays = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 224, 224])
+    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph(nodes, "photos", [x], [z], arrays)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def test_own_data_becomes_a_report_by_the_commands_of_the_readme(tmp_path: Path) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    [block] = [block for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL) if "/wsb batch" in block]
+    commands = [line.removeprefix(".venv/bin/wsb ").split() for line in block.splitlines() if line]
+    assert [command[0] for command in commands] == ["batch", "analyze", "batch", "analyze"]
+    random = np.random.default_rng(0)
+    rows = [[*map(repr, values), "abc"[row % 3]] for row, values in enumerate(random.normal(size=(150, 4)).tolist())]
+    (tmp_path / "flowers.csv").write_text("\n".join(map(",".join, [["a", "b", "c", "d", "species"], *rows])))
+    (tmp_path / "flowers.onnx").write_bytes(onnx_mlp())
+    for index in range(90):
+        path = tmp_path / "photos" / f"kind {index % 3}" / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "photos.onnx").write_bytes(classifier_of_photos())
+    for command in commands:
+        result = wsb(*command, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        if command[0] == "analyze":
+            assert "λ_max" in result.stdout
+            assert f"{100 if 'flowers.npz' in command else 60} samples, 3 classes" in result.stdout

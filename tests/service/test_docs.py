@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
+import wsb_engine
+from service.cli.batch import batch
 from service.errors import every_error
 from service.settings import Settings
 from wsb_engine.analysis.checks import FAILURES
@@ -29,3 +32,19 @@ def test_every_code_of_a_problem_is_in_the_guide() -> None:
 def test_every_check_is_in_the_table() -> None:
     _, _, section = (DOCS / "limitations.md").read_text(encoding="utf-8").partition("## When a check fails\n")
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(FAILURES)
+
+
+def test_every_code_of_a_source_of_batches_is_in_the_guide() -> None:
+    sources = Path(wsb_engine.__file__).parent / "sources"
+    pattern = r'code(?:: str)?\s?=\s?"(\w+)"|"(np[yz]_invalid)"'
+    found = [pair for path in sources.glob("*.py") for pair in re.findall(pattern, path.read_text(encoding="utf-8"))]
+    codes = {one or other for one, other in found}
+    assert len(codes) > 30
+    guide = (DOCS / "batches.md").read_text(encoding="utf-8")
+    assert [code for code in sorted(codes) if f"`{code}`" not in guide] == []
+
+
+def test_every_flag_of_batch_is_in_the_guide() -> None:
+    guide = (DOCS / "batches.md").read_text(encoding="utf-8")
+    parameters = inspect.signature(batch).parameters
+    assert [name for name in parameters if name != "out" and f"--{name.replace('_', '-')}" not in guide] == []

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 
-def wsb(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Runs it with these arguments and these additions to the environment."""
+def wsb(*arguments: str, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs it with these arguments and these additions to the environment, in a folder."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -18,4 +19,4 @@ def wsb(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         **more,
     }
     run = [sys.executable, "-m", "service.cli.commands", *arguments]
-    return subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
