@@ -24,8 +24,9 @@ from service.http.security import InTenant
 from service.storage.store import Kind
 
 _CONTENT: dict[Kind, str] = {
-    "models": "The raw bytes of an ONNX file, or of a PyTorch 2 or TorchScript archive. A model that keeps its weights in"
-    " further files is sent as multipart/form-data: the part `model`, and a part `model_data` for each of these files.",
+    "models": "The raw bytes of an ONNX file, or of a PyTorch 2 or TorchScript archive. A model that keeps its weights"
+    " in further files is sent as multipart/form-data: the part `model`, and a part `model_data` for each of these"
+    " files.",
     "batches": "The raw bytes of an .npz or .safetensors file with arrays x and y.",
 }
 _FORM = {

@@ -36,6 +36,7 @@ _PROGRESS_SECONDS = 0.1
 _NAMED = 10
 """Data files that an error names."""
 
+
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
     """Analyse a model on a batch; return the report as JSON.
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 COMMANDS = {
     name: getattr(commands, name) for name in dir(commands) if name.startswith(("EXPORT_", "SAVE_", "CONVERT_"))
 }
-CALL = re.compile(r"(?:torch\.onnx\.export|torch\.export\.save|torch\.jit\.save|onnx\.save|onnx\.save_model|skl2onnx\.to_onnx)\(")
+CALL = re.compile(r"(?:torch\.(?:onnx\.export|export\.save|jit\.save)|onnx\.save|onnx\.save_model|skl2onnx\.to_onnx)\(")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

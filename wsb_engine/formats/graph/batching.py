@@ -26,7 +26,14 @@ class Program(Protocol):
     parameters: tuple[str, ...]
     inputs: tuple[Input, ...]
 
-    def __call__(self, parameters: Tensors, inputs: Tensors, *, declared: int | None = None) -> tuple[Tensor, ...]:
+    def __call__(
+        self,
+        parameters: Tensors,
+        inputs: Tensors,
+        *,
+        declared: int | None = None,
+        working: torch.dtype | None = None,
+    ) -> tuple[Tensor, ...]:
         """Compute the values for inputs of any number of samples."""
 
 

@@ -63,6 +63,6 @@ def several(names: list[str]) -> ModelError:
     return ModelError(
         f"the PyTorch 2 archive holds {len(names)} programs: {', '.join(sorted(names)[:10])[:300]}",
         code="pt2_several_programs",
-        advice="Save one program alone: torch.export.save(program, 'model.pt2').",
+        advice=f"Save one program alone: {SAVE_PT2}.",
         programs=sorted(names)[:10],
     )
