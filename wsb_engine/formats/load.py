@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.detect import model_format
+from wsb_engine.formats.commands import EXPORT_WITH_DATA
+from wsb_engine.formats.detect import ModelFormat, model_format
+from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.model import Classifier
 
 LARGEST_MODEL = 8 << 30
@@ -52,10 +54,11 @@ def load_model(
     """
     start = time.perf_counter()
     given = source if isinstance(source, bytes) else Path(source)
-    own = None if isinstance(given, bytes) else _status(given, max_bytes)
-    kind = model_format(given)
+    path = given if isinstance(given, Path) else None
+    own = None if path is None else _status(path, max_bytes)
     # Readers are imported late, as they need torch and onnx.
     classifier: Classifier
+    kind = _format(given)
     if kind == "pt2":
         from wsb_engine.formats.pt2 import Pt2Classifier
 
@@ -63,13 +66,12 @@ def load_model(
     elif kind == "torchscript":
         from wsb_engine.formats.torchscript import TorchScriptClassifier
 
-        classifier = TorchScriptClassifier(given if isinstance(given, bytes) else _read(given))
+        classifier = TorchScriptClassifier(_read(given))
     else:
         from wsb_engine.formats.onnx import OnnxClassifier
 
-        folder = given.parent if external_data is None and isinstance(given, Path) else external_data
-        data = given if isinstance(given, bytes) else _read(given)
-        classifier = OnnxClassifier(data, None if folder is None else Path(folder), own=own, most=max_bytes)
+        folder = path.parent if external_data is None and path is not None else external_data
+        classifier = OnnxClassifier(_read(given), None if folder is None else Path(folder), own=own, most=max_bytes)
     classifier.load_seconds = time.perf_counter() - start
     return classifier
 
@@ -95,7 +97,7 @@ def external_files(
     """
     path = Path(path)
     own = _status(path, max_bytes)
-    if model_format(path) != "onnx":
+    if _format(path) != "onnx":
         return {}
     from wsb_engine.formats.onnx.external import DataFiles
     from wsb_engine.formats.onnx.proto import parse
@@ -117,7 +119,7 @@ def external_names(path: str | os.PathLike[str], *, max_bytes: int = LARGEST_MOD
     """
     path = Path(path)
     _status(path, max_bytes)
-    if model_format(path) != "onnx":
+    if _format(path) != "onnx":
         return ()
     from wsb_engine.formats.onnx.external import file_names
     from wsb_engine.formats.onnx.proto import parse
@@ -129,8 +131,6 @@ def _status(path: Path, max_bytes: int) -> os.stat_result:
     """Return the status of a regular file that is not too large."""
     try:
         status = path.stat()
-        if stat.S_ISREG(status.st_mode):
-            path.open("rb").close()
     except FileNotFoundError as error:
         raise ModelError(
             f"there is no file {path}", code="model_not_found", advice="Check the path of the model."
@@ -150,11 +150,28 @@ def _status(path: Path, max_bytes: int) -> os.stat_result:
     return status
 
 
-def _read(path: Path) -> bytes:
+def _format(source: Path | bytes) -> ModelFormat:
     try:
-        return path.read_bytes()
+        return model_format(source)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(Path() if isinstance(source, bytes) else source, error) from error
+
+
+def _read(source: Path | bytes) -> bytes:
+    """Return the bytes of a file that its reader takes whole."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        if source.stat().st_size > LIMITS.file_bytes:
+            raise ModelError(
+                f"{source} has more than the {LIMITS.file_bytes} bytes of which one file is read",
+                code="model_too_large",
+                advice=f"Export the model to ONNX, with its weights in a data file: {EXPORT_WITH_DATA}.",
+                limit=LIMITS.file_bytes,
+            )
+        return source.read_bytes()
+    except OSError as error:
+        raise _unreadable(source, error) from error
 
 
 def _unreadable(path: Path, why: str | Exception) -> ModelError:

@@ -23,6 +23,9 @@ from wsb_engine.formats.graph.graph import Graph
 from wsb_engine.formats.graph.program import Program
 from wsb_engine.formats.graph.simplify import simplify
 from wsb_engine.formats.onnx.build import build
+from wsb_engine.formats.onnx.external import DataFiles
+
+NO_FILES = DataFiles([], None, None, 0).elements
 
 OUT_OF_SCOPE = {
     "Adagrad": "a training step",
@@ -139,7 +142,7 @@ def settled(graph: Graph, values: dict[str, Tensor]) -> Graph:
 
 
 def check(model: onnx.ModelProto, inputs: list[Any], outputs: list[Any], rtol: float) -> None:
-    graph = build(model)
+    graph = build(model, NO_FILES)
     values = {entry.name: tensor(value)[0] for entry, value in zip(graph.inputs, inputs, strict=False)}
     graph = simplify(resolve_branches(settled(graph, values)))
     made = Program(graph, graph.outputs, ())({}, values)
@@ -206,7 +209,7 @@ def test_an_operator_out_of_scope_is_not_in_the_table() -> None:
 
 def _differentiable(case: Case) -> tuple[Program, dict[str, Tensor], dict[str, Tensor]] | None:
     """The case's program, its floating inputs, and its others; None where nothing floats in and out."""
-    graph = build(case.model)
+    graph = build(case.model, NO_FILES)
     values = {entry.name: tensor(value)[0] for entry, value in zip(graph.inputs, case.data[0][0], strict=False)}
     graph = simplify(resolve_branches(settled(graph, values)))
     given = {entry.name: values[entry.name] for entry in graph.inputs}
