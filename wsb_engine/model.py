@@ -92,6 +92,8 @@ class LogitModel:
     """Inputs by name → the same logits from an independent runtime, in the file's precision; None if there is none."""
     reference_name: str | None = None
     """Name of that runtime."""
+    rounds_to: tuple[str, ...] = ()
+    """Dtypes shorter than float32 to which the file rounds values on the way to z; ``function`` does not."""
 
 
 class Classifier(ABC):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from wsb_engine.options import LossKind
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 
 class _Part(BaseModel):
@@ -42,6 +42,8 @@ class Parameters(_Part):
     tensors: list[ParameterTensor]
     tied: list[str]
     """Names of tensors that the model uses more than once; each counts once."""
+    stored_dtypes: dict[str, int] | None = None
+    """Number of parameters by the dtype that the model stores them in; null in reports before schema 1.4."""
 
 
 class Parity(_Part):

@@ -139,6 +139,7 @@ def torchscript_accepted(policy: str, active: Collection[str]) -> bool:
 def _gate(policy: str, active: Collection[str], model: str) -> None:
     """Raise ModelError if the model is an archive, as TorchScript files are, and TorchScript may not be loaded."""
     from wsb_engine.errors import ModelError
+    from wsb_engine.formats.commands import TO_ONNX
 
     with open(model, "rb") as file:
         is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
@@ -146,8 +147,8 @@ def _gate(policy: str, active: Collection[str], model: str) -> None:
         raise ModelError(
             "the model is a TorchScript archive, and this service does not load TorchScript",
             code="torchscript_refused",
-            advice="Export the model to ONNX with torch.onnx.export, or ask the operator to allow TorchScript, which "
-            "by default requires a host with Landlock and seccomp: WSB_TORCHSCRIPT.",
+            advice=f"{TO_ONNX} Or ask the operator to allow TorchScript, which by default requires a host with "
+            "Landlock and seccomp: WSB_TORCHSCRIPT.",
         )
 
 

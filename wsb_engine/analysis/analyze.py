@@ -141,7 +141,7 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
             monitor.warn("check_failed", failure(check))
     report = r.Report(
         engine=parts.engine(problem, options),
-        model=parts.model(classifier, problem, parity),
+        model=parts.model(classifier, problem, parity, monitor),
         batch=parts.batch(batch, problem),
         loss=loss,
         moments=part,

@@ -20,6 +20,8 @@ from wsb_engine.version import __version__
 
 PARITY_SAMPLES = 4096
 """Samples whose logits are compared with an independent runtime."""
+SHORT_DTYPES = ("float16", "bfloat16")
+"""Dtypes that models are stored in, and nothing is computed in."""
 TOP_SHARES = 10
 """Samples listed by their share of ‖H‖_F²."""
 
@@ -82,8 +84,20 @@ def engine(problem: Problem, options: Options) -> r.Engine:
     )
 
 
-def model(classifier: Classifier, problem: Problem, parity: r.Parity | None) -> r.Model:
+def model(classifier: Classifier, problem: Problem, parity: r.Parity | None, monitor: Monitor) -> r.Model:
+    """Describe the model, and warn if H is not that of the function as the file's own precision rounds it."""
     selected = problem.objective.selected
+    stored: dict[str, int] = {}
+    for name, tensor in selected.items():
+        dtype = str(problem.model.parameters[name].dtype).removeprefix("torch.")
+        stored[dtype] = stored.get(dtype, 0) + tensor.numel()
+    short = dict.fromkeys([*(dtype for dtype in stored if dtype in SHORT_DTYPES), *problem.model.rounds_to])
+    if short:
+        monitor.warn(
+            "widened_parameters",
+            f"the model stores or computes numbers in {' and '.join(short)}: H is the Hessian of the widened function, "
+            "with the stored values and no rounding to these types in between",
+        )
     return r.Model(
         format=classifier.format,
         sha256=classifier.sha256,
@@ -95,6 +109,7 @@ def model(classifier: Classifier, problem: Problem, parity: r.Parity | None) -> 
                 for name, tensor in selected.items()
             ],
             tied=[name for name in problem.model.tied if name in selected],
+            stored_dtypes=stored,
         ),
         activations=list(problem.model.activations),
         smooth=not problem.nonsmooth,

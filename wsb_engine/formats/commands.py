@@ -1,7 +1,7 @@
-"""The commands that error messages and documents advise: each writes a file that is accepted.
+"""The commands that messages and documents advise: each writes a file that is accepted.
 
-They are written for a module ``model``, a tuple ``example_inputs`` and a scikit-learn estimator ``classifier`` with
-rows ``X``. ``tests/engine/formats/test_commands.py`` runs every one of them and reads what it writes.
+They are written for a module ``model``, a tuple ``example_inputs``, and a scikit-learn estimator ``classifier`` with
+rows ``X``. ``tests/engine/formats/test_commands.py`` runs each of them and reads what it writes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,6 @@ EXPORT_ONNX = "torch.onnx.export(model, example_inputs, 'model.onnx', dynamo=Tru
 EXPORT_WITH_DATA = "torch.onnx.export(model, example_inputs, 'model.onnx', dynamo=True, external_data=True)"
 """Writes ``model.onnx`` and ``model.onnx.data``, for models of more than 2 GiB."""
 SAVE_TORCHSCRIPT = "torch.jit.save(torch.jit.trace(model, example_inputs), 'model.pt')"
-SAVE_AS_ONE_FILE = "onnx.save_model(onnx.load('model.onnx'), 'one.onnx', save_as_external_data=False)"
-"""Joins a model with its data files, if the names by which it refers to them are valid."""
 CONVERT_SKLEARN = "open('model.onnx', 'wb').write(skl2onnx.to_onnx(classifier, X[:1]).SerializeToString())"
+
+TO_ONNX = f"Export the model to ONNX: {EXPORT_ONNX}."

@@ -11,6 +11,7 @@ from typing import BinaryIO, Literal
 
 from wsb_engine.errors import BatchError, ModelError
 from wsb_engine.formats.archives import NotAnArchiveError, member_names
+from wsb_engine.formats.commands import CONVERT_SKLEARN, TO_ONNX
 
 ModelFormat = Literal["onnx", "torchscript"]
 BatchFormat = Literal["npz", "safetensors"]
@@ -27,7 +28,6 @@ _VARINT_BYTES = 10
 _ZIP = b"PK\x03\x04"
 _EMPTY_ZIP = b"PK\x05\x06"
 _AGAIN = "Copy or upload the whole file again."
-_ONNX_ADVICE = "Export the model to ONNX: torch.onnx.export(model, example_inputs, 'model.onnx', dynamo=True)."
 _MODEL_ADVICE = "Give an ONNX file (torch.onnx.export, tf2onnx, skl2onnx), or a TorchScript archive (torch.jit.save)."
 _BATCH_ADVICE = "Send .npz (numpy.savez(file, x=x, y=y)) or .safetensors."
 
@@ -57,7 +57,7 @@ def model_format(source: bytes | Path) -> ModelFormat:
         if head[4:8] == b"TFL3":
             raise _other("a TensorFlow Lite file", "Export the model to ONNX with tf2onnx.")
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-            raise _other("a safetensors file, which has weights but no graph", _ONNX_ADVICE)
+            raise _other("a safetensors file, which has weights but no graph", TO_ONNX)
         require_onnx(file, size)
         return "onnx"
 
@@ -125,7 +125,7 @@ def _require_torchscript(file: BinaryIO) -> None:
         raise ModelError(
             "the file is a torch.export archive (.pt2), which can run code when it is loaded",
             code="pt2_refused",
-            advice=_ONNX_ADVICE,
+            advice=TO_ONNX,
         )
     if "constants.pkl" in members or "bytecode.pkl" in members:
         return
@@ -180,7 +180,7 @@ def _pickled_model() -> ModelError:
     return ModelError(
         "the file is a Python pickle (torch.save, joblib), which runs code when it is loaded",
         code="pickle_refused",
-        advice=f"{_ONNX_ADVICE} For scikit-learn use skl2onnx.to_onnx.",
+        advice=f"{TO_ONNX} For scikit-learn: {CONVERT_SKLEARN}.",
     )
 
 

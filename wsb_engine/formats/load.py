@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.detect import model_format
+from wsb_engine.formats.commands import EXPORT_WITH_DATA
+from wsb_engine.formats.detect import ModelFormat, model_format
+from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.model import Classifier
 
 LARGEST_MODEL = 8 << 30
@@ -49,20 +51,20 @@ def load_model(
         {'w0': (6, 4), 'b0': (6,), 'w1': (3, 6), 'b1': (3,)}
     """
     start = time.perf_counter()
-    path = None if isinstance(source, bytes) else Path(source)
+    given = source if isinstance(source, bytes) else Path(source)
+    path = given if isinstance(given, Path) else None
     own = None if path is None else _status(path, max_bytes)
-    data = source if isinstance(source, bytes) else _read(Path(source))
     # Readers are imported late, as they need torch and onnx.
     classifier: Classifier
-    if model_format(data) == "torchscript":
+    if _format(given) == "torchscript":
         from wsb_engine.formats.torchscript import TorchScriptClassifier
 
-        classifier = TorchScriptClassifier(data)
+        classifier = TorchScriptClassifier(_read(given))
     else:
         from wsb_engine.formats.onnx import OnnxClassifier
 
         folder = path.parent if external_data is None and path is not None else external_data
-        classifier = OnnxClassifier(data, None if folder is None else Path(folder), own=own, most=max_bytes)
+        classifier = OnnxClassifier(_read(given), None if folder is None else Path(folder), own=own, most=max_bytes)
     classifier.load_seconds = time.perf_counter() - start
     return classifier
 
@@ -88,7 +90,7 @@ def external_files(
     """
     path = Path(path)
     own = _status(path, max_bytes)
-    if model_format(path) != "onnx":
+    if _format(path) != "onnx":
         return {}
     from wsb_engine.formats.onnx.external import DataFiles
     from wsb_engine.formats.onnx.proto import parse
@@ -141,11 +143,28 @@ def _status(path: Path, max_bytes: int) -> os.stat_result:
     return status
 
 
-def _read(path: Path) -> bytes:
+def _format(source: Path | bytes) -> ModelFormat:
     try:
-        return path.read_bytes()
+        return model_format(source)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(Path() if isinstance(source, bytes) else source, error) from error
+
+
+def _read(source: Path | bytes) -> bytes:
+    """Return the bytes of a file that its reader takes whole."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        if source.stat().st_size > LIMITS.file_bytes:
+            raise ModelError(
+                f"{source} has more than the {LIMITS.file_bytes} bytes of which one file is read",
+                code="model_too_large",
+                advice=f"Export the model to ONNX, with its weights in a data file: {EXPORT_WITH_DATA}.",
+                limit=LIMITS.file_bytes,
+            )
+        return source.read_bytes()
+    except OSError as error:
+        raise _unreadable(source, error) from error
 
 
 def _unreadable(path: Path, why: str | Exception) -> ModelError:

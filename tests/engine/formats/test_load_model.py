@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -79,3 +80,33 @@ def test_a_file_past_the_size_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         load_model(path)
     assert caught.value.code == "model_too_large"
+    with pytest.raises(ModelError) as caught:
+        load_model(path, max_bytes=2**34)
+    assert caught.value.code == "model_unrecognized"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt"])
+def test_one_file_of_more_than_two_gibibytes_is_not_read_whole(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"large.{kind}"
+    with path.open("wb") as file:
+        if kind == "onnx":  # ir_version, opset_import, and a graph of 2 GiB
+            file.write(b"\x08\x08" + b"\x42\x02\x10\x11" + b"\x3a\x80\x80\x80\x80\x08")
+            file.truncate(file.tell() + 2**31)
+        else:
+            file.write(b"PK\x03\x04")
+            file.truncate(2**31)
+    if kind == "pt":
+        with zipfile.ZipFile(path, "a") as archive:
+            for name in ("m/data.pkl", "m/constants.pkl", "m/code/m.py"):
+                archive.writestr(name, b"")
+    with pytest.raises(ModelError) as caught:
+        load_model(path)
+    assert caught.value.code == "model_too_large"
+    assert "external_data=True" in caught.value.advice
+
+
+def test_a_pipe_is_no_model_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelError) as caught:
+        load_model(tmp_path / "pipe")
+    assert caught.value.code == "model_unreadable"

@@ -98,6 +98,7 @@ class _Finder:
     def _is_matrix(self, first: str, layer: DenseLayer) -> bool:
         """Return whether the first layer's input, and so every later value, has one row for each sample."""
         if self.shapes is None:
+            first = self._unwrap(first)
             declared = [entry.shape for entry in self.graph.inputs if entry.name == first]
             return bool(declared) and declared[0] is not None and len(declared[0]) == 2
         return len(self.shapes.get(first, ())) == 2

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ from wsb_engine.options import Head as HeadOption
 _PROBED = 16
 """Random samples on which a head that the graph does not show is recognised."""
 _SHAPE_PROBLEMS = ("evaluation_failed", "data_dependent_shape")
+_SHORT = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
 _SAMPLES = 3
 """Batch size for inferring shapes if the file leaves it free."""
 
@@ -110,6 +112,7 @@ class OnnxClassifier(Classifier):
             classes=chosen.classes,
             reference=reference,
             reference_name=NAME if reference is not None else None,
+            rounds_to=_rounds_to(program.nodes),
         )
 
     def _program(self, value: str) -> Program:
@@ -175,6 +178,11 @@ class OnnxClassifier(Classifier):
         run = make_reference(self._source, program.inputs, chosen.tensor)
 
         return lambda inputs: logits_of(chosen, torch.from_numpy(run(inputs))).numpy()
+
+
+def _rounds_to(nodes: Iterable[Node]) -> tuple[str, ...]:
+    targets = (node.attributes.get("to") for node in nodes if (node.domain, node.operator) == ("", "Cast"))
+    return tuple(dict.fromkeys(_SHORT[target] for target in targets if target in _SHORT))
 
 
 def _require_an_output(graph: Graph) -> None:

@@ -77,8 +77,8 @@ class DataFiles:
         problems.limit("tensors with external data", len(tensors), LIMITS.initialisers)
         self._ranges = [_range(tensor) for tensor in tensors]
         self._folder = folder
-        self.sizes = self._find(tuple(dict.fromkeys(each.file for each in self._ranges)), own)
-        """Bytes of each file, by the names that the model uses."""
+        self.sizes = self._find(sorted({each.file for each in self._ranges}), own)
+        """Bytes of each file, by the names that the model uses, sorted."""
         _check_total(sum(self.sizes.values()), most, "the data files have")
         _check_total(sum(each.length for each in self._ranges), most, "the tensors in data files take")
         _check_ranges(self._ranges, self.sizes)

@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from wsb_engine.errors import ModelError
+from wsb_engine.formats import commands
 from wsb_engine.formats.graph import problems
 
-TO_ONNX = "Export the model to ONNX: torch.onnx.export(model, example_inputs, 'model.onnx', dynamo=True)."
+TO_ONNX = commands.TO_ONNX
 SAVE_AGAIN = "Save the module again with torch.jit.save, and copy or upload the whole file."
 
 invalid = partial(problems.invalid, advice=SAVE_AGAIN)
@@ -48,7 +49,8 @@ def data_dependent(operator: str, location: str) -> ModelError:
         f"{label(operator, location)} turns a value that depends on inputs or parameters into a number that the "
         "program decides on",
         code="data_dependent_control_flow",
-        advice="Trace the model with torch.jit.trace, so that one path is taken for all samples, or export it to ONNX.",
+        advice="Trace the model, so that one path is taken for all samples, or export it to ONNX. To trace it: "
+        f"{commands.SAVE_TORCHSCRIPT}.",
         operator=operator,
         location=location,
     )
