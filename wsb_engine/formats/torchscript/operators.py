@@ -88,7 +88,7 @@ _NATIVE = """
     argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_not bitwise_or
     bmm broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clip clone
     concat concatenate constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    copysign cos cosh cosine_similarity cummax cummin cumprod cumsum diagonal div divide dot einsum elu eq erf erfc
+    copysign cos cosh cosine_similarity cummax cummin cumprod cumsum diagonal diff div divide dot einsum elu eq erf erfc
     exp exp2 expand expand_as expm1 eye flatten flip floor floor_divide fmod frac full full_like gather ge gelu
     greater greater_equal gt hardshrink hardtanh hstack index index_add index_put index_select inner isfinite isinf
     isnan le leaky_relu less less_equal linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and
