@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.detect import model_format
+from wsb_engine.formats.foreign import folder_model
 from wsb_engine.model import Classifier
 
 _LARGEST_FILE = 2**31 - 1
@@ -37,6 +38,8 @@ def load_model(source: str | os.PathLike[str] | bytes) -> Classifier:
         {'w0': (6, 4), 'b0': (6,), 'w1': (3, 6), 'b1': (3,)}
     """
     start = time.perf_counter()
+    if not isinstance(source, bytes) and Path(source).is_dir():
+        raise folder_model(Path(source))
     data = source if isinstance(source, bytes) else _read(Path(source))
     # Readers are imported late, as they need torch and onnx.
     classifier: Classifier
