@@ -1,7 +1,7 @@
 """Write the cases of tests/cases that are exports of Keras 3, with right values from TensorFlow in float64.
 
     python -m venv VENV && VENV/bin/pip install keras tensorflow-cpu tf2onnx onnx onnxruntime
-    VENV/bin/python scripts/keras_cases.py
+    VENV/bin/python scripts/keras_cases.py [NAME…]
 
 TensorFlow needs an environment apart from that of the project. The right values are eigenvalues of the dense Hessian of
 the mean cross-entropy, by two nested tapes over the variables that the file keeps: batch normalisation is folded into
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,5 +141,5 @@ def write(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for each in MODELS:
+    for each in sys.argv[1:] or MODELS:
         write(each)
