@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import time
 import tokenize
 import zipfile
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from wsb_engine.errors import BatchError
 from wsb_engine.formats.detect import batch_format
+from wsb_engine.formats.foreign import folder_batch
 from wsb_engine.sources.samples import MAX_BYTES
 
 MAX_ARRAYS = 256
@@ -222,7 +224,8 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
 
     Raises:
         BatchError: as ``Batch``, and ``batch_not_found``, ``batch_empty_file``, ``batch_unrecognized``,
-            ``batch_invalid``, ``batch_too_large``, ``labels_missing``, ``inputs_missing``, ``pickle_refused``.
+            ``batch_invalid``, ``batch_too_large``, ``labels_missing``, ``inputs_missing``, ``pickle_refused``,
+            ``arguments_swapped``.
 
     Examples:
         >>> import numpy as np
@@ -238,12 +241,7 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
     y = arrays.pop("y", None)
     weights = arrays.pop("weights", None)
     if y is None:
-        raise BatchError(
-            "the batch has no array y",
-            code="labels_missing",
-            advice="Add y: integer labels [N], or probabilities [N, C].",
-            arrays=sorted(arrays)[:20],
-        )
+        raise _unlabelled(arrays)
     if not arrays:
         raise BatchError(
             "the batch has no input array",
@@ -254,10 +252,35 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
     return Batch(arrays, y, weights, sha256=digest, load_seconds=time.perf_counter() - start)
 
 
+_Y_NAME = re.compile(r"(y|labels?|targets?|class(es)?)([_-]\w*)?", re.IGNORECASE)
+_X_NAME = re.compile(r"(x|images?|data|inputs?|features?|pixels?)([_-]\w*)?", re.IGNORECASE)
+
+
+def _unlabelled(arrays: Mapping[str, ArrayLike]) -> BatchError:
+    """Return the error for a batch without an array y; its advice renames what looks like it."""
+    listed = [f"{name!r} {value.dtype} {list(value.shape)}".replace(" torch.", " ") for name, value in arrays.items()]
+    advice = "Add y: integer labels [N], or probabilities [N, C]."
+    labels = [name for name in arrays if _Y_NAME.fullmatch(name)]
+    if len(labels) == 1:
+        others = [name for name in arrays if name != labels[0]]
+        renamed = {"y": labels[0], **({"x": others[0]} if len(others) == 1 and _X_NAME.fullmatch(others[0]) else {})}
+        moves = "; ".join(f"a[{new!r}] = a.pop({old!r})" for new, old in renamed.items() if new != old)
+        advice += f" If {labels[0]!r} has the labels: a = dict(numpy.load('batch.npz')); {moves}; "
+        advice += "numpy.savez('batch.npz', **a)."
+    return BatchError(
+        f"the batch has no array y; it has {', '.join(listed[:20]) or 'none'}",
+        code="labels_missing",
+        advice=advice,
+        arrays=sorted(arrays)[:20],
+    )
+
+
 def _read(source: str | os.PathLike[str] | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
     path = Path(source)
+    if path.is_dir():
+        raise folder_batch(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise _too_large(path.stat().st_size)
@@ -340,7 +363,8 @@ def _object_array(name: str) -> BatchError:
     return BatchError(
         f"array {name!r} holds Python objects, which would need a pickle",
         code="object_array",
-        advice="Convert it to a numeric dtype before saving (rows of different lengths make object arrays).",
+        advice=f"Make one array of it before saving: {name} = numpy.array({name}.tolist()); rows of different lengths "
+        "have to be padded first.",
         array=name,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from math import prod
 
 import numpy as np
 import torch
@@ -102,10 +103,15 @@ def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]
     wanted = [entry.name for entry in declared]
     missing, unknown = [n for n in wanted if n not in arrays], [n for n in arrays if n not in wanted]
     if missing:
+        takes = "; ".join(_described(entry.name, entry.dtype, entry.shape) for entry in declared[:_LISTED])
+        has = "; ".join(
+            _described(name, each.dtype, tuple(each.shape)) for name, each in list(arrays.items())[:_LISTED]
+        )
         raise BatchError(
-            f"the batch lacks the model's input {missing[0]!r}; it has {sorted(arrays)}",
+            f"the batch lacks the model's input {', '.join(map(repr, missing[:_LISTED]))}; the model takes {takes}; "
+            f"the batch has {has}",
             code="input_missing",
-            advice="Save one array per model input under its name, or x for a model with a single input.",
+            advice=_renaming(missing, unknown),
             inputs=wanted,
         )
     if unknown:
@@ -118,17 +124,33 @@ def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]
     return {entry.name: _checked(entry, arrays[entry.name]) for entry in declared}
 
 
+_LISTED = 20
+"""Arrays that a message lists."""
+
+
+def _described(name: str, dtype: torch.dtype | None, shape: tuple[int | None, ...] | None) -> str:
+    sizes = "" if shape is None else f" [{', '.join(['N', *('?' if n is None else str(n) for n in shape[1:])])}]"
+    return f"{name!r}{'' if dtype is None else f' {_name(dtype)}'}{sizes}"
+
+
+def _renaming(missing: list[str], unknown: list[str]) -> str:
+    advice = "Save one array per model input under its name, or x for a model with a single input."
+    if len(missing) == len(unknown) == 1:
+        old, new = unknown[0], missing[0]
+        return (
+            f"{advice} If {old!r} is that input: a = dict(numpy.load('batch.npz')); a[{new!r}] = a.pop({old!r}); "
+            "numpy.savez('batch.npz', **a)."
+        )
+    return advice
+
+
 def _checked(entry: Input, tensor: Tensor) -> Tensor:
     shape = tuple(tensor.shape)
-    if entry.shape is not None and (
-        len(shape) != len(entry.shape)
-        or any(size is not None and size != actual for size, actual in zip(entry.shape[1:], shape[1:], strict=True))
-    ):
-        declared = ["N", *("?" if size is None else str(size) for size in entry.shape[1:])]
+    if entry.shape is not None and not _fits(entry.shape, shape):
         raise BatchError(
-            f"input {entry.name!r} expects shape [{', '.join(declared)}], the batch has {list(shape)}",
+            f"input {entry.name!r} expects shape {_described('', None, entry.shape)[3:]}, the batch has {list(shape)}",
             code="feature_count_mismatch",
-            advice="Give each sample the features that the model was exported with.",
+            advice=_reshaping(entry, shape) or "Give each sample the features that the model was exported with.",
             input=entry.name,
             expected=list(entry.shape),
             actual=list(shape),
@@ -145,6 +167,40 @@ def _checked(entry: Input, tensor: Tensor) -> Tensor:
     # Integers for a floating input (pixels, counts) convert exactly; the reverse would lose digits.
     keep = tensor.is_floating_point() or not entry.dtype.is_floating_point
     return tensor if keep else tensor.to(entry.dtype)
+
+
+def _fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    return len(shape) == len(declared) and all(
+        size is None or size == actual for size, actual in zip(declared[1:], shape[1:], strict=True)
+    )
+
+
+LAYOUTS: Mapping[tuple[int, ...], str] = {(0, 3, 1, 2): "channels last (NHWC)", (0, 2, 3, 1): "channels first (NCHW)"}
+"""Order of axes that brings images into the other layout → the layout that they have."""
+
+
+def transposing(axes: tuple[int, ...]) -> str:
+    """Return the advice for images whose layout is not the model's."""
+    return (
+        f"The images have {LAYOUTS[axes]}, the model takes the other layout: transpose them with "
+        f"x = numpy.transpose(x, {axes}) before you save the batch."
+    )
+
+
+def _reshaping(entry: Input, shape: tuple[int, ...]) -> str | None:
+    """Return the advice that brings an array into the declared shape without changing its elements; None without."""
+    declared = entry.shape or ()
+    if len(shape) == 4:
+        for axes in LAYOUTS:
+            if _fits(declared, tuple(shape[axis] for axis in axes)):
+                return transposing(axes)
+    features = [size for size in declared[1:] if size is not None]
+    if len(shape) != len(declared) and len(features) == len(declared) - 1 and prod(features) == prod(shape[1:]):
+        return (
+            "Each sample has as many features as the model takes: if they are in the same order, reshape them with "
+            f"x = x.reshape(len(x), {', '.join(map(str, features))}) before you save the batch."
+        )
+    return None
 
 
 def _name(kind: torch.dtype) -> str:
@@ -166,38 +222,51 @@ def targets(batch: Batch, loss: Loss, logits: int, classes: tuple[int | str, ...
     """
     weights = torch.full((len(batch),), 1.0) if batch.weights is None else torch.from_numpy(batch.weights)
     weights = weights.to(on, torch.float64)
-    labels = batch.y if batch.y.dtype.kind == "f" else _class_indices(batch.y, loss.classes(logits), classes)
+    labels = batch.y
+    if labels.dtype.kind != "f":
+        counted = np.ones(len(labels), bool) if batch.weights is None else batch.weights > 0
+        labels = _class_indices(labels, counted, loss.classes(logits), classes)
     y = loss.targets(torch.from_numpy(labels), logits)
     return Targets(y.to(on, torch.float64), weights / weights.sum())
 
 
-def _class_indices(y: np.ndarray, count: int, classes: tuple[int | str, ...] | None) -> np.ndarray:
+def _class_indices(y: np.ndarray, counted: np.ndarray, count: int, classes: tuple[int | str, ...] | None) -> np.ndarray:
+    """Return positions 0..C−1 of labels; 0 where the weight is 0, whatever the label."""
     if classes is not None:
         positions: Mapping[int | str, int] = {label: index for index, label in enumerate(classes)}
         values = [value.item() for value in y]
-        unknown = [value for value in values if value not in positions]
-        if unknown:
+        row = next((i for i, value in enumerate(values) if counted[i] and value not in positions), None)
+        if row is not None:
             raise BatchError(
-                f"label {unknown[0]!r} is none of the model's classes {list(classes)[:20]}",
+                f"label {values[row]!r} in row {row} is none of the model's classes {list(classes)[:20]}",
                 code="labels_unknown",
                 advice="Use the class labels that the model was trained with.",
-                label=unknown[0],
+                label=values[row],
+                row=row,
             )
-        return np.array([positions[value] for value in values], dtype=np.int64)
+        return np.array([positions.get(value, 0) for value in values], dtype=np.int64)
     if y.dtype.kind == "U":
         raise BatchError(
             "y holds strings, but the model declares no class labels",
             code="labels_unknown",
             advice="Give integer labels, counted from 0 in the order of the logits.",
         )
-    bad = np.flatnonzero((y < 0) | (y >= count))
+    bad = np.flatnonzero(counted & ((y < 0) | (y >= count)))
     if len(bad):
+        label = int(y[bad[0]])
         raise BatchError(
-            f"label {int(y[bad[0]])} in row {int(bad[0])} is outside 0..{count - 1}",
+            f"label {label} in row {int(bad[0])} is outside 0..{count - 1}; {len(bad)} rows are",
             code="labels_out_of_range",
-            advice="Count labels from 0, one for each logit of the model.",
+            advice=_UNLABELLED if label < 0 else "Count labels from 0, one for each logit of the model.",
             row=int(bad[0]),
-            label=int(y[bad[0]]),
+            label=label,
             classes=count,
         )
-    return y
+    return np.where(counted, y, 0)
+
+
+_UNLABELLED = (
+    "A negative label (-100, -1) often marks a sample without one. Drop these rows: keep = y >= 0; x, y = x[keep], "
+    "y[keep]. Or give them weight 0: weights = (y >= 0).astype(float). If the classes are counted from another number, "
+    "count them from 0."
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -22,6 +24,8 @@ PARITY_SAMPLES = 4096
 """Samples whose logits are compared with an independent runtime."""
 SHORT_DTYPES = ("float16", "bfloat16")
 """Dtypes that models are stored in, and nothing is computed in."""
+IMPLAUSIBLE = 10.0
+"""Multiple of ln C, the loss of guessing, above which a loss is no classifier's that was trained on such inputs."""
 TOP_SHARES = 10
 """Samples listed by their share of ‖H‖_F²."""
 
@@ -39,9 +43,17 @@ def loss(problem: Problem) -> r.Loss:
     accuracy = loss.accuracy(logits, Targets(y, w))
     if accuracy is None:
         raise ValueError("a report states an accuracy")
+    value = finite(float((w * loss.values(logits, y)).sum()), "the loss")
+    guessing = math.log(loss.classes(logits.shape[1]))
+    if value > IMPLAUSIBLE * guessing:
+        problem.warn(
+            "implausible_loss",
+            f"the loss is {value / guessing:.3g} times that of guessing: are inputs scaled as in training, and labels "
+            "in the order of the logits?",
+        )
     return r.Loss(
         kind=loss.kind,
-        value=finite(float((w * loss.values(logits, y)).sum()), "the loss"),
+        value=value,
         gradient_norm=finite(norm(problem.objective.gradient()), "the gradient's norm"),
         accuracy=accuracy,
     )

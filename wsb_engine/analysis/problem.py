@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,8 +34,8 @@ from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.curvature.team import SplitProduct, Team
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
-from wsb_engine.errors import ModelError, ResourceError
-from wsb_engine.formats.graph.logits import looks_like_probabilities
+from wsb_engine.errors import BatchError, ModelError, ResourceError
+from wsb_engine.formats.graph.logits import looks_like_probabilities, several_rows
 from wsb_engine.model import MLP, Classifier, LogitModel
 from wsb_engine.options import Options
 
@@ -190,7 +191,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
         device=device,
         interrupt=monitor.interrupt,
     )
-    forward = logits_footprint(objective)
+    forward = _first_forward(objective)
     objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread):
@@ -220,6 +221,28 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
     problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, monitor.warn)
     least = loss.least_curvature(logits.to(device), targets)
     return problem if least * objective.scale > SMALL else _rescaled(problem)
+
+
+def _first_forward(objective: Objective) -> Footprint:
+    """Return the footprint of one sample's logits; the advice for images in the other layout is to transpose them."""
+    try:
+        return logits_footprint(objective)
+    except (ModelError, RuntimeError) as error:
+        if interrupted(error):
+            raise
+        for name, x in objective.inputs.items():
+            for axes in prepare.LAYOUTS if x.ndim == 4 else ():
+                other = replace(objective, inputs={**objective.inputs, name: x.permute(axes)})
+                with suppress(ModelError, RuntimeError):
+                    logits_footprint(other)
+                    raise BatchError(
+                        f"the model can't evaluate input {name!r} of shape {list(x.shape)}",
+                        code="feature_count_mismatch",
+                        advice=prepare.transposing(axes),
+                        input=name,
+                        actual=list(x.shape),
+                    ) from error
+        raise
 
 
 def _rescaled(problem: Problem) -> Problem:
@@ -329,11 +352,7 @@ def _logits(objective: Objective, monitor: Monitor) -> Tensor:
         for rows in objective.chunks():
             z = objective.logits(rows)
             if z.ndim != 2 or len(z) != rows.stop - rows.start or z.shape[1] == 0:
-                raise ModelError(
-                    f"the model gives shape {list(z.shape)} for {rows.stop - rows.start} samples, not [N, C]",
-                    code="unsupported_output",
-                    advice="A classifier gives one row of logits or probabilities a sample; choose it with output.",
-                )
+                raise several_rows("the model's output", tuple(z.shape), "unsupported_output")
             parts.append(z.double().cpu())
             monitor.report(rows.stop / objective.samples)
     return torch.cat(parts)

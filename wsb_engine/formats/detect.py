@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from wsb_engine.errors import BatchError, ModelError
+from wsb_engine.formats import foreign
 from wsb_engine.formats.archives import NotAnArchiveError, member_names
-from wsb_engine.formats.commands import CONVERT_SKLEARN, SAVE_PT2, TO_ONNX
+from wsb_engine.formats.commands import SAVE_PT2, TO_ONNX
 
 ModelFormat = Literal["onnx", "pt2", "torchscript"]
 BatchFormat = Literal["npz", "safetensors"]
@@ -33,7 +34,6 @@ _MODEL_ADVICE = (
     "Give an ONNX file (torch.onnx.export, tf2onnx, skl2onnx), a PyTorch 2 archive (torch.export.save), or a "
     "TorchScript archive (torch.jit.save)."
 )
-_BATCH_ADVICE = "Send .npz (numpy.savez(file, x=x, y=y)) or .safetensors."
 
 
 def model_format(source: bytes | Path) -> ModelFormat:
@@ -44,23 +44,22 @@ def model_format(source: bytes | Path) -> ModelFormat:
 
     Raises:
         ModelError: ``model_empty``, ``model_unrecognized``, ``model_truncated``, ``model_invalid``,
-            ``model_too_complex``, ``pickle_refused`` or ``pt2_refused``. Details have ``truncated`` if the file ends
-            too early.
+            ``model_too_complex``, ``arguments_swapped``, ``pickle_refused`` or ``pt2_refused``. Details have
+            ``truncated`` if the file ends too early.
     """
     with _opened(source) as file:
         size, head = file.seek(0, os.SEEK_END), _head(file)
         if not size:
             raise ModelError("the model file is empty", code="model_empty", advice="Check how the file was written.")
         if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-            raise _pickled_model()
+            raise foreign.pickled_model(foreign.peek(file))
         if head[:4] == _ZIP:
             return _archive_format(file)
-        if head[:8] == b"\x89HDF\r\n\x1a\n":
-            raise _other("an HDF5 file (Keras)", "Export the model to ONNX with tf2onnx or keras.Model.export.")
-        if head[4:8] == b"TFL3":
-            raise _other("a TensorFlow Lite file", "Export the model to ONNX with tf2onnx.")
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-            raise _other("a safetensors file, which has weights but no graph", TO_ONNX)
+            raise foreign.weights_model(foreign.peek(file))
+        other = foreign.other_model(foreign.peek(file))
+        if other is not None:
+            raise other
         require_onnx(file, size)
         return "onnx"
 
@@ -72,8 +71,8 @@ def batch_format(source: bytes | Path) -> BatchFormat:
         source: The file, or its bytes.
 
     Raises:
-        BatchError: ``batch_empty_file``, ``batch_unrecognized``, ``batch_invalid`` or ``pickle_refused``. Details have
-            ``truncated`` if the file ends too early.
+        BatchError: ``batch_empty_file``, ``batch_unrecognized``, ``batch_invalid``, ``arguments_swapped`` or
+            ``pickle_refused``. Details have ``truncated`` if the file ends too early.
     """
     with _opened(source) as file:
         size, head = file.seek(0, os.SEEK_END), _head(file)
@@ -82,22 +81,24 @@ def batch_format(source: bytes | Path) -> BatchFormat:
                 "the batch file is empty", code="batch_empty_file", advice="Write the file again and check its size."
             )
         if head[:4] in (_ZIP, _EMPTY_ZIP):
-            _require_npz(file)
+            _require_npz(file, source)
             return "npz"
         length = int.from_bytes(head[:8], "little")
         if head[8:9] == b"{" and 2 <= length <= SAFETENSORS_HEADER_BYTES:
             if 8 + length > size:
                 raise _cut_batch("the .safetensors file ends within its header")
             return "safetensors"
-    if head[:1] == b"\x80":
-        raise BatchError(
-            "the file is a Python pickle, which is never loaded",
-            code="pickle_refused",
-            advice="Save the arrays with numpy.savez(file, x=x, y=y).",
-        )
-    if head.startswith(b"\x93NUMPY"):
-        raise _no_batch("the file is a single .npy array; a batch needs x and y")
-    raise _no_batch("the file is neither .npz nor .safetensors")
+        if _is_model(source):
+            raise foreign.swapped_batch()
+        raise foreign.other_batch(foreign.peek(file))
+
+
+def _is_model(source: bytes | Path) -> bool:
+    try:
+        model_format(source)
+    except ModelError:
+        return False
+    return True
 
 
 @contextmanager
@@ -134,18 +135,31 @@ def _archive_format(file: BinaryIO) -> ModelFormat:
         )
     if "constants.pkl" in members or "bytecode.pkl" in members:
         return "torchscript"
-    if "data.pkl" in members:
-        raise _pickled_model()
-    raise _other("a zip archive, but neither a PyTorch 2 nor a TorchScript one", "Give the model file itself.")
+    other = foreign.archived_model(names, foreign.peek(file))
+    if other is not None:
+        raise other
+    raise ModelError(
+        "the file is a zip archive, but neither a PyTorch 2 nor a TorchScript one, not a model that can be read",
+        code="model_unrecognized",
+        advice="Give the model file itself.",
+    )
 
 
-def _require_npz(file: BinaryIO) -> None:
+def _require_npz(file: BinaryIO, source: bytes | Path) -> None:
     try:
         names = member_names(file)
     except NotAnArchiveError as error:
         raise _cut_batch(f"the file begins as a zip archive, but has {error}") from error
     if not names or not all(name.endswith(".npy") for name in names):
-        raise _no_batch("the file is a zip archive with members that are no .npy arrays")
+        if _is_model(source):
+            raise foreign.swapped_batch()
+        if any(name.endswith("data.pkl") for name in names):
+            raise foreign.other_batch(b"", pickled=True)
+        raise BatchError(
+            "the file is a zip archive with members that are no .npy arrays",
+            code="batch_unrecognized",
+            advice="Send .npz (numpy.savez('batch.npz', x=x, y=y)) or .safetensors.",
+        )
 
 
 def require_onnx(file: BinaryIO | io.FileIO, size: int) -> None:
@@ -181,18 +195,6 @@ def _varint(data: bytes, start: int) -> tuple[int, int]:
     return 0, 0
 
 
-def _pickled_model() -> ModelError:
-    return ModelError(
-        "the file is a Python pickle (torch.save, joblib), which runs code when it is loaded",
-        code="pickle_refused",
-        advice=f"{TO_ONNX} For scikit-learn: {CONVERT_SKLEARN}.",
-    )
-
-
-def _other(what: str, advice: str) -> ModelError:
-    return ModelError(f"the file is {what}, not a model that can be read", code="model_unrecognized", advice=advice)
-
-
 def _no_model() -> ModelError:
     return ModelError(
         "the file is neither an ONNX file nor a PyTorch 2 or TorchScript archive",
@@ -221,10 +223,6 @@ def _cut_model(size: int, needed: int | None = None) -> ModelError:
     return ModelError(
         f"the ONNX file ends after {size} bytes{more}", code="model_truncated", advice=_AGAIN, size=size, truncated=True
     )
-
-
-def _no_batch(message: str) -> BatchError:
-    return BatchError(message, code="batch_unrecognized", advice=_BATCH_ADVICE)
 
 
 def _cut_batch(message: str) -> BatchError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.commands import EXPORT_WITH_DATA
 from wsb_engine.formats.detect import ModelFormat, model_format
+from wsb_engine.formats.foreign import folder_model
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.model import Classifier
 
@@ -137,6 +138,8 @@ def _status(path: Path, max_bytes: int) -> os.stat_result:
         ) from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise folder_model(path)
     if not stat.S_ISREG(status.st_mode):
         raise _unreadable(path, "it is not a regular file")
     if status.st_size > max_bytes:

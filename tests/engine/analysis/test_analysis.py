@@ -18,6 +18,8 @@ from support.golden import NAMES, Golden
 from torch import nn
 
 import wsb_engine as wsb
+from wsb_engine.analysis import inputs
+from wsb_engine.model import Input
 
 GOLDEN = Golden("paper_three_layer_tanh")
 
@@ -149,9 +151,119 @@ def test_what_nothing_needs_is_not_prepared(monkeypatch: pytest.MonkeyPatch) -> 
     assert wsb.analyze(classifier(), batch(), wsb.Options(enclosure=False)).bounds is not None
 
 
-def test_an_output_that_is_no_row_of_logits_is_refused() -> None:
-    data = wsb.Batch(np.zeros((2, 3, 3)), np.array([0, 1]))
+class PerToken(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(super().forward(x))
+
+
+def test_an_output_for_each_token_is_named_and_its_advice_works() -> None:
+    data = wsb.Batch(np.random.default_rng(0).standard_normal((2, 3, 3)), np.array([0, 1]))
+    assert code_of(wsb.from_module(nn.Linear(3, 2)), data) == "per_token_output"
+
+    class First(PerToken):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[:, 0]
+
+    assert wsb.analyze(wsb.from_module(First(3, 2)), data).batch.classes == 2
+
+
+def test_an_output_for_each_pixel_is_named_and_its_advice_works() -> None:
+    data = wsb.Batch(np.random.default_rng(0).standard_normal((2, 3, 4, 4)), np.array([0, 1]))
+    assert code_of(wsb.from_module(nn.Conv2d(3, 2, 1)), data) == "per_pixel_output"
+
+    class First(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[:, :, 0, 0]
+
+    assert wsb.analyze(wsb.from_module(First(3, 2, 1)), data).batch.classes == 2
+
+
+def test_an_output_of_another_shape_is_refused() -> None:
+    data = wsb.Batch(np.zeros((2, 3, 3, 3, 3)), np.array([0, 1]))
     assert code_of(wsb.from_module(nn.Linear(3, 2)), data) == "unsupported_output"
+
+
+@pytest.mark.parametrize("label", [-100, -1])
+def test_the_advice_for_unlabelled_rows_works(label: int) -> None:
+    x, y = GOLDEN.x, GOLDEN.y.copy()
+    y[3] = label
+    with pytest.raises(wsb.BatchError) as caught:
+        wsb.analyze(classifier(), batch(y=y))
+    assert caught.value.code == "labels_out_of_range"
+    assert "keep = y >= 0; x, y = x[keep], y[keep]" in caught.value.advice
+    assert "weights = (y >= 0).astype(float)" in caught.value.advice
+    dropped = wsb.analyze(classifier(), batch(x=x[y >= 0], y=y[y >= 0]))
+    weighted = wsb.analyze(classifier(), batch(y=y, weights=(y >= 0).astype(float)))
+    assert weighted.loss.value == pytest.approx(dropped.loss.value, rel=1e-13)
+    assert weighted.enclosure is not None
+    assert dropped.enclosure is not None
+    assert weighted.enclosure.lambda_max.upper == pytest.approx(dropped.enclosure.lambda_max.upper, rel=1e-9)
+
+
+def test_a_label_that_is_none_of_the_classes_may_have_weight_0() -> None:
+    y = np.array(["a", "?", "b"])
+    with pytest.raises(wsb.BatchError, match=r"'\?' in row 1"):
+        inputs._class_indices(y, np.ones(3, bool), 2, ("a", "b"))
+    assert inputs._class_indices(y, np.array([True, False, True]), 2, ("a", "b")).tolist() == [0, 0, 1]
+
+
+def test_a_missing_input_comes_with_all_inputs_and_what_the_batch_has() -> None:
+    declared = (
+        Input(name="ids", shape=(None, 5), dtype=torch.int64),
+        Input(name="mask", shape=(None, None), dtype=torch.bool),
+    )
+    data = wsb.Batch({"ids": np.zeros((2, 5), int), "attention": np.ones((2, 5), bool)}, [0, 1])
+    with pytest.raises(wsb.BatchError) as caught:
+        inputs.match_inputs(declared, data)
+    assert caught.value.code == "input_missing"
+    for part in ("'ids' int64 [N, 5]", "'mask' bool [N, ?]", "'attention' bool [N, 5]"):
+        assert part in caught.value.message
+    assert "a['mask'] = a.pop('attention')" in caught.value.advice
+
+
+IMAGES = {
+    "channels last": ((None, 3, 6, 4), (2, 6, 4, 3), "x = numpy.transpose(x, (0, 3, 1, 2))"),
+    "channels first": ((None, 6, 4, 3), (2, 3, 6, 4), "x = numpy.transpose(x, (0, 2, 3, 1))"),
+    "sizes left open": ((None, 3, None, None), (2, 6, 4, 3), "x = numpy.transpose(x, (0, 3, 1, 2))"),
+    "no channel": ((None, 1, 6, 4), (2, 6, 4), "x = x.reshape(len(x), 1, 6, 4)"),
+    "flattened": ((None, 3, 6, 4), (2, 72), "x = x.reshape(len(x), 3, 6, 4)"),
+    "not flattened": ((None, 72), (2, 3, 6, 4), "x = x.reshape(len(x), 72)"),
+}
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_the_advice_for_images_in_another_layout_works(case: str) -> None:
+    shape, given, command = IMAGES[case]
+    declared = (Input(name="x", shape=shape, dtype=torch.float32),)
+    x = np.zeros(given, np.float32)
+    with pytest.raises(wsb.BatchError) as caught:
+        inputs.match_inputs(declared, wsb.Batch(x, [0, 1]))
+    assert caught.value.code == "feature_count_mismatch"
+    assert command in caught.value.advice
+    scope = {"numpy": np, "x": x}
+    exec(command, scope)  # noqa: S102 - the advice itself
+    assert inputs.match_inputs(declared, wsb.Batch(scope["x"], [0, 1]))
+
+
+def test_a_module_that_takes_the_other_layout_is_noticed_too() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(48, 2))
+    x = np.random.default_rng(0).standard_normal((2, 5, 6, 3)).astype(np.float32)
+    with pytest.raises(wsb.BatchError) as caught:
+        wsb.analyze(wsb.from_module(module), wsb.Batch(x, [0, 1]))
+    assert "x = numpy.transpose(x, (0, 3, 1, 2))" in caught.value.advice
+    wsb.analyze(wsb.from_module(module), wsb.Batch(np.transpose(x, (0, 3, 1, 2)), [0, 1]))
+
+
+def test_inputs_that_are_not_scaled_as_in_training_are_noticed() -> None:
+    module = nn.Linear(3, 4)
+    x, y = np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 4
+    for factor, expected in ((1.0, False), (255.0, True)):
+        report = wsb.analyze(wsb.from_module(module), wsb.Batch(factor * x, y))
+        found = [warning.message for warning in report.warnings if warning.code == "implausible_loss"]
+        assert bool(found) == expected
+        assert report.loss.value / np.log(4) > 10 or not expected
+        for message in found:
+            assert f"{report.loss.value / np.log(4):.3g} times that of guessing" in message
 
 
 def test_options_refuse_unknown_names_and_values() -> None:

@@ -96,8 +96,9 @@ def find_head(graph: Graph, option: HeadOption, output: str | None, oracle: Orac
             output=candidates[0],
         )
     head = next(iter(recognised.values()))
-    _check_columns(head, oracle.columns(head.tensor), option)
-    count = 2 if head.single else oracle.columns(head.tensor)
+    columns = oracle.columns(head.tensor)
+    _check_columns(head, columns, option)
+    count = 2 if head.single or columns == 1 else columns
     return replace(head, classes=head.classes or _classes(graph, count))
 
 
@@ -173,7 +174,10 @@ def _zipmap_classes(node: Node) -> tuple[int | str, ...] | None:
 
 def _is_label(graph: Graph, name: str) -> bool:
     node = producer(graph, name)
-    return node is not None and (node.domain, node.operator) in _LABEL_MAKERS
+    if node is None or (node.domain, node.operator) not in _LABEL_MAKERS:
+        return False
+    # An ArrayFeatureExtractor looks labels up in a constant; of computed values it picks columns.
+    return node.operator != "ArrayFeatureExtractor" or node.inputs[0] not in graph.producers
 
 
 def _classes(graph: Graph, count: int | None) -> tuple[int | str, ...] | None:

@@ -41,19 +41,42 @@ def logits_of(head: Head, value: Tensor) -> Tensor:
     """z of shape (N, C) from the head's tensor.
 
     Raises:
-        ModelError: ``unsupported_head`` if a sample has more than one axis of logits, ``multilabel_unsupported``.
+        ModelError: ``per_token_output`` or ``per_pixel_output`` if a sample has several rows of logits,
+            ``unsupported_head`` if it has none, ``multilabel_unsupported``.
     """
     if value.ndim == 0 or sum(size > 1 for size in value.shape[1:]) > 1:
-        raise ModelError(
-            f"{head.tensor!r} has shape {list(value.shape)}, not one row of logits for each sample",
-            code="unsupported_head",
-            advice="Analyse a model that gives one distribution over classes for each sample, or name another output.",
-            shape=list(value.shape),
-        )
+        raise several_rows(f"{head.tensor!r}", tuple(value.shape), "unsupported_head")
     rows = value.reshape(value.shape[0], -1)
     if head.single and rows.shape[1] != 1:
         raise multilabel(rows.shape[1])
     return FINISHES[head.finish](rows)
+
+
+def several_rows(what: str, shape: tuple[int, ...], code: str) -> ModelError:
+    """Return the error for an output that is not one row of logits for each sample.
+
+    Args:
+        what: How the message names the output.
+        shape: Its shape.
+        code: Code of the error for a shape that no kind of classifier gives.
+    """
+    advice = "Analyse a model that gives one distribution over classes for each sample, or name another output."
+    kinds = {3: ("token", "[N, T, C]", "[:, 0]"), 4: ("pixel", "[N, C, H, W]", "[:, :, 0, 0]")}
+    if len(shape) not in kinds:
+        return ModelError(
+            f"{what} has shape {list(shape)}, not one row of logits for each sample",
+            code=code,
+            advice=advice,
+            shape=list(shape),
+        )
+    unit, axes, first = kinds[len(shape)]
+    return ModelError(
+        f"{what} has shape {list(shape)}, which is {axes}: one row of logits for each {unit}, not for each sample",
+        code=f"per_{unit}_output",
+        advice=f"{advice} To analyse one {unit} of each sample, export a module that returns its row of logits, for "
+        f"example model(x){first}, and give its labels as y.",
+        shape=list(shape),
+    )
 
 
 def multilabel(columns: int) -> ModelError:

@@ -6,7 +6,7 @@ are parameters like any other, and its scores are values that can be taken as lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,16 +38,55 @@ def lower(model: onnx.ModelProto) -> onnx.ModelProto:
         lowered.opset_import.append(helper.make_opsetid("", _DEFAULT_OPSET))
     names = _Names(lowered.graph)
     del lowered.graph.node[:]
+    margins = _margins(model.graph)
     for index, node in enumerate(model.graph.node):
         if _is_linear_classifier(node):
-            lowered.graph.node.extend(_linear_classifier(node, index, lowered.graph, names))
-        else:
+            lowered.graph.node.extend(_linear_classifier(node, index, lowered.graph, names, margins))
+        elif node.output[0] not in margins.values():
             lowered.graph.node.append(node)
     return lowered
 
 
 def _is_linear_classifier(node: NodeProto) -> bool:
     return bool(node.domain == ML and node.op_type == "LinearClassifier")
+
+
+def _margins(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return scores of two classes of which only the second is used → the value that it becomes.
+
+    A binary LinearSVC or RidgeClassifier has one decision function s. skl2onnx writes scores [−s, s] with two rows of
+    coefficients, and picks the second column.
+    """
+    scores = {node.output[1]: node for node in graph.node if _is_linear_classifier(node) and len(node.output) > 1}
+    ones = {each.name for each in graph.initializer if _is_one(each)}
+    used = [name for node in graph.node for name in node.input] + [value.name for value in graph.output]
+    margins = {}
+    for node in graph.node:
+        if (node.domain, node.op_type) == (ML, "ArrayFeatureExtractor") and len(node.input) == 2 and node.output:
+            values, column = node.input
+            if column in ones and values in scores and used.count(values) == 1 and _mirror(scores[values]):
+                margins[values] = node.output[0]
+    return margins
+
+
+def _is_one(tensor: TensorProto) -> bool:
+    if tensor.data_type != TensorProto.INT64 or list(tensor.dims) not in ([], [1]):
+        return False
+    return list(tensor.int64_data) == [1] or tensor.raw_data == (1).to_bytes(8, "little")
+
+
+def _mirror(node: NodeProto) -> bool:
+    """True for raw scores of two classes, each with the other's coefficients with the sign changed."""
+    given = {each.name: helper.get_attribute_value(each) for each in node.attribute if each.type}
+    flat = np.array(given.get("coefficients") or (), np.float32)
+    bias = np.array(given.get("intercepts") or (), np.float32)
+    if _text(given.get("post_transform", b"NONE")) != "NONE" or flat.size % 2 or bias.size not in (0, 2):
+        return False
+    return _mirrored(flat.reshape(2, -1), bias if bias.size else np.zeros(2, np.float32))
+
+
+def _mirrored(weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any]) -> bool:
+    return bool(len(weight) == 2 and (weight[0] == -weight[1]).all() and bias[0] == -bias[1])
 
 
 class _Names:
@@ -64,7 +103,9 @@ class _Names:
         return wanted
 
 
-def _linear_classifier(node: NodeProto, index: int, graph: onnx.GraphProto, names: _Names) -> Iterator[NodeProto]:
+def _linear_classifier(
+    node: NodeProto, index: int, graph: onnx.GraphProto, names: _Names, margins: Mapping[str, str]
+) -> Iterator[NodeProto]:
     label = f"node {index} 'LinearClassifier'"
     check_signature(node, {each.name: each for each in node.attribute}, ML, _ML_VERSION, label)
     attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
@@ -86,12 +127,19 @@ def _linear_classifier(node: NodeProto, index: int, graph: onnx.GraphProto, name
         graph.initializer.append(numpy_helper.from_array(value, unique))
         return unique
 
-    floats, scores = names.new(f"{prefix}.input"), names.new(f"{prefix}.scores")
+    made = node.output[1] if len(node.output) > 1 and node.output[1] else names.new(f"{prefix}.probabilities")
+    margin = margins.get(made)
+    if margin is not None:
+        weight, bias = weight[1:], bias[1:]
+    floats, scores = names.new(f"{prefix}.input"), margin or names.new(f"{prefix}.scores")
     yield helper.make_node("Cast", [node.input[0]], [floats], to=TensorProto.FLOAT)
     inputs = [floats, constant("coefficients", weight), constant("intercepts", bias)]
     yield helper.make_node("Gemm", inputs, [scores], transB=1)
-    made = node.output[1] if len(node.output) > 1 and node.output[1] else names.new(f"{prefix}.probabilities")
-    if mirrored:
+    if margin is not None:
+        negative = names.new(f"{prefix}.negative")
+        yield helper.make_node("Neg", [scores], [negative])
+        yield helper.make_node("Concat", [negative, scores], [made], axis=1)
+    elif mirrored:
         positive, negative = names.new(f"{prefix}.positive"), names.new(f"{prefix}.negative")
         yield helper.make_node("Sigmoid", [scores], [positive])
         yield helper.make_node("Sub", [constant("one", np.ones(1, np.float32)), positive], [negative])
@@ -118,7 +166,7 @@ def _weights(
     if bias.size == 1:
         return weight, bias, True
     transform = _text(attributes.get("post_transform", b"NONE"))
-    if classes == 2 and transform == "LOGISTIC" and (weight[0] == -weight[1]).all() and bias[0] == -bias[1]:
+    if classes == 2 and transform == "LOGISTIC" and _mirrored(weight, bias):
         return weight[1:], bias[1:], True
     return weight, bias, False
 

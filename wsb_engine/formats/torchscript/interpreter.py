@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from wsb_engine.formats.torchscript import problems, queries, scalars
 from wsb_engine.formats.torchscript.graph import Block, Operation
 from wsb_engine.formats.torchscript.loading import Script, require_dense
 from wsb_engine.formats.torchscript.operators import TABLE, Operator
-from wsb_engine.formats.torchscript.values import Call, Value
+from wsb_engine.formats.torchscript.values import Call, Value, View
+from wsb_engine.formats.torchscript.views import OVERLOADS, SCATTERS, out_of_place, scattered
 from wsb_engine.internals import schema_of
 
 _ITEMS = 10_000_000
@@ -207,9 +208,8 @@ class Walk(Planner):
 
     def tensor_operation(self, operation: Operation, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Apply an operator on tensors."""
-        name = operation.name
-        in_place = name.endswith("_") and not name.endswith("__") and bool(inputs) and isinstance(inputs[0], Value)
-        entry = TABLE.get(name.removesuffix("_") if in_place else name)
+        name, in_place = out_of_place(operation.name)
+        entry = TABLE.get(name)
         if entry is None:
             raise problems.unsupported(operation.kind, operation.location)
         if name.startswith("detach") and any(isinstance(each, Value) and each.trained for each in inputs):
@@ -222,14 +222,34 @@ class Walk(Planner):
         if inputs and isinstance(inputs[0], Value) and (entry.keeps or _is_view(name, operation.overload)):
             for value in flattened(made):
                 value.memory, value.seen = inputs[0].memory, inputs[0].memory.writes
+            if len(made) == 1 and isinstance(made[0], Value) and name in SCATTERS:
+                made[0].view = View(inputs[0], name, inputs[1:])
         return made
 
     def _overwrite(self, operation: Operation, target: Value, made: Value) -> None:
-        if target.shadow is not None and made.shadow is not None and target.shadow.shape != made.shadow.shape:
-            raise problems.unsupported(operation.kind, operation.location, "in place would change the shape")
-        target.name, target.shadow, target.known, target.trained = made.name, made.shadow, made.known, made.trained
+        """Give new elements to a tensor that is written in place, and to those that it is a view of."""
         target.memory.writes += 1
-        target.seen = target.memory.writes
+        # A base that misses an earlier write through another view stays stale, and so do its own bases.
+        while target.seen == target.memory.writes - 1:
+            if target.shadow is not None and made.shadow is not None:
+                if target.shadow.shape != made.shadow.shape:
+                    raise problems.unsupported(operation.kind, operation.location, "in place would change the shape")
+                if target.shadow.dtype != made.shadow.dtype:
+                    made = self._further(operation, "type_as", (made, target))
+            target.name, target.shadow, target.known, target.trained = made.name, made.shadow, made.known, made.trained
+            target.seen = target.memory.writes
+            if target.view is None:
+                break
+            view, target = target.view, target.view.base
+            made = self._further(operation, *scattered(view, made))
+
+    def _further(self, operation: Operation, name: str, inputs: tuple[Any, ...]) -> Value:
+        """Apply one more operator as part of an operation."""
+        self.spend()
+        outputs = (f"{operation.outputs[0]}~{self._operations}",)
+        further = replace(operation, kind=f"aten::{name}", overload=OVERLOADS.get(name, ""), outputs=outputs)
+        made: Value = self._apply(further, TABLE[name], inputs)[0]
+        return made
 
     def _apply(self, operation: Operation, entry: Operator, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         values = [item for item in flattened(inputs) if isinstance(item, Value)]

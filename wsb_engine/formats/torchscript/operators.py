@@ -85,23 +85,24 @@ FACTORIES = frozenset({"arange", "eye", "full", "linspace", "ones", "zeros"})
 _NATIVE = """
     _convolution_mode abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d add addbmm addcdiv addcmul addmm addmv all amax amin any arange argmax
-    argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_not bitwise_or
-    bmm broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_max clamp_min clip clone
-    concat concatenate constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    copysign cos cosh cosine_similarity cummax cummin cumprod cumsum diagonal diff div divide dot einsum elu eq erf erfc
-    exp exp2 expand expand_as expm1 eye flatten flip floor floor_divide fmod frac full full_like gather ge gelu
-    greater greater_equal gt hardshrink hardtanh hstack index index_add index_put index_select inner isfinite isinf
-    isnan le leaky_relu less less_equal linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and
-    logical_not logical_or logical_xor logsumexp lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum
-    mean median meshgrid min minimum mish mm movedim mul multiply mv narrow ne neg negative new_full new_ones
-    new_zeros not_equal numpy_T one_hot ones ones_like outer permute pixel_shuffle pixel_unshuffle pow prod
-    reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder repeat repeat_interleave
-    replication_pad1d replication_pad2d replication_pad3d roll rot90 round rsqrt rsub scatter scatter_add select
-    select_scatter selu sgn sigmoid sign silu sin sinh slice slice_scatter softmax softshrink softsign sort split
-    split_with_sizes sqrt square squeeze stack sub subtract sum swapaxes swapdims t take_along_dim tan tanh
-    tensor_split threshold tile topk transpose tril triu true_divide trunc unbind unflatten unsqueeze
-    upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d upsample_trilinear3d var var_mean vstack where xlogy zeros zeros_like
+    argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_left_shift
+    bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm broadcast_tensors broadcast_to cat ceil celu
+    channel_shuffle chunk clamp clamp_max clamp_min clip clone concat concatenate constant_pad_nd conv1d conv2d
+    conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh cosine_similarity cummax cummin
+    cumprod cumsum diagonal diff div divide dot einsum elu eq erf erfc exp exp2 expand expand_as expm1 eye flatten
+    flip floor floor_divide fmod frac full full_like gather ge gelu greater greater_equal gt hardshrink hardtanh
+    hstack index index_add index_put index_select inner isfinite isinf isnan le leaky_relu less less_equal linspace
+    log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not logical_or logical_xor logsumexp
+    lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mish mm
+    movedim mul multiply mv nan_to_num narrow ne neg negative new_full new_ones new_zeros not_equal numpy_T one_hot
+    ones ones_like outer permute pixel_shuffle pixel_unshuffle pow prod reciprocal reflection_pad1d reflection_pad2d
+    reflection_pad3d relu relu6 remainder repeat repeat_interleave replication_pad1d replication_pad2d
+    replication_pad3d roll rot90 round rsqrt rsub scatter scatter_add select select_scatter selu sgn sigmoid sign
+    silu sin sinh slice softmax softshrink softsign sort split split_with_sizes sqrt square squeeze stack sub
+    subtract sum swapaxes swapdims t take_along_dim tan tanh tensor_split threshold tile topk transpose tril triu
+    true_divide trunc unbind unflatten unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean vstack where xlogy
+    zeros zeros_like
 """
 for _name in _NATIVE.split():
     TABLE[_name] = Operator(native)
@@ -118,6 +119,11 @@ def dropout(call: Call, x: Tensor, p: float, train: bool) -> Tensor:
     return x
 
 
+_enter("__and__")(without_call(torch.bitwise_and))
+_enter("__lshift__")(without_call(torch.bitwise_left_shift))
+_enter("__or__")(without_call(torch.bitwise_or))
+_enter("__rshift__")(without_call(torch.bitwise_right_shift))
+_enter("__xor__")(without_call(torch.bitwise_xor))
 _enter("detach")(without_call(torch.detach))
 _enter("linear")(without_call(functional.linear))
 _enter("pad")(without_call(functional.pad))
@@ -206,6 +212,24 @@ def std(call: Call, x: Tensor, *arguments: Any) -> Tensor:
 def std_mean(call: Call, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     variance, mean = _own(call, "var_mean", call.node.overload, (x, *arguments))
     return root(variance, 0.5), mean
+
+
+@_enter("slice_scatter")
+def slice_scatter(
+    call: Call, x: Tensor, source: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """Write to a slice; torch's own adds to an end that means "to the last", and overflows."""
+    last = x.shape[dim] if end is None else min(end, x.shape[dim])
+    return torch.slice_scatter(x, source, dim, start, last, step)
+
+
+@_enter("empty", "empty_like", "new_empty")
+def empty(call: Call, *arguments: Any) -> Tensor:
+    """Make zeros: what a tensor holds before it is written must not differ from run to run."""
+    name = call.node.name.replace("empty", "zeros")
+    overload = "" if name == "zeros" else call.node.overload
+    made: Tensor = _own(call, name, overload, arguments)
+    return made
 
 
 @_enter("unfold")

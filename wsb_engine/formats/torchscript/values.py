@@ -26,18 +26,31 @@ class Memory:
     writes: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """How a tensor was taken out of another one whose memory it shares."""
+
+    base: Value
+    operator: str
+    arguments: tuple[Any, ...]
+    """Those of the operator after the base."""
+
+
 @dataclass(eq=False)
 class Value(plan.Value):
     """A tensor, or something computed from one whose shape is not known.
 
-    An operator that works in place gives the value a new name: everything that holds it sees the change. Views of it
-    do not, so they must not be read afterwards; ``seen`` is how many writes to its memory a value takes into account.
+    An operator that works in place gives the value a new name: everything that holds it sees the change, and so do the
+    tensors that it is a view of. Other views do not, so they must not be read afterwards; ``seen`` is how many writes
+    to its memory a value takes into account.
     """
 
     trained: bool = False
     """Whether it depends on a parameter."""
     memory: Memory = field(default_factory=Memory)
     seen: int = 0
+    view: View | None = None
+    """Set if writing to this tensor can be repeated on the one that it is a view of."""
     merged: bool = False
     """Whether it stands for the result of a branch that is not decided yet; it may then be None."""
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Perceptron, RidgeClassifier, SGDClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, Normalizer, PolynomialFeatures, StandardScaler
+from sklearn.svm import LinearSVC
 from support.forms import full
 from torch import Tensor, nn
 
@@ -228,3 +229,42 @@ def test_a_model_of_scikit_learn_is_read_back(
     np.testing.assert_allclose(probabilities, fitted.predict_proba(x), rtol=1e-4, atol=1e-5)
     assert model.reference is not None
     np.testing.assert_allclose(model.reference({"X": x}), z, rtol=1e-4, atol=1e-4)
+
+
+SCORES: dict[str, Callable[[], Any]] = {
+    "support vectors": LinearSVC,
+    "support vectors through the origin": lambda: LinearSVC(fit_intercept=False),
+    "ridge": RidgeClassifier,
+    "ridge of polynomials": lambda: make_pipeline(PolynomialFeatures(2), RidgeClassifier()),
+    "perceptron": Perceptron,
+    "hinge by gradient descent": lambda: SGDClassifier(loss="hinge"),
+    "squared hinge by gradient descent": lambda: make_pipeline(Normalizer(), SGDClassifier(loss="squared_hinge")),
+    "perceptron of scaled features": lambda: make_pipeline(MinMaxScaler(), SGDClassifier(loss="perceptron")),
+    "logistic regression of bins": lambda: make_pipeline(KBinsDiscretizer(3, encode="onehot-dense"), RidgeClassifier()),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("labels", [[0, 1], ["no", "yes"], [3, 5, 9]], ids=["binary", "binary strings", "multiclass"])
+def test_scores_of_scikit_learn_are_logits(kind: str, labels: list[Any], logits: Any) -> None:
+    x = RNG.normal(size=(40, 5)).astype(np.float32)
+    y = np.array(labels)[RNG.integers(0, len(labels), 40)]
+    fitted = SCORES[kind]()
+    model = load_model(_sklearn(fitted, x, y)).resolve()
+    assert model.classes == tuple(labels)
+    z, scores = logits(model, x, "X").numpy(), fitted.decision_function(x)
+    # One decision function is the logit of the second class; some exporters write it as two scores.
+    expected = scores if scores.ndim == 2 else scores[:, None]
+    if expected.shape[1] == 1 and z.shape[1] == 2:
+        expected = np.concatenate([-expected, expected], 1)
+    np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert model.reference is not None
+    np.testing.assert_allclose(model.reference({"X": x}), z, rtol=1e-4, atol=1e-4 * np.abs(z).max())
+
+
+def test_a_decision_function_has_one_row_of_coefficients(logits: Any) -> None:
+    x = RNG.normal(size=(40, 5)).astype(np.float32)
+    fitted = LinearSVC()
+    model = load_model(_sklearn(fitted, x, np.arange(40) % 2)).resolve()
+    assert [tuple(tensor.shape) for tensor in model.parameters.values()] == [(1, 5), (1,)]
+    assert model.mlp is not None

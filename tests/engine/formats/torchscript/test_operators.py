@@ -48,6 +48,11 @@ SMOOTH: dict[str, Case] = {
         F.conv3d(h[:, None], k[None, :1], padding=(0, 1, 1)).flatten(2)[..., None]
         * F.conv_transpose1d(h[:, 0], a[:, :2, None]).flatten(1)[:, None, None, :8]
     ),
+    "diff": lambda h, a, k: torch.diff(h, prepend=h[..., :1] * 2, dim=-1) * torch.diff(h, n=2, dim=2)[:, :, :1],
+    "empty, then written": lambda h, a, k: (
+        torch.empty(4).fill_(0.5).double() * h + torch.empty_like(h).copy_(h * h) + h.new_empty(4).zero_()
+    ),
+    "nan_to_num": lambda h, a, k: torch.nan_to_num(h) * h,
     "cosine similarity": lambda h, a, k: F.cosine_similarity(h, h.exp() + a, 3),
     "detached input": lambda h, a, k: h * a.detach(),
     "diagonal tril triu": lambda h, a, k: torch.diagonal(h, dim1=2, dim2=3)[..., None] + torch.tril(h) * torch.triu(h, 1),

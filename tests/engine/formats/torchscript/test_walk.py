@@ -82,6 +82,45 @@ class InPlace(Base):
         return self.last(made + filled)  # type: ignore[no-any-return]
 
 
+class IntoParts(Base):
+    """Writing through views, as masks of shifted windows and scans over time are built."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.layers[0](x)
+        regions = torch.zeros(1, 4, 3)
+        regions[:, 1:3, :] = 1.0
+        regions[:, 3:, 1:] = 2
+        regions[:, :, -1] += 0.5
+        made[:, 0] = torch.tanh(made[:, 1]) * regions[0, 2]
+        made[:, 1:3, ::2] *= 2.0
+        made.transpose(1, 2)[:, 0].add_(1.0)
+        made.view(-1, 4, 3)[:, 2, 1:].unsqueeze(0).mul_(0.7)
+        made[:, 3].t().mul_(0.5)
+        part = made[:, :2]
+        part[:, 1] = part[:, 0] + 1
+        whole = made + regions
+        return self.last(torch.tanh(whole).mean(1) + part.sum(1))  # type: ignore[no-any-return]
+
+
+class Masks(Base):
+    """Python's operators on boolean and integer tensors, with and without assignment."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen, even = torch.ones(4, 4).tril() > 0, torch.arange(4) % 2 == 0
+        mask = (seen & even) | (even ^ seen)
+        mask &= seen
+        mask |= torch.eye(4) > 0
+        mask ^= even
+        bits = torch.arange(4)
+        bits <<= 2
+        bits |= 1
+        weights = torch.where(mask, (bits >> 1) + (bits & 3), 1).to(x.dtype) / 4
+        weights.gt_(0.5)
+        return self.last((weights + weights) @ torch.tanh(self.layers[0](x)).mean(1, keepdim=True).expand(-1, 4, -1))[
+            :, 0
+        ]  # type: ignore[no-any-return]
+
+
 class Counting(Base):
     """A buffer that is written: it has its stored value for every sample."""
 
@@ -99,6 +138,21 @@ def test_a_script_gives_the_logits_of_the_module(
     model = load_model(export("frozen" if frozen else "scripted", module)).resolve()
     for x in (X, X[:1], X[:, :2]):
         torch.testing.assert_close(logits(model, x), module(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [IntoParts, Masks])
+@pytest.mark.parametrize("way", ["scripted", "frozen", "traced"])
+def test_writing_in_place_gives_the_curvature_of_the_module(
+    way: str, kind: type[Base], randomised: Any, export: Any, logits: Any, eager_hessian: Any
+) -> None:
+    module, y = randomised(kind()), torch.tensor([0, 1, 0, 1, 1])
+    classifier = load_model(export(way, module, X))
+    torch.testing.assert_close(logits(classifier.resolve(), X), module(X), rtol=1e-12, atol=1e-12)
+    enclosure = wsb.analyze(classifier, wsb.Batch(X, y), wsb.Options(moments="none")).enclosure
+    largest = float(torch.linalg.eigvalsh(eager_hessian(module, X, y))[-1])
+    assert enclosure is not None
+    assert enclosure.lambda_max.lower <= largest * (1 + 1e-9)
+    assert largest * (1 - 1e-9) <= enclosure.lambda_max.upper <= largest * (1 + 1e-5)
 
 
 def test_state_is_the_stored_one_each_time(randomised: Any, scripted: Any, logits: Any) -> None:
@@ -131,10 +185,18 @@ class OverValues(Base):
         return made  # type: ignore[no-any-return]
 
 
-class WritesIntoPart(Base):
+class WritesBesideAView(Base):
     def forward(self, x: Tensor) -> Tensor:
         made = self.last(x.mean(1))
+        other = made[:, 1]
         made[:, 0] = 0.0
+        return made + other.unsqueeze(1)  # type: ignore[no-any-return]
+
+
+class WritesIntoAnUnknownCopy(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.last(x.mean(1))
+        made.contiguous()[:, 0].fill_(0.0)
         return made  # type: ignore[no-any-return]
 
 
@@ -178,7 +240,8 @@ class Recurrent(Base):
 
 REFUSED: dict[str, tuple[type[Base], str, str]] = {
     "a branch over values": (OverValues, "data_dependent_control_flow", "aten::Bool"),
-    "writing into a part": (WritesIntoPart, "unsupported_operator", "changed in place"),
+    "writing beside a view": (WritesBesideAView, "unsupported_operator", "changed in place"),
+    "writing into what may be a copy": (WritesIntoAnUnknownCopy, "unsupported_operator", "changed in place"),
     "writing under a view": (WritesUnderAView, "unsupported_operator", "changed in place"),
     "hidden parameters": (Detached, "unsupported_operator", "aten::detach"),
     "state": (Stateful, "unsupported_operator", "prim::SetAttr"),

@@ -22,6 +22,8 @@ _SAME_NAME = (
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: getattr(torch, name.lower()) for name in _SAME_NAME},
     "BitwiseNot": torch.bitwise_not,
+    # No operator of ONNX, but what tf2onnx writes for the GELU of Keras.
+    "Erfc": torch.erfc,
     "Not": torch.logical_not,
 }
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -61,11 +63,11 @@ def _signed(kernel: Kernel) -> Kernel:
     return exact
 
 
-_SMOOTH = ("Add", "Erf", "Exp", "Log", "Mul", "Neg", "Reciprocal", "Sub")
+_SMOOTH = ("Add", "Erf", "Erfc", "Exp", "Log", "Mul", "Neg", "Reciprocal", "Sub")
 """Operators with which exporters write activations."""
-# Erf stands for a GELU that is written out.
+# Erf and Erfc stand for a GELU that is written out.
 for _name, _function in (_UNARY | _BINARY).items():
-    operator(_name, activation=_name == "Erf", elementwise=_name in _SMOOTH)(_signed(without_call(_function)))
+    operator(_name, activation=_name in ("Erf", "Erfc"), elementwise=_name in _SMOOTH)(_signed(without_call(_function)))
 
 
 @operator("Div", elementwise=True)

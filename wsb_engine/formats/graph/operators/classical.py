@@ -41,3 +41,12 @@ def array_feature_extractor(call: Call, x: Tensor, indices: Tensor) -> Tensor:
 @operator("Binarizer", domain=ML)
 def binarizer(call: Call, x: Tensor) -> Tensor:
     return (x > call.get("threshold", 0.0)).to(x.dtype)
+
+
+@operator("OneHotEncoder", domain=ML)
+def one_hot_encoder(call: Call, x: Tensor) -> Tensor:
+    """Return 1 at the position of each value in a list of integers; nothing but zeros for other values."""
+    categories: tuple[int, ...] = call.get("cats_int64s", ())
+    if not categories:
+        raise call.unsupported("an encoding of strings")
+    return (x.unsqueeze(-1) == x.new_tensor(categories)).to(call.working)
