@@ -42,6 +42,10 @@ class Parameters(_Part):
     tensors: list[ParameterTensor]
     tied: list[str]
     """Names of tensors that the model uses more than once; each counts once."""
+    left_out: list[ParameterTensor] | None = None
+    """Other stored floating tensors of several elements that the logits depend on, taken for constants: masks, tables
+    of positions, running statistics. H is that of the file: what its exporter dropped or merged is in no list. Null in
+    earlier reports, and for formats that declare their parameters."""
 
 
 class Parity(_Part):
