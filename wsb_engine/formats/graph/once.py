@@ -34,6 +34,7 @@ _LOOKED_AT = 4096
 """Elements among which they are looked for."""
 _BIASES = {"GRU": 3, "LSTM": 3, "RNN": 3}
 """Recurrent layers → position of their two biases, one after the other."""
+_MIRRORED = "{!r} holds the same numbers twice, with either sign, for two classes: both count as parameters"
 _BROADCASTING = frozenset({"Add", "Concat", "Div", "GRU", "LSTM", "MatMul", "Mul", "RNN", "Sub", "Where"})
 """Operators that an exporter folds an expanded operand for."""
 
@@ -161,7 +162,7 @@ def _without_copies(graph: Graph, provenance: Provenance) -> tuple[Graph, tuple[
     for name, tensor in rewriting.candidates():
         ends = float(tensor[(0,) * tensor.ndim]), float(tensor[(-1,) * tensor.ndim])  # a transposition keeps both
         groups[(tensor.dtype, tensor.numel(), *ends)].append(name)
-    doubts = []
+    doubts = [_MIRRORED.format(name) for name, tensor in rewriting.candidates() if _is_mirrored(tensor)]
     for names in groups.values():
         names.sort(key=lambda name: (name not in provenance.learned, _MADE_UP.match(name) is not None))
         first = names[0]
@@ -239,6 +240,14 @@ def _table(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor] | None:
 def _is_irregular(tensor: Tensor) -> bool:
     """Return whether values differ as trained ones do; ones and zeros are equal for other reasons."""
     return len(torch.unique(tensor.reshape(-1)[:_LOOKED_AT])) >= _DIFFERENT
+
+
+def _is_mirrored(tensor: Tensor) -> bool:
+    """Return whether the two rows (or columns) of a matrix are w and −w."""
+    if tensor.ndim != 2 or 2 not in tensor.shape or tensor.numel() <= _DIFFERENT:
+        return False
+    rows = tensor if len(tensor) == 2 else tensor.T
+    return bool((rows[0] == -rows[1]).all()) and _is_irregular(tensor)
 
 
 def _order(first: Tensor, other: Tensor) -> tuple[int, ...] | None:
