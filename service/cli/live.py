@@ -41,5 +41,5 @@ def live_module(place: str) -> nn.Module:
     finally:
         sys.path.pop(0)
     if not isinstance(found, nn.Module):
-        raise UnusableModuleError(f"{place} is a {type(found).__name__}, not a torch.nn.Module.")
+        raise UnusableModuleError(f"{place} is of type {type(found).__name__}, not a torch.nn.Module.")
     return found

@@ -35,7 +35,10 @@ def provenance(model: onnx.ModelProto) -> Provenance:
     kinds = {name: kind for kind, name in _INPUT.findall(signature)}
     stored = {tensor.name for tensor in model.graph.initializer}
     stored.update(name for node in model.graph.node if node.op_type == "Constant" for name in node.output)
-    learned, derived, computed, names = set(), set(), set(), {}
+    learned: set[str] = set()
+    derived: set[str] = set()
+    computed: set[str] = set()
+    names: dict[str, str] = {}
     for value in model.graph.value_info:
         if value.name not in stored:
             continue
