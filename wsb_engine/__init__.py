@@ -18,6 +18,7 @@ The names:
   ``Batch.from_dataframe`` and ``Batch.from_arrays`` take the first rows of a loader, or a random subset.
 - ``analyze`` returns a ``Report``; ``Options`` says what to compute, ``Progress`` how far it is.
 - ``eigenpairs`` returns ``Eigenpairs``: the largest eigenvalues with their eigenvectors.
+- ``compare_parameters`` returns a ``ParameterComparison`` of a file and the module that it was exported from.
 - ``wolkowicz_styan_penalty`` is the bound as a differentiable penalty for training.
 - ``EngineError`` is the base class of ``ModelError``, ``BatchError``, ``OptionsError`` and ``ResourceError``; each
   error has a code and advice.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from wsb_engine.analysis.eigenpairs import Eigenpairs, eigenpairs
     from wsb_engine.batch import Batch, load_batch
     from wsb_engine.errors import BatchError, EngineError, ModelError, OptionsError, ResourceError
+    from wsb_engine.formats.compare import ParameterComparison, compare_parameters
     from wsb_engine.formats.load import load_model
     from wsb_engine.formats.module import from_module
     from wsb_engine.model import Classifier
@@ -54,10 +56,12 @@ _MODULES = {
     "ModelError": "wsb_engine.errors",
     "Options": "wsb_engine.options",
     "OptionsError": "wsb_engine.errors",
+    "ParameterComparison": "wsb_engine.formats.compare",
     "Progress": "wsb_engine.progress",
     "Report": "wsb_engine.report",
     "ResourceError": "wsb_engine.errors",
     "analyze": "wsb_engine.analysis.analyze",
+    "compare_parameters": "wsb_engine.formats.compare",
     "eigenpairs": "wsb_engine.analysis.eigenpairs",
     "from_module": "wsb_engine.formats.module",
     "load_batch": "wsb_engine.batch",
@@ -74,11 +78,13 @@ __all__ = [
     "ModelError",
     "Options",
     "OptionsError",
+    "ParameterComparison",
     "Progress",
     "Report",
     "ResourceError",
     "__version__",
     "analyze",
+    "compare_parameters",
     "eigenpairs",
     "from_module",
     "load_batch",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -94,6 +95,10 @@ class LogitModel:
     """Name of that runtime."""
     rounds_to: tuple[str, ...] = ()
     """Dtypes shorter than float32 to which the file rounds values on the way to z; ``function`` does not."""
+    left_out: Tensors = field(default_factory=dict)
+    """Stored floating tensors of several elements that z depends on and that are not parameters."""
+    warnings: tuple[tuple[str, str], ...] = ()
+    """What a report has to say about how the file was read: codes and messages."""
 
 
 class Classifier(ABC):
@@ -118,16 +123,19 @@ class Classifier(ABC):
     """The model's inputs, in order."""
     parameters: Tensors
     """All trainable tensors by name, as stored."""
+    constants: Tensors = MappingProxyType({})
+    """Other stored floating tensors, by name; ``resolve`` can take them for parameters."""
     load_seconds: float = 0.0
     """Seconds spent reading the file."""
 
     @abstractmethod
-    def resolve(self, *, head: Head = "auto", output: str | None = None) -> LogitModel:
+    def resolve(self, *, head: Head = "auto", output: str | None = None, include: tuple[str, ...] = ()) -> LogitModel:
         """Select the output, strip its head and return the logits as a pure function.
 
         Args:
             head: Meaning of the output; ``auto`` infers it from the graph.
             output: Name of the output; None selects the only one, or the one that leads to logits.
+            include: Names of ``constants`` to take for parameters.
 
         Raises:
             ModelError: ``unknown_output``, ``ambiguous_head``, ``unsupported_head``, …

@@ -101,7 +101,7 @@ class Options(BaseModel):
         min_length=1,
         max_length=256,
         description="Globs over parameter names; a leading ! excludes. Select layers to see which of them dominate "
-        "λ_max.",
+        "λ_max. A glob that matches no parameter, but a stored tensor that was left out, includes that tensor.",
     )
     head: Head = Field(
         "auto",

@@ -167,6 +167,14 @@ def analyze(
     batch: BatchFile,
     url: Server = None,
     timeout: Seconds = None,
+    compare_with: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:ATTRIBUTE",
+            help="Live module, or a function that returns one, to compare the file's parameters with. Its Python code"
+            " runs here.",
+        ),
+    ] = None,
     *,
     outputs: dict[str, Path],
     options: Options,
@@ -181,6 +189,8 @@ def analyze(
 
     wanted = Outputs(outputs)
     _check(wanted)
+    if compare_with is not None:
+        typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
     report = _evaluated(model, batch, options, url, timeout)
     if not wanted.uses_stdout:
         typer.echo(summarize(report))
@@ -227,6 +237,18 @@ def check(
 
 
 app.command()(batch)
+
+
+def _compared(model: Path, place: str, url: str | None) -> str:
+    """Compare the parameters of a file with those of a live module."""
+    from service.cli.live import UnusableModuleError, live_module
+
+    if url is not None:
+        _end("--compare-with runs the module's code on this machine; leave out --url.", Exit.INVALID)
+    try:
+        return str(wsb_engine.compare_parameters(wsb_engine.load_model(model), live_module(place)))
+    except (UnusableModuleError, wsb_engine.EngineError) as error:
+        _end(str(error), Exit.INVALID)
 
 
 def _check(outputs: Outputs) -> None:

@@ -13,13 +13,15 @@ from torch import Tensor
 from wsb_engine.batch import Batch
 from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import BatchError, OptionsError
-from wsb_engine.model import Input, Tensors
+from wsb_engine.model import Classifier, Input, Tensors
 from wsb_engine.options import Options
 
 DEFAULT_MEMORY_LIMIT = 2 << 30
 """Working memory on a CPU, in bytes, if the options state no limit."""
 GPU_MEMORY_SHARE = 0.5
 """Share of a GPU's memory to work in, if the options state no limit."""
+_NAMED, _LISTED = 10, 50
+"""Names in the text and in the details of an error."""
 SMALL_MODEL = 2_000_000
 """Number of parameters up to which float64 is used on a GPU too."""
 
@@ -59,6 +61,25 @@ def memory_limit(options: Options, on: torch.device) -> int:
     return DEFAULT_MEMORY_LIMIT
 
 
+def included(classifier: Classifier, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the stored tensors that patterns name although the reader took them for constants.
+
+    Raises:
+        OptionsError: ``parameter_pattern_unmatched`` for a pattern that matches no stored tensor at all.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        glob = pattern.removeprefix("!")
+        if _matching(classifier.parameters, glob):
+            continue
+        constants = _matching(classifier.constants, glob)
+        if not constants:
+            raise _unmatched(glob, classifier.parameters, classifier.constants)
+        if not pattern.startswith("!"):
+            found.update(dict.fromkeys(constants))
+    return tuple(found)
+
+
 def select(parameters: Tensors, patterns: tuple[str, ...]) -> list[str]:
     """Return names that a pattern includes and none excludes, in the model's order; excludes alone start from all.
 
@@ -67,15 +88,9 @@ def select(parameters: Tensors, patterns: tuple[str, ...]) -> list[str]:
     """
     includes = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
     excludes = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
-    for pattern in includes + excludes:
-        if not any(fnmatchcase(name, pattern) for name in parameters):
-            raise OptionsError(
-                f"no parameter matches {pattern!r}",
-                code="parameter_pattern_unmatched",
-                advice="Compare it with the names in the report's model.parameters.tensors.",
-                pattern=pattern,
-                parameters=list(parameters)[:50],
-            )
+    for pattern in includes:
+        if not _matching(parameters, pattern):
+            raise _unmatched(pattern, parameters, {})
     chosen = [
         name
         for name in parameters
@@ -89,6 +104,30 @@ def select(parameters: Tensors, patterns: tuple[str, ...]) -> list[str]:
             advice="Leave at least one parameter in.",
         )
     return chosen
+
+
+def _matching(tensors: Tensors, pattern: str) -> list[str]:
+    return [name for name in tensors if fnmatchcase(name, pattern)]
+
+
+def _unmatched(pattern: str, parameters: Tensors, constants: Tensors) -> OptionsError:
+    """Return the error for a pattern that matches no name; it lists the names."""
+    advice = f"The parameters are {_listed(parameters)}."
+    if constants:
+        advice += f" Other stored tensors, which a pattern can include: {_listed(constants)}."
+    return OptionsError(
+        f"no parameter matches {pattern!r}",
+        code="parameter_pattern_unmatched",
+        advice=advice,
+        pattern=pattern,
+        parameters=list(parameters)[:_LISTED],
+        constants=list(constants)[:_LISTED],
+    )
+
+
+def _listed(tensors: Tensors) -> str:
+    names = [repr(name) for name in list(tensors)[:_NAMED]]
+    return ", ".join(names) + (f" and {len(tensors) - _NAMED} more" if len(tensors) > _NAMED else "")
 
 
 def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]:

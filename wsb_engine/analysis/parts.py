@@ -16,7 +16,7 @@ from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.closed_form.sums import ClosedForm
 from wsb_engine.curvature.losses import Targets
 from wsb_engine.errors import ModelError, finite
-from wsb_engine.model import Classifier
+from wsb_engine.model import Classifier, Tensors
 from wsb_engine.options import Options
 from wsb_engine.version import __version__
 
@@ -116,12 +116,10 @@ def model(classifier: Classifier, problem: Problem, parity: r.Parity | None, mon
         architecture="mlp" if problem.structure is not None else "general",
         parameters=r.Parameters(
             count=problem.objective.parameters,
-            tensors=[
-                r.ParameterTensor(name=name, shape=list(tensor.shape), count=tensor.numel())
-                for name, tensor in selected.items()
-            ],
+            tensors=_described(selected),
             tied=[name for name in problem.model.tied if name in selected],
             stored_dtypes=stored,
+            left_out=_described(problem.model.left_out) if classifier.format == "onnx" else None,
         ),
         activations=list(problem.model.activations),
         smooth=not problem.nonsmooth,
@@ -129,6 +127,12 @@ def model(classifier: Classifier, problem: Problem, parity: r.Parity | None, mon
         head=problem.model.head,
         parity=parity,
     )
+
+
+def _described(tensors: Tensors) -> list[r.ParameterTensor]:
+    return [
+        r.ParameterTensor(name=name, shape=list(tensor.shape), count=tensor.numel()) for name, tensor in tensors.items()
+    ]
 
 
 def layers(problem: Problem, closed: ClosedForm | None, rounding: Rounding) -> list[r.LayerCurvature] | None:

@@ -173,7 +173,10 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
         ModelError, BatchError, OptionsError: with a code and advice.
     """
     device = prepare.device(options)
-    model = classifier.resolve(head=options.head, output=options.output)
+    include = prepare.included(classifier, options.parameters)
+    model = classifier.resolve(head=options.head, output=options.output, include=include)
+    for code, message in model.warnings:
+        monitor.warn(code, message)
     inputs = prepare.match_inputs(classifier.inputs, batch)
     names = prepare.select(model.parameters, options.parameters)
     dtype = prepare.dtype(options, device, sum(model.parameters[name].numel() for name in names))
@@ -197,7 +200,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
     with threads_of(device, one=one_thread):
         objective, logits = _evaluated(objective, classifier, memory, monitor)
         if options.head == "auto" and model.head == "none" and looks_like_probabilities(logits):
-            model = classifier.resolve(head="probabilities", output=options.output)
+            model = classifier.resolve(head="probabilities", output=options.output, include=include)
             monitor.warn(
                 "head_probed", "every output row is a probability distribution: logits are taken as its logarithm"
             )

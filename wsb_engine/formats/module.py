@@ -115,7 +115,7 @@ class _ModuleClassifier(Classifier):
             if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         )
 
-    def resolve(self, *, head: Head = "auto", output: str | None = None) -> LogitModel:
+    def resolve(self, *, head: Head = "auto", output: str | None = None, include: tuple[str, ...] = ()) -> LogitModel:
         if output is not None:
             raise ModelError(
                 f"a module has no output named {output!r}",

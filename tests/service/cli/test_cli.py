@@ -273,3 +273,15 @@ def test_a_server_out_of_reach_ends_with_3(files: tuple[str, str]) -> None:
     result = wsb("analyze", *files, "--url", "http://127.0.0.1:9")
     assert result.returncode == 3
     assert "can't be reached" in result.stderr
+
+
+def test_a_file_is_compared_with_the_module_that_the_user_names(files: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import torch\nmodel = torch.nn.Sequential(torch.nn.Linear(4, 6))\nnumber = 3\n")
+    more = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    flags = ("--no-enclosure", "--compare-with")
+    result = wsb("analyze", *files, *flags, "train:model", **more)
+    assert result.returncode == 0, result.stderr
+    assert "Only in the module:" in result.stdout
+    refused = wsb("analyze", *files, *flags, "train:model", "--url", "http://127.0.0.1:9", **more)
+    assert refused.returncode == 2
+    assert "leave out --url" in refused.stderr

@@ -19,6 +19,8 @@ Strings = tuple[str, ...]
 
 RESHAPING = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators of inference that keep the elements of their first input, and their order."""
+SAMPLES = "samples"
+"""Attribute of an Expand over the samples of the example: the axis that they lie on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,8 @@ class Limits:
     """Elements of a value computed from constants alone; all of them together may have four times as many."""
     constant_chain: int = 10_000
     """Values that one constant operand is computed from."""
+    factors: int = 64
+    """Constant factors of one shape among which sines and cosines are looked for."""
     time_steps: int = 10_000
     """Steps of a recurrent layer, which is unrolled."""
     subgraphs: int = 100

@@ -15,7 +15,7 @@ import torch
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import operators, problems
-from wsb_engine.formats.graph.graph import Graph, Node
+from wsb_engine.formats.graph.graph import SAMPLES, Graph, Node
 from wsb_engine.formats.graph.operators import Call, Operator
 from wsb_engine.formats.graph.plan import META, Plan, Planned, Planner, Shapes, Specs, Value, needed, tensors_of
 
@@ -122,6 +122,10 @@ class _Planner(Planner):
             shape = tuple(source.shadow.shape) if source is not None and source.shadow is not None else ()
             target = rescaled(self.exported[node.inputs[0]], self.exported[node.outputs[0]], shape)
             arguments[1] = arguments[1] if target is None else np.array(target, dtype=np.int64)
+        if self.exported is not None and SAMPLES in node.attributes:
+            rows = self.values[self.program.inputs[0].name].shadow
+            arguments[1] = arguments[1].copy()
+            arguments[1][node.attributes[SAMPLES]] = 1 if rows is None else rows.shape[0]
         return arguments
 
 

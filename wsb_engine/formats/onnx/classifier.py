@@ -23,15 +23,17 @@ from wsb_engine.formats.graph.conventions import follow_conventions
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.logits import Head, logits_of
 from wsb_engine.formats.graph.mlp import activation_names, find_mlp
+from wsb_engine.formats.graph.once import looked_up, stored_once
 from wsb_engine.formats.graph.parameters import find_parameters
 from wsb_engine.formats.graph.plan import Shapes
-from wsb_engine.formats.graph.problems import require_dependence
+from wsb_engine.formats.graph.problems import require_dependence, require_finite
 from wsb_engine.formats.graph.program import Program
 from wsb_engine.formats.graph.simplify import simplify
 from wsb_engine.formats.onnx.build import build
 from wsb_engine.formats.onnx.external import DataFiles
 from wsb_engine.formats.onnx.lowering import lower
 from wsb_engine.formats.onnx.proto import parse
+from wsb_engine.formats.onnx.provenance import provenance
 from wsb_engine.formats.onnx.reference import NAME, Reference, Source, make_reference
 from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
@@ -67,20 +69,31 @@ class OnnxClassifier(Classifier):
         model = lower(model)
         built = build(model, files.elements)
         self._source = Source(model, built.constants, files.elements)
-        self._graph = follow_conventions(simplify(resolve_branches(built)))
-        _require_an_output(self._graph)
-        self._found = find_parameters(self._graph)
+        graph = follow_conventions(simplify(resolve_branches(built)))
+        graph, told, self._doubts = stored_once(graph, provenance(model))
+        _require_an_output(graph)
+        self._graph = looked_up(graph, find_parameters(graph, told).tensors)
+        self._found = find_parameters(self._graph, told)
         self.sha256 = model_digest((len(data), hashlib.sha256(data).hexdigest()), parts)
         self.inputs = self._graph.inputs
         self.parameters: Tensors = self._found.tensors
+        self.constants: Tensors = {
+            name: tensor
+            for name, tensor in self._graph.constants.items()
+            if tensor.is_floating_point() and name not in self.parameters
+        }
+        self._stored: Tensors = {**self.parameters, **self.constants}
         self._programs: dict[str, Program] = {}
 
-    def resolve(self, *, head: HeadOption = "auto", output: str | None = None) -> LogitModel:
+    def resolve(
+        self, *, head: HeadOption = "auto", output: str | None = None, include: tuple[str, ...] = ()
+    ) -> LogitModel:
         """Pick the output, strip its head and return the logits as a pure function.
 
         Args:
             head: What the output means; ``auto`` reads it off the graph.
             output: Name of the output; None takes the only one, or the one that leads to logits.
+            include: Names of ``constants`` to take for parameters.
 
         Raises:
             ModelError: ``unknown_output``, ``ambiguous_output``, ``ambiguous_head``, ``unsupported_head``,
@@ -89,8 +102,11 @@ class OnnxClassifier(Classifier):
         oracle = heads.Oracle(columns=self._columns, sample=self._sample)
         chosen = heads.find_head(self._graph, head, output, oracle)
         program = self._program(chosen.tensor)
+        if include:
+            program = Program(self._graph, (chosen.tensor,), (*program.parameters, *include))
         require_dependence(chosen.tensor, on_parameters=bool(program.parameters), on_inputs=bool(program.inputs))
-        used = {name: self.parameters[name] for name in program.parameters}
+        used = {name: self._stored[name] for name in program.parameters}
+        require_finite({name: self._stored[name] for name in include})
         tied = self._found.tied(program.nodes)
         mlp = self._mlp(program, chosen, used) if not tied else None
         trained = self._graph.depends_on(set(used), shapes=False)
@@ -101,6 +117,7 @@ class OnnxClassifier(Classifier):
         )
         reference = self._reference(program, chosen)
         batched = BatchProgram(program, used)
+        reads = {name for node in program.nodes for name in node.reads}
         return LogitModel(
             function=lambda parameters, inputs: logits_of(chosen, batched(parameters, inputs)),
             parameters=used,
@@ -112,6 +129,12 @@ class OnnxClassifier(Classifier):
             reference=reference,
             reference_name=NAME if reference is not None else None,
             rounds_to=_rounds_to(program.nodes),
+            left_out={
+                name: tensor
+                for name, tensor in self.constants.items()
+                if name in reads and tensor.numel() > 1 and name not in used
+            },
+            warnings=tuple(("tied_copies", doubt) for doubt in self._doubts),
         )
 
     def _program(self, value: str) -> Program:
@@ -150,7 +173,7 @@ class OnnxClassifier(Classifier):
             dtype = torch.float64 if entry.dtype is None or entry.dtype.is_floating_point else entry.dtype
             inputs[entry.name] = torch.empty(sizes, dtype=dtype, device="meta")
         parameters = {
-            name: torch.empty(self.parameters[name].shape, dtype=torch.float64, device="meta")
+            name: torch.empty(self._stored[name].shape, dtype=torch.float64, device="meta")
             for name in program.parameters
         }
         try:

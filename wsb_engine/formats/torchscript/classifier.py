@@ -59,13 +59,16 @@ class ScriptClassifier(Classifier):
         self.sha256 = sha256
         self.parameters: Tensors = self._found.tensors
 
-    def resolve(self, *, head: HeadOption = "auto", output: str | None = None) -> LogitModel:
+    def resolve(
+        self, *, head: HeadOption = "auto", output: str | None = None, include: tuple[str, ...] = ()
+    ) -> LogitModel:
         """Pick the output, strip its head and return the logits as a pure function.
 
         Args:
             head: What the output means; ``auto`` reads it off the graph, and takes an output that the graph tells
                 nothing about for logits.
             output: Key of the output in a dictionary, or its position in a tuple: ``"0"``, ``"1"``, ….
+            include: Empty: the file declares its parameters.
 
         Raises:
             ModelError: ``unknown_output``, ``ambiguous_output``, ``unsupported_head``, ``multilabel_unsupported``,

@@ -1,0 +1,309 @@
+"""Rewrites after which each parameter is stored once, under its own name.
+
+Exporters fold: what they expand over the example's samples becomes that many equal rows, a weight that the model uses
+as it is and transposed becomes two tensors, and a format with two biases gets zeros for the one that the framework
+lacks. Each rewrite leaves the stored numbers that were trained, and puts the operator back that made the rest of them.
+No value of the graph changes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsb_engine.formats.graph.graph import SAMPLES, Graph, Node
+from wsb_engine.formats.graph.parameters import WEIGHT_SLOTS
+from wsb_engine.formats.graph.provenance import UNKNOWN, Provenance
+
+_VERSION = 13
+"""Opset whose meaning the added operators have."""
+_MADE_UP = re.compile(r"^(onnx::|/|_?val_\d)")
+"""Names that exporters of torch make up for what they fold; others are the model's."""
+_DIFFERENT = 3
+"""Different values from which on two equal tensors are copies, rather than both as they were initialised."""
+_BITS = 40
+"""Digits of a vector from which on two of them are not equal by chance."""
+_LOOKED_AT = 4096
+"""Elements among which they are looked for."""
+_BIASES = {"GRU": 3, "LSTM": 3, "RNN": 3}
+"""Recurrent layers → position of their two biases, one after the other."""
+_MIRRORED = "{!r} holds the same numbers twice, with either sign, for two classes: both count as parameters"
+_BROADCASTING = frozenset({"Add", "Concat", "Div", "GRU", "LSTM", "MatMul", "Mul", "RNN", "Sub", "Where"})
+"""Operators that an exporter folds an expanded operand for."""
+
+
+def stored_once(graph: Graph, provenance: Provenance = UNKNOWN) -> tuple[Graph, Provenance, tuple[str, ...]]:
+    """Return the graph with each parameter stored once, what is known of its constants, and copies that are in doubt.
+
+    Args:
+        graph: The graph.
+        provenance: What the file says about its constants.
+    """
+    graph = _unexpanded(graph)
+    graph, doubts = _without_copies(graph, provenance)
+    if provenance == UNKNOWN:  # torch, which leaves a record, has both biases
+        graph = _without_absent_biases(graph)
+    names = _names(graph, provenance)
+    return _renamed(graph, names), provenance.renamed(names), doubts
+
+
+class _Rewriting:
+    """A graph while some of its constants are replaced by operators."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self.constants = dict(graph.constants)
+        self.uses: Mapping[str, list[tuple[Node, int]]] = defaultdict(list)
+        for node in graph.nodes:
+            for position, name in enumerate(node.inputs):
+                self.uses[name].append((node, position))
+        captured = (name for node in graph.nodes for inner in node.subgraphs for name in inner.captures)
+        self._elsewhere = {*captured, *graph.outputs}
+        self._made: list[Node] = []
+        self._instead: dict[str, str] = {}
+        """Name of a constant → the value that nodes read instead."""
+
+    def candidates(self) -> Iterator[tuple[str, Tensor]]:
+        """Floating constants of more than one element that only the inputs of nodes refer to."""
+        for name, tensor in self._graph.constants.items():
+            if tensor.is_floating_point() and tensor.numel() > 1 and name in self.uses and name not in self._elsewhere:
+                yield name, tensor
+
+    def constant(self, name: str, tensor: Tensor) -> str:
+        """Add a constant; return its name."""
+        name = self._new(name)
+        self.constants[name] = tensor
+        return name
+
+    def make(self, name: str, operator: str, *inputs: str, **attributes: Any) -> None:
+        """Have an operator make what the constant ``name`` was."""
+        made = self._new(f"{name} ({operator})")
+        self._made.append(
+            Node(
+                operator=operator,
+                version=_VERSION,
+                name=name,
+                index=0,
+                inputs=inputs,
+                outputs=(made,),
+                attributes=attributes,
+            )
+        )
+        self._instead[name] = made
+
+    def then(self, name: str, operator: str, **attributes: Any) -> None:
+        """Apply one more operator to what ``make`` has made."""
+        self.make(name, operator, self._instead[name], **attributes)
+
+    def graph(self) -> Graph:
+        """Return the rewritten graph."""
+        if not self._made:
+            return self._graph
+        nodes = [
+            replace(node, inputs=tuple(self._instead.get(name, name) for name in node.inputs))
+            if any(name in self._instead for name in node.inputs)
+            else node
+            for node in self._graph.nodes
+        ]
+        return replace(self._graph, nodes=(*self._made, *nodes), constants=self.constants)
+
+    def _new(self, name: str) -> str:
+        made = {output for node in self._made for output in node.outputs}
+        while name in self.constants or name in self._graph.producers or name in made:
+            name += "'"
+        return name
+
+
+def _unexpanded(graph: Graph) -> Graph:
+    """Keep one row of what was expanded over the samples of the example that the file is fixed to."""
+    sizes = {entry.shape[0] if entry.shape else None for entry in graph.inputs}
+    samples = sizes.pop() if len(sizes) == 1 else None
+    if samples is None or samples < 2:
+        return graph
+    rewriting = _Rewriting(graph)
+    for name, tensor in rewriting.candidates():
+        axis = _repeated(tensor, samples)
+        if axis is None or not all(_is_operand(*use, axis - tensor.ndim) for use in rewriting.uses[name]):
+            continue
+        rewriting.constants[name] = tensor.narrow(axis, 0, 1).clone()
+        shape = rewriting.constant(f"{name} (shape)", torch.tensor(tensor.shape))
+        rewriting.make(name, "Expand", name, shape, **{SAMPLES: axis})
+    return rewriting.graph()
+
+
+def _repeated(tensor: Tensor, samples: int) -> int | None:
+    """Return the first axis of one slice a sample, if all slices are the same and hold different numbers."""
+    for axis, size in enumerate(tensor.shape):
+        if size == samples and tensor.ndim > 1:
+            first = tensor.narrow(axis, 0, 1)
+            varies = tensor.ndim > 2 or bool((first != first.reshape(-1)[0]).any())
+            return axis if varies and bool((tensor == first).all()) else None
+    return None
+
+
+def _is_operand(node: Node, position: int, axis: int) -> bool:
+    """Return whether a node may get an operand expanded along an axis (counted from the last), and not a weight."""
+    if node.domain != "" or node.operator not in _BROADCASTING:
+        return False
+    return position not in WEIGHT_SLOTS.get(node.operator, ()) or (node.operator == "MatMul" and axis < -2)
+
+
+def _without_copies(graph: Graph, provenance: Provenance) -> tuple[Graph, tuple[str, ...]]:
+    """Keep one of two tensors that hold the same numbers, in the same order or transposed."""
+    rewriting = _Rewriting(graph)
+    groups: Mapping[object, list[str]] = defaultdict(list)
+    for name, tensor in rewriting.candidates():
+        ends = float(tensor[(0,) * tensor.ndim]), float(tensor[(-1,) * tensor.ndim])  # a transposition keeps both
+        groups[(tensor.dtype, tensor.numel(), *ends)].append(name)
+    doubts = [_MIRRORED.format(name) for name, tensor in rewriting.candidates() if _is_mirrored(tensor)]
+    for names in groups.values():
+        names.sort(key=lambda name: (name not in provenance.learned, _MADE_UP.match(name) is not None))
+        first = names[0]
+        if len(names) == 1 or not _is_irregular(graph.constants[first]):
+            continue
+        for name in names[1:]:
+            order = _order(graph.constants[first], graph.constants[name])
+            told = order is not None and _is_told(first, name, provenance, transposed=bool(order))
+            if order is None or told is False:
+                continue
+            if told is None:
+                counted = "counted as one parameter" if _MADE_UP.match(name) else "each counts as a parameter"
+                doubts.append(f"{first!r} and {name!r} hold the same numbers: {counted}")
+                if not _MADE_UP.match(name):
+                    continue
+            shape = rewriting.constants.pop(name).shape
+            if order:
+                rewriting.make(name, "Transpose", first, perm=order)
+            else:
+                rewriting.make(name, "Reshape", first, rewriting.constant(f"{name} (shape)", torch.tensor(shape)))
+    return rewriting.graph(), tuple(doubts)
+
+
+def looked_up(graph: Graph, parameters: Iterable[str]) -> Graph:
+    """Return the graph with tables in place of what was looked up in them at constant positions.
+
+    Rows that are equal bit by bit come from one row of a table: an embedding of positions or kinds of tokens, or a bias
+    of scores by relative position, with a vector over the heads for each pair. What remains of a table are the rows
+    in use, in the order of their first use.
+
+    Args:
+        graph: The graph.
+        parameters: Names of its parameters; other constants stay as they are.
+    """
+    rewriting = _Rewriting(graph)
+    names = set(parameters)
+    for name, tensor in rewriting.candidates():
+        if name not in names or not all(
+            _is_operand(*use, 0) or use[0].operator == "Expand" for use in rewriting.uses[name]
+        ):
+            continue
+        for axis in (tensor.ndim - 1, tensor.ndim - 3):
+            found = _table(tensor, axis) if axis >= 0 else None
+            if found is not None:
+                table, index = found
+                rewriting.constants[name] = table
+                inputs = name, rewriting.constant(f"{name} (index)", index)
+                order = [*range(axis), tensor.ndim - 1, *range(axis, tensor.ndim - 1)]
+                rewriting.make(name, "Gather", *inputs, axis=0)
+                if axis < tensor.ndim - 1:
+                    rewriting.then(name, "Transpose", perm=tuple(order))
+                break
+    return rewriting.graph()
+
+
+def _table(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor] | None:
+    """Return a table of vectors along an axis, and which of them is where; None if (almost) all differ."""
+    moved = tensor.movedim(axis, -1)
+    vectors = moved.reshape(-1, moved.shape[-1])
+    _, groups = torch.unique(vectors, dim=0, return_inverse=True)
+    constant = (vectors == vectors[:, :1]).all(dim=1)  # zeros are equal for other reasons
+    groups = torch.where(constant, len(vectors) + torch.arange(len(vectors)), groups)
+    _, groups = torch.unique(groups, return_inverse=True)
+    count = int(groups.max()) + 1
+    digits = vectors.shape[1] * -math.log2(torch.finfo(tensor.dtype).eps)
+    if count == len(vectors) or (digits < _BITS and 2 * count > len(vectors)):
+        return None
+    first = torch.full((count,), len(vectors)).scatter_reduce(0, groups, torch.arange(len(vectors)), "amin")
+    order = torch.argsort(first)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(count)
+    return vectors[first[order]].clone(), place[groups].reshape(moved.shape[:-1])
+
+
+def _is_irregular(tensor: Tensor) -> bool:
+    """Return whether values differ as trained ones do; ones and zeros are equal for other reasons."""
+    return len(torch.unique(tensor.reshape(-1)[:_LOOKED_AT])) >= _DIFFERENT
+
+
+def _is_mirrored(tensor: Tensor) -> bool:
+    """Return whether the two rows (or columns) of a matrix are w and −w."""
+    if tensor.ndim != 2 or 2 not in tensor.shape or tensor.numel() <= _DIFFERENT:
+        return False
+    rows = tensor if len(tensor) == 2 else tensor.T
+    return bool((rows[0] == -rows[1]).all()) and _is_irregular(tensor)
+
+
+def _order(first: Tensor, other: Tensor) -> tuple[int, ...] | None:
+    """Return the order of axes that makes one tensor of another; () for a reshape, None for different numbers."""
+    if bool((first.reshape(-1) == other.reshape(-1)).all()):
+        return ()
+    axes = [axis for axis, size in enumerate(first.shape) if size > 1]
+    if len(axes) != 2 or first.ndim != other.ndim:
+        return None
+    order = list(range(first.ndim))
+    order[axes[0]], order[axes[1]] = axes[1], axes[0]
+    swapped = first.permute(order)
+    return tuple(order) if swapped.shape == other.shape and bool((swapped == other).all()) else None
+
+
+def _is_told(first: str, name: str, provenance: Provenance, *, transposed: bool) -> bool | None:
+    """Return whether two tensors of the same numbers are one parameter of the model; None if that is in doubt."""
+    if provenance != UNKNOWN:
+        return provenance.names.get(name, name) == provenance.names.get(first, first)
+    return True if transposed else None
+
+
+def _without_absent_biases(graph: Graph) -> Graph:
+    """Leave out the half of a recurrent layer's biases that is zero: the framework has one bias only."""
+    rewriting = _Rewriting(graph)
+    for name, tensor in rewriting.candidates():
+        uses = rewriting.uses[name]
+        if (
+            tensor.ndim != 2
+            or tensor.shape[1] % 2
+            or any(_BIASES.get(n.operator) != slot or n.domain for n, slot in uses)
+        ):
+            continue
+        halves = tensor.chunk(2, dim=1)
+        present = [bool(half.any()) for half in halves]
+        if present[0] == present[1]:
+            continue
+        rewriting.constants[name] = halves[present.index(True)].clone()
+        absent = rewriting.constant(f"{name} (absent)", halves[present.index(False)].clone())
+        rewriting.make(name, "Concat", *((name, absent) if present[0] else (absent, name)), axis=1)
+    return rewriting.graph()
+
+
+def _names(graph: Graph, provenance: Provenance) -> dict[str, str]:
+    """Return for each constant that was folded from one parameter alone the name of that parameter, if it is free."""
+    elsewhere = {name for node in graph.nodes for inner in node.subgraphs for name in inner.captures} | {*graph.outputs}
+    taken = {*graph.constants, *graph.producers, *(entry.name for entry in graph.inputs), *elsewhere}
+    names: dict[str, str] = {}
+    for name, parameter in provenance.names.items():
+        if name in graph.constants and name not in elsewhere and parameter not in taken:
+            names[name] = parameter
+            taken.add(parameter)
+    return names
+
+
+def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
+    nodes = (replace(node, inputs=tuple(names.get(each, each) for each in node.inputs)) for node in graph.nodes)
+    constants = {names.get(name, name): tensor for name, tensor in graph.constants.items()}
+    return replace(graph, nodes=tuple(nodes), constants=constants) if names else graph

@@ -1,0 +1,64 @@
+"""Reads what torch.onnx writes about a file's constants.
+
+The exporter that torch.export feeds keeps the signature of the exported program (which tensors are parameters and which
+are buffers) as metadata of the graph, and its optimiser keeps the names that a folded constant was computed from. Both
+are hints: a file without them, or with false ones, is read by its structure.
+"""
+
+from __future__ import annotations
+
+import re
+
+import onnx
+
+from wsb_engine.formats.graph.provenance import UNKNOWN, Provenance
+
+_SIGNATURE = "pkg.torch.export.ExportedProgram.graph_signature"
+_KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
+_FOLDED = "pkg.onnxscript.optimizer.folded_from"
+_INPUT = re.compile(r"^\w+: (PARAMETER|BUFFER|CONSTANT_TENSOR) target='([^']*)'", re.MULTILINE)
+_VIEW = re.compile(
+    r"^(alias|arange|clone|contiguous|detach|embedding|expand|flatten|full|gather|index|index_select|permute|repeat|"
+    r"reshape|select|slice|squeeze|t|to|_to_copy|transpose|unsqueeze|unsafe_view|val|view|zeros)(_\d+)*$"
+)
+"""Names of values that hold elements of one that they are computed from; what ``val`` is, its use tells."""
+_QUOTED = re.compile(r"'([^']+)'")
+_LONGEST = 1 << 20
+"""Characters of one entry that are read."""
+
+
+def provenance(model: onnx.ModelProto) -> Provenance:
+    """Return what a file says about the constants of its main graph; nothing if another exporter wrote it."""
+    signature = _entry(model.graph, _SIGNATURE)
+    if signature is None:
+        return UNKNOWN
+    kinds = {name: kind for kind, name in _INPUT.findall(signature)}
+    stored = {tensor.name for tensor in model.graph.initializer}
+    stored.update(name for node in model.graph.node if node.op_type == "Constant" for name in node.output)
+    learned: set[str] = set()
+    derived: set[str] = set()
+    computed: set[str] = set()
+    names: dict[str, str] = {}
+    for value in model.graph.value_info:
+        if value.name not in stored:
+            continue
+        kind, sources = _entry(value, _KIND), _sources(_entry(value, _FOLDED))
+        if kind is not None:
+            (learned if kind == "PARAMETER" else computed).add(value.name)
+        elif sources:
+            parameters = [name for name in sources if kinds.get(name) == "PARAMETER"]
+            if len(parameters) == 1 and all(map(_VIEW.match, {value.name, *sources} - kinds.keys())):
+                learned.add(value.name)
+                names[value.name] = parameters[0]
+            else:
+                (derived if parameters else computed).add(value.name)
+    return Provenance(learned=frozenset(learned), derived=frozenset(derived), computed=frozenset(computed), names=names)
+
+
+def _entry(proto: onnx.GraphProto | onnx.ValueInfoProto, key: str) -> str | None:
+    return next((each.value for each in proto.metadata_props if each.key == key and len(each.value) < _LONGEST), None)
+
+
+def _sources(text: str | None) -> tuple[str, ...]:
+    """Return the names in a list as Python prints it."""
+    return tuple(_QUOTED.findall(text)) if text is not None else ()
