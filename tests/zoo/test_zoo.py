@@ -45,4 +45,3 @@ def test_a_classifier_of_scikit_learn_is_read_as_its_formula(name: str, classes:
 def test_the_tables_show_what_was_observed() -> None:
     observed = record.read()
     assert record.tables(observed) in record.DOCUMENT.read_text(encoding="utf-8")
-    assert not {*record.NETWORKS, *record.SCORES} - set(observed)
