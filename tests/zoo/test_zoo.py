@@ -1,0 +1,47 @@
+"""Exports as people make them, in a short form: each way of exporting and each size of the example batch a few times.
+
+``scripts/zoo`` observes all of them and writes the tables of docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+if importlib.util.find_spec("transformers") is None and not os.environ.get("CI"):
+    pytest.skip(
+        "transformers is not installed: pip install --no-deps -r requirements-models.lock", allow_module_level=True
+    )
+
+from zoo import networks, record, scores
+from zoo.cell import HOLDS
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SHORT = [
+    ("BERT, sdpa", "torch.onnx", 1),
+    ("ViT, eager", "torch.onnx, dynamo=False", 8),
+    ("GPT-2, eager", "torch.jit.trace", 2),
+    ("Llama, sdpa", "torch.export", 2),
+    ("ConvNeXt", "torch.export, dynamic batch", 2),
+]
+
+
+@pytest.mark.parametrize(("family", "exporter", "samples"), SHORT)
+def test_an_export_is_read_as_its_eager_module(family: str, exporter: str, samples: int) -> None:
+    cell = networks.observe(family, exporter, samples)
+    assert cell.outcome == HOLDS, cell.note
+
+
+@pytest.mark.parametrize("classes", scores.CLASSES)
+@pytest.mark.parametrize("name", scores.CLASSIFIERS)
+def test_a_classifier_of_scikit_learn_is_read_as_its_formula(name: str, classes: int) -> None:
+    cell = scores.observe(name, "default", classes)
+    assert cell.outcome == HOLDS, cell.note
+
+
+def test_the_tables_show_what_was_observed() -> None:
+    observed = record.read()
+    assert record.tables(observed) in record.DOCUMENT.read_text(encoding="utf-8")
