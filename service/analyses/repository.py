@@ -33,8 +33,21 @@ async def find_anyones(session: AsyncSession, analysis: UUID) -> AnalysisRow | N
     return await session.get(AnalysisRow, analysis, populate_existing=True)
 
 
-async def find_report(session: AsyncSession, analysis: UUID) -> ReportRow | None:
-    return await session.get(ReportRow, analysis)
+async def find_with_report(
+    session: AsyncSession, analysis: UUID, tenant: str
+) -> tuple[AnalysisRow | None, ReportRow | None]:
+    """Find an analysis of the tenant and its report, if there is one.
+
+    One statement sees both or, once they have been deleted, neither.
+    """
+    query = (
+        select(AnalysisRow, ReportRow)
+        .outerjoin(ReportRow, ReportRow.analysis == AnalysisRow.id)
+        .where(AnalysisRow.id == analysis, AnalysisRow.tenant == tenant)
+        .execution_options(populate_existing=True)
+    )
+    found = (await session.execute(query)).one_or_none()
+    return (None, None) if found is None else (found[0], found[1])
 
 
 async def report_bodies(session: AsyncSession, analyses: Sequence[UUID]) -> dict[UUID, str]:

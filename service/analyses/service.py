@@ -91,8 +91,10 @@ async def find_with_report(session: AsyncSession, tenant: str, analysis: UUID) -
     Raises:
         AnalysisNotFoundError: also for an analysis of another tenant.
     """
-    row = await find(session, tenant, analysis)
-    return row, await repository.find_report(session, analysis) if row.state == "succeeded" else None
+    row, report = await repository.find_with_report(session, analysis, tenant)
+    if row is None:
+        raise not_found(str(analysis))
+    return row, report
 
 
 async def fetch(context: Context, tenant: str, analysis: UUID) -> tuple[AnalysisRow, ReportRow | None]:

@@ -6,7 +6,7 @@ import asyncio
 from uuid import UUID
 
 from service.analyses.errors import not_found
-from service.analyses.repository import find, find_report
+from service.analyses.repository import find_with_report
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow
 from service.context import Context
 from service.database.notifications import first_of
@@ -25,8 +25,7 @@ async def wait_until_ended(
         while True:
             ended.clear()
             async with context.database.transaction() as session:
-                row = await find(session, analysis, tenant)
-                report = await find_report(session, analysis) if row and row.state == "succeeded" else None
+                row, report = await find_with_report(session, analysis, tenant)
             if row is None:
                 raise not_found(str(analysis))
             remaining = deadline - asyncio.get_running_loop().time()

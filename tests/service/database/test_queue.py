@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import repository
@@ -94,13 +94,31 @@ def test_the_first_report_stays_and_a_late_attempt_changes_nothing(database_url:
             assert await repository.cancelled(session, row.id) is None
             assert await repository.start(session, row.id) is None
         async with database.transaction() as session:
-            ended = await repository.find_anyones(session, row.id)
-            report = await repository.find_report(session, row.id)
+            ended, report = await repository.find_with_report(session, row.id, "default")
             assert ended is not None
             assert report is not None
             return ended.state, report.body
 
     assert in_database(database_url, act) == ("succeeded", "first")
+
+
+def test_an_analysis_and_its_report_are_read_together_since_a_sweep_may_come_between(database_url: str) -> None:
+    async def act(database: Database) -> tuple[int, Any]:
+        async with database.transaction() as session:
+            row = analysis(state="running")
+            session.add(row)
+            await session.flush()
+            await repository.succeed(session, row.id, "report")
+        statements: list[str] = []
+        event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+        async with database.transaction() as session:
+            found, report = await repository.find_with_report(session, row.id, "default")
+            assert found is not None
+            assert report is not None
+            assert await repository.find_with_report(session, row.id, "another") == (None, None)
+        return len(statements), (found.state, report.body)
+
+    assert in_database(database_url, act) == (2, ("succeeded", "report"))
 
 
 def test_what_is_being_cancelled_does_not_end_as_a_success(database_url: str) -> None:
@@ -110,7 +128,7 @@ def test_what_is_being_cancelled_does_not_end_as_a_success(database_url: str) ->
             session.add(row)
             await session.flush()
             assert await repository.succeed(session, row.id, "report") is None
-            assert await repository.find_report(session, row.id) is None
+            assert await repository.find_with_report(session, row.id, "default") == (row, None)
 
     in_database(database_url, act)
 
