@@ -18,7 +18,7 @@ from wsb_engine.formats.graph.mlp import activation_names, find_mlp
 from wsb_engine.formats.graph.plan import CPU, META, Shapes, Step, needed
 from wsb_engine.formats.graph.problems import require_dependence
 from wsb_engine.formats.torchscript import control
-from wsb_engine.formats.torchscript.archive import checked_archive
+from wsb_engine.formats.torchscript.archive.scan import checked_archive
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Script, load
 from wsb_engine.formats.torchscript.parameters import ParameterSet, parameters

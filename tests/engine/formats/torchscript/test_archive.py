@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from wsb_engine import ModelError, load_model
-from wsb_engine.formats.torchscript.archive import checked_archive
+from wsb_engine.formats.torchscript.archive.scan import checked_archive
 
 
 @pytest.fixture

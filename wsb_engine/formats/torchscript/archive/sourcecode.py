@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wsb_engine.formats.torchscript import problems
-from wsb_engine.formats.torchscript.calls import Unit
+from wsb_engine.formats.torchscript.archive.calls import Unit
 
 CODE_BYTES = 1 << 24
 """Bytes of all source files together."""

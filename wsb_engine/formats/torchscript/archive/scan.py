@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.torchscript import problems
-from wsb_engine.formats.torchscript.calls import check_depth
-from wsb_engine.formats.torchscript.pickles import check_pickle
-from wsb_engine.formats.torchscript.sourcecode import CODE_BYTES, check_source
+from wsb_engine.formats.torchscript.archive.calls import check_depth
+from wsb_engine.formats.torchscript.archive.pickles import check_pickle
+from wsb_engine.formats.torchscript.archive.sourcecode import CODE_BYTES, check_source
 
 ENTRIES = 100_000
 UNPACKED_BYTES = 2**31 - 1
