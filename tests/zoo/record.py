@@ -41,7 +41,7 @@ def write(record: Record) -> None:
 
 
 def tables(record: Record) -> str:
-    """Both tables, and below them what their numbers stand for."""
+    """Both tables without the rows of which nothing was tried, and below them what their numbers stand for."""
     notes: dict[str, int] = {}
     networks = _table("model", list(FAMILIES), list(EXAMPLES), record, notes)
     scores = _table("scikit-learn, by skl2onnx", list(CLASSIFIERS), list(FORMS), record, notes)
@@ -53,6 +53,8 @@ def _table(title: str, rows: Sequence[str], columns: Sequence[str], record: Reco
     lines = [[title, "parameters", *columns], ["---"] * (len(columns) + 2)]
     for row in rows:
         cells = {key: cell for key, cell in record.items() if key[0] == row and key[1] in columns}
+        if not cells:
+            continue
         counts = sorted({cell.parameters for cell in cells.values() if cell.outcome == HOLDS and cell.parameters})
         found = [_shown({key[2]: cell for key, cell in cells.items() if key[1] == column}, notes) for column in columns]
         lines.append([row, ", ".join(f"{count:,}" for count in counts), *found])
