@@ -176,7 +176,7 @@ def test_capabilities_list_torchscript_where_it_is_accepted(start_service: Start
 def test_capabilities_do_not_promise_torchscript_without_a_worker(start_service: StartService) -> None:
     capabilities = start_service(worker=False).client.get("/v1/capabilities").json()
 
-    assert capabilities["formats"]["models"] == ["onnx"]
+    assert capabilities["formats"]["models"] == ["onnx", "pt2"]
 
 
 def test_an_analysis_over_its_memory_is_out_of_memory(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_disk_that_is_full_when_an_upload_is_put_in_its_place_is_507(
     with FolderStore(tmp_path) as blobs, blobs.receive("models") as upload:
         upload.write(b"content")
         with pytest.raises(InsufficientStorageError):
-            blobs._keep(upload)
+            blobs._keep(upload, None)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
