@@ -18,7 +18,9 @@ EXAMPLES = {
     for found in FINDER.find(public, name, globs={})
     if found.examples
 }
-WITHOUT = {"__version__", "BatchError", "Eigenpairs", "ModelError", "OptionsError", "ResourceError"}
+WITHOUT = {
+    *("__version__", "BatchError", "Eigenpairs", "ModelError", "OptionsError", "ParameterComparison", "ResourceError")
+}
 """What another name's example shows."""
 
 

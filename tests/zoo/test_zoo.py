@@ -15,7 +15,7 @@ if importlib.util.find_spec("transformers") is None and not os.environ.get("CI")
         "transformers is not installed: pip install --no-deps -r requirements-models.lock", allow_module_level=True
     )
 
-from zoo import networks, record, scores
+from zoo import networks, record
 from zoo.cell import HOLDS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -32,13 +32,6 @@ SHORT = [
 @pytest.mark.parametrize(("family", "exporter", "samples"), SHORT)
 def test_an_export_is_read_as_its_eager_module(family: str, exporter: str, samples: int) -> None:
     cell = networks.observe(family, exporter, samples)
-    assert cell.outcome == HOLDS, cell.note
-
-
-@pytest.mark.parametrize("classes", scores.CLASSES)
-@pytest.mark.parametrize("name", scores.CLASSIFIERS)
-def test_a_classifier_of_scikit_learn_is_read_as_its_formula(name: str, classes: int) -> None:
-    cell = scores.observe(name, "default", classes)
     assert cell.outcome == HOLDS, cell.note
 
 

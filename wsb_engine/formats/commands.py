@@ -13,6 +13,6 @@ EXPORT_WITH_DATA = "torch.onnx.export(model, example_inputs, 'model.onnx', dynam
 SAVE_PT2 = "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2')"
 """Needs torch 2.10 or later: before, weights were stored as a pickle."""
 SAVE_TORCHSCRIPT = "torch.jit.save(torch.jit.trace(model, example_inputs), 'model.pt')"
-CONVERT_SKLEARN = "open('model.onnx', 'wb').write(skl2onnx.to_onnx(classifier, X[:1]).SerializeToString())"
+CONVERT_SKLEARN = "pathlib.Path('model.onnx').write_bytes(skl2onnx.to_onnx(classifier, X[:1]).SerializeToString())"
 
 TO_ONNX = f"Export the model to ONNX: {EXPORT_ONNX}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pathlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def test_a_command_writes_a_file_that_is_accepted(name: str, tmp_path: Path, mon
     names = {
         "torch": torch,
         "onnx": onnx,
+        "pathlib": pathlib,
         "skl2onnx": skl2onnx,
         "X": X,
         "model": torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).eval(),

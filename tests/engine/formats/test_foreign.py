@@ -164,8 +164,10 @@ def test_the_advice_for_an_estimator_works(tmp_path: Path, monkeypatch: pytest.M
     joblib.dump(FITTED, "model.joblib", compress=3)
     with pytest.raises(wsb.ModelError) as caught:
         wsb.load_model("model.joblib")
-    command = caught.value.advice.partition("skl2onnx: ")[2].partition(". Else")[0].replace("FILE", "model.joblib")
-    exec(command, {"joblib": joblib, "pathlib": pathlib, "skl2onnx": skl2onnx, "X": X})  # noqa: S102 - the advice itself
+    given = re.search(r"\((classifier = .*?\))\), and convert it: (.*?)\. Else", caught.value.advice)
+    assert given is not None
+    names = {"joblib": joblib, "pathlib": pathlib, "skl2onnx": skl2onnx, "X": X}
+    exec("; ".join(given.groups()).replace("FILE", "model.joblib"), names)  # noqa: S102 - the advice itself
     assert wsb.load_model("model.onnx").resolve().classes == (0, 1)
 
 

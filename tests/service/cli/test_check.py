@@ -104,7 +104,7 @@ def test_an_analysis_without_a_report_ends_as_analyze_does(
 
 def test_a_broken_model_ends_with_2(files: tuple[str, str], tmp_path: Path) -> None:
     result = wsb("check", files[1], files[1], "--policy", policy(tmp_path, PASSING))
-    assert (result.returncode, "[model_unrecognized]" in result.stderr) == (2, True)
+    assert (result.returncode, "[arguments_swapped]" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

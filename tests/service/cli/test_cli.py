@@ -130,7 +130,7 @@ def test_a_missing_file_is_a_usage_error(files: tuple[str, str]) -> None:
 def test_a_bad_model_ends_with_2_and_the_engines_code(files: tuple[str, str]) -> None:
     result = wsb("analyze", files[1], files[1])
     assert result.returncode == 2
-    assert "[model_unrecognized]" in result.stderr
+    assert "[arguments_swapped]" in result.stderr
     assert "Traceback" not in result.stderr
 
 

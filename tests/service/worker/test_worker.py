@@ -142,7 +142,7 @@ def test_the_limits_are_told(start_service: StartService) -> None:
     api = start_service(worker=False, max_model_bytes=123)
     found = api.client.get("/v1/capabilities").json()
     assert found["limits"]["model_bytes"] == 123
-    assert found["formats"] == {"models": ["onnx"], "batches": ["npz", "safetensors"]}
+    assert found["formats"] == {"models": ["onnx", "pt2"], "batches": ["npz", "safetensors"]}
     assert found["sandbox"]["protections"] == []
 
 

@@ -247,8 +247,33 @@ REFUSED: dict[str, tuple[type[Base], str, str]] = {
     "state": (Stateful, "unsupported_operator", "prim::SetAttr"),
     "random numbers": (Random, "unsupported_operator", "aten::randn"),
     "statistics of the batch": (OwnStatistics, "unsupported_operator", "running statistics"),
-    "a recurrent layer": (Recurrent, "unsupported_operator", "aten::lstm"),
 }
+
+
+def test_a_recurrent_layer_that_runs_over_the_samples_is_analysed_as_one_batch(scripted: Any) -> None:
+    torch.manual_seed(0)
+    module = Recurrent().eval()
+    x, y = torch.randn(6, 4, 3), torch.arange(6) % 2
+    report = wsb.analyze(load_model(scripted(module)), wsb.Batch(x.numpy(), y.numpy()))
+    assert "samples_coupled" in {warning.code for warning in report.warnings}
+    exact = module.double()
+    names, values = zip(*exact.named_parameters(), strict=True)
+
+    def loss(*parameters: Tensor) -> Tensor:
+        logits = torch.func.functional_call(exact, dict(zip(names, parameters, strict=True)), (x.double(),))
+        return nn.functional.cross_entropy(logits, y)
+
+    rows = torch.autograd.functional.hessian(loss, values)
+    H = torch.cat(
+        [
+            torch.cat([part.reshape(a.numel(), b.numel()) for part, b in zip(row, values, strict=True)], 1)
+            for row, a in zip(rows, values, strict=True)
+        ]
+    )
+    largest = float(torch.linalg.eigvalsh(H)[-1])
+    assert report.enclosure is not None
+    assert report.enclosure.lambda_max.lower <= largest * (1 + 1e-12)
+    assert report.enclosure.lambda_max.upper >= largest * (1 - 1e-12)
 
 
 @pytest.mark.parametrize("name", REFUSED)
