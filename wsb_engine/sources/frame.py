@@ -48,7 +48,7 @@ def read_frame(
     keys = dict(zip(columns.names, frame.columns, strict=True))
     if len(keys) != len(columns.names):
         raise BatchError(
-            "two columns have the same name", code="column_repeated", advice="Give each column a name of its own."
+            "two columns have the same name", code="column_repeated", advice="Give each column a different name."
         )
     y, names = _labels(np.asarray(frame[keys[label]]), classes)
     chosen = stratified(strata_of(y), rows, seed)

@@ -270,7 +270,7 @@ def _classes(folder: Path, classes: Sequence[str] | None) -> tuple[dict[str, int
         raise BatchError(
             f"{folder} has no folders in it",
             code="no_class_folders",
-            advice=f"Put the images of each class into a folder of its own: {folder}/NAME_OF_THE_CLASS/image.png.",
+            advice=f"Put the images of each class into a separate folder: {folder}/NAME_OF_THE_CLASS/image.png.",
         )
     numbers, names = numbering(found, sorted(found) if classes is None else classes)
     return {name: numbers[name] for name in sorted(found)}, names or ()

@@ -1,7 +1,7 @@
 """The program's JSON graph → the operations that the TorchScript interpreter walks.
 
 Operators are the same; what differs is how a graph says it: arguments by name with defaults left out, parameters and
-buffers as inputs of the graph, sizes as symbolic integers, and decomposed operators under names of their own.
+buffers as inputs of the graph, sizes as symbolic integers, and decomposed operators under other names.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def require_apart(parameters: Mapping[str, Tensor]) -> None:
             raise ModelError(
                 f"parameters {one!r} and {other!r} overlap in memory",
                 code="pt2_overlapping_parameters",
-                advice="Give each parameter memory of its own (parameter.data = parameter.data.clone()), or tie them "
+                advice="Give each parameter separate memory (parameter.data = parameter.data.clone()), or tie them "
                 "as a whole, before the export.",
                 parameters=[one, other],
             )

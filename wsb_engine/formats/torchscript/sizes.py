@@ -24,8 +24,8 @@ def rescaling(exported: Walk, declared: int, actual: int) -> Handlers:
     """Return handlers of the operators that are given sizes.
 
     Args:
-        exported: A walk for the number of samples that the program was exported for.
-        declared: That number.
+        exported: A walk for ``declared`` samples.
+        declared: The number of samples that it was exported for.
         actual: The number of samples at hand.
     """
     shapes = {value: shape for value, shape in exported.defined.values() if shape is not None}
