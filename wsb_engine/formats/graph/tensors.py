@@ -123,7 +123,10 @@ def _viewed(
     count, width = math.prod(dims), dtype.itemsize
     _check_count(where, dims, stop - start, count * width, "bytes")
     if not count:
-        return torch.empty(dims, dtype=dtype)
+        try:
+            return torch.empty(dims, dtype=dtype)
+        except RuntimeError as error:  # sizes whose product overflows, beside a 0
+            raise problems.invalid(f"{where} declares shape {list(dims)}") from error
     stored = torch.uint8 if dtype == torch.bool else dtype
     if start % width or sys.byteorder == "big":
         part = np.frombuffer(buffer, dtype=f"V{width}", count=count, offset=start).view(f"u{width}")
