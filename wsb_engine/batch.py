@@ -7,13 +7,9 @@ checked against the available bytes before anything is allocated.
 from __future__ import annotations
 
 import hashlib
-import io
-import math
 import os
 import re
 import time
-import tokenize
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +23,18 @@ from torch import Tensor
 from wsb_engine.errors import BatchError
 from wsb_engine.formats.detect import batch_format
 from wsb_engine.formats.foreign import folder_batch
-from wsb_engine.sources.samples import MAX_BYTES
+from wsb_engine.sources.batch_file import read_npz, read_safetensors, require_size
+from wsb_engine.sources.npy import object_array
 
-MAX_ARRAYS = 256
 SIMPLEX_TOLERANCE = 1e-4
 """Largest distance of a row's sum of probabilities from 1 (float16 and float32 files round); rows are rescaled."""
 
 ArrayLike = Any
+
+_TENSOR_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+}
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
     """
     start = time.perf_counter()
     data = _read(source)
-    arrays: dict[str, ArrayLike] = dict(_read_npz(data) if batch_format(data) == "npz" else _read_safetensors(data))
+    arrays: dict[str, ArrayLike] = dict(read_npz(data) if batch_format(data) == "npz" else read_safetensors(data))
     y = arrays.pop("y", None)
     weights = arrays.pop("weights", None)
     if y is None:
@@ -282,8 +283,7 @@ def _read(source: str | os.PathLike[str] | bytes) -> bytes:
     if path.is_dir():
         raise folder_batch(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise _too_large(path.stat().st_size)
+        require_size(path.stat().st_size)
         return path.read_bytes()
     except OSError as error:
         raise BatchError(
@@ -293,102 +293,18 @@ def _read(source: str | os.PathLike[str] | bytes) -> bytes:
         ) from error
 
 
-def _too_large(size: int) -> BatchError:
-    return BatchError(
-        f"the batch holds {size:,} bytes, the limit is {MAX_BYTES:,}",
-        code="batch_too_large",
-        advice="Send fewer samples.",
-        size=size,
-        limit=MAX_BYTES,
-    )
-
-
-def _invalid(reason: str) -> BatchError:
-    return BatchError(
-        f"the batch file can't be read: {reason}",
-        code="batch_invalid",
-        advice="The file is damaged or incomplete: write it again and compare its size and checksum.",
-    )
-
-
-def _read_npz(data: bytes) -> dict[str, NDArray[Any]]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if len(members) > MAX_ARRAYS:
-                raise BatchError(
-                    f"the batch has {len(members)} arrays, the limit is {MAX_ARRAYS}",
-                    code="batch_too_large",
-                    advice="Keep x, y, weights or one array per model input.",
-                )
-            total = sum(member.file_size for member in members)
-            if total > MAX_BYTES:
-                raise _too_large(total)
-            arrays = {}
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                if name in arrays:
-                    raise _invalid(f"array {name!r} appears twice")
-                arrays[name] = _read_npy(archive, member, name)
-            return arrays
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise _invalid(str(error) or type(error).__name__) from error
-
-
-def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> NDArray[Any]:
-    with archive.open(member) as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-            if version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-            elif version == (2, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-            else:
-                raise _invalid(f"array {name!r} has .npy version {version}")
-        except (ValueError, SyntaxError, tokenize.TokenError) as error:
-            raise _invalid(f"array {name!r}: {str(error).splitlines()[0]}") from error
-        if dtype.hasobject:
-            raise _object_array(name)
-        content = stream.read()
-    count = math.prod(shape)
-    if any(size < 0 for size in shape) or count * dtype.itemsize != len(content):
-        raise _invalid(f"array {name!r} declares shape {shape} of {dtype}, but holds {len(content):,} bytes")
-    try:
-        return np.frombuffer(content, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
-    except ValueError as error:
-        raise _invalid(f"array {name!r} of shape {shape}: {error}") from error
-
-
-def _object_array(name: str) -> BatchError:
-    return BatchError(
-        f"array {name!r} holds Python objects, which would need a pickle",
-        code="object_array",
-        advice=f"Make one array of it before saving: {name} = numpy.array({name}.tolist()); rows of different lengths "
-        "have to be padded first.",
-        array=name,
-    )
-
-
-def _read_safetensors(data: bytes) -> dict[str, Tensor]:
-    import safetensors
-    import safetensors.torch
-
-    try:
-        return dict(safetensors.torch.load(data))
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise _invalid(str(error)) from error
-
-
 def _tensor(name: str, value: ArrayLike) -> Tensor:
     """Return a finite, real floating or integer tensor."""
+    if isinstance(value, Tensor) and value.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        value = value.cpu().numpy()
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
-        if tensor.is_complex() or tensor.is_quantized:
+        if tensor.dtype not in _TENSOR_DTYPES:
             raise _unsupported_dtype(name, str(tensor.dtype))
     else:
         array = np.asarray(value)
         if array.dtype.hasobject:
-            raise _object_array(name)
+            raise object_array(name)
         if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
             raise _unsupported_dtype(name, str(array.dtype))
         if array.dtype.kind == "u" and array.dtype.itemsize > 1:
@@ -429,7 +345,7 @@ def _labels(y: ArrayLike) -> NDArray[Any]:
         else np.asarray(y)
     )
     if array.dtype.hasobject:
-        raise _object_array("y")
+        raise object_array("y")
     if array.dtype.kind not in "fiubU":
         raise _unsupported_dtype("y", str(array.dtype))
     if array.ndim == 2 and array.shape[1] == 1:

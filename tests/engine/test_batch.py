@@ -134,6 +134,12 @@ def test_a_batch_in_memory_has_no_digest() -> None:
         (npz(x=X, y=Y, weights=[1, np.nan, 1]), "batch_not_finite"),
         (archive(x=npy_header((10**9, 40)) + bytes(64), y=npy_header((3,)) + bytes(24)), "batch_invalid"),
         (archive(x=npy_header((-1, 4)), y=npy_header((3,)) + bytes(24)), "batch_invalid"),
+        (archive(x=npy_header((2**63 - 1,), "<U0"), y=npy_header((3,)) + bytes(24)), "batch_invalid"),
+        (archive(x=npy_header((8, 2**62), "|S0"), y=npy_header((3,)) + bytes(24)), "batch_invalid"),
+        (archive(x=npy_header((2**62, 0)), y=npy_header((3,)) + bytes(24)), "batch_invalid"),
+        (archive(x=npy_header((0, 2**70)), y=npy_header((3,)) + bytes(24)), "batch_invalid"),
+        (save({"x": torch.zeros(3, 2).to(torch.float8_e4m3fn), "y": torch.arange(3)}), "unsupported_array_dtype"),
+        (save({"x": torch.zeros(3, 2).to(torch.complex64), "y": torch.arange(3)}), "unsupported_array_dtype"),
         (archive(x=b"\x93NUMPY\x09\x00" + bytes(60), y=b""), "batch_invalid"),
         (archive(x=b"not an array", y=b""), "batch_invalid"),
         (archive(**{f"a{i}": b"" for i in range(300)}), "batch_too_large"),
@@ -157,7 +163,7 @@ def test_a_member_that_appears_twice_is_refused() -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.batch.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("wsb_engine.sources.batch_file.MAX_BYTES", 1 << 20)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, x=np.zeros((1 << 18, 2)), y=np.zeros(1 << 18, dtype=int))
     assert code_of(buffer.getvalue()) == "batch_too_large"

@@ -121,6 +121,6 @@ def test_a_case_holds_through_the_command(name: str, tmp_path: Path) -> None:
 
 
 def test_there_are_cases_of_every_kind() -> None:
-    kinds = ("confidently", "coupled", "float32", "huge", "last", "masked", "near", "norm", "one", "saturated")
-    for kind in (*kinds, "smooth", "unnormalised"):
+    kinds = ("confidently", "coupled", "float32", "huge", "last", "linearsvc", "masked", "near", "norm", "one")
+    for kind in (*kinds, "parser", "rotary", "saturated", "smooth", "tied", "trace", "unnormalised", "vit"):
         assert any(name.startswith(kind) for name in NAMES)

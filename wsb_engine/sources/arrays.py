@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from wsb_engine.errors import BatchError, first_line
 from wsb_engine.sources.labels import numbering, text_of
+from wsb_engine.sources.npy import damaged, read_header
 from wsb_engine.sources.samples import MAX_BYTES, ProgressSink, Samples, require_room
 from wsb_engine.sources.subset import strata_of, stratified
 
@@ -144,63 +144,33 @@ def class_numbers(y: NDArray[Any], classes: Sequence[str] | None) -> tuple[NDArr
     return np.array([numbers[each] for each in distinct.tolist()], dtype=np.int64)[which].reshape(y.shape), names
 
 
-def read_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the header of an .npy array: its shape, whether it is in Fortran order, and its dtype.
-
-    Raises:
-        BatchError: ``npy_invalid``, ``object_array``.
-    """
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise _invalid(name, f"it has .npy version {version}")
-    except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
-        raise _invalid(name, first_line(error)) from error
-    if dtype.hasobject:
-        raise BatchError(
-            f"{name} holds Python objects, which would need a pickle",
-            code="object_array",
-            advice="Convert it to a numeric dtype before saving (rows of different lengths make object arrays).",
-            array=name,
-        )
-    if not shape or any(size < 0 for size in shape) or not dtype.itemsize:
-        raise _invalid(name, f"it has shape {list(shape)} of {dtype}")
-    return shape, fortran, dtype
-
-
 def _mapped(path: Path) -> Stored:
     if not path.is_file():
         raise BatchError(f"{path} is not a file", code="source_not_found", advice="Give the path of an .npy file.")
     try:
         with path.open("rb") as file:
-            shape, fortran, dtype = read_header(file, path.name)
+            shape, fortran, dtype = read_header(file, path.name, path.stat().st_size)
             offset = file.tell()
-        _require_size(path.name, shape, dtype, path.stat().st_size - offset)
         order: Any = "F" if fortran else "C"
         # An empty file can't be mapped.
         mapped = math.prod(shape) > 0
         values: Any = np.memmap(path, dtype, "r", offset, shape, order) if mapped else np.empty(shape, dtype)
     except OSError as error:
-        raise _invalid(path.name, error.strerror or str(error)) from error
+        raise damaged(path.name, error.strerror or str(error)) from error
     return Stored(path.name, shape, dtype, lambda rows: np.array(values if rows is None else values[rows]))
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Stored:
     with _readable(name), archive.open(info) as stream:
-        shape, fortran, dtype = read_header(stream, name)
+        shape, fortran, dtype = read_header(stream, name, info.file_size)
         offset = stream.tell()
-    _require_size(name, shape, dtype, info.file_size - offset)
 
     def rows(chosen: NDArray[np.int64] | None) -> NDArray[Any]:
         with _readable(name), archive.open(info) as stream:
             stream.read(offset)
             if chosen is None or fortran:
                 if info.file_size > MAX_BYTES:
-                    raise _invalid(name, f"it is in Fortran order, and holds more than {MAX_BYTES:,} bytes")
+                    raise damaged(name, f"it is in Fortran order, and holds more than {MAX_BYTES:,} bytes")
                 content = stream.read()
                 values = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
                 return values if chosen is None else values[chosen]
@@ -237,12 +207,7 @@ def _readable(name: str) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise _invalid(name, first_line(error), "npz_invalid") from error
-
-
-def _require_size(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], held: int) -> None:
-    if math.prod(shape) * dtype.itemsize != held:
-        raise _invalid(name, f"it declares shape {list(shape)} of {dtype}, but holds {held:,} bytes")
+        raise damaged(name, first_line(error), "npz_invalid") from error
 
 
 def _unknown(name: str, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> BatchError:
@@ -259,12 +224,4 @@ def _unknown(name: str, archive: zipfile.ZipFile, members: dict[str, zipfile.Zip
         code="array_unknown",
         advice="Name the arrays: --x for the inputs, --y for the labels.",
         arrays=list(members)[:_SHOWN],
-    )
-
-
-def _invalid(name: str, reason: str, code: str = "npy_invalid") -> BatchError:
-    return BatchError(
-        f"{name} can't be read: {reason}",
-        code=code,
-        advice="Write it again with numpy.save or numpy.savez, without pickled objects.",
     )
