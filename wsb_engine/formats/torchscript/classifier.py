@@ -34,6 +34,8 @@ from wsb_engine.formats.torchscript.values import Value
 from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
+_SHORT = {5: "float16", 15: "bfloat16"}
+"""Types shorter than float32, by the numbers that files use."""
 _SAMPLES = 3
 """Batch size for inferring the shapes of a perceptron."""
 
@@ -91,6 +93,7 @@ class ScriptClassifier(Classifier):
             activations=activation_names(mlp, _activations(steps, used)),
             tied=tied,
             head=chosen.name,
+            rounds_to=_rounds_to(steps),
         )
 
     def _value(self, name: str) -> str:
@@ -210,6 +213,13 @@ def _activations(steps: Sequence[Step], parameters: Iterable[str]) -> Iterator[s
         if trained.intersection(step.reads):
             trained.update(step.outputs)
             yield from _nonlinearities(step)
+
+
+def _rounds_to(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Return the types shorter than float32 to which values are cast."""
+    casts = [step for step in steps if step.call.node.name in ("to", "half")]
+    numbers = [5 if step.call.node.name == "half" else each for step in casts for each in step.arguments[:3]]
+    return tuple(dict.fromkeys(_SHORT[each] for each in numbers if type(each) is int and each in _SHORT))
 
 
 def _nonlinearities(step: Step) -> tuple[str, ...]:
