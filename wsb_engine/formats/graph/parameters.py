@@ -136,7 +136,7 @@ class _Search:
 
     def _declared(self, node: Node) -> list[str]:
         """Names of parameters, by the file's own record, that a node consumes together with a computed value."""
-        if not self._provenance.learned or all(map(self._origins.constant, node.reads)):
+        if self._provenance == UNKNOWN or all(map(self._origins.constant, node.reads)):
             return []
         entry = operators.find(node)
         static = entry.static if entry is not None else frozenset()
@@ -146,7 +146,13 @@ class _Search:
             if name and position not in static and self._origins.constant(name)
             for source in self._origins.trainable(name, numbers=True)
         )
-        return [source for source in sources if source in self._provenance.learned]
+        return [source for source in sources if self._is_trained(source)]
+
+    def _is_trained(self, name: str) -> bool:
+        """Return whether the file records that a constant is a parameter, or one that only parameters determine."""
+        if name in self._provenance.learned:
+            return True
+        return name in self._provenance.derived and not tables.is_mask(self._graph.constants[name])
 
     def _trainable_inputs(self, node: Node) -> list[str]:
         """Names of a node's constant inputs that sit in a trainable slot."""

@@ -28,6 +28,7 @@ from wsb_engine.formats.graph.parameters import find_parameters
 from wsb_engine.formats.graph.plan import Shapes
 from wsb_engine.formats.graph.problems import require_dependence, require_finite
 from wsb_engine.formats.graph.program import Program
+from wsb_engine.formats.graph.provenance import folding_warnings
 from wsb_engine.formats.graph.simplify import simplify
 from wsb_engine.formats.onnx.build import build
 from wsb_engine.formats.onnx.external import DataFiles
@@ -70,10 +71,10 @@ class OnnxClassifier(Classifier):
         built = build(model, files.elements)
         self._source = Source(model, built.constants, files.elements)
         graph = follow_conventions(simplify(resolve_branches(built)))
-        graph, told, self._doubts = stored_once(graph, provenance(model))
+        graph, self._told, self._doubts = stored_once(graph, provenance(model))
         _require_an_output(graph)
-        self._graph = looked_up(graph, find_parameters(graph, told).tensors)
-        self._found = find_parameters(self._graph, told)
+        self._graph = looked_up(graph, find_parameters(graph, self._told).tensors)
+        self._found = find_parameters(self._graph, self._told)
         self.sha256 = model_digest((len(data), hashlib.sha256(data).hexdigest()), parts)
         self.inputs = self._graph.inputs
         self.parameters: Tensors = self._found.tensors
@@ -82,6 +83,7 @@ class OnnxClassifier(Classifier):
             for name, tensor in self._graph.constants.items()
             if tensor.is_floating_point() and name not in self.parameters
         }
+        self.derived = self._told.derived
         self._stored: Tensors = {**self.parameters, **self.constants}
         self._programs: dict[str, Program] = {}
 
@@ -118,6 +120,11 @@ class OnnxClassifier(Classifier):
         reference = self._reference(program, chosen)
         batched = BatchProgram(program, used)
         reads = {name for node in program.nodes for name in node.reads}
+        left_out = {
+            name: tensor
+            for name, tensor in self.constants.items()
+            if name in reads and name not in used and (tensor.numel() > 1 or name in self._told.derived)
+        }
         return LogitModel(
             function=lambda parameters, inputs: logits_of(chosen, batched(parameters, inputs)),
             parameters=used,
@@ -129,12 +136,11 @@ class OnnxClassifier(Classifier):
             reference=reference,
             reference_name=NAME if reference is not None else None,
             rounds_to=_rounds_to(program.nodes),
-            left_out={
-                name: tensor
-                for name, tensor in self.constants.items()
-                if name in reads and tensor.numel() > 1 and name not in used
-            },
-            warnings=tuple(("tied_copies", doubt) for doubt in self._doubts),
+            left_out=left_out,
+            warnings=(
+                *(("tied_copies", doubt) for doubt in self._doubts),
+                *folding_warnings(self._told, used, left_out),
+            ),
         )
 
     def _program(self, value: str) -> Program:

@@ -22,6 +22,8 @@ _VIEW = re.compile(
     r"reshape|select|slice|squeeze|t|to|_to_copy|transpose|unsqueeze|unsafe_view|val|view|zeros)(_\d+)*$"
 )
 """Names of values that hold elements of one that they are computed from; what ``val`` is, its use tells."""
+_STACKING = frozenset({"GRU", "LSTM", "RNN"})
+"""Operators whose weights and biases are those of several parameters, one after the other."""
 _QUOTED = re.compile(r"'([^']+)'")
 _LONGEST = 1 << 20
 """Characters of one entry that are read."""
@@ -35,8 +37,9 @@ def provenance(model: onnx.ModelProto) -> Provenance:
     kinds = {name: kind for kind, name in _INPUT.findall(signature)}
     stored = {tensor.name for tensor in model.graph.initializer}
     stored.update(name for node in model.graph.node if node.op_type == "Constant" for name in node.output)
+    stacked = {name for node in model.graph.node if node.op_type in _STACKING for name in node.input[1:4]}
     learned: set[str] = set()
-    derived: set[str] = set()
+    derived: dict[str, tuple[str, ...]] = {}
     computed: set[str] = set()
     names: dict[str, str] = {}
     for value in model.graph.value_info:
@@ -46,13 +49,17 @@ def provenance(model: onnx.ModelProto) -> Provenance:
         if kind is not None:
             (learned if kind == "PARAMETER" else computed).add(value.name)
         elif sources:
-            parameters = [name for name in sources if kinds.get(name) == "PARAMETER"]
+            parameters = tuple(name for name in sources if kinds.get(name) == "PARAMETER")
             if len(parameters) == 1 and all(map(_VIEW.match, {value.name, *sources} - kinds.keys())):
                 learned.add(value.name)
                 names[value.name] = parameters[0]
+            elif parameters and value.name in stacked:
+                learned.add(value.name)
+            elif parameters:
+                derived[value.name] = parameters
             else:
-                (derived if parameters else computed).add(value.name)
-    return Provenance(learned=frozenset(learned), derived=frozenset(derived), computed=frozenset(computed), names=names)
+                computed.add(value.name)
+    return Provenance(learned=frozenset(learned), derived=derived, computed=frozenset(computed), names=names)
 
 
 def _entry(proto: onnx.GraphProto | onnx.ValueInfoProto, key: str) -> str | None:
