@@ -67,6 +67,15 @@ def test_a_pipe_is_refused_rather_than_waited_for(
     assert "is not a regular file. [not_a_file]" in result.stderr
 
 
+def test_the_advice_for_a_folder_names_what_to_give(files: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    batch = wsb("analyze", files[0], str(tmp_path / "photos"))
+    model = wsb("analyze", str(tmp_path), files[1])
+    assert (batch.returncode, model.returncode) == (2, 2)
+    assert f"wsb batch batch.npz --images {tmp_path / 'photos'}." in batch.stderr
+    assert f"Give the path of a model in it: {Path(files[0]).name}." in model.stderr
+
+
 def test_only_files_within_the_folder_are_granted(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
