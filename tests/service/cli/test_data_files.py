@@ -11,6 +11,7 @@ import httpx
 import pytest
 from support.command import wsb
 from support.external import DATA, combined, external_mlp
+from support.forms import full
 from support.service import Service, npz_batch, onnx_mlp
 
 from service.cli import remote
@@ -40,7 +41,7 @@ def test_data_files_beside_the_model_are_read_in_the_sandbox(files: tuple[str, s
     assert report["engine"]["sandbox"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[1], full(NAMES[0])])
 def test_a_missing_data_file_is_named(files: tuple[str, str], tmp_path: Path, name: str) -> None:
     (tmp_path / name).unlink()
     result = wsb("analyze", *files)

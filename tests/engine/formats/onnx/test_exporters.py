@@ -15,7 +15,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, Normalizer, PolynomialFeatures, StandardScaler
 from sklearn.svm import LinearSVC
-from support.forms import full
+from support.forms import crossed, full
 from torch import Tensor, nn
 
 from wsb_engine import load_model
@@ -34,11 +34,11 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-@pytest.mark.parametrize(("dynamo", "opset"), [(True, 18), (False, 13), (False, 20)])
+@pytest.mark.parametrize(("kind", "exporter"), crossed(ACTIVATIONS, ("dynamo-18", "legacy-13", "legacy-20")))
 def test_an_mlp_exported_by_torch_is_recognised(
-    kind: str, dynamo: bool, opset: int, export: Any, logits: Any, mlp_logits: Any
+    kind: str, exporter: str, export: Any, logits: Any, mlp_logits: Any
 ) -> None:
+    dynamo, opset = exporter.startswith("dynamo"), int(exporter[-2:])
     torch.manual_seed(1)
     net = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), ACTIVATIONS[kind], nn.Linear(5, 3, bias=dynamo))
     x = torch.randn(7, 2, 3)
@@ -98,8 +98,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transformer": (Transformer, (4, 3)),
     "recurrent": (Recurrent, (4, 3)),
 }
-SHORT = [("legacy", 13), ("legacy", 18), ("dynamo", 18), ("dynamo", 23)]
-EXPORTS = [each if each in SHORT else full(*each) for each in product(("legacy", "dynamo"), (13, 17, 18, 20, 21, 23))]
+SHORT = {
+    *(("mlp", "legacy", 13), ("convolutional", "legacy", 18), ("transformer", "legacy", 13)),
+    *(("recurrent", "legacy", 18), ("mlp", "dynamo", 18), ("convolutional", "dynamo", 23)),
+    *(("transformer", "dynamo", 23), ("recurrent", "dynamo", 18)),
+}
+EXPORTS = [
+    each if each in SHORT else full(*each) for each in product(NETWORKS, ("legacy", "dynamo"), (13, 17, 18, 20, 21, 23))
+]
 FREE = {
     "dynamo": {"dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},)},
     "legacy": {"dynamic_axes": {"x": {0: "n"}}},
@@ -153,8 +159,7 @@ def _eager_hessian(network: str, net: nn.Module, x: Tensor, y: Tensor, patch: py
         return torch.func.hessian(of_flat)(theta)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("exporter", "opset"), EXPORTS)
+@pytest.mark.parametrize(("network", "exporter", "opset"), EXPORTS)
 def test_logits_and_curvature_of_an_exported_network_are_the_modules(
     network: str, exporter: str, opset: int, export: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +207,7 @@ def _sklearn(model: Any, x: np.ndarray, y: np.ndarray, **options: Any) -> bytes:
         return to_onnx(model, x[:1], options=options).SerializeToString()  # type: ignore[no-any-return]
 
 
+CLASSES: dict[str, list[Any]] = {"binary": [0, 1], "binary strings": ["no", "yes"], "multiclass": [3, 5, 9]}
 SKLEARN: dict[str, Callable[[], Any]] = {
     "tanh network": lambda: MLPClassifier((4, 3), activation="tanh", max_iter=5, random_state=0),
     "logistic network": lambda: MLPClassifier((4,), activation="logistic", max_iter=5, random_state=0),
@@ -211,16 +217,15 @@ SKLEARN: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SKLEARN)
-@pytest.mark.parametrize("labels", [[0, 1], ["no", "yes"], [3, 5, 9]], ids=["binary", "binary strings", "multiclass"])
-@pytest.mark.parametrize("zipmap", [True, False], ids=["zipmap", "tensor"])
+@pytest.mark.parametrize(("kind", "classes", "output"), crossed(SKLEARN, CLASSES, ("zipmap", "tensor")))
 def test_a_model_of_scikit_learn_is_read_back(
-    kind: str, labels: list[Any], zipmap: bool, logits: Any, mlp_logits: Any
+    kind: str, classes: str, output: str, logits: Any, mlp_logits: Any
 ) -> None:
+    labels = CLASSES[classes]
     x = RNG.normal(size=(40, 5)).astype(np.float32)
     y = np.array(labels)[RNG.integers(0, len(labels), 40)]
     fitted = SKLEARN[kind]()
-    model = load_model(_sklearn(fitted, x, y, zipmap=zipmap)).resolve()
+    model = load_model(_sklearn(fitted, x, y, zipmap=output == "zipmap")).resolve()
     assert model.mlp is not None
     assert model.classes == tuple(labels)
     z = logits(model, x, "X")
@@ -244,9 +249,9 @@ SCORES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SCORES)
-@pytest.mark.parametrize("labels", [[0, 1], ["no", "yes"], [3, 5, 9]], ids=["binary", "binary strings", "multiclass"])
-def test_scores_of_scikit_learn_are_logits(kind: str, labels: list[Any], logits: Any) -> None:
+@pytest.mark.parametrize(("kind", "classes"), crossed(SCORES, CLASSES))
+def test_scores_of_scikit_learn_are_logits(kind: str, classes: str, logits: Any) -> None:
+    labels = CLASSES[classes]
     x = RNG.normal(size=(40, 5)).astype(np.float32)
     y = np.array(labels)[RNG.integers(0, len(labels), 40)]
     fitted = SCORES[kind]()
