@@ -6,19 +6,16 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from service.errors import ServiceError
+from service.http.bodies import TooManyUploadsError
 from service.kit.slots import Slots
-
-
-class FullError(ServiceError, status=503, code="full_in_this_test", title="Full"): ...
 
 
 def take(slots: Slots, stack: ExitStack, tenant: str, most: int = 1000) -> int:
     """Take as many slots as there are for a tenant; return how many."""
     taken = 0
-    with suppress(FullError):
+    with suppress(TooManyUploadsError):
         while taken < most:
-            stack.enter_context(slots.taken(tenant, FullError("full", advice="Wait.")))
+            stack.enter_context(slots.taken(tenant, TooManyUploadsError("full", advice="Wait.")))
             taken += 1
     return taken
 
