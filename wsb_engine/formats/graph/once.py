@@ -286,8 +286,9 @@ def _without_absent_biases(graph: Graph) -> Graph:
         if present[0] == present[1]:
             continue
         rewriting.constants[name] = halves[present.index(True)].clone()
-        absent = rewriting.constant(f"{name} (absent)", halves[present.index(False)].clone())
-        rewriting.make(name, "Concat", *((name, absent) if present[0] else (absent, name)), axis=1)
+        width = tensor.shape[1] // 2
+        pads = (0, 0, 0, width) if present[0] else (0, width, 0, 0)  # zeros that are no constant of the file
+        rewriting.make(name, "Pad", name, rewriting.constant(f"{name} (pads)", torch.tensor(pads)))
     return rewriting.graph()
 
 

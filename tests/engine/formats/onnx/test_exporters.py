@@ -10,15 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Perceptron, RidgeClassifier, SGDClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, Normalizer, PolynomialFeatures, StandardScaler
+<<<<<<< HEAD
 from sklearn.svm import LinearSVC
 from support.forms import crossed, full
+=======
+from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
+from support.forms import full
+>>>>>>> zoo
 from torch import Tensor, nn
 
-from wsb_engine import load_model
+from wsb_engine import ModelError, load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 RNG = np.random.default_rng(3)
@@ -245,6 +252,7 @@ SCORES: dict[str, Callable[[], Any]] = {
     "hinge by gradient descent": lambda: SGDClassifier(loss="hinge"),
     "squared hinge by gradient descent": lambda: make_pipeline(Normalizer(), SGDClassifier(loss="squared_hinge")),
     "perceptron of scaled features": lambda: make_pipeline(MinMaxScaler(), SGDClassifier(loss="perceptron")),
+    "ridge of imputed features": lambda: make_pipeline(SimpleImputer(), StandardScaler(), RidgeClassifier()),
     "logistic regression of bins": lambda: make_pipeline(KBinsDiscretizer(3, encode="onehot-dense"), RidgeClassifier()),
 }
 
@@ -265,6 +273,41 @@ def test_scores_of_scikit_learn_are_logits(kind: str, classes: str, logits: Any)
     np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert model.reference is not None
     np.testing.assert_allclose(model.reference({"X": x}), z, rtol=1e-4, atol=1e-4 * np.abs(z).max())
+
+
+def test_division_by_the_largest_element_is_that_of_the_runtime(logits: Any) -> None:
+    x = RNG.normal(size=(40, 5)).astype(np.float32)
+    x[1] = -np.abs(x[1])  # the largest element is negative
+    x[2] = 0  # and none to divide by
+    fitted = make_pipeline(Normalizer("max"), RidgeClassifier())
+    model = load_model(_sklearn(fitted, x, np.arange(40) % 3)).resolve()
+    assert model.reference is not None
+    np.testing.assert_allclose(model.reference({"X": x}), logits(model, x, "X"), rtol=1e-4, atol=1e-4)
+
+
+def test_missing_values_are_imputed(build: Any, logits: Any) -> None:
+    x, w = RNG.normal(size=(6, 4)).astype(np.float32), RNG.normal(size=(4, 3)).astype(np.float32)
+    x[0, 1] = x[3, 2] = np.nan
+    values = [0.5, -1.0, 2.0, 3.0]
+    nodes = [
+        build.node(
+            "Imputer", ["x"], ["a"], domain="ai.onnx.ml", imputed_value_floats=values, replaced_value_float=np.nan
+        ),
+        build.node("MatMul", ["a", "w"], ["z"]),
+    ]
+    model = load_model(build.bytes(nodes, {"w": w}, domains={"ai.onnx.ml": 1})).resolve(head="logits")
+    np.testing.assert_allclose(logits(model, x), np.where(np.isnan(x), values, x) @ w, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "advice"), [(DecisionTreeClassifier(), "piecewise constant"), (SVC(), "kernel machine")]
+)
+def test_what_has_no_weights_is_refused_with_the_reason(classifier: Any, advice: str) -> None:
+    x = RNG.normal(size=(40, 5)).astype(np.float32)
+    with pytest.raises(ModelError) as caught:
+        load_model(_sklearn(classifier, x, np.arange(40) % 3))
+    assert caught.value.code == "unsupported_operator"
+    assert advice in caught.value.advice
 
 
 def test_a_decision_function_has_one_row_of_coefficients(logits: Any) -> None:

@@ -224,6 +224,7 @@ def test_a_second_bias_that_is_zero_is_no_parameter(
     classifier = load_model(data)
     assert classifier.parameters["b"].numel() == gates * (4 if absent is None else 2)
     model = classifier.resolve(head="logits")
+    assert set(model.parameters) == {"w", "r", "b", "v"}
     assert model.reference is not None
     x = numbers(5, 3, 4)
     np.testing.assert_allclose(logits(model, x), model.reference({"x": x.numpy()}), rtol=1e-5, atol=1e-6)
