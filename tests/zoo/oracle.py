@@ -20,6 +20,8 @@ SMALL = 1500
 """Up to so many parameters the Hessian is written out."""
 FLOOR = 1e-12
 """Relative error of a largest eigenvalue in float64, below which the estimate by two computations does not go."""
+DIFFERENCES = 8
+"""The estimate, as a multiple of the difference between the two."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _WIDENING = (Tensor.float, Tensor.half, Tensor.bfloat16)
 
@@ -78,12 +80,13 @@ class Oracle:
     def lambda_max(self) -> tuple[float, float]:
         """The largest eigenvalue of the Hessian over all parameters, and an estimate of its error.
 
-        The estimate is the difference from a second computation: samples in reverse, another start, numbers rounded
-        to float32. Parameters without effect change nothing.
+        The estimate is a multiple of the difference from a second computation: samples in reverse, another start,
+        numbers rounded to float32. Exporters fold such numbers into others, whose rounding differs as much. Parameters
+        without effect change nothing.
         """
         value = self._lambda_max(3, backwards=False, rounded=False)
         other = self._lambda_max(4, backwards=True, rounded=True)
-        return value, max(2 * abs(value - other), FLOOR * abs(value))
+        return value, max(DIFFERENCES * abs(value - other), FLOOR * abs(value))
 
     def _lambda_max(self, seed: int, *, backwards: bool, rounded: bool) -> float:
         inputs = tuple(each.flip(0) if backwards else each for each in self._inputs)

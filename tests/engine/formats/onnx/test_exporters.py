@@ -15,14 +15,9 @@ from sklearn.linear_model import LogisticRegression, Perceptron, RidgeClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, Normalizer, PolynomialFeatures, StandardScaler
-<<<<<<< HEAD
-from sklearn.svm import LinearSVC
-from support.forms import crossed, full
-=======
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
-from support.forms import full
->>>>>>> zoo
+from support.forms import crossed, full
 from torch import Tensor, nn
 
 from wsb_engine import ModelError, load_model
