@@ -95,9 +95,7 @@ def require_files(model: Path, batch: Path) -> None:
     for path, folder in ((model, folder_model), (batch, folder_batch)):
         if path.is_dir():
             error = folder(path)
-            raise failure(
-                error.code, f"{error.message[:1].upper()}{error.message[1:]}.", error.advice, broke_down=False
-            )
+            raise failure(error.code, error.message, error.advice, broke_down=False)
         if not path.is_file():
             advice = "Save its content as a file and give the path of that."
             raise failure("not_a_file", f"{path} is not a regular file.", advice, broke_down=False)
