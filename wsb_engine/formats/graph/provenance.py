@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from wsb_engine.formats.graph.tensors import all_finite
 from wsb_engine.model import Tensors
-
-_NAMED = 8
-"""Tensors that a warning names; it counts the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +17,7 @@ class Provenance:
     learned: frozenset[str] = frozenset()
     """Parameters of the module, as they were or in another shape or order."""
     derived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Constant folded from parameters, or from the shape of one → these parameters."""
+    """Constant that was computed → the parameters that it was computed from, or from whose shapes."""
     computed: frozenset[str] = frozenset()
     """Buffers, and constants that no parameter had a part in."""
     names: Mapping[str, str] = field(default_factory=dict)
@@ -43,50 +40,60 @@ class Provenance:
 UNKNOWN = Provenance()
 """The file says nothing."""
 
+_SHOWN = 20
 
-def folding_warnings(provenance: Provenance, used: Tensors, left_out: Tensors) -> list[tuple[str, str]]:
-    """Return warnings, as codes and messages, about tensors that the exporter computed from parameters.
+
+def folded(told: Provenance, used: Tensors, others: Tensors) -> Iterator[tuple[str, str]]:
+    """Yield code and message of warnings about tensors that an exporter folded from parameters.
 
     Args:
-        provenance: What the file says about its constants.
-        used: The constants that count as parameters.
-        left_out: Other constants that z depends on.
+        told: What the file says.
+        used: The tensors that count as parameters.
+        others: The other constants that the logits depend on.
     """
-    derived = [name for name in used if name in provenance.derived]
-    warnings = []
-    if derived:
-        message = (
-            f"the exporter computed {_from(provenance, derived)}: H is that of the file's tensors, not of the "
-            "parameters of the module that they come from"
+    holders = Counter(source for name in used for source in dict.fromkeys(_sources(name, told)))
+    if derived := [name for name in used if name in told.derived]:
+        sources = dict.fromkeys(source for name in derived for source in told.derived[name])
+        several = [source for source in sources if holders[source] > 1]
+        more = f"; {listed(several)} had a part in more than one of the tensors that count" if several else ""
+        yield (
+            "derived_parameters",
+            f"the exporter computed {_sourced(derived, told)}: H is the Hessian over these "
+            f"tensors of the file, not over what they were computed from{more}",
         )
-        counts = Counter(source for name in used for source in dict.fromkeys(_sources(provenance, name)))
-        several = [name for name, count in counts.items() if count > 1 and _is_shared(provenance, name, derived)]
-        if several:
-            message += f"; {_listed(several)} counted in more than one of them"
-        warnings.append(("derived_parameters", message))
-    missed = [name for name in left_out if name in provenance.derived]
-    if missed:
-        message = f"the exporter computed {_from(provenance, missed)}: not counted as parameters"
-        finite = [name for name in missed if all_finite(left_out[name])]
-        if finite:
-            flags = " ".join(f"--parameters '{name}'" for name in finite[:_NAMED])
-            message += f"; to include what is finite: --parameters '*' {flags}"
-        warnings.append(("left_out_parameters", message))
-    return warnings
+    if parts := [name for name in used if name in told.names and holders[told.names[name]] > 1]:
+        yield (
+            "tied_copies",
+            f"the file holds elements of the parameters in brackets more than once, {_sourced(parts, told)}: each "
+            "tensor counts separately",
+        )
+    if lost := [name for name in others if name not in used and (name in told.derived or name in told.learned)]:
+        yield (
+            "left_out_parameters",
+            f"the exporter computed {_sourced(lost, told)}, or from their shapes: they don't "
+            f"count as parameters{inclusion({name: others[name] for name in lost})}",
+        )
 
 
-def _sources(provenance: Provenance, name: str) -> tuple[str, ...]:
-    return provenance.derived.get(name, (provenance.names.get(name, name),))
+def inclusion(tensors: Tensors) -> str:
+    """Return the end of a warning about tensors that are left out: how to include those that can be."""
+    finite = [name for name, tensor in tensors.items() if all_finite(tensor)]
+    if len(finite) == len(tensors):
+        return "; to include them, name them in parameters"
+    rest = "; those that hold infinities can't: torch.export.save keeps the parameters that they were computed from"
+    return f"; to include {listed(finite)}, name them in parameters{rest}" if finite else rest
 
 
-def _is_shared(provenance: Provenance, source: str, derived: list[str]) -> bool:
-    return any(source in provenance.derived[name] for name in derived)
+def _sources(name: str, told: Provenance) -> tuple[str, ...]:
+    return told.derived.get(name, (told.names.get(name, name),))
 
 
-def _from(provenance: Provenance, names: list[str]) -> str:
-    return _listed([f"{name!r} from {' and '.join(provenance.derived[name])}" for name in names])
+def _sourced(names: Collection[str], told: Provenance) -> str:
+    """List tensors with what they were computed from."""
+    return listed(names, lambda name: f"{name!r} from [{', '.join(_sources(name, told))}]")
 
 
-def _listed(texts: list[str]) -> str:
-    more = [f"{len(texts) - _NAMED} more"] if len(texts) > _NAMED else []
-    return ", ".join([*texts[:_NAMED], *more])
+def listed(names: Collection[str], shown: Callable[[str], str] = repr) -> str:
+    """List names for a message, not all of many."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(shown, list(names)[:_SHOWN])) + more

@@ -24,6 +24,11 @@ _VIEW = re.compile(
 """Names of values that hold elements of one that they are computed from; what ``val`` is, its use tells."""
 _STACKING = frozenset({"GRU", "LSTM", "RNN"})
 """Operators whose weights and biases are those of several parameters, one after the other."""
+_STACKED = re.compile(r"^(cat|concat|split|stack)(_\d+)*$")
+_UNNAMED = re.compile(r"^val_\d+$")
+_FLOATS = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+)
 _QUOTED = re.compile(r"'([^']+)'")
 _LONGEST = 1 << 20
 """Characters of one entry that are read."""
@@ -38,10 +43,11 @@ def provenance(model: onnx.ModelProto) -> Provenance:
     stored = {tensor.name for tensor in model.graph.initializer}
     stored.update(name for node in model.graph.node if node.op_type == "Constant" for name in node.output)
     stacked = {name for node in model.graph.node if node.op_type in _STACKING for name in node.input[1:4]}
+    scales = {tensor.name for tensor in model.graph.initializer if _is_number(tensor)}
     learned: set[str] = set()
-    derived: dict[str, tuple[str, ...]] = {}
     computed: set[str] = set()
     names: dict[str, str] = {}
+    derived: dict[str, tuple[str, ...]] = {}
     for value in model.graph.value_info:
         if value.name not in stored:
             continue
@@ -50,16 +56,28 @@ def provenance(model: onnx.ModelProto) -> Provenance:
             (learned if kind == "PARAMETER" else computed).add(value.name)
         elif sources:
             parameters = tuple(name for name in sources if kinds.get(name) == "PARAMETER")
-            if len(parameters) == 1 and all(map(_VIEW.match, {value.name, *sources} - kinds.keys())):
-                learned.add(value.name)
-                names[value.name] = parameters[0]
-            elif parameters and value.name in stacked:
-                learned.add(value.name)
-            elif parameters:
-                derived[value.name] = parameters
-            else:
+            steps = {value.name, *sources} - kinds.keys()
+            if not parameters:
                 computed.add(value.name)
-    return Provenance(learned=frozenset(learned), derived=derived, computed=frozenset(computed), names=names)
+            elif value.name in scales and any(map(_UNNAMED.match, sources)):
+                derived[value.name] = parameters  # such as the scale of attention, from a query's shape
+            elif len(parameters) == 1 and all(map(_VIEW.match, steps)):
+                names[value.name] = parameters[0]
+            elif value.name in stacked and all(_VIEW.match(step) or _STACKED.match(step) for step in steps):
+                learned.add(value.name)
+            else:
+                derived[value.name] = parameters
+    return Provenance(
+        learned=frozenset(learned | names.keys()),
+        derived=derived,
+        computed=frozenset(computed),
+        names=names,
+    )
+
+
+def _is_number(tensor: onnx.TensorProto) -> bool:
+    """Return whether a tensor is a single floating number."""
+    return all(size == 1 for size in tensor.dims) and tensor.data_type in _FLOATS
 
 
 def _entry(proto: onnx.GraphProto | onnx.ValueInfoProto, key: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from wsb_engine.options import Head as HeadOption
 
 _SHORT = {5: "float16", 15: "bfloat16"}
 """Types shorter than float32, by the numbers that files use."""
+_SHOWN = 20
 _SAMPLES = 3
 """Batch size for inferring the shapes of a perceptron."""
 
@@ -94,7 +95,14 @@ class ScriptClassifier(Classifier):
             tied=tied,
             head=chosen.name,
             rounds_to=_rounds_to(steps),
+            left_out=(left_out := self._left_out(reads)),
+            warnings=_frozen(left_out),
         )
+
+    def _left_out(self, reads: Collection[str]) -> Tensors:
+        """Return the constants of a frozen module's graph that are no parameters; they may have been before."""
+        stored = self._open_walk.stored if self._found.constants else {}
+        return {name: tensor for name, tensor in stored.items() if name.startswith("%") and name in reads}
 
     def _value(self, name: str) -> str:
         """Return the value behind an output's label."""
@@ -213,6 +221,18 @@ def _activations(steps: Sequence[Step], parameters: Iterable[str]) -> Iterator[s
         if trained.intersection(step.reads):
             trained.update(step.outputs)
             yield from _nonlinearities(step)
+
+
+def _frozen(left_out: Tensors) -> tuple[tuple[str, str], ...]:
+    """Return a warning about what may have been a parameter before the module was frozen."""
+    if not left_out:
+        return ()
+    shown = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(left_out.items())[:_SHOWN])
+    text = (
+        f"the module was frozen, which turns parameters into constants: {shown} don't count as parameters; save the "
+        "module without torch.jit.freeze to have all of them"
+    )
+    return (("left_out_parameters", text),)
 
 
 def _rounds_to(steps: Sequence[Step]) -> tuple[str, ...]:
