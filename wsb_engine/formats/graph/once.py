@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.formats.graph.folding.rewriting import Rewriting
-from wsb_engine.formats.graph.folding.unfolding import read_in_place, unscaled
+from wsb_engine.formats.graph.folding.unfolding import parts_in_place, read_in_place, unscaled
 from wsb_engine.formats.graph.graph import SAMPLES, Graph, Node
 from wsb_engine.formats.graph.parameters import WEIGHT_SLOTS
 from wsb_engine.formats.graph.provenance import UNKNOWN, Provenance
@@ -34,6 +34,7 @@ _LOOKED_AT = 4096
 _BIASES = {"GRU": 3, "LSTM": 3, "RNN": 3}
 """Recurrent layers → position of their two biases, one after the other."""
 _MIRRORED = "{!r} holds the same numbers twice, with either sign, for two classes: both count as parameters"
+_PART = "{!r} holds all elements of {!r}: counted as one parameter"
 _BROADCASTING = frozenset({"Add", "Concat", "Div", "GRU", "Gemm", "LSTM", "MatMul", "Mul", "RNN", "Sub", "Where"})
 """Operators that an exporter folds an expanded operand for."""
 
@@ -50,6 +51,8 @@ def stored_once(graph: Graph, provenance: Provenance = UNKNOWN) -> tuple[Graph, 
     graph, doubts = _without_copies(graph, provenance)
     if provenance == UNKNOWN:  # torch, which leaves a record, has both biases
         graph = _without_absent_biases(graph)
+        graph, parts = parts_in_place(graph, is_made_up)
+        doubts += tuple(_PART.format(whole, part) for part, whole in parts.items())
     graph, provenance = read_in_place(graph, provenance)
     names = _names(graph, provenance)
     return _renamed(graph, names), provenance.renamed(names), doubts
@@ -68,6 +71,13 @@ def _unexpanded(graph: Graph) -> Graph:
         return graph
     rewriting = Rewriting(graph)
     for name, tensor in rewriting.candidates():
+        if _is_tiled(tensor, samples) and all(_is_operand(*use, -tensor.ndim) for use in rewriting.uses[name]):
+            rewriting.constants[name] = tensor[: len(tensor) // samples].clone()
+            rows, rest = rewriting.constants[name].shape, tensor.shape[1:]
+            shape = rewriting.constant(f"{name} (shape)", torch.tensor((samples, *rows)))
+            rewriting.make(name, "Expand", name, shape, **{SAMPLES: 0})
+            rewriting.then(name, "Reshape", rewriting.constant(f"{name} (rows)", torch.tensor((-1, *rest))))
+            continue
         axis = _repeated(tensor, samples)
         if axis is None or not all(_is_operand(*use, axis - tensor.ndim) for use in rewriting.uses[name]):
             continue
@@ -91,6 +101,14 @@ def _repeated(tensor: Tensor, samples: int) -> int | None:
             if varies and bool((tensor == first).all()):
                 return axis
     return None
+
+
+def _is_tiled(tensor: Tensor, samples: int) -> bool:
+    """Return whether several matrices, such as those of all heads, are repeated for each sample."""
+    if tensor.ndim < 3 or len(tensor) % samples or len(tensor) == samples:
+        return False
+    parts = tensor.reshape(samples, -1)
+    return bool((parts == parts[:1]).all()) and _is_irregular(parts[0])
 
 
 def _is_operand(node: Node, position: int, axis: int) -> bool:

@@ -94,6 +94,19 @@ class Pooled(nn.Module):
         return self.last(F.softplus(self.first(x)).pow(self.power).mean(1).pow(1.0 / self.power))
 
 
+class Keys(nn.Module):
+    """Scores of each head for learned keys, which the module repeats for all samples and heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.last = nn.Parameter(torch.zeros(2, 2, 3)), nn.Linear(18, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(2, (2, 2)).transpose(1, 2).reshape(-1, 3, 2)
+        scores = torch.bmm(heads, self.keys.repeat(len(x), 1, 1))
+        return self.last(scores.reshape(len(x), -1).tanh())
+
+
 class Recurrent(nn.Module):
     """A plain recurrent layer, whose first step from zero is its second bias."""
 
@@ -126,7 +139,8 @@ def spectrum(function: Callable[[dict[str, Tensor]], Tensor], parameters: dict[s
 
 
 @pytest.mark.parametrize(
-    ("make", "samples"), [(Probe, 1), (Probe, 2), (Query, 1), (Query, 3), (Parts, 2), (Pooled, 2), (Recurrent, 2)]
+    ("make", "samples"),
+    [(Probe, 1), (Probe, 2), (Query, 1), (Query, 3), (Parts, 2), (Pooled, 2), (Recurrent, 2), (Keys, 3)],
 )
 def test_what_can_be_undone_has_the_spectrum_of_the_module(make: Any, samples: int, export: Any) -> None:
     module = drawn(make())

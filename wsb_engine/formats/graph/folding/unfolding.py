@@ -7,7 +7,7 @@ with the scale of its attention becomes the parameter and the product.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -17,6 +17,10 @@ from wsb_engine.formats.graph.folding.rewriting import Rewriting
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.provenance import Provenance
 
+_CHUNK = 1 << 20
+"""Elements that are compared with others at a time."""
+_LOOKED_AT = 4096
+"""Elements among which different values are looked for."""
 _DIFFERENT = 3
 """Different values from which on a tensor whose elements all are a parameter's is read from it."""
 
@@ -103,22 +107,70 @@ def read_in_place(graph: Graph, provenance: Provenance) -> tuple[Graph, Provenan
             rewriting.make(name, "Reciprocal", whole)
             shape = rewriting.constant(f"{name} (shape)", torch.tensor(part.shape, dtype=torch.int64))
             rewriting.then(name, "Reshape", shape)
+            del rewriting.constants[name]
         elif _is_read(part, parent, computed=name in provenance.derived):
             index = _index(part, parent)
             if index is None:
                 continue
-            rewriting.make(name, "Reshape", whole, rewriting.constant(f"{name} (line)", torch.tensor([-1])))
-            rewriting.then(name, "Gather", rewriting.constant(f"{name} (index)", index), axis=0)
+            _read(rewriting, name, whole, index)
         else:
             continue
         done.add(name)
-        del rewriting.constants[name]
     return rewriting.graph(), replace(
         provenance,
         learned=provenance.learned - done,
         derived={name: sources for name, sources in provenance.derived.items() if name not in done},
         names={name: parameter for name, parameter in provenance.names.items() if name not in done},
     )
+
+
+def parts_in_place(graph: Graph, is_made_up: Callable[[str], bool]) -> tuple[Graph, dict[str, str]]:
+    """Return the graph with parts of a constant read from it, and which constants they were parts of.
+
+    Without a record, the elements alone tell: a part has an exporter's name, and elements at regular distances in the
+    whole, and nowhere else.
+
+    Args:
+        graph: The graph.
+        is_made_up: Tells the names that exporters make up for what they compute.
+    """
+    rewriting = Rewriting(graph)
+    floating = dict(rewriting.candidates())
+    parts = {
+        name: part
+        for name, part in floating.items()
+        if is_made_up(name) and len(torch.unique(part.reshape(-1)[:_LOOKED_AT])) > _DIFFERENT
+    }
+    done: dict[str, str] = {}
+    for name, whole in _hits(parts, floating):
+        part, parent = parts[name], floating[whole]
+        larger = parent.numel() > part.numel() or (parent.numel() == part.numel() and not is_made_up(whole))
+        if name in done or name in done.values() or whole in done or not larger or part.dtype != parent.dtype:
+            continue
+        index = _index(part, parent, regular=True)
+        if index is not None:
+            _read(rewriting, name, whole, index)
+            done[name] = whole
+    return rewriting.graph(), done
+
+
+def _hits(parts: Mapping[str, Tensor], wholes: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Return the pairs of a part and another tensor that holds its element of largest size, in one pass over these."""
+    largest = {name: float(part.reshape(-1)[part.reshape(-1).abs().argmax()]) for name, part in parts.items()}
+    values = torch.tensor(sorted(set(largest.values())), dtype=torch.float64)
+    for whole, tensor in wholes.items() if largest else ():
+        found: set[float] = set()
+        for chunk in tensor.reshape(-1).split(_CHUNK):
+            place = torch.searchsorted(values, chunk.double()).clamp(max=len(values) - 1)
+            found.update(values[place][values[place] == chunk].tolist())
+        yield from ((name, whole) for name, value in largest.items() if value in found and name != whole)
+
+
+def _read(rewriting: Rewriting, name: str, whole: str, index: Tensor) -> None:
+    """Have a constant's elements read from another constant."""
+    rewriting.make(name, "Reshape", whole, rewriting.constant(f"{name} (line)", torch.tensor([-1])))
+    rewriting.then(name, "Gather", rewriting.constant(f"{name} (index)", index), axis=0)
+    del rewriting.constants[name]
 
 
 def _is_reciprocal(part: Tensor, whole: Tensor) -> bool:
@@ -158,8 +210,14 @@ def _descent(provenance: Provenance, wholes: Mapping[str, str]) -> Iterator[tupl
                 yield name, whole
 
 
-def _index(part: Tensor, whole: Tensor) -> Tensor | None:
-    """Return which element of a tensor (in its order) each of another one is; None if that is not certain."""
+def _index(part: Tensor, whole: Tensor, *, regular: bool = False) -> Tensor | None:
+    """Return which element of a tensor (in its order) each of another one is; None if that is not certain.
+
+    Args:
+        part: The tensor.
+        whole: The other tensor.
+        regular: True if only a view by strides counts.
+    """
     if part.dtype != whole.dtype:
         return None
     wide = torch.float32 if part.dtype.itemsize < 4 else part.dtype
@@ -171,7 +229,7 @@ def _index(part: Tensor, whole: Tensor) -> Tensor | None:
     after = (place + 1).clamp(max=len(ordered) - 1)
     certain = ((after == place) | (ordered[after] != ordered[place])).reshape(part.shape)
     index = order[place].reshape(part.shape)
-    return index if bool(certain.all()) else _strided(index, certain, part, whole.reshape(-1))
+    return index if bool(certain.all()) and not regular else _strided(index, certain, part, whole.reshape(-1))
 
 
 def _strided(index: Tensor, certain: Tensor, part: Tensor, values: Tensor) -> Tensor | None:
