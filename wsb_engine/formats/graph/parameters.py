@@ -235,8 +235,8 @@ class _Search:
 
     def _is_traced(self, name: str) -> bool:
         """Return whether a constant is a tensor of ones that the module made."""
-        tensor = self._graph.constants.get(name)
-        return tensor is not None and _TRACED.match(name) is not None and bool((tensor == 1).all())
+        stored = self._stored(name)
+        return bool(stored) and all(_TRACED.match(source) and bool((tensor == 1).all()) for source, tensor in stored)
 
     def _varies(self, name: str) -> bool:
         """Return whether a constant comes from a stored tensor whose finite elements are not all the same."""
