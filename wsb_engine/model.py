@@ -125,6 +125,8 @@ class Classifier(ABC):
     """All trainable tensors by name, as stored."""
     constants: Tensors = MappingProxyType({})
     """Other stored floating tensors, by name; ``resolve`` can take them for parameters."""
+    derived: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Stored tensor → the module's parameters that the exporter computed it from, if the file records them."""
     load_seconds: float = 0.0
     """Seconds spent reading the file."""
 

@@ -98,8 +98,10 @@ def compare_parameters(classifier: Classifier, module: nn.Module) -> ParameterCo
     order = list(classifier.parameters)
     return ParameterComparison(
         matches=tuple(sorted(comparing.matches, key=lambda match: order.index(match.file))),
-        only_in_file={name: _described(a, _in_file(a, buffers)) for name, a in comparing.file.items()},
-        only_in_module={name: _described(b, _in_module(b, classifier)) for name, b in comparing.module.items()},
+        only_in_file={
+            name: _described(a, _in_file(name, a, classifier, buffers)) for name, a in comparing.file.items()
+        },
+        only_in_module={name: _described(b, _in_module(name, b, classifier)) for name, b in comparing.module.items()},
     )
 
 
@@ -216,14 +218,19 @@ def _described(tensor: Tensor, note: str) -> str:
     return f"{list(tensor.shape)}{note}"
 
 
-def _in_file(tensor: Tensor, buffers: Tensors) -> str:
+def _in_file(name: str, tensor: Tensor, classifier: Classifier, buffers: Tensors) -> str:
     """Say what a parameter that the module lacks may be."""
+    if name in classifier.derived:
+        return f": computed from {' and '.join(classifier.derived[name])}"
     found = next((name for name, b in buffers.items() if any(test(tensor, b) for _, test in _TESTS[:4])), None)
     return "" if found is None else f": holds the values of the buffer {found}"
 
 
-def _in_module(tensor: Tensor, classifier: Classifier) -> str:
+def _in_module(name: str, tensor: Tensor, classifier: Classifier) -> str:
     """Say what became of a parameter that the file lacks."""
+    computed = [each for each in classifier.parameters if name in classifier.derived.get(each, ())]
+    if computed:
+        return f": the file stores {' and '.join(computed)}, computed from it"
     for name, constant in classifier.constants.items():
         if any(test(constant, tensor) for _, test in _TESTS[:4]):
             return f": the file stores it as {name}; include it with the option parameters"

@@ -11,19 +11,18 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from wsb_engine.formats.graph.folding.rewriting import Rewriting
+from wsb_engine.formats.graph.folding.unfolding import parts_in_place, read_in_place, unscaled
 from wsb_engine.formats.graph.graph import SAMPLES, Graph, Node
 from wsb_engine.formats.graph.parameters import WEIGHT_SLOTS
 from wsb_engine.formats.graph.provenance import UNKNOWN, Provenance
 
-_VERSION = 13
-"""Opset whose meaning the added operators have."""
 _MADE_UP = re.compile(r"^(onnx::|/|_?val_\d)")
 """Names that exporters of torch make up for what they fold; others are the model's."""
 _DIFFERENT = 3
@@ -35,6 +34,7 @@ _LOOKED_AT = 4096
 _BIASES = {"GRU": 3, "LSTM": 3, "RNN": 3}
 """Recurrent layers → position of their two biases, one after the other."""
 _MIRRORED = "{!r} holds the same numbers twice, with either sign, for two classes: both count as parameters"
+_PART = "{!r} holds all elements of {!r}: counted as one parameter"
 _BROADCASTING = frozenset({"Add", "Concat", "Div", "GRU", "Gemm", "LSTM", "MatMul", "Mul", "RNN", "Sub", "Where"})
 """Operators that an exporter folds an expanded operand for."""
 
@@ -46,10 +46,14 @@ def stored_once(graph: Graph, provenance: Provenance = UNKNOWN) -> tuple[Graph, 
         graph: The graph.
         provenance: What the file says about its constants.
     """
+    graph, provenance = unscaled(graph, provenance)
     graph = _unexpanded(graph)
     graph, doubts = _without_copies(graph, provenance)
     if provenance == UNKNOWN:  # torch, which leaves a record, has both biases
         graph = _without_absent_biases(graph)
+        graph, parts = parts_in_place(graph, is_made_up)
+        doubts += tuple(_PART.format(whole, part) for part, whole in parts.items())
+    graph, provenance = read_in_place(graph, provenance)
     names = _names(graph, provenance)
     return _renamed(graph, names), provenance.renamed(names), doubts
 
@@ -59,83 +63,28 @@ def is_made_up(name: str) -> bool:
     return _MADE_UP.match(name) is not None
 
 
-class _Rewriting:
-    """A graph while some of its constants are replaced by operators."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self.constants = dict(graph.constants)
-        self.uses: Mapping[str, list[tuple[Node, int]]] = defaultdict(list)
-        for node in graph.nodes:
-            for position, name in enumerate(node.inputs):
-                self.uses[name].append((node, position))
-        captured = (name for node in graph.nodes for inner in node.subgraphs for name in inner.captures)
-        self._elsewhere = {*captured, *graph.outputs}
-        self._made: list[Node] = []
-        self._instead: dict[str, str] = {}
-        """Name of a constant → the value that nodes read instead."""
-
-    def candidates(self) -> Iterator[tuple[str, Tensor]]:
-        """Floating constants of more than one element that only the inputs of nodes refer to."""
-        for name, tensor in self._graph.constants.items():
-            if tensor.is_floating_point() and tensor.numel() > 1 and name in self.uses and name not in self._elsewhere:
-                yield name, tensor
-
-    def constant(self, name: str, tensor: Tensor) -> str:
-        """Add a constant; return its name."""
-        name = self._new(name)
-        self.constants[name] = tensor
-        return name
-
-    def make(self, name: str, operator: str, *inputs: str, **attributes: Any) -> None:
-        """Have an operator make what the constant ``name`` was."""
-        made = self._new(f"{name} ({operator})")
-        self._made.append(
-            Node(
-                operator=operator,
-                version=_VERSION,
-                name=name,
-                index=0,
-                inputs=inputs,
-                outputs=(made,),
-                attributes=attributes,
-            )
-        )
-        self._instead[name] = made
-
-    def then(self, name: str, operator: str, **attributes: Any) -> None:
-        """Apply one more operator to what ``make`` has made."""
-        self.make(name, operator, self._instead[name], **attributes)
-
-    def graph(self) -> Graph:
-        """Return the rewritten graph."""
-        if not self._made:
-            return self._graph
-        nodes = [
-            replace(node, inputs=tuple(self._instead.get(name, name) for name in node.inputs))
-            if any(name in self._instead for name in node.inputs)
-            else node
-            for node in self._graph.nodes
-        ]
-        return replace(self._graph, nodes=(*self._made, *nodes), constants=self.constants)
-
-    def _new(self, name: str) -> str:
-        made = {output for node in self._made for output in node.outputs}
-        while name in self.constants or name in self._graph.producers or name in made:
-            name += "'"
-        return name
-
-
 def _unexpanded(graph: Graph) -> Graph:
     """Keep one row of what was expanded over the samples of the example that the file is fixed to."""
     sizes = {entry.shape[0] if entry.shape else None for entry in graph.inputs}
     samples = sizes.pop() if len(sizes) == 1 else None
     if samples is None or samples < 2:
         return graph
-    rewriting = _Rewriting(graph)
+    rewriting = Rewriting(graph)
     for name, tensor in rewriting.candidates():
+        if _is_tiled(tensor, samples) and all(_is_operand(*use, -tensor.ndim) for use in rewriting.uses[name]):
+            rewriting.constants[name] = tensor[: len(tensor) // samples].clone()
+            rows, rest = rewriting.constants[name].shape, tensor.shape[1:]
+            shape = rewriting.constant(f"{name} (shape)", torch.tensor((samples, *rows)))
+            rewriting.make(name, "Expand", name, shape, **{SAMPLES: 0})
+            rewriting.then(name, "Reshape", rewriting.constant(f"{name} (rows)", torch.tensor((-1, *rest))))
+            continue
         axis = _repeated(tensor, samples)
         if axis is None or not all(_is_operand(*use, axis - tensor.ndim) for use in rewriting.uses[name]):
+            continue
+        factor = axis == tensor.ndim - 2 and any(
+            node.operator in ("Gemm", "MatMul") for node, _ in rewriting.uses[name]
+        )
+        if factor and not _is_irregular(tensor):  # a weight of equal numbers has equal rows too
             continue
         rewriting.constants[name] = tensor.narrow(axis, 0, 1).clone()
         shape = rewriting.constant(f"{name} (shape)", torch.tensor(tensor.shape))
@@ -144,13 +93,22 @@ def _unexpanded(graph: Graph) -> Graph:
 
 
 def _repeated(tensor: Tensor, samples: int) -> int | None:
-    """Return the first axis of one slice a sample, if all slices are the same and hold different numbers."""
+    """Return the first axis with one slice a sample that are all the same and hold different numbers."""
     for axis, size in enumerate(tensor.shape):
         if size == samples and tensor.ndim > 1:
             first = tensor.narrow(axis, 0, 1)
             varies = tensor.ndim > 2 or bool((first != first.reshape(-1)[0]).any())
-            return axis if varies and bool((tensor == first).all()) else None
+            if varies and bool((tensor == first).all()):
+                return axis
     return None
+
+
+def _is_tiled(tensor: Tensor, samples: int) -> bool:
+    """Return whether several matrices, such as those of all heads, are repeated for each sample."""
+    if tensor.ndim < 3 or len(tensor) % samples or len(tensor) == samples:
+        return False
+    parts = tensor.reshape(samples, -1)
+    return bool((parts == parts[:1]).all()) and _is_irregular(parts[0])
 
 
 def _is_operand(node: Node, position: int, axis: int) -> bool:
@@ -166,7 +124,7 @@ def _is_operand(node: Node, position: int, axis: int) -> bool:
 
 def _without_copies(graph: Graph, provenance: Provenance) -> tuple[Graph, tuple[str, ...]]:
     """Keep one of two tensors that hold the same numbers, in the same order or transposed."""
-    rewriting = _Rewriting(graph)
+    rewriting = Rewriting(graph)
     groups: Mapping[object, list[str]] = defaultdict(list)
     for name, tensor in rewriting.candidates():
         ends = float(tensor[(0,) * tensor.ndim]), float(tensor[(-1,) * tensor.ndim])  # a transposition keeps both
@@ -207,7 +165,7 @@ def looked_up(graph: Graph, parameters: Iterable[str]) -> Graph:
         graph: The graph.
         parameters: Names of its parameters; other constants stay as they are.
     """
-    rewriting = _Rewriting(graph)
+    rewriting = Rewriting(graph)
     names = set(parameters)
     for name, tensor in rewriting.candidates():
         if name not in names or not all(
@@ -284,7 +242,7 @@ def _is_told(first: str, name: str, provenance: Provenance, *, transposed: bool)
 
 def _without_absent_biases(graph: Graph) -> Graph:
     """Leave out the half of a recurrent layer's biases that is zero: the framework has one bias only."""
-    rewriting = _Rewriting(graph)
+    rewriting = Rewriting(graph)
     for name, tensor in rewriting.candidates():
         uses = rewriting.uses[name]
         if (

@@ -12,6 +12,7 @@ one wherever it is used, and what no parameter had a part in is none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -54,6 +55,9 @@ _VIEWS = RESHAPING | {"Expand", "Transpose"}
 _POSITIONS = frozenset({"Cos", "CumSum", "EyeLike", "NonZero", "Range", "Sin"})
 """Operators whose results for constants are positions, or functions of them."""
 _PRODUCTS = frozenset({"Div", "Einsum", "Gemm", "MatMul", "Mul", "Pow"})
+_COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+_TRACED = re.compile(r"^/.*Constant(_\d+)?_output_0$")
+"""Names that torch's older exporter gives to tensors which the module made itself, such as a mask of ones."""
 _SELECTIONS = frozenset({"Gather", "GatherElements", "GatherND"})
 
 
@@ -113,6 +117,7 @@ class _Search:
         self._provenance = provenance
         self._origins = _Origins(graph)
         self._rotations = _rotations(graph)
+        self._knots = _knots(graph)
         self._trained: set[str] = set()
         """Values that depend on a parameter found so far."""
 
@@ -136,7 +141,7 @@ class _Search:
 
     def _declared(self, node: Node) -> list[str]:
         """Names of parameters, by the file's own record, that a node consumes together with a computed value."""
-        if not self._provenance.learned or all(map(self._origins.constant, node.reads)):
+        if self._provenance == UNKNOWN or all(map(self._origins.constant, node.reads)):
             return []
         entry = operators.find(node)
         static = entry.static if entry is not None else frozenset()
@@ -146,7 +151,13 @@ class _Search:
             if name and position not in static and self._origins.constant(name)
             for source in self._origins.trainable(name, numbers=True)
         )
-        return [source for source in sources if source in self._provenance.learned]
+        return [source for source in sources if self._is_trained(source)]
+
+    def _is_trained(self, name: str) -> bool:
+        """Return whether the file records that a constant is a parameter, or one that only parameters determine."""
+        if name in self._provenance.learned:
+            return True
+        return name in self._provenance.derived and not tables.is_mask(self._graph.constants[name])
 
     def _trainable_inputs(self, node: Node) -> list[str]:
         """Names of a node's constant inputs that sit in a trainable slot."""
@@ -156,7 +167,7 @@ class _Search:
             inputs = [node.inputs[slot] for slot in WEIGHT_SLOTS[node.operator] if slot < len(node.inputs)]
             weights = [name for name in inputs if name and self._origins.constant(name)]
             if node.operator == "Gather":
-                return [name for name in weights if not self._is_computed(name)]
+                return [name for name in weights if name not in self._knots and not self._is_computed(name)]
             weights += [name for name in self._initial_states(node) if self._varies(name)]
             # A product of constants says nothing about either: what consumes it does.
             return weights if node.operator not in _LINEAR or not all(map(self._origins.constant, node.reads)) else []
@@ -191,7 +202,7 @@ class _Search:
             if any(self._origins.constant(each) for each in before.inputs if each):
                 return not self._is_sinusoidal(name)
         elif self._is_normalised(before) or (before.operator == "Mul" and self._is_normalised(self._scaled(before))):
-            return not self._is_number(name) and not self._is_sinusoidal(name)
+            return not self._is_number(name) and not self._is_sinusoidal(name) and not self._is_traced(name)
         # Neither after weights nor after a normalisation: added to the scores of attention, to a residual stream, …
         return other in self._trained and self._varies(name) and not self._is_computed(name, node.operator)
 
@@ -221,6 +232,11 @@ class _Search:
     def _is_number(self, name: str) -> bool:
         tensor = self._graph.constants.get(name)
         return tensor is not None and tensor.numel() == 1
+
+    def _is_traced(self, name: str) -> bool:
+        """Return whether a constant is a tensor of ones that the module made."""
+        stored = self._stored(name)
+        return bool(stored) and all(_TRACED.match(source) and bool((tensor == 1).all()) for source, tensor in stored)
 
     def _varies(self, name: str) -> bool:
         """Return whether a constant comes from a stored tensor whose finite elements are not all the same."""
@@ -282,6 +298,14 @@ def _rotations(graph: Graph) -> frozenset[str]:
             name for name, hit in zip(names, tables.on_circles([factors[n] for n in names]), strict=True) if hit
         )
     return frozenset(found)
+
+
+def _knots(graph: Graph) -> frozenset[str]:
+    """Names of tables that divide a piecewise function: what is looked up in them is compared, not only embedded."""
+    nodes = [node for node in graph.nodes if node.domain == ""]
+    tables_of = {name: node.inputs[0] for node in nodes if node.operator == "Gather" for name in node.outputs}
+    compared = (name for node in nodes if node.operator in _COMPARISONS for name in node.inputs)
+    return frozenset(tables_of[name] for name in compared if name in tables_of)
 
 
 class _Origins:

@@ -6,18 +6,26 @@ Exporters write subgraphs to compute a target shape; these are folded, in intege
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import operators, problems
 from wsb_engine.formats.graph.graph import SAMPLES, Graph, Node
 from wsb_engine.formats.graph.operators import Call, Operator
-from wsb_engine.formats.graph.plan import META, Plan, Planned, Planner, Shapes, Specs, Value, needed, tensors_of
+from wsb_engine.formats.graph.plan import CPU, META, Plan, Planned, Planner, Shapes, Specs, Value, needed, tensors_of
+from wsb_engine.formats.graph.tensors import dtype_of
+
+_JUMPS = frozenset(
+    {"ArgMax", "ArgMin", "Cast", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Round",
+     "Sign", "TopK"}
+)  # fmt: skip
+"""Operators whose results change by leaps: another rounding of their inputs can change them altogether."""
 
 
 class Program(Planned):
@@ -39,6 +47,7 @@ class Program(Planned):
         self.nodes = graph.needed(outputs)
         for node in self.nodes:
             operators.require(node)
+        self.decisive = _decisive(self.nodes)
         reads = {name for node in self.nodes for name in node.reads} | set(outputs)
         self.inputs = tuple(entry for entry in graph.inputs if entry.name in reads)
         super().__init__(
@@ -61,6 +70,8 @@ class _Planner(Planner):
     exported: Shapes | None = None
     """Shapes of the values for the number of samples that the graph was exported for, if it is another one."""
     values: dict[str, Value] = field(default_factory=dict)
+    stored: dict[str, Tensor] = field(default_factory=dict)
+    """Known values that decide on leaps, in the file's precision."""
 
     def plan(self, specs: Specs) -> Plan:
         for name, (shape, dtype) in specs.items():
@@ -85,6 +96,8 @@ class _Planner(Planner):
         else:
             arguments = self._arguments(call, entry, inputs)
             made, known = self.evaluate(call, entry.kernel, arguments, concrete=entry.concrete)
+            if known and (_is_jump(node) or not self.program.decisive.isdisjoint(node.outputs)):
+                made = self._as_stored(call, entry, inputs)
             if not known:
                 self.emit(call, entry.kernel, arguments, node.outputs)
         tensors = tensors_of(made)
@@ -93,6 +106,26 @@ class _Planner(Planner):
         for name, tensor in zip(node.outputs, tensors, strict=False):
             if name:
                 self.values[name] = Value(name, tensor.to(META), tensor if known else None)
+
+    def _as_stored(self, call: Call, entry: Operator, inputs: list[Value | None]) -> Sequence[Tensor]:
+        """Return a node's known results, computed in the file's precision and widened, and keep them as computed.
+
+        An embedding of positions by the logarithm of a distance, cut off to an integer, is another one in float64.
+        """
+        given = [each and replace(each, known=self._in_file(each)) for each in inputs]
+        floating = (each.known.dtype for each in given if each and each.known is not None)
+        working = next((dtype for dtype in floating if dtype.is_floating_point), torch.float32)
+        if (call.node.domain, call.node.operator) == ("", "Cast"):
+            target = dtype_of(call.get("to", 0), call.node.label)
+            working = target if target.is_floating_point else working
+        arguments = self._arguments(call, entry, given)
+        made = tensors_of(self._run(replace(call, working=working), entry.kernel, arguments, CPU))
+        self.stored.update(zip(call.node.outputs, made, strict=False))
+        return [each.to(self.working) if each.is_floating_point() else each for each in made]
+
+    def _in_file(self, value: Value) -> Tensor | None:
+        """Return a known value in the file's precision."""
+        return self.stored.get(value.name, self.program.graph.constants.get(value.name, value.known))
 
     def _value(self, name: str) -> Value:
         if name not in self.values:
@@ -147,3 +180,16 @@ def rescaled(source: tuple[int, ...], target: tuple[int, ...], actual: tuple[int
             scaled, rest = divmod(size * actual[axis], source[axis])
             return (*target[:position], scaled, *target[position + 1 :]) if rest == 0 else None
     return None
+
+
+def _decisive(nodes: Sequence[Node]) -> frozenset[str]:
+    """Return the names of the values that results which change by leaps are computed from."""
+    found: set[str] = set()
+    for node in reversed(nodes):
+        if _is_jump(node) or not found.isdisjoint(node.outputs):
+            found.update(node.reads)
+    return frozenset(found)
+
+
+def _is_jump(node: Node) -> bool:
+    return node.domain == "" and node.operator in _JUMPS

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from wsb_engine.formats.graph.tensors import all_finite
+from wsb_engine.model import Tensors
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
@@ -28,7 +31,7 @@ class Provenance:
 
         return Provenance(
             learned=after(self.learned),
-            derived={names.get(name, name): parameters for name, parameters in self.derived.items()},
+            derived={names.get(name, name): sources for name, sources in self.derived.items()},
             computed=after(self.computed),
             names={names.get(name, name): parameter for name, parameter in self.names.items()},
         )
@@ -40,21 +43,24 @@ UNKNOWN = Provenance()
 _SHOWN = 20
 
 
-def folded(told: Provenance, used: Collection[str], others: Collection[str]) -> Iterator[tuple[str, str]]:
+def folded(told: Provenance, used: Tensors, others: Tensors) -> Iterator[tuple[str, str]]:
     """Yield code and message of warnings about tensors that an exporter folded from parameters.
 
     Args:
         told: What the file says.
-        used: Names of the tensors that count as parameters.
-        others: Names of the other constants that the logits depend on.
+        used: The tensors that count as parameters.
+        others: The other constants that the logits depend on.
     """
+    holders = Counter(source for name in used for source in dict.fromkeys(_sources(name, told)))
     if derived := [name for name in used if name in told.derived]:
+        sources = dict.fromkeys(source for name in derived for source in told.derived[name])
+        several = [source for source in sources if holders[source] > 1]
+        more = f"; {listed(several)} had a part in more than one of the tensors that count" if several else ""
         yield (
             "derived_parameters",
             f"the exporter computed {_sourced(derived, told)}: H is the Hessian over these "
-            "tensors of the file, not over what they were computed from",
+            f"tensors of the file, not over what they were computed from{more}",
         )
-    holders = Counter(told.names.get(name, name) for name in used)
     if parts := [name for name in used if name in told.names and holders[told.names[name]] > 1]:
         yield (
             "tied_copies",
@@ -65,14 +71,26 @@ def folded(told: Provenance, used: Collection[str], others: Collection[str]) -> 
         yield (
             "left_out_parameters",
             f"the exporter computed {_sourced(lost, told)}, or from their shapes: they don't "
-            "count as parameters; to include them, name them in parameters",
+            f"count as parameters{inclusion({name: others[name] for name in lost})}",
         )
+
+
+def inclusion(tensors: Tensors) -> str:
+    """Return the end of a warning about tensors that are left out: how to include those that can be."""
+    finite = [name for name, tensor in tensors.items() if all_finite(tensor)]
+    if len(finite) == len(tensors):
+        return "; to include them, name them in parameters"
+    rest = "; those that hold infinities can't: torch.export.save keeps the parameters that they were computed from"
+    return f"; to include {listed(finite)}, name them in parameters{rest}" if finite else rest
+
+
+def _sources(name: str, told: Provenance) -> tuple[str, ...]:
+    return told.derived.get(name, (told.names.get(name, name),))
 
 
 def _sourced(names: Collection[str], told: Provenance) -> str:
     """List tensors with what they were computed from."""
-    sources = {name: told.derived.get(name, (told.names.get(name, name),)) for name in names}
-    return listed(names, lambda name: f"{name!r} from [{', '.join(sources[name])}]")
+    return listed(names, lambda name: f"{name!r} from [{', '.join(_sources(name, told))}]")
 
 
 def listed(names: Collection[str], shown: Callable[[str], str] = repr) -> str:

@@ -30,6 +30,7 @@ from wsb_engine.formats.graph.problems import require_dependence, require_finite
 from wsb_engine.formats.graph.program import Program
 from wsb_engine.formats.graph.provenance import UNKNOWN, folded, listed
 from wsb_engine.formats.graph.simplify import simplify
+from wsb_engine.formats.graph.tables import is_mask
 from wsb_engine.formats.onnx.build import build
 from wsb_engine.formats.onnx.external import DataFiles
 from wsb_engine.formats.onnx.lowering import lower
@@ -84,6 +85,7 @@ class OnnxClassifier(Classifier):
             for name, tensor in self._graph.constants.items()
             if tensor.is_floating_point() and name not in self.parameters
         }
+        self.derived = self._told.derived
         self._stored: Tensors = {**self.parameters, **self.constants}
         self._programs: dict[str, Program] = {}
 
@@ -155,7 +157,7 @@ class OnnxClassifier(Classifier):
         yield from folded(self._told, used, left_out)
         statistics = {name for node in program.nodes if node.operator == "BatchNormalization" for name in node.inputs}
         named = [name for name in left_out if self._told == UNKNOWN and self._may_be_trained(name)]
-        if in_doubt := [name for name in named if name not in statistics]:
+        if in_doubt := [name for name in named if name not in statistics and not is_mask(left_out[name])]:
             yield (
                 "left_out_parameters",
                 f"the file does not tell whether {listed(in_doubt)} are parameters or buffers of the module, and they "

@@ -22,6 +22,9 @@ _VIEW = re.compile(
     r"reshape|select|slice|squeeze|t|to|_to_copy|transpose|unsqueeze|unsafe_view|val|view|zeros)(_\d+)*$"
 )
 """Names of values that hold elements of one that they are computed from; what ``val`` is, its use tells."""
+_STACKING = frozenset({"GRU", "LSTM", "RNN"})
+"""Operators whose weights and biases are those of several parameters, one after the other."""
+_STACKED = re.compile(r"^(cat|concat|split|stack)(_\d+)*$")
 _UNNAMED = re.compile(r"^val_\d+$")
 _FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
@@ -39,12 +42,12 @@ def provenance(model: onnx.ModelProto) -> Provenance:
     kinds = {name: kind for kind, name in _INPUT.findall(signature)}
     stored = {tensor.name for tensor in model.graph.initializer}
     stored.update(name for node in model.graph.node if node.op_type == "Constant" for name in node.output)
+    stacked = {name for node in model.graph.node if node.op_type in _STACKING for name in node.input[1:4]}
     scales = {tensor.name for tensor in model.graph.initializer if _is_number(tensor)}
     learned: set[str] = set()
     computed: set[str] = set()
     names: dict[str, str] = {}
     derived: dict[str, tuple[str, ...]] = {}
-    scaled: set[str] = set()
     for value in model.graph.value_info:
         if value.name not in stored:
             continue
@@ -53,19 +56,17 @@ def provenance(model: onnx.ModelProto) -> Provenance:
             (learned if kind == "PARAMETER" else computed).add(value.name)
         elif sources:
             parameters = tuple(name for name in sources if kinds.get(name) == "PARAMETER")
+            steps = {value.name, *sources} - kinds.keys()
             if not parameters:
                 computed.add(value.name)
-            elif len(parameters) > 1 or not all(map(_VIEW.match, {value.name, *sources} - kinds.keys())):
-                derived[value.name] = parameters
             elif value.name in scales and any(map(_UNNAMED.match, sources)):
-                derived[value.name] = parameters
-                scaled.update(parameters)
-            else:
+                derived[value.name] = parameters  # such as the scale of attention, from a query's shape
+            elif len(parameters) == 1 and all(map(_VIEW.match, steps)):
                 names[value.name] = parameters[0]
-    for name, parameter in list(names.items()):
-        # Attention folds √scale, from the shape of a learned query, into the query.
-        if parameter in scaled and _UNNAMED.match(name):
-            derived[name] = (names.pop(name),)
+            elif value.name in stacked and all(_VIEW.match(step) or _STACKED.match(step) for step in steps):
+                learned.add(value.name)
+            else:
+                derived[value.name] = parameters
     return Provenance(
         learned=frozenset(learned | names.keys()),
         derived=derived,

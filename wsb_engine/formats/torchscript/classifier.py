@@ -17,6 +17,7 @@ from wsb_engine.formats.graph.logits import Head, logits_of
 from wsb_engine.formats.graph.mlp import activation_names, find_mlp
 from wsb_engine.formats.graph.plan import CPU, META, Shapes, Step, needed
 from wsb_engine.formats.graph.problems import require_dependence
+from wsb_engine.formats.graph.provenance import listed
 from wsb_engine.formats.torchscript import control
 from wsb_engine.formats.torchscript.archive.scan import checked_archive
 from wsb_engine.formats.torchscript.interpreter import Walk
@@ -36,7 +37,6 @@ from wsb_engine.options import Head as HeadOption
 
 _SHORT = {5: "float16", 15: "bfloat16"}
 """Types shorter than float32, by the numbers that files use."""
-_SHOWN = 20
 _SAMPLES = 3
 """Batch size for inferring the shapes of a perceptron."""
 
@@ -96,7 +96,7 @@ class ScriptClassifier(Classifier):
             head=chosen.name,
             rounds_to=_rounds_to(steps),
             left_out=(left_out := self._left_out(reads)),
-            warnings=_frozen(left_out),
+            warnings=tuple(_frozen(left_out)) if self._found.constants else (),
         )
 
     def _left_out(self, reads: Collection[str]) -> Tensors:
@@ -223,16 +223,21 @@ def _activations(steps: Sequence[Step], parameters: Iterable[str]) -> Iterator[s
             yield from _nonlinearities(step)
 
 
-def _frozen(left_out: Tensors) -> tuple[tuple[str, str], ...]:
-    """Return a warning about what may have been a parameter before the module was frozen."""
-    if not left_out:
-        return ()
-    shown = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(left_out.items())[:_SHOWN])
-    text = (
-        f"the module was frozen, which turns parameters into constants: {shown} don't count as parameters; save the "
-        "module without torch.jit.freeze to have all of them"
+def _frozen(left_out: Tensors) -> Iterator[tuple[str, str]]:
+    """Yield warnings about what freezing did to parameters."""
+    yield (
+        "derived_parameters",
+        "the module was frozen, which turns parameters, and what was computed from them alone, into constants without "
+        "a record: H is the Hessian over these constants, which are the module's parameters only if it computes "
+        "nothing from parameters alone; save the module without torch.jit.freeze to be sure",
     )
-    return (("left_out_parameters", text),)
+    if left_out:
+        shown = listed(left_out, lambda name: f"{name} {list(left_out[name].shape)}")
+        yield (
+            "left_out_parameters",
+            f"the module was frozen, which turns parameters into constants: {shown} don't count as parameters; save "
+            "the module without torch.jit.freeze to have all of them",
+        )
 
 
 def _rounds_to(steps: Sequence[Step]) -> tuple[str, ...]:

@@ -213,7 +213,7 @@ class Walk(Planner):
         if entry is None:
             raise problems.unsupported(operation.kind, operation.location)
         if name.startswith("detach") and any(isinstance(each, Value) and each.trained for each in inputs):
-            raise problems.unsupported(operation.kind, operation.location, "hides parameters from the derivative")
+            raise problems.hides_parameters(operation.kind, operation.location)
         made = self._apply(operation, entry, inputs)
         if in_place:
             target: Value = inputs[0]

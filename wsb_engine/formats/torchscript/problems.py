@@ -43,6 +43,18 @@ def unsupported(operator: str, location: str, why: str = "is not supported") -> 
     return problems.unsupported(label(operator, location), why, advice=TO_ONNX, operator=operator, location=location)
 
 
+def hides_parameters(operator: str, location: str) -> ModelError:
+    """Return the error for parameters whose derivative the program drops: its gradient has no symmetric Jacobian."""
+    return problems.unsupported(
+        label(operator, location),
+        "hides parameters from the derivative, so that the gradient is that of no function",
+        advice="Remove the detach (or torch.no_grad) from forward and save the model again. An export to ONNX drops "
+        "it silently: H is then that of the function with the derivative.",
+        operator=operator,
+        location=location,
+    )
+
+
 def data_dependent(operator: str, location: str) -> ModelError:
     """Return the error for a decision, or a number, that depends on the values of inputs or parameters."""
     return ModelError(

@@ -14,7 +14,14 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Perceptron, RidgeClassifier, SGDClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, Normalizer, PolynomialFeatures, StandardScaler
+from sklearn.preprocessing import (
+    KBinsDiscretizer,
+    MinMaxScaler,
+    Normalizer,
+    PolynomialFeatures,
+    QuantileTransformer,
+    StandardScaler,
+)
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 from support.forms import crossed, full
@@ -292,6 +299,14 @@ def test_missing_values_are_imputed(build: Any, logits: Any) -> None:
     ]
     model = load_model(build.bytes(nodes, {"w": w}, domains={"ai.onnx.ml": 1})).resolve(head="logits")
     np.testing.assert_allclose(logits(model, x), np.where(np.isnan(x), values, x) @ w, rtol=1e-5)
+
+
+def test_the_quantiles_of_a_piecewise_function_are_no_parameters() -> None:
+    x = RNG.normal(size=(40, 4)).astype(np.float32)
+    fitted = make_pipeline(QuantileTransformer(n_quantiles=10), RidgeClassifier())
+    model = load_model(_sklearn(fitted, x, np.arange(40) % 3)).resolve()
+    assert sum(tensor.numel() for tensor in model.parameters.values()) == 3 * 4 + 3
+    assert {"quantiles", "quantiles_neg_rev"} <= set(model.left_out)
 
 
 @pytest.mark.parametrize(
