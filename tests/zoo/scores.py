@@ -41,6 +41,7 @@ from sklearn.preprocessing import (
     MaxAbsScaler,
     MinMaxScaler,
     Normalizer,
+    OneHotEncoder,
     PolynomialFeatures,
     RobustScaler,
     StandardScaler,
@@ -100,6 +101,9 @@ CLASSIFIERS: dict[str, Callable[[], Any]] = {
     "KBinsDiscretizer, LogisticRegression": lambda: make_pipeline(
         KBinsDiscretizer(3, encode="onehot-dense", quantile_method="averaged_inverted_cdf"), LogisticRegression()
     ),
+    "OneHotEncoder, LogisticRegression": lambda: make_pipeline(
+        OneHotEncoder(sparse_output=False), LogisticRegression()
+    ),
     "Binarizer, LogisticRegression": lambda: make_pipeline(Binarizer(), LogisticRegression()),
     "SelectKBest, LogisticRegression": lambda: make_pipeline(SelectKBest(k=3), LogisticRegression()),
     "PCA, LogisticRegression": lambda: make_pipeline(PCA(3), LogisticRegression()),
@@ -122,8 +126,6 @@ CLASSIFIERS: dict[str, Callable[[], Any]] = {
 _ROWS_OF_TWO = (LogisticRegression, LogisticRegressionCV, LinearSVC, RidgeClassifier, RidgeClassifierCV)
 """Of two classes, their file has the rows −w and w; only ``raw_scores`` makes logits of both."""
 _SCORES = (Perceptron, PassiveAggressiveClassifier)
-_OFF_THE_EDGES = 2.0**-10
-"""Added to features of which some are edges of bins."""
 _GRID = 8
 """Constants that are subtracted are rounded to multiples of 1/8, and those that scale to powers of 2."""
 
@@ -187,6 +189,8 @@ def fit(name: str, classes: int) -> tuple[Any, NDArray[np.float32], NDArray[np.i
     generator = np.random.default_rng(5)
     x = generator.standard_normal((ROWS, FEATURES)).astype(np.float32)
     y = (x @ generator.standard_normal((FEATURES, classes)) + generator.standard_normal((ROWS, classes))).argmax(1)
+    if name.startswith("OneHotEncoder"):
+        x = x.round()
     classifier = CLASSIFIERS[name]().fit(x, y)
     for step in classifier[:-1] if hasattr(classifier, "steps") else []:
         _round(step)
@@ -194,8 +198,6 @@ def fit(name: str, classes: int) -> tuple[Any, NDArray[np.float32], NDArray[np.i
         for attribute in ("coef_", "intercept_", "coefs_", "intercepts_"):
             if hasattr(linear, attribute):
                 setattr(linear, attribute, _drawn(getattr(linear, attribute), generator))
-    if _has_bins(classifier):
-        x = x + np.float32(_OFF_THE_EDGES)
     return classifier, x[:SAMPLES], y[:SAMPLES]
 
 
@@ -246,8 +248,6 @@ def truth(classifier: Any, form: str) -> Truth:
         note = "the projection `transform_matrix` counts as a parameter; leave it out by `parameters`"
     if isinstance(projection, Normalizer) and projection.norm == "max":
         note = "the file divides by max x, as ONNX defines it, and not by max \\|x\\|"
-    if _has_bins(classifier):
-        note = "a row exactly on an edge of a bin widens the enclosure: rounding is measured by moving inputs"
     if isinstance(last, MLPClassifier):
         layers += [
             (_tensor(weight.T), _tensor(bias)) for weight, bias in zip(last.coefs_, last.intercepts_, strict=True)
@@ -286,10 +286,6 @@ def features(classifier: Any, x: NDArray[np.float32]) -> Tensor:
 
 def _last(classifier: Any) -> Any:
     return classifier[-1] if hasattr(classifier, "steps") else classifier
-
-
-def _has_bins(classifier: Any) -> bool:
-    return any(isinstance(step, KBinsDiscretizer) for step in getattr(classifier, "named_steps", {}).values())
 
 
 def _parts(last: Any) -> list[Any]:

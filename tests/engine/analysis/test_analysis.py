@@ -353,32 +353,6 @@ def test_without_moments_the_enclosure_is_probabilistic() -> None:
     assert report.enclosure.lambda_max.failure_probability == 1e-6
 
 
-class Binned(nn.Module):
-    """A linear classifier of a feature's bin."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(2, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        above: torch.Tensor = (x >= 0.5).to(x.dtype)
-        return self.head(torch.cat([above, 1 - above], 1))  # type: ignore[no-any-return]
-
-
-def test_an_input_on_a_threshold_widens_the_enclosure_and_the_advice_helps() -> None:
-    torch.manual_seed(0)
-    x, y = np.float32([[0.5], [0.2], [0.9], [0.4]]), np.array([0, 1, 2, 0])
-    model = wsb.from_module(Binned())
-    on, off = (wsb.analyze(model, wsb.Batch(each, y)) for each in (x, x + np.float32(0.01)))
-    assert on.enclosure is not None
-    assert off.enclosure is not None
-    advice = next(warning.message for warning in on.warnings if warning.code == "enclosure_open")
-    assert "move inputs that lie exactly on a threshold" in advice
-    assert on.enclosure.lambda_max.lower <= off.enclosure.lambda_max.lower
-    assert off.enclosure.lambda_max.upper <= on.enclosure.lambda_max.upper
-    assert "enclosure_open" not in [warning.code for warning in off.warnings]
-
-
 def test_an_enclosure_that_runs_out_of_products_says_so() -> None:
     report = wsb.analyze(classifier(), batch(), wsb.Options(max_products=2))
     assert report.enclosure is not None
