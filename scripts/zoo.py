@@ -14,19 +14,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
-from zoo import networks, scores
+from zoo import keras, networks, scores
 from zoo.cell import WRONG, Cell, sentence
-from zoo.record import NETWORKS, SCORES, Record, read, worse, write
+from zoo.record import CELLS, KERAS, Record, read, worse, write
 
 
-def observe(keys: list[tuple[str, str, str]]) -> Record:
-    """Observe cells in one process: all of one family, which share its right values, or all of scikit-learn."""
+def observe(keys: list[tuple[str, str, str]], folder: Path | None) -> Record:
+    """Observe cells in one process: all of one family, which share its right values, or all of one library."""
     torch.set_num_threads(1)
     found = {}
     for row, column, variant in keys:
-        module = scores if row in scores.CLASSIFIERS else networks
         try:
-            found[row, column, variant] = module.observe(row, column, int(variant))
+            if row in keras.MODELS:
+                found[row, column, variant] = keras.observe(row, column, folder)
+            else:
+                module = scores if row in scores.CLASSIFIERS else networks
+                found[row, column, variant] = module.observe(row, column, int(variant))
         except Exception as error:  # of the engine, which may only refuse by a code
             found[row, column, variant] = Cell(WRONG, note=sentence(error))
     return found
@@ -37,22 +40,25 @@ def main() -> int:
     parser.add_argument("--only", default="", help="regular expression for “row, column, variant”")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--check", action="store_true", help="write nothing, only compare")
+    parser.add_argument("--keras", type=Path, metavar="FOLDER", help="what scripts/keras_cases.py wrote")
     given = parser.parse_args()
-    chosen = [key for key in (*NETWORKS, *SCORES) if re.search(given.only, ", ".join(key))]
+    cells = CELLS if given.keras else [key for key in CELLS if key not in KERAS]
+    chosen = [key for key in cells if re.search(given.only, ", ".join(key))]
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for key in chosen:
-        groups.setdefault("" if key[0] in scores.CLASSIFIERS else key[0], []).append(key)
+        library = "scikit-learn" if key[0] in scores.CLASSIFIERS else "Keras" if key in KERAS else key[0]
+        groups.setdefault(library, []).append(key)
     before, now = read(), Record()
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         started = time.monotonic()
-        pending = [pool.submit(observe, keys) for keys in groups.values()]
+        pending = [pool.submit(observe, keys, given.keras) for keys in groups.values()]
         for done in as_completed(pending):
             now |= done.result()
             for key, cell in done.result().items():
                 print(f"{', '.join(key)}: {cell.outcome}, {cell.parameters}. {cell.note}", flush=True)
             print(f"{len(now)} of {len(chosen)} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
             if not given.check:
-                write(before | now)
+                write(read() | now)
     lost = list(worse(before, now))
     print("\n".join(lost), file=sys.stderr)
     return 1 if lost else 0

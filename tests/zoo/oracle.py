@@ -34,7 +34,8 @@ class _Wide(TorchFunctionMode):
     """Makes casts between floating dtypes identities, as the product documents: modules cast to float32 inside.
 
     Args:
-        rounded: True to round the module's Python numbers to float32, as some exporters do.
+        rounded: True to round to float32, as exporters do, the module's Python numbers, and the square root of
+            attention's scale, by which they multiply queries and keys.
     """
 
     def __init__(self, *, rounded: bool) -> None:
@@ -50,6 +51,11 @@ class _Wide(TorchFunctionMode):
     ) -> Any:
         if function in _WIDENING:
             return args[0].double()
+        if function is F.scaled_dot_product_attention and self._rounded:
+            query, key, *others = args
+            scale = (kwargs or {}).get("scale") or query.shape[-1] ** -0.5
+            root = float(np.float32(scale**0.5))
+            args, kwargs = (query * root, key * root, *others), {**(kwargs or {}), "scale": 1.0}
         return function(*map(self._widened, args), **{key: self._widened(each) for key, each in (kwargs or {}).items()})
 
     def _widened(self, value: Any) -> Any:

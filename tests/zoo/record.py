@@ -10,6 +10,7 @@ from pathlib import Path
 from zoo.cell import HOLDS, Cell
 from zoo.exporters import EXAMPLES
 from zoo.families import FAMILIES
+from zoo.keras import MODELS, WAYS
 from zoo.scores import CLASSES, CLASSIFIERS, FORMS
 
 OBSERVED = Path(__file__).parent / "observed.json"
@@ -22,6 +23,8 @@ NETWORKS = [
     (family, exporter, str(size)) for family in FAMILIES for exporter, sizes in EXAMPLES.items() for size in sizes
 ]
 SCORES = [(name, form, str(classes)) for name in CLASSIFIERS for form in FORMS for classes in CLASSES]
+KERAS = [(row, way, "1") for row in MODELS for way in WAYS]
+CELLS = (*NETWORKS, *KERAS, *SCORES)
 
 
 def read() -> Record:
@@ -31,7 +34,7 @@ def read() -> Record:
 
 
 def write(record: Record) -> None:
-    order = {key: place for place, key in enumerate((*NETWORKS, *SCORES))}
+    order = {key: place for place, key in enumerate(CELLS)}
     keys = sorted((key for key in record if key in order), key=lambda key: order[key])
     lines = ",\n".join(json.dumps([*key, asdict(record[key])], ensure_ascii=False) for key in keys)
     OBSERVED.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
@@ -41,12 +44,13 @@ def write(record: Record) -> None:
 
 
 def tables(record: Record) -> str:
-    """Both tables without the rows of which nothing was tried, and below them what their numbers stand for."""
+    """All tables, and below them what their numbers stand for."""
     notes: dict[str, int] = {}
     networks = _table("model", list(FAMILIES), list(EXAMPLES), record, notes)
+    keras = _table("Keras 3", list(MODELS), list(WAYS), record, notes)
     scores = _table("scikit-learn, by skl2onnx", list(CLASSIFIERS), list(FORMS), record, notes)
     listed = "\n".join(f"{number}. {note}" for note, number in notes.items())
-    return f"{networks}\n{scores}\n{listed}\n"
+    return f"{networks}\n{keras}\n{scores}\n{listed}\n"
 
 
 def _table(title: str, rows: Sequence[str], columns: Sequence[str], record: Record, notes: dict[str, int]) -> str:

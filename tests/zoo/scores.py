@@ -41,6 +41,7 @@ from sklearn.preprocessing import (
     MaxAbsScaler,
     MinMaxScaler,
     Normalizer,
+    OneHotEncoder,
     PolynomialFeatures,
     RobustScaler,
     StandardScaler,
@@ -99,6 +100,9 @@ CLASSIFIERS: dict[str, Callable[[], Any]] = {
     ),
     "KBinsDiscretizer, LogisticRegression": lambda: make_pipeline(
         KBinsDiscretizer(3, encode="onehot-dense", quantile_method="averaged_inverted_cdf"), LogisticRegression()
+    ),
+    "OneHotEncoder, LogisticRegression": lambda: make_pipeline(
+        OneHotEncoder(sparse_output=False), LogisticRegression()
     ),
     "Binarizer, LogisticRegression": lambda: make_pipeline(Binarizer(), LogisticRegression()),
     "SelectKBest, LogisticRegression": lambda: make_pipeline(SelectKBest(k=3), LogisticRegression()),
@@ -185,6 +189,8 @@ def fit(name: str, classes: int) -> tuple[Any, NDArray[np.float32], NDArray[np.i
     generator = np.random.default_rng(5)
     x = generator.standard_normal((ROWS, FEATURES)).astype(np.float32)
     y = (x @ generator.standard_normal((FEATURES, classes)) + generator.standard_normal((ROWS, classes))).argmax(1)
+    if name.startswith("OneHotEncoder"):
+        x = x.round()
     classifier = CLASSIFIERS[name]().fit(x, y)
     for step in classifier[:-1] if hasattr(classifier, "steps") else []:
         _round(step)
@@ -203,8 +209,6 @@ def observe(name: str, form: str, classes: int) -> Cell:
         try:
             options = {id(_last(classifier)): FORMS[form]} if FORMS[form] else None
             data = to_onnx(classifier, x[:1], options=options).SerializeToString()
-        except NameError:
-            return Cell(FAILS, note="the converter of this classifier has no such option")
         except Exception as error:
             return Cell(FAILS, note=sentence(error))
         try:

@@ -166,7 +166,10 @@ def _advice(found: Enclosures, problem: Problem) -> str:
         return "allow more with max_products"
     if problem.objective.dtype == torch.float32:
         return "that is the limit of float32; use dtype float64"
-    return "what is left is rounding in float64; rescale inputs whose values lie far from 0 next to their spread"
+    return (
+        "what is left is rounding in float64; rescale inputs whose values lie far from 0 next to their spread, and "
+        "move inputs that lie exactly on a threshold of the model"
+    )
 
 
 def _part(found: Enclosures, factor: float) -> r.Enclosure:

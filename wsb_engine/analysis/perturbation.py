@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -15,13 +16,75 @@ PERTURBATION = 2.0**-43
 """Relative size of a perturbation, in which H is linear except for cancellations that leave no digits anyway."""
 
 
-def perturbed(objective: Objective, seed: int) -> Objective:
+JUMP = 2.0**-20
+"""Change of a sample's logits, relative to them, at which they jump instead of following a perturbation."""
+GENERIC = 2.0**-10
+"""Relative size of the noise that makes parameters generic, so that no derivative vanishes by their values."""
+
+
+def deciding(objective: Objective) -> dict[str, Tensor]:
+    """Find numbers among the inputs that logits depend on by comparisons or casts to integers alone.
+
+    Such numbers are category codes, or features on the edge of a bin. Moving one makes the logits jump, though no
+    rounding touches it before it is compared. Looks only where logits jump.
+
+    Args:
+        objective: Objective in float64.
+
+    Returns:
+        Input's name → (N, …) bool; empty if no logits jump.
+    """
+    held: dict[str, Tensor] = {}
+    for rows in objective.chunks():
+        inputs = objective.chunk_inputs(rows)
+        if not _jumps(objective, inputs):
+            continue
+        for name, gradient in _input_gradients(objective, inputs).items():
+            shape = (objective.samples, *gradient.shape[1:])
+            held.setdefault(name, torch.zeros(shape, dtype=torch.bool, device=gradient.device))[rows] = gradient == 0
+    return held
+
+
+def _jumps(objective: Objective, inputs: Tensors) -> bool:
+    parameters = {**objective.fixed, **objective.selected}
+    with torch.no_grad():
+        z = objective.function(parameters, inputs)
+        for size in (PERTURBATION, -PERTURBATION):
+            moved = {name: part * (1 + size) if part.is_floating_point() else part for name, part in inputs.items()}
+            change = objective.function(parameters, moved) - z
+            if bool((change.abs() > JUMP * z.abs().amax(1, keepdim=True)).any()):
+                return True
+    return False
+
+
+def _input_gradients(objective: Objective, inputs: Tensors) -> dict[str, Tensor]:
+    """Return the gradient of random combinations of the logits, at generic parameters, by floating-point inputs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    generic = {
+        name: (tensor + GENERIC * (float(tensor.square().mean().sqrt()) or 1.0) * noise(tensor)).requires_grad_()
+        for name, tensor in objective.selected.items()
+    }
+    floating = {name: part.detach().requires_grad_() for name, part in inputs.items() if part.is_floating_point()}
+    z = objective.function({**objective.fixed, **generic}, {**inputs, **floating})
+    gradients = torch.autograd.grad(
+        (z * noise(z)).sum(), list(floating.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(floating, gradients, strict=True))
+
+
+def perturbed(objective: Objective, seed: int, held: Mapping[str, Tensor] | None = None) -> Objective:
     """Multiply every parameter and floating-point input by 1 + εξ; an exact zero stays one.
 
     Args:
         objective: Objective in float64.
         seed: Seed of ξ, which is uniform with unit variance.
+        held: Input's name → (N, …) bool, true for numbers that stay: ``deciding``.
     """
+    names = list(objective.inputs)
 
     def moved(tensor: Tensor, stream: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((seed, stream)) % (1 << 63))
@@ -31,10 +94,16 @@ def perturbed(objective: Objective, seed: int) -> Objective:
     def all_moved(tensors: Tensors, first: int) -> dict[str, Tensor]:
         return {name: moved(tensor, first + i) for i, (name, tensor) in enumerate(tensors.items())}
 
+    def disturb(part: Tensor, place: int) -> Tensor:
+        first, index = divmod(place, len(names))
+        stays = None if held is None else held.get(names[index])
+        result = moved(part, -1 - place)
+        return result if stays is None else torch.where(stays[first : first + len(part)], part, result)
+
     count = len(objective.selected)
     return replace(
         objective,
         selected=all_moved(objective.selected, 0),
         fixed=all_moved(objective.fixed, count),
-        disturb=lambda tensor, place: moved(tensor, -1 - place),
+        disturb=disturb,
     )

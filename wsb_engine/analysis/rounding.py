@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from wsb_engine.analysis.agreement import norm
-from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
+from wsb_engine.analysis.perturbation import PERTURBATION, deciding, perturbed
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
 from wsb_engine.curvature.closed_form.layout import Layout
@@ -156,7 +157,11 @@ class Measuring:
     def _perturbed(self, index: int, columns: int) -> HessianProduct:
         """Return a product at parameters and inputs multiplied by 1 + εξ, with recomputed forward quantities."""
         seed = (self.seed ^ STREAM) + DIFFERENCES * (index + 1)
-        return self.problem.product_at(perturbed(self.problem.objective, seed), columns)
+        return self.problem.product_at(perturbed(self.problem.objective, seed, self._held), columns)
+
+    @cached_property
+    def _held(self) -> dict[str, Tensor]:
+        return deciding(self.problem.objective)
 
 
 def _root_mean_square(rows: Tensor) -> float:
