@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Moments = Literal["auto", "closed_form", "basis", "probes", "none"]
+Stop = Literal["gap", "decided"]
 Ends = Literal["both", "largest"]
 Spectrum = Literal["none", "top", "dense"]
 DType = Literal["auto", "float64", "float32"]
@@ -51,6 +52,11 @@ class Options(BaseModel):
         lt=1,
         description="Relative width at which the enclosure is narrow enough. Lower it for more digits; raise it to "
         "save Hessian-vector products.",
+    )
+    stop: Stop = Field(
+        "gap",
+        description="When the enclosure is narrow enough: at the relative gap, or already when every rule of a policy "
+        "on λ_max and λ_min is decided. Set decided for a gate: it takes fewer Hessian-vector products.",
     )
     ends: Ends = Field(
         "both",

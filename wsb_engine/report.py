@@ -167,7 +167,7 @@ class Rounding(_Part):
     """Distance by which each end was moved outwards."""
 
 
-StoppedBy = Literal["gap", "precision", "products", "time", "memory"]
+StoppedBy = Literal["gap", "decided", "precision", "products", "time", "memory"]
 
 
 class Enclosure(_Part):
@@ -183,8 +183,9 @@ class Enclosure(_Part):
     floor: float | None = None
     """Relative gap of λ_max below which rounding keeps the enclosure from narrowing; null if rounding sets no limit."""
     stopped_by: StoppedBy | None = None
-    """``gap``: the requested relative gap was reached. ``precision``: only rounding is left. ``products``, ``time``,
-    ``memory``: a limit was reached. Null in reports before schema 1.2."""
+    """``gap``: the requested relative gap was reached. ``decided``: every rule of the policy was decided before that.
+    ``precision``: only rounding is left. ``products``, ``time``, ``memory``: a limit was reached. Null in reports of
+    schema 1.0 and 1.1."""
 
     @property
     def is_measured(self) -> bool:

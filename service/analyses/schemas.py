@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.analyses.references import ReportReference
@@ -15,6 +15,7 @@ from service.analyses.table import FINAL_STATES, AnalysisRow, State
 from service.blobs.repository import identifier
 from service.policies import Policy, Verdict
 from wsb_engine.options import Options
+from wsb_engine.progress import InterimEnclosure
 
 LABEL_KEY = r"[A-Za-z0-9_.\-/]{1,64}"
 LABEL_VALUE = r"[^\x00-\x1f\x7f]{0,256}"
@@ -92,11 +93,14 @@ class FormRequest(AnalysisSettings):
 
 
 class AnalysisProgress(BaseModel):
-    """Progress of a running analysis."""
+    """Progress of a running analysis; of one that ended without a report, the last."""
 
-    phase: str = Field(description="load, moments, enclosure, spectrum, …")
-    fraction: float = Field(description="Completed fraction of this phase, 0 to 1.")
-    hessian_vector_products: int = 0
+    phase: str = Field(pattern=r"^[a-z_]{1,32}$", description="load, moments, enclosure, spectrum, …")
+    fraction: float = Field(ge=0, le=1, description="Completed fraction of this phase, 0 to 1.")
+    hessian_vector_products: int = Field(0, ge=0, le=10**9, description="Products of this phase so far.")
+    enclosure: InterimEnclosure | None = Field(
+        None, description="What is certified about λ_max and λ_min so far; null as long as that says nothing."
+    )
 
 
 class AnalysisError(BaseModel):
@@ -163,6 +167,9 @@ class AnalysisPage(BaseModel):
     next: str | None = Field(description="URL of the next page; null on the last page.")
 
 
-def progress_document(progress: dict[str, Any]) -> dict[str, Any]:
-    """Reduce a child's progress message to what the resource shows."""
-    return AnalysisProgress.model_validate(progress).model_dump(mode="json")
+def progress_document(progress: dict[str, Any]) -> dict[str, Any] | None:
+    """Reduce a child's progress to what the resource shows; None before the first, or if it is not the engine's."""
+    try:
+        return AnalysisProgress.model_validate(progress).model_dump(mode="json")
+    except ValidationError:
+        return None

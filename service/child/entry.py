@@ -17,7 +17,7 @@ PROTECTIONS_ENTRY = "service.child.entry:protections"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
     *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.pt2"),
-    *("service.child.warm_up", __name__),
+    *("service.child.warm_up", "service.policies", __name__),
 )
 """Modules that the zygote imports, in this order, so that a child starts in milliseconds."""
 
@@ -44,7 +44,8 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
         request: ``options`` of the engine; ``torchscript`` and ``max_model_bytes``, settings; ``threads`` and
             ``sandbox``, which the sandbox adds. ``model`` and ``batch``: paths of the files; by default those of their
             names in the working directory. ``model_data``: names of the data files that were sent with the model and
-            are in ``DATA_FOLDER``; without it, data files are where the model is.
+            are in ``DATA_FOLDER``; without it, data files are where the model is. ``needs``: paths of the report that
+            must not be left out; ``gate``: what an enclosure has to decide. Both come from a policy, if there is one.
         emit_progress: Called with the engine's progress.
 
     Raises:
@@ -57,6 +58,7 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
     import torch
 
     from service.kit.devices import usable_cores
+    from service.policies import Gate
     from wsb_engine import Options, analyze, load_batch, load_model
     from wsb_engine.formats.load import external_files
     from wsb_engine.memory import ran_out
@@ -70,7 +72,15 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
         classifier = load_model(model, **where)
         batch = load_batch(request.get("batch", BATCH_FILE))
         options = Options.model_validate(request["options"])
-        report = analyze(classifier, batch, options, progress=_ThrottledProgress(emit_progress))
+        gate = Gate.model_validate(request["gate"]) if request.get("gate") is not None else None
+        report = analyze(
+            classifier,
+            batch,
+            options,
+            progress=_ThrottledProgress(emit_progress),
+            needs=request.get("needs", ()),
+            decided=None if gate is None else gate.decided,
+        )
     except Exception as error:
         if ran_out(error):
             raise MemoryError(str(error)) from error
@@ -122,7 +132,8 @@ class _ThrottledProgress:
         now = time.monotonic()
         if progress.phase != self._phase or progress.fraction == 1 or now >= self._next:
             self._phase, self._next = progress.phase, now + _PROGRESS_SECONDS
-            self._emit(asdict(progress))
+            known = None if progress.enclosure is None else progress.enclosure.model_dump()
+            self._emit({**asdict(progress), "enclosure": known})
 
 
 def torchscript_accepted(policy: str, active: Collection[str]) -> bool:

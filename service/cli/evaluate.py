@@ -7,9 +7,10 @@ import mmap
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -37,7 +38,14 @@ class NotEvaluatedError(Exception):
 
 
 async def evaluate_here(
-    model: Path, batch: Path, options: Options, *, settings: Settings, seconds: float, progress: ProgressSink
+    model: Path,
+    batch: Path,
+    options: Options,
+    *,
+    settings: Settings,
+    seconds: float,
+    progress: ProgressSink,
+    terms: Mapping[str, Any] | None = None,
 ) -> Report:
     """Run the engine in a sandboxed child of this process.
 
@@ -48,6 +56,7 @@ async def evaluate_here(
         settings: Settings for threads, memory and sandbox.
         seconds: Wall-clock limit.
         progress: Called with the progress of the analysis.
+        terms: What the analysis has to know of a policy, from ``service.policies.terms``.
 
     Raises:
         InvalidInputError, NotEvaluatedError: with a message for the user.
@@ -69,6 +78,7 @@ async def evaluate_here(
                     "max_model_bytes": settings.whole_model_bytes,
                     "model": os.path.abspath(model),
                     "batch": os.path.abspath(batch),
+                    **(terms or {}),
                 },
                 seconds=seconds,
                 threads=settings.job_threads,

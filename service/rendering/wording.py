@@ -91,6 +91,7 @@ def certainty(report: Report, found: CertifiedInterval) -> str:
 
 
 _STOPPED = {
+    "decided": "every rule of the policy on it was decided",
     "precision": "what is left is rounding",
     "products": "the number of products allowed was reached",
     "time": "the time limit passed",

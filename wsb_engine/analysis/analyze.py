@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from wsb_engine.analysis.agreement import MeasuredErrors
 from wsb_engine.analysis.checks import checks, failure
 from wsb_engine.analysis.inputs import device as device_of
 from wsb_engine.analysis.members import Devices
-from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.analysis.spectrum import form, spectrum
@@ -27,7 +27,7 @@ from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ResourceError, overflow
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
-from wsb_engine.progress import ProgressCallback
+from wsb_engine.progress import Decided, ProgressCallback
 from wsb_engine.units import in_true_units
 
 
@@ -38,6 +38,8 @@ def analyze(
     *,
     progress: ProgressCallback | None = None,
     devices: Sequence[str] = (),
+    needs: Collection[str] = (),
+    decided: Decided | None = None,
 ) -> r.Report:
     """Bound the Hessian of the batch's cross-entropy and, on request, compute its spectrum.
 
@@ -47,6 +49,8 @@ def analyze(
         options: See ``Options``.
         progress: Called regularly; an exception raised in it stops the analysis and reaches the caller.
         devices: Several devices that share the work, named as in ``Options.device`` and replacing it; the first leads.
+        needs: Paths of the report, such as ``moments.trace``, that ``moments="auto"`` must not leave out to save time.
+        decided: Called with what is certified so far if ``Options.stop`` is decided; returns True to end the enclosure.
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
@@ -67,7 +71,8 @@ def analyze(
     chosen = [device_of(Options(device=name)) for name in devices]
     if chosen:
         options = options.model_copy(update={"device": str(chosen[0])})
-    monitor = Monitor(options, progress, classifier.load_seconds + batch.load_seconds)
+    seconds = classifier.load_seconds + batch.load_seconds
+    monitor = Monitor(options, progress, seconds, deciding(options, decided))
     with monitor.phase("setup"):
         problem = pose(classifier, batch, options, monitor)
     if len(chosen) < 2 or problem.objective.coupled:

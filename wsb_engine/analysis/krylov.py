@@ -15,6 +15,7 @@ from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.bounds.certificates import Enclosures, End, Premises
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.options import Options
+from wsb_engine.progress import InterimEnclosure
 from wsb_engine.spectrum.confirmation import RitzResidual, confirm, outer_pairs
 from wsb_engine.spectrum.density import STEPS, DensityEstimate, density
 from wsb_engine.spectrum.enclosure import Enclosing, enclose, finish
@@ -22,6 +23,7 @@ from wsb_engine.spectrum.lanczos import ROWS, Lanczos
 from wsb_engine.spectrum.probes import Probed, deflate
 from wsb_engine.spectrum.probes import probe as probed
 from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
+from wsb_engine.units import in_true_units
 
 CONVERGENCE_ROWS = 100
 """Most steps of an enclosure in the report."""
@@ -112,29 +114,36 @@ def enclosure(
         lanczos.step()
     sigma = lanczos.scaling
     enclosing = Enclosing(lanczos, premises.scaled(sigma))
-    with monitor.limited(reserve=FINISHING_PRODUCTS * lanczos.seconds / lanczos.products):
-        found = enclose(
-            enclosing,
-            max_products=shared.max_steps,
-            progress=lambda now: monitor.tell(now.products / shared.max_steps, now.products),
-            expired=lambda: monitor.expired,
-        )
-    if shared.limited_by_memory and found.stopped_by == "products":
-        found = replace(found, stopped_by="memory")
-    pairs = outer_pairs(lanczos)
-    rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
-    enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
-    found, residual = confirm(enclosing, found, pairs)
+    interim = _Interim(enclosing, problem.objective.scale, monitor)
+    # Confirmation may move an end out again, past what was decided; then only the gap ends the run.
+    for decided in (interim.decided, lambda _: False):
+        with monitor.limited(reserve=FINISHING_PRODUCTS * lanczos.seconds / lanczos.products):
+            found = enclose(
+                enclosing,
+                max_products=shared.max_steps,
+                progress=lambda now: interim.publish(now, now.products / shared.max_steps),
+                expired=lambda: monitor.expired,
+                decided=decided,
+            )
+        if shared.limited_by_memory and found.stopped_by == "products":
+            found = replace(found, stopped_by="memory")
+        pairs = outer_pairs(lanczos)
+        rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
+        enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
+        found, residual = confirm(enclosing, found, pairs)
+        if found.stopped_by != "decided" or interim.decided(found):
+            break
     advice = _advice(found, problem)
     top = found.lambda_max.scaled(1 / sigma)
-    if _says_nothing(found, enclosing):
+    if found.stopped_by != "decided" and _says_nothing(found, enclosing):
         monitor.warn(
             "enclosure_withheld",
             f"after {found.products} products λ_max is only known to lie in [{top.lower:.3g}, {top.upper:.3g}], which "
             f"says nothing: {advice}",
         )
         return None, residual
-    if top.relative_gap > options.relative_gap:
+    interim.publish(found, 1.0)
+    if found.stopped_by != "decided" and top.relative_gap > options.relative_gap:
         monitor.warn(
             "enclosure_open",
             f"after {found.products} products the gap of λ_max is {top.relative_gap:.3g} of its size, not "
@@ -148,6 +157,43 @@ def enclosure(
             f"holds with {raised:.2g}: {advice}",
         )
     return _part(found, 1 / sigma), residual
+
+
+class _Interim:
+    """What is certified while the run goes on: published as progress, and shown to the caller who may decide by it.
+
+    Args:
+        enclosing: The run and its premises, in the units of σH.
+        scale: The factor by which the products' H differs from the true one.
+        monitor: Publishes it, and knows the caller.
+    """
+
+    def __init__(self, enclosing: Enclosing, scale: float, monitor: Monitor) -> None:
+        self._enclosing, self._scale, self._monitor = enclosing, scale, monitor
+
+    def publish(self, now: Enclosures, fraction: float) -> None:
+        """Report progress, with the enclosure so far if that says anything."""
+        known = None if _says_nothing(now, self._enclosing) else self._in_true_units(now)
+        if known is not None:
+            self._monitor.enclosure = known.within(self._monitor.enclosure)
+        self._monitor.tell(fraction, now.products)
+
+    def decided(self, now: Enclosures) -> bool:
+        """Return whether the caller needs no more than this."""
+        known = None if self._monitor.decided is None else self._in_true_units(now)
+        return known is not None and self._monitor.decided is not None and self._monitor.decided(known)
+
+    def _in_true_units(self, now: Enclosures) -> InterimEnclosure | None:
+        """Return what a report would state; None if an end is empty, which fails a check later."""
+        if now.lambda_max.width < 0 or now.lambda_min.width < 0:
+            return None
+        factor = 1 / self._enclosing.lanczos.scaling
+        found = InterimEnclosure(
+            lambda_max=_certified(now.lambda_max.scaled(factor)),
+            lambda_min=_certified(now.lambda_min.scaled(factor)),
+            hessian_vector_products=now.products,
+        )
+        return in_true_units(found, self._scale)
 
 
 def _says_nothing(found: Enclosures, enclosing: Enclosing) -> bool:

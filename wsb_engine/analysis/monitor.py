@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from wsb_engine.errors import ResourceError
+from wsb_engine.errors import OptionsError, ResourceError
 from wsb_engine.options import Options
-from wsb_engine.progress import Progress, ProgressCallback
+from wsb_engine.progress import Decided, InterimEnclosure, Progress, ProgressCallback
 from wsb_engine.report import ReportWarning
 
 HEARTBEAT_SECONDS = 0.5
@@ -21,6 +21,23 @@ class TimeLimitError(ResourceError):
     """The time limit passed before this stage had a result."""
 
 
+def deciding(options: Options, decided: Decided | None) -> Decided | None:
+    """Return ``decided`` if the options ask for it.
+
+    Raises:
+        OptionsError: ``policy_missing``, if they ask for it and there is none.
+    """
+    if options.stop == "gap":
+        return None
+    if decided is None:
+        raise OptionsError(
+            "stop is decided, and there is no policy to decide",
+            code="policy_missing",
+            advice="Give a policy (wsb check --policy, or policy in a request; decided in Python), or set stop to gap.",
+        )
+    return decided
+
+
 @dataclass
 class Monitor:
     """State that the stages of one analysis share."""
@@ -29,11 +46,15 @@ class Monitor:
     callback: ProgressCallback | None
     load_seconds: float
     """Seconds spent reading the files before this run; part of its total."""
+    decided: Decided | None = None
+    """Says whether an enclosure decides all that the caller wants to know; None to narrow it to the relative gap."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[ReportWarning] = field(default_factory=list)
     current: str = ""
     one_thread: bool = False
+    """As in ``Progress``."""
+    enclosure: InterimEnclosure | None = None
     """As in ``Progress``."""
     _limited: bool = False
     _reserve: float = 0.0
@@ -125,6 +146,7 @@ class Monitor:
                     fraction=fraction,
                     hessian_vector_products=products,
                     one_thread=self.one_thread,
+                    enclosure=self.enclosure,
                 )
             )
 

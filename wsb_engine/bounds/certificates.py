@@ -9,7 +9,7 @@ from typing import Literal
 from wsb_engine.bounds.rounding import How, Rounding
 
 Kind = Literal["deterministic", "probabilistic"]
-StoppedBy = Literal["gap", "precision", "products", "time", "memory"]
+StoppedBy = Literal["gap", "decided", "precision", "products", "time", "memory"]
 
 
 @dataclass(frozen=True)

@@ -282,14 +282,16 @@ def enclose(
     max_products: int,
     progress: Callable[[Enclosures], None] = lambda _: None,
     expired: Callable[[], bool] = lambda: False,
+    decided: Callable[[Enclosures], bool] = lambda _: False,
 ) -> Enclosures:
-    """Continue the run until the gaps are small enough, only rounding is left, or a limit is reached.
+    """Continue the run until the gaps are small enough, all is decided, only rounding is left, or a limit is reached.
 
     Args:
         enclosing: The run and its premises; advanced.
         max_products: Limit on the steps of the run, earlier ones included.
         progress: Called with what is certified so far; may raise to stop.
         expired: Called after each evaluation; returns True to end the run with what is certified by then.
+        decided: Called with what is certified so far; returns True if that is all the caller needs.
 
     Raises:
         ResourceError: ``time_limit`` from a product if nothing is certified yet; later it only ends the run.
@@ -310,6 +312,8 @@ def enclose(
         asked = [(1, now.lambda_max), (-1, now.lambda_min.mirrored)][: 1 + premises.both]
         if all(end.width <= premises.relative_gap * end.size for _, end in asked):
             stopped = "gap"
+        elif decided(now):
+            stopped = "decided"
         elif lanczos.exhausted or all(enclosing.narrow_enough(end) for _, end in asked):  # noqa: SIM114
             stopped = "precision"
         # If the limit allows spanning the whole space, that is worthwhile: everything is known then.
@@ -319,7 +323,7 @@ def enclose(
             stopped = "time"
         elif stopped is None and lanczos.steps >= max_products:
             stopped = "products"
-    if stopped != "gap":
+    if stopped not in ("gap", "decided"):
         history[-1] = enclosing.evaluate(final=True)
     return replace(history[-1], history=tuple(history[:-1]), stopped_by=stopped)
 
