@@ -129,12 +129,16 @@ class Policy(_Part):
 
     def refuses(self, baseline: Report) -> bool:
         """Return whether a baseline ended as soon as its own policy was decided, and a rule compares with it."""
-        decided = baseline.enclosure is not None and baseline.enclosure.stopped_by == "decided"
-        return decided and any(rule.needs_baseline for rule in self.rule)
+        return stopped_when_decided(baseline) and any(rule.needs_baseline for rule in self.rule)
 
     def unmet_baseline(self) -> Rule | None:
         """Return the first rule that can't be decided without a baseline."""
         return next((rule for rule in self.rule if rule.needs_baseline and rule.on_missing == "error"), None)
+
+
+def stopped_when_decided(report: Report) -> bool:
+    """Return whether the enclosure is only as narrow as the policy of its analysis needed."""
+    return report.enclosure is not None and report.enclosure.stopped_by == "decided"
 
 
 def load_policy(path: Path) -> Policy:

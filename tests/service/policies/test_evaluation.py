@@ -362,6 +362,12 @@ def test_a_run_that_stopped_when_it_was_decided_is_no_baseline(metric: str) -> N
     assert evaluate(rules, report(), stopped("gap")).outcome == "pass"
 
 
+def test_what_it_leaves_undecided_for_another_policy_is_told_with_advice() -> None:
+    undecided = limit("enclosure.lambda_max", "<=", 40.5)
+    assert "stop at gap" in (judged(undecided, stopped("decided")).advice or "")
+    assert "relative_gap" in (judged(undecided, stopped("gap")).advice or "")
+
+
 def test_it_may_be_given_where_nothing_is_compared_with_it() -> None:
     assert evaluate(policy(LOSS), report(), stopped("decided")).outcome == "pass"
 
