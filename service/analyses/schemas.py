@@ -14,6 +14,7 @@ from service.analyses.references import ReportReference
 from service.analyses.table import FINAL_STATES, AnalysisRow, State
 from service.blobs.repository import identifier
 from service.policies import Policy, Verdict
+from wsb_engine.costs import Estimate
 from wsb_engine.options import Options
 from wsb_engine.progress import InterimEnclosure
 
@@ -21,6 +22,9 @@ LABEL_KEY = r"[A-Za-z0-9_.\-/]{1,64}"
 LABEL_VALUE = r"[^\x00-\x1f\x7f]{0,256}"
 LABEL = re.compile(f"{LABEL_KEY}(:{LABEL_VALUE})?")
 """A label to look for: ``key:value``, or ``key`` with any value."""
+
+MAX_PROGRESS_BYTES = 16 << 10
+"""Size of the progress that is kept of an analysis, as JSON."""
 
 LabelKey = Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=f"^{LABEL_VALUE}$")]
@@ -103,6 +107,12 @@ class AnalysisProgress(BaseModel):
     )
 
 
+class _ProgressAndEstimate(AnalysisProgress):
+    """What a child tells while it runs, as the database keeps it."""
+
+    estimate: Estimate | None = None
+
+
 class AnalysisError(BaseModel):
     """Why an analysis ended without a report."""
 
@@ -133,6 +143,9 @@ class Analysis(BaseModel):
     timeout_s: float
     attempts: int = Field(description="Number of attempts; more than one if a worker was lost.")
     progress: AnalysisProgress | None
+    estimate: Estimate | None = Field(
+        description="Expected cost of the whole analysis, counted before it began; null until its files are read."
+    )
     error: AnalysisError | None
     verdict: Verdict | None = Field(description="Verdict of the policy on the report; null if either is missing.")
     reused_from: UUID | None = Field(
@@ -148,7 +161,8 @@ class Analysis(BaseModel):
         url = f"/v1/analyses/{row.id}"
         return cls.model_validate(
             {
-                **{name: getattr(row, name) for name in cls.model_fields if name not in ("model", "batch", "links")},
+                **{name: getattr(row, name) for name in cls.model_fields if hasattr(row, name)},
+                "estimate": (row.progress or {}).get("estimate"),
                 "model": identifier(row.model),
                 "batch": identifier(row.batch),
                 "links": Links(
@@ -168,8 +182,9 @@ class AnalysisPage(BaseModel):
 
 
 def progress_document(progress: dict[str, Any]) -> dict[str, Any] | None:
-    """Reduce a child's progress to what the resource shows; None before the first, or if it is not the engine's."""
+    """Reduce a child's progress to what the resource shows; None before the first, or if no engine would send it."""
     try:
-        return AnalysisProgress.model_validate(progress).model_dump(mode="json")
+        found = _ProgressAndEstimate.model_validate(progress)
     except ValidationError:
         return None
+    return found.model_dump(mode="json") if len(found.model_dump_json()) <= MAX_PROGRESS_BYTES else None

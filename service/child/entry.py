@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,8 +132,8 @@ class _ThrottledProgress:
         now = time.monotonic()
         if progress.phase != self._phase or progress.fraction == 1 or now >= self._next:
             self._phase, self._next = progress.phase, now + _PROGRESS_SECONDS
-            known = None if progress.enclosure is None else progress.enclosure.model_dump()
-            self._emit({**asdict(progress), "enclosure": known})
+            fields = ((each.name, getattr(progress, each.name)) for each in dataclasses.fields(progress))
+            self._emit({name: getattr(value, "model_dump", lambda v=value: v)() for name, value in fields})
 
 
 def torchscript_accepted(policy: str, active: Collection[str]) -> bool:

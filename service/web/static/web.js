@@ -12,6 +12,7 @@ function end(value, width, up) {
 function follow(section) {
   const phase = section.querySelector("#phase");
   const known = section.querySelector("#known");
+  const expected = section.querySelector("#expected");
   const bar = section.querySelector("#progress");
   const source = new EventSource(section.dataset.events);
 
@@ -30,6 +31,12 @@ function follow(section) {
     const ends = [end(lower, upper - lower, false), end(upper, upper - lower, true)].join(", ");
     known.textContent = `So far: λ_max in [${ends}] after ${progress.enclosure.hessian_vector_products} products`;
   };
+  const expect = (estimate) => {
+    expected.hidden = !estimate;
+    if (!estimate) return;
+    const [seconds, mebibytes] = [estimate.seconds.toPrecision(2), Math.ceil(estimate.bytes / 2 ** 20)];
+    expected.textContent = `Expected: about ${Number(seconds)} s and ${mebibytes.toLocaleString()} MiB`;
+  };
   source.addEventListener("state", (event) => {
     const analysis = JSON.parse(event.data);
     if (analysis.state !== section.dataset.state) {
@@ -40,6 +47,7 @@ function follow(section) {
     // A new attempt starts from zero.
     if (!analysis.progress) bar.removeAttribute("value");
     show(analysis.progress);
+    expect(analysis.estimate);
   });
   source.addEventListener("progress", (event) => show(JSON.parse(event.data)));
   source.addEventListener("end", again);

@@ -9,6 +9,8 @@ import httpx
 import pytest
 from support.service import Files, Service, StartService, until
 
+from service.analyses.schemas import MAX_PROGRESS_BYTES, progress_document
+
 
 def request_part(**content: Any) -> bytes:
     return json.dumps(content).encode()
@@ -130,6 +132,20 @@ LIES: dict[str, dict[str, Any]] = {
     "a large fraction": {"fraction": 2.0},
     "many products": {"hessian_vector_products": 10**30},
     "no enclosure": {"enclosure": "all"},
+    "no estimate": {"enclosure": None, "estimate": {"seconds": -1}},
+}
+
+
+ESTIMATE = {
+    "device": "cpu",
+    "dtype": "float64",
+    "products": 40,
+    "rate": 2e9,
+    "operations": 3e9,
+    "bytes": 5 << 20,
+    "seconds": 1.5,
+    "phases": [],
+    "left_out": [],
 }
 
 
@@ -150,6 +166,15 @@ def test_what_is_certified_so_far_shows_while_it_runs_and_after_it_was_cancelled
     assert certified(service, path) == ENCLOSURE
 
 
+def test_what_it_is_expected_to_cost_shows_as_soon_as_it_is_known(start_service: StartService, files: Files) -> None:
+    service = start_service(progress_seconds=0.05)
+    first = post(service, telling(files, {"phase": "loss", "fraction": 0, "estimate": ESTIMATE}, 60))
+    assert first.json()["estimate"] is None
+    path = first.headers["location"]
+    assert until(lambda: service.client.get(path).json()["estimate"]) == ESTIMATE
+    assert "estimate" not in service.client.get(path).json()["progress"]
+
+
 @pytest.mark.parametrize("ending", ["time", "cancel"])
 def test_what_was_certified_last_is_kept_however_the_analysis_ends(
     start_service: StartService, files: Files, ending: str
@@ -163,6 +188,12 @@ def test_what_was_certified_last_is_kept_however_the_analysis_ends(
         service.client.post(f"{path}/cancel")
     assert service.ended(path.rsplit("/", 1)[1])["state"] == {"time": "timed_out", "cancel": "cancelled"}[ending]
     assert certified(service, path) == ENCLOSURE
+
+
+def test_progress_that_is_too_long_to_keep_is_ignored() -> None:
+    lengthy = {**ESTIMATE, "left_out": ["x" * MAX_PROGRESS_BYTES]}
+    assert progress_document({**PROGRESS, "estimate": ESTIMATE}) is not None
+    assert progress_document({**PROGRESS, "estimate": lengthy}) is None
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -33,14 +33,14 @@ def test_what_is_certified_is_told_in_a_line_now_and_then(
     with shown_progress() as sink:
         for second in range(31):
             clock[0] = 100.0 + second
-            sink(message(upper=2.5 - second / 100, products=second))
+            sink(message(upper=4 - second / 16, products=second))
         clock[0] += 100
-        sink(message(upper=2.2, products=30))  # nothing new
+        sink(message(upper=2.125, products=30))  # nothing new
     assert capsys.readouterr().err.splitlines() == [
         "enclosure 10%",
-        "so far: λ_max in [1.5, 2.4] after 10 products",
-        "so far: λ_max in [1.5, 2.3] after 20 products",
-        "so far: λ_max in [1.5, 2.2] after 30 products",
+        "so far: λ_max in [1.5, 3.375] after 10 products",
+        "so far: λ_max in [1.5, 2.75] after 20 products",
+        "so far: λ_max in [1.5, 2.125] after 30 products",
     ]
 
 
