@@ -199,7 +199,7 @@ def enclosure(
             enclosing,
             max_products=shared.max_steps,
             progress=lambda now: monitor.tell(now.products / shared.max_steps, now.products),
-            expired=lambda: monitor.expires_within(repeated * lanczos.steps),
+            expired=lambda: monitor.expired or monitor.expires_within(repeated * lanczos.steps),
         )
     if shared.limited_by_memory and found.stopped_by == "products":
         found = replace(found, stopped_by="memory")

@@ -118,7 +118,7 @@ class Lanczos(Run):
 
     def complement(self, v: Tensor) -> Tensor:
         """Project v onto the orthogonal complement of the basis."""
-        return self._orthogonalised(v)[0]
+        return self._orthogonalised(v.clone())[0]
 
     def ritz_pairs(self, count: int) -> tuple[Tensor, Tensor]:
         """Compute the largest Ritz values of σH, ascending, and their Ritz vectors (P, count) on the working device."""
@@ -157,7 +157,7 @@ class Lanczos(Run):
                 return unit
 
     def _orthogonalised(self, v: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Orthogonalise v against locked and basis vectors.
+        """Orthogonalise v against locked and basis vectors; writes into it.
 
         Subtracting Σ c_i q_i of a block of m rows rounds by at most u‖v‖ + (m + 2) u Σ |c_i|.
 
@@ -171,7 +171,8 @@ class Lanczos(Run):
             for Q in [*self._locked, *self._blocks]:
                 # Rows not filled yet are 0.
                 removed.append(_coefficients(Q, v))
-                v = _without(v, Q, removed[-1])
+                for columns, part in _pieces(Q, v):
+                    part.addmv_(columns.T, removed[-1], alpha=-1)
             length = norm(v)
             if removed:
                 along = torch.cat(removed)
@@ -195,12 +196,6 @@ def _coefficients(Q: Tensor, v: Tensor) -> Tensor:
     """Compute Q v for rows Q (m, P)."""
     first, *others = (columns @ part for columns, part in _pieces(Q, v))
     return sum(others, first)
-
-
-def _without(v: Tensor, Q: Tensor, coefficients: Tensor) -> Tensor:
-    """Compute v − Qᵀ c for rows Q (m, P)."""
-    parts = [torch.addmv(part, columns.T, coefficients, alpha=-1) for columns, part in _pieces(Q, v)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _dots(Q: Tensor, v: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Run(ABC):
         if image.data_ptr() == v.data_ptr():
             image = image.clone()
         if not self.scaling:
-            largest = float(image.abs().max())
+            largest = float(torch.linalg.vector_norm(image, ord=math.inf))
             exponent = -math.frexp(largest)[1] if largest else 0
             self.scaling = 2.0 ** max(min(exponent, LARGEST_EXPONENT), -LARGEST_EXPONENT)
         return image if self.scaling == 1 else image.mul_(self.scaling)
