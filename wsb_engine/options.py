@@ -10,6 +10,7 @@ Moments = Literal["auto", "closed_form", "basis", "probes", "none"]
 Stop = Literal["gap", "decided"]
 Ends = Literal["both", "largest"]
 Spectrum = Literal["none", "top", "dense"]
+Basis = Literal["auto", "full", "three_vectors"]
 DType = Literal["auto", "float64", "float32"]
 LossKind = Literal["cross_entropy", "binary_cross_entropy"]
 """Each names a module of ``wsb_engine.curvature.losses``."""
@@ -76,6 +77,12 @@ class Options(BaseModel):
         le=1_000_000,
         description="Limit on Hessian-vector products for the enclosure and the largest eigenvalues. Raise it if the "
         "report warns of enclosure_open or top_not_converged.",
+    )
+    basis: Basis = Field(
+        "auto",
+        description="How to certify λ_max: with a basis of all vectors (full), or from three vectors, whatever the "
+        "number of products, without certainty or eigenvectors. auto keeps a basis if memory holds it for "
+        "max_products. Set three_vectors to save memory.",
     )
     spectrum: Spectrum = Field(
         "none",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from wsb_engine.options import LossKind
 
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 
 
 class _Part(BaseModel):
@@ -167,6 +167,21 @@ class Rounding(_Part):
     """Distance by which each end was moved outwards."""
 
 
+class Epsilon(_Part):
+    """Bounds ε_j ≥ ‖f_j‖ on what rounding did in each step."""
+
+    form: Literal["worst_case"]
+    values: list[float]
+
+
+class Modelled(_Part):
+    """An upper end under a model of rounding, in place of no certified number."""
+
+    upper: float
+    form: Literal["isotropic"] = "isotropic"
+    """``isotropic``: the errors f_j of the steps point in no direction more than in others."""
+
+
 StoppedBy = Literal["gap", "decided", "precision", "products", "time", "memory"]
 
 
@@ -184,8 +199,21 @@ class Enclosure(_Part):
     """Relative gap of λ_max below which rounding keeps the enclosure from narrowing; null if rounding sets no limit."""
     stopped_by: StoppedBy | None = None
     """``gap``: the requested relative gap was reached. ``decided``: every rule of the policy was decided before that.
-    ``precision``: only rounding is left. ``products``, ``time``, ``memory``: a limit was reached. Null in reports of
-    schema 1.0 and 1.1."""
+    ``precision``: only rounding is left. ``products``, ``time``, ``memory``: a limit was reached. Null in reports
+    before schema 1.2."""
+    basis: Literal["full", "three_vectors"] | None = None
+    """``full``: all vectors of the recurrence were kept. ``three_vectors``: the last two and the residual, so that the
+    outer ends rest on the start vector alone. Null in reports before schema 1.5, as are the next five."""
+    alpha: list[float] | None = None
+    """α_j of H q_j = γ_j q_{j−1} + α_j q_j + β_j q_{j+1} + f_j, one for each step up to the first breakdown."""
+    beta: list[float] | None = None
+    """β_j; the last is the norm of the residual."""
+    gamma: list[float] | None = None
+    """γ_j; the first is 0."""
+    epsilon: Epsilon | None = None
+    modelled: Modelled | None = None
+    """Upper end of λ_max under a model of rounding, at the failure probability asked for: not certified. Null also if
+    λ_max is enclosed with certainty."""
 
     @property
     def is_measured(self) -> bool:

@@ -15,7 +15,9 @@ POWERS: dict[type[BaseModel], dict[str, int]] = {
     r.Moments: {"trace": 1, "frobenius_squared": 2, "trace_standard_error": 1, "gauss_newton_trace": 1},
     r.Interval: {"lower": 1, "upper": 1},
     r.CertifiedInterval: {"lower": 1, "upper": 1},
-    r.Enclosure: {"rounding_slack": 1},
+    r.Enclosure: {"rounding_slack": 1, "alpha": 1, "beta": 1, "gamma": 1},
+    r.Epsilon: {"values": 1},
+    r.Modelled: {"upper": 1},
     r.Rounding: {"slack": 1},
     r.SpectrumResult: {"eigenvalues": 1, "residuals": 1, "upper_bounds": 1},
     r.Density: {

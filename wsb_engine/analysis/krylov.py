@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from wsb_engine import report as r
-from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.monitor import Monitor, TimeLimitError
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.bounds.certificates import Enclosures, End, Premises
 from wsb_engine.curvature.products.autodiff import HessianProduct
+from wsb_engine.errors import OptionsError, ResourceError
 from wsb_engine.options import Options
 from wsb_engine.progress import InterimEnclosure
-from wsb_engine.spectrum.confirmation import RitzResidual, confirm, outer_pairs
+from wsb_engine.spectrum.confirmation import RitzPairs, RitzResidual, confirm, outer_pairs, unconfirmed
 from wsb_engine.spectrum.density import STEPS, DensityEstimate, density
 from wsb_engine.spectrum.enclosure import Enclosing, enclose, finish
-from wsb_engine.spectrum.lanczos import ROWS, Lanczos
+from wsb_engine.spectrum.lanczos import Lanczos
 from wsb_engine.spectrum.probes import Probed, deflate
 from wsb_engine.spectrum.probes import probe as probed
+from wsb_engine.spectrum.run import Run
+from wsb_engine.spectrum.three_vectors import ThreeVectors
 from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
 from wsb_engine.units import in_true_units
 
@@ -29,20 +33,35 @@ CONVERGENCE_ROWS = 100
 """Most steps of an enclosure in the report."""
 FINISHING_PRODUCTS = 24
 """Most products that confirm an enclosure after its last step; a time limit leaves room for them."""
+WORKING_VECTORS = 16
+"""Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
+SECOND_PASS = 1.2
+"""Products left for a second pass, as a multiple of those of the first, with the next steps in between."""
 USELESS_WIDTH = 1e3
 """An enclosure wider than this many times the spectrum is withheld: it says nothing."""
 
 
 @dataclass(frozen=True)
 class Krylov:
-    """A Lanczos run that several stages share, and its product."""
+    """A Krylov run that several stages share, and its product."""
 
-    run: Lanczos
+    run: Run
     product: HessianProduct
     max_steps: int
     """Steps that options and memory allow."""
+    fits: int
+    """Vectors of a basis that memory holds."""
     limited_by_memory: bool = False
     """True if memory, not the options, sets ``max_steps``."""
+
+    @property
+    def basis(self) -> Lanczos | None:
+        """The run, if it keeps its basis."""
+        return self.run if isinstance(self.run, Lanczos) else None
+
+    def memory_for(self, vectors: int) -> int:
+        """Return the bytes of memory that hold a basis of so many vectors."""
+        return basis_bytes(self.product, vectors)
 
 
 def wanted(options: Options) -> bool:
@@ -50,25 +69,68 @@ def wanted(options: Options) -> bool:
     return options.enclosure or options.density or options.spectrum == "top"
 
 
+def basis_bytes(product: HessianProduct, vectors: int) -> int:
+    """Return the bytes of memory that a run takes with a basis of so many vectors, in the dtype of the products."""
+    return product.parameters * (8 * WORKING_VECTORS + product.dtype.itemsize * vectors)
+
+
 def krylov(problem: Problem, product: HessianProduct, options: Options, monitor: Monitor) -> Krylov:
-    """Set up a run at the seed; multiply nothing yet.
+    """Choose between a basis and three vectors, and set up a run at the seed; multiply nothing yet.
 
     Args:
         problem: The analysis.
         product: Multiplies single vectors.
         options: Limits and the seed.
-        monitor: Warned if memory limits the number of products.
+        monitor: Warned if memory holds no basis for all products that were allowed.
+
+    Raises:
+        OptionsError: ``basis_required`` if three vectors can't give what was asked for.
+        ResourceError: ``memory_limit`` if memory holds no basis for it.
     """
-    wanted = min(options.max_products, product.parameters)
-    # The basis in float64, and a few vectors for the product.
-    fits = max(1, problem.memory // (8 * product.parameters) - ROWS)
+    P, memory = product.parameters, problem.memory
+    wanted = min(options.max_products, P)
+    fits = max(1, (memory - basis_bytes(product, 0)) // (product.dtype.itemsize * P))
+    enough = f"memory_limit={basis_bytes(product, wanted)} holds a basis of {wanted}"
+    if options.spectrum == "top" or options.density:
+        _require_basis(product, options, fits, memory)
+    unit, needed = torch.finfo(product.dtype).eps / 2, options.spectrum == "top"
+    if options.basis == "three_vectors" or (options.basis == "auto" and fits < wanted and not needed):
+        if options.basis == "auto":
+            monitor.warn(
+                "three_vectors",
+                f"the memory limit holds a basis of {fits} vectors: λ_max is certified from three vectors instead, "
+                f"without certainty or eigenvectors; {enough}",
+            )
+        three = ThreeVectors(product.vector, P, product.device, options.seed, unit, homogeneity=options.enclosure)
+        return Krylov(three, product, options.max_products, fits)
     if fits < wanted:
-        monitor.warn("enclosure_memory", f"the memory limit holds {fits} products of the {wanted} that were allowed")
-    unit = torch.finfo(product.dtype).eps / 2
-    lanczos = Lanczos(
-        product.vector, product.parameters, product.device, options.seed, unit, homogeneity=options.enclosure
-    )
-    return Krylov(lanczos, product, min(wanted, fits), fits < wanted)
+        monitor.warn(
+            "enclosure_memory", f"the memory limit holds {fits} products of the {wanted} that were allowed; {enough}"
+        )
+    lanczos = Lanczos(product.vector, P, product.device, options.seed, unit, homogeneity=options.enclosure)
+    return Krylov(lanczos, product, min(wanted, fits), fits, fits < wanted)
+
+
+def _require_basis(product: HessianProduct, options: Options, fits: int, memory: int) -> None:
+    """Refuse largest eigenvalues and densities for which there is no basis."""
+    what = "spectrum=top" if options.spectrum == "top" else "density"
+    if options.basis == "three_vectors":
+        raise OptionsError(
+            f"{what} needs a basis, which three vectors are not",
+            code="basis_required",
+            advice="Leave basis at auto.",
+        )
+    steps = 2 * options.top if options.spectrum == "top" else min(STEPS, options.max_products)
+    least = min(steps, product.parameters)
+    if fits < least:
+        needed = basis_bytes(product, least)
+        raise ResourceError(
+            f"{what} needs a basis of {least} vectors, {needed:.2g} bytes; the memory limit is {memory:.2g}",
+            code="memory_limit",
+            advice=f"Set memory_limit to at least {needed}, or leave {what.split('=')[0]} out.",
+            needed=needed,
+            limit=memory,
+        )
 
 
 def probe(
@@ -82,8 +144,17 @@ def probe(
     Raises:
         TimeLimitError: ``time_limit``.
     """
-    lanczos = shared.run
-    deflate(lanczos, shared.max_steps, progress=lambda products: monitor.report(0.0, products))
+    lanczos = shared.basis
+    if lanczos is None:
+        product = shared.product
+        monitor.warn(
+            "probes_without_basis",
+            "three vectors leave nothing to deflate by: the probes bound the Frobenius norm of all of H, loosely; "
+            f"memory_limit={shared.memory_for(shared.max_steps)} holds a basis",
+        )
+        lanczos = Lanczos(product.vector, product.parameters, product.device, seed, shared.run.unit)
+    else:
+        deflate(lanczos, shared.max_steps, progress=lambda products: monitor.report(0.0, products))
     found = probed(lanczos, failure_probability=failure_probability, seed=seed, progress=monitor.report)
     if not lanczos.steps:
         return found, None
@@ -94,8 +165,13 @@ def probe(
 
 
 def enclosure(
-    problem: Problem, shared: Krylov, premises: Premises, measuring: Measuring, options: Options, monitor: Monitor
-) -> tuple[r.Enclosure | None, RitzResidual]:
+    problem: Problem,
+    shared: Krylov,
+    premises: Premises,
+    measuring: Measuring,
+    options: Options,
+    monitor: Monitor,
+) -> tuple[r.Enclosure | None, RitzResidual | None]:
     """Enclose both ends of the spectrum as tightly as options, memory and time allow, and confirm them.
 
     Args:
@@ -107,7 +183,8 @@ def enclosure(
         monitor: Clock and warnings.
 
     Returns:
-        The enclosure, or None with a warning if it would say nothing; residuals of its Ritz pairs by fresh products.
+        The enclosure, or None with a warning if it would say nothing; residuals of its Ritz pairs by fresh products,
+        unless a run without a basis had no second pass: it takes as many products again, and narrows inner ends only.
     """
     lanczos = shared.run
     if not lanczos.steps:
@@ -115,22 +192,30 @@ def enclosure(
     sigma = lanczos.scaling
     enclosing = Enclosing(lanczos, premises.scaled(sigma))
     interim = _Interim(enclosing, problem.objective.scale, monitor)
+    pace = lanczos.seconds / lanczos.products
+    repeated = SECOND_PASS * pace if shared.basis is None else 0.0
     # Confirmation may move an end out again, past what was decided; then only the gap ends the run.
     for decided in (interim.decided, lambda _: False):
-        with monitor.limited(reserve=FINISHING_PRODUCTS * lanczos.seconds / lanczos.products):
+        with monitor.limited(reserve=FINISHING_PRODUCTS * pace):
             found = enclose(
                 enclosing,
                 max_products=shared.max_steps,
-                progress=lambda now: interim.publish(now, now.products / shared.max_steps),
-                expired=lambda: monitor.expired,
+                progress=lambda now: interim.publish(unconfirmed(enclosing, now), now.products / shared.max_steps),
+                expired=lambda: monitor.expired or monitor.expires_within(repeated * lanczos.steps),
                 decided=decided,
             )
         if shared.limited_by_memory and found.stopped_by == "products":
             found = replace(found, stopped_by="memory")
-        pairs = outer_pairs(lanczos)
-        rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
-        enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
-        found, residual = confirm(enclosing, found, pairs)
+        # What outer ends decide needs no second pass.
+        enough = found.stopped_by == "decided" and interim.decided(unconfirmed(enclosing, found))
+        pairs = None if shared.basis is None and enough else _outer_pairs(shared, monitor, FINISHING_PRODUCTS * pace)
+        if pairs is None:
+            enclosing, found = finish(enclosing, found, enclosing.premises.rounding)
+            found, residual = unconfirmed(enclosing, found), None
+        else:
+            rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
+            enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
+            found, residual = confirm(enclosing, found, pairs)
         if found.stopped_by != "decided" or interim.decided(found):
             break
     advice = _advice(found, problem)
@@ -156,7 +241,21 @@ def enclosure(
             f"rounding hides what a failure probability of {options.failure_probability:g} would need; the enclosure "
             f"holds with {raised:.2g}: {advice}",
         )
-    return _part(found, 1 / sigma), residual
+    return _part(found, enclosing, 1 / sigma), residual
+
+
+def _outer_pairs(shared: Krylov, monitor: Monitor, reserve: float) -> RitzPairs | None:
+    """Compute the outermost Ritz pairs; None, with a warning, if a second pass for them runs out of time."""
+    if shared.basis is not None:
+        return outer_pairs(shared.run)
+    try:
+        with monitor.limited(reserve=reserve):
+            return outer_pairs(shared.run)
+    except TimeLimitError as error:
+        monitor.warn(
+            "second_pass_cut", f"{error.message}: inner ends are Rayleigh quotients of the first pass, far from λ_max"
+        )
+        return None
 
 
 class _Interim:
@@ -215,9 +314,13 @@ def _advice(found: Enclosures, problem: Problem) -> str:
     return "what is left is rounding in float64; rescale inputs whose values lie far from 0 next to their spread"
 
 
-def _part(found: Enclosures, factor: float) -> r.Enclosure:
+def _part(found: Enclosures, enclosing: Enclosing, factor: float) -> r.Enclosure:
     """Convert to the report's part, with every number times the factor."""
-    slack = found.slack * factor
+    slack, recurrence = found.slack * factor, enclosing.recurrence(found.lambda_max.how)
+
+    def scaled(values: Sequence[float]) -> list[float]:
+        return [_finite(value * factor) for value in values]
+
     return r.Enclosure(
         lambda_max=_certified(found.lambda_max.scaled(factor)),
         lambda_min=_certified(found.lambda_min.scaled(factor)),
@@ -227,6 +330,12 @@ def _part(found: Enclosures, factor: float) -> r.Enclosure:
         floor=found.floor,
         stopped_by=found.stopped_by,
         convergence=_convergence([*found.history, found], factor),
+        basis="full" if isinstance(enclosing.lanczos, Lanczos) else "three_vectors",
+        alpha=scaled(recurrence.alphas),
+        beta=scaled(recurrence.betas),
+        gamma=scaled(recurrence.gammas),
+        epsilon=r.Epsilon(form="worst_case", values=scaled(recurrence.epsilons)),
+        modelled=None if found.modelled is None else r.Modelled(upper=_finite(found.modelled * factor)),
     )
 
 
@@ -266,7 +375,9 @@ def _finite(value: float) -> float:
 def top(shared: Krylov, premises: Premises, options: Options, monitor: Monitor) -> TopEigenvalues:
     """Compute the largest eigenvalues by continuing the run, in the units of the products."""
     limit = max(shared.max_steps, min(2 * options.top, shared.product.parameters))
-    lanczos = shared.run
+    lanczos = shared.basis
+    if lanczos is None:
+        raise ValueError("three vectors have no eigenvectors")
     with monitor.limited():
         found = top_eigenvalues(
             lanczos,
@@ -299,6 +410,6 @@ def spectral_density(shared: Krylov, options: Options, monitor: Monitor) -> Dens
             product.device,
             seed=options.seed,
             unit=shared.run.unit,
-            steps=min(shared.max_steps, STEPS),
+            steps=min(options.max_products, shared.fits, STEPS),
             progress=monitor.report,
         )

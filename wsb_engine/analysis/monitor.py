@@ -75,8 +75,12 @@ class Monitor:
     @property
     def expired(self) -> bool:
         """True if the time limit, less the reserve, has passed."""
+        return self.expires_within(0.0)
+
+    def expires_within(self, seconds: float) -> bool:
+        """Return whether the time limit, less the reserve, passes within so many seconds."""
         limit = self.options.time_limit
-        return limit is not None and time.perf_counter() - self.started > limit - self._reserve
+        return limit is not None and time.perf_counter() - self.started + seconds > limit - self._reserve
 
     @contextmanager
     def limited(self, reserve: float = 0.0) -> Iterator[None]:

@@ -120,6 +120,8 @@ class Enclosures:
     stopped_by: StoppedBy = "products"
     floor: float | None = None
     """Relative gap of λ_max that rounding leaves open, however many products are taken."""
+    modelled: float | None = None
+    """Upper end of λ_max if rounding is isotropic, which is a model and no certificate."""
 
     @property
     def how(self) -> How:
