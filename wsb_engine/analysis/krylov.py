@@ -200,7 +200,7 @@ def enclosure(
             found = enclose(
                 enclosing,
                 max_products=shared.max_steps,
-                progress=lambda now: interim.publish(unconfirmed(enclosing, now), now.products / shared.max_steps),
+                progress=lambda now: interim.publish(now, now.products / shared.max_steps),
                 expired=lambda: monitor.expired or monitor.expires_within(repeated * lanczos.steps),
                 decided=decided,
             )
@@ -227,7 +227,7 @@ def enclosure(
             f"says nothing: {advice}",
         )
         return None, residual
-    interim.publish(found, 1.0)
+    interim.publish(found, 1.0, confirmed=True)
     if found.stopped_by != "decided" and top.relative_gap > options.relative_gap:
         monitor.warn(
             "enclosure_open",
@@ -270,8 +270,9 @@ class _Interim:
     def __init__(self, enclosing: Enclosing, scale: float, monitor: Monitor) -> None:
         self._enclosing, self._scale, self._monitor = enclosing, scale, monitor
 
-    def publish(self, now: Enclosures, fraction: float) -> None:
-        """Report progress, with the enclosure so far if that says anything."""
+    def publish(self, now: Enclosures, fraction: float, *, confirmed: bool = False) -> None:
+        """Report progress, with the enclosure so far if that says anything; inner ends as far as they are certain."""
+        now = now if confirmed else unconfirmed(self._enclosing, now)
         known = None if _says_nothing(now, self._enclosing) else self._in_true_units(now)
         if known is not None:
             self._monitor.enclosure = known.within(self._monitor.enclosure)
