@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -13,9 +14,10 @@ from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.bounds.certificates import Enclosures, End, Premises
+from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.options import Options
-from wsb_engine.spectrum.confirmation import RitzResidual, confirm, outer_pairs
+from wsb_engine.spectrum.confirmation import RitzPairs, RitzResidual, confirm, outer_pairs
 from wsb_engine.spectrum.density import STEPS, DensityEstimate, density
 from wsb_engine.spectrum.enclosure import Enclosing, enclose, finish
 from wsb_engine.spectrum.lanczos import ROWS, Lanczos
@@ -27,11 +29,15 @@ CONVERGENCE_ROWS = 100
 """Most steps of an enclosure in the report."""
 FINISHING_PRODUCTS = 24
 """Most products that confirm an enclosure after its last step; a time limit leaves room for them."""
+_Row = TypeVar("_Row")
 USELESS_WIDTH = 1e3
 """An enclosure wider than this many times the spectrum is withheld: it says nothing."""
 
+WARNINGS = ("enclosure_withheld", "enclosure_open", "failure_probability_raised")
+"""Codes of what an enclosure says of itself."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Krylov:
     """A Lanczos run that several stages share, and its product."""
 
@@ -41,6 +47,8 @@ class Krylov:
     """Steps that options and memory allow."""
     limited_by_memory: bool = False
     """True if memory, not the options, sets ``max_steps``."""
+    confirmed: tuple[int, RitzPairs, Rounding] | None = None
+    """The outer pairs with fresh products and the rounding measured on them, after a number of steps."""
 
 
 def wanted(options: Options) -> bool:
@@ -121,8 +129,11 @@ def enclosure(
         )
     if shared.limited_by_memory and found.stopped_by == "products":
         found = replace(found, stopped_by="memory")
-    pairs = outer_pairs(lanczos)
-    rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
+    if shared.confirmed is None or shared.confirmed[0] != lanczos.steps:
+        pairs = outer_pairs(lanczos)
+        rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
+        shared.confirmed = lanczos.steps, pairs, rounding
+    _, pairs, rounding = shared.confirmed
     enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
     found, residual = confirm(enclosing, found, pairs)
     advice = _advice(found, problem)
@@ -148,6 +159,15 @@ def enclosure(
             f"holds with {raised:.2g}: {advice}",
         )
     return _part(found, 1 / sigma), residual
+
+
+def continued(before: r.Enclosure | None, after: r.Enclosure | None) -> r.Enclosure | None:
+    """Return a later enclosure of the same run with the convergence of the earlier one before its own."""
+    if before is None or after is None or not after.convergence or not before.convergence:
+        return after
+    first = after.convergence[0].products
+    rows = [row for row in before.convergence if row.products < first] + after.convergence
+    return after.model_copy(update={"convergence": _thinned(rows)})
 
 
 def _says_nothing(found: Enclosures, enclosing: Enclosing) -> bool:
@@ -187,15 +207,18 @@ def _part(found: Enclosures, factor: float) -> r.Enclosure:
 def _convergence(rows: list[Enclosures], factor: float) -> list[r.EnclosureStep]:
     """Thin the rows evenly, keeping the last; leave out rows that certify nothing yet."""
     useful = [row for row in rows if math.isfinite(row.lambda_max.width) and math.isfinite(row.lambda_min.width)]
-    thinned = useful[:: -max(1, math.ceil(len(useful) / CONVERGENCE_ROWS))][::-1]
     return [
         r.EnclosureStep(
             products=row.products,
             lambda_max=_interval(row.lambda_max.scaled(factor)),
             lambda_min=_interval(row.lambda_min.scaled(factor)),
         )
-        for row in thinned
+        for row in _thinned(useful)
     ]
+
+
+def _thinned(rows: list[_Row]) -> list[_Row]:
+    return rows[:: -max(1, math.ceil(len(rows) / CONVERGENCE_ROWS))][::-1]
 
 
 def _interval(end: End) -> r.Interval:
