@@ -76,10 +76,10 @@ def analyze(
     with monitor.phase("setup"):
         problem = pose(classifier, batch, options, monitor)
     if len(chosen) < 2 or problem.objective.coupled:
-        return report_on(problem, classifier, batch, options, monitor)
+        return report_on(problem, classifier, batch, options, monitor, needs)
     with Devices(problem, chosen) as team:
         monitor.warn("split", f"products and pairs of samples were split over {', '.join(map(str, chosen))}")
-        return report_on(replace(problem, team=team), classifier, batch, options, monitor)
+        return report_on(replace(problem, team=team), classifier, batch, options, monitor, needs)
 
 
 @contextmanager
@@ -102,7 +102,14 @@ def _finite_numbers() -> Iterator[None]:
 
 
 @_finite_numbers()
-def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: Options, monitor: Monitor) -> r.Report:
+def report_on(
+    problem: Problem,
+    classifier: Classifier,
+    batch: Batch,
+    options: Options,
+    monitor: Monitor,
+    needs: Collection[str] = (),
+) -> r.Report:
     """Run every stage of an analysis but its setup.
 
     Raises:
@@ -113,18 +120,17 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         loss = parts.loss(problem)
     with monitor.phase("parity"):
         parity = parts.parity(problem, classifier, monitor)
-    choice = moments.choose(problem, options, monitor)
+    choice = moments.choose(problem, options, needs, monitor)
     monitor.one_thread = device.type == "cpu" and small and choice.is_short and options.spectrum == "none"
     product = problem.hessian_product(columns=1)
-    probing = choice.method == "probes"
-    shared = krylov.krylov(problem, product, options, monitor) if probing or krylov.wanted(options) else None
-    share = moments.shares(options, single=product.dtype == torch.float32, probing=probing)
+    shared = krylov.krylov(problem, product, options, monitor) if choice.probing or krylov.wanted(options) else None
+    share = moments.shares(options, single=product.dtype == torch.float32, probing=choice.probing)
     measuring = Measuring(problem, options.seed, share, monitor.tell)
     with monitor.phase("rounding"), threads_of(device, one=small):
         rounding = measuring.rounding(product, choice.layout)
-    with monitor.phase("moments"), threads_of(device, one=choice.is_short):
-        found, hessian = _moments(problem, options, choice, shared, rounding, monitor)
-    named = [] if found is None else bounds.evaluate(found.quantities, rounding)
+    found, hessian = None, None
+    if choice.when == "first":
+        found, hessian = _moments(problem, options, choice, shared, rounding, options.enclosure, monitor)
     premises = Premises(
         rounding=rounding,
         moments=None if found is None else found.known,
@@ -133,10 +139,22 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         both=options.ends == "both",
     )
     enclosure, eigenvalues, errors = None, None, MeasuredErrors()
-    with monitor.phase("enclosure"), threads_of(device, one=small):
-        if options.enclosure and shared is not None:
+    if options.enclosure and shared is not None:
+        with monitor.phase("enclosure"), threads_of(device, one=small):
             enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
             errors = replace(agreement.of_products(problem, product, options.seed, monitor), ritz=ritz)
+            _judge_precision(problem, options, enclosure, monitor)
+    if choice.when != "first":
+        choice = moments.choose_after(choice, problem, options, shared, enclosure, monitor)
+        found, hessian = _moments(problem, options, choice, shared, rounding, enclosure is not None, monitor)
+    if found is not None and choice.when == "last" and options.enclosure and shared is not None:
+        premises = replace(premises, moments=found.known)
+        with monitor.phase("deflation"), threads_of(device, one=small):
+            before = enclosure
+            monitor.forget(*krylov.WARNINGS)
+            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+            enclosure, errors = krylov.continued(before, enclosure), replace(errors, ritz=ritz)
+    named = [] if found is None else bounds.evaluate(found.quantities, rounding)
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
     part, closed = (None, None) if found is None else (found.part, found.closed)
@@ -164,17 +182,48 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
     return in_true_units(report, problem.objective.scale)
 
 
+def _judge_precision(problem: Problem, options: Options, enclosure: r.Enclosure | None, monitor: Monitor) -> None:
+    """Say what float32 costs in width, if it was chosen to save time."""
+    objective = problem.objective
+    if options.dtype != "auto" or objective.dtype != torch.float32 or objective.device.type != "cpu":
+        return
+    found = "rounding leaves no enclosure"
+    if enclosure is not None:
+        top, floor = enclosure.lambda_max, enclosure.floor
+        size = max(abs(top.lower), abs(top.upper))
+        share = enclosure.rounding_slack / size if size else 0.0
+        reach = "" if floor is None else f", and no gap below {floor:.2g} can be reached"
+        found = f"rounding moves the ends by {share:.2g} of λ_max{reach}"
+    monitor.warn(
+        "float32_chosen",
+        f"products in float64 would take too long, so they are computed in float32: {found}; set dtype float64 if the "
+        "time does not matter",
+    )
+
+
 def _moments(
     problem: Problem,
     options: Options,
     choice: moments.Choice,
     shared: krylov.Krylov | None,
     rounding: Rounding,
+    otherwise: bool,
     monitor: Monitor,
 ) -> tuple[moments.MomentsResult | None, Tensor | None]:
-    """Compute the moments, and the dense Hessian if they come from it; keep what a limit leaves of them."""
+    """Compute the moments, and the dense Hessian if they come from it; keep what a limit leaves of them.
+
+    Args:
+        problem, options, choice, shared, rounding, monitor: See ``moments.compute``.
+        otherwise: True if the report contains something without them.
+    """
     found, hessian = None, None
-    with monitor.optional("moments", options.enclosure), _without_overflow(monitor, options), monitor.limited():
+    with (
+        monitor.phase("moments"),
+        threads_of(problem.objective.device, one=choice.is_short),
+        monitor.optional("moments", otherwise),
+        _without_overflow(monitor, options),
+        monitor.limited(),
+    ):
         if choice.method == "basis" and options.spectrum == "dense" and problem.structure is None:
             hessian = form(problem, monitor)
         found = moments.compute(problem, options, choice, hessian, shared, rounding, monitor)

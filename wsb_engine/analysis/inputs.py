@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 
 from wsb_engine.batch import Batch
+from wsb_engine.curvature.cost import nominal_rate
 from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import BatchError, OptionsError
+from wsb_engine.memory import total_memory, working_memory
 from wsb_engine.model import Classifier, Input, Tensors
 from wsb_engine.options import Options
 
-DEFAULT_MEMORY_LIMIT = 2 << 30
-"""Working memory on a CPU, in bytes, if the options state no limit."""
-GPU_MEMORY_SHARE = 0.5
-"""Share of a GPU's memory to work in, if the options state no limit."""
 _NAMED, _LISTED = 10, 50
 """Names in the text and in the details of an error."""
 SMALL_MODEL = 2_000_000
 """Number of parameters up to which float64 is used on a GPU too."""
+EXPECTED_PRODUCTS = 30
+"""Typical number of Hessian-vector products of an enclosure."""
+FORWARD_PASSES = 6
+"""Operations of a product relative to those of the logits."""
+DOUBLE_SECONDS = 600.0
+"""Products that are expected to take longer in float64, at the nominal rate of a CPU, are computed in float32."""
 
 
 def device(options: Options) -> torch.device:
@@ -52,13 +56,23 @@ def dtype(options: Options, on: torch.device, parameters: int) -> torch.dtype:
     return torch.float64 if options.dtype == "float64" else torch.float32
 
 
+def too_dear_in_double(options: Options, on: torch.device, operations: float) -> bool:
+    """Return whether ``dtype="auto"`` on a CPU has to turn to float32.
+
+    Args:
+        options: Options.
+        on: Device.
+        operations: Operations of the logits of all samples.
+    """
+    if options.dtype != "auto" or on.type != "cpu":
+        return False
+    products = min(EXPECTED_PRODUCTS, options.max_products) * FORWARD_PASSES * operations
+    return products > DOUBLE_SECONDS * nominal_rate(on, torch.float64)
+
+
 def memory_limit(options: Options, on: torch.device) -> int:
     """Return the bytes to work in."""
-    if options.memory_limit is not None:
-        return options.memory_limit
-    if on.type == "cuda":
-        return int(torch.cuda.get_device_properties(on).total_memory * GPU_MEMORY_SHARE)
-    return DEFAULT_MEMORY_LIMIT
+    return working_memory(total_memory(on)) if options.memory_limit is None else options.memory_limit
 
 
 def included(classifier: Classifier, patterns: tuple[str, ...]) -> tuple[str, ...]:

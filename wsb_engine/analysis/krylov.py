@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ from wsb_engine.analysis.monitor import Monitor, TimeLimitError
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.bounds.certificates import Enclosures, End, Premises
+from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.errors import OptionsError, ResourceError
 from wsb_engine.options import Options
@@ -37,11 +39,15 @@ WORKING_VECTORS = 16
 """Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
 SECOND_PASS = 1.2
 """Products left for a second pass, as a multiple of those of the first, with the next steps in between."""
+_Row = TypeVar("_Row")
 USELESS_WIDTH = 1e3
 """An enclosure wider than this many times the spectrum is withheld: it says nothing."""
 
+WARNINGS = ("enclosure_withheld", "enclosure_open", "failure_probability_raised")
+"""Codes of what an enclosure says of itself."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Krylov:
     """A Krylov run that several stages share, and its product."""
 
@@ -53,6 +59,8 @@ class Krylov:
     """Vectors of a basis that memory holds."""
     limited_by_memory: bool = False
     """True if memory, not the options, sets ``max_steps``."""
+    confirmed: tuple[int, RitzPairs, Rounding] | None = None
+    """The outer pairs with fresh products and the rounding measured on them, after a number of steps."""
 
     @property
     def basis(self) -> Lanczos | None:
@@ -208,12 +216,13 @@ def enclosure(
             found = replace(found, stopped_by="memory")
         # What outer ends decide needs no second pass.
         enough = found.stopped_by == "decided" and interim.decided(unconfirmed(enclosing, found))
-        pairs = None if shared.basis is None and enough else _outer_pairs(shared, monitor, FINISHING_PRODUCTS * pace)
-        if pairs is None:
+        if shared.basis is not None or not enough:
+            _measure_pairs(shared, premises.rounding, measuring, monitor, FINISHING_PRODUCTS * pace)
+        if shared.confirmed is None or shared.confirmed[0] != lanczos.steps:
             enclosing, found = finish(enclosing, found, enclosing.premises.rounding)
             found, residual = unconfirmed(enclosing, found), None
         else:
-            rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
+            _, pairs, rounding = shared.confirmed
             enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
             found, residual = confirm(enclosing, found, pairs)
         if found.stopped_by != "decided" or interim.decided(found):
@@ -242,6 +251,16 @@ def enclosure(
             f"holds with {raised:.2g}: {advice}",
         )
     return _part(found, enclosing, 1 / sigma), residual
+
+
+def _measure_pairs(shared: Krylov, rounding: Rounding, measuring: Measuring, monitor: Monitor, reserve: float) -> None:
+    """Multiply the outermost Ritz vectors and measure rounding on them, once for each number of steps."""
+    if shared.confirmed is not None and shared.confirmed[0] == shared.run.steps:
+        return
+    pairs = _outer_pairs(shared, monitor, reserve)
+    if pairs is not None:
+        found = measuring.confirmed(rounding, pairs.vectors, pairs.images / shared.run.scaling)
+        shared.confirmed = shared.run.steps, pairs, found
 
 
 def _outer_pairs(shared: Krylov, monitor: Monitor, reserve: float) -> RitzPairs | None:
@@ -296,6 +315,15 @@ class _Interim:
         return in_true_units(found, self._scale)
 
 
+def continued(before: r.Enclosure | None, after: r.Enclosure | None) -> r.Enclosure | None:
+    """Return a later enclosure of the same run with the convergence of the earlier one before its own."""
+    if before is None or after is None or not after.convergence or not before.convergence:
+        return after
+    first = after.convergence[0].products
+    rows = [row for row in before.convergence if row.products < first] + after.convergence
+    return after.model_copy(update={"convergence": _thinned(rows)})
+
+
 def _says_nothing(found: Enclosures, enclosing: Enclosing) -> bool:
     asked = (found.lambda_max, found.lambda_min)[: 1 + enclosing.premises.both]
     spread = found.lambda_min.size
@@ -343,15 +371,18 @@ def _part(found: Enclosures, enclosing: Enclosing, factor: float) -> r.Enclosure
 def _convergence(rows: list[Enclosures], factor: float) -> list[r.EnclosureStep]:
     """Thin the rows evenly, keeping the last; leave out rows that certify nothing yet."""
     useful = [row for row in rows if math.isfinite(row.lambda_max.width) and math.isfinite(row.lambda_min.width)]
-    thinned = useful[:: -max(1, math.ceil(len(useful) / CONVERGENCE_ROWS))][::-1]
     return [
         r.EnclosureStep(
             products=row.products,
             lambda_max=_interval(row.lambda_max.scaled(factor)),
             lambda_min=_interval(row.lambda_min.scaled(factor)),
         )
-        for row in thinned
+        for row in _thinned(useful)
     ]
+
+
+def _thinned(rows: list[_Row]) -> list[_Row]:
+    return rows[:: -max(1, math.ceil(len(rows) / CONVERGENCE_ROWS))][::-1]
 
 
 def _interval(end: End) -> r.Interval:

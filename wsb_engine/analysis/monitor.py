@@ -159,6 +159,10 @@ class Monitor:
         if warning not in self.warnings:
             self.warnings.append(warning)
 
+    def forget(self, *codes: str) -> None:
+        """Drop warnings of what a later stage does again."""
+        self.warnings[:] = [warning for warning in self.warnings if warning.code not in codes]
+
     def timings(self) -> dict[str, float]:
         elapsed = time.perf_counter() - self.started
         return {"load": self.load_seconds, **self.seconds, "total": self.load_seconds + elapsed}

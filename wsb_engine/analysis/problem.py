@@ -166,8 +166,15 @@ class Problem:
         return math.ceil(self.samples / (threads * math.ceil(self.samples / (threads * most))))
 
 
-def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monitor) -> Problem:
+def pose(
+    classifier: Classifier, batch: Batch, options: Options, monitor: Monitor, *, samples: int | None = None
+) -> Problem:
     """Check model, batch and options against each other, and evaluate the logits.
+
+    Args:
+        classifier, batch, options, monitor: Of the analysis.
+        samples: Number of samples of the analysis if the batch has only some of them; the working precision depends
+            on it.
 
     Raises:
         ModelError, BatchError, OptionsError: with a code and advice.
@@ -195,6 +202,11 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
         interrupt=monitor.interrupt,
     )
     forward = _first_forward(objective)
+    if prepare.too_dear_in_double(options, device, forward.operations * (samples or len(batch))):
+        tensors = {name: tensor.to(device, torch.float32) for name, tensor in model.parameters.items()}
+        selected, fixed = ({name: tensors[name] for name in part} for part in (objective.selected, objective.fixed))
+        objective = replace(objective, selected=selected, fixed=fixed, dtype=torch.float32)
+        forward = _first_forward(objective)
     objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread):

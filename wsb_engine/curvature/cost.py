@@ -6,8 +6,11 @@ the whole batch counts.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -25,6 +28,45 @@ COUNTED = 16
 """Coupled samples that are counted at a time; the counts at one, two and three times as many are extrapolated."""
 PRODUCT_OPERATIONS = 2.0
 """Operations of a product relative to a gradient's: each operation and its derivative."""
+
+CPU_RATE = 1.5e10
+"""Nominal operations per second of one thread of a CPU in float64; twice that in float32."""
+GPU_RATE = 3e11
+"""Nominal operations per second of one multiprocessor of a GPU in float32."""
+GPU_DOUBLE = {(7, 0): 0.5, (8, 0): 0.5, (9, 0): 0.5, (10, 0): 0.5}
+"""Rate of float64 relative to float32 by compute capability of GPUs made for it."""
+GPU_DOUBLE_OTHERS = 1 / 32
+
+MEASURED_SIZE, MEASURED_SIZE_GPU, MEASUREMENTS = 512, 4096, 5
+"""Order of the matrices by which a rate is measured, and the number of products, of which the fastest counts."""
+EFFICIENCY = 0.5
+"""Share of the rate of a matrix product at which an analysis computes."""
+
+
+def nominal_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations per second that budgets assume, by the kind of device.
+
+    Not measured, so that the same input on the same machine leads to the same choices however busy it is.
+    """
+    if device.type == "cpu":
+        return CPU_RATE * torch.get_num_threads() * (2 if dtype == torch.float32 else 1)
+    properties = torch.cuda.get_device_properties(device)
+    rate = GPU_RATE * properties.multi_processor_count
+    if dtype == torch.float32:
+        return rate
+    return rate * GPU_DOUBLE.get((properties.major, properties.minor), GPU_DOUBLE_OTHERS)
+
+
+@cache
+def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure a matrix product once per process, and return the operations per second to expect of an analysis."""
+    size = MEASURED_SIZE if device.type == "cpu" else MEASURED_SIZE_GPU
+    factor, best = torch.ones(size, size, device=device, dtype=dtype), math.inf
+    for _ in range(MEASUREMENTS):
+        started = time.perf_counter()
+        float((factor @ factor)[0, 0])  # waits for a GPU
+        best = min(best, time.perf_counter() - started)
+    return EFFICIENCY * 2 * size**3 / best
 
 
 @dataclass(frozen=True)

@@ -403,12 +403,12 @@ def test_a_time_limit_returns_what_is_certified_by_then(monkeypatch: pytest.Monk
 
 
 def test_a_closed_form_that_costs_too_much_is_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.analysis.moments.AUTO_OPERATIONS", 1.0)
+    monkeypatch.setattr("wsb_engine.analysis.moments.BUDGET_SECONDS", 0.0)
     report = wsb.analyze(classifier(), batch())
     assert report.moments is None
     assert report.enclosure is not None
     assert report.enclosure.lambda_max.kind == "probabilistic"
-    assert "moments_unavailable" in [warning.code for warning in report.warnings]
+    assert "moments_left_out" in [warning.code for warning in report.warnings]
     assert wsb.analyze(classifier(), batch(), wsb.Options(moments="closed_form")).moments is not None
 
 

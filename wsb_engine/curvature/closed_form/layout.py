@@ -180,6 +180,20 @@ def sample_bytes(net: Network, forms: dict[tuple[int, int], Form], itemsize: int
     return count * itemsize, transient * itemsize
 
 
+def held_bytes(net: Network, layout: Layout, samples: int) -> int:
+    """Return the bytes that summing the closed form holds at once: tiles, a pair of them, and a chunk of a block."""
+    (size, transient), pair = sample_bytes(net, layout.forms, layout.itemsize), _pair_bytes(net, layout.forms)
+    tiles = min(layout.kept, math.ceil(samples / layout.tile)) + (layout.kept * layout.tile < samples)
+    chunks = (block_row_bytes(net, l, k, layout.itemsize) * _rows(net, l, k) for l, k in layout.blocks)
+    block = min(max(chunks, default=0), layout.memory // 2)
+    return layout.tile * (size * tiles + transient + pair * layout.tile) + block
+
+
+def _rows(net: Network, l: int, k: int) -> int:
+    """Count the rows that a block is formed in."""
+    return triangle(net.layers[l].width) if l == k else net.layers[l].d_out
+
+
 def square_rows(forms: dict[tuple[int, int], Form], layers: int) -> int:
     """Return the lowest layer whose A_ll must be formed as a d × d matrix."""
     wanted = [l if form != "factor" else l + 1 for (l, k), form in forms.items() if l == k]
