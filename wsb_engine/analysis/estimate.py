@@ -24,8 +24,9 @@ from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
 from wsb_engine.spectrum.density import STARTS, STEPS
-from wsb_engine.spectrum.lanczos import HOMOGENEITY_STEPS, ROWS
+from wsb_engine.spectrum.lanczos import ROWS
 from wsb_engine.spectrum.probes import DEFLATED, probe_count
+from wsb_engine.spectrum.run import HOMOGENEITY_STEPS
 
 FEW = 3
 """Samples on which an analysis is counted; more if they depend on each other."""

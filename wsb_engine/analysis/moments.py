@@ -169,7 +169,9 @@ def choose_after(
         return replace(found, when="if_cheap" if found.probing and not choice.probing else "last")
     ends = (enclosure.lambda_max, enclosure.lambda_min)[: 1 + (options.ends == "both")]
     gaps = [math.inf if end.relative_gap is None else end.relative_gap for end in ends]
-    if choice.method is not None and max(gaps) > options.relative_gap:
+    # What is decided is narrow enough.
+    is_open = enclosure.stopped_by != "decided" and max(gaps) > options.relative_gap
+    if choice.method is not None and is_open:
         return replace(choice, when="last")
     choice, products = replace(choice, when="if_cheap"), shared.run.products
     allowed = CHEAP_SHARE * products
