@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +16,12 @@ from support.eager import eager_hessian
 from torch import Tensor, nn
 
 import wsb_engine as wsb
+from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.problem import pose
 from wsb_engine.progress import InterimEnclosure, Progress
 from wsb_engine.report import Enclosure
 
+CASES = Path(__file__).parents[2] / "cases"
 SAMPLES = 60
 FACTORS = [0.5, 0.9, 1.1, 2.0]
 
@@ -195,26 +200,19 @@ def test_progress_tells_what_is_certified_and_only_ever_narrows_it(name: str, dt
     assert told[-1].lambda_max.upper <= report.enclosure.lambda_max.upper
 
 
-def test_it_is_told_in_the_units_of_the_loss_whatever_the_analysis_computes_in() -> None:
-    torch.manual_seed(0)
-    module = perceptron(steps=100).double()
-    with torch.no_grad():
-        module[2].weight.mul_(40)  # type: ignore[index, union-attr]
-    x, _ = digits()
-    y = module(x).argmax(dim=1)
-    seen: list[Progress] = []
+@pytest.mark.parametrize("case", ["saturated_mlp_1e-9", "saturated_general_1e-9"])
+def test_it_is_told_in_the_units_of_the_loss_whatever_the_analysis_computes_in(case: str) -> None:
+    classifier, batch = wsb.load_model(CASES / case / "model.onnx"), wsb.load_batch(CASES / case / "batch.npz")
+    expected = json.loads((CASES / case / "case.json").read_text())["expect"]
     options = wsb.Options(moments="none")
-    report = wsb.analyze(wsb.from_module(module), wsb.Batch(x, y), options, progress=seen.append)
-    values = np.linalg.eigvalsh(eager_hessian(module, x, y).numpy())
-    assert report.loss.value < 1e-2
+    assert pose(classifier, batch, options, Monitor(options, None, 0.0)).objective.scale > 1e6
+    seen: list[Progress] = []
+    wsb.analyze(classifier, batch, options, progress=seen.append)
     told = [each.enclosure for each in seen if each.enclosure is not None]
     assert told
     for found in told:
-        # Double backward of the plain loss rounds relative to 1.
-        assert found.lambda_max.lower <= values[-1] + 1e-12
-        assert values[-1] - 1e-12 <= found.lambda_max.upper
-    assert report.enclosure is not None
-    assert told[-1].lambda_max.upper <= report.enclosure.lambda_max.upper
+        assert holds(found, np.array([expected["lambda_min"], expected["lambda_max"]]))
+    assert told[-1].lambda_max.upper == pytest.approx(expected["lambda_max"], rel=1e-3)
 
 
 def interim(lower: float, upper: float, chance: float | None = 1e-6) -> InterimEnclosure:
