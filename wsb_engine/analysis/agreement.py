@@ -14,10 +14,14 @@ from wsb_engine.curvature.closed_form.activations import value
 from wsb_engine.curvature.closed_form.mlp import network
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.model import Tensors
+from wsb_engine.random_vectors import gaussian
 from wsb_engine.spectrum.confirmation import RitzResidual
 
 FLOAT32_DRIFT = 1e-3
 """Relative error of a float32 product against a float64 one beyond which the report warns."""
+
+STREAM = 1 << 32
+"""Separates these random vectors from the start vectors of the same seed."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,7 @@ def with_dense(errors: MeasuredErrors, problem: Problem, hessian: Tensor, seed: 
         hessian: (P, P) float64, as formed.
         seed: Seed of a random vector.
     """
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(len(hessian), generator=generator, dtype=torch.float64).to(hessian.device)
+    v = gaussian(len(hessian), seed, STREAM, hessian.device)
     reference = _reference(problem, v)
     scale, difference = norm(reference), norm(hessian @ v - reference)
     if scale == 0:
@@ -101,9 +104,8 @@ def _normalised(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _random(product: HessianProduct, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(product.parameters, 2, generator=generator, dtype=torch.float64)
-    return vectors.to(product.device, product.dtype).double()
+    drawn = [gaussian(product.parameters, seed, STREAM + i, product.device) for i in range(2)]
+    return torch.stack(drawn, dim=1).to(product.dtype).double()
 
 
 def _reference(problem: Problem, v: Tensor) -> Tensor:

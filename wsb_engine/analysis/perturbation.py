@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from wsb_engine.curvature.products.autodiff import Objective
 from wsb_engine.model import Tensors
+from wsb_engine.random_vectors import uniform
 
 PERTURBATION = 2.0**-43
 """Relative size of a perturbation, in which H is linear except for cancellations that leave no digits anyway."""
@@ -24,9 +24,8 @@ def perturbed(objective: Objective, seed: int) -> Objective:
     """
 
     def moved(tensor: Tensor, stream: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((seed, stream)) % (1 << 63))
-        xi = (2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3)
-        return tensor * (1 + PERTURBATION * xi.to(tensor.device))
+        xi = uniform(tensor.numel(), seed, stream, tensor.device).view(tensor.shape).mul_(2 * math.sqrt(3))
+        return tensor * (1 + PERTURBATION * xi)
 
     def all_moved(tensors: Tensors, first: int) -> dict[str, Tensor]:
         return {name: moved(tensor, first + i) for i, (name, tensor) in enumerate(tensors.items())}

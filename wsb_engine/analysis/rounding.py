@@ -20,6 +20,7 @@ from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
 from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.running_error import running_error
 from wsb_engine.curvature.products.autodiff import HessianProduct
+from wsb_engine.random_vectors import gaussian
 
 UNIT = 2.0**-53
 SINGLE_UNIT = 2.0**-24
@@ -150,8 +151,8 @@ class Measuring:
         )
 
     def _gaussian(self, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seed ^ STREAM) + index)
-        return torch.randn(self.problem.objective.parameters, generator=generator, dtype=torch.float64)
+        objective = self.problem.objective
+        return gaussian(objective.parameters, self.seed ^ STREAM, index, objective.device)
 
     def _perturbed(self, index: int, columns: int) -> HessianProduct:
         """Return a product at parameters and inputs multiplied by 1 + εξ, with recomputed forward quantities."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from wsb_engine.spectrum.run import BREAKDOWN, UNIT, Run, norm
+from wsb_engine.spectrum.run import BREAKDOWN, UNIT, Run, norm, on_sphere
 
 ROWS = 16
 """Most basis vectors allocated at a time."""
@@ -52,7 +52,7 @@ class Lanczos(Run):
         self.dimension = parameters - (0 if locked is None else len(locked))
         """Dimension of the space that the run can span."""
         self._rows = max(1, min(ROWS, parameters, BLOCK_BYTES // (self.dtype.itemsize * parameters)))
-        self._generator = torch.Generator().manual_seed(seed)
+        self._drawn = 0
         self._blocks: list[Tensor] = []
         self._gram_square = 0.0
         self._next: Tensor | None = None
@@ -147,7 +147,10 @@ class Lanczos(Run):
     def _random(self) -> Tensor:
         """Draw a unit vector uniformly from the sphere in the complement of Q."""
         while True:
-            v = torch.randn(self.parameters, generator=self._generator, dtype=torch.float64).to(self.device)
+            v = on_sphere(self.parameters, self._seed, self._drawn, self.device)
+            self._drawn += 1
+            if not self._locked and not self._blocks:
+                return v
             v = self._orthogonalised(v)[0]
             length = norm(v)
             # If few dimensions remain, little of a random vector does; that little must not be rounding.

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wsb_engine.random_vectors import gaussian
+
 UNIT = 2.0**-53
 """Unit roundoff of float64, the dtype of sums and scalars whatever the dtype of the vectors."""
 BREAKDOWN = 4.0
@@ -150,6 +152,12 @@ class Run(ABC):
         if self.steps in self._tested and largest:
             again = self.image(q / 3).mul_(3).sub_(image)
             self.homogeneity = max(self.homogeneity, norm(again) / largest)
+
+
+def on_sphere(count: int, seed: int, stream: int, device: torch.device) -> Tensor:
+    """Draw a unit vector uniformly, (count,) float64, the same on every device; arguments as for ``gaussian``."""
+    v = gaussian(count, seed, stream, device)
+    return v.div_(math.sqrt(dot(v, v)))
 
 
 def norm(v: Tensor) -> float:

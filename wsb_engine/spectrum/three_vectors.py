@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsb_engine.spectrum.run import BREAKDOWN, TILE, UNIT, Run, dot, norm
+from wsb_engine.spectrum.run import BREAKDOWN, TILE, UNIT, Run, dot, norm, on_sphere
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,7 @@ class ThreeVectors(Run):
 
     def _start(self) -> Tensor:
         """Draw the start vector, uniform on the sphere, in float64."""
-        generator = torch.Generator().manual_seed(self._seed)
-        v = torch.randn(self.parameters, generator=generator, dtype=torch.float64).to(self.device)
-        v /= torch.linalg.vector_norm(v)
-        return v.div_(torch.linalg.vector_norm(v))
+        return on_sphere(self.parameters, self._seed, 0, self.device)
 
     def _kept(self, found: _Step, previous: Tensor | None) -> Tensor:
         """Return q_{j+1}, in the memory of q_{j−1} if that has the right dtype."""
