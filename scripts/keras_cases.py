@@ -20,6 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
+import tf2onnx
 
 CASES = Path(__file__).resolve().parent.parent / "tests" / "cases"
 SAMPLES, CLASSES = 12, 3
@@ -47,7 +48,11 @@ def attention() -> Any:
     return keras.Model(x, L.Dense(CLASSES)(L.GlobalAveragePooling1D()(L.Dense(4, activation="gelu")(mixed))))
 
 
-MODELS = {"mlp": mlp, "logit": logit, "cnn": cnn, "attention": attention}
+def bilstm() -> list[Any]:
+    return [keras.Input((6, 4)), L.Bidirectional(L.LSTM(3)), L.Dense(CLASSES)]
+
+
+MODELS = {"mlp": mlp, "logit": logit, "cnn": cnn, "attention": attention, "bilstm": bilstm}
 
 
 def build(name: str) -> Any:
@@ -105,8 +110,23 @@ def oracle(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     }
 
 
-def write(name: str) -> None:
-    folder = CASES / f"keras_{name}"
+def keras_export(model: Any, path: Path) -> None:
+    """Write the model as Keras does."""
+    model.export(path, format="onnx", verbose=False)
+
+
+def tf2onnx_export(model: Any, path: Path) -> None:
+    """Write the model as tf2onnx does for a function."""
+    signature = [tf.TensorSpec((None, *each.shape[1:]), each.dtype, name="x") for each in model.inputs]
+    tf2onnx.convert.from_function(tf.function(model), signature, output_path=str(path))
+
+
+EXPORTS = {"keras": ("model.export(format='onnx')", keras_export), "tf2onnx": ("tf2onnx", tf2onnx_export)}
+
+
+def write(name: str, way: str) -> None:
+    words, export = EXPORTS[way]
+    folder = CASES / f"{way}_{name}"
     folder.mkdir(exist_ok=True)
     keras.config.set_dtype_policy("float32")
     model = build(name)
@@ -120,14 +140,14 @@ def write(name: str) -> None:
     )
     y = rng.integers(0, max(2, model.output_shape[1]), SAMPLES)
     model(x)
-    model.export(folder / "model.onnx", format="onnx", verbose=False)
+    export(model, folder / "model.onnx")
     np.savez(folder / "batch.npz", x=x, y=y)
     keras.config.set_dtype_policy("float64")
     double = build(name)
     for to, of in zip(double.weights, model.weights, strict=True):
         to.assign(of.numpy().astype("float64"))
     case = {
-        "shows": f"A model of Keras 3 ({name}) by model.export(format='onnx').",
+        "shows": f"A model of Keras 3 ({name}) by {words}.",
         "options": {},
         "expect": oracle(double, x, y),
         # Folded weights are rounded to float32 in the file.
@@ -142,4 +162,5 @@ def write(name: str) -> None:
 
 if __name__ == "__main__":
     for each in sys.argv[1:] or MODELS:
-        write(each)
+        for way in EXPORTS:
+            write(each, way)

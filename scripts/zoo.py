@@ -18,11 +18,9 @@ from zoo import networks, scores
 from zoo.cell import WRONG, Cell, sentence
 from zoo.record import NETWORKS, SCORES, Record, read, worse, write
 
-Row = tuple[str, list[tuple[str, str, str]]]
-
 
 def observe(keys: list[tuple[str, str, str]]) -> Record:
-    """Observe cells in a process of their own: all of one family, which share its right values."""
+    """Observe cells in one process: all of one family, which share its right values, or all of scikit-learn."""
     torch.set_num_threads(1)
     found = {}
     for row, column, variant in keys:
@@ -41,11 +39,13 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, only compare")
     given = parser.parse_args()
     chosen = [key for key in (*NETWORKS, *SCORES) if re.search(given.only, ", ".join(key))]
-    rows = list(dict.fromkeys(key[0] for key in chosen))
+    groups: dict[str, list[tuple[str, str, str]]] = {}
+    for key in chosen:
+        groups.setdefault("" if key[0] in scores.CLASSIFIERS else key[0], []).append(key)
     before, now = read(), Record()
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         started = time.monotonic()
-        pending = [pool.submit(observe, [key for key in chosen if key[0] == row]) for row in rows]
+        pending = [pool.submit(observe, keys) for keys in groups.values()]
         for done in as_completed(pending):
             now |= done.result()
             for key, cell in done.result().items():

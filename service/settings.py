@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     request_head_seconds: float = Field(10.0, gt=0, le=3600, description="Time for a request line and its headers.")
     max_part_headers: int = Field(8, ge=1, le=1000, description="Headers of one part of a multipart body.")
     max_part_header_bytes: int = Field(4096, ge=64, description="Size of one header of a part.")
-    max_uploads: int = Field(64, ge=1, description="Concurrent uploads to one process; beyond it, 503.")
+    max_uploads: int = Field(64, ge=1, description="Concurrent uploads to one process, shared by tenants; else 503.")
     upload_idle_seconds: float = Field(30.0, gt=0, le=3600, description="Silence after which an upload is aborted.")
     upload_min_bytes_per_second: int = Field(
         1024,
@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         description="Lowest rate over upload_idle_seconds; a slower upload is aborted; 0: no limit.",
     )
     min_free_bytes: int = Field(GIB, ge=0, description="Free space that uploads must leave on the blobs' disk.")
-    max_event_streams: int = Field(1000, ge=1, description="Open event streams of one process.")
+    max_event_streams: int = Field(1000, ge=1, description="Open event streams of one process, shared by tenants.")
     event_heartbeat_seconds: float = Field(
         15.0, gt=0, le=3600, description="Silence after which an event stream sends a heartbeat."
     )

@@ -82,6 +82,7 @@ def test_the_mlflow_example_logs_to_the_runs_that_have_not_been_done(tmp_path: P
         example.log_sharpness(mlflow, "other", str(tmp_path / "batch.npz"), "net.onnx")
 
 
+@pytest.mark.slow
 def test_the_series_of_a_training_run_comes_back_from_the_server(capsys: pytest.CaptureFixture[str]) -> None:
     example = load("training_series")
     example.EPOCHS = 2

@@ -48,7 +48,7 @@ class Batch:
         weights: (N,) non-negative, not all 0; the loss is Σ w_s ℓ_s / Σ w_s. None weights all samples equally.
 
     Raises:
-        BatchError: ``empty_batch``, ``row_count_mismatch``, ``batch_not_finite``, ``object_array``,
+        BatchError: ``empty_batch``, ``row_count_mismatch``, ``no_features``, ``batch_not_finite``, ``object_array``,
             ``unsupported_array_dtype``, ``labels_shape``, ``labels_not_probabilities``, ``weights_invalid``.
 
     Examples:
@@ -92,6 +92,13 @@ class Batch:
                     f"array {name!r} has {rows} rows, y has {len(labels)}",
                     code="row_count_mismatch",
                     advice="Give every array one row for each sample.",
+                    array=name,
+                )
+            if len(tensor) and not tensor.numel():
+                raise BatchError(
+                    f"array {name!r} has shape {list(tensor.shape)}: its rows are empty",
+                    code="no_features",
+                    advice="Give every row the features that the model takes.",
                     array=name,
                 )
         object.__setattr__(self, "x", tensors)

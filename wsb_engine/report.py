@@ -45,9 +45,9 @@ class Parameters(_Part):
     stored_dtypes: dict[str, int] | None = None
     """Number of parameters by the dtype that the model stores them in; null in reports before schema 1.4."""
     left_out: list[ParameterTensor] | None = None
-    """Other stored floating tensors of several elements that the logits depend on, taken for constants: masks, tables
-    of positions, running statistics. H is that of the file: what its exporter dropped or merged is in no list. Null in
-    earlier reports, and for formats that declare their parameters."""
+    """Other stored floating tensors that the logits depend on, taken for constants: masks, tables of positions, running
+    statistics; single numbers only if they may have been parameters. H is that of the file: what its exporter dropped
+    or merged is in no list. Null in earlier reports, and for models that declare their parameters."""
 
 
 class Parity(_Part):

@@ -68,14 +68,14 @@ LastEventId = Annotated[
 ]
 
 
-async def _subscribed(analysis: AnalysisId, context: InContext) -> AsyncIterator[asyncio.Event]:
+async def _subscribed(analysis: AnalysisId, context: InContext, tenant: InTenant) -> AsyncIterator[asyncio.Event]:
     """Yield an event that is set at each change of the analysis; hold it and a slot until the response ends."""
     full = TooManyStreamsError(
-        f"{context.streams.limit} event streams are already open.",
+        f"Too many of the {context.streams.limit} event streams that may be open at once are open.",
         advice="Try again later, or poll the analysis instead.",
         headers={"Retry-After": "5"},
     )
-    with context.streams.taken(full), context.notifications.subscribe(analysis, every_change=True) as changed:
+    with context.streams.taken(tenant, full), context.notifications.subscribe(analysis, every_change=True) as changed:
         yield changed
 
 

@@ -150,11 +150,9 @@ def worker(
 
 ModelFile = Annotated[
     Path,
-    typer.Argument(
-        exists=True, dir_okay=False, readable=True, help="ONNX file, PyTorch 2 archive (.pt2) or TorchScript archive."
-    ),
+    typer.Argument(exists=True, readable=True, help="ONNX file, PyTorch 2 archive (.pt2) or TorchScript archive."),
 ]
-BatchFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help=".npz or .safetensors.")]
+BatchFile = Annotated[Path, typer.Argument(exists=True, readable=True, help=".npz or .safetensors.")]
 Server = Annotated[str | None, typer.Option(help="URL of a server to analyse on instead of this machine.")]
 Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock limit in seconds.")]
 

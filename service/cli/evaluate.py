@@ -21,6 +21,7 @@ from service.cli.progress import ProgressSink
 from service.kit.devices import has_gpu
 from service.sandbox import IS_SUPPORTED, Job, Outcome, SandboxError
 from service.settings import Settings
+from wsb_engine.formats.foreign import folder_batch, folder_model
 from wsb_engine.options import Options
 from wsb_engine.report import Report
 
@@ -99,9 +100,14 @@ async def evaluate_here(
             raise failure(error.code, error.message, error.advice, broke_down=True) from error
 
 
-def require_files(*paths: Path) -> None:
+def require_files(model: Path, batch: Path) -> None:
     """Raise InvalidInputError if a path does not lead to a regular file, whose size and content stay as they are."""
-    for path in paths:
+    for path, folder in ((model, folder_model), (batch, folder_batch)):
+        if path.is_dir():
+            error = folder(path)
+            raise failure(
+                error.code, f"{error.message[:1].upper()}{error.message[1:]}.", error.advice, broke_down=False
+            )
         if not path.is_file():
             advice = "Save its content as a file and give the path of that."
             raise failure("not_a_file", f"{path} is not a regular file.", advice, broke_down=False)

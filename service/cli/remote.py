@@ -81,10 +81,12 @@ def evaluate_there(
 
 def _data_files(model: Path) -> dict[str, Path]:
     """Return the data files of a model, by the names by which it refers to them."""
-    from wsb_engine.formats.load import external_files
+    if not may_have_data_files(model):
+        return {}
+    from wsb_engine.formats.load import external_files  # loads torch
 
     try:
-        return external_files(model) if may_have_data_files(model) else {}
+        return external_files(model)
     except EngineError as error:
         raise failure(error.code, error.message, error.advice, broke_down=False) from error
 

@@ -102,11 +102,11 @@ class Body:
             raise too_large(self._what, self._limit)
         if self._stored:
             full = TooManyUploadsError(
-                f"{self._context.uploads.limit} uploads are already in progress.",
+                f"Too many of the {self._context.uploads.limit} uploads that may run at once are in progress.",
                 advice="Try again later.",
                 headers={"Retry-After": "5"},
             )
-            self._slot.enter_context(self._context.uploads.taken(full))
+            self._slot.enter_context(self._context.uploads.taken(self._request.state.tenant, full))
             self._context.blobs.require_room(int(announced))
 
     async def _next(self) -> bytes:

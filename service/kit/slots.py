@@ -1,7 +1,8 @@
-"""Limits how many of something may be open at once in this process."""
+"""Limits how many of something may be open at once in this process, shared by tenants."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,23 +10,35 @@ from service.errors import ServiceError
 
 
 class Slots:
-    """A counter with a limit; callers are rejected at once when all slots are taken."""
+    """A counter with a limit; callers are rejected at once when there is no slot for them.
 
-    def __init__(self, limit: int) -> None:
+    A tenant may hold as many slots as are still free for others: half of them alone, a third each of two, and so on. So
+    there is always room for a tenant that holds none, whatever the others do (the dynamic thresholds of Choudhury and
+    Hahne, 1998, for queues that share a memory).
+
+    Args:
+        limit: Number of slots.
+        tenants: Number of tenants; a single one may take all slots.
+    """
+
+    def __init__(self, limit: int, *, tenants: int) -> None:
         self.limit = limit
-        self._taken = 0
+        self._shared = tenants > 1
+        self._taken = Counter[str]()
 
     @contextmanager
-    def taken(self, full: ServiceError) -> Iterator[None]:
+    def taken(self, tenant: str, full: ServiceError) -> Iterator[None]:
         """Hold a slot during the block.
 
         Raises:
-            ServiceError: ``full``, if no slot is free.
+            ServiceError: ``full``, if no slot is free for this tenant.
         """
-        if self._taken >= self.limit:
+        free = self.limit - self._taken.total()
+        if free <= 0 or (self._shared and self._taken[tenant] >= free):
             raise full
-        self._taken += 1
+        self._taken[tenant] += 1
         try:
             yield
         finally:
-            self._taken -= 1
+            self._taken[tenant] -= 1
+            self._taken += Counter()  # drop those at 0

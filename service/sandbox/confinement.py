@@ -14,7 +14,7 @@ from service.sandbox.grants import gpu_devices, grants
 from service.sandbox.job import JobLimits
 from service.sandbox.kernel import prctl
 from service.sandbox.landlock import TRUNCATE_VERSION, landlock, landlock_version
-from service.sandbox.privileges import become_nobody
+from service.sandbox.privileges import become_nobody, leave_network
 from service.sandbox.rlimits import limit_resources
 from service.sandbox.seccomp import Filter, seccomp
 
@@ -69,6 +69,7 @@ def confine(
         active = ["setsid", "oom_score"] if _prefer_as_oom_victim() else ["setsid"]
         if group is not None and join(group):
             active.append("cgroup_memory")
+        active += leave_network()
         active += become_nobody([os.stat(path).st_gid for path in gpu_devices(gpu)])
         die_with_parent(parent, signal.SIGKILL)  # after the change of user, which would cancel it
         prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -110,7 +111,7 @@ def seal(folder: Path, readable: Iterable[str], *, gpu: bool) -> list[str]:
             advice="Check what the kernel's security modules or a container policy forbid.",
         ) from error
     truncates = landlock_version() < TRUNCATE_VERSION
-    return files + seccomp(Filter(pid=os.getpid(), refuse_truncation=truncates, shared_memory=gpu))
+    return files + seccomp(Filter(pid=os.getpid(), refuse_truncation=truncates, gpu=gpu))
 
 
 def die_with_parent(parent: int, signal_number: signal.Signals) -> None:

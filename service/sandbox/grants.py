@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
 
-from service.sandbox.landlock import READ, USE_DEVICE
+from service.sandbox.landlock import READ, READ_AND_WRITE, USE_DEVICE
 
 _SYSTEM = (
     *("/usr", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store"),
@@ -25,7 +25,10 @@ _LIBRARY_FOLDERS = ("site-packages", "dist-packages")
 
 
 def grants(folder: Path, readable: Iterable[str], *, gpu: bool) -> list[tuple[str, int]]:
-    """List the paths that a job needs and the rights to each; only devices may be written to.
+    """List the paths that a job needs and the rights to each.
+
+    Only devices may be written to, and with a GPU what the process says of its own threads: CUDA names its threads, and
+    does not start if it can't.
 
     Args:
         folder: Folder of the job.
@@ -33,7 +36,10 @@ def grants(folder: Path, readable: Iterable[str], *, gpu: bool) -> list[tuple[st
         gpu: Whether the job may use GPU devices.
     """
     paths = [str(folder), *readable, *_SYSTEM, *(_SYSTEM_WITH_GPU if gpu else ())]
-    return [(path, READ) for path in paths] + [(path, USE_DEVICE) for path in ("/dev/null", *gpu_devices(gpu))]
+    threads = [("/proc/self/task", READ_AND_WRITE)] if gpu else []
+    return (
+        [(path, READ) for path in paths] + threads + [(path, USE_DEVICE) for path in ("/dev/null", *gpu_devices(gpu))]
+    )
 
 
 def gpu_devices(gpu: bool) -> list[str]:

@@ -27,6 +27,7 @@ _ALL_SCOPES = 0b11
 _TCP_VERSION, _SCOPE_VERSION = 4, 6
 
 READ = _READ_FILE | _READ_DIR
+READ_AND_WRITE = READ | _WRITE_FILE | _TRUNCATE
 USE_DEVICE = _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
 """Includes truncation, which has no effect on a device but which programs often request when they open one."""
 
@@ -56,7 +57,8 @@ def landlock(grants: Sequence[tuple[str, int]], *, beside: Path) -> list[str]:
     system-call filter must prevent truncation.
 
     Args:
-        grants: Paths with ``READ`` or ``USE_DEVICE`` rights to them and everything below; missing paths are skipped.
+        grants: Paths with ``READ``, ``READ_AND_WRITE`` or ``USE_DEVICE`` rights to them and everything below; missing
+            paths are skipped.
         beside: A folder whose siblings must stay inaccessible.
 
     Returns:

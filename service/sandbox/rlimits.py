@@ -20,6 +20,12 @@ _CPU_GRACE_SECONDS = 2
 _ADDRESSES_PER_BYTE = 16
 """Libraries reserve far more addresses than they use; an unused one costs 1/512 byte of page tables."""
 
+_STACK_BYTES = 64 << 20
+"""Largest stack of the main thread; a stack does not count as private memory."""
+
+_GPU_BYTES = 2 << 30
+"""Private memory that a process with CUDA maps before it computes anything; with less it ends at the start."""
+
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Memory limits of a container, as it sees its own control group."""
 
@@ -41,13 +47,15 @@ def limit_resources(limits: JobLimits, *, gpu: bool) -> list[str]:
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NOFILE, limits.open_files)
     _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
+    soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    _lower(resource.RLIMIT_STACK, _STACK_BYTES if soft == resource.RLIM_INFINITY else min(_STACK_BYTES, soft))
     active = ["rlimit_core", "rlimit_nofile", "rlimit_fsize"]
     if os.getuid() != 0:  # which is exempt
         _lower(resource.RLIMIT_NPROC, _threads() + limits.threads)
         active.append("rlimit_nproc")
     if limits.memory_bytes is not None:
         addresses, data = _used()
-        _lower(resource.RLIMIT_DATA, data + limits.memory_bytes)
+        _lower(resource.RLIMIT_DATA, data + max(limits.memory_bytes, _GPU_BYTES if gpu else 0))
         active.append("rlimit_data")
         if not gpu:
             _lower(resource.RLIMIT_AS, addresses + _ADDRESSES_PER_BYTE * limits.memory_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +35,17 @@ _CLONE_THREAD = 0x00010000
 _CLONE_NAMESPACES = 0x7E020000
 _MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
 
+_SIGNAL_COMMANDS = (8, 10, 15, 1024, 1026)
+"""Commands of fcntl(2) after which the kernel signals whom the caller names: F_SETOWN, F_SETSIG, F_SETOWN_EX,
+F_SETLEASE, F_NOTIFY. Kernels before 6.12 check only on delivery, and with the rights of whoever changed the file."""
+_SET_FLAGS = 4
+_ASYNC = 0x2000
+_IOCTLS = (0x5452, 0x8901, 0x8902, 0x5412, 0x40086602, 0x40046602, 0x401C5820)
+"""Commands of ioctl(2): the same signals (FIOASYNC, FIOSETOWN, SIOCSPGRP), input to a terminal (TIOCSTI), and
+attributes of files, which Landlock does not cover (FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR)."""
+_SOCKET_TYPE = 0xF
+"""Bits of socket(2)'s type that are not flags."""
+
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of the table and the kernel's name for the architecture, by ``uname -m``."""
 
@@ -45,13 +57,13 @@ class Filter:
     Args:
         pid: This process, the only one that it may send signals to.
         refuse_truncation: Whether opening a file may not truncate it, if nothing else prevents that.
-        shared_memory: Whether shared memory may be created, which limits on private memory do not count; a GPU driver
-            may need it.
+        gpu: Whether to allow what a GPU driver needs: shared memory, which limits on private memory do not count, and
+            a socket to listen on that nothing in this process may accept from.
     """
 
     pid: int
     refuse_truncation: bool
-    shared_memory: bool
+    gpu: bool
 
 
 def seccomp(wanted: Filter) -> list[str]:
@@ -102,16 +114,37 @@ def _conditional_rules(wanted: Filter) -> dict[str, Sequence[Instruction]]:
         "clone": [*_if_any_bit(0, _CLONE_NAMESPACES), (_JUMP_ANY_BIT, 1, 0, _CLONE_THREAD), _REFUSE, _PASS],
         # its arguments are in memory, which the filter can't read; libraries fall back on clone
         "clone3": [_DENY_EXISTENCE],
+        "fcntl": [
+            *_if_one_of(1, _SIGNAL_COMMANDS),
+            (_JUMP_EQUAL, 0, 3, _SET_FLAGS),
+            *_if_any_bit(2, _ASYNC),
+            _PASS,
+        ],
+        "ioctl": [*_if_one_of(1, _IOCTLS), _PASS],
         "kill": _only(0, wanted.pid),
         "tgkill": _only(0, wanted.pid),
         "prlimit64": _only(0, 0, wanted.pid),
         "sched_setaffinity": _only(0, 0, wanted.pid),
-        "prctl": [(_LOAD, 0, 0, _argument(0)), (_JUMP_EQUAL, 0, 1, _PR_SET_PDEATHSIG), _REFUSE, _PASS],
+        "prctl": [*_if_one_of(0, (_PR_SET_PDEATHSIG,)), _PASS],
+        # counted as a stack, whose limit binds only once it is touched
+        "mmap": [*_if_any_bit(3, _MAP_GROWSDOWN), _PASS],
     }
-    if not wanted.shared_memory:
-        rules["memfd_create"] = [_REFUSE]
+    if wanted.gpu:
+        # cuInit binds and listens on an abstract socket of this kind, and fails if it can't
+        rules["socket"] = [
+            (_LOAD, 0, 0, _argument(0)),
+            (_JUMP_EQUAL, 1, 0, socket.AF_UNIX),
+            _REFUSE,
+            (_LOAD, 0, 0, _argument(1)),
+            (_AND, 0, 0, _SOCKET_TYPE),
+            (_JUMP_EQUAL, 1, 0, socket.SOCK_SEQPACKET),
+            _REFUSE,
+            _PASS,
+        ]
+    else:
+        rules |= {name: [_REFUSE] for name in ("bind", "listen", "memfd_create", "socket")}
         rules["mmap"] = [
-            *_if_any_bit(3, _MAP_GROWSDOWN),  # counted as a stack, whose limit binds only once it is touched
+            *_if_any_bit(3, _MAP_GROWSDOWN),
             (_AND, 0, 0, _MAP_SHARED | _MAP_ANONYMOUS),
             (_JUMP_EQUAL, 0, 1, _MAP_SHARED | _MAP_ANONYMOUS),
             _REFUSE,
@@ -127,6 +160,12 @@ def _conditional_rules(wanted: Filter) -> dict[str, Sequence[Instruction]]:
 def _if_any_bit(index: int, bits: int) -> list[Instruction]:
     """Refuse a call whose argument has any of the bits; otherwise leave the argument loaded."""
     return [(_LOAD, 0, 0, _argument(index)), (_JUMP_ANY_BIT, 0, 1, bits), _REFUSE]
+
+
+def _if_one_of(index: int, values: Sequence[int]) -> list[Instruction]:
+    """Refuse a call whose argument, as 32 bits, is one of the values; otherwise leave the argument loaded."""
+    tests = [instruction for value in values for instruction in ((_JUMP_EQUAL, 0, 1, value), _REFUSE)]
+    return [(_LOAD, 0, 0, _argument(index)), *tests]
 
 
 def _only(index: int, *values: int) -> list[Instruction]:

@@ -42,18 +42,23 @@ REFUSED: dict[str, Numbers] = {
     # the network, and messages between processes
     "accept": (43, 202),
     "accept4": (288, 242),
-    "bind": (49, 200),
     "connect": (42, 203),
-    "listen": (50, 201),
-    "socket": (41, 198),
     "socketpair": (53, 199),
     "mq_open": (240, 180),
+    "msgctl": (71, 187),
     "msgget": (68, 186),
+    "msgrcv": (70, 188),
+    "msgsnd": (69, 189),
+    "semctl": (66, 191),
     "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
     # memory that no limit covers
     "memfd_secret": (447, 447),
+    "mremap": (25, 216),
     "remap_file_pages": (216, 234),
     "shmat": (30, 196),
+    "shmctl": (31, 195),
     "shmget": (29, 194),
     # files, other than by opening them: Landlock does not cover modes, owners and times, and the limit on file sizes
     # does not cover reserved space
@@ -108,6 +113,9 @@ REFUSED: dict[str, Numbers] = {
     "statmount": (457, 457),
     "umount2": (166, 39),
     "unshare": (272, 97),
+    "landlock_add_rule": (445, 445),
+    "landlock_create_ruleset": (444, 444),
+    "landlock_restrict_self": (446, 446),
     # large parts of the kernel with a history of holes
     "add_key": (248, 217),
     "bpf": (321, 280),
@@ -147,9 +155,13 @@ REFUSED: dict[str, Numbers] = {
 }
 
 CONDITIONAL: dict[str, Numbers] = {
+    "bind": (49, 200),
     "clone": (56, 220),
     "clone3": (435, 435),
+    "fcntl": (72, 25),
+    "ioctl": (16, 29),
     "kill": (62, 129),
+    "listen": (50, 201),
     "memfd_create": (319, 279),
     "mmap": (9, 222),
     "open": (2, None),
@@ -158,6 +170,7 @@ CONDITIONAL: dict[str, Numbers] = {
     "prctl": (157, 167),
     "prlimit64": (302, 261),
     "sched_setaffinity": (203, 122),
+    "socket": (41, 198),
     "tgkill": (234, 131),
 }
 """Calls whose treatment depends on their arguments or on the job."""

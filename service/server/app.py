@@ -127,14 +127,15 @@ async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIter
         blobs = stack.enter_context(open_blobs(settings))
         notifications = Notifications(url)
         await stack.enter_async_context(notifications.listening())
+        tenants = len({key.tenant for key in settings.api_keys})
         context = Context(
             settings=settings,
             database=database,
             blobs=blobs,
             queue=open_queue(url),
             notifications=notifications,
-            uploads=Slots(settings.max_uploads),
-            streams=Slots(settings.max_event_streams),
+            uploads=Slots(settings.max_uploads, tenants=tenants),
+            streams=Slots(settings.max_event_streams, tenants=tenants),
             stopping=stopping,
         )
         await stack.enter_async_context(retention(context))

@@ -56,6 +56,12 @@ def site() -> Iterator[Site]:
         slow, cancelled = (analysed(running, *large, options={"spectrum": "dense", "seed": seed}) for seed in (0, 1))
         running.client.post(f"/v1{cancelled}/cancel")
         until(lambda: running.client.get(f"/v1{failed}").json()["finished_at"])
+        # Stopped in its tracks: it runs as long as pages are looked at, and takes no time from them.
+        until(lambda: running.client.get(f"/v1{slow}").json()["progress"])
+        [worker] = running.workers()
+        for process in worker.children(recursive=True):
+            if not process.children():
+                process.suspend()
         first, second = (run.rpartition("/")[2] for run in runs)
         paths = {
             "home": "/",

@@ -14,7 +14,7 @@ import pytest
 from cluster.harness import Cluster, Machine, Proxy, cluster, files, submit, wait_until_ready
 from support.service import until
 
-ANALYSES = 12
+ANALYSES = 8
 
 
 @pytest.fixture
@@ -162,6 +162,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_does_nothing_twice(machi
     assert outcomes(machines) == {("succeeded", 1): len(clients.accepted)}
 
 
+@pytest.mark.slow
 def test_one_command_keeps_a_worker_on_every_device(machines: Cluster) -> None:
     (port,) = free_ports(1)
     machines.start_api("api", port)

@@ -68,7 +68,7 @@ def ask_with_data(server: Served, model: bytes, data: dict[str, bytes]) -> httpx
     return server.client.post("/v1/analyses", files=parts, headers={"Prefer": "wait=60"})
 
 
-@pytest.mark.parametrize("name", ["paper_three_layer_tanh", "gelu_soft_labels", "softplus_single_logit"])
+@pytest.mark.parametrize("name", ["paper_three_layer_tanh", full("gelu_soft_labels"), "softplus_single_logit"])
 def test_a_golden_case_comes_back_over_http_to_nine_digits(server: Served, name: str) -> None:
     case = Golden(name)
     response = post(server, case.onnx(), case.npz(), spectrum="dense")
@@ -145,7 +145,7 @@ def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> 
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         with served(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="120") as server:
             batch = npz_batch(features=64, classes=10, samples=300)
-            path = post(server, onnx_mlp((64, 40, 10)), batch, wait=0, spectrum="dense").headers["location"]
+            path = post(server, onnx_mlp((64, 24, 10)), batch, wait=0, spectrum="dense").headers["location"]
             until(lambda: server.client.get(path).json()["state"] == "running")
             server.process.terminate()
             problem = until(lambda: (r := server.client.get("/readyz")).status_code == 503 and r.json())
@@ -160,6 +160,7 @@ def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> 
             until(lambda: server.client.get(late.headers["location"]).json()["state"] == "succeeded")
 
 
+@pytest.mark.slow
 def test_a_second_signal_puts_the_running_analysis_back_at_once() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         with served(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="600") as server:
@@ -190,6 +191,7 @@ def test_a_killed_database_is_back_soon_and_the_running_analysis_goes_on(server:
     assert (found["state"], found["attempts"]) == ("succeeded", 1)
 
 
+@pytest.mark.slow  # what comes in while a server drains does as well
 def test_an_analysis_that_waits_survives_a_restart_of_everything() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         with served(WSB_DATA_DIR=name) as server:

@@ -116,6 +116,7 @@ def test_a_batch_in_memory_has_no_digest() -> None:
         (npz(x=X, y=Y[:2]), "row_count_mismatch"),
         (npz(x=np.float32(1), y=Y), "row_count_mismatch"),
         (npz(x=X[:0], y=Y[:0]), "empty_batch"),
+        (npz(x=X[:, :0], y=Y), "no_features"),
         (npz(x=np.where(X == 3, np.nan, X), y=Y), "batch_not_finite"),
         (npz(x=np.where(X == 3, np.inf, X), y=Y), "batch_not_finite"),
         (npz(x=X, y=np.array([[np.nan, 1], [1, 0], [1, 0]])), "batch_not_finite"),

@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.forms import full
 
 import wsb_engine as wsb
 
 CASES = Path(__file__).parent.parent / "cases"
 NAMES = sorted(path.parent.name for path in CASES.glob("*/case.json"))
 SLOW = {name for name in NAMES if name.startswith("coupled_attention_1500")}
-THROUGH_THE_COMMAND = ("one_sample_bias_only", "huge_logit_dense", "float32_two_groups_a", "masked_attention")
+THROUGH_THE_COMMAND = [
+    "huge_logit_dense",
+    *map(full, ("one_sample_bias_only", "float32_two_groups_a", "masked_attention")),
+]
 
 
 def read(name: str) -> tuple[dict[str, Any], Path, Path]:
@@ -82,7 +86,7 @@ def judge(case: dict[str, Any], report: wsb.Report) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:There is a performance drop:UserWarning")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES])
+@pytest.mark.parametrize("name", [full(n) if n in SLOW else n for n in NAMES])
 def test_a_case_holds(name: str) -> None:
     case, model, batch = read(name)
     try:

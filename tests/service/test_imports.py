@@ -3,8 +3,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from support.service import onnx_mlp
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy")
 SLOW = ("asyncio", "fastapi", "opentelemetry", "pydantic_settings", "rich", "structlog")
@@ -27,6 +29,18 @@ def test_the_help_loads_nothing_slow() -> None:
 )
 def test_a_command_does_not_load_the_web_framework(module: str) -> None:
     assert loaded(f"import service.cli.flags, {module}", ("fastapi", "sqlalchemy", *HEAVY)) == "[]"
+
+
+def test_a_model_of_one_file_is_sent_to_a_server_without_the_engine(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(onnx_mlp())
+    call = f"app(['analyze', '{tmp_path}/model', '{tmp_path}/model', '--url', 'http://127.0.0.1:9'])"
+    program = f"""
+from contextlib import suppress
+from service.cli.commands import app
+with suppress(SystemExit):
+    {call}
+"""
+    assert loaded(program, ("torch", "onnxruntime")) == "[]"
 
 
 def loaded(program: str, names: tuple[str, ...]) -> str:

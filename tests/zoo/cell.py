@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from wsb_engine.report import Interval
+
 HOLDS, FAILS, REFUSED, WRONG = "holds", "exporter fails", "refused", "wrong"
 _RANKS = (HOLDS, FAILS, REFUSED, WRONG)
 """From the best outcome to the worst."""
@@ -24,6 +26,16 @@ class Cell:
 
     def worse_than(self, other: Cell) -> bool:
         return _RANKS.index(self.outcome) > _RANKS.index(other.outcome)
+
+
+def disagreement(interval: Interval, truth: float, error: float) -> list[str]:
+    """Say what is wrong with an enclosure of a value that is known up to an error."""
+    wrong = []
+    if not interval.lower - error <= truth <= interval.upper + error:
+        wrong.append(f"λ_max = {truth!r} ± {error:.1e}, not in [{interval.lower!r}, {interval.upper!r}]")
+    if not max(truth - interval.lower, interval.upper - truth) <= RELATIVE * abs(truth):
+        wrong.append(f"wide: λ_max = {truth!r}, [{interval.lower!r}, {interval.upper!r}]")
+    return wrong
 
 
 def listed(names: Iterable[str]) -> str:

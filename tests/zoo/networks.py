@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from zoo.cell import FAILS, HOLDS, REFUSED, RELATIVE, WRONG, Cell, listed, sentence
+from zoo.cell import FAILS, HOLDS, REFUSED, RELATIVE, WRONG, Cell, disagreement, listed, sentence
 from zoo.exporters import EXPORTERS, quiet
 from zoo.families import FAMILIES, SAMPLES
-from zoo.oracle import Oracle, fold_batch_norms, labels
+from zoo.oracle import Oracle, fold, labels
 
 ROUNDING = 1e-5
 """How far a folded weight may lie from the one that is folded in float64: exporters fold in float32."""
@@ -30,8 +30,8 @@ class Eager:
     batch: wsb.Batch
     unused: frozenset[str]
     """Parameters without effect on the logits."""
-    folded: bool
-    """True if batch normalisations are folded into the convolutions before them."""
+    folded: tuple[str, ...]
+    """What exporters compute from its parameters, in sentences."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Match:
 def eager(name: str, folded: bool) -> Eager:
     module = FAMILIES[name].build()
     inputs = FAMILIES[name].inputs(SAMPLES)
-    folded = folded and bool(fold_batch_norms(module, inputs))
+    sentences = fold(module, inputs) if folded else ()
     batch = wsb.Batch({key: value.numpy() for key, value in inputs.items()}, labels(SAMPLES).numpy())
     unused = frozenset(Oracle(copy.deepcopy(module), inputs).unused())
-    return Eager(module, batch, unused, folded)
+    return Eager(module, batch, unused, sentences)
 
 
 @functools.cache
@@ -94,10 +94,10 @@ def _compare(name: str, classifier: wsb.Classifier) -> Cell:
         return Cell(WRONG, count, f"missing: {listed(match.missing)}; too many: {listed(match.surplus)}")
     compared = match.eager
     stored = tuple((key, _as_stored(compared, key, found[each])) for key, each in sorted(match.names.items()))
-    right = oracle(name, compared.folded, stored if compared.folded else ())
+    right = oracle(name, bool(compared.folded), stored if compared.folded else ())
     wrong = _wrong(right, compared, classifier, model)
     explained = [
-        *(["batch normalisations are folded by the exporter"] if compared.folded else []),
+        *compared.folded,
         *([f"without effect: {listed(left)}"] if (left := compared.unused - set(match.names)) else []),
         *([f"only the rows in use of {listed(match.rows)}"] if match.rows else []),
     ]
@@ -115,10 +115,7 @@ def _wrong(right: Oracle, compared: Eager, classifier: wsb.Classifier, model: ws
     report = wsb.analyze(classifier, compared.batch, options)
     if report.enclosure is None:
         return [*wrong, f"no enclosure: {[warning.code for warning in report.warnings]}"]
-    interval, truth = report.enclosure.lambda_max, right.lambda_max()
-    reach = max(abs(truth - interval.lower), abs(interval.upper - truth)) / truth
-    if not reach <= RELATIVE:
-        wrong.append(f"λ_max = {truth!r}, not in [{interval.lower!r}, {interval.upper!r}]")
+    wrong += disagreement(report.enclosure.lambda_max, *right.lambda_max())
     wrong += [f"check {check.name} failed" for check in report.checks if not check.passed]
     return wrong
 

@@ -110,6 +110,7 @@ def model(classifier: Classifier, problem: Problem, parity: r.Parity | None, mon
             f"the model stores or computes numbers in {' and '.join(short)}: H is the Hessian of the widened function, "
             "with the stored values and no rounding to these types in between",
         )
+    left_out = problem.model.left_out
     return r.Model(
         format=classifier.format,
         sha256=classifier.sha256,
@@ -119,7 +120,7 @@ def model(classifier: Classifier, problem: Problem, parity: r.Parity | None, mon
             tensors=_described(selected),
             tied=[name for name in problem.model.tied if name in selected],
             stored_dtypes=stored,
-            left_out=_described(problem.model.left_out) if classifier.format == "onnx" else None,
+            left_out=_described(left_out) if left_out or classifier.format == "onnx" else None,
         ),
         activations=list(problem.model.activations),
         smooth=not problem.nonsmooth,

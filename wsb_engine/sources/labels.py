@@ -14,13 +14,15 @@ from wsb_engine.errors import BatchError
 MAX_CLASSES = 100_000
 """Largest number of different labels."""
 
+_TRUTH = ("false", "true")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
 
 
 def numbering(labels: Iterable[str], classes: Sequence[str] | None) -> tuple[dict[str, int], tuple[str, ...] | None]:
     """Return the number of each label, and the names of the classes 0, 1, … if the numbers are indices of names.
 
-    Integers stay as they are, and text is numbered in sorted order; a list of classes numbers either by its own order.
+    Integers stay as they are, false is 0 and true is 1, and other text is numbered in sorted order; a list of classes
+    numbers any of them by its own order.
 
     Args:
         labels: Different labels.
@@ -35,6 +37,8 @@ def numbering(labels: Iterable[str], classes: Sequence[str] | None) -> tuple[dic
         return _listed(found, classes)
     if all(_INTEGER.fullmatch(label) for label in found):
         return {label: int(label.partition(".")[0]) for label in found}, None
+    if found and all(label.lower() in _TRUTH for label in found):
+        return {label: _TRUTH.index(label.lower()) for label in found}, _TRUTH
     if all(_is_number(label) for label in found):
         fraction = next(label for label in found if not _INTEGER.fullmatch(label))
         raise BatchError(

@@ -53,11 +53,12 @@ def read_header(
 
 def object_array(name: str) -> BatchError:
     """Return the error for an array of Python objects."""
+    variable = name if name.isidentifier() else "x"
     return BatchError(
         f"array {name!r} holds Python objects, which would need a pickle",
         code="object_array",
-        advice=f"Make one array of it before saving: {name} = numpy.array({name}.tolist()); rows of different lengths "
-        "have to be padded first.",
+        advice=f"Make one array of it before saving: {variable} = numpy.array({variable}.tolist()); rows of different "
+        "lengths have to be padded first.",
         array=name,
     )
 

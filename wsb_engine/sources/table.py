@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -93,7 +93,7 @@ def read_csv(
     require_room(len(chosen), 8 * len(columns.features))
     x = _features(_rows(path, delimiter, lambda fraction: progress("rows", fraction)), columns, chosen)
     y = np.array(names)[labels[chosen]] if keep_labels else np.array([numbers[n] for n in names])[labels[chosen]]
-    return Samples({"x": x}, y, order, (("features", ", ".join(columns.feature_names)),))
+    return Samples({"x": x}, y, order, (("features", _listing(columns.feature_names, str)),))
 
 
 def columns_of(names: Sequence[str], *, label: str, drop: Sequence[str]) -> Columns:
@@ -237,9 +237,9 @@ def _lines(file: Any, budget: list[int]) -> Iterator[str]:
         yield line
 
 
-def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + more
+def _listing(names: Sequence[str], shown: Callable[[str], str] = repr) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(shown, names[:_SHOWN])) + more
 
 
 def _missing(column: str, place: str, advice: str) -> BatchError:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from support.forms import crossed, full
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -117,6 +118,7 @@ def magika() -> Path:
     return Path(next(iter(places))) / "models/standard_v3_3/model.onnx"
 
 
+@pytest.mark.slow
 def test_a_published_classifier_is_enclosed_within_eighty_products() -> None:
     rng = np.random.default_rng(0)
     batch = wsb.Batch(rng.integers(0, 256, (2, 2048)), rng.integers(0, 200, 2))
@@ -144,8 +146,7 @@ def torchscript(module: nn.Module, x: Tensor) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("export", [onnx, torchscript])
-@pytest.mark.parametrize("build", [mlp, conv, Encoder])
+@pytest.mark.parametrize(("build", "export"), crossed((mlp, conv, Encoder), (onnx, torchscript)))
 def test_the_ends_and_the_top_of_an_export_equal_its_dense_spectrum(
     build: Callable[[], nn.Module], export: Callable[[nn.Module, Tensor], bytes]
 ) -> None:
@@ -197,8 +198,9 @@ def confident(seed: int) -> tuple[wsb.Classifier, wsb.Batch]:
     return wsb.from_module(module), wsb.Batch(x, y)
 
 
-def test_float32_enclosures_hold_the_float64_eigenvalues() -> None:
-    for seed in range(60):
+@pytest.mark.parametrize("seeds", [15, full(60)])
+def test_float32_enclosures_hold_the_float64_eigenvalues(seeds: int) -> None:
+    for seed in range(seeds):
         classifier, batch = confident(seed)
         single = wsb.analyze(classifier, batch, wsb.Options(dtype="float32", max_products=40))
         double = wsb.analyze(classifier, batch, wsb.Options(dtype="float64", spectrum="dense", enclosure=False))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.forms import full
+from support.forms import crossed
 from torch import nn
 
 import wsb_engine as wsb
@@ -204,13 +204,26 @@ def case(folder: Path, name: str, trouble: str | None = None) -> dict[str, Any]:
     return {"model": model, "batches": [batch], "options": options, "trouble": trouble}
 
 
+TROUBLES = ["product", "term", "callback", "time", "other_batch", "other_shape", "none", "death"]
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
-    """Two processes that have worked through all cases."""
+    """Two processes that have worked through all cases, and then met one trouble after another."""
     folder = tmp_path_factory.mktemp("two")
-    group = Group(folder, 2, [case(folder, name) for name in CASES])
-    assert group.codes == [0, 0], group.errors
+    cases = {trouble: case(folder, "mlp", trouble) for trouble in TROUBLES}
+    cases["time"]["options"]["time_limit"] = 1e6
+    for trouble, arrays in (("other_batch", data(300, 5)), ("other_shape", data(301, 4))):
+        np.savez(folder / f"{trouble}.npz", **arrays)
+        cases[trouble]["batches"].append(str(folder / f"{trouble}.npz"))
+    group = Group(folder, 2, [*(case(folder, name) for name in CASES), *cases.values()])
+    assert group.codes == [0, 9], group.errors
     return group
+
+
+def number_of(trouble: str) -> int:
+    """The place of a trouble among the cases of the two processes."""
+    return len(CASES) + TROUBLES.index(trouble)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -224,6 +237,7 @@ def test_both_processes_get_the_same_report(two: Group, name: str) -> None:
     assert two.found(0, number) == two.found(1, number)
 
 
+@pytest.mark.slow
 def test_three_processes_share_seven_samples_or_one(tmp_path: Path) -> None:
     names = ["mlp_dense", "one_sample"]
     group = Group(tmp_path, 3, [case(tmp_path, name) for name in names])
@@ -232,67 +246,48 @@ def test_three_processes_share_seven_samples_or_one(tmp_path: Path) -> None:
         assert_same(group.found(2, number), unsplit(name))
 
 
-TROUBLES = ["product", "term", "callback", "time", "other_batch", "other_shape", "none"]
+def test_an_error_of_one_process_reaches_both(two: Group) -> None:
+    assert two.ends(number_of("product")) == ["out_of_memory", "out_of_memory"]
 
 
-@pytest.fixture(scope="module")
-def troubled(tmp_path_factory: pytest.TempPathFactory) -> Group:
-    """Two processes that have met one trouble after another."""
-    folder = tmp_path_factory.mktemp("troubled")
-    cases = [case(folder, "mlp", trouble) for trouble in TROUBLES]
-    cases[TROUBLES.index("time")]["options"]["time_limit"] = 1e6
-    for trouble, arrays in (("other_batch", data(300, 5)), ("other_shape", data(301, 4))):
-        np.savez(folder / f"{trouble}.npz", **arrays)
-        cases[TROUBLES.index(trouble)]["batches"].append(str(folder / f"{trouble}.npz"))
-    group = Group(folder, 2, cases)
-    assert group.codes == [0, 0], group.errors
-    return group
+def test_a_defect_in_one_process_ends_both_and_names_it(two: Group) -> None:
+    number = number_of("term")
+    assert two.ends(number) == ["process_failed", "ZeroDivisionError"]
+    assert "process 1 stopped with ZeroDivisionError: nothing to divide by" in two.found(0, number)["message"]
 
 
-def test_an_error_of_one_process_reaches_both(troubled: Group) -> None:
-    assert troubled.ends(TROUBLES.index("product")) == ["out_of_memory", "out_of_memory"]
+def test_raising_in_the_callback_ends_both(two: Group) -> None:
+    assert two.ends(number_of("callback")) == ["InterruptedError", "process_failed"]
 
 
-def test_a_defect_in_one_process_ends_both_and_names_it(troubled: Group) -> None:
-    number = TROUBLES.index("term")
-    assert troubled.ends(number) == ["process_failed", "ZeroDivisionError"]
-    assert "process 1 stopped with ZeroDivisionError: nothing to divide by" in troubled.found(0, number)["message"]
-
-
-def test_raising_in_the_callback_ends_both(troubled: Group) -> None:
-    assert troubled.ends(TROUBLES.index("callback")) == ["InterruptedError", "process_failed"]
-
-
-def test_the_first_process_alone_decides_that_time_is_up(troubled: Group) -> None:
-    first, second = (troubled.found(rank, TROUBLES.index("time")) for rank in range(2))
+def test_the_first_process_alone_decides_that_time_is_up(two: Group) -> None:
+    first, second = (two.found(rank, number_of("time")) for rank in range(2))
     assert first == second
     assert first["moments"] is None
     assert first["enclosure"] is not None
     assert "time_limit" in {warning["code"] for warning in first["warnings"]}
 
 
-def test_processes_with_different_batches_refuse(troubled: Group) -> None:
-    assert troubled.ends(TROUBLES.index("other_batch")) == ["processes_differ", "processes_differ"]
+def test_processes_with_different_batches_refuse(two: Group) -> None:
+    assert two.ends(number_of("other_batch")) == ["processes_differ", "processes_differ"]
 
 
-def test_a_batch_that_fails_in_one_process_ends_both(troubled: Group) -> None:
-    assert troubled.ends(TROUBLES.index("other_shape")) == ["evaluation_failed", "evaluation_failed"]
+def test_a_batch_that_fails_in_one_process_ends_both(two: Group) -> None:
+    assert two.ends(number_of("other_shape")) == ["evaluation_failed", "evaluation_failed"]
 
 
-def test_a_group_can_be_used_again_after_all_that(troubled: Group) -> None:
-    assert_same(troubled.found(1, TROUBLES.index("none")), unsplit("mlp"))
+def test_a_group_can_be_used_again_after_all_that(two: Group) -> None:
+    assert_same(two.found(1, number_of("none")), unsplit("mlp"))
 
 
-def test_the_death_of_one_process_ends_the_other_before_the_timeout(tmp_path: Path) -> None:
-    group = Group(tmp_path, 2, [case(tmp_path, "convolution", "death")])
-    assert group.codes == [0, 9], group.errors
-    found = group.found(0)
+def test_the_death_of_one_process_ends_the_other_before_the_timeout(two: Group) -> None:
+    assert two.codes == [0, 9]
+    found = two.found(0, number_of("death"))
     assert found["error"] == "process_lost"
     assert "imed out" not in found["message"]
 
 
-@pytest.mark.parametrize("devices", [full(2), 3])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "devices"), crossed(CASES, (3, 2)))
 def test_devices_give_the_numbers_of_one(name: str, devices: int, tmp_path: Path) -> None:
     model, batch, options = prepared(tmp_path, name)
     classifier, rows = wsb.load_model(model), wsb.load_batch(batch)
@@ -310,9 +305,7 @@ def team(problem: Problem, size: int) -> Devices:
     return Devices(problem, [torch.device("cpu")] * size)
 
 
-@pytest.mark.parametrize("size", [2, 5])
-@pytest.mark.parametrize("prefer", ["auto", "pairs", "block"])
-@pytest.mark.parametrize("kept", [full(1), 3, 100])
+@pytest.mark.parametrize(("prefer", "kept", "size"), crossed(("auto", "pairs", "block"), (1, 3, 100), (2, 5)))
 def test_terms_of_the_closed_form_add_up_whichever_device_computes_them(prefer: Any, kept: int, size: int) -> None:
     problem = posed(mlp(), 301, 5)
     assert problem.structure is not None

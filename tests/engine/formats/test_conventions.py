@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.exports import FORMATS, live, onnx
+from support.forms import crossed
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
@@ -165,24 +166,26 @@ def _eigenvalues(H: Tensor) -> Tensor:
     return torch.linalg.eigvalsh((H + H.T) / 2)
 
 
-@pytest.mark.parametrize("dead", [False, True], ids=["zero inputs", "dead units"])
-@pytest.mark.parametrize("name", EVERYWHERE)
-@pytest.mark.parametrize("kind", FORMATS)
-def test_curvature_at_conventional_points_is_that_of_the_pieces(kind: str, name: str, dead: bool) -> None:
+POINTS = {"zero inputs": False, "dead units": True}
+"""What makes the features 0: whether no unit is active."""
+
+
+@pytest.mark.parametrize(("name", "kind", "point"), crossed(EVERYWHERE, FORMATS, POINTS))
+def test_curvature_at_conventional_points_is_that_of_the_pieces(name: str, kind: str, point: str) -> None:
+    dead = POINTS[point]
     model, x = Model(EVERYWHERE[name], dead=dead), samples(dead=dead)
     check(FORMATS[kind](model, x), x, differences(model, x))
 
 
-@pytest.mark.parametrize("dead", [False, True], ids=["zero inputs", "dead units"])
-@pytest.mark.parametrize("name", LIVE)
-def test_live_modules_have_more_such_operators(name: str, dead: bool) -> None:
+@pytest.mark.parametrize(("name", "point"), crossed(LIVE, POINTS))
+def test_live_modules_have_more_such_operators(name: str, point: str) -> None:
+    dead = POINTS[point]
     model, x = Model(LIVE[name], dead=dead), samples(dead=dead)
     check(live(model, x), x, differences(model, x))
 
 
-@pytest.mark.parametrize("name", TAKEN_APART)
-@pytest.mark.parametrize("kind", FORMATS)
-def test_norms_that_are_taken_apart_stay_norms(kind: str, name: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), crossed(TAKEN_APART, FORMATS))
+def test_norms_that_are_taken_apart_stay_norms(name: str, kind: str) -> None:
     model, x = Model(TAKEN_APART[name], dead=True), samples(dead=True)
     check(FORMATS[kind](model, x), x, differences(model, x))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import warnings
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
+from support.forms import crossed, full
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -25,6 +27,7 @@ ACTIVATIONS = {
     "silu": nn.SiLU(),
     "elu": nn.ELU(),
 }
+EXPORTERS = ("dynamo", "legacy")
 HEADS = {"none": [], "softmax": [nn.Softmax(dim=1)], "log_softmax": [nn.LogSoftmax(dim=-1)]}
 
 
@@ -80,12 +83,13 @@ def check(report: wsb.Report, eigenvalues: Tensor) -> None:
     assert all(check.passed for check in report.checks), report.checks
 
 
-@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
 @pytest.mark.parametrize(
-    ("activation", "head"),
-    [*((name, "none") for name in ACTIVATIONS), ("tanh", "softmax"), ("gelu", "log_softmax")],
+    ("layers", "exporter"),
+    crossed([*((name, "none") for name in ACTIVATIONS), ("tanh", "softmax"), ("gelu", "log_softmax")], EXPORTERS),
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_a_torch_export_equals_its_module(activation: str, head: str, dynamo: bool) -> None:
+def test_a_torch_export_equals_its_module(layers: tuple[str, str], exporter: str) -> None:
+    (activation, head), dynamo = layers, exporter == "dynamo"
     torch.manual_seed(0)
     body = [nn.Flatten(), nn.Linear(6, 5), ACTIVATIONS[activation], nn.Linear(5, 4), ACTIVATIONS[activation]]
     module = nn.Sequential(*body, nn.Linear(4, 3), *HEADS[head]).eval()
@@ -101,8 +105,17 @@ def test_a_torch_export_equals_its_module(activation: str, head: str, dynamo: bo
     check(report, exact(dict(plain.named_parameters()), loss))
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-@pytest.mark.parametrize(("dynamo", "opset"), [(False, 13), (False, 18), (True, 18)])
+@pytest.mark.parametrize(
+    ("activation", "dynamo", "opset"),
+    [
+        ("gelu", False, 13),
+        ("gelu", True, 18),
+        ("gelu_tanh", False, 18),
+        full("gelu", False, 18),
+        full("gelu_tanh", False, 13),
+        full("gelu_tanh", True, 18),
+    ],
+)
 def test_a_gelu_that_is_written_out_keeps_the_closed_form_of_its_own_constants(
     activation: str, dynamo: bool, opset: int
 ) -> None:
@@ -119,9 +132,15 @@ def test_a_gelu_that_is_written_out_keeps_the_closed_form_of_its_own_constants(
     check(report, exact(dict(plain.named_parameters()), loss))
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("activation", ["tanh", "logistic"])
-@pytest.mark.parametrize("zipmap", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "classes", "zipmap"),
+    [
+        ("tanh", 2, False),
+        ("logistic", 3, True),
+        *itertools.starmap(full, [("tanh", 2, True), ("tanh", 3, False), ("tanh", 3, True)]),
+        *itertools.starmap(full, [("logistic", 2, False), ("logistic", 2, True), ("logistic", 3, False)]),
+    ],
+)
 def test_a_scikit_learn_classifier_equals_its_weights(activation: str, classes: int, zipmap: bool) -> None:
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType

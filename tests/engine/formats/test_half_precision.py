@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,12 @@ def traced(module: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
+def exported_program(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(module, (X[:2],)), buffer)
+    return buffer.getvalue()
+
+
 WAYS = {
     "behind casts": lambda module, kind: behind_casts(module, kind, 4),
     "behind casts, of no declared width": lambda module, kind: behind_casts(module, kind, None),
@@ -154,3 +161,26 @@ def test_casts_to_half_precision_between_float32_layers_are_named(dtype: str) ->
     assert dtype in report.messages("widened_parameters")[0]
     assert report.model.architecture == "mlp"
     assert not report.failed_checks
+
+
+class Rounding(nn.Module):
+    """Casts to a short type and back between two float32 layers."""
+
+    def __init__(self, module: nn.Sequential, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.module[2](self.module[1](self.module[0](x)).to(self.dtype).float())
+        return z
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("write", [traced, exported_program], ids=["traced", "pt2"])
+def test_casts_in_archives_are_named(write: Callable[[nn.Module], bytes], dtype: str) -> None:
+    module = perceptron(torch.float32)
+    data = write(Rounding(module, HALVES[dtype][0]))
+    report = wsb.analyze(wsb.load_model(data), wsb.Batch(X, Y), wsb.Options(spectrum="dense"))
+    assert report.spectrum is not None
+    np.testing.assert_allclose(report.spectrum.eigenvalues, oracle(module), atol=1e-9)
+    assert dtype in report.messages("widened_parameters")[0]

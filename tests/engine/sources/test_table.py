@@ -43,6 +43,9 @@ def test_features_are_in_the_order_of_the_file_and_text_labels_are_numbered(tmp_
         (("b", "a", "b"), {"classes": ("c", "b", "a")}, [1, 2, 1]),
         (("b", "a", "b"), {"keep_labels": True}, ["b", "a", "b"]),
         (("True", "False", "True"), {}, [1, 0, 1]),
+        (("True", "TRUE", "false"), {}, [1, 1, 0]),
+        (("true", "TRUE", "true"), {}, [1, 1, 1]),
+        (("true", "false", "x"), {}, [1, 0, 2]),
         (("None", "None", "some"), {}, [0, 0, 1]),
     ],
 )

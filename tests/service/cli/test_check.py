@@ -66,7 +66,7 @@ def policy(folder: Path, text: str) -> str:
     [
         (PASSING, 0, "verdict   pass: 1 rule: 1 passed."),
         (FAILING, 1, "FAIL      loss.value is 0.5: it is not <= 0.4."),
-        (FAILING + 'severity = "warn"\n', 0, "WARN      loss.value is 0.5: it is not <= 0.4."),
+        full(FAILING + 'severity = "warn"\n', 0, "WARN      loss.value is 0.5: it is not <= 0.4."),
         full(FAILING + MISSING, 1, "verdict   fail: 2 rules: 1 failed, 1 not decided."),
         (MISSING, 3, "verdict   error [missing]: 1 rule: 1 not decided."),
         full(MISSING + 'on_missing = "pass"\n', 0, "pass      The report has no enclosure.lambda_max."),
@@ -83,7 +83,7 @@ def test_the_policy_decides_the_exit_code(
     assert (result.returncode, told in result.stdout) == (code, True), (result.stdout, result.stderr)
 
 
-@pytest.mark.parametrize(("more", "code"), [("", 3), ("allow_failed_checks = true\n", 0)])
+@pytest.mark.parametrize(("more", "code"), [("", 3), full("allow_failed_checks = true\n", 0)])
 def test_a_failed_check_is_told_before_any_number_whatever_the_policy(
     server: str, files: tuple[str, str], tmp_path: Path, more: str, code: int
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_failed_check_is_told_before_any_number_whatever_the_policy(
     assert result.stdout.startswith("IN DOUBT  The numbers of this report can't be relied on.\n")
 
 
-@pytest.mark.parametrize(("output", "code"), [("fail", 2), ("crash", 3), full("sleep:60", 3)])
+@pytest.mark.parametrize(("output", "code"), [full("fail", 2), ("crash", 3), full("sleep:60", 3)])
 def test_an_analysis_without_a_report_ends_as_analyze_does(
     server: str, files: tuple[str, str], tmp_path: Path, output: str, code: int
 ) -> None:
@@ -102,6 +102,7 @@ def test_an_analysis_without_a_report_ends_as_analyze_does(
     assert (result.returncode, result.stdout) == (code, "")
 
 
+@pytest.mark.slow
 def test_a_broken_model_ends_with_2(files: tuple[str, str], tmp_path: Path) -> None:
     result = wsb("check", files[1], files[1], "--policy", policy(tmp_path, PASSING))
     assert (result.returncode, "[arguments_swapped]" in result.stderr) == (2, True)
@@ -228,6 +229,7 @@ def test_a_model_against_its_own_baseline_passes_and_against_another_ends_with_2
     assert "batch.sha256" in other.stdout
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_an_option(files: tuple[str, str], tmp_path: Path) -> None:
     text = '[[rule]]\nmetric = "stability_ratio"\nop = "<"\nlimit = 1\n'
     result = wsb("check", *files, "--policy", policy(tmp_path, text), "--learning-rate", "1e-6")

@@ -103,6 +103,7 @@ def test_a_failed_check_ends_with_3_and_everything_is_written(files: tuple[str, 
     assert told in html.unescape(paths["html"].read_text())
 
 
+@pytest.mark.slow
 def test_json_to_stdout_is_nothing_but_json(files: tuple[str, str]) -> None:
     result = wsb("analyze", *files, "--json", "-")
     assert Report.model_validate_json(result.stdout).model.architecture == "mlp"
@@ -190,8 +191,8 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
 @pytest.mark.parametrize(
     ("begun", "number"),
     [
-        ("service.cli.commands worker", signal.SIGTERM),
-        full("service.sandbox.zygote", signal.SIGTERM),
+        full("service.cli.commands worker", signal.SIGTERM),
+        ("service.sandbox.zygote", signal.SIGTERM),
         full("postgres", signal.SIGTERM),
         ("service.sandbox.zygote", signal.SIGKILL),
     ],
@@ -234,7 +235,7 @@ def test_a_server_is_used_where_one_is_named(service: Service, files: tuple[str,
 @pytest.mark.parametrize(
     ("output", "code", "told"),
     [
-        ("fail", 2, "[unsupported_operator]"),
+        full("fail", 2, "[unsupported_operator]"),
         ("crash", 3, "[worker_child_killed]"),
         full("sleep:60", 3, "[time_limit_exceeded]"),
     ],
@@ -257,6 +258,7 @@ def test_a_failed_check_on_a_server_ends_as_one_here_does(
     assert analysis["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_json_alone_on_stdout_and_a_failed_check_on_stderr(service: Service, files: tuple[str, str]) -> None:
     result = wsb("analyze", *files, "--url", service.url, "--output", "doubtful", "--json", "-")
     assert (result.returncode, "[check_failed]" in result.stderr) == (3, True)

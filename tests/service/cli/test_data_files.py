@@ -11,6 +11,7 @@ import httpx
 import pytest
 from support.command import wsb
 from support.external import DATA, combined, external_mlp
+from support.forms import full
 from support.service import Service, npz_batch, onnx_mlp
 
 from service.cli import remote
@@ -40,7 +41,7 @@ def test_data_files_beside_the_model_are_read_in_the_sandbox(files: tuple[str, s
     assert report["engine"]["sandbox"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[1], full(NAMES[0])])
 def test_a_missing_data_file_is_named(files: tuple[str, str], tmp_path: Path, name: str) -> None:
     (tmp_path / name).unlink()
     result = wsb("analyze", *files)
@@ -65,6 +66,15 @@ def test_a_pipe_is_refused_rather_than_waited_for(
     result = wsb("analyze", str(tmp_path / "pipe"), files[1], *flags)
     assert result.returncode == 2
     assert "is not a regular file. [not_a_file]" in result.stderr
+
+
+def test_the_advice_for_a_folder_names_what_to_give(files: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    batch = wsb("analyze", files[0], str(tmp_path / "photos"))
+    model = wsb("analyze", str(tmp_path), files[1])
+    assert (batch.returncode, model.returncode) == (2, 2)
+    assert f"wsb batch batch.npz --images {tmp_path / 'photos'}." in batch.stderr
+    assert f"Give the path of a model in it: {Path(files[0]).name}." in model.stderr
 
 
 def test_only_files_within_the_folder_are_granted(tmp_path: Path) -> None:

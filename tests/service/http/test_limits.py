@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 from support.service import DEADLINE, Service, StartService, until
 
+from service.keys import hash_key, new_key
 from service.storage import store
 from service.storage.folder import FolderStore
 from service.storage.store import InsufficientStorageError
@@ -108,6 +109,21 @@ def test_an_upload_too_many_is_refused_before_its_body_is_sent(
     second = connect(api, connections)
     second.post("/v1/models", 100, "Expect: 100-continue", "Connection: close")
     assert second.answer()[0] == 503
+
+
+def test_slow_uploads_of_one_tenant_leave_room_for_another(
+    start_service: StartService, connections: list[Connection], model_bytes: bytes
+) -> None:
+    keys = {name: new_key() for name in ("slow", "other")}
+    settings = ",".join(f"{name}:{hash_key(key)}" for name, key in keys.items())
+    api = start_service(worker=False, max_uploads=4, api_keys=settings)
+    headers = {name: {"Authorization": f"Bearer {key}"} for name, key in keys.items()}
+    for count in (1, 2):
+        connect(api, connections).post("/v1/models", 100, f"Authorization: Bearer {keys['slow']}")
+        until(lambda: len(api.leftovers()) == count)  # noqa: B023
+    refused = api.client.post("/v1/models", content=model_bytes, headers=headers["slow"])
+    assert (refused.status_code, refused.json()["code"]) == (503, "too_many_uploads")
+    assert api.client.post("/v1/models", content=model_bytes, headers=headers["other"]).status_code == 201
 
 
 def test_an_upload_whose_client_goes_away_makes_room(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -140,6 +142,81 @@ def signal_others(request: Request, emit: Emit) -> str:
     return " ".join(sorted({_attempt(way) for way in ways}))
 
 
+def signal_by_files(request: Request, emit: Emit) -> str:
+    """Every way to name a process to which the kernel sends a signal once a file is ready or changed."""
+    own, owner, asynchronous = 0x2000, struct.pack("ii", 1, request["pids"][0]), struct.pack("i", 1)
+    reader, _ = os.pipe()
+    flags = fcntl.fcntl(reader, fcntl.F_GETFL)
+    folder = os.open(".", os.O_RDONLY)
+    ways = (
+        lambda: fcntl.fcntl(reader, fcntl.F_SETOWN, request["pids"][0]),
+        lambda: fcntl.fcntl(reader, fcntl.F_SETOWN, -1),
+        lambda: fcntl.fcntl(reader, 15, owner),
+        lambda: fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGKILL),
+        lambda: fcntl.fcntl(reader, fcntl.F_SETFL, flags | own),
+        lambda: fcntl.fcntl(folder, fcntl.F_SETLEASE, fcntl.F_RDLCK),
+        lambda: fcntl.fcntl(folder, fcntl.F_NOTIFY, fcntl.DN_MODIFY),
+        lambda: fcntl.ioctl(reader, 0x5452, asynchronous),
+        lambda: fcntl.ioctl(reader, 0x8901, owner),
+        lambda: fcntl.ioctl(reader, 0x8902, owner),
+        lambda: fcntl.ioctl(folder, 0x40086602, struct.pack("q", 0x10)),
+        lambda: fcntl.ioctl(0, 0x5412, b"x"),
+    )
+    return " ".join(sorted({_attempt(way) for way in ways}))
+
+
+def set_flags_of_files(request: Request, emit: Emit) -> str:
+    reader, _ = os.pipe()
+    ways = (
+        lambda: os.set_blocking(reader, False),
+        lambda: os.set_inheritable(reader, False),
+        lambda: fcntl.fcntl(reader, fcntl.F_DUPFD_CLOEXEC, 10),
+        lambda: fcntl.fcntl(reader, fcntl.F_GETOWN),
+    )
+    return " ".join(sorted({_attempt(way) for way in ways}))
+
+
+def list_networks(request: Request, emit: Emit) -> str:
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    return " ".join(sorted(line.partition(":")[0].strip() for line in lines))
+
+
+def start_like_cuda(request: Request, emit: Emit) -> str:
+    """What cuInit does and what it doesn't: threads' names and a socket to listen on, then other sockets and files."""
+    kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+    thread = threading.get_native_id()
+    own = libc.socket(socket.AF_UNIX, kind, 0)
+    address = struct.pack("H", socket.AF_UNIX) + f"\0wsb-{os.getpid()}".encode()
+    ways = [
+        lambda: Path(f"/proc/self/task/{thread}/comm").write_text("renamed"),
+        lambda: os.close(os.open(f"/proc/self/task/{thread}/comm", os.O_WRONLY | os.O_TRUNC)),
+        lambda: _check(libc.bind(own, address, len(address))),
+        lambda: _check(libc.listen(own, 1)),
+        lambda: _check(libc.accept4(own, None, None, 0)),
+        lambda: _check(libc.connect(own, address, len(address))),
+        lambda: _check(libc.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0)),
+        lambda: _check(libc.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)),
+        lambda: _check(libc.socket(socket.AF_INET, socket.SOCK_SEQPACKET, 0)),
+        lambda: _check(libc.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)),
+        lambda: _check(libc.socketpair(socket.AF_UNIX, kind, 0, (ctypes.c_int * 2)())),
+        lambda: os.open("/proc/self/comm", os.O_WRONLY),
+        lambda: os.open("/proc/self/oom_score_adj", os.O_WRONLY),
+        lambda: os.open("/proc/1/comm", os.O_WRONLY),
+    ]
+    return " ".join(_attempt(way) for way in ways)
+
+
+def resize_memory(request: Request, emit: Emit) -> str:
+    """By realloc, which would rather move pages than copy them."""
+    import numpy as np
+
+    array = np.ones(1 << 24)
+    for size in (1 << 25, 1 << 22, 3 << 23):
+        array.resize(size, refcheck=False)
+        assert array[: 1 << 22].sum() == 1 << 22
+    return SUCCEEDED
+
+
 def slow_others_down(request: Request, emit: Emit) -> str:
     ways: tuple[Callable[[int], Any], ...] = (
         lambda pid: os.setpriority(os.PRIO_PROCESS, pid, 19),
@@ -165,6 +242,12 @@ def take_memory(request: Request, emit: Emit) -> str:
             grows_down = 0x100
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | grows_down
             return _attempt(lambda: mmap.mmap(-1, size, flags=flags))
+        case "by growing the stack":
+            libc.mremap.restype = ctypes.c_void_p
+            stack = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[stack]"))
+            start, end = (int(part, 16) for part in stack.split()[0].split("-"))
+            moved = libc.mremap(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_size_t(size), 1)
+            return _attempt(lambda: _check(-1 if moved == 2**64 - 1 else 0))
         case "as a file":
             return _attempt(lambda: os.memfd_create("memory"))
         case "as addresses":
@@ -174,7 +257,13 @@ def take_memory(request: Request, emit: Emit) -> str:
 
 
 def raise_limits(request: Request, emit: Emit) -> str:
-    kinds = (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_DATA)
+    kinds = (
+        resource.RLIMIT_CPU,
+        resource.RLIMIT_FSIZE,
+        resource.RLIMIT_NOFILE,
+        resource.RLIMIT_DATA,
+        resource.RLIMIT_STACK,
+    )
     ways = [lambda kind=kind: resource.setrlimit(kind, (resource.RLIM_INFINITY,) * 2) for kind in kinds]
     return " ".join(sorted({_attempt(way) for way in ways}))
 

@@ -17,20 +17,34 @@ MIB, GIB = 1 << 20, 1 << 30
 MEMORY = JobLimits(memory_bytes=256 * MIB, file_bytes=MIB)
 
 
-@pytest.fixture
-def escape(sandbox):
-    """Tries one way out and gives the outcome; what it needs to be stopped has to be there."""
+@pytest.fixture(params=[False, True], ids=["without a GPU", "with a GPU"])
+def gpu(request):
+    """Whether the child has what a GPU's driver needs; there need not be one."""
+    return request.param
 
+
+@pytest.fixture
+def escape(sandbox, gpu):
+    """Tries one way out and gives the outcome; what it needs to be stopped has to be there."""
+    return _escape(sandbox, gpu=gpu)
+
+
+@pytest.fixture
+def escape_without_gpu(sandbox):
+    return _escape(sandbox, gpu=False)
+
+
+def _escape(sandbox, *, gpu):
     def attempt(entry, *needs, limits=MEMORY, seconds=60.0, **request):
-        job = replace(sandbox.job("echo", limits=limits, **request), entry=f"escape_entries:{entry}", seconds=seconds)
-        return play(sandbox, job, needs)
+        job = sandbox.job("echo", limits=limits, **request)
+        return play(sandbox, replace(job, entry=f"escape_entries:{entry}", seconds=seconds, gpu=gpu), needs)
 
     return attempt
 
 
 def play(sandbox, job: Job, needs):
     async def main(zygote):
-        probe = replace(sandbox.job("echo", limits=job.limits), entry="escape_entries:protections")
+        probe = replace(sandbox.job("echo", limits=job.limits), entry="escape_entries:protections", gpu=job.gpu)
         active = (await zygote.run(probe)).result.split()
         if missing := set(needs) - set(active):
             lack(f"this host has no {', '.join(sorted(missing))}")
@@ -158,25 +172,48 @@ def test_the_processes_of_the_service_cannot_be_signalled(escape):
     assert escape("signal_others", "seccomp").result == "EPERM"
 
 
+def test_no_file_makes_the_kernel_send_a_signal(escape):
+    assert escape("signal_by_files", "seccomp").result == "EPERM"
+
+
+def test_flags_of_files_can_be_set_as_long_as_no_signal_follows(escape):
+    assert escape("set_flags_of_files").result == "succeeded"
+
+
+def test_the_networks_of_the_host_cannot_be_seen(escape):
+    assert escape("list_networks", "network_namespace").result == "lo"
+
+
 def test_the_processes_of_the_service_cannot_be_slowed_down(escape):
     assert escape("slow_others_down", "seccomp").result == "EPERM"
 
 
 @pytest.mark.parametrize("how", ["at once", "bit by bit"])
-def test_a_hundred_gigabytes_are_out_of_memory(escape, how):
+def test_a_hundred_gigabytes_are_out_of_memory(escape, gpu, how):
     outcome = escape("take_memory", "rlimit_data", how=how, bytes=100 * GIB)
 
     assert (outcome.status, outcome.error.code) == ("out_of_memory", "out_of_memory")
-    assert outcome.peak_memory_bytes < GIB
+    assert outcome.peak_memory_bytes < (3 * GIB if gpu else GIB)
 
 
-@pytest.mark.parametrize("how", ["shared", "as a stack", "as a file"])
-def test_memory_that_no_limit_counts_cannot_be_had(escape, how):
+@pytest.mark.parametrize("how", ["as a stack", "by growing the stack"])
+def test_a_stack_that_no_limit_counts_cannot_be_had(escape, how):
     assert escape("take_memory", "seccomp", how=how, bytes=GIB).result == "EPERM"
 
 
-def test_addresses_without_end_cannot_be_had(escape):
-    assert escape("take_memory", "rlimit_as", how="as addresses", bytes=100 * GIB).result == "ENOMEM"
+@pytest.mark.parametrize("how", ["shared", "as a file"])
+def test_memory_that_no_limit_counts_cannot_be_had(escape_without_gpu, how):
+    assert escape_without_gpu("take_memory", "seccomp", how=how, bytes=GIB).result == "EPERM"
+
+
+def test_addresses_without_end_cannot_be_had(escape_without_gpu):
+    outcome = escape_without_gpu("take_memory", "rlimit_as", how="as addresses", bytes=100 * GIB)
+
+    assert outcome.result == "ENOMEM"
+
+
+def test_large_arrays_grow_and_shrink_without_the_call_that_is_refused(escape):
+    assert escape("resize_memory", "seccomp", limits=replace(MEMORY, memory_bytes=GIB)).result == "succeeded"
 
 
 def test_memory_within_the_limit_can_be_had(escape):
@@ -241,6 +278,15 @@ def test_files_are_not_called_protected_where_job_folders_lie_among_readable_one
             return await zygote.run(replace(job, folder=among, required=("landlock",)))
 
     assert asyncio.run(main()).error.code == "sandbox_insufficient"
+
+
+def test_what_cuda_does_at_its_start_works_and_nothing_more(sandbox):
+    outcome = _escape(sandbox, gpu=True)("start_like_cuda", "landlock", "seccomp")
+
+    assert outcome.result.split() == [*["succeeded"] * 4, *["EPERM"] * 7, *["EACCES"] * 3], outcome.log
+    assert _escape(sandbox, gpu=False)("start_like_cuda", "landlock", "seccomp").result.split()[:3] == [
+        *("EACCES", "EACCES", "EPERM")
+    ]
 
 
 def test_a_signal_to_itself_arrives(sandbox):

@@ -17,7 +17,7 @@ from service.sandbox.unconfined import run_unconfined
 
 DEPENDING_ON_HOST = {
     *("oom_score", "descendant_reaper", "private_user", "rlimit_nproc"),
-    *("landlock", "landlock_tcp", "landlock_scope", "seccomp"),
+    *("landlock", "landlock_tcp", "landlock_scope", "seccomp", "network_namespace"),
 }
 
 

@@ -19,8 +19,8 @@ PASSED, REFUSED_CALL, UNKNOWN = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | err
 THREAD, NEW_USER, VM = 0x10000, 0x10000000, 0x100
 SHARED, PRIVATE, ANONYMOUS, GROWS_DOWN = 0x01, 0x02, 0x20, 0x100
 
-STRICT = Filter(pid=77, refuse_truncation=True, shared_memory=False)
-LAX = Filter(pid=77, refuse_truncation=False, shared_memory=True)
+STRICT = Filter(pid=77, refuse_truncation=True, gpu=False)
+LAX = Filter(pid=77, refuse_truncation=False, gpu=True)
 
 machines = pytest.mark.parametrize("machine", ARCHITECTURES)
 
@@ -102,7 +102,35 @@ def test_signals_go_to_the_process_itself_only(machine, name):
 )
 def test_memory_that_limits_do_not_count_is_refused_unless_a_driver_needs_it(machine, flags, expected):
     assert judged(STRICT, machine, "mmap", 0, 4096, 3, flags) == expected
-    assert judged(LAX, machine, "mmap", 0, 4096, 3, flags) == PASSED
+    assert judged(LAX, machine, "mmap", 0, 4096, 3, flags) == (REFUSED_CALL if flags & GROWS_DOWN else PASSED)
+
+
+@machines
+def test_a_driver_may_listen_on_one_kind_of_socket(machine):
+    unix, inet, stream, packets, flags = 1, 2, 1, 5, 0o2004000
+    for name in ("bind", "listen"):
+        assert judged(STRICT, machine, name) == REFUSED_CALL
+        assert judged(LAX, machine, name) == PASSED
+    assert judged(LAX, machine, "socket", unix, packets) == judged(LAX, machine, "socket", unix, packets | flags)
+    assert judged(LAX, machine, "socket", unix, packets) == PASSED
+    for family, kind in ((unix, stream), (unix, 2), (inet, packets), (inet, stream), (16, 3)):
+        assert judged(LAX, machine, "socket", family, kind | flags) == REFUSED_CALL
+    assert judged(STRICT, machine, "socket", unix, packets) == REFUSED_CALL
+
+
+@machines
+@pytest.mark.parametrize("wanted", [STRICT, LAX], ids=["strict", "lax"])
+def test_no_file_makes_the_kernel_send_signals(machine, wanted):
+    duplicate, get_flags, set_flags, nonblocking, asynchronous = 0, 3, 4, 0o4000, 0o20000
+    for command in (8, 10, 15, 1024, 1026):
+        assert judged(wanted, machine, "fcntl", 3, command, 1) == REFUSED_CALL
+    assert judged(wanted, machine, "fcntl", 3, set_flags, nonblocking | asynchronous) == REFUSED_CALL
+    assert judged(wanted, machine, "fcntl", 3, set_flags, nonblocking) == PASSED
+    for command in (duplicate, get_flags, 1, 2, 9, 1030):
+        assert judged(wanted, machine, "fcntl", 3, command, asynchronous) == PASSED
+    for command in (0x5452, 0x8901, 0x8902, 0x5412, 0x40086602):
+        assert judged(wanted, machine, "ioctl", 3, command) == REFUSED_CALL
+    assert judged(wanted, machine, "ioctl", 3, 0x5401) == PASSED
 
 
 @machines

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.forms import full
 from support.service import Files, Service, StartService, npz_batch, onnx_mlp, until
 
 from service.context import Context
@@ -149,8 +150,9 @@ def test_a_running_service_sweeps_by_itself(start_service: StartService, files: 
     assert service.client.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("rounds", [2, full(6)])
 def test_an_analysis_that_was_accepted_never_misses_its_files_while_everything_old_is_swept(
-    start_service: StartService, files: Files
+    start_service: StartService, files: Files, rounds: int
 ) -> None:
     # A tenth of a second is old: nearly every request meets a sweep somewhere.
     service = start_service(retention_days=0.1 / 86_400, retention_interval_seconds=0.001)
@@ -160,7 +162,7 @@ def test_an_analysis_that_was_accepted_never_misses_its_files_while_everything_o
         sent = contents[number % 3]
         result = []
         with httpx.Client(base_url=service.url, timeout=60, headers={"Prefer": "wait=30"}) as client:
-            for _ in range(6):
+            for _ in range(rounds):
                 ids = {
                     "model": client.post("/v1/models", content=sent["model"]).json()["id"],
                     "batch": client.post("/v1/batches", content=sent["batch"]).json()["id"],

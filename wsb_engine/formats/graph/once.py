@@ -35,7 +35,7 @@ _LOOKED_AT = 4096
 _BIASES = {"GRU": 3, "LSTM": 3, "RNN": 3}
 """Recurrent layers → position of their two biases, one after the other."""
 _MIRRORED = "{!r} holds the same numbers twice, with either sign, for two classes: both count as parameters"
-_BROADCASTING = frozenset({"Add", "Concat", "Div", "GRU", "LSTM", "MatMul", "Mul", "RNN", "Sub", "Where"})
+_BROADCASTING = frozenset({"Add", "Concat", "Div", "GRU", "Gemm", "LSTM", "MatMul", "Mul", "RNN", "Sub", "Where"})
 """Operators that an exporter folds an expanded operand for."""
 
 
@@ -52,6 +52,11 @@ def stored_once(graph: Graph, provenance: Provenance = UNKNOWN) -> tuple[Graph, 
         graph = _without_absent_biases(graph)
     names = _names(graph, provenance)
     return _renamed(graph, names), provenance.renamed(names), doubts
+
+
+def is_made_up(name: str) -> bool:
+    """Return whether an exporter made up the name of a constant that it folded."""
+    return _MADE_UP.match(name) is not None
 
 
 class _Rewriting:
@@ -152,7 +157,11 @@ def _is_operand(node: Node, position: int, axis: int) -> bool:
     """Return whether a node may get an operand expanded along an axis (counted from the last), and not a weight."""
     if node.domain != "" or node.operator not in _BROADCASTING:
         return False
-    return position not in WEIGHT_SLOTS.get(node.operator, ()) or (node.operator == "MatMul" and axis < -2)
+    if node.operator == "Gemm":  # its first operand has a row for each sample, unless it is transposed
+        return position == 0 and axis == -2 and not node.attributes.get("transA")
+    if node.operator == "MatMul":
+        return axis < -2 or (axis == -2 and position == 0)
+    return position not in WEIGHT_SLOTS.get(node.operator, ())
 
 
 def _without_copies(graph: Graph, provenance: Provenance) -> tuple[Graph, tuple[str, ...]]:
@@ -164,19 +173,20 @@ def _without_copies(graph: Graph, provenance: Provenance) -> tuple[Graph, tuple[
         groups[(tensor.dtype, tensor.numel(), *ends)].append(name)
     doubts = [_MIRRORED.format(name) for name, tensor in rewriting.candidates() if _is_mirrored(tensor)]
     for names in groups.values():
-        names.sort(key=lambda name: (name not in provenance.learned, _MADE_UP.match(name) is not None))
+        names.sort(key=lambda name: (name not in provenance.learned, is_made_up(name)))
         first = names[0]
-        if len(names) == 1 or not _is_irregular(graph.constants[first]):
-            continue
+        irregular = len(names) > 1 and _is_irregular(graph.constants[first])
         for name in names[1:]:
+            if not irregular and first not in provenance.sources.get(name, ()):
+                continue
             order = _order(graph.constants[first], graph.constants[name])
             told = order is not None and _is_told(first, name, provenance, transposed=bool(order))
             if order is None or told is False:
                 continue
             if told is None:
-                counted = "counted as one parameter" if _MADE_UP.match(name) else "each counts as a parameter"
+                counted = "counted as one parameter" if is_made_up(name) else "each counts as a parameter"
                 doubts.append(f"{first!r} and {name!r} hold the same numbers: {counted}")
-                if not _MADE_UP.match(name):
+                if not is_made_up(name):
                     continue
             shape = rewriting.constants.pop(name).shape
             if order:
@@ -266,7 +276,9 @@ def _order(first: Tensor, other: Tensor) -> tuple[int, ...] | None:
 def _is_told(first: str, name: str, provenance: Provenance, *, transposed: bool) -> bool | None:
     """Return whether two tensors of the same numbers are one parameter of the model; None if that is in doubt."""
     if provenance != UNKNOWN:
-        return provenance.names.get(name, name) == provenance.names.get(first, first)
+        parameter = provenance.names.get(first, first)
+        # What was computed from a parameter, and equals it, is it: a recurrent layer's first step adds a bias to zeros.
+        return provenance.names.get(name, name) == parameter or parameter in provenance.sources.get(name, ())
     return True if transposed else None
 
 
@@ -286,8 +298,9 @@ def _without_absent_biases(graph: Graph) -> Graph:
         if present[0] == present[1]:
             continue
         rewriting.constants[name] = halves[present.index(True)].clone()
-        absent = rewriting.constant(f"{name} (absent)", halves[present.index(False)].clone())
-        rewriting.make(name, "Concat", *((name, absent) if present[0] else (absent, name)), axis=1)
+        width = tensor.shape[1] // 2
+        pads = (0, 0, 0, width) if present[0] else (0, width, 0, 0)  # zeros that are no constant of the file
+        rewriting.make(name, "Pad", name, rewriting.constant(f"{name} (pads)", torch.tensor(pads)))
     return rewriting.graph()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,12 @@ from wsb_engine.formats.graph.conventions import follow_conventions
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.logits import Head, logits_of
 from wsb_engine.formats.graph.mlp import activation_names, find_mlp
-from wsb_engine.formats.graph.once import looked_up, stored_once
+from wsb_engine.formats.graph.once import is_made_up, looked_up, stored_once
 from wsb_engine.formats.graph.parameters import find_parameters
 from wsb_engine.formats.graph.plan import Shapes
 from wsb_engine.formats.graph.problems import require_dependence, require_finite
 from wsb_engine.formats.graph.program import Program
+from wsb_engine.formats.graph.provenance import UNKNOWN, folded, listed
 from wsb_engine.formats.graph.simplify import simplify
 from wsb_engine.formats.onnx.build import build
 from wsb_engine.formats.onnx.external import DataFiles
@@ -68,12 +69,13 @@ class OnnxClassifier(Classifier):
         parts = files.map()
         model = lower(model)
         built = build(model, files.elements)
+        self._keeps_names = model.producer_name == "pytorch"
         self._source = Source(model, built.constants, files.elements)
         graph = follow_conventions(simplify(resolve_branches(built)))
-        graph, told, self._doubts = stored_once(graph, provenance(model))
+        graph, self._told, self._doubts = stored_once(graph, provenance(model))
         _require_an_output(graph)
-        self._graph = looked_up(graph, find_parameters(graph, told).tensors)
-        self._found = find_parameters(self._graph, told)
+        self._graph = looked_up(graph, find_parameters(graph, self._told).tensors)
+        self._found = find_parameters(self._graph, self._told)
         self.sha256 = model_digest((len(data), hashlib.sha256(data).hexdigest()), parts)
         self.inputs = self._graph.inputs
         self.parameters: Tensors = self._found.tensors
@@ -118,6 +120,11 @@ class OnnxClassifier(Classifier):
         reference = self._reference(program, chosen)
         batched = BatchProgram(program, used)
         reads = {name for node in program.nodes for name in node.reads}
+        left_out = {
+            name: tensor
+            for name, tensor in self.constants.items()
+            if name in reads and name not in used and (tensor.numel() > 1 or self._may_be_trained(name))
+        }
         return LogitModel(
             function=lambda parameters, inputs: logits_of(chosen, batched(parameters, inputs)),
             parameters=used,
@@ -129,13 +136,31 @@ class OnnxClassifier(Classifier):
             reference=reference,
             reference_name=NAME if reference is not None else None,
             rounds_to=_rounds_to(program.nodes),
-            left_out={
-                name: tensor
-                for name, tensor in self.constants.items()
-                if name in reads and tensor.numel() > 1 and name not in used
-            },
-            warnings=tuple(("tied_copies", doubt) for doubt in self._doubts),
+            left_out=left_out,
+            warnings=tuple(self._warnings(program, used, left_out)),
         )
+
+    def _may_be_trained(self, name: str) -> bool:
+        """Return whether a constant may be a parameter by the file's record, or else has a name of the module's own.
+
+        Without a record, torch gives parameters and buffers the names that they have in the module.
+        """
+        if self._told == UNKNOWN:
+            return self._keeps_names and not is_made_up(name)
+        return name in self._told.learned or name in self._told.derived
+
+    def _warnings(self, program: Program, used: Tensors, left_out: Tensors) -> Iterator[tuple[str, str]]:
+        """Yield warnings about parameters that the file may hold twice, folded, or not as such."""
+        yield from (("tied_copies", doubt) for doubt in self._doubts)
+        yield from folded(self._told, used, left_out)
+        statistics = {name for node in program.nodes if node.operator == "BatchNormalization" for name in node.inputs}
+        named = [name for name in left_out if self._told == UNKNOWN and self._may_be_trained(name)]
+        if in_doubt := [name for name in named if name not in statistics]:
+            yield (
+                "left_out_parameters",
+                f"the file does not tell whether {listed(in_doubt)} are parameters or buffers of the module, and they "
+                "are used as constants are: they don't count as parameters; to include them, name them in parameters",
+            )
 
     def _program(self, value: str) -> Program:
         """Return the program of one value; it is kept, since it keeps its plans."""

@@ -22,6 +22,10 @@ _VIEW = re.compile(
     r"reshape|select|slice|squeeze|t|to|_to_copy|transpose|unsqueeze|unsafe_view|val|view|zeros)(_\d+)*$"
 )
 """Names of values that hold elements of one that they are computed from; what ``val`` is, its use tells."""
+_UNNAMED = re.compile(r"^val_\d+$")
+_FLOATS = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+)
 _QUOTED = re.compile(r"'([^']+)'")
 _LONGEST = 1 << 20
 """Characters of one entry that are read."""
@@ -35,10 +39,12 @@ def provenance(model: onnx.ModelProto) -> Provenance:
     kinds = {name: kind for kind, name in _INPUT.findall(signature)}
     stored = {tensor.name for tensor in model.graph.initializer}
     stored.update(name for node in model.graph.node if node.op_type == "Constant" for name in node.output)
+    scales = {tensor.name for tensor in model.graph.initializer if _is_number(tensor)}
     learned: set[str] = set()
-    derived: set[str] = set()
     computed: set[str] = set()
     names: dict[str, str] = {}
+    derived: dict[str, tuple[str, ...]] = {}
+    scaled: set[str] = set()
     for value in model.graph.value_info:
         if value.name not in stored:
             continue
@@ -46,13 +52,32 @@ def provenance(model: onnx.ModelProto) -> Provenance:
         if kind is not None:
             (learned if kind == "PARAMETER" else computed).add(value.name)
         elif sources:
-            parameters = [name for name in sources if kinds.get(name) == "PARAMETER"]
-            if len(parameters) == 1 and all(map(_VIEW.match, {value.name, *sources} - kinds.keys())):
-                learned.add(value.name)
-                names[value.name] = parameters[0]
+            parameters = tuple(name for name in sources if kinds.get(name) == "PARAMETER")
+            if not parameters:
+                computed.add(value.name)
+            elif len(parameters) > 1 or not all(map(_VIEW.match, {value.name, *sources} - kinds.keys())):
+                derived[value.name] = parameters
+            elif value.name in scales and any(map(_UNNAMED.match, sources)):
+                derived[value.name] = parameters
+                scaled.update(parameters)
             else:
-                (derived if parameters else computed).add(value.name)
-    return Provenance(learned=frozenset(learned), derived=frozenset(derived), computed=frozenset(computed), names=names)
+                names[value.name] = parameters[0]
+    for name, parameter in list(names.items()):
+        # Attention folds √scale, from the shape of a learned query, into the query.
+        if parameter in scaled and _UNNAMED.match(name):
+            derived[name] = (names.pop(name),)
+    return Provenance(
+        learned=frozenset(learned | names.keys()),
+        derived=frozenset(derived),
+        computed=frozenset(computed),
+        names=names,
+        sources=derived,
+    )
+
+
+def _is_number(tensor: onnx.TensorProto) -> bool:
+    """Return whether a tensor is a single floating number."""
+    return all(size == 1 for size in tensor.dims) and tensor.data_type in _FLOATS
 
 
 def _entry(proto: onnx.GraphProto | onnx.ValueInfoProto, key: str) -> str | None:

@@ -69,6 +69,7 @@ class Stored:
     def __init__(self, archive: Archive, program: str) -> None:
         self._archive = archive
         self._storages: dict[str, memoryview] = {}
+        self._booleans: dict[str, Tensor] = {}
         self._seen: set[object] = set()
         self._viewed = 0
         self.tensors: dict[str, Tensor] = {}
@@ -118,7 +119,10 @@ class Stored:
         if count > LIMITS.tensor_elements:
             raise problems.too_large(where, count, LIMITS.tensor_elements)
         if count == 0:
-            return torch.empty(sizes, dtype=dtype)
+            try:
+                return torch.empty(sizes, dtype=dtype)
+            except RuntimeError as error:  # sizes whose product overflows, beside a 0
+                raise problems.invalid(f"{where} has sizes {sizes}") from error
         storage = self._storage(path)
         last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         if (last + 1) * dtype.itemsize > len(storage):
@@ -129,9 +133,17 @@ class Stored:
         if shape not in self._seen:
             self._seen.add(shape)
             self._viewed += count * dtype.itemsize
-        # Whole elements: a storage may end within one.
-        flat = torch.frombuffer(storage, dtype=_as_read(dtype), count=len(storage) // dtype.itemsize)
-        return _as_stored(flat.as_strided(sizes, strides, offset), dtype)
+        return self._elements(path, dtype).as_strided(sizes, strides, offset)
+
+    def _elements(self, path: str, dtype: torch.dtype) -> Tensor:
+        """Return the whole elements of a storage, which may end within one."""
+        if dtype == torch.bool:
+            # A byte other than 0 or 1 must not become a truth value as it is.
+            if path not in self._booleans:
+                self._booleans[path] = self._elements(path, torch.uint8).ne(0)
+            return self._booleans[path]
+        storage = self._storage(path)
+        return torch.frombuffer(storage, dtype=dtype, count=len(storage) // dtype.itemsize)
 
     def _storage(self, path: str) -> memoryview:
         if path not in self._storages:
@@ -163,15 +175,6 @@ def _spans(parameters: Mapping[str, Tensor]) -> Iterator[tuple[int, int, str]]:
         if tensor.numel():
             reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
             yield tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size(), name
-
-
-def _as_read(dtype: torch.dtype) -> torch.dtype:
-    return torch.uint8 if dtype == torch.bool else dtype
-
-
-def _as_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return booleans as such: a byte other than 0 or 1 must not become one as it is."""
-    return tensor.ne(0) if dtype == torch.bool else tensor
 
 
 def _integers(meta: Mapping[str, Any], key: str) -> list[int]:

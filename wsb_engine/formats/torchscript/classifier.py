@@ -34,6 +34,9 @@ from wsb_engine.formats.torchscript.values import Value
 from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
+_SHORT = {5: "float16", 15: "bfloat16"}
+"""Types shorter than float32, by the numbers that files use."""
+_SHOWN = 20
 _SAMPLES = 3
 """Batch size for inferring the shapes of a perceptron."""
 
@@ -91,7 +94,15 @@ class ScriptClassifier(Classifier):
             activations=activation_names(mlp, _activations(steps, used)),
             tied=tied,
             head=chosen.name,
+            rounds_to=_rounds_to(steps),
+            left_out=(left_out := self._left_out(reads)),
+            warnings=_frozen(left_out),
         )
+
+    def _left_out(self, reads: Iterable[str]) -> Tensors:
+        """Return the constants of a frozen module's graph that are no parameters; they may have been before."""
+        stored = self._open_walk.stored if self._found.constants else {}
+        return {name: stored[name] for name in reads if name.startswith("%") and name in stored}
 
     def _value(self, name: str) -> str:
         """Return the value behind an output's label."""
@@ -210,6 +221,25 @@ def _activations(steps: Sequence[Step], parameters: Iterable[str]) -> Iterator[s
         if trained.intersection(step.reads):
             trained.update(step.outputs)
             yield from _nonlinearities(step)
+
+
+def _frozen(left_out: Tensors) -> tuple[tuple[str, str], ...]:
+    """Return a warning about what may have been a parameter before the module was frozen."""
+    if not left_out:
+        return ()
+    shown = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in list(left_out.items())[:_SHOWN])
+    text = (
+        f"the module was frozen, which turns parameters into constants: {shown} don't count as parameters; save the "
+        "module without torch.jit.freeze to have all of them"
+    )
+    return (("left_out_parameters", text),)
+
+
+def _rounds_to(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Return the types shorter than float32 to which values are cast."""
+    casts = [step for step in steps if step.call.node.name in ("to", "half")]
+    numbers = [5 if step.call.node.name == "half" else each for step in casts for each in step.arguments[:3]]
+    return tuple(dict.fromkeys(_SHORT[each] for each in numbers if type(each) is int and each in _SHORT))
 
 
 def _nonlinearities(step: Step) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def load(archive: bytes) -> Script:
             Argument(each.name, str(each.type), each.has_default_value(), each.default_value)
             for each in forward.schema.arguments[1:]
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, LookupError, ArithmeticError, TypeError) as error:  # as C++ threw them
         raise problems.invalid(f"torch can't load the module: {first_line(error)}") from error
     return assembled(block, arguments, module, _parameters(module))
 

@@ -30,6 +30,7 @@ _NAMES: Mapping[str, str] = {
     "MatMul": "matmul",
     "PRelu": "prelu",
     "RMSNormalization": "rms_norm",
+    "RNN": "recurrent",
 }
 _SLOTS = ("weight", "weight", "bias")
 

@@ -156,6 +156,21 @@ def _norm(to: _Translator, step: Step) -> bool:
     return to.simple(kind[name], step, [step.arguments[0], *step.arguments[2 : 3 if name == "rms_norm" else 4]])
 
 
+@_enter("gru", "lstm", "rnn_relu", "rnn_tanh")
+def _recurrent(to: _Translator, step: Step) -> bool:
+    """Add a node for each weight and bias of the layers, which are in one list."""
+    x, _, weights = step.arguments[:3]
+    if not isinstance(x, Name) or not isinstance(weights, list):
+        return False
+    for number, weight in enumerate(weights, 1):
+        name = to.operand(weight)
+        if name is None:
+            return False
+        outputs = step.outputs if number == len(weights) else [f"{step.outputs[0]} ({number})"]
+        to.node("RNN", [x, name] if to.rank(weight) == 2 else [x, "", "", name], outputs)
+    return bool(weights)
+
+
 @_enter("square")
 def _square(to: _Translator, step: Step) -> bool:
     return to.simple("Mul", step, [step.arguments[0], step.arguments[0]])

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Perceptron, RidgeClassifier, SGDClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, Normalizer, PolynomialFeatures, StandardScaler
-from sklearn.svm import LinearSVC
-from support.forms import full
+from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
+from support.forms import crossed, full
 from torch import Tensor, nn
 
-from wsb_engine import load_model
+from wsb_engine import ModelError, load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 RNG = np.random.default_rng(3)
@@ -34,11 +36,11 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-@pytest.mark.parametrize(("dynamo", "opset"), [(True, 18), (False, 13), (False, 20)])
+@pytest.mark.parametrize(("kind", "exporter"), crossed(ACTIVATIONS, ("dynamo-18", "legacy-13", "legacy-20")))
 def test_an_mlp_exported_by_torch_is_recognised(
-    kind: str, dynamo: bool, opset: int, export: Any, logits: Any, mlp_logits: Any
+    kind: str, exporter: str, export: Any, logits: Any, mlp_logits: Any
 ) -> None:
+    dynamo, opset = exporter.startswith("dynamo"), int(exporter[-2:])
     torch.manual_seed(1)
     net = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), ACTIVATIONS[kind], nn.Linear(5, 3, bias=dynamo))
     x = torch.randn(7, 2, 3)
@@ -98,8 +100,14 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transformer": (Transformer, (4, 3)),
     "recurrent": (Recurrent, (4, 3)),
 }
-SHORT = [("legacy", 13), ("legacy", 18), ("dynamo", 18), ("dynamo", 23)]
-EXPORTS = [each if each in SHORT else full(*each) for each in product(("legacy", "dynamo"), (13, 17, 18, 20, 21, 23))]
+SHORT = {
+    *(("mlp", "legacy", 13), ("convolutional", "legacy", 18), ("transformer", "legacy", 13)),
+    *(("recurrent", "legacy", 18), ("mlp", "dynamo", 18), ("convolutional", "dynamo", 23)),
+    *(("transformer", "dynamo", 23), ("recurrent", "dynamo", 18)),
+}
+EXPORTS = [
+    each if each in SHORT else full(*each) for each in product(NETWORKS, ("legacy", "dynamo"), (13, 17, 18, 20, 21, 23))
+]
 FREE = {
     "dynamo": {"dynamic_shapes": ({0: torch.export.Dim.DYNAMIC},)},
     "legacy": {"dynamic_axes": {"x": {0: "n"}}},
@@ -153,8 +161,7 @@ def _eager_hessian(network: str, net: nn.Module, x: Tensor, y: Tensor, patch: py
         return torch.func.hessian(of_flat)(theta)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("exporter", "opset"), EXPORTS)
+@pytest.mark.parametrize(("network", "exporter", "opset"), EXPORTS)
 def test_logits_and_curvature_of_an_exported_network_are_the_modules(
     network: str, exporter: str, opset: int, export: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +209,7 @@ def _sklearn(model: Any, x: np.ndarray, y: np.ndarray, **options: Any) -> bytes:
         return to_onnx(model, x[:1], options=options).SerializeToString()  # type: ignore[no-any-return]
 
 
+CLASSES: dict[str, list[Any]] = {"binary": [0, 1], "binary strings": ["no", "yes"], "multiclass": [3, 5, 9]}
 SKLEARN: dict[str, Callable[[], Any]] = {
     "tanh network": lambda: MLPClassifier((4, 3), activation="tanh", max_iter=5, random_state=0),
     "logistic network": lambda: MLPClassifier((4,), activation="logistic", max_iter=5, random_state=0),
@@ -211,16 +219,15 @@ SKLEARN: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SKLEARN)
-@pytest.mark.parametrize("labels", [[0, 1], ["no", "yes"], [3, 5, 9]], ids=["binary", "binary strings", "multiclass"])
-@pytest.mark.parametrize("zipmap", [True, False], ids=["zipmap", "tensor"])
+@pytest.mark.parametrize(("kind", "classes", "output"), crossed(SKLEARN, CLASSES, ("zipmap", "tensor")))
 def test_a_model_of_scikit_learn_is_read_back(
-    kind: str, labels: list[Any], zipmap: bool, logits: Any, mlp_logits: Any
+    kind: str, classes: str, output: str, logits: Any, mlp_logits: Any
 ) -> None:
+    labels = CLASSES[classes]
     x = RNG.normal(size=(40, 5)).astype(np.float32)
     y = np.array(labels)[RNG.integers(0, len(labels), 40)]
     fitted = SKLEARN[kind]()
-    model = load_model(_sklearn(fitted, x, y, zipmap=zipmap)).resolve()
+    model = load_model(_sklearn(fitted, x, y, zipmap=output == "zipmap")).resolve()
     assert model.mlp is not None
     assert model.classes == tuple(labels)
     z = logits(model, x, "X")
@@ -240,13 +247,14 @@ SCORES: dict[str, Callable[[], Any]] = {
     "hinge by gradient descent": lambda: SGDClassifier(loss="hinge"),
     "squared hinge by gradient descent": lambda: make_pipeline(Normalizer(), SGDClassifier(loss="squared_hinge")),
     "perceptron of scaled features": lambda: make_pipeline(MinMaxScaler(), SGDClassifier(loss="perceptron")),
+    "ridge of imputed features": lambda: make_pipeline(SimpleImputer(), StandardScaler(), RidgeClassifier()),
     "logistic regression of bins": lambda: make_pipeline(KBinsDiscretizer(3, encode="onehot-dense"), RidgeClassifier()),
 }
 
 
-@pytest.mark.parametrize("kind", SCORES)
-@pytest.mark.parametrize("labels", [[0, 1], ["no", "yes"], [3, 5, 9]], ids=["binary", "binary strings", "multiclass"])
-def test_scores_of_scikit_learn_are_logits(kind: str, labels: list[Any], logits: Any) -> None:
+@pytest.mark.parametrize(("kind", "classes"), crossed(SCORES, CLASSES))
+def test_scores_of_scikit_learn_are_logits(kind: str, classes: str, logits: Any) -> None:
+    labels = CLASSES[classes]
     x = RNG.normal(size=(40, 5)).astype(np.float32)
     y = np.array(labels)[RNG.integers(0, len(labels), 40)]
     fitted = SCORES[kind]()
@@ -260,6 +268,41 @@ def test_scores_of_scikit_learn_are_logits(kind: str, labels: list[Any], logits:
     np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert model.reference is not None
     np.testing.assert_allclose(model.reference({"X": x}), z, rtol=1e-4, atol=1e-4 * np.abs(z).max())
+
+
+def test_division_by_the_largest_element_is_that_of_the_runtime(logits: Any) -> None:
+    x = RNG.normal(size=(40, 5)).astype(np.float32)
+    x[1] = -np.abs(x[1])  # the largest element is negative
+    x[2] = 0  # and none to divide by
+    fitted = make_pipeline(Normalizer("max"), RidgeClassifier())
+    model = load_model(_sklearn(fitted, x, np.arange(40) % 3)).resolve()
+    assert model.reference is not None
+    np.testing.assert_allclose(model.reference({"X": x}), logits(model, x, "X"), rtol=1e-4, atol=1e-4)
+
+
+def test_missing_values_are_imputed(build: Any, logits: Any) -> None:
+    x, w = RNG.normal(size=(6, 4)).astype(np.float32), RNG.normal(size=(4, 3)).astype(np.float32)
+    x[0, 1] = x[3, 2] = np.nan
+    values = [0.5, -1.0, 2.0, 3.0]
+    nodes = [
+        build.node(
+            "Imputer", ["x"], ["a"], domain="ai.onnx.ml", imputed_value_floats=values, replaced_value_float=np.nan
+        ),
+        build.node("MatMul", ["a", "w"], ["z"]),
+    ]
+    model = load_model(build.bytes(nodes, {"w": w}, domains={"ai.onnx.ml": 1})).resolve(head="logits")
+    np.testing.assert_allclose(logits(model, x), np.where(np.isnan(x), values, x) @ w, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "advice"), [(DecisionTreeClassifier(), "piecewise constant"), (SVC(), "kernel machine")]
+)
+def test_what_has_no_weights_is_refused_with_the_reason(classifier: Any, advice: str) -> None:
+    x = RNG.normal(size=(40, 5)).astype(np.float32)
+    with pytest.raises(ModelError) as caught:
+        load_model(_sklearn(classifier, x, np.arange(40) % 3))
+    assert caught.value.code == "unsupported_operator"
+    assert advice in caught.value.advice
 
 
 def test_a_decision_function_has_one_row_of_coefficients(logits: Any) -> None:

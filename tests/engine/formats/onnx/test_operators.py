@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +103,11 @@ class Case:
     rtol: float
 
 
-@cache
-def cases() -> dict[str, list[Case]]:
+Cases = dict[str, list[Case]]
+
+
+@pytest.fixture(scope="module")  # it takes seconds, once and in one process
+def cases() -> Cases:
     """The single-node tests by operator."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the test generators divide by zero on purpose
@@ -175,17 +177,13 @@ def outcome(case: Case) -> str:
     return "pass"
 
 
-@cache
-def table() -> dict[str, Counter[str]]:
-    return {kind: Counter(outcome(case) for case in found) for kind, found in sorted(cases().items())}
-
-
 @pytest.mark.slow
-def test_at_least_97_percent_of_the_node_tests_in_scope_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    total: Counter[str] = sum(table().values(), Counter())
+def test_at_least_97_percent_of_the_node_tests_in_scope_pass(cases: Cases, capsys: pytest.CaptureFixture[str]) -> None:
+    table = {kind: Counter(outcome(case) for case in found) for kind, found in sorted(cases.items())}
+    total: Counter[str] = sum(table.values(), Counter())
     with capsys.disabled():
         print(f"\n{'operator':32}{'pass':>6}{'fail':>6}{'skip':>6}")
-        for kind, counts in table().items():
+        for kind, counts in table.items():
             print(f"{kind:32}{counts['pass']:6}{counts['fail']:6}{counts['skip']:6}")
         print(f"{'total':32}{total['pass']:6}{total['fail']:6}{total['skip']:6}")
     assert total["pass"] > 900
@@ -193,14 +191,14 @@ def test_at_least_97_percent_of_the_node_tests_in_scope_pass(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("kind", sorted({name for _, name in operators.supported()} | {"If"}))
-def test_every_node_test_of_an_operator_passes_or_is_excused(kind: str) -> None:
-    failed = [case.name for case in cases().get(kind, []) if outcome(case) == "fail"]
+def test_every_node_test_of_an_operator_passes_or_is_excused(cases: Cases, kind: str) -> None:
+    failed = [case.name for case in cases.get(kind, []) if outcome(case) == "fail"]
     assert [name for name in failed if name not in EXCUSED] == []
 
 
-def test_every_operator_of_the_node_tests_is_in_the_table_or_out_of_scope_with_a_reason() -> None:
+def test_every_operator_of_the_node_tests_is_in_the_table_or_out_of_scope_with_a_reason(cases: Cases) -> None:
     known = {name for _, name in operators.supported()} | set(OUT_OF_SCOPE) | {"Constant", "If"}
-    assert sorted(set(cases()) - known) == []
+    assert sorted(set(cases) - known) == []
 
 
 def test_an_operator_out_of_scope_is_not_in_the_table() -> None:
@@ -226,8 +224,10 @@ def _differentiable(case: Case) -> tuple[Program, dict[str, Tensor], dict[str, T
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("kind", sorted({name for _, name in operators.supported()} - {"Scaler"}))
-def test_an_operator_has_the_same_second_derivative_under_transforms_as_by_double_backward(kind: str) -> None:
-    passing = [case for case in cases().get(kind, []) if outcome(case) == "pass"]
+def test_an_operator_has_the_same_second_derivative_under_transforms_as_by_double_backward(
+    cases: Cases, kind: str
+) -> None:
+    passing = [case for case in cases.get(kind, []) if outcome(case) == "pass"]
     for case in [passing[i] for i in sorted({0, len(passing) // 2, len(passing) - 1}) if passing]:
         found = _differentiable(case)
         if found is None:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx.helper import make_node as node
+from support.forms import crossed
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -122,11 +123,10 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], int]]
 """Module, example of n samples, and how many numbers of its tables no sample uses."""
 
 
-@pytest.mark.parametrize("kind", MODULES)
-@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
-def test_the_samples_of_the_example_change_nothing(kind: str, dynamo: bool, export: Any, logits: Any) -> None:
+@pytest.mark.parametrize(("kind", "exporter"), crossed(MODULES, ("dynamo", "legacy")))
+def test_the_samples_of_the_example_change_nothing(kind: str, exporter: str, export: Any, logits: Any) -> None:
     make, data, unused = MODULES[kind]
-    module, x = drawn(make()), data(5)
+    module, x, dynamo = drawn(make()), data(5), exporter == "dynamo"
     expected = module.double()(x.double() if x.is_floating_point() else x).detach()
     module.float()
     # The older exporter looks nothing up.
@@ -136,7 +136,8 @@ def test_the_samples_of_the_example_change_nothing(kind: str, dynamo: bool, expo
         model = load_model(export(module, data(samples), dynamo=dynamo, opset=18)).resolve()
         assert sum(tensor.numel() for tensor in model.parameters.values()) == counts, list(model.parameters)
         torch.testing.assert_close(logits(model, x), expected, rtol=1e-5, atol=1e-6)
-        assert model.warnings == ()
+        # The gates of recurrent weights are put in another order, by a record that names the state as well.
+        assert {code for code, _ in model.warnings} <= ({"derived_parameters"} if kind == "tied" else set())
         assert len(model.tied) == 2 * (kind == "tied")
         names.add(tuple(model.parameters))
     assert len(names) == 1
@@ -224,6 +225,7 @@ def test_a_second_bias_that_is_zero_is_no_parameter(
     classifier = load_model(data)
     assert classifier.parameters["b"].numel() == gates * (4 if absent is None else 2)
     model = classifier.resolve(head="logits")
+    assert set(model.parameters) == {"w", "r", "b", "v"}
     assert model.reference is not None
     x = numbers(5, 3, 4)
     np.testing.assert_allclose(logits(model, x), model.reference({"x": x.numpy()}), rtol=1e-5, atol=1e-6)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import zipfile
 from collections.abc import Callable
 from functools import cache
@@ -130,6 +131,7 @@ _CHANGES: dict[str, tuple[dict[str, Change], str]] = {
     "a negative size": (_meta(sizes=_sizes(3, -4)), "model_invalid"),
     "more sizes than strides": (_meta(sizes=_sizes(3, 2, 2)), "model_invalid"),
     "a symbolic size": (_meta(sizes=[{"as_expr": {"expr_str": "__import__('os')"}}, {"as_int": 4}]), "model_invalid"),
+    "sizes that overflow beside a 0": (_meta(sizes=_sizes(0, 2**62, 2**62), strides=_sizes(1, 1, 1)), "model_invalid"),
     "a tensor of 2⁴⁰ equal elements": (_meta(sizes=_sizes(2**20, 2**20), strides=_sizes(0, 0)), "model_too_large"),
     "a tensor of 4 GB of equal elements": (_meta(sizes=_sizes(2**15, 2**15), strides=_sizes(0, 0)), "model_too_large"),
     "a tensor of 100 dimensions": (_meta(sizes=_sizes(*[1] * 100), strides=_sizes(*[1] * 100)), "model_too_complex"),
@@ -273,6 +275,21 @@ def test_a_weight_that_is_not_aligned_is_read(folder: str, tmp_path: Path) -> No
     expected = wsb.load_model(plain()).parameters
     for name, tensor in wsb.load_model(path).parameters.items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+def _repeated(document: Any) -> None:
+    """Three tensors of 2³¹ truth values, all of them one byte."""
+    payload = next(iter(document["config"].values()))
+    for index in range(3):
+        meta = {**payload["tensor_meta"], "dtype": 12, "sizes": _sizes(2**31 - 1), "strides": _sizes(0)}
+        document["config"][f"mask{index}"] = {**payload, "tensor_meta": meta}
+
+
+def test_repeated_truth_values_take_no_memory() -> None:
+    bomb = rewritten(plain(), {WEIGHTS: edited(_repeated)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert _code(bomb) == "model_too_large"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
 def test_limits_are_checked_before_anything_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:

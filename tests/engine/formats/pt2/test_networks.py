@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.eager import eager_hessian, randomised
+from support.forms import crossed
 from support.pt2 import exported
 from torch import Tensor, nn
 from torch.nn import functional
@@ -126,8 +126,8 @@ def _archive(name: str, way: str) -> tuple[nn.Module, Tensor, bytes]:
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        *itertools.product(("encoder", "tokens"), WAYS),
-        *itertools.product(("perceptron", "convolutional", "lstm", "gru", "rnn"), ("one sample", "decomposed, free")),
+        *crossed(("encoder", "tokens"), WAYS),
+        *crossed(("perceptron", "convolutional", "lstm", "gru", "rnn"), ("one sample", "decomposed, free")),
     ],
 )
 def test_the_function_is_that_of_the_module(name: str, way: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.forms import crossed
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -97,8 +98,7 @@ WAYS = ("traced", "traced without gradients", "scripted", "scripted in training"
 Y = torch.arange(SAMPLES) % 3
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "way"), crossed(NETWORKS, WAYS))
 def test_logits_equal_those_of_the_module(name: str, way: str, randomised: Any, export: Any, logits: Any) -> None:
     make, x = NETWORKS[name]
     module = randomised(make())
@@ -109,8 +109,7 @@ def test_logits_equal_those_of_the_module(name: str, way: str, randomised: Any, 
     torch.testing.assert_close(logits(classifier.resolve(), x, names=(entry,)), module(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["perceptron", "convolutional", "encoder", "tokens"])
+@pytest.mark.parametrize(("name", "way"), crossed(("perceptron", "convolutional", "encoder", "tokens"), WAYS))
 def test_curvature_equals_that_of_the_module(
     name: str, way: str, randomised: Any, export: Any, eager_hessian: Any
 ) -> None:

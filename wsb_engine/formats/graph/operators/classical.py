@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,13 +22,16 @@ def scaler(call: Call, x: Tensor) -> Tensor:
 
 @operator("Normalizer", domain=ML)
 def normalizer(call: Call, x: Tensor) -> Tensor:
-    """Divide each row by its norm, unless that is 0."""
+    """Divide each row by its norm, or by its largest element (which may be negative), unless that is 0.
+
+    ONNX defines MAX without absolute values, and onnxruntime computes that; scikit-learn divides by max |x|.
+    """
     x = x.to(call.working)
     kind = call.get("norm", "MAX")
     if kind in ("L1", "L2"):
         norm = vector_norm(x, 1 if kind == "L1" else 2, [-1], keepdim=True)
     elif kind == "MAX":
-        norm = x.abs().amax(-1, keepdim=True)
+        norm = x.amax(-1, keepdim=True)
     else:
         raise call.wrong(f"norm {kind!r} is unknown")
     return normalised(x, norm)
@@ -36,6 +41,16 @@ def normalizer(call: Call, x: Tensor) -> Tensor:
 def array_feature_extractor(call: Call, x: Tensor, indices: Tensor) -> Tensor:
     """Columns by index."""
     return torch.index_select(x, -1, indices.reshape(-1).to(torch.int64))
+
+
+@operator("Imputer", domain=ML)
+def imputer(call: Call, x: Tensor) -> Tensor:
+    """Replace one value, usually NaN, by another for each feature."""
+    whole: tuple[int, ...] = call.get("imputed_value_int64s", ())
+    values: tuple[float, ...] | tuple[int, ...] = whole or call.get("imputed_value_floats", (0.0,))
+    replaced = call.get("replaced_value_int64", 0) if whole else call.get("replaced_value_float", 0.0)
+    missing = x.isnan() if math.isnan(replaced) else x == replaced
+    return torch.where(missing, x.new_tensor(values), x)
 
 
 @operator("Binarizer", domain=ML)

@@ -26,6 +26,25 @@ T = TypeVar("T")
 _Attributed = TypeVar("_Attributed", int, float, str, tuple[int, ...], tuple[float, ...], Tensor)
 
 ML = "ai.onnx.ml"
+_STANDARD = (
+    "Export the classifier in inference mode with the standard operators of ONNX, without pre- and post-processing."
+)
+_TREES = (
+    "Decision trees are piecewise constant: their loss has no gradient and no Hessian. Analyse a linear model or a "
+    "network in their place."
+)
+_KERNELS = (
+    "A kernel machine compares samples with those of its training and has no weights by which to differentiate. "
+    "Analyse a linear model (LinearSVC, LogisticRegression) or a network in its place."
+)
+_ADVICE = {
+    (ML, "TreeEnsemble"): _TREES,
+    (ML, "TreeEnsembleClassifier"): _TREES,
+    (ML, "TreeEnsembleRegressor"): _TREES,
+    (ML, "SVMClassifier"): _KERNELS,
+    (ML, "SVMRegressor"): _KERNELS,
+}
+"""Advice for operators that no export avoids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +146,7 @@ def require(node: Node) -> Operator:
         raise problems.unsupported(
             node.label,
             f"operator {node.operator} (domain {domain}, opset {node.version}) is not supported",
-            advice="Export the classifier in inference mode with the standard operators of ONNX, without pre- and "
-            "post-processing.",
+            advice=_ADVICE.get((node.domain, node.operator), _STANDARD),
             **node.details,
         )
     return entry

@@ -1,0 +1,216 @@
+"""Exporters fold parameters: what is no longer the module's is counted right, or named."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.forms import full
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import wsb_engine as wsb
+
+Way = Callable[[nn.Module, Tensor], bytes]
+
+
+def dynamo(module: nn.Module, x: Tensor) -> bytes:
+    program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
+    assert program is not None
+    data: bytes = program.model_proto.SerializeToString()
+    return data
+
+
+def legacy(module: nn.Module, x: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.onnx.export(module, (x,), buffer, dynamo=False, opset_version=17)
+    return buffer.getvalue()
+
+
+def frozen(module: nn.Module, x: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.freeze(torch.jit.trace(module, x)), buffer)
+    return buffer.getvalue()
+
+
+class Recurrent(nn.Module):
+    """Starts from zeros, so that its first step is a bias."""
+
+    def __init__(self, kind: type[nn.RNNBase], width: int = 2) -> None:
+        super().__init__()
+        self.layer, self.out = kind(3, width, batch_first=True), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.out(self.layer(x)[0].mean(1))
+        return z
+
+
+class Probe(nn.Module):
+    """A learned query, the same for every sample, is projected and looks at the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probe, self.out = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 3)
+        self.embed, self.attention = nn.Linear(3, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        z: Tensor = self.out(self.attention(self.probe.repeat(len(x), 1, 1), x, x, need_weights=False)[0][:, 0])
+        return z
+
+
+class Normalised(nn.Module):
+    """Its weight is a function of two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.out(torch.tanh(self.first(x.mean(1))))
+        return z
+
+
+class Powers(nn.Module):
+    """A number is used as it is and as its reciprocal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.out = nn.Parameter(torch.tensor([2.5])), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.square() + 0.1
+        z: Tensor = self.out(h.pow(self.p).mean(1).pow(1 / self.p))
+        return z
+
+
+class Query(nn.Module):
+    """The scale of the scores is folded into a learned query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.out = nn.Parameter(torch.randn(1, 1, 2, 3)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.unsqueeze(1)
+        z: Tensor = self.out(F.scaled_dot_product_attention(self.query.expand(len(x), -1, -1, -1), h, h).flatten(1))
+        return z
+
+
+class Prototypes(nn.Module):
+    """Distances to learned points, by a learned temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.points = nn.Linear(3, 4), nn.Parameter(torch.randn(3, 4))
+        self.temperature = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x.mean(1)))
+        z: Tensor = -(h.unsqueeze(1) - self.points).square().sum(2) / self.temperature
+        return z
+
+
+class Slices(nn.Module):
+    """Uses a weight, and a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.mean(1)
+        z: Tensor = torch.tanh(h @ self.weight) + h[:, :2] @ self.weight[:2]
+        return z
+
+
+Y = torch.tensor([0, 1, 2, 0])
+
+
+def largest(module: nn.Module, x: Tensor) -> tuple[int, float]:
+    """Number of parameters and λ_max, by double backward in float64."""
+    module = module.double()
+    values = [p.requires_grad_(True) for p in module.parameters()]
+    with sdpa_kernel(SDPBackend.MATH):  # the other has no second derivative
+        loss = F.cross_entropy(module(x.double()), Y)
+    gradients = torch.autograd.grad(loss, values, create_graph=True)
+    gradient = torch.cat([g.reshape(-1) for g in gradients])
+    rows = [torch.autograd.grad(g, values, retain_graph=True, materialize_grads=True) for g in gradient]
+    H = torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
+    return len(H), float(torch.linalg.eigvalsh((H + H.T) / 2)[-1])
+
+
+def analysed(make: Callable[[], nn.Module], way: Way) -> tuple[wsb.Report, nn.Module, Tensor]:
+    torch.manual_seed(3)
+    module, x = make().eval(), torch.randn(4, 5, 3)
+    with torch.no_grad():
+        for p in module.parameters():  # exporters store equal tensors, such as zero biases, once
+            p.add_(0.1 * torch.randn(p.shape))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = way(module, x)
+        report = wsb.analyze(wsb.load_model(data), wsb.Batch(x, Y), wsb.Options(moments="none"))
+    return report, module, x
+
+
+@pytest.mark.parametrize(
+    ("make", "way"),
+    [
+        (lambda: Recurrent(nn.RNN), dynamo),
+        full(lambda: Recurrent(nn.RNN, 4), dynamo),
+        full(lambda: Recurrent(nn.RNN), legacy),
+        (lambda: Recurrent(nn.RNN), frozen),
+        full(lambda: Recurrent(nn.GRU), frozen),
+        (lambda: Recurrent(nn.LSTM), frozen),
+        (Probe, dynamo),
+        full(Probe, legacy),
+    ],
+)
+def test_what_was_folded_without_loss_counts_as_the_modules(make: Callable[[], nn.Module], way: Way) -> None:
+    report, module, x = analysed(make, way)
+    count, expected = largest(module, x)
+    assert report.model.parameters.count == count, report.model.parameters
+    assert report.enclosure is not None
+    found = report.enclosure.lambda_max
+    assert found.lower * (1 - 1e-6) <= expected <= found.upper * (1 + 1e-6)
+    assert {warning.code for warning in report.warnings} <= {"parity_none"}
+
+
+@pytest.mark.parametrize(
+    ("make", "way", "code", "named"),
+    [
+        (Normalised, dynamo, "derived_parameters", ("original0", "original1")),
+        (Query, dynamo, "derived_parameters", ("from [query]",)),
+        (Powers, dynamo, "left_out_parameters", ("from [p]",)),
+        (Slices, dynamo, "tied_copies", ("from [weight]",)),
+        (Prototypes, legacy, "left_out_parameters", ("'points'", "'temperature'")),
+        (Prototypes, frozen, "left_out_parameters", ("[3, 4]",)),
+    ],
+)
+def test_what_is_not_the_modules_is_named(
+    make: Callable[[], nn.Module], way: Way, code: str, named: tuple[str, ...]
+) -> None:
+    report, _, _ = analysed(make, way)
+    (message,) = report.messages(code)
+    for name in named:
+        assert name in message
+
+
+def test_what_was_left_out_can_be_included() -> None:
+    torch.manual_seed(3)
+    module, x = Prototypes().eval(), torch.randn(4, 5, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classifier = wsb.load_model(legacy(module, x))
+    options = wsb.Options(moments="none", parameters=("*", "points", "temperature"))
+    report = wsb.analyze(classifier, wsb.Batch(x, Y), options)
+    count, expected = largest(module, x)
+    assert report.model.parameters.count == count
+    assert report.enclosure is not None
+    assert report.enclosure.lambda_max.upper == pytest.approx(expected, rel=1e-6)
+    assert not report.messages("left_out_parameters")
