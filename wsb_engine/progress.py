@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from wsb_engine.costs import Estimate
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -24,6 +26,8 @@ class Progress:
     """Fraction of the phase that is done, from 0 to 1."""
     hessian_vector_products: int = 0
     """Hessian-vector products of the phase so far."""
+    estimate: Estimate | None = None
+    """What the whole analysis is expected to cost; None before its files are read."""
     one_thread: bool = False
     """True if the rest of the analysis uses one thread of a CPU."""
 

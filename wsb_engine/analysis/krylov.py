@@ -101,23 +101,28 @@ def probe(
 
 def enclosure(
     problem: Problem, shared: Krylov, premises: Premises, measuring: Measuring, options: Options, monitor: Monitor
-) -> tuple[r.Enclosure | None, RitzResidual]:
+) -> tuple[r.Enclosure | None, RitzResidual | None]:
     """Enclose both ends of the spectrum as tightly as options, memory and time allow, and confirm them.
 
     Args:
         problem: The analysis.
-        shared: Its Krylov run; takes one step whatever the time limit.
+        shared: Its Krylov run.
         premises: Premises in the units of the products.
         measuring: Also measures rounding on the outer Ritz vectors.
         options: Limits.
         monitor: Clock and warnings.
 
     Returns:
-        The enclosure, or None with a warning if it would say nothing; residuals of its Ritz pairs by fresh products.
+        The enclosure, or None with a warning if it would say nothing; residuals of its Ritz pairs by fresh products, or
+        None if time ran out before them.
+
+    Raises:
+        TimeLimitError: ``time_limit`` if there was no time for a single product.
     """
     lanczos = shared.run
-    if not lanczos.steps:
-        lanczos.step()
+    with monitor.limited():
+        if not lanczos.steps:
+            lanczos.step()
     sigma = lanczos.scaling
     enclosing = Enclosing(lanczos, premises.scaled(sigma))
     with monitor.limited(reserve=FINISHING_PRODUCTS * lanczos.seconds / lanczos.products):
@@ -129,13 +134,12 @@ def enclosure(
         )
     if shared.limited_by_memory and found.stopped_by == "products":
         found = replace(found, stopped_by="memory")
-    if shared.confirmed is None or shared.confirmed[0] != lanczos.steps:
-        pairs = outer_pairs(lanczos)
-        rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
-        shared.confirmed = lanczos.steps, pairs, rounding
-    _, pairs, rounding = shared.confirmed
-    enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
-    found, residual = confirm(enclosing, found, pairs)
+    residual, fresh = None, _fresh_pairs(shared, premises, measuring, monitor)
+    if fresh is None:
+        enclosing, found = finish(enclosing, found, premises.rounding.scaled(sigma))
+    else:
+        enclosing, found = finish(enclosing, found, fresh[1].scaled(sigma))
+        found, residual = confirm(enclosing, found, fresh[0])
     advice = _advice(found, problem)
     top = found.lambda_max.scaled(1 / sigma)
     if _says_nothing(found, enclosing):
@@ -159,6 +163,20 @@ def enclosure(
             f"holds with {raised:.2g}: {advice}",
         )
     return _part(found, 1 / sigma), residual
+
+
+def _fresh_pairs(
+    shared: Krylov, premises: Premises, measuring: Measuring, monitor: Monitor
+) -> tuple[RitzPairs, Rounding] | None:
+    """Multiply the outer Ritz vectors once more and measure rounding on them; None if the time limit passes."""
+    lanczos, fresh = shared.run, None
+    if shared.confirmed is not None and shared.confirmed[0] == lanczos.steps:
+        return shared.confirmed[1:]
+    with monitor.optional("fresh products that confirm the enclosure", otherwise=True), monitor.limited():
+        pairs = outer_pairs(lanczos)
+        fresh = pairs, measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / lanczos.scaling)
+        shared.confirmed = lanczos.steps, *fresh
+    return fresh
 
 
 def continued(before: r.Enclosure | None, after: r.Enclosure | None) -> r.Enclosure | None:

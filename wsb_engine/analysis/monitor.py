@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from wsb_engine.costs import Estimate
 from wsb_engine.errors import ResourceError
 from wsb_engine.options import Options
 from wsb_engine.progress import Progress, ProgressCallback
@@ -34,7 +35,8 @@ class Monitor:
     warnings: list[ReportWarning] = field(default_factory=list)
     current: str = ""
     one_thread: bool = False
-    """As in ``Progress``."""
+    estimate: Estimate | None = None
+    """Both as in ``Progress``."""
     _limited: bool = False
     _reserve: float = 0.0
     _told: float = field(default_factory=time.perf_counter)
@@ -108,7 +110,7 @@ class Monitor:
             raise TimeLimitError(
                 f"the time limit of {self.options.time_limit:g} s passed during {self.current}",
                 code="time_limit",
-                advice="Raise time_limit, send fewer samples, or ask for less.",
+                advice="Raise time_limit (wsb estimate says how long it takes), send fewer samples, or ask for less.",
                 phase=self.current,
             )
         own = threading.get_ident() == self._thread
@@ -125,6 +127,7 @@ class Monitor:
                     fraction=fraction,
                     hessian_vector_products=products,
                     one_thread=self.one_thread,
+                    estimate=self.estimate,
                 )
             )
 
