@@ -67,6 +67,12 @@ def estimate(
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: as ``analyze`` for what these few samples show.
+
+    Examples:
+        >>> import wsb
+        >>> estimate = wsb.estimate(wsb.load_model("model.onnx"), wsb.load_batch("batch.npz"))
+        >>> estimate.dtype, max(estimate.phases, key=lambda phase: phase.operations).name
+        ('float64', 'enclosure')
     """
     options = options or Options()
     few = _few_posed(classifier, batch, options, FEW)
