@@ -40,9 +40,9 @@ class Options(BaseModel):
 
     moments: Moments = Field(
         "auto",
-        description="How to compute tr H and ‖H‖_F². auto uses the closed form for smooth MLPs, and otherwise what the "
-        "cost allows. Set basis for exact moments at any cost, probes for a fast upper bound on ‖H‖_F², none to skip "
-        "them.",
+        description="How to compute tr H and ‖H‖_F². auto uses the closed form for smooth MLPs, and otherwise leaves "
+        "them out if they would cost more than half of the enclosure. Set basis for exact moments at any cost, probes "
+        "for a fast upper bound on ‖H‖_F², none to skip them.",
     )
     enclosure: bool = Field(
         True, description="Certify λ_max and λ_min from both sides. Turn off if the Wolkowicz-Styan bound is enough."
@@ -101,8 +101,8 @@ class Options(BaseModel):
     )
     dtype: DType = Field(
         "auto",
-        description="Working precision. auto is float64 on a CPU and for small models, otherwise float32. Set float64 "
-        "if the report warns of float32_drift.",
+        description="Working precision. auto is float64 for small models, and on a CPU unless that would take too "
+        "long; otherwise float32. Set float64 if the report warns of float32_drift or float32_chosen.",
     )
     device: Device = Field(
         "auto",
@@ -134,8 +134,8 @@ class Options(BaseModel):
         None,
         ge=1 << 20,
         le=1 << 50,
-        description="Limit on working memory in bytes. Lower it on a shared machine; raise it if the report warns of "
-        "enclosure_memory.",
+        description="Limit on working memory in bytes; by default half of what the process may have in total. Lower it "
+        "on a shared machine; raise it if the report warns of enclosure_memory.",
     )
     time_limit: float | None = Field(
         None,

@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from wsb_engine.costs import Estimate
 from wsb_engine.report import CertifiedInterval
 
 
@@ -72,6 +73,8 @@ class Progress:
     """Fraction of the phase that is done, from 0 to 1."""
     hessian_vector_products: int = 0
     """Hessian-vector products of the phase so far."""
+    estimate: Estimate | None = None
+    """What the whole analysis is expected to cost; None before its files are read."""
     one_thread: bool = False
     """True if the rest of the analysis uses one thread of a CPU."""
     enclosure: InterimEnclosure | None = None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from service.cli.outputs import Outputs
     from service.policies import Policy, Verdict
     from service.settings import Settings
+    from wsb_engine.costs import Estimate
     from wsb_engine.report import Report
 
 # Without rich's markup, whose import takes longer than all other imports of the help.
@@ -236,6 +237,26 @@ def check(
     raise typer.Exit(_exit_of(found))
 
 
+@app.command()
+@with_options
+def estimate(
+    model: ModelFile,
+    batch: BatchFile,
+    timeout: Seconds = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    *,
+    options: Options,
+) -> None:
+    """Say what an analysis will cost: operations, memory and seconds by phase. Only a few samples are run.
+
+    Exit codes: 0 done, 2 invalid input, 3 not estimated.
+    """
+    from service.cli.estimate import described
+
+    found = _estimated(model, batch, options, timeout)
+    typer.echo(found.model_dump_json() if as_json else described(found))
+
+
 app.command()(batch)
 
 
@@ -285,12 +306,12 @@ def _evaluated(
     """Analyse here or on a server; end the command if there is no report."""
     import asyncio
 
-    from service.cli.evaluate import InvalidInputError, NotEvaluatedError, evaluate_here, require_files
+    from service.cli.evaluate import evaluate_here, require_files
     from service.cli.progress import shown_progress
     from service.policies import terms
 
     settings, asked = _settings(), terms(policy, baseline, options)
-    try:
+    with _ending_on_errors():
         require_files(model, batch)
         with shown_progress() as progress:
             if url is not None:
@@ -312,6 +333,35 @@ def _evaluated(
                 terms=asked,
             )
             return asyncio.run(here)
+
+
+def _estimated(model: Path, batch: Path, options: Options, timeout: float | None) -> Estimate:
+    """Estimate here; end the command if that fails."""
+    import asyncio
+
+    from service.cli.evaluate import estimate_here, require_files
+
+    settings = _settings()
+    with _ending_on_errors():
+        require_files(model, batch)
+        here = estimate_here(
+            *(model, batch, options),
+            settings=settings,
+            seconds=timeout or settings.job_seconds,
+            progress=lambda _: None,
+        )
+        return asyncio.run(here)
+
+
+@contextmanager
+def _ending_on_errors() -> Iterator[None]:
+    """End the command if what runs inside fails or is interrupted."""
+    import asyncio
+
+    from service.cli.evaluate import InvalidInputError, NotEvaluatedError
+
+    try:
+        yield
     except InvalidInputError as error:
         _end(str(error), Exit.INVALID)
     except NotEvaluatedError as error:

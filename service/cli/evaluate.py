@@ -15,12 +15,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from service.analyses.error_codes import is_limit, is_service_failure
-from service.child.entry import DATA_FILES_ENTRY, ENTRY, PRELOAD
+from service.child.entry import DATA_FILES_ENTRY, ENTRY, ESTIMATE_ENTRY, PRELOAD
 from service.child.protections import required
 from service.cli.progress import ProgressSink
 from service.kit.devices import has_gpu
 from service.sandbox import IS_SUPPORTED, Job, Outcome, SandboxError
 from service.settings import Settings
+from wsb_engine.costs import Estimate
 from wsb_engine.formats.foreign import folder_batch, folder_model
 from wsb_engine.options import Options
 from wsb_engine.report import Report
@@ -48,7 +49,7 @@ async def evaluate_here(
     progress: ProgressSink,
     terms: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Run the engine in a sandboxed child of this process.
+    """Analyse in a sandboxed child of this process.
 
     Args:
         model: Model file.
@@ -62,6 +63,31 @@ async def evaluate_here(
     Raises:
         InvalidInputError, NotEvaluatedError: with a message for the user.
     """
+    return read_report(await _run_here(ENTRY, model, batch, options, settings, seconds, progress, terms or {}))
+
+
+async def estimate_here(
+    model: Path, batch: Path, options: Options, *, settings: Settings, seconds: float, progress: ProgressSink
+) -> Estimate:
+    """Estimate an analysis in a sandboxed child of this process; as ``evaluate_here``."""
+    found = await _run_here(ESTIMATE_ENTRY, model, batch, options, settings, seconds, progress, {})
+    try:
+        return Estimate.model_validate_json(found)
+    except ValidationError as error:
+        raise NotEvaluatedError(f"The engine did not produce a valid estimate: {error}") from error
+
+
+async def _run_here(
+    entry: str,
+    model: Path,
+    batch: Path,
+    options: Options,
+    settings: Settings,
+    seconds: float,
+    progress: ProgressSink,
+    terms: Mapping[str, Any],
+) -> str:
+    """Run an entry function of the child on both files; return its result."""
     task = asyncio.current_task()
     if task is not None:
         # Leaving the zygote's context kills the child; a signal must not bypass that.
@@ -69,17 +95,17 @@ async def evaluate_here(
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="wsb-") as folder:
 
-        def job(entry: str, *data: Path) -> Job:
+        def job(function: str, *data: Path) -> Job:
             return Job(
                 folder=Path(folder),
-                entry=entry,
+                entry=function,
                 request={
                     "options": options.model_dump(mode="json"),
                     "torchscript": settings.torchscript,
                     "max_model_bytes": settings.whole_model_bytes,
                     "model": os.path.abspath(model),
                     "batch": os.path.abspath(batch),
-                    **(terms or {}),
+                    **terms,
                 },
                 seconds=seconds,
                 threads=settings.job_threads,
@@ -95,7 +121,7 @@ async def evaluate_here(
                 data: list[Path] = []
                 if may_have_data_files(model):
                     data = within(model.parent, _result(await run(job(DATA_FILES_ENTRY), progress)))
-                return read_report(_result(await run(job(ENTRY, *data), progress)))
+                return _result(await run(job(entry, *data), progress))
         except SandboxError as error:
             raise failure(error.code, error.message, error.advice, broke_down=True) from error
 
@@ -105,9 +131,7 @@ def require_files(model: Path, batch: Path) -> None:
     for path, folder in ((model, folder_model), (batch, folder_batch)):
         if path.is_dir():
             error = folder(path)
-            raise failure(
-                error.code, f"{error.message[:1].upper()}{error.message[1:]}.", error.advice, broke_down=False
-            )
+            raise failure(error.code, error.message, error.advice, broke_down=False)
         if not path.is_file():
             advice = "Save its content as a file and give the path of that."
             raise failure("not_a_file", f"{path} is not a regular file.", advice, broke_down=False)

@@ -14,6 +14,7 @@ from wsb_engine import report as r
 from wsb_engine.analysis import agreement, bounds, krylov, moments, parts
 from wsb_engine.analysis.agreement import MeasuredErrors
 from wsb_engine.analysis.checks import checks, failure
+from wsb_engine.analysis.estimate import estimate_of
 from wsb_engine.analysis.inputs import device as device_of
 from wsb_engine.analysis.members import Devices
 from wsb_engine.analysis.monitor import Monitor, deciding
@@ -73,8 +74,10 @@ def analyze(
         options = options.model_copy(update={"device": str(chosen[0])})
     seconds = classifier.load_seconds + batch.load_seconds
     monitor = Monitor(options, progress, seconds, deciding(options, decided))
-    with monitor.phase("setup"):
+    with monitor.phase("setup"), monitor.limited():
         problem = pose(classifier, batch, options, monitor)
+    if progress is not None:
+        monitor.estimate = estimate_of(problem, options, needs)
     if len(chosen) < 2 or problem.objective.coupled:
         return report_on(problem, classifier, batch, options, monitor, needs)
     with Devices(problem, chosen) as team:
@@ -116,7 +119,7 @@ def report_on(
         ModelError, ResourceError: with a code and advice.
     """
     device, small = problem.objective.device, problem.product_operations <= ONE_THREAD_OPERATIONS
-    with monitor.phase("loss"), threads_of(device, one=small):
+    with monitor.phase("loss"), monitor.limited(), threads_of(device, one=small):
         loss = parts.loss(problem)
     with monitor.phase("parity"):
         parity = parts.parity(problem, classifier, monitor)
@@ -126,7 +129,7 @@ def report_on(
     shared = krylov.krylov(problem, product, options, monitor) if choice.probing or krylov.wanted(options) else None
     share = moments.shares(options, single=product.dtype == torch.float32, probing=choice.probing)
     measuring = Measuring(problem, options.seed, share, monitor.tell)
-    with monitor.phase("rounding"), threads_of(device, one=small):
+    with monitor.phase("rounding"), monitor.limited(), threads_of(device, one=small):
         rounding = measuring.rounding(product, choice.layout)
     found, hessian = None, None
     if choice.when == "first":
@@ -142,18 +145,21 @@ def report_on(
     if options.enclosure and shared is not None:
         with monitor.phase("enclosure"), threads_of(device, one=small):
             enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
-            errors = replace(agreement.of_products(problem, product, options.seed, monitor), ritz=ritz)
+            with monitor.optional("the symmetry of products", otherwise=True), monitor.limited():
+                errors = agreement.of_products(problem, product, options.seed, monitor)
+            errors = replace(errors, ritz=ritz)
             _judge_precision(problem, options, enclosure, monitor)
     if choice.when != "first":
         choice = moments.choose_after(choice, problem, options, shared, enclosure, monitor)
         found, hessian = _moments(problem, options, choice, shared, rounding, enclosure is not None, monitor)
-    if found is not None and choice.when == "last" and options.enclosure and shared is not None:
-        premises = replace(premises, moments=found.known)
-        with monitor.phase("deflation"), threads_of(device, one=small):
-            before = enclosure
-            monitor.forget(*krylov.WARNINGS)
-            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
-            enclosure, errors = krylov.continued(before, enclosure), replace(errors, ritz=ritz)
+        deflates = choice.when == "last" and options.enclosure
+        # Without a basis there is nothing to deflate.
+        if found is not None and deflates and shared is not None and shared.basis is not None:
+            premises = replace(premises, moments=found.known)
+            with monitor.phase("deflation"), threads_of(device, one=small):
+                monitor.forget(*krylov.WARNINGS)
+                deflated, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+                enclosure, errors = krylov.continued(enclosure, deflated), replace(errors, ritz=ritz)
     named = [] if found is None else bounds.evaluate(found.quantities, rounding)
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)

@@ -16,9 +16,15 @@ from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
 from wsb_engine.batch import Batch
 from wsb_engine.costs import Estimate, PhaseEstimate
 from wsb_engine.curvature.closed_form.layout import Layout, held_bytes
-from wsb_engine.curvature.cost import COUNTED, measured_rate, nominal_rate
+from wsb_engine.curvature.cost import COUNTED, gradient_footprint, measured_rate, nominal_rate
 from wsb_engine.curvature.losses import Targets
-from wsb_engine.curvature.products.autodiff import COLUMNS, GRADIENT_SAMPLES, AutodiffProduct, HessianProduct
+from wsb_engine.curvature.products.autodiff import (
+    COLUMNS,
+    GRADIENT_SAMPLES,
+    PRODUCT_SAMPLES,
+    AutodiffProduct,
+    HessianProduct,
+)
 from wsb_engine.curvature.products.linearized import LinearizedProduct
 from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.model import Classifier
@@ -36,12 +42,14 @@ PROVING = 10
 """Products that the proof of rounding errors costs as much as."""
 CONFIRMING = 4
 """Fresh products with the outer Ritz vectors, and those that measure symmetry."""
-FROM_SCRATCH = 1.5
-"""Operations of a product from scratch relative to those of a linearised one: the gradient is computed again."""
 OUTER = 2
 """Ritz vectors that an enclosure is confirmed with."""
 DOUBLE = 8
 """Bytes of a number in float64."""
+KEPT = 0.7
+"""Share of a gradient's intermediates that its linearisation keeps."""
+LIBRARIES, TRACING = 32 << 20, 48 << 20
+"""Bytes that libraries take for themselves, and what linearising a gradient loads and compiles."""
 
 
 def estimate(
@@ -60,6 +68,12 @@ def estimate(
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: as ``analyze`` for what these few samples show.
+
+    Examples:
+        >>> import wsb
+        >>> estimate = wsb.estimate(wsb.load_model("model.onnx"), wsb.load_batch("batch.npz"))
+        >>> estimate.dtype, max(estimate.phases, key=lambda phase: phase.operations).name
+        ('float64', 'enclosure')
     """
     options = options or Options()
     few = _few_posed(classifier, batch, options, FEW)
@@ -67,7 +81,9 @@ def estimate(
         few = _few_posed(classifier, batch, options, 3 * COUNTED)
     weights = torch.full((len(batch),), 1 / len(batch), dtype=torch.float64, device=few.objective.device)
     whole = replace(few.objective, targets=Targets(few.objective.targets.y, weights))
-    problem = replace(few, objective=replace(whole, inputs=inputs.match_inputs(classifier.inputs, batch)))
+    footprint = gradient_footprint(whole) if whole.coupled else few.footprint
+    whole = replace(whole, inputs=inputs.match_inputs(classifier.inputs, batch))
+    problem = replace(few, objective=whole, footprint=footprint)
     return estimate_of(problem, options, needs, measured=True)
 
 
@@ -132,7 +148,7 @@ def _phases(
     memory = _Memory(problem)
     product = problem.hessian_product(columns=1)
     way = product.way if isinstance(product, SteppingProduct) else product
-    one = problem.product_operations * (FROM_SCRATCH if isinstance(way, AutodiffProduct) else 1)
+    one = problem.product_operations
     is_single = problem.objective.dtype == torch.float32
     is_proven = choice.layout is not None and not is_single
     # A forward pass is a third of a gradient; the logits are computed once, and again to see if samples are coupled.
@@ -197,7 +213,7 @@ class _Memory:
         copies = (is_cast + is_laid_out) * self._copy * self._item
         batch = sum(tensor.numel() * tensor.itemsize for tensor in objective.inputs.values())
         logits = DOUBLE * problem.samples * (problem.logits.shape[1] + 2)
-        self.resident = model + copies + batch + logits
+        self.resident = model + copies + batch + logits + LIBRARIES
         """What every stage holds."""
 
     def setup(self) -> int:
@@ -209,29 +225,50 @@ class _Memory:
         sums = (DOUBLE + 2 * self._item) * self._P
         return self.resident + sums + self._chunk(GRADIENT_SAMPLES) * self._problem.footprint.bytes
 
-    def product(self, way: HessianProduct, columns: int) -> int:
-        """Intermediates of a chunk and their derivatives, or of all samples; sum, gradient and directions."""
+    def product(self, way: HessianProduct, columns: int, *, perturbed: bool = False) -> int:
+        """Intermediates of a chunk and their derivatives, or of all samples; sum, gradient and directions.
+
+        Args:
+            way: The product.
+            columns: Columns multiplied at once.
+            perturbed: True if a product of the perturbed model is held beside it.
+        """
         bytes_, vectors = self._problem.footprint.bytes, (2 * DOUBLE + 3 * self._item) * self._P * columns
         if isinstance(way, LinearizedProduct):
-            return self.resident + vectors + bytes_ * (self._problem.samples + self._chunk(way.samples))
-        chunk = way.samples if isinstance(way, AutodiffProduct) else GRADIENT_SAMPLES
-        return self.resident + vectors + bytes_ * self._chunk(chunk) * (1 + columns)
+            kept = int(KEPT * bytes_ * self._problem.samples) * (1 + perturbed)
+            return self.resident + TRACING + vectors + kept + bytes_ * self._chunk(way.samples)
+        return self.resident + vectors + self._from_scratch(way, columns)
 
     def rounding(self, way: HessianProduct, compared: int) -> int:
-        """Differences of products, stacked, with one perturbed model at a time."""
+        """Differences of products, stacked, with one perturbed model or one in float64 at a time."""
+        differences = (2 * compared + 1) * DOUBLE * self._P
+        if self._item < DOUBLE:
+            return self.product(way, 1) + self._in_double(way, compared) + differences
         perturbed = DOUBLE * self._copy if compared else 0
-        return self.product(way, 1) + perturbed + (2 * compared + 1) * DOUBLE * self._P
+        return self.product(way, 1, perturbed=compared > 0) + perturbed + differences
 
     def enclosure(self, way: HessianProduct, products: int, *, is_measured: bool) -> int:
         """The basis, in blocks of rows, and what confirms the outer Ritz vectors."""
         basis = ROWS * math.ceil(products / ROWS) * DOUBLE * self._P
         confirming = (4 * OUTER + 2 * OUTER * PERTURBATIONS * is_measured) * DOUBLE * self._P
-        perturbed = DOUBLE * self._copy if is_measured else 0
-        return self.product(way, 1) + basis + confirming + perturbed
+        if not is_measured:
+            drift = self._in_double(way, 1) if self._item < DOUBLE else 0
+            return self.product(way, 1) + basis + confirming + drift
+        perturbed = DOUBLE * self._copy
+        return self.product(way, OUTER, perturbed=True) + basis + confirming + perturbed
 
     def closed_form(self, layout: Layout) -> int:
         structure = self._problem.structure
         return self.resident + (0 if structure is None else held_bytes(structure.net, layout, self._problem.samples))
+
+    def _in_double(self, way: HessianProduct, columns: int) -> int:
+        return self._from_scratch(way, columns) * DOUBLE // self._item + DOUBLE * self._copy
+
+    def _from_scratch(self, way: HessianProduct, columns: int) -> int:
+        """Intermediates of a chunk, and their derivatives along each column."""
+        chunk = way.samples if isinstance(way, AutodiffProduct) else GRADIENT_SAMPLES
+        chunk = min(chunk, PRODUCT_SAMPLES) if columns > 1 else chunk
+        return self._problem.footprint.bytes * self._chunk(chunk) * (1 + columns)
 
     def _chunk(self, most: int) -> int:
         objective = self._problem.objective

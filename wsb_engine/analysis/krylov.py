@@ -184,7 +184,7 @@ def enclosure(
 
     Args:
         problem: The analysis.
-        shared: Its Krylov run; takes one step whatever the time limit.
+        shared: Its Krylov run.
         premises: Premises in the units of the products.
         measuring: Also measures rounding on the outer Ritz vectors.
         options: Limits.
@@ -192,11 +192,16 @@ def enclosure(
 
     Returns:
         The enclosure, or None with a warning if it would say nothing; residuals of its Ritz pairs by fresh products,
-        unless a run without a basis had no second pass: it takes as many products again, and narrows inner ends only.
+        unless time ran out before them, or a run without a basis had no second pass: it takes as many products again,
+        and narrows inner ends only.
+
+    Raises:
+        TimeLimitError: ``time_limit`` if there was no time for a single product.
     """
     lanczos = shared.run
-    if not lanczos.steps:
-        lanczos.step()
+    with monitor.limited():
+        if not lanczos.steps:
+            lanczos.step()
     sigma = lanczos.scaling
     enclosing = Enclosing(lanczos, premises.scaled(sigma))
     interim = _Interim(enclosing, problem.objective.scale, monitor)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from wsb_engine.costs import Estimate
 from wsb_engine.errors import OptionsError, ResourceError
 from wsb_engine.options import Options
 from wsb_engine.progress import Decided, InterimEnclosure, Progress, ProgressCallback
@@ -55,6 +56,8 @@ class Monitor:
     one_thread: bool = False
     """As in ``Progress``."""
     enclosure: InterimEnclosure | None = None
+    """As in ``Progress``."""
+    estimate: Estimate | None = None
     """As in ``Progress``."""
     _limited: bool = False
     _reserve: float = 0.0
@@ -133,7 +136,7 @@ class Monitor:
             raise TimeLimitError(
                 f"the time limit of {self.options.time_limit:g} s passed during {self.current}",
                 code="time_limit",
-                advice="Raise time_limit, send fewer samples, or ask for less.",
+                advice="Raise time_limit (wsb estimate says how long it takes), send fewer samples, or ask for less.",
                 phase=self.current,
             )
         own = threading.get_ident() == self._thread
@@ -151,6 +154,7 @@ class Monitor:
                     hessian_vector_products=products,
                     one_thread=self.one_thread,
                     enclosure=self.enclosure,
+                    estimate=self.estimate,
                 )
             )
 

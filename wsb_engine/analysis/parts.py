@@ -66,6 +66,9 @@ def parity(problem: Problem, classifier: Classifier, monitor: Monitor) -> r.Pari
         if classifier.format != "module":
             monitor.warn("parity_none", "there is no other runtime to compare these logits with")
         return None
+    if monitor.expired:
+        monitor.warn("parity_unavailable", "the time limit has passed")
+        return None
     rows = slice(0, problem.samples if problem.objective.coupled else PARITY_SAMPLES)
     arrays = {name: tensor[rows].numpy() for name, tensor in problem.objective.inputs.items()}
     try:

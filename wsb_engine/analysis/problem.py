@@ -329,13 +329,15 @@ def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objectiv
         ResourceError: ``samples_coupled`` if coupled samples don't fit.
     """
     needed = footprint.bytes * (torch.float64.itemsize // objective.dtype.itemsize) * objective.samples
-    if objective.coupled and needed > memory * WORKING_SHARE:
+    needed = math.ceil(needed / WORKING_SHARE)
+    if objective.coupled and needed > memory:
         raise ResourceError(
             f"the logits of a sample depend on the other samples, and all {objective.samples} of them together need "
-            f"{needed / WORKING_SHARE:.2g} bytes; the memory limit is {memory:.2g}",
+            f"{needed:.2g} bytes; the memory limit is {memory:.2g}",
             code=coupling.CODE,
-            advice="Raise memory_limit, send fewer samples, or export the model in evaluation mode (fixed statistics).",
-            needed=int(needed / WORKING_SHARE),
+            advice=f"Set memory_limit to at least {needed}, send fewer samples, or export the model in evaluation mode "
+            "(fixed statistics).",
+            needed=needed,
             limit=memory,
         )
     return replace(objective, fits=footprint.fits(memory))

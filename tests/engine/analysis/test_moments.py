@@ -265,3 +265,36 @@ def test_time_that_runs_out_with_nothing_else_to_say_is_an_error(monkeypatch: py
     with pytest.raises(wsb.ResourceError) as caught:
         wsb.analyze(model, data, options, progress=at_the_first("moments", monkeypatch))
     assert caught.value.code == "time_limit"
+
+
+@pytest.mark.parametrize("phase", ["setup", "loss", "rounding"])
+@pytest.mark.parametrize("general", [False, True])
+def test_time_that_runs_out_before_the_enclosure_ends_the_analysis_in_that_phase(
+    phase: str, general: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = convolution() if general else case()[:2]
+    with pytest.raises(wsb.ResourceError) as caught:
+        wsb.analyze(model, data, wsb.Options(time_limit=3600), progress=at_the_first(phase, monkeypatch))
+    assert (caught.value.code, caught.value.details["phase"]) == ("time_limit", phase)
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_time_that_runs_out_in_the_enclosure_leaves_what_is_certified_unconfirmed(
+    general: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = convolution() if general else case()[:2]
+    truth = wsb.analyze(model, data, wsb.Options(moments="none", enclosure=False, spectrum="dense")).largest_eigenvalue
+
+    def late(event: wsb.Progress) -> None:
+        if event.phase == "enclosure" and event.hessian_vector_products == 20:
+            monkeypatch.setattr("wsb_engine.analysis.monitor.Monitor.expired", True)
+
+    options = wsb.Options(moments="none", time_limit=3600, relative_gap=1e-15)
+    report = wsb.analyze(model, data, options, progress=late)
+    assert report.enclosure is not None
+    assert report.enclosure.stopped_by == "time"
+    assert "ritz_pairs" not in [check.name for check in report.checks]
+    assert truth is not None
+    assert report.enclosure.lambda_max.lower <= truth <= report.enclosure.lambda_max.upper
+    messages = [warning.message for warning in report.warnings if warning.code == "time_limit"]
+    assert any("without fresh products that confirm the enclosure" in message for message in messages)
