@@ -25,8 +25,9 @@ def perturbed(objective: Objective, seed: int) -> Objective:
 
     def moved(tensor: Tensor, stream: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((seed, stream)) % (1 << 63))
-        xi = (2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3)
-        return tensor * (1 + PERTURBATION * xi.to(tensor.device))
+        # In place, because a model's largest tensor may be a third of it.
+        xi = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).mul_(2).sub_(1).mul_(math.sqrt(3))
+        return tensor * xi.to(tensor.device).mul_(PERTURBATION).add_(1)
 
     def all_moved(tensors: Tensors, first: int) -> dict[str, Tensor]:
         return {name: moved(tensor, first + i) for i, (name, tensor) in enumerate(tensors.items())}
