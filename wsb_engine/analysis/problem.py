@@ -356,15 +356,18 @@ def _together(objective: Objective, classifier: Classifier, memory: int, monitor
 
 def _logits(objective: Objective, monitor: Monitor) -> Tensor:
     """Compute (N, C) logits, float64 on the CPU, in chunks."""
-    parts = []
+    # Allocated once: parts of all chunks would lie between freed inputs, so that these take ever more memory.
+    logits = torch.empty(0, 0, dtype=torch.float64)
     with torch.no_grad():
         for rows in objective.chunks():
             z = objective.logits(rows)
             if z.ndim != 2 or len(z) != rows.stop - rows.start or z.shape[1] == 0:
                 raise several_rows("the model's output", tuple(z.shape), "unsupported_output")
-            parts.append(z.double().cpu())
+            if not logits.numel():
+                logits = torch.empty(objective.samples, z.shape[1], dtype=torch.float64)
+            logits[rows] = z
             monitor.report(rows.stop / objective.samples)
-    return torch.cat(parts)
+    return logits
 
 
 def _require_finite(logits: Tensor) -> None:
