@@ -24,8 +24,9 @@ def perturbed(objective: Objective, seed: int) -> Objective:
     """
 
     def moved(tensor: Tensor, stream: int) -> Tensor:
+        # In place, because a model's largest tensor may be a third of it.
         xi = uniform(tensor.numel(), seed, stream, tensor.device).view(tensor.shape).mul_(2 * math.sqrt(3))
-        return tensor * (1 + PERTURBATION * xi)
+        return tensor * xi.mul_(PERTURBATION).add_(1)
 
     def all_moved(tensors: Tensors, first: int) -> dict[str, Tensor]:
         return {name: moved(tensor, first + i) for i, (name, tensor) in enumerate(tensors.items())}

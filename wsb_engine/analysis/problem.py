@@ -119,14 +119,15 @@ class Problem:
 
     def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
         """Return the fastest product that fits, for blocks of at most ``columns``; it steps down if memory runs out."""
-        columns = max(1, min(columns, self._vectors()))
+        columns = max(1, min(columns, vectors(self.objective, self.memory)))
         if self.team is not None:
             return SplitProduct(self.objective, columns, self.team)
         return SteppingProduct(self._way(columns), self.warn)
 
     def from_scratch(self, objective: Objective, columns: int = 1) -> HessianProduct:
         """Return products by automatic differentiation of the file's graph, which share nothing with other products."""
-        return SteppingProduct(self._autodiff(objective, max(1, min(columns, self._vectors()))), self.warn)
+        columns = max(1, min(columns, vectors(self.objective, self.memory)))
+        return SteppingProduct(self._autodiff(objective, columns), self.warn)
 
     def _way(self, columns: int) -> HessianProduct:
         if self.structure is not None:
@@ -146,15 +147,11 @@ class Problem:
             product.samples = min(product.samples, self._chunk(threads=1))
         return product
 
-    def _vectors(self) -> int:
-        """Return the number of vectors of P float64 numbers that are held at once."""
-        return int(self.memory * BLOCK_SHARE) // (8 * self.objective.parameters)
-
     def _threads(self) -> int:
         """Return the number of threads; each multiplies its own samples."""
         if self.objective.device.type != "cpu":
             return 1
-        return max(1, min(torch.get_num_threads(), self.samples // LEAST_CHUNK, self._vectors()))
+        return max(1, min(torch.get_num_threads(), self.samples // LEAST_CHUNK, vectors(self.objective, self.memory)))
 
     def _chunk(self, threads: int) -> int:
         """Return the samples in a chunk: on a CPU as many as its caches hold, equal for each thread; elsewhere many."""
@@ -164,6 +161,11 @@ class Problem:
             return GRADIENT_SAMPLES
         most = min(GRADIENT_SAMPLES, max(LEAST_CHUNK, CHUNK_BYTES // max(self.footprint.bytes, 1)))
         return math.ceil(self.samples / (threads * math.ceil(self.samples / (threads * most))))
+
+
+def vectors(objective: Objective, memory: int) -> int:
+    """Return the number of vectors of P float64 numbers that are held at once in that many bytes to work in."""
+    return int(memory * BLOCK_SHARE) // (torch.float64.itemsize * objective.parameters)
 
 
 def pose(
@@ -230,7 +232,7 @@ def pose(
         )
     with threads_of(device, one=one_thread):
         structure = None if nonsmooth or objective.coupled else _structure(model, objective, logits, monitor)
-    objective = _laid_out(objective)
+    objective = _laid_out(objective, 2 if vectors(objective, memory) > 1 else 1)
     footprint = gradient_footprint(objective)
     objective = _fitted(objective, footprint, memory)
     problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, monitor.warn)
@@ -290,12 +292,16 @@ def _rescaled(problem: Problem) -> Problem:
     return replace(problem, objective=replace(objective, scale=scale), structure=structure)
 
 
-def _laid_out(objective: Objective) -> Objective:
+def _laid_out(objective: Objective, columns: int) -> Objective:
     """Return the objective with channels last if a parameter may be the kernel of a two-dimensional convolution.
 
     Convolutions on a CPU work in this format and otherwise convert their tensors in every product, which takes a third
     of the time. torch has no forward derivative of some operators (group normalisation) in this format: then nothing
     changes.
+
+    Args:
+        objective: The loss.
+        columns: 2 if products of several columns fit in memory, 1 otherwise.
     """
     tensors = {**objective.fixed, **objective.selected}
     if not any(tensor.ndim == 4 and tensor[0, 0].numel() > 1 for tensor in tensors.values()):
@@ -312,9 +318,9 @@ def _laid_out(objective: Objective) -> Objective:
         targets=replace(objective.targets, y=objective.targets.y[:2], weights=objective.targets.weights[:2]),
     )
     try:
-        for columns in (1, 2):
-            V = torch.ones(few.parameters, columns, dtype=few.dtype, device=few.device)
-            AutodiffProduct(few, columns)(V)
+        for tried in range(1, columns + 1):
+            V = torch.ones(few.parameters, tried, dtype=few.dtype, device=few.device)
+            AutodiffProduct(few, tried)(V)
     except RuntimeError as error:
         if interrupted(error):
             raise
@@ -364,15 +370,18 @@ def _together(objective: Objective, classifier: Classifier, memory: int, monitor
 
 def _logits(objective: Objective, monitor: Monitor) -> Tensor:
     """Compute (N, C) logits, float64 on the CPU, in chunks."""
-    parts = []
+    # Allocated once: parts of all chunks would lie between freed inputs, so that these take ever more memory.
+    logits = torch.empty(0, 0, dtype=torch.float64)
     with torch.no_grad():
         for rows in objective.chunks():
             z = objective.logits(rows)
             if z.ndim != 2 or len(z) != rows.stop - rows.start or z.shape[1] == 0:
                 raise several_rows("the model's output", tuple(z.shape), "unsupported_output")
-            parts.append(z.double().cpu())
+            if not logits.numel():
+                logits = torch.empty(objective.samples, z.shape[1], dtype=torch.float64)
+            logits[rows] = z
             monitor.report(rows.stop / objective.samples)
-    return torch.cat(parts)
+    return logits
 
 
 def _require_finite(logits: Tensor) -> None:

@@ -7,7 +7,7 @@ perturbing parameters and inputs; in float32 a bound from random products of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,9 +80,10 @@ class Measuring:
         """
         if rounding.product is not None or rounding.failure_probability:
             return rounding
-        products = (self._perturbed(index, vectors.shape[1]) for index in range(PERTURBATIONS))
-        differences = torch.stack([product(vectors) - images for product in products])
-        worst = max(_root_mean_square(differences[:, :, i]) for i in range(vectors.shape[1]))
+        sizes = []
+        for index in range(PERTURBATIONS):
+            sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images))
+        worst = max(_root_mean_square(column) for column in zip(*sizes, strict=True))
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
     def _proven(self, layout: Layout | None) -> Rounding | None:
@@ -119,26 +120,29 @@ class Measuring:
         return True
 
     def _measured(self, product: HessianProduct) -> Rounding:
-        differences = []
+        sizes = []
         for index in range(PERTURBATIONS):
             z = self._gaussian(index).to(product.device)
-            differences.append(self._perturbed(index, 1)(z.unsqueeze(1)).squeeze(1) - product.vector(z))
+            image = product.vector(z)
+            sizes += _differences(self._perturbed(index, 1), z.unsqueeze(1), image.unsqueeze(1))
             self.tell((index + 1) / PERTURBATIONS)
-        operator = _slack(_root_mean_square(torch.stack(differences)))
+        operator = _slack(_root_mean_square(sizes))
         operator += TINIEST + TINIEST_CURVATURE * self.problem.objective.scale
         return Rounding("measured", operator, relative_square_error=SUMS * UNIT, square_error=TINIEST)
 
     def _single(self, product: HessianProduct) -> Rounding:
         """Bound ‖H₃₂ − H₆₄‖_F by products with Gaussian vectors; the rounding of float64 is added."""
         reference = self.problem.product_at(self.problem.objective.in_double(), DIFFERENCES)
-        z = torch.stack([self._gaussian(index) for index in range(DIFFERENCES)], dim=1)
-        z = z.to(product.device, torch.float32).double()
-        images = reference(z)
-        differences = []
-        for index in range(DIFFERENCES):
-            differences.append(product.vector(z[:, index]) - images[:, index])
-            self.tell((index + 1) / DIFFERENCES)
-        mean = _root_mean_square(torch.stack(differences))
+        sizes: list[float] = []
+        for first in range(0, DIFFERENCES, reference.columns):
+            some = range(first, min(first + reference.columns, DIFFERENCES))
+            z = torch.stack([self._gaussian(index) for index in some], dim=1).to(product.device, torch.float32).double()
+            differences = reference(z)
+            for column, v in zip(differences.unbind(1), z.unbind(1), strict=True):
+                column -= product.vector(v)
+                sizes.append(norm(column))
+                self.tell(len(sizes) / DIFFERENCES)
+        mean = _root_mean_square(sizes)
         factor = math.sqrt(frobenius_factor(DIFFERENCES, self.failure_probability))
         operator = mean / factor + SAFETY * UNIT / SINGLE_UNIT * mean
         return Rounding(
@@ -160,9 +164,19 @@ class Measuring:
         return self.problem.product_at(perturbed(self.problem.objective, seed), columns)
 
 
-def _root_mean_square(rows: Tensor) -> float:
-    """Return √ of the mean of ‖·‖² over rows, whose squares may leave the range of numbers."""
-    return norm(rows) / math.sqrt(len(rows))
+def _differences(product: HessianProduct, V: Tensor, images: Tensor) -> list[float]:
+    """Return ‖H′ v − H v‖ for the columns v of V, (P, m), and their images H V, one block of columns at a time."""
+    sizes = []
+    for some, known in zip(V.split(product.columns, dim=1), images.split(product.columns, dim=1), strict=True):
+        difference = product(some)
+        difference -= known
+        sizes += [norm(column) for column in difference.unbind(1)]
+    return sizes
+
+
+def _root_mean_square(sizes: Sequence[float]) -> float:
+    """Return √ of the mean square of numbers whose squares may leave the range of numbers."""
+    return math.hypot(*sizes) / math.sqrt(len(sizes))
 
 
 def _slack(root_mean_square: float) -> float:
