@@ -27,8 +27,8 @@ _LIBRARY_FOLDERS = ("site-packages", "dist-packages")
 def grants(folder: Path, readable: Iterable[str], *, gpu: bool) -> list[tuple[str, int]]:
     """List the paths that a job needs and the rights to each.
 
-    Only devices may be written to, and with a GPU what the process says of its own threads: CUDA names its threads, and
-    does not start if it can't.
+    Only devices may be written to, and with a GPU the files of this process's threads in /proc: CUDA names its threads,
+    and does not start if it can't.
 
     Args:
         folder: Folder of the job.
@@ -36,10 +36,10 @@ def grants(folder: Path, readable: Iterable[str], *, gpu: bool) -> list[tuple[st
         gpu: Whether the job may use GPU devices.
     """
     paths = [str(folder), *readable, *_SYSTEM, *(_SYSTEM_WITH_GPU if gpu else ())]
-    threads = [("/proc/self/task", READ_AND_WRITE)] if gpu else []
-    return (
-        [(path, READ) for path in paths] + threads + [(path, USE_DEVICE) for path in ("/dev/null", *gpu_devices(gpu))]
-    )
+    threads = ["/proc/self/task"] if gpu else []
+    devices = ["/dev/null", *gpu_devices(gpu)]
+    rights = ((paths, READ), (threads, READ_AND_WRITE), (devices, USE_DEVICE))
+    return [(path, right) for granted, right in rights for path in granted]
 
 
 def gpu_devices(gpu: bool) -> list[str]:

@@ -177,7 +177,7 @@ def _without_copies(graph: Graph, provenance: Provenance) -> tuple[Graph, tuple[
         first = names[0]
         irregular = len(names) > 1 and _is_irregular(graph.constants[first])
         for name in names[1:]:
-            if not irregular and first not in provenance.sources.get(name, ()):
+            if not irregular and first not in provenance.derived.get(name, ()):
                 continue
             order = _order(graph.constants[first], graph.constants[name])
             told = order is not None and _is_told(first, name, provenance, transposed=bool(order))
@@ -278,7 +278,7 @@ def _is_told(first: str, name: str, provenance: Provenance, *, transposed: bool)
     if provenance != UNKNOWN:
         parameter = provenance.names.get(first, first)
         # What was computed from a parameter, and equals it, is it: a recurrent layer's first step adds a bias to zeros.
-        return provenance.names.get(name, name) == parameter or parameter in provenance.sources.get(name, ())
+        return provenance.names.get(name, name) == parameter or parameter in provenance.derived.get(name, ())
     return True if transposed else None
 
 

@@ -13,14 +13,12 @@ class Provenance:
 
     learned: frozenset[str] = frozenset()
     """Parameters of the module, as they were or in another shape or order."""
-    derived: frozenset[str] = frozenset()
-    """Folded from parameters, or from the shape of one."""
+    derived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Constant that was computed → the parameters that it was computed from, or from whose shapes."""
     computed: frozenset[str] = frozenset()
     """Buffers, and constants that no parameter had a part in."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Constant → the one parameter whose elements it holds in another shape or order."""
-    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Derived constant → the parameters that it was computed from, or from whose shapes."""
 
     def renamed(self, names: Mapping[str, str]) -> Provenance:
         """Return the same with some constants under other names."""
@@ -30,10 +28,9 @@ class Provenance:
 
         return Provenance(
             learned=after(self.learned),
-            derived=after(self.derived),
+            derived={names.get(name, name): parameters for name, parameters in self.derived.items()},
             computed=after(self.computed),
             names={names.get(name, name): parameter for name, parameter in self.names.items()},
-            sources={names.get(name, name): parameters for name, parameters in self.sources.items()},
         )
 
 
@@ -51,7 +48,7 @@ def folded(told: Provenance, used: Collection[str], others: Collection[str]) -> 
         used: Names of the tensors that count as parameters.
         others: Names of the other constants that the logits depend on.
     """
-    if derived := [name for name in used if name in told.sources]:
+    if derived := [name for name in used if name in told.derived]:
         yield (
             "derived_parameters",
             f"the exporter computed {_sourced(derived, told)}: H is the Hessian over these "
@@ -62,9 +59,9 @@ def folded(told: Provenance, used: Collection[str], others: Collection[str]) -> 
         yield (
             "tied_copies",
             f"the file holds elements of the parameters in brackets more than once, {_sourced(parts, told)}: each "
-            "tensor counts as parameters of its own",
+            "tensor counts separately",
         )
-    if lost := [name for name in others if name not in used and (name in told.sources or name in told.learned)]:
+    if lost := [name for name in others if name not in used and (name in told.derived or name in told.learned)]:
         yield (
             "left_out_parameters",
             f"the exporter computed {_sourced(lost, told)}, or from their shapes: they don't "
@@ -74,7 +71,7 @@ def folded(told: Provenance, used: Collection[str], others: Collection[str]) -> 
 
 def _sourced(names: Collection[str], told: Provenance) -> str:
     """List tensors with what they were computed from."""
-    sources = {name: told.sources.get(name, (told.names.get(name, name),)) for name in names}
+    sources = {name: told.derived.get(name, (told.names.get(name, name),)) for name in names}
     return listed(names, lambda name: f"{name!r} from [{', '.join(sources[name])}]")
 
 

@@ -68,10 +68,9 @@ def provenance(model: onnx.ModelProto) -> Provenance:
             derived[name] = (names.pop(name),)
     return Provenance(
         learned=frozenset(learned | names.keys()),
-        derived=frozenset(derived),
+        derived=derived,
         computed=frozenset(computed),
         names=names,
-        sources=derived,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -99,10 +99,10 @@ class ScriptClassifier(Classifier):
             warnings=_frozen(left_out),
         )
 
-    def _left_out(self, reads: Iterable[str]) -> Tensors:
+    def _left_out(self, reads: Collection[str]) -> Tensors:
         """Return the constants of a frozen module's graph that are no parameters; they may have been before."""
         stored = self._open_walk.stored if self._found.constants else {}
-        return {name: stored[name] for name in reads if name.startswith("%") and name in stored}
+        return {name: tensor for name, tensor in stored.items() if name.startswith("%") and name in reads}
 
     def _value(self, name: str) -> str:
         """Return the value behind an output's label."""
