@@ -329,6 +329,9 @@ class Report(_Part):
     warnings: list[ReportWarning]
     timings: dict[str, float]
     """Seconds by phase; ``total`` covers all of them."""
+    products: dict[str, int] | None = None
+    """Hessian-vector products by phase, those of a second pass and of confirmations included; all that measure rounding
+    by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
 
     @property
     def named_bounds(self) -> list[NamedBound]:

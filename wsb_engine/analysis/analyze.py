@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from wsb_engine import report as r
 from wsb_engine.analysis import agreement, bounds, krylov, moments, parts
 from wsb_engine.analysis.agreement import MeasuredErrors
 from wsb_engine.analysis.checks import checks, failure
+from wsb_engine.analysis.enclosure_part import continued
 from wsb_engine.analysis.estimate import estimate_of
 from wsb_engine.analysis.inputs import device as device_of
 from wsb_engine.analysis.members import Devices
@@ -128,40 +129,15 @@ def report_on(
     product = problem.hessian_product(columns=1)
     shared = krylov.krylov(problem, product, options, monitor) if choice.probing or krylov.wanted(options) else None
     share = moments.shares(options, single=product.dtype == torch.float32, probing=choice.probing)
-    measuring = Measuring(problem, options.seed, share, monitor.tell)
+    measuring = Measuring(problem, options.seed, share, monitor)
     with monitor.phase("rounding"), monitor.limited(), threads_of(device, one=small):
         rounding = measuring.rounding(product, choice.layout)
-    found, hessian = None, None
-    if choice.when == "first":
-        found, hessian = _moments(problem, options, choice, shared, rounding, options.enclosure, monitor)
-    premises = Premises(
-        rounding=rounding,
-        moments=None if found is None else found.known,
-        failure_probability=share,
-        relative_gap=options.relative_gap,
-        both=options.ends == "both",
-    )
-    enclosure, eigenvalues, errors = None, None, MeasuredErrors()
-    if options.enclosure and shared is not None:
-        with monitor.phase("enclosure"), threads_of(device, one=small):
-            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
-            with monitor.optional("the symmetry of products", otherwise=True), monitor.limited():
-                errors = agreement.of_products(problem, product, options.seed, monitor)
-            errors = replace(errors, ritz=ritz)
-            _judge_precision(problem, options, enclosure, monitor)
-    if choice.when != "first":
-        choice = moments.choose_after(choice, problem, options, shared, enclosure, monitor)
-        found, hessian = _moments(problem, options, choice, shared, rounding, enclosure is not None, monitor)
-        deflates = choice.when == "last" and options.enclosure
-        # Without a basis there is nothing to deflate.
-        if found is not None and deflates and shared is not None and shared.basis is not None:
-            premises = replace(premises, moments=found.known)
-            with monitor.phase("deflation"), threads_of(device, one=small):
-                monitor.forget(*krylov.WARNINGS)
-                deflated, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
-                enclosure, errors = krylov.continued(enclosure, deflated), replace(errors, ritz=ritz)
+    certified = _certified(problem, options, choice, shared, measuring, rounding, monitor)
+    found, enclosure, errors = certified.moments, certified.enclosure, certified.errors
     named = [] if found is None else bounds.evaluate(found.quantities, rounding)
+    eigenvalues = None
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
+        premises, hessian = certified.premises, certified.hessian
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
     part, closed = (None, None) if found is None else (found.part, found.closed)
     results = checks(problem, parity, part, named, enclosure, eigenvalues, rounding, errors)
@@ -184,8 +160,64 @@ def report_on(
         checks=results,
         warnings=monitor.warnings,
         timings=monitor.timings(),
+        products=monitor.products,
     )
     return in_true_units(report, problem.objective.scale)
+
+
+@dataclass(frozen=True)
+class _Certified:
+    """What moments and the Krylov run certify."""
+
+    premises: Premises
+    """What the enclosure rests on."""
+    moments: moments.MomentsResult | None
+    hessian: Tensor | None
+    """The dense Hessian, if the moments come from it."""
+    enclosure: r.Enclosure | None
+    errors: MeasuredErrors
+
+
+def _certified(
+    problem: Problem,
+    options: Options,
+    choice: moments.Choice,
+    shared: krylov.Krylov | None,
+    measuring: Measuring,
+    rounding: Rounding,
+    monitor: Monitor,
+) -> _Certified:
+    """Compute the moments and the enclosure in the order of the choice."""
+    device, small = problem.objective.device, problem.product_operations <= ONE_THREAD_OPERATIONS
+    found, hessian, enclosure, errors = None, None, None, MeasuredErrors()
+    if choice.when == "first":
+        found, hessian = _moments(problem, options, choice, shared, rounding, options.enclosure, monitor)
+    premises = Premises(
+        rounding=rounding,
+        moments=None if found is None else found.known,
+        failure_probability=measuring.failure_probability,
+        relative_gap=options.relative_gap,
+        both=options.ends == "both",
+    )
+    if options.enclosure and shared is not None:
+        with monitor.phase("enclosure"), threads_of(device, one=small):
+            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+            with monitor.optional("the symmetry of products", otherwise=True), monitor.limited():
+                errors = agreement.of_products(problem, shared.product, options.seed, monitor)
+            errors = replace(errors, ritz=ritz)
+            _judge_precision(problem, options, enclosure, monitor)
+    if choice.when != "first":
+        choice = moments.choose_after(choice, problem, options, shared, enclosure, monitor)
+        found, hessian = _moments(problem, options, choice, shared, rounding, enclosure is not None, monitor)
+        deflates = choice.when == "last" and options.enclosure
+        # Without a basis there is nothing to deflate.
+        if found is not None and deflates and shared is not None and shared.basis is not None:
+            premises = replace(premises, moments=found.known)
+            with monitor.phase("deflation"), threads_of(device, one=small):
+                monitor.forget(*krylov.WARNINGS)
+                deflated, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+                enclosure, errors = continued(enclosure, deflated), replace(errors, ritz=ritz)
+    return _Certified(premises, found, hessian, enclosure, errors)
 
 
 def _judge_precision(problem: Problem, options: Options, enclosure: r.Enclosure | None, monitor: Monitor) -> None:

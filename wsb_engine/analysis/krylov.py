@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 
 from wsb_engine import report as r
+from wsb_engine.analysis.enclosure_part import certified, part
 from wsb_engine.analysis.monitor import Monitor, TimeLimitError
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.rounding import Measuring
-from wsb_engine.bounds.certificates import Enclosures, End, Premises
+from wsb_engine.bounds.certificates import Enclosures, Premises
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.errors import OptionsError, ResourceError
@@ -31,15 +30,12 @@ from wsb_engine.spectrum.three_vectors import ThreeVectors
 from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
 from wsb_engine.units import in_true_units
 
-CONVERGENCE_ROWS = 100
-"""Most steps of an enclosure in the report."""
 FINISHING_PRODUCTS = 24
 """Most products that confirm an enclosure after its last step; a time limit leaves room for them."""
 WORKING_VECTORS = 16
 """Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
 SECOND_PASS = 1.2
 """Products left for a second pass, as a multiple of those of the first, with the next steps in between."""
-_Row = TypeVar("_Row")
 USELESS_WIDTH = 1e3
 """An enclosure wider than this many times the spectrum is withheld: it says nothing."""
 
@@ -202,46 +198,67 @@ def enclosure(
     with monitor.limited():
         if not lanczos.steps:
             lanczos.step()
-    sigma = lanczos.scaling
-    enclosing = Enclosing(lanczos, premises.scaled(sigma))
+    enclosing = Enclosing(lanczos, premises.scaled(lanczos.scaling))
     interim = _Interim(enclosing, problem.objective.scale, monitor)
-    pace = lanczos.seconds / lanczos.products
-    repeated = SECOND_PASS * pace if shared.basis is None else 0.0
     # Confirmation may move an end out again, past what was decided; then only the gap ends the run.
     for decided in (interim.decided, lambda _: False):
-        with monitor.limited(reserve=FINISHING_PRODUCTS * pace):
-            found = enclose(
-                enclosing,
-                max_products=shared.max_steps,
-                progress=lambda now: interim.publish(now, now.products / shared.max_steps),
-                expired=lambda: monitor.expired or monitor.expires_within(repeated * lanczos.steps),
-                decided=decided,
-            )
-        if shared.limited_by_memory and found.stopped_by == "products":
-            found = replace(found, stopped_by="memory")
+        found = _narrowed(shared, enclosing, interim, decided, monitor)
         # What outer ends decide needs no second pass.
         enough = found.stopped_by == "decided" and interim.decided(unconfirmed(enclosing, found))
         if shared.basis is not None or not enough:
-            _measure_pairs(shared, premises.rounding, measuring, monitor, FINISHING_PRODUCTS * pace)
-        if shared.confirmed is None or shared.confirmed[0] != lanczos.steps:
-            enclosing, found = finish(enclosing, found, enclosing.premises.rounding)
-            found, residual = unconfirmed(enclosing, found), None
-        else:
-            _, pairs, rounding = shared.confirmed
-            enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
-            found, residual = confirm(enclosing, found, pairs)
+            _measure_pairs(shared, premises.rounding, measuring, monitor)
+        enclosing, found, residual = _finished(shared, enclosing, found)
         if found.stopped_by != "decided" or interim.decided(found):
             break
-    advice = _advice(found, problem)
-    top = found.lambda_max.scaled(1 / sigma)
+    if not _useful(found, enclosing, problem, options, monitor):
+        return None, residual
+    interim.publish(found, 1.0, confirmed=True)
+    return part(found, enclosing, 1 / lanczos.scaling), residual
+
+
+def _narrowed(
+    shared: Krylov, enclosing: Enclosing, interim: _Interim, decided: Callable[[Enclosures], bool], monitor: Monitor
+) -> Enclosures:
+    """Take steps until the enclosure is narrow enough, decided, or limited; leave time to confirm it."""
+    lanczos = shared.run
+    pace = lanczos.seconds / lanczos.products
+    repeated = SECOND_PASS * pace if shared.basis is None else 0.0
+    with monitor.limited(reserve=FINISHING_PRODUCTS * pace):
+        found = enclose(
+            enclosing,
+            max_products=shared.max_steps,
+            progress=lambda now: interim.publish(now, now.products / shared.max_steps),
+            expired=lambda: monitor.expired or monitor.expires_within(repeated * lanczos.steps),
+            decided=decided,
+        )
+    if shared.limited_by_memory and found.stopped_by == "products":
+        return replace(found, stopped_by="memory")
+    return found
+
+
+def _finished(
+    shared: Krylov, enclosing: Enclosing, found: Enclosures
+) -> tuple[Enclosing, Enclosures, RitzResidual | None]:
+    """Confirm the enclosure by the outer pairs of its last step, if they were multiplied."""
+    lanczos = shared.run
+    if shared.confirmed is None or shared.confirmed[0] != lanczos.steps:
+        enclosing, found = finish(enclosing, found, enclosing.premises.rounding)
+        return enclosing, unconfirmed(enclosing, found), None
+    _, pairs, rounding = shared.confirmed
+    enclosing, found = finish(enclosing, found, rounding.scaled(lanczos.scaling))
+    return enclosing, *confirm(enclosing, found, pairs)
+
+
+def _useful(found: Enclosures, enclosing: Enclosing, problem: Problem, options: Options, monitor: Monitor) -> bool:
+    """Warn of an enclosure that is wider or less certain than asked for; return whether it says anything."""
+    advice, top = _advice(found, problem), found.lambda_max.scaled(1 / enclosing.lanczos.scaling)
     if found.stopped_by != "decided" and _says_nothing(found, enclosing):
         monitor.warn(
             "enclosure_withheld",
             f"after {found.products} products λ_max is only known to lie in [{top.lower:.3g}, {top.upper:.3g}], which "
             f"says nothing: {advice}",
         )
-        return None, residual
-    interim.publish(found, 1.0, confirmed=True)
+        return False
     if found.stopped_by != "decided" and top.relative_gap > options.relative_gap:
         monitor.warn(
             "enclosure_open",
@@ -255,26 +272,38 @@ def enclosure(
             f"rounding hides what a failure probability of {options.failure_probability:g} would need; the enclosure "
             f"holds with {raised:.2g}: {advice}",
         )
-    return _part(found, enclosing, 1 / sigma), residual
+    return True
 
 
-def _measure_pairs(shared: Krylov, rounding: Rounding, measuring: Measuring, monitor: Monitor, reserve: float) -> None:
-    """Multiply the outermost Ritz vectors and measure rounding on them, once for each number of steps."""
-    if shared.confirmed is not None and shared.confirmed[0] == shared.run.steps:
+def _measure_pairs(shared: Krylov, rounding: Rounding, measuring: Measuring, monitor: Monitor) -> None:
+    """Multiply the outermost Ritz vectors and measure rounding on them, once for each number of steps.
+
+    If the time limit passes, the enclosure keeps what is certified without them, and a warning says so.
+    """
+    run = shared.run
+    if shared.confirmed is not None and shared.confirmed[0] == run.steps:
         return
-    pairs = _outer_pairs(shared, monitor, reserve)
-    if pairs is not None:
-        found = measuring.confirmed(rounding, pairs.vectors, pairs.images / shared.run.scaling)
-        shared.confirmed = shared.run.steps, pairs, found
+    with monitor.optional("fresh products that confirm the enclosure", otherwise=True):
+        pairs = _outer_pairs(shared, monitor)
+        if pairs is not None:
+            with monitor.limited():
+                found = measuring.confirmed(rounding, pairs.vectors, pairs.images / run.scaling)
+            shared.confirmed = run.steps, pairs, found
 
 
-def _outer_pairs(shared: Krylov, monitor: Monitor, reserve: float) -> RitzPairs | None:
-    """Compute the outermost Ritz pairs; None, with a warning, if a second pass for them runs out of time."""
+def _outer_pairs(shared: Krylov, monitor: Monitor) -> RitzPairs | None:
+    """Compute the outermost Ritz pairs; None, with a warning, if a second pass for them runs out of time.
+
+    Raises:
+        TimeLimitError: ``time_limit`` if there is a basis.
+    """
+    run = shared.run
     if shared.basis is not None:
-        return outer_pairs(shared.run)
+        with monitor.limited():
+            return outer_pairs(run)
     try:
-        with monitor.limited(reserve=reserve):
-            return outer_pairs(shared.run)
+        with monitor.limited(reserve=FINISHING_PRODUCTS * run.seconds / run.products):
+            return outer_pairs(run)
     except TimeLimitError as error:
         monitor.warn(
             "second_pass_cut", f"{error.message}: inner ends are Rayleigh quotients of the first pass, far from λ_max"
@@ -313,20 +342,11 @@ class _Interim:
             return None
         factor = 1 / self._enclosing.lanczos.scaling
         found = InterimEnclosure(
-            lambda_max=_certified(now.lambda_max.scaled(factor)),
-            lambda_min=_certified(now.lambda_min.scaled(factor)),
+            lambda_max=certified(now.lambda_max.scaled(factor)),
+            lambda_min=certified(now.lambda_min.scaled(factor)),
             hessian_vector_products=now.products,
         )
         return in_true_units(found, self._scale)
-
-
-def continued(before: r.Enclosure | None, after: r.Enclosure | None) -> r.Enclosure | None:
-    """Return a later enclosure of the same run with the convergence of the earlier one before its own."""
-    if before is None or after is None or not after.convergence or not before.convergence:
-        return after
-    first = after.convergence[0].products
-    rows = [row for row in before.convergence if row.products < first] + after.convergence
-    return after.model_copy(update={"convergence": _thinned(rows)})
 
 
 def _says_nothing(found: Enclosures, enclosing: Enclosing) -> bool:
@@ -346,67 +366,6 @@ def _advice(found: Enclosures, problem: Problem) -> str:
     if problem.objective.dtype == torch.float32:
         return "that is the limit of float32; use dtype float64"
     return "what is left is rounding in float64; rescale inputs whose values lie far from 0 next to their spread"
-
-
-def _part(found: Enclosures, enclosing: Enclosing, factor: float) -> r.Enclosure:
-    """Convert to the report's part, with every number times the factor."""
-    slack, recurrence = found.slack * factor, enclosing.recurrence(found.lambda_max.how)
-
-    def scaled(values: Sequence[float]) -> list[float]:
-        return [_finite(value * factor) for value in values]
-
-    return r.Enclosure(
-        lambda_max=_certified(found.lambda_max.scaled(factor)),
-        lambda_min=_certified(found.lambda_min.scaled(factor)),
-        hessian_vector_products=found.products,
-        rounding_slack=slack,
-        rounding=r.Rounding(how=found.how, slack=slack),
-        floor=found.floor,
-        stopped_by=found.stopped_by,
-        convergence=_convergence([*found.history, found], factor),
-        basis="full" if isinstance(enclosing.lanczos, Lanczos) else "three_vectors",
-        alpha=scaled(recurrence.alphas),
-        beta=scaled(recurrence.betas),
-        gamma=scaled(recurrence.gammas),
-        epsilon=r.Epsilon(form="worst_case", values=scaled(recurrence.epsilons)),
-        modelled=None if found.modelled is None else r.Modelled(upper=_finite(found.modelled * factor)),
-    )
-
-
-def _convergence(rows: list[Enclosures], factor: float) -> list[r.EnclosureStep]:
-    """Thin the rows evenly, keeping the last; leave out rows that certify nothing yet."""
-    useful = [row for row in rows if math.isfinite(row.lambda_max.width) and math.isfinite(row.lambda_min.width)]
-    return [
-        r.EnclosureStep(
-            products=row.products,
-            lambda_max=_interval(row.lambda_max.scaled(factor)),
-            lambda_min=_interval(row.lambda_min.scaled(factor)),
-        )
-        for row in _thinned(useful)
-    ]
-
-
-def _thinned(rows: list[_Row]) -> list[_Row]:
-    return rows[:: -max(1, math.ceil(len(rows) / CONVERGENCE_ROWS))][::-1]
-
-
-def _interval(end: End) -> r.Interval:
-    return r.Interval(lower=_finite(end.lower), upper=_finite(end.upper))
-
-
-def _certified(end: End) -> r.CertifiedInterval:
-    return r.CertifiedInterval(
-        lower=_finite(end.lower),
-        upper=_finite(end.upper),
-        relative_gap=end.relative_gap if math.isfinite(end.relative_gap) else None,
-        kind=end.kind,
-        failure_probability=None if end.kind == "deterministic" else end.failure_probability,
-    )
-
-
-def _finite(value: float) -> float:
-    """Return the value, or the largest number of its sign, which bounds anything."""
-    return max(-sys.float_info.max, min(sys.float_info.max, value))
 
 
 def top(shared: Krylov, premises: Premises, options: Options, monitor: Monitor) -> TopEigenvalues:

@@ -51,6 +51,8 @@ class Monitor:
     """Says whether an enclosure decides all that the caller wants to know; None to narrow it to the relative gap."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
+    products: dict[str, int] = field(default_factory=dict)
+    """Hessian-vector products by what they were for."""
     warnings: list[ReportWarning] = field(default_factory=list)
     current: str = ""
     one_thread: bool = False
@@ -59,6 +61,8 @@ class Monitor:
     """As in ``Progress``."""
     estimate: Estimate | None = None
     """As in ``Progress``."""
+    _purpose: str | None = None
+    """What products are for; None for the current phase."""
     _limited: bool = False
     _reserve: float = 0.0
     _told: float = field(default_factory=time.perf_counter)
@@ -74,6 +78,20 @@ class Monitor:
         yield
         self.tell(1.0)
         self.seconds[name] = time.perf_counter() - start
+
+    @contextmanager
+    def multiplying_for(self, purpose: str) -> Iterator[None]:
+        """Count the products of the block apart from those of the phase."""
+        before, self._purpose = self._purpose, purpose
+        try:
+            yield
+        finally:
+            self._purpose = before
+
+    def multiplied(self, columns: int) -> None:
+        """Count products."""
+        purpose = self._purpose or self.current
+        self.products[purpose] = self.products.get(purpose, 0) + columns
 
     @property
     def expired(self) -> bool:

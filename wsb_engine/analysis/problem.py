@@ -83,6 +83,8 @@ class Problem:
     """Cost of one sample's gradient."""
     warn: Callable[[str, str], None]
     """Adds a code and a message to the report."""
+    count: Callable[[int], None]
+    """Counts Hessian-vector products."""
     team: Team | None = None
     """The devices or processes that share products and the closed form; None for one."""
 
@@ -121,13 +123,21 @@ class Problem:
         """Return the fastest product that fits, for blocks of at most ``columns``; it steps down if memory runs out."""
         columns = max(1, min(columns, vectors(self.objective, self.memory)))
         if self.team is not None:
-            return SplitProduct(self.objective, columns, self.team)
-        return SteppingProduct(self._way(columns), self.warn)
+            return SplitProduct(self.objective, columns, self.team, self.count)
+        return self._stepping(self._way(columns))
 
     def from_scratch(self, objective: Objective, columns: int = 1) -> HessianProduct:
         """Return products by automatic differentiation of the file's graph, which share nothing with other products."""
         columns = max(1, min(columns, vectors(self.objective, self.memory)))
-        return SteppingProduct(self._autodiff(objective, columns), self.warn)
+        return self._stepping(self._autodiff(objective, columns))
+
+    def _stepping(self, way: HessianProduct) -> SteppingProduct:
+        objective = way.objective
+        together, itemsize = objective.samples if objective.coupled else 1, objective.dtype.itemsize
+        # Intermediates and their derivatives; the direction, its image, and the gradient with its derivative.
+        intermediates = 2 * together * self.footprint.bytes * itemsize // self.objective.dtype.itemsize
+        least = intermediates + objective.parameters * (3 * itemsize + torch.float64.itemsize)
+        return SteppingProduct(way, self.warn, self.count, least)
 
     def _way(self, columns: int) -> HessianProduct:
         if self.structure is not None:
@@ -235,7 +245,8 @@ def pose(
     objective = _laid_out(objective, 2 if vectors(objective, memory) > 1 else 1)
     footprint = gradient_footprint(objective)
     objective = _fitted(objective, footprint, memory)
-    problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, monitor.warn)
+    warn, count = monitor.warn, monitor.multiplied
+    problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, warn, count)
     least = loss.least_curvature(logits.to(device), targets)
     return problem if least * objective.scale > SMALL else _rescaled(problem)
 

@@ -7,13 +7,14 @@ perturbing parameters and inputs; in float32 a bound from random products of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from wsb_engine.analysis.agreement import norm
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
@@ -47,13 +48,13 @@ class Measuring:
         problem: The analysis.
         seed: Seed of the random vectors.
         failure_probability: Share of δ for a bound from random products.
-        tell: Called with the fraction done.
+        monitor: Clock, progress, and the count of products.
     """
 
     problem: Problem
     seed: int
     failure_probability: float
-    tell: Callable[[float], None]
+    monitor: Monitor
 
     def rounding(self, product: HessianProduct, layout: Layout | None) -> Rounding:
         """Bound rounding errors, in the units of the products.
@@ -65,10 +66,11 @@ class Measuring:
         Raises:
             ResourceError: ``overflow``.
         """
-        if product.dtype == torch.float32:
-            return self._single(product)
-        proven = self._proven(layout)
-        return self._measured(product) if proven is None else proven
+        with self.monitor.multiplying_for("rounding"):
+            if product.dtype == torch.float32:
+                return self._single(product)
+            proven = self._proven(layout)
+            return self._measured(product) if proven is None else proven
 
     def confirmed(self, rounding: Rounding, vectors: Tensor, images: Tensor) -> Rounding:
         """Return the measurement extended to these vectors, if it rests on perturbations; else as it is.
@@ -81,8 +83,9 @@ class Measuring:
         if rounding.product is not None or rounding.failure_probability:
             return rounding
         sizes = []
-        for index in range(PERTURBATIONS):
-            sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images))
+        with self.monitor.multiplying_for("rounding"):
+            for index in range(PERTURBATIONS):
+                sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images))
         worst = max(_root_mean_square(column) for column in zip(*sizes, strict=True))
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
@@ -125,7 +128,7 @@ class Measuring:
             z = self._gaussian(index).to(product.device)
             image = product.vector(z)
             sizes += _differences(self._perturbed(index, 1), z.unsqueeze(1), image.unsqueeze(1))
-            self.tell((index + 1) / PERTURBATIONS)
+            self.monitor.tell((index + 1) / PERTURBATIONS)
         operator = _slack(_root_mean_square(sizes))
         operator += TINIEST + TINIEST_CURVATURE * self.problem.objective.scale
         return Rounding("measured", operator, relative_square_error=SUMS * UNIT, square_error=TINIEST)
@@ -141,7 +144,7 @@ class Measuring:
             for column, v in zip(differences.unbind(1), z.unbind(1), strict=True):
                 column -= product.vector(v)
                 sizes.append(norm(column))
-                self.tell(len(sizes) / DIFFERENCES)
+                self.monitor.tell(len(sizes) / DIFFERENCES)
         mean = _root_mean_square(sizes)
         factor = math.sqrt(frobenius_factor(DIFFERENCES, self.failure_probability))
         operator = mean / factor + SAFETY * UNIT / SINGLE_UNIT * mean

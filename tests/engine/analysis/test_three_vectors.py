@@ -12,6 +12,8 @@ from torch import nn
 
 import wsb_engine as wsb
 from wsb_engine.analysis.monitor import TimeLimitError
+from wsb_engine.analysis.rounding import PERTURBATIONS
+from wsb_engine.spectrum.run import HOMOGENEITY_STEPS
 from wsb_engine.spectrum.three_vectors import ThreeVectors
 from wsb_engine.units import in_true_units
 
@@ -189,6 +191,18 @@ def test_a_time_limit_leaves_room_for_the_second_pass(monkeypatch: pytest.Monkey
     waits = asked[-report.enclosure.hessian_vector_products :]
     assert all(later > 0 for later in waits)
     assert waits[-1] > 5 * waits[0]
+
+
+def test_the_second_pass_counts_among_the_products() -> None:
+    report = analysed(network("convolution", trained=True))
+    assert report.enclosure is not None
+    assert report.products is not None
+    steps = report.enclosure.hessian_vector_products
+    repeated = sum(step < steps for step in HOMOGENEITY_STEPS)
+    outer, symmetry = 2, 2
+    assert report.products["enclosure"] == steps + repeated + (steps - 1) + outer + symmetry
+    # Perturbed products beside a random vector each, then with the two outer Ritz vectors.
+    assert report.products["rounding"] == PERTURBATIONS * (2 + outer)
 
 
 def test_a_report_scaled_back_scales_its_recurrence() -> None:

@@ -153,6 +153,8 @@ def test_when_nothing_smaller_is_left_the_error_has_its_code(monkeypatch: pytest
         product(torch.zeros(product.parameters, 2, dtype=torch.float64))
     assert caught.value.code == "out_of_memory"
     assert caught.value.advice
+    assert caught.value.details["needed"] > 8 * 4 * product.parameters
+    assert f"{caught.value.details['needed']:.2g} bytes" in caught.value.message
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +182,9 @@ def test_texts_of_libraries_are_known(text: str) -> None:
 
 
 def test_a_report_says_that_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    calm = wsb.analyze(wsb.from_module(convolution()), batch())
+    calm = wsb.analyze(wsb.from_module(convolution()), batch(), needs=["moments"])
     crowded(monkeypatch, 2, out_of_memory)
-    report = wsb.analyze(wsb.from_module(convolution()), batch())
+    report = wsb.analyze(wsb.from_module(convolution()), batch(), needs=["moments"])
     assert "memory_step_down" in [warning.code for warning in report.warnings]
     assert "memory_step_down" not in [warning.code for warning in calm.warnings]
     assert report.moments is not None
