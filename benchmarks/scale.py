@@ -9,15 +9,18 @@ that yields rows; ``ROWS`` names them.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +37,26 @@ PRODUCTS = 2
 LARGEST_RATIO = 4.0
 """Time of a product relative to a gradient's."""
 LARGEST_SLOPE = 1.05
+LARGEST_SHARE = 8.0
+"""Time of an analysis relative to its products' number times a gradient's time."""
+LARGEST_DEFAULT = 1.5
+"""Time of a default analysis relative to one without moments."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What an analysis must reach."""
+
+    gap: float
+    gib: float
+    products: int = 300
+
+
+GOALS = {
+    "resnet18": Goal(gap=1e-3, gib=6, products=60),
+    "distilbert": Goal(gap=1e-2, gib=8),
+    "vit_b": Goal(gap=1e-2, gib=10),
+}
 PRODUCT_MEMORY = {"distilbert": 8.0, "vit_b": 10.0}
 """Largest peak of a process that multiplies once, in GiB."""
 SAMPLES = (1_000, 10_000, 100_000, 1_000_000)
@@ -97,23 +120,80 @@ def product_of(name: str, **options: object) -> Iterator[Row]:
     )
 
 
-def analysis_of(name: str, **options: object) -> Iterator[Row]:
-    """Run one analysis, and print what was certified."""
+def analysis_of(name: str, goal: Goal, **options: object) -> Iterator[Row]:
+    """Run one analysis, and print what was certified beside the goal."""
     case = CASES[name]
-    chosen = wsb.Options.model_validate({"device": "cpu", "moments": "none", "ends": "largest", **options})
+    chosen = wsb.Options.model_validate({"device": "cpu", **options})
     classifier, batch = case.classifier(), case.batch()
+    gradient = timed(posed(classifier, batch, chosen).objective.gradient)
+    report, seconds = analysed(classifier, batch, chosen)
+    end, counted = report.enclosure.lambda_max, report.products or {}
+    products, gap, held = counted["enclosure"], end.relative_gap, peak_bytes() / GIB
+    yield Row(
+        f"{name}: λ_max from {report.enclosure.basis}, δ = {end.failure_probability or 0:.2g}",
+        f"{end.lower:.6g} to {end.upper:.6g}, gap {gap:.2g}, {report.enclosure.stopped_by}",
+        f"gap at most {goal.gap:g}",
+        gap is not None and gap <= goal.gap,
+    )
+    yield Row(
+        f"{name}: products, gradient {gradient:.3g} s",
+        f"{products} of them ({report.enclosure.hessian_vector_products} steps), {counted['rounding']} for rounding",
+        f"at most {goal.products}",
+        products <= goal.products,
+    )
+    ratio = seconds / (sum(counted.values()) * gradient)
+    yield Row(
+        f"{name}: time", f"{seconds:.3g} s = {ratio:.2f} products × gradient", f"at most {LARGEST_SHARE:g}",
+        ratio <= LARGEST_SHARE,
+    )  # fmt: skip
+    yield Row(f"{name}: peak memory", f"{held:.2f} GiB", f"at most {goal.gib:g} GiB", held <= goal.gib)
+
+
+def analysed(classifier: wsb.Classifier, batch: wsb.Batch, options: wsb.Options) -> tuple[Any, float]:
+    """Return a report with an enclosure, and the seconds that it took."""
     started = time.perf_counter()
-    report = wsb.analyze(classifier, batch, chosen)
+    report = wsb.analyze(classifier, batch, options)
     seconds = time.perf_counter() - started
     assert report.enclosure is not None
-    end = report.enclosure.lambda_max
+    return report, seconds
+
+
+def default_of(name: str) -> Iterator[Row]:
+    """Compare a default analysis with one without moments."""
+    case, options = CASES[name], wsb.Options(device="cpu")
+    classifier, batch = case.classifier(), case.batch()
+    analysed(classifier, case.batch(4), options)
+    bare, least = analysed(classifier, batch, options.model_copy(update={"moments": "none"}))
+    report, seconds = analysed(classifier, batch, options)
+    same = report.enclosure.lambda_max == bare.enclosure.lambda_max
     yield Row(
-        f"{name}: λ_max",
-        f"{end.lower:.6g} to {end.upper:.6g} in {seconds:.3g} s, {report.enclosure.products} products, "
-        f"peak {peak_bytes() / GIB:.2f} GiB",
-        "",
-        None,
+        f"{name}, default analysis: {report.enclosure.lambda_max.upper:.6g}",
+        f"{seconds:.3g} s = {seconds / least:.2f} × that of moments none, {'the same' if same else 'another'} λ_max",
+        f"at most {LARGEST_DEFAULT:g}",
+        same and seconds <= LARGEST_DEFAULT * least,
     )
+
+
+def limited(name: str, seconds: float) -> Iterator[Row]:
+    """Run out of time; one product takes longer than any chunk of it."""
+    case = CASES[name]
+    classifier, batch = case.classifier(), case.batch()
+    problem = posed(classifier, batch, wsb.Options(device="cpu"))
+    product = problem.from_scratch(problem.objective)
+    v = torch.ones(product.parameters, dtype=product.dtype)
+    product.vector(v)
+    chunk = timed(lambda: product.vector(v)) / math.ceil(problem.samples / product.way.samples)  # type: ignore[attr-defined]
+    outcome = "an enclosure"
+    started = time.perf_counter()
+    try:
+        wsb.analyze(classifier, batch, wsb.Options(device="cpu", time_limit=seconds))
+    except wsb.ResourceError as error:
+        outcome = str(error)
+    taken = time.perf_counter() - started
+    yield Row(
+        f"{name}: time_limit = {seconds:g}", f"{taken:.3g} s: {outcome}", f"{seconds:g} s + a chunk ({chunk:.2g} s)",
+        taken <= seconds + chunk,
+    )  # fmt: skip
 
 
 def sample_growth() -> Iterator[Row]:
@@ -187,9 +267,12 @@ def write_rows(path: Path, count: int, features: int, block: int = 10_000) -> No
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     **{f"product:{name}": partial(product_of, name) for name in CASES},
-    "lambda_max:conv_net": partial(analysis_of, "conv_net"),
-    "lambda_max:resnet18": partial(analysis_of, "resnet18", relative_gap=1e-3, dtype="float64"),
-    "lambda_max:distilbert": partial(analysis_of, "distilbert", relative_gap=1e-2, dtype="float64"),
+    "default:conv_net": partial(default_of, "conv_net"),
+    **{
+        f"lambda_max:{name}": partial(analysis_of, name, goal, relative_gap=goal.gap, dtype="float64", ends="largest")
+        for name, goal in GOALS.items()
+    },
+    "time_limit:resnet18": partial(limited, "resnet18", 20.0),
     "growth:samples": sample_growth,
     "growth:parameters": parameter_growth,
 }

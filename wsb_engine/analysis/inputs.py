@@ -17,6 +17,7 @@ from wsb_engine.errors import BatchError, OptionsError
 from wsb_engine.memory import total_memory, working_memory
 from wsb_engine.model import Classifier, Input, Tensors
 from wsb_engine.options import Options
+from wsb_engine.spectrum.density import STARTS, STEPS
 
 _NAMED, _LISTED = 10, 50
 """Names in the text and in the details of an error."""
@@ -68,6 +69,16 @@ def too_dear_in_double(options: Options, on: torch.device, operations: float) ->
         return False
     products = min(EXPECTED_PRODUCTS, options.max_products) * FORWARD_PASSES * operations
     return products > DOUBLE_SECONDS * nominal_rate(on, torch.float64)
+
+
+def expected_products(options: Options, parameters: int) -> int:
+    """Return how many single vectors an analysis of so many parameters is expected to multiply."""
+    expected = min(EXPECTED_PRODUCTS, options.max_products) if options.enclosure else 0
+    if options.spectrum == "top":
+        expected = max(expected, options.max_products)
+    if options.density:
+        expected += STARTS * min(STEPS, options.max_products)
+    return min(expected, parameters)
 
 
 def memory_limit(options: Options, on: torch.device) -> int:
@@ -145,7 +156,7 @@ def _listed(tensors: Tensors) -> str:
 
 
 def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]:
-    """Return the batch's arrays by the model's input names, checked against declared shapes and kinds.
+    """Return the batch's arrays as stored by the model's input names, checked against declared shapes and kinds.
 
     Raises:
         BatchError: ``input_missing``, ``input_unknown``, ``feature_count_mismatch``, ``input_kind_mismatch``.
@@ -175,6 +186,15 @@ def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]
             inputs=wanted,
         )
     return {entry.name: _checked(entry, arrays[entry.name]) for entry in declared}
+
+
+def widened(declared: tuple[Input, ...], inputs: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """Return the dtypes of floating inputs for which the batch has integers (pixels, counts)."""
+    return {
+        entry.name: entry.dtype
+        for entry in declared
+        if entry.dtype is not None and entry.dtype.is_floating_point and not inputs[entry.name].is_floating_point()
+    }
 
 
 _LISTED = 20
@@ -217,9 +237,7 @@ def _checked(entry: Input, tensor: Tensor) -> Tensor:
             advice="Save integer inputs (tokens, indices) with an integer dtype.",
             input=entry.name,
         )
-    # Integers for a floating input (pixels, counts) convert exactly; the reverse would lose digits.
-    keep = tensor.is_floating_point() or not entry.dtype.is_floating_point
-    return tensor if keep else tensor.to(entry.dtype)
+    return tensor
 
 
 def _fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:

@@ -16,7 +16,14 @@ from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.batch import Batch
 from wsb_engine.curvature.closed_form.mlp import Network, forward_backward, network
-from wsb_engine.curvature.cost import PRODUCT_OPERATIONS, WORKING_SHARE, Footprint, gradient_footprint, logits_footprint
+from wsb_engine.curvature.cost import (
+    PRODUCT_OPERATIONS,
+    WORKING_SHARE,
+    Footprint,
+    gradient_footprint,
+    logits_footprint,
+    nominal_rate,
+)
 from wsb_engine.curvature.losses import Targets, automatic
 from wsb_engine.curvature.losses.base import LARGEST_EXPONENT, power_of_four
 from wsb_engine.curvature.products.autodiff import (
@@ -28,7 +35,7 @@ from wsb_engine.curvature.products.autodiff import (
     in_format,
     interrupted,
 )
-from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct
+from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct, pays
 from wsb_engine.curvature.products.mlp import MLPProduct
 from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.curvature.team import SplitProduct, Team
@@ -53,6 +60,10 @@ SENSITIVITY = 256.0
 """Multiple of the effect of a perturbation of the size of rounding, up to which a difference counts as rounding."""
 LEAST_CHUNK = 64
 """Smallest number of samples in a chunk; with fewer, calling operators costs more than their work."""
+CHUNK_OPERATIONS = 1e10
+"""Operations of the gradient of a chunk that are enough, even of fewer samples: a caller can interrupt after each."""
+PARAMETER_OPERATIONS = 1e3
+"""The same for each parameter, because each chunk's product is another array of their size."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,8 @@ class Problem:
     """Adds a code and a message to the report."""
     count: Callable[[int], None]
     """Counts Hessian-vector products."""
+    expected: int
+    """Products of single vectors to expect."""
     team: Team | None = None
     """The devices or processes that share products and the closed form; None for one."""
 
@@ -144,11 +157,18 @@ class Problem:
             mlp, net = self.structure.mlp, self.structure.net
             return MLPProduct(self.objective, mlp, net, self.tile, memory=self.memory, columns=columns)
         kept = self.footprint.bytes * self.samples
-        if self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits:
+        if self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits and self._traces(columns):
             # Also for blocks: at this size, column after column is faster than all columns together from scratch.
             threads = self._threads()
             return LinearizedProduct(self.objective, columns, self._chunk(threads), threads=threads)
         return self._autodiff(self.objective, columns)
+
+    def _traces(self, columns: int) -> bool:
+        """Return whether tracing pays at the nominal rate; blocks of columns multiply by all of the identity."""
+        objective, footprint = self.objective, self.footprint
+        seconds = footprint.operations * self.samples / nominal_rate(objective.device, objective.dtype)
+        products = objective.parameters if columns > 1 else self.expected
+        return pays(seconds, footprint.operators, products)
 
     def _autodiff(self, objective: Objective, columns: int) -> AutodiffProduct:
         product = AutodiffProduct(objective, columns)
@@ -169,7 +189,9 @@ class Problem:
             return self.samples
         if self.objective.device.type != "cpu":
             return GRADIENT_SAMPLES
-        most = min(GRADIENT_SAMPLES, max(LEAST_CHUNK, CHUNK_BYTES // max(self.footprint.bytes, 1)))
+        enough = max(CHUNK_OPERATIONS, PARAMETER_OPERATIONS * self.objective.parameters)
+        least = min(LEAST_CHUNK, math.ceil(enough / max(self.footprint.operations, 1)))
+        most = min(GRADIENT_SAMPLES, max(least, CHUNK_BYTES // max(self.footprint.bytes, 1)))
         return math.ceil(self.samples / (threads * math.ceil(self.samples / (threads * most))))
 
 
@@ -206,6 +228,7 @@ def pose(
         selected={name: tensors[name] for name in names},
         fixed={name: tensor for name, tensor in tensors.items() if name not in names},
         inputs=inputs,
+        widened=prepare.widened(classifier.inputs, inputs),
         # Both are set once the number of logits is known.
         loss=automatic(0),
         targets=Targets(torch.zeros(0), torch.ones(len(batch))),
@@ -245,8 +268,8 @@ def pose(
     objective = _laid_out(objective, 2 if vectors(objective, memory) > 1 else 1)
     footprint = gradient_footprint(objective)
     objective = _fitted(objective, footprint, memory)
-    warn, count = monitor.warn, monitor.multiplied
-    problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, warn, count)
+    warn, count, expected = monitor.warn, monitor.multiplied, prepare.expected_products(options, objective.parameters)
+    problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, warn, count, expected)
     least = loss.least_curvature(logits.to(device), targets)
     return problem if least * objective.scale > SMALL else _rescaled(problem)
 

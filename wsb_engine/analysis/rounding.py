@@ -112,13 +112,13 @@ class Measuring:
 
     def _reads_inputs_as_they_are(self) -> bool:
         """Return True if the first layer's features are the batch's numbers, so that they are exact."""
-        problem = self.problem
-        inputs = list(problem.objective.inputs.values())
-        if len(inputs) != 1:
+        problem, objective = self.problem, self.problem.objective
+        if len(objective.inputs) != 1:
             return False
-        for rows in problem.objective.chunks():
+        for rows in objective.chunks():
             a0, _ = problem.tile(rows.start, rows.stop)
-            if not torch.equal(a0.cpu(), inputs[0][rows].reshape(len(a0), -1).to(a0.dtype)):
+            given = objective.rows(next(iter(objective.inputs)), rows)
+            if not torch.equal(a0.cpu(), given.reshape(len(a0), -1).to(a0.dtype)):
                 return False
         return True
 

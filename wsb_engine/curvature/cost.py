@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
 from typing import Any
@@ -77,6 +77,8 @@ class Footprint:
     """Bytes of all intermediates; more than are held at once."""
     operations: float
     """Multiplications and additions of matrix products, plus a charge per number written."""
+    operators: int = 0
+    """Operators that run, for any number of samples."""
 
     def fits(self, memory: int) -> int:
         """Return the number of samples that fit in a memory limit together; at least 1."""
@@ -86,9 +88,10 @@ class Footprint:
 class _Counter(OperatorWatch):
     def __init__(self) -> None:
         super().__init__()
-        self.bytes, self.operations = 0, 0.0
+        self.bytes, self.operations, self.operators = 0, 0.0, 0
 
     def ran(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        self.operators += 1
         if operator in flop_registry:
             self.operations += flop_registry[operator](*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
@@ -108,13 +111,18 @@ def gradient_footprint(objective: Objective) -> Footprint:
 
 
 def _footprint(objective: Objective, function: Callable[[Rows], object]) -> Footprint:
+    operators = 0
+
     def count(samples: int) -> tuple[int, float]:
+        nonlocal operators
         rows = torch.arange(samples) % objective.samples
         with _Counter() as counter:
             function(rows)
+        operators = counter.operators
         return counter.bytes, counter.operations
 
-    return (_share if objective.coupled else _one_more)(count, objective.samples)
+    found = (_share if objective.coupled else _one_more)(count, objective.samples)
+    return replace(found, operators=operators)
 
 
 def _one_more(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint:

@@ -10,7 +10,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -67,6 +67,8 @@ class Objective:
     """Parameters that are not differentiated."""
     inputs: Mapping[str, Tensor]
     """As loaded; cast and moved chunk by chunk."""
+    widened: Mapping[str, torch.dtype] = field(default_factory=dict)
+    """Floating dtypes in which the model takes inputs that are stored as integers."""
     loss: Loss
     targets: Targets
     dtype: torch.dtype
@@ -117,12 +119,18 @@ class Objective:
             self.pause()
             yield slice(start, min(start + size, self.samples))
 
+    def rows(self, name: str, rows: Rows) -> Tensor:
+        """Return some rows of an input in the dtype in which the model takes it."""
+        part = self.inputs[name][rows]
+        return part.to(self.widened.get(name, part.dtype))
+
     def chunk_inputs(self, rows: Rows) -> dict[str, Tensor]:
         chunk = {}
-        for index, (name, tensor) in enumerate(self.inputs.items()):
-            floating = tensor.is_floating_point()
+        for index, name in enumerate(self.inputs):
+            part = self.rows(name, rows)
+            floating = part.is_floating_point()
             # Copied, since rows of a mapped file may be at any address, and a model may write to its inputs.
-            part = tensor[rows].to(self.device, self.dtype if floating else tensor.dtype, copy=True)
+            part = part.to(self.device, self.dtype if floating else part.dtype, copy=True)
             if floating and self.disturb is not None:
                 first = rows.start if isinstance(rows, slice) else int(rows[0])
                 part = self.disturb(part, first * len(self.inputs) + index)

@@ -200,6 +200,7 @@ def test_a_report_says_that_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_every_kind_of_product_treats_normalisation_alike(norm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.TRACING_SECONDS", 0)
     problem = posed(convolution(norm))
     objective, step = problem.objective, 1e-5
     v = directions(problem, 1)[:, 0]
@@ -224,6 +225,7 @@ def test_a_gradient_that_cannot_be_traced_is_multiplied_from_scratch(monkeypatch
         raise NotImplementedError("no rule for this operator")
 
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.TRACING_SECONDS", 0)
     monkeypatch.setattr("wsb_engine.curvature.products.linearized.linearize", untraceable)
     plain = wsb.analyze(wsb.from_module(convolution()), batch(), wsb.Options(moments="none"))
     assert plain.enclosure is not None
