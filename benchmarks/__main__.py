@@ -21,6 +21,7 @@ GROUPS = {
     "products": "Hessian products",
     "spectra": "Eigenvalues",
     "rounding": "What rounding costs",
+    "gates": "Gates that stop when decided",
     "http_overhead": "Service: one call",
     "load": "Service: many calls",
     "uploads": "Service: large files",

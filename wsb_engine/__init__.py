@@ -17,6 +17,7 @@ The names:
 - ``load_batch`` and ``Batch`` hold labelled samples, from a file or from arrays; ``Batch.from_loader``,
   ``Batch.from_dataframe`` and ``Batch.from_arrays`` take the first rows of a loader, or a random subset.
 - ``analyze`` returns a ``Report``; ``Options`` says what to compute, ``Progress`` how far it is.
+- ``estimate`` returns an ``Estimate`` of what an analysis will cost, before it runs.
 - ``eigenpairs`` returns ``Eigenpairs``: the largest eigenvalues with their eigenvectors.
 - ``compare_parameters`` returns a ``ParameterComparison`` of a file and the module that it was exported from.
 - ``wolkowicz_styan_penalty`` is the bound as a differentiable penalty for training.
@@ -36,7 +37,9 @@ from wsb_engine.version import __version__
 if TYPE_CHECKING:
     from wsb_engine.analysis.analyze import analyze
     from wsb_engine.analysis.eigenpairs import Eigenpairs, eigenpairs
+    from wsb_engine.analysis.estimate import estimate
     from wsb_engine.batch import Batch, load_batch
+    from wsb_engine.costs import Estimate
     from wsb_engine.errors import BatchError, EngineError, ModelError, OptionsError, ResourceError
     from wsb_engine.formats.compare import ParameterComparison, compare_parameters
     from wsb_engine.formats.load import load_model
@@ -53,6 +56,7 @@ _MODULES = {
     "Classifier": "wsb_engine.model",
     "Eigenpairs": "wsb_engine.analysis.eigenpairs",
     "EngineError": "wsb_engine.errors",
+    "Estimate": "wsb_engine.costs",
     "ModelError": "wsb_engine.errors",
     "Options": "wsb_engine.options",
     "OptionsError": "wsb_engine.errors",
@@ -63,6 +67,7 @@ _MODULES = {
     "analyze": "wsb_engine.analysis.analyze",
     "compare_parameters": "wsb_engine.formats.compare",
     "eigenpairs": "wsb_engine.analysis.eigenpairs",
+    "estimate": "wsb_engine.analysis.estimate",
     "from_module": "wsb_engine.formats.module",
     "load_batch": "wsb_engine.batch",
     "load_model": "wsb_engine.formats.load",
@@ -75,6 +80,7 @@ __all__ = [
     "Classifier",
     "Eigenpairs",
     "EngineError",
+    "Estimate",
     "ModelError",
     "Options",
     "OptionsError",
@@ -86,6 +92,7 @@ __all__ = [
     "analyze",
     "compare_parameters",
     "eigenpairs",
+    "estimate",
     "from_module",
     "load_batch",
     "load_model",

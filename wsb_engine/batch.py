@@ -6,7 +6,6 @@ checked against the available bytes before anything is allocated.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
@@ -23,11 +22,15 @@ from torch import Tensor
 from wsb_engine.errors import BatchError
 from wsb_engine.formats.detect import batch_format
 from wsb_engine.formats.foreign import folder_batch
-from wsb_engine.sources.batch_file import read_npz, read_safetensors, require_size
+from wsb_engine.sources.batch_file import MAX_MAPPED_BYTES, read_batch_file
 from wsb_engine.sources.npy import object_array
+from wsb_engine.sources.samples import MAX_BYTES
 
 SIMPLEX_TOLERANCE = 1e-4
 """Largest distance of a row's sum of probabilities from 1 (float16 and float32 files round); rows are rescaled."""
+
+_BLOCK_BYTES = 4 << 20
+"""Bytes of an array that are checked at once."""
 
 ArrayLike = Any
 
@@ -63,7 +66,7 @@ class Batch:
     """
 
     x: Mapping[str, Tensor]
-    """Input tensors by name; the name is "x" for a single array."""
+    """Input tensors by name; the name is "x" for a single array. ``load_batch`` maps large ones."""
     y: NDArray[Any]
     weights: NDArray[np.float64] | None = None
     sha256: str | None = None
@@ -224,11 +227,16 @@ class Batch:
         write_arrays(Path(path), {**self.x, "y": self.y, **weights})
 
 
-def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
+def load_batch(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_MAPPED_BYTES) -> Batch:
     """Read a batch file; its first bytes determine the format.
+
+    Inputs of 256 MiB or more in a file are mapped, not read, if they are stored without compression, in C order and in
+    the byte order of this machine: the batch may then be larger than memory. Such tensors are read-only: clone what you
+    write to or compute with, and leave the file alone while you use the batch.
 
     Args:
         source: A path, or the file's bytes.
+        max_bytes: Limit on the bytes of all arrays. Those that are read may have 8 GiB.
 
     Raises:
         BatchError: as ``Batch``, and ``batch_not_found``, ``batch_empty_file``, ``batch_unrecognized``,
@@ -244,8 +252,7 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
         ({'x': (4, 4)}, [0, 1, 2, 1])
     """
     start = time.perf_counter()
-    data = _read(source)
-    arrays: dict[str, ArrayLike] = dict(read_npz(data) if batch_format(data) == "npz" else read_safetensors(data))
+    arrays, digest = _read(source, max_bytes)
     y = arrays.pop("y", None)
     weights = arrays.pop("weights", None)
     if y is None:
@@ -256,7 +263,6 @@ def load_batch(source: str | os.PathLike[str] | bytes) -> Batch:
             code="inputs_missing",
             advice="Add an array x, or one array per model input under its name.",
         )
-    digest = hashlib.sha256(data).hexdigest()
     return Batch(arrays, y, weights, sha256=digest, load_seconds=time.perf_counter() - start)
 
 
@@ -283,15 +289,13 @@ def _unlabelled(arrays: Mapping[str, ArrayLike]) -> BatchError:
     )
 
 
-def _read(source: str | os.PathLike[str] | bytes) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    path = Path(source)
-    if path.is_dir():
-        raise folder_batch(path)
+def _read(source: str | os.PathLike[str] | bytes, max_bytes: int) -> tuple[dict[str, ArrayLike], str]:
+    """Return the arrays of a batch file, and its digest."""
+    file = source if isinstance(source, bytes) else Path(source)
+    if isinstance(file, Path) and file.is_dir():
+        raise folder_batch(file)
     try:
-        require_size(path.stat().st_size)
-        return path.read_bytes()
+        return read_batch_file(file, batch_format(file), max_bytes)
     except OSError as error:
         raise BatchError(
             f"the batch can't be read: {error.strerror}",
@@ -317,12 +321,31 @@ def _tensor(name: str, value: ArrayLike) -> Tensor:
         if array.dtype.kind == "u" and array.dtype.itemsize > 1:
             if array.size and int(array.max()) > np.iinfo(np.int64).max:
                 raise _unsupported_dtype(name, f"{array.dtype} above the range of int64")
+            _require_room(name, array.size * np.dtype(np.int64).itemsize)
             array = array.astype(np.int64)
         array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if tensor.is_floating_point():
-        _require_finite(name, bool(torch.isfinite(tensor).all()))
+        _require_finite(name, _is_finite(tensor))
     return tensor
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers are finite, without a temporary tensor of this size."""
+    rows = max(_BLOCK_BYTES * len(tensor) // max(tensor.nbytes, 1), 1) if tensor.ndim else 1
+    blocks = tensor.split(rows) if tensor.ndim else (tensor,)
+    return all(bool(torch.isfinite(block).all()) for block in blocks)
+
+
+def _require_room(name: str, size: int) -> None:
+    """Raise BatchError ``batch_too_large`` before an array is converted to one of more than the limit."""
+    if size > MAX_BYTES:
+        raise BatchError(
+            f"array {name!r} would hold {size:,} bytes as int64, the limit is {MAX_BYTES:,}",
+            code="batch_too_large",
+            advice="Save it as int32, int64 or uint8, or send fewer samples.",
+            limit=MAX_BYTES,
+        )
 
 
 def _unsupported_dtype(name: str, dtype: str) -> BatchError:

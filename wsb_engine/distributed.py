@@ -24,14 +24,14 @@ from torch import Tensor
 
 from wsb_engine.analysis.analyze import report_on
 from wsb_engine.analysis.members import Member
-from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.batch import Batch
 from wsb_engine.curvature.team import Task, Team
 from wsb_engine.errors import EngineError, OptionsError, ResourceError
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
-from wsb_engine.progress import ProgressCallback
+from wsb_engine.progress import Decided, ProgressCallback
 from wsb_engine.report import Report, ReportWarning
 from wsb_engine.version import __version__
 
@@ -42,6 +42,7 @@ def analyze(
     options: Options | None = None,
     *,
     progress: ProgressCallback | None = None,
+    decided: Decided | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Report:
     """Run ``wsb_engine.analyze`` with its work split over a group; every process calls this with the same arguments.
@@ -51,6 +52,7 @@ def analyze(
         batch: All N labelled samples, in every process.
         options: The same in every process; ``auto`` and ``cuda`` use the process's current GPU, if there is one.
         progress: Called only in the first process; raising in it stops the analysis in all processes.
+        decided: As in ``wsb_engine.analyze``; called only in the first process.
         group: The processes; by default, all. Its timeout must cover the longest stage that the first one runs alone.
 
     Returns:
@@ -61,7 +63,8 @@ def analyze(
             ``process_lost`` if another process failed in some other way.
     """
     options = _current(options or Options())
-    monitor = Monitor(options, None if dist.get_rank(group) else progress, classifier.load_seconds + batch.load_seconds)
+    callback, seconds = None if dist.get_rank(group) else progress, classifier.load_seconds + batch.load_seconds
+    monitor = Monitor(options, callback, seconds, deciding(options, decided))
     processes = Processes(group, monitor)
     with processes.together(), monitor.phase("setup"):
         problem = pose(classifier, batch, options, monitor)

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Moments = Literal["auto", "closed_form", "basis", "probes", "none"]
+Stop = Literal["gap", "decided"]
 Ends = Literal["both", "largest"]
 Spectrum = Literal["none", "top", "dense"]
+Basis = Literal["auto", "full", "three_vectors"]
 DType = Literal["auto", "float64", "float32"]
 LossKind = Literal["cross_entropy", "binary_cross_entropy"]
 """Each names a module of ``wsb_engine.curvature.losses``."""
@@ -38,9 +40,9 @@ class Options(BaseModel):
 
     moments: Moments = Field(
         "auto",
-        description="How to compute tr H and ‖H‖_F². auto uses the closed form for smooth MLPs, and otherwise what the "
-        "cost allows. Set basis for exact moments at any cost, probes for a fast upper bound on ‖H‖_F², none to skip "
-        "them.",
+        description="How to compute tr H and ‖H‖_F². auto uses the closed form for smooth MLPs, and otherwise leaves "
+        "them out if they would cost more than half of the enclosure. Set basis for exact moments at any cost, probes "
+        "for a fast upper bound on ‖H‖_F², none to skip them.",
     )
     enclosure: bool = Field(
         True, description="Certify λ_max and λ_min from both sides. Turn off if the Wolkowicz-Styan bound is enough."
@@ -51,6 +53,11 @@ class Options(BaseModel):
         lt=1,
         description="Relative width at which the enclosure is narrow enough. Lower it for more digits; raise it to "
         "save Hessian-vector products.",
+    )
+    stop: Stop = Field(
+        "gap",
+        description="When the enclosure is narrow enough: at the relative gap, or already when every rule of a policy "
+        "on λ_max and λ_min is decided. Set decided for a gate: it takes fewer Hessian-vector products.",
     )
     ends: Ends = Field(
         "both",
@@ -71,6 +78,12 @@ class Options(BaseModel):
         description="Limit on Hessian-vector products for the enclosure and the largest eigenvalues. Raise it if the "
         "report warns of enclosure_open or top_not_converged.",
     )
+    basis: Basis = Field(
+        "auto",
+        description="How to certify λ_max: with a basis of all vectors (full), or from three vectors, whatever the "
+        "number of products, without certainty or eigenvectors. auto keeps a basis if memory holds it for "
+        "max_products. Set three_vectors to save memory.",
+    )
     spectrum: Spectrum = Field(
         "none",
         description="Eigenvalues to compute in addition: the largest (top), or all of them (dense) for small models.",
@@ -88,8 +101,8 @@ class Options(BaseModel):
     )
     dtype: DType = Field(
         "auto",
-        description="Working precision. auto is float64 on a CPU and for small models, otherwise float32. Set float64 "
-        "if the report warns of float32_drift.",
+        description="Working precision. auto is float64 for small models, and on a CPU unless that would take too "
+        "long; otherwise float32. Set float64 if the report warns of float32_drift or float32_chosen.",
     )
     device: Device = Field(
         "auto",
@@ -121,8 +134,8 @@ class Options(BaseModel):
         None,
         ge=1 << 20,
         le=1 << 50,
-        description="Limit on working memory in bytes. Lower it on a shared machine; raise it if the report warns of "
-        "enclosure_memory.",
+        description="Limit on working memory in bytes; by default half of what the process may have in total. Lower it "
+        "on a shared machine; raise it if the report warns of enclosure_memory.",
     )
     time_limit: float | None = Field(
         None,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from wsb_engine.options import LossKind
 
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 
 
 class _Part(BaseModel):
@@ -167,7 +167,22 @@ class Rounding(_Part):
     """Distance by which each end was moved outwards."""
 
 
-StoppedBy = Literal["gap", "precision", "products", "time", "memory"]
+class Epsilon(_Part):
+    """Bounds ε_j ≥ ‖f_j‖ on what rounding did in each step."""
+
+    form: Literal["worst_case"]
+    values: list[float]
+
+
+class Modelled(_Part):
+    """An upper end under a model of rounding, in place of no certified number."""
+
+    upper: float
+    form: Literal["isotropic"] = "isotropic"
+    """``isotropic``: the errors f_j of the steps point in no direction more than in others."""
+
+
+StoppedBy = Literal["gap", "decided", "precision", "products", "time", "memory"]
 
 
 class Enclosure(_Part):
@@ -183,8 +198,22 @@ class Enclosure(_Part):
     floor: float | None = None
     """Relative gap of λ_max below which rounding keeps the enclosure from narrowing; null if rounding sets no limit."""
     stopped_by: StoppedBy | None = None
-    """``gap``: the requested relative gap was reached. ``precision``: only rounding is left. ``products``, ``time``,
-    ``memory``: a limit was reached. Null in reports before schema 1.2."""
+    """``gap``: the requested relative gap was reached. ``decided``: every rule of the policy was decided before that.
+    ``precision``: only rounding is left. ``products``, ``time``, ``memory``: a limit was reached. Null in reports
+    before schema 1.2."""
+    basis: Literal["full", "three_vectors"] | None = None
+    """``full``: all vectors of the recurrence were kept. ``three_vectors``: the last two and the residual, so that the
+    outer ends rest on the start vector alone. Null in reports before schema 1.5, as are the next five."""
+    alpha: list[float] | None = None
+    """α_j of H q_j = γ_j q_{j−1} + α_j q_j + β_j q_{j+1} + f_j, one for each step up to the first breakdown."""
+    beta: list[float] | None = None
+    """β_j; the last is the norm of the residual."""
+    gamma: list[float] | None = None
+    """γ_j; the first is 0."""
+    epsilon: Epsilon | None = None
+    modelled: Modelled | None = None
+    """Upper end of λ_max under a model of rounding, at the failure probability asked for: not certified. Null also if
+    λ_max is enclosed with certainty."""
 
     @property
     def is_measured(self) -> bool:
@@ -300,6 +329,9 @@ class Report(_Part):
     warnings: list[ReportWarning]
     timings: dict[str, float]
     """Seconds by phase; ``total`` covers all of them."""
+    products: dict[str, int] | None = None
+    """Hessian-vector products by phase, those of a second pass and of confirmations included; all that measure rounding
+    by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
 
     @property
     def named_bounds(self) -> list[NamedBound]:

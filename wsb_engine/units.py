@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -14,7 +15,9 @@ POWERS: dict[type[BaseModel], dict[str, int]] = {
     r.Moments: {"trace": 1, "frobenius_squared": 2, "trace_standard_error": 1, "gauss_newton_trace": 1},
     r.Interval: {"lower": 1, "upper": 1},
     r.CertifiedInterval: {"lower": 1, "upper": 1},
-    r.Enclosure: {"rounding_slack": 1},
+    r.Enclosure: {"rounding_slack": 1, "alpha": 1, "beta": 1, "gamma": 1},
+    r.Epsilon: {"values": 1},
+    r.Modelled: {"upper": 1},
     r.Rounding: {"slack": 1},
     r.SpectrumResult: {"eigenvalues": 1, "residuals": 1, "upper_bounds": 1},
     r.Density: {
@@ -30,15 +33,17 @@ POWERS: dict[type[BaseModel], dict[str, int]] = {
 }
 """Fields whose unit is a power of H's, and that power; checks are relative, so they have none."""
 
+Part = TypeVar("Part", bound=BaseModel)
 
-def in_true_units(report: r.Report, scale: float) -> r.Report:
-    """Return the report of H, given the report of scale · H.
+
+def in_true_units(part: Part, scale: float) -> Part:
+    """Return a report of H, or a part of one, given that of scale · H.
 
     Args:
-        report: Report of an analysis whose loss was multiplied by ``scale``.
+        part: From an analysis whose loss was multiplied by ``scale``.
         scale: A power of two, so that division is exact except for overflow and underflow.
     """
-    converted: r.Report = report if scale == 1 else _converted(report, scale)
+    converted: Part = part if scale == 1 else _converted(part, scale)
     return converted
 
 
@@ -52,6 +57,9 @@ def _converted(value: Any, scale: float) -> Any:
         name: _divided(field, scale, powers[name]) if name in powers else _converted(field, scale)
         for name, field in value
     }
+    if isinstance(value, r.Interval | r.CertifiedInterval):
+        # The largest number of a sign bounds anything.
+        changes |= {name: max(-sys.float_info.max, min(sys.float_info.max, changes[name])) for name in powers}
     return value.model_copy(update=changes)
 
 

@@ -137,6 +137,8 @@ def _request_body() -> dict[str, Any]:
                 BlobNotFoundError,
                 InvalidRequestError,
                 InvalidFormError,
+                errors.PolicyMissingError,
+                errors.BaselineDecidedError,
                 errors.DeviceUnavailableError,
                 errors.IdempotencyMismatchError,
                 errors.QueueFullError,

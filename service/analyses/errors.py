@@ -15,6 +15,16 @@ class DeviceUnavailableError(
 ): ...
 
 
+class PolicyMissingError(
+    ServiceError, status=422, code="policy_missing", title="To stop when it is decided, an analysis needs a policy"
+): ...
+
+
+class BaselineDecidedError(
+    ServiceError, status=422, code="baseline_decided", title="The baseline stopped as soon as its policy was decided"
+): ...
+
+
 class QueueFullError(ServiceError, status=429, code="queue_full", title="Too many analyses are waiting"): ...
 
 

@@ -27,8 +27,9 @@ from service.http.security import InTenant
 _DESCRIPTION = """\
 Events, in the format that browsers read with `EventSource`:
 
-* `state`: the analysis, as `GET /v1/analyses/{id}` returns it; sent first, and at each change of state.
-* `progress`: `phase`, `fraction`, `hessian_vector_products`; sent at a change within a state.
+* `state`: the analysis, as `GET /v1/analyses/{id}` returns it; sent first, at each change of state, and when its
+  `estimate` is known.
+* `progress`: `phase`, `fraction`, `hessian_vector_products`, `enclosure`; sent at a change within a state.
 * `end`: `state`; the analysis has ended, and the stream closes.
 
 The `id` of an event counts the changes of the analysis. Changes that happen faster than the client reads are merged
@@ -122,9 +123,9 @@ async def _events(context: Context, row: AnalysisRow, changed: asyncio.Event, se
         seen: Last revision that the client received.
     """
     yield format_sse_event(retry=_RETRY_MILLISECONDS)
-    known: tuple[str, int] | None = None
+    known: tuple[str, int, bool] | None = None
     while True:
-        standing = (row.state, row.attempts)
+        standing = (row.state, row.attempts, (row.progress or {}).get("estimate") is not None)
         yield _HEARTBEAT if row.revision == seen else _event(row, only_progress=standing == known)
         if row.state in FINAL_STATES:
             yield format_sse_event(event="end", data_str=json.dumps({"state": row.state}), id=str(row.revision))

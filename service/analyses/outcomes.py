@@ -14,8 +14,8 @@ from service.analyses.table import AnalysisRow
 from service.database import counters
 from service.database.counters import Event
 
-PHASES = ("load", "setup", "loss", "parity", "rounding", "moments", "enclosure", "spectrum")
-"""Phases of an analysis, in order."""
+PHASES = ("load", "setup", "loss", "parity", "rounding", "enclosure", "moments", "deflation", "spectrum")
+"""Phases of an analysis, in order; a cheap closed form goes before the enclosure, and nothing is finished after it."""
 
 TIMINGS = (*PHASES, "total")
 """Timings taken from a report; other names are ignored, because a hostile child could make up any number of them."""

@@ -157,8 +157,10 @@ async def request_cancel(session: AsyncSession, analysis: UUID) -> AnalysisRow |
     return waiting or await _change(session, analysis, ("running",), state="cancelling")
 
 
-async def report_progress(session: AsyncSession, analysis: UUID, progress: dict[str, Any]) -> None:
-    await _change(session, analysis, ("running",), progress=progress)
+async def report_progress(
+    session: AsyncSession, analysis: UUID, progress: dict[str, Any], *, allowed: Sequence[State] = ("running",)
+) -> None:
+    await _change(session, analysis, allowed, progress=progress)
 
 
 async def succeed(session: AsyncSession, analysis: UUID, report: str) -> AnalysisRow | None:

@@ -7,19 +7,24 @@ from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.analyses.references import ReportReference
 from service.analyses.table import FINAL_STATES, AnalysisRow, State
 from service.blobs.repository import identifier
 from service.policies import Policy, Verdict
+from wsb_engine.costs import Estimate
 from wsb_engine.options import Options
+from wsb_engine.progress import InterimEnclosure
 
 LABEL_KEY = r"[A-Za-z0-9_.\-/]{1,64}"
 LABEL_VALUE = r"[^\x00-\x1f\x7f]{0,256}"
 LABEL = re.compile(f"{LABEL_KEY}(:{LABEL_VALUE})?")
 """A label to look for: ``key:value``, or ``key`` with any value."""
+
+MAX_PROGRESS_BYTES = 16 << 10
+"""Size of the progress that is kept of an analysis, as JSON."""
 
 LabelKey = Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=f"^{LABEL_VALUE}$")]
@@ -92,11 +97,20 @@ class FormRequest(AnalysisSettings):
 
 
 class AnalysisProgress(BaseModel):
-    """Progress of a running analysis."""
+    """Progress of a running analysis; of one that ended without a report, the last."""
 
-    phase: str = Field(description="load, moments, enclosure, spectrum, …")
-    fraction: float = Field(description="Completed fraction of this phase, 0 to 1.")
-    hessian_vector_products: int = 0
+    phase: str = Field(pattern=r"^[a-z_]{1,32}$", description="load, moments, enclosure, spectrum, …")
+    fraction: float = Field(ge=0, le=1, description="Completed fraction of this phase, 0 to 1.")
+    hessian_vector_products: int = Field(0, ge=0, le=10**9, description="Products of this phase so far.")
+    enclosure: InterimEnclosure | None = Field(
+        None, description="What is certified about λ_max and λ_min so far; null as long as that says nothing."
+    )
+
+
+class _ProgressAndEstimate(AnalysisProgress):
+    """What a child tells while it runs, as the database keeps it."""
+
+    estimate: Estimate | None = None
 
 
 class AnalysisError(BaseModel):
@@ -129,6 +143,9 @@ class Analysis(BaseModel):
     timeout_s: float
     attempts: int = Field(description="Number of attempts; more than one if a worker was lost.")
     progress: AnalysisProgress | None
+    estimate: Estimate | None = Field(
+        description="Expected cost of the whole analysis, counted before it began; null until its files are read."
+    )
     error: AnalysisError | None
     verdict: Verdict | None = Field(description="Verdict of the policy on the report; null if either is missing.")
     reused_from: UUID | None = Field(
@@ -144,7 +161,8 @@ class Analysis(BaseModel):
         url = f"/v1/analyses/{row.id}"
         return cls.model_validate(
             {
-                **{name: getattr(row, name) for name in cls.model_fields if name not in ("model", "batch", "links")},
+                **{name: getattr(row, name) for name in cls.model_fields if hasattr(row, name)},
+                "estimate": (row.progress or {}).get("estimate"),
                 "model": identifier(row.model),
                 "batch": identifier(row.batch),
                 "links": Links(
@@ -163,6 +181,10 @@ class AnalysisPage(BaseModel):
     next: str | None = Field(description="URL of the next page; null on the last page.")
 
 
-def progress_document(progress: dict[str, Any]) -> dict[str, Any]:
-    """Reduce a child's progress message to what the resource shows."""
-    return AnalysisProgress.model_validate(progress).model_dump(mode="json")
+def progress_document(progress: dict[str, Any]) -> dict[str, Any] | None:
+    """Reduce a child's progress to what the resource shows; None before the first, or if no engine would send it."""
+    try:
+        found = _ProgressAndEstimate.model_validate(progress)
+    except ValidationError:
+        return None
+    return found.model_dump(mode="json") if len(found.model_dump_json()) <= MAX_PROGRESS_BYTES else None

@@ -14,7 +14,13 @@ from pydantic_core import from_json, to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import idempotency, repository
-from service.analyses.errors import DeviceUnavailableError, QueueFullError, TenantQueueFullError
+from service.analyses.errors import (
+    BaselineDecidedError,
+    DeviceUnavailableError,
+    PolicyMissingError,
+    QueueFullError,
+    TenantQueueFullError,
+)
 from service.analyses.references import resolve
 from service.analyses.reuse import find_report, fingerprint
 from service.analyses.schemas import AnalysisRequest, AnalysisSettings, FormRequest
@@ -29,6 +35,9 @@ from service.fields import FieldError, field_errors
 from service.http.bodies import read
 from service.http.headers import media_type
 from service.http.multipart import InvalidFormError
+from service.policies import terms
+from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
+from wsb_engine.report import Report
 
 Wanted = TypeVar("Wanted", bound=BaseModel)
 
@@ -101,6 +110,7 @@ async def accept(
     Raises:
         ServiceError: if the request is invalid; nothing of it is kept.
     """
+    _check_policy(wanted)
     formats = await _formats(files)
     inputs = {
         name: files[name].sha256 if name in files else digest(getattr(wanted, name), kind)
@@ -124,6 +134,16 @@ async def accept(
         if key is not None:
             idempotency.remember(session, caller.tenant, key, request, analysis)
     return Submission(analysis)
+
+
+def _check_policy(wanted: AnalysisSettings) -> None:
+    """Raise PolicyMissingError if the analysis is to stop when a policy is decided, and there is none."""
+    if wanted.options.stop == "decided" and wanted.policy is None:
+        advice = "Add a policy, or set stop to gap."
+        error = FieldError(pointer="/options/stop", detail=f"There is no policy to decide. {advice}")
+        raise PolicyMissingError(
+            "The option stop is decided, and there is no policy to decide.", advice=advice, errors=[error]
+        )
 
 
 async def _formats(files: Mapping[str, Received]) -> dict[str, str]:
@@ -170,6 +190,7 @@ async def _analysis(
     session: AsyncSession, context: Context, tenant: str, wanted: AnalysisSettings, inputs: dict[str, str]
 ) -> UUID:
     """Create an analysis: queue it, or give it the report of an equal one."""
+    baseline = await _baseline(session, tenant, wanted)
     row = AnalysisRow(
         tenant=tenant,
         model=inputs["model"],
@@ -180,9 +201,10 @@ async def _analysis(
         timeout_s=_timeout(context, wanted),
         state="queued",
         policy=None if wanted.policy is None else wanted.policy.model_dump(mode="json"),
-        baseline=await _baseline(session, tenant, wanted),
+        baseline=None if baseline is None else baseline.model_dump(mode="json"),
     )
-    row.fingerprint = fingerprint(**inputs, options=row.options)
+    # What the policy changes in the report makes it another one.
+    row.fingerprint = fingerprint(**inputs, options=row.options, **terms(wanted.policy, baseline, wanted.options))
     devices = await _devices(session, context, wanted.options.device)
     found = None if wanted.fresh else await find_report(session, tenant, row.fingerprint, devices)
     if found is None:
@@ -196,12 +218,19 @@ async def _analysis(
     return row.id
 
 
-async def _baseline(session: AsyncSession, tenant: str, wanted: AnalysisSettings) -> dict[str, Any] | None:
-    """Copy the baseline's report, so that the verdict does not depend on how long its analysis is kept."""
+async def _baseline(session: AsyncSession, tenant: str, wanted: AnalysisSettings) -> Report | None:
+    """Read the baseline's report now, so that the verdict does not depend on how long its analysis is kept.
+
+    Raises:
+        BaselineDecidedError: if a rule must not compare with it.
+    """
     if wanted.baseline is None:
         return None
     report, _ = await resolve(session, tenant, wanted.baseline)
-    return report.model_dump(mode="json")
+    if wanted.policy is not None and wanted.policy.refuses(report):
+        error = FieldError(pointer="/baseline", detail=f"{BASELINE_DECIDED} {PRODUCE_AGAIN}")
+        raise BaselineDecidedError(BASELINE_DECIDED, advice=PRODUCE_AGAIN, errors=[error])
+    return report
 
 
 def _timeout(context: Context, wanted: AnalysisSettings) -> float:

@@ -40,7 +40,8 @@ class AnalysisRow(Base):
     """Report to compare with; it is large, so like the policy it is loaded only to compute the verdict."""
     verdict: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     fingerprint: Mapped[str | None] = mapped_column(Text)
-    """Fingerprint of what the report depends on: model, batch and options; null for analyses older than this column."""
+    """Fingerprint of what the report depends on: model, batch, options and what a policy asks of the analysis; null for
+    analyses older than this column."""
     reused_from: Mapped[UUID | None] = mapped_column(Uuid)
     """The analysis that produced the report; it may have been deleted."""
     state: Mapped[State] = mapped_column(Text)

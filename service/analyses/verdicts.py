@@ -10,18 +10,42 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses.table import AnalysisRow
-from service.policies import Policy, Verdict, evaluate
+from service.policies import Policy, Verdict, evaluate, terms
+from wsb_engine.options import Options
 from wsb_engine.report import Report
 
 
 async def judge(session: AsyncSession, row: AnalysisRow, report: str) -> dict[str, Any] | None:
     """Apply the analysis's policy to its report; None without a policy."""
-    # The two are large and needed nowhere else, so they are not loaded with the row.
-    query = select(AnalysisRow.policy, AnalysisRow.baseline).where(AnalysisRow.id == row.id)
-    policy, baseline = (await session.execute(query)).one()
+    policy, baseline = await _stored(session, row)
     if policy is None:
         return None
     return await asyncio.to_thread(verdict_document, policy, baseline, row.options.get("learning_rate"), report)
+
+
+async def stored_terms(session: AsyncSession, row: AnalysisRow) -> dict[str, Any]:
+    """Return what the analysis has to know of its policy, as ``service.policies.terms`` does."""
+    policy, baseline = await _stored(session, row)
+    if policy is None:
+        return {}
+    return await asyncio.to_thread(_terms, policy, baseline, row.options)
+
+
+def _terms(policy: dict[str, Any], baseline: dict[str, Any] | None, options: dict[str, Any]) -> dict[str, Any]:
+    wanted = Options.model_validate(options)
+    compared = baseline if wanted.stop == "decided" else None
+    try:
+        report = None if compared is None else Report.model_validate(compared)
+        return terms(Policy.model_validate(policy), report, wanted)
+    except ValidationError:
+        return {}  # as in ``verdict_document``, which says so
+
+
+async def _stored(session: AsyncSession, row: AnalysisRow) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Load the policy and the baseline, which are large and not loaded with the row."""
+    query = select(AnalysisRow.policy, AnalysisRow.baseline).where(AnalysisRow.id == row.id)
+    policy, baseline = (await session.execute(query)).one()
+    return policy, baseline
 
 
 def verdict_document(

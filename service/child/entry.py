@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from collections.abc import Callable, Collection
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wsb_engine import Batch, Classifier, Options
     from wsb_engine.progress import Progress
 
 ENTRY = "service.child.entry:run"
+ESTIMATE_ENTRY = "service.child.entry:estimate"
 PROTECTIONS_ENTRY = "service.child.entry:protections"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
     *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.pt2"),
-    *("service.child.warm_up", __name__),
+    *("service.child.warm_up", "service.policies", __name__),
 )
 """Modules that the zygote imports, in this order, so that a child starts in milliseconds."""
 
@@ -41,23 +44,59 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
     """Analyse a model on a batch; return the report as JSON.
 
     Args:
-        request: ``options`` of the engine; ``torchscript`` and ``max_model_bytes``, settings; ``threads`` and
-            ``sandbox``, which the sandbox adds. ``model`` and ``batch``: paths of the files; by default those of their
-            names in the working directory. ``model_data``: names of the data files that were sent with the model and
-            are in ``DATA_FOLDER``; without it, data files are where the model is.
+        request: ``options`` of the engine; ``torchscript`` and ``max_model_bytes``, settings; ``threads``, ``sandbox``
+            and ``memory_bytes``, which the sandbox adds. ``model`` and ``batch``: paths of the files; by default those
+            of their names in the working directory. ``model_data``: names of the data files that were sent with the
+            model and are in ``DATA_FOLDER``; without it, data files are where the model is. ``needs``: paths of the
+            report that must not be left out; ``gate``: what an enclosure has to decide. Both come from a policy, if
+            there is one.
         emit_progress: Called with the engine's progress.
 
     Raises:
         EngineError: if the input can't be analysed.
         MemoryError: if there is not enough memory.
     """
+    from service.policies import Gate
+    from wsb_engine import analyze
+
+    gate = Gate.model_validate(request["gate"]) if request.get("gate") is not None else None
+    with _ready(request) as (classifier, batch, options):
+        report = analyze(
+            classifier,
+            batch,
+            options,
+            progress=_ThrottledProgress(emit_progress),
+            needs=request.get("needs", ()),
+            decided=None if gate is None else gate.decided,
+        )
+    engine = report.engine.model_copy(update={"sandbox": request["sandbox"] or None})
+    document: str = report.model_copy(update={"engine": engine}).model_dump_json()
+    return document
+
+
+def estimate(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]], None]) -> str:
+    """Estimate what ``run`` would cost with the same request; return the estimate as JSON.
+
+    Raises:
+        EngineError, MemoryError: as ``run``.
+    """
+    import wsb_engine
+
+    with _ready(request) as (classifier, batch, options):
+        document: str = wsb_engine.estimate(classifier, batch, options).model_dump_json()
+    return document
+
+
+@contextmanager
+def _ready(request: dict[str, Any]) -> Iterator[tuple[Classifier, Batch, Options]]:
+    """Read both files and the options; errors of libraries that mean out of memory become one."""
     model, sent = request.get("model", MODEL_FILE), request.get("model_data")
     _gate(request["torchscript"], request["sandbox"], model)
 
     import torch
 
     from service.kit.devices import usable_cores
-    from wsb_engine import Options, analyze, load_batch, load_model
+    from wsb_engine import load_batch, load_model
     from wsb_engine.formats.load import external_files
     from wsb_engine.memory import ran_out
 
@@ -69,15 +108,24 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
             _refuse_unused(sent, external_files(model, **where))
         classifier = load_model(model, **where)
         batch = load_batch(request.get("batch", BATCH_FILE))
-        options = Options.model_validate(request["options"])
-        report = analyze(classifier, batch, options, progress=_ThrottledProgress(emit_progress))
+        yield classifier, batch, _options(request)
     except Exception as error:
         if ran_out(error):
             raise MemoryError(str(error)) from error
         raise
-    engine = report.engine.model_copy(update={"sandbox": request["sandbox"] or None})
-    document: str = report.model_copy(update={"engine": engine}).model_dump_json()
-    return document
+
+
+def _options(request: dict[str, Any]) -> Options:
+    """Return the options with a memory limit that the limits of this process can hold."""
+    from wsb_engine.analysis.inputs import device
+    from wsb_engine.memory import working_memory
+    from wsb_engine.options import Options
+
+    options, memory = Options.model_validate(request["options"]), request.get("memory_bytes")
+    if memory is None or device(options).type != "cpu":
+        return options
+    limit = working_memory(memory) if options.memory_limit is None else min(options.memory_limit, memory)
+    return options.model_copy(update={"memory_limit": limit})
 
 
 def data_files(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]], None]) -> str:
@@ -122,7 +170,8 @@ class _ThrottledProgress:
         now = time.monotonic()
         if progress.phase != self._phase or progress.fraction == 1 or now >= self._next:
             self._phase, self._next = progress.phase, now + _PROGRESS_SECONDS
-            self._emit(asdict(progress))
+            fields = ((each.name, getattr(progress, each.name)) for each in dataclasses.fields(progress))
+            self._emit({name: getattr(value, "model_dump", lambda v=value: v)() for name, value in fields})
 
 
 def torchscript_accepted(policy: str, active: Collection[str]) -> bool:

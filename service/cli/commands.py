@@ -22,8 +22,9 @@ from wsb_engine.options import Options
 # What the help doesn't need is imported where it is used; otherwise it would take half of its time.
 if TYPE_CHECKING:
     from service.cli.outputs import Outputs
-    from service.policies import Verdict
+    from service.policies import Policy, Verdict
     from service.settings import Settings
+    from wsb_engine.costs import Estimate
     from wsb_engine.report import Report
 
 # Without rich's markup, whose import takes longer than all other imports of the help.
@@ -189,6 +190,8 @@ def analyze(
     _check(wanted)
     if compare_with is not None:
         typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
+    if options.stop == "decided":
+        _end("--stop decided needs a policy: use wsb check, or leave it out. [policy_missing]", Exit.INVALID)
     report = _evaluated(model, batch, options, url, timeout)
     if not wanted.uses_stdout:
         typer.echo(summarize(report))
@@ -224,14 +227,34 @@ def check(
     _check(wanted)
     try:
         rules = read_policy(policy, with_baseline=baseline is not None)
-        base = None if baseline is None else read_baseline(baseline)
+        base = None if baseline is None else read_baseline(baseline, rules)
     except UnusableError as error:
         _end(str(error), Exit.INVALID)
-    report = _evaluated(model, batch, options, url, timeout)
+    report = _evaluated(model, batch, options, url, timeout, rules, base)
     found = evaluate(rules, report, base, options.learning_rate)
     typer.echo(describe(found, report), err=wanted.uses_stdout)
     _write(wanted, report, found)
     raise typer.Exit(_exit_of(found))
+
+
+@app.command()
+@with_options
+def estimate(
+    model: ModelFile,
+    batch: BatchFile,
+    timeout: Seconds = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    *,
+    options: Options,
+) -> None:
+    """Say what an analysis will cost: operations, memory and seconds by phase. Only a few samples are run.
+
+    Exit codes: 0 done, 2 invalid input, 3 not estimated.
+    """
+    from service.cli.estimate import described
+
+    found = _estimated(model, batch, options, timeout)
+    typer.echo(found.model_dump_json() if as_json else described(found))
 
 
 app.command()(batch)
@@ -267,33 +290,78 @@ def _write(outputs: Outputs, report: Report, verdict: Verdict | None = None) -> 
 
 def _exit_of(verdict: Verdict) -> Exit:
     if verdict.outcome == "error":
-        return Exit.INVALID if verdict.code == "baseline_mismatch" else Exit.NOT_EVALUATED
+        return Exit.INVALID if verdict.code in ("baseline_mismatch", "baseline_decided") else Exit.NOT_EVALUATED
     return Exit.FAILED if verdict.outcome == "fail" else Exit.DONE
 
 
-def _evaluated(model: Path, batch: Path, options: Options, url: str | None, timeout: float | None) -> Report:
+def _evaluated(
+    model: Path,
+    batch: Path,
+    options: Options,
+    url: str | None,
+    timeout: float | None,
+    policy: Policy | None = None,
+    baseline: Report | None = None,
+) -> Report:
     """Analyse here or on a server; end the command if there is no report."""
     import asyncio
 
-    from service.cli.evaluate import InvalidInputError, NotEvaluatedError, evaluate_here, require_files
+    from service.cli.evaluate import evaluate_here, require_files
     from service.cli.progress import shown_progress
+    from service.policies import terms
 
-    settings = _settings()
-    try:
+    settings, asked = _settings(), terms(policy, baseline, options)
+    with _ending_on_errors():
         require_files(model, batch)
         with shown_progress() as progress:
             if url is not None:
                 from service.cli.remote import evaluate_there
 
-                key = settings.api_key
-                return evaluate_there(url, model, batch, options, seconds=timeout, progress=progress, key=key)
+                parts = {"policy": policy, "baseline": baseline} if asked else {}
+                return evaluate_there(
+                    *(url, model, batch, options),
+                    seconds=timeout,
+                    progress=progress,
+                    key=settings.api_key,
+                    judged={name: part.model_dump(mode="json") for name, part in parts.items() if part is not None},
+                )
             here = evaluate_here(
                 *(model, batch, options),
                 settings=settings,
                 seconds=timeout or settings.job_seconds,
                 progress=progress,
+                terms=asked,
             )
             return asyncio.run(here)
+
+
+def _estimated(model: Path, batch: Path, options: Options, timeout: float | None) -> Estimate:
+    """Estimate here; end the command if that fails."""
+    import asyncio
+
+    from service.cli.evaluate import estimate_here, require_files
+
+    settings = _settings()
+    with _ending_on_errors():
+        require_files(model, batch)
+        here = estimate_here(
+            *(model, batch, options),
+            settings=settings,
+            seconds=timeout or settings.job_seconds,
+            progress=lambda _: None,
+        )
+        return asyncio.run(here)
+
+
+@contextmanager
+def _ending_on_errors() -> Iterator[None]:
+    """End the command if what runs inside fails or is interrupted."""
+    import asyncio
+
+    from service.cli.evaluate import InvalidInputError, NotEvaluatedError
+
+    try:
+        yield
     except InvalidInputError as error:
         _end(str(error), Exit.INVALID)
     except NotEvaluatedError as error:

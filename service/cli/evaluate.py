@@ -7,19 +7,21 @@ import mmap
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from service.analyses.error_codes import is_limit, is_service_failure
-from service.child.entry import DATA_FILES_ENTRY, ENTRY, PRELOAD
+from service.child.entry import DATA_FILES_ENTRY, ENTRY, ESTIMATE_ENTRY, PRELOAD
 from service.child.protections import required
 from service.cli.progress import ProgressSink
 from service.kit.devices import has_gpu
 from service.sandbox import IS_SUPPORTED, Job, Outcome, SandboxError
 from service.settings import Settings
+from wsb_engine.costs import Estimate
 from wsb_engine.formats.foreign import folder_batch, folder_model
 from wsb_engine.options import Options
 from wsb_engine.report import Report
@@ -38,9 +40,16 @@ class NotEvaluatedError(Exception):
 
 
 async def evaluate_here(
-    model: Path, batch: Path, options: Options, *, settings: Settings, seconds: float, progress: ProgressSink
+    model: Path,
+    batch: Path,
+    options: Options,
+    *,
+    settings: Settings,
+    seconds: float,
+    progress: ProgressSink,
+    terms: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Run the engine in a sandboxed child of this process.
+    """Analyse in a sandboxed child of this process.
 
     Args:
         model: Model file.
@@ -49,10 +58,36 @@ async def evaluate_here(
         settings: Settings for threads, memory and sandbox.
         seconds: Wall-clock limit.
         progress: Called with the progress of the analysis.
+        terms: What the analysis has to know of a policy, from ``service.policies.terms``.
 
     Raises:
         InvalidInputError, NotEvaluatedError: with a message for the user.
     """
+    return read_report(await _run_here(ENTRY, model, batch, options, settings, seconds, progress, terms or {}))
+
+
+async def estimate_here(
+    model: Path, batch: Path, options: Options, *, settings: Settings, seconds: float, progress: ProgressSink
+) -> Estimate:
+    """Estimate an analysis in a sandboxed child of this process; as ``evaluate_here``."""
+    found = await _run_here(ESTIMATE_ENTRY, model, batch, options, settings, seconds, progress, {})
+    try:
+        return Estimate.model_validate_json(found)
+    except ValidationError as error:
+        raise NotEvaluatedError(f"The engine did not produce a valid estimate: {error}") from error
+
+
+async def _run_here(
+    entry: str,
+    model: Path,
+    batch: Path,
+    options: Options,
+    settings: Settings,
+    seconds: float,
+    progress: ProgressSink,
+    terms: Mapping[str, Any],
+) -> str:
+    """Run an entry function of the child on both files; return its result."""
     task = asyncio.current_task()
     if task is not None:
         # Leaving the zygote's context kills the child; a signal must not bypass that.
@@ -60,16 +95,17 @@ async def evaluate_here(
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="wsb-") as folder:
 
-        def job(entry: str, *data: Path) -> Job:
+        def job(function: str, *data: Path) -> Job:
             return Job(
                 folder=Path(folder),
-                entry=entry,
+                entry=function,
                 request={
                     "options": options.model_dump(mode="json"),
                     "torchscript": settings.torchscript,
                     "max_model_bytes": settings.whole_model_bytes,
                     "model": os.path.abspath(model),
                     "batch": os.path.abspath(batch),
+                    **terms,
                 },
                 seconds=seconds,
                 threads=settings.job_threads,
@@ -85,7 +121,7 @@ async def evaluate_here(
                 data: list[Path] = []
                 if may_have_data_files(model):
                     data = within(model.parent, _result(await run(job(DATA_FILES_ENTRY), progress)))
-                return read_report(_result(await run(job(ENTRY, *data), progress)))
+                return _result(await run(job(entry, *data), progress))
         except SandboxError as error:
             raise failure(error.code, error.message, error.advice, broke_down=True) from error
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from service.cli.summary import doubts
 from service.policies import Policy, PolicyError, Verdict, load_policy
+from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
 from service.rendering.registry import MARKDOWN, RENDERINGS
 from wsb_engine.report import SCHEMA_VERSION, Report
 
@@ -86,11 +87,11 @@ def read_policy(path: Path, *, with_baseline: bool) -> Policy:
     return policy
 
 
-def read_baseline(path: Path) -> Report:
+def read_baseline(path: Path, policy: Policy) -> Report:
     """Read a report that was written earlier.
 
     Raises:
-        UnusableError: if it is not a report, or is of another version.
+        UnusableError: if it is not a report, is of another version, or is not one that the policy can compare with.
     """
     try:
         with path.open("rb") as file:
@@ -109,6 +110,8 @@ def read_baseline(path: Path) -> Report:
         raise UnusableError(
             f"{path} has report schema {report.schema_version}; this version reads {SCHEMA_VERSION.split('.')[0]}.x."
         )
+    if policy.refuses(report):
+        raise UnusableError(f"{path}: {BASELINE_DECIDED} [baseline_decided]\n{PRODUCE_AGAIN}")
     return report
 
 

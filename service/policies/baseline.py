@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import JsonValue
 
+from service.policies.metrics import about_moments
 from service.policies.policy import Mismatch, Policy
 from service.policies.schemas import BaselineComparison, Difference
 from wsb_engine.report import Report
@@ -16,8 +17,8 @@ NAMED_TENSORS = 5
 
 def compare(policy: Policy, report: Report, baseline: Report) -> BaselineComparison:
     """Find the differences that matter, and whether the policy allows them all."""
-    spectrum = any(rule.needs_baseline and rule.metric.startswith("spectrum.") for rule in policy.rule)
-    differences = list(_differences(report, baseline, spectrum=spectrum))
+    metrics = [rule.metric for rule in policy.rule if rule.needs_baseline]
+    differences = list(_differences(metrics, report, baseline))
     names = {difference.name for difference in differences}
     return BaselineComparison(
         compatible=names <= set(policy.allow_mismatch),
@@ -26,11 +27,16 @@ def compare(policy: Policy, report: Report, baseline: Report) -> BaselineCompari
     )
 
 
-def _differences(report: Report, baseline: Report, *, spectrum: bool) -> Iterator[Difference]:
+def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> Iterator[Difference]:
+    """Find the differences that matter to rules on these metrics.
+
+    An enclosure is certified whichever moments it rests on, so their method matters only to rules on what they provide.
+    """
     pairs: list[tuple[Mismatch, str, JsonValue, JsonValue]] = []
     # If one report has no such part, its numbers are missing, which the rule reports.
-    if report.moments is not None and baseline.moments is not None:
+    if any(map(about_moments, metrics)) and report.moments is not None and baseline.moments is not None:
         pairs.append(("method", "moments.method", report.moments.method, baseline.moments.method))
+    spectrum = any(metric.startswith("spectrum.") for metric in metrics)
     if spectrum and report.spectrum is not None and baseline.spectrum is not None:
         pairs.append(("method", "spectrum.method", report.spectrum.method, baseline.spectrum.method))
     pairs += [

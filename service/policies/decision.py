@@ -8,8 +8,26 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from service.policies.metrics import Measurement
+from service.policies.metrics import Measurement, exact
+from service.policies.policy import Rule
 from service.policies.schemas import Operator
+
+
+def holds(rule: Rule, number: Measurement, baseline: Measurement | None = None) -> bool | None:
+    """Return whether a rule holds; None if that is undecided.
+
+    Args:
+        rule: The rule.
+        number: The number that it is about.
+        baseline: The baseline's number, for a rule about an increase.
+    """
+    if rule.op is not None and rule.limit is not None:
+        return satisfies(number, rule.op, exact(rule.limit))
+    if baseline is None:
+        raise ValueError("an increase needs a baseline")
+    if rule.max_increase is not None:
+        return increases_at_most(number, baseline, exact(rule.max_increase))
+    return increases_relatively_at_most(number, baseline, exact(rule.max_relative_increase or 0.0))
 
 
 def satisfies(number: Measurement, op: Operator, limit: Fraction) -> bool | None:

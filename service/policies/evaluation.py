@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.policies.baseline import compare
-from service.policies.decision import increases_at_most, increases_relatively_at_most, satisfies
-from service.policies.metrics import BOUNDS_LIST, STABILITY_RATIO, Measurement, exact, measure, rounded
-from service.policies.policy import Policy, Rule
+from service.policies.decision import holds
+from service.policies.metrics import BOUNDS_LIST, STABILITY_RATIO, Measurement, measure, rounded
+from service.policies.policy import Policy, Rule, stopped_when_decided
 from service.policies.schemas import BaselineComparison, Outcome, Range, RuleResult, Verdict
 from wsb_engine.report import Report
 
@@ -16,6 +16,11 @@ _TIGHTEN = (
     "Ask for a tighter enclosure (a smaller relative_gap, more max_products, dtype float64), or move the limit away "
     "from the number."
 )
+_RUN_ON = "Run the analysis with this policy, or with the option stop at gap: it ended once its own policy was decided."
+BASELINE_DECIDED = (
+    "The baseline's analysis stopped as soon as its policy was decided, which is too soon to compare with."
+)
+PRODUCE_AGAIN = "Produce the baseline with the option stop at gap, its default."
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class _Candidate:
     baseline: Report | None
     learning_rate: float | None
     comparison: BaselineComparison | None
+    refused: bool
+    """True if the baseline stopped too soon to be compared with."""
 
 
 def evaluate(
@@ -40,21 +47,29 @@ def evaluate(
         learning_rate: Learning rate for ``stability_ratio``; None takes the policy's.
     """
     comparison = None if baseline is None else compare(policy, report, baseline)
-    rate = policy.learning_rate if learning_rate is None else learning_rate
-    candidate = _Candidate(report, baseline, rate, comparison)
+    refused = baseline is not None and policy.refuses(baseline)
+    candidate = _Candidate(report, baseline, policy.rate(learning_rate), comparison, refused)
     rules = [_judge(rule, candidate) for rule in policy.rule]
-    return _mismatch(rules, comparison) or _failed_check(policy, rules, candidate) or _sum_up(rules, comparison)
+    return (
+        _refused(rules, candidate)
+        or _mismatch(rules, comparison)
+        or _failed_check(policy, rules, candidate)
+        or _sum_up(rules, comparison)
+    )
 
 
 def _judge(rule: Rule, candidate: _Candidate) -> RuleResult:
     number = measure(candidate.report, rule.metric, candidate.learning_rate)
     if number is None:
         return _missing(rule, candidate, candidate.report, "missing", f"The report has no {rule.metric}.")
+    advice = _RUN_ON if stopped_when_decided(candidate.report) else _TIGHTEN
     if not rule.needs_baseline:
-        return _against_limit(rule, number)
+        return _against_limit(rule, number, advice)
     if candidate.baseline is None:
         text = "There is no baseline to compare with."
         return _missing(rule, candidate, candidate.report, "baseline_missing", text, number)
+    if candidate.refused:
+        return _result(rule, number, outcome="error", code="baseline_decided", message=BASELINE_DECIDED)
     if candidate.comparison is not None and not candidate.comparison.compatible:
         text = "The baseline can't be compared with."
         return _result(rule, number, outcome="error", code="baseline_mismatch", message=text)
@@ -62,53 +77,46 @@ def _judge(rule: Rule, candidate: _Candidate) -> RuleResult:
     if base is None:
         text = f"The baseline has no {rule.metric}."
         return _missing(rule, candidate, candidate.baseline, "missing", text, number)
-    return _against_baseline(rule, number, base)
+    return _against_baseline(rule, number, base, advice)
 
 
-def _against_limit(rule: Rule, number: Measurement) -> RuleResult:
-    assert rule.op is not None  # noqa: S101 - the schema says so
-    assert rule.limit is not None  # noqa: S101
+def _against_limit(rule: Rule, number: Measurement, advice: str) -> RuleResult:
     target = f"{rule.op} {rule.limit:.9g}"
     texts = f"it is {target}", f"it is not {target}", f"it is {target}"
-    holds = satisfies(number, rule.op, exact(rule.limit))
-    return _decided(rule, number, holds, f"{_subject(rule)} is {_text(number)}", texts)
+    return _decided(rule, number, holds(rule, number), f"{_subject(rule)} is {_text(number)}", texts, advice)
 
 
-def _against_baseline(rule: Rule, number: Measurement, base: Measurement) -> RuleResult:
-    if rule.max_increase is not None:
-        holds = increases_at_most(number, base, exact(rule.max_increase))
-        most = f"{rule.max_increase:.9g}"
-    else:
-        assert rule.max_relative_increase is not None  # noqa: S101 - the schema says so
-        holds = increases_relatively_at_most(number, base, exact(rule.max_relative_increase))
-        most = f"{100 * rule.max_relative_increase:.9g} %"
+def _against_baseline(rule: Rule, number: Measurement, base: Measurement, advice: str) -> RuleResult:
+    share, increase = rule.max_relative_increase, rule.max_increase
+    most = f"{increase:.9g}" if share is None else f"{100 * share:.9g} %"
     found = f"{_subject(rule)} is {_text(number)}, and {_text(base)} in the baseline"
     risen = f"it has risen by more than {most}"
     texts = risen.replace("has risen by", "has not risen by"), risen, risen
-    result = _decided(rule, number, holds, found, texts)
+    result = _decided(rule, number, holds(rule, number, base), found, texts, advice)
     return result.model_copy(update={"baseline": base.value, "baseline_interval": _interval(base)})
 
 
 def _decided(
-    rule: Rule, number: Measurement, holds: bool | None, found: str, texts: tuple[str, str, str]
+    rule: Rule, number: Measurement, decision: bool | None, found: str, texts: tuple[str, str, str], advice: str
 ) -> RuleResult:
     """Return the result of a rule.
 
     Args:
         rule: The rule.
         number: The number that it is about.
-        holds: Whether it holds; None if that is undecided.
+        decision: Whether it holds; None if that is undecided.
         found: What the report says, as a sentence without its end.
         texts: How the sentence goes on if the rule holds, does not hold, or is undecided.
+        advice: What to do if it is undecided.
     """
     yes, no, whether = texts
-    if holds is None:
+    if decision is None:
         # Either way, a rule that only warns stops nobody.
         outcome: Outcome = "warn" if rule.severity == "warn" else "error"
         message = f"{found}: that does not decide whether {whether}."
-        return _result(rule, number, outcome=outcome, code="undecided", message=message, advice=_TIGHTEN)
+        return _result(rule, number, outcome=outcome, code="undecided", message=message, advice=advice)
     return _result(
-        rule, number, outcome="pass" if holds else rule.severity, message=f"{found}: {yes if holds else no}."
+        rule, number, outcome="pass" if decision else rule.severity, message=f"{found}: {yes if decision else no}."
     )
 
 
@@ -140,6 +148,19 @@ def _result(rule: Rule, number: Measurement | None, **fields: Any) -> RuleResult
         value=None if number is None else number.value,
         interval=None if number is None else _interval(number),
         **fields,
+    )
+
+
+def _refused(rules: list[RuleResult], candidate: _Candidate) -> Verdict | None:
+    if not candidate.refused:
+        return None
+    return Verdict(
+        outcome="error",
+        code="baseline_decided",
+        message=BASELINE_DECIDED,
+        advice=PRODUCE_AGAIN,
+        rules=rules,
+        baseline=candidate.comparison,
     )
 
 

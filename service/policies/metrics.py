@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -20,6 +20,10 @@ BOUNDS_LIST = "bounds_list."
 """Begins the path of a number of a bound, which goes on with the bound's name."""
 
 _ENDS = ("lower", "upper")
+_FROM_MOMENTS = ("moments", "bounds", "bounds_list", "layers", "blocks", "orthogonality")
+"""Parts of a report that exist only with moments."""
+
+Eigenvalue = Literal["lambda_max", "lambda_min"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ def measure(report: Report, metric: str, learning_rate: float | None = None) -> 
         learning_rate: Learning rate for ``stability_ratio``.
     """
     if metric == STABILITY_RATIO:
-        return _stability_ratio(report, learning_rate)
+        return None if report.lambda_max is None else measured(metric, report.lambda_max.interval, learning_rate)
     owner: Any = None
     found: Any = report
     parts = metric.split(".")
@@ -73,10 +77,49 @@ def measure(report: Report, metric: str, learning_rate: float | None = None) -> 
         if found is None:
             return None
     if isinstance(owner, CertifiedInterval) and parts[-1] in _ENDS:
-        return Measurement(value=float(found), low=exact(owner.lower), high=exact(owner.upper), enclosed=True)
+        return measured(metric, owner)
     if isinstance(found, CertifiedInterval | Interval):
-        return Measurement(value=None, low=exact(found.lower), high=exact(found.upper), enclosed=True)
+        return measured(metric, found)
     return Measurement(value=float(found), low=exact(found), high=exact(found))
+
+
+def measured(
+    metric: str, interval: CertifiedInterval | Interval, learning_rate: float | None = None
+) -> Measurement | None:
+    """Return what an interval says about the number; None for ``stability_ratio`` without a learning rate.
+
+    Args:
+        metric: Path to the interval or to an end of it, or ``stability_ratio``.
+        interval: The interval; for ``stability_ratio`` that of λ_max.
+        learning_rate: Learning rate for ``stability_ratio``.
+    """
+    low, high = exact(interval.lower), exact(interval.upper)
+    if metric == STABILITY_RATIO:
+        if learning_rate is None:
+            return None
+        factor = exact(learning_rate) / 2
+        return Measurement(value=rounded(factor * high), low=factor * low, high=factor * high, enclosed=True)
+    end = metric.rpartition(".")[2]
+    return Measurement(value=getattr(interval, end) if end in _ENDS else None, low=low, high=high, enclosed=True)
+
+
+def about_enclosure(metric: str) -> bool:
+    """Return whether the number depends on the enclosure."""
+    return metric == STABILITY_RATIO or metric.partition(".")[0] == "enclosure"
+
+
+def about_moments(metric: str) -> bool:
+    """Return whether a report has the number only if it has moments."""
+    return metric.partition(".")[0] in _FROM_MOMENTS
+
+
+def eigenvalue(metric: str) -> Eigenvalue | None:
+    """Return which eigenvalue a number of the enclosure stands for; None if it is about something else."""
+    if metric == STABILITY_RATIO:
+        return "lambda_max"
+    names = (metric, metric.rpartition(".")[0] if metric.rpartition(".")[2] in _ENDS else "")
+    known: tuple[Eigenvalue, ...] = get_args(Eigenvalue)
+    return next((name for name in known if f"enclosure.{name}" in names), None)
 
 
 def exact(number: float) -> Fraction:
@@ -90,15 +133,6 @@ def rounded(number: Fraction) -> float:
         return float(number)
     except OverflowError:
         return sys.float_info.max if number > 0 else -sys.float_info.max
-
-
-def _stability_ratio(report: Report, learning_rate: float | None) -> Measurement | None:
-    closest = report.lambda_max
-    if learning_rate is None or closest is None:
-        return None
-    factor = exact(learning_rate) / 2
-    low, high = factor * exact(closest.interval.lower), factor * exact(closest.interval.upper)
-    return Measurement(value=rounded(high), low=low, high=high, enclosed=True)
 
 
 def _child(value: Any, part: str) -> Any:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from service.fields import FieldError, field_errors
-from service.policies.metrics import check_metric
+from service.policies.metrics import about_moments, check_metric
 from service.policies.schemas import Operator, Severity
+from wsb_engine.report import Report
 
 MAX_RULES = 200
 MAX_POLICY_BYTES = 1 << 20
@@ -117,9 +118,27 @@ class Policy(_Part):
                 raise PydanticCustomError("unknown_mismatch", "'{name}' is none of {known}", context)
         return names
 
+    def rate(self, learning_rate: float | None) -> float | None:
+        """Return the learning rate for ``stability_ratio``: that of the analysis, or else the policy's."""
+        return self.learning_rate if learning_rate is None else learning_rate
+
+    @property
+    def needs_moments(self) -> bool:
+        """True if a rule is about a number that only moments provide."""
+        return any(about_moments(rule.metric) for rule in self.rule)
+
+    def refuses(self, baseline: Report) -> bool:
+        """Return whether a baseline ended as soon as its own policy was decided, and a rule compares with it."""
+        return stopped_when_decided(baseline) and any(rule.needs_baseline for rule in self.rule)
+
     def unmet_baseline(self) -> Rule | None:
         """Return the first rule that can't be decided without a baseline."""
         return next((rule for rule in self.rule if rule.needs_baseline and rule.on_missing == "error"), None)
+
+
+def stopped_when_decided(report: Report) -> bool:
+    """Return whether the enclosure is only as narrow as the policy of its analysis needed."""
+    return report.enclosure is not None and report.enclosure.stopped_by == "decided"
 
 
 def load_policy(path: Path) -> Policy:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from service.policies.schemas import Outcome, RuleResult
 from service.rendering import bounds
 from service.rendering.numbers import Ends, interval, middle, number, percent
-from wsb_engine.report import CertifiedInterval, NamedBound, Report, ReportWarning
+from wsb_engine.report import CertifiedInterval, Enclosure, NamedBound, Report, ReportWarning
 
 OUTCOMES: dict[Outcome, str] = {
     "pass": "Passed",
@@ -91,6 +91,7 @@ def certainty(report: Report, found: CertifiedInterval) -> str:
 
 
 _STOPPED = {
+    "decided": "every rule of the policy on it was decided",
     "precision": "what is left is rounding",
     "products": "the number of products allowed was reached",
     "time": "the time limit passed",
@@ -104,6 +105,19 @@ def stopping(report: Report) -> str:
     told = _STOPPED.get(reason or "", "")
     limit = ": the limit of float32, float64 goes further" if report.engine.dtype == "float32" else ""
     return told + (limit if reason == "precision" else "")
+
+
+def _recurrence(enclosure: Enclosure) -> list[Quantity]:
+    """Say which vectors the enclosure rests on, and what a model of rounding adds."""
+    rows = []
+    if enclosure.basis is not None:
+        floor = f"rounding limits the gap to {number(enclosure.floor, 2)}" if enclosure.floor else ""
+        kept = "three, without a basis" if enclosure.basis == "three_vectors" else "all, as a basis"
+        rows.append(Quantity("Vectors kept", kept, floor))
+    if enclosure.modelled is not None:
+        upper = number(enclosure.modelled.upper, 10)
+        rows.append(Quantity("λ_max, modelled", f"at most {upper}", "if rounding is isotropic: a model, not certified"))
+    return rows
 
 
 def looseness(report: Report, bound: NamedBound) -> str:
@@ -122,6 +136,7 @@ def curvature(report: Report) -> list[Quantity]:
         for label, found in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
             gap = f", relative gap {number(found.relative_gap, 2)}" if found.relative_gap is not None else ""
             rows.append(Quantity(label, interval(found), f"{certainty(report, found)}{gap}"))
+        rows += _recurrence(report.enclosure)
         if stopping(report):
             products = number(report.enclosure.hessian_vector_products)
             rows.append(Quantity("Stopped", f"after {products} products", stopping(report)))

@@ -97,7 +97,8 @@ def _work(
         if job is None:
             return None
         limit_cpu_time(job["seconds"])
-        asked = {**job["request"], "threads": threads, "sandbox": [*active, "rlimit_cpu"]}
+        own = {"threads": threads, "memory_bytes": limits.memory_bytes, "sandbox": [*active, "rlimit_cpu"]}
+        asked = {**job["request"], **own}
         body = entry(asked, lambda fields: write_whole(pipe, encode_progress(fields)))
         if not isinstance(body, str):
             raise TypeError(f"{place['entry']} returned {type(body).__name__}, not str")

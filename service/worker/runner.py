@@ -20,6 +20,7 @@ from service import traces
 from service.analyses import outcomes, repository
 from service.analyses.schemas import AnalysisError, progress_document
 from service.analyses.table import FINAL_STATES, AnalysisRow
+from service.analyses.verdicts import stored_terms
 from service.blobs.repository import StoredFile, stored_files
 from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE
 from service.database.engine import Database, patiently
@@ -41,6 +42,18 @@ _CHILD_LINES = 100
 
 _COPIES = 8
 """Files that one job copies at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    """One attempt at an analysis."""
+
+    row: AnalysisRow
+    model_files: Sequence[StoredFile]
+    terms: dict[str, Any]
+    """What the child has to know of the policy."""
+    progress: dict[str, Any] = field(default_factory=dict)
+    """Latest progress of the child, as it says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +100,18 @@ class Runner:
             self.running.discard(number)
 
     async def _run(self, analysis: UUID, job: JobContext) -> None:
-        started = await self._start(analysis)
-        if started is None:
+        attempt = await self._start(analysis)
+        if attempt is None:
             return
-        row, model_files = started
+        row = attempt.row
         facts: dict[str, str | int] = {"tenant": row.tenant, "attempt": row.attempts}
         structlog.contextvars.bind_contextvars(**facts)
         traces.note(**facts)
         log.info("analysis_started")
         try:
-            outcome = await self._attempt(row, model_files, job.job.id or 0)
+            outcome = await self._attempt(attempt, job.job.id or 0)
         except asyncio.CancelledError:
-            await self._stopped(row, job)
+            await self._stopped(attempt, job)
             return
         except BlobMissingError as error:
             message, advice = f"{error} is no longer stored.", "Upload it again."
@@ -118,10 +131,10 @@ class Runner:
             if outcome.interrupted and row.attempts < self.settings.max_attempts and outcome.error is not None:
                 lost = outcome.error
                 raise SandboxError(lost.message, code=lost.code, advice=lost.advice)
-            await self._conclude(row, outcome)
+            await self._conclude(attempt, outcome)
 
-    async def _start(self, analysis: UUID) -> tuple[AnalysisRow, Sequence[StoredFile]] | None:
-        """Begin an attempt; return the analysis and the files of its model, or None if it is not to be run."""
+    async def _start(self, analysis: UUID) -> _Attempt | None:
+        """Begin an attempt; None if the analysis is not to be run."""
         async with self.database.transaction() as session:
             if not await self._fits(session, analysis):
                 return None
@@ -132,7 +145,10 @@ class Runner:
             elif row.attempts > self.settings.max_attempts:
                 await outcomes.fail(session, analysis, worker_lost(row.attempts - 1))
                 return None
-            return None if row is None else (row, await stored_files(session, row.tenant, "models", row.model))
+            if row is None:
+                return None
+            files = await stored_files(session, row.tenant, "models", row.model)
+            return _Attempt(row=row, model_files=files, terms=await stored_terms(session, row))
 
     async def _fits(self, session: AsyncSession, analysis: UUID) -> bool:
         """Whether the analysis may fit in this worker's memory; ends one that fits in no worker's."""
@@ -152,7 +168,8 @@ class Runner:
             await repository.cancelled(session, analysis, allowed=("cancelling",))
         return False
 
-    async def _attempt(self, row: AnalysisRow, model_files: Sequence[StoredFile], job: int) -> Outcome:
+    async def _attempt(self, attempt: _Attempt, job: int) -> Outcome:
+        row, model_files = attempt.row, attempt.model_files
         async with self.children.one() as child:
             await self._copy_files(row, model_files, child.place.folder)
             request = {
@@ -160,15 +177,15 @@ class Runner:
                 "torchscript": self.settings.torchscript,
                 "max_model_bytes": self.settings.whole_model_bytes,
                 "model_data": [file["name"] for file in model_files[1:]],
+                **attempt.terms,
             }
-            latest: dict[str, Any] = {}
 
             def progressed(fields: dict[str, Any]) -> None:
-                latest.update(fields)
+                attempt.progress.update(fields)
                 if fields.get("one_thread") is True:
                     self.device.share(job)
 
-            async with self._writing_progress(row.id, latest):
+            async with self._writing_progress(row.id, attempt.progress):
                 self.children.fork_ahead()
                 outcome = await child.run(request, row.timeout_s, progressed)
         self.device.leave(job)  # so that the next job can compute while the report is stored
@@ -210,14 +227,11 @@ class Runner:
     @asynccontextmanager
     async def _writing_progress(self, analysis: UUID, latest: dict[str, Any]) -> AsyncIterator[None]:
         async def write() -> None:
-            written: dict[str, Any] = {}
+            written: dict[str, Any] | None = None
             while True:
                 await asyncio.sleep(self.settings.progress_seconds)
-                try:
-                    progress = progress_document(latest)
-                except ValidationError:
-                    continue  # no progress yet, or not the engine's
-                if progress == written:
+                progress = progress_document(latest)
+                if progress is None or progress == written:
                     continue
                 try:
                     async with self.database.transaction() as session:
@@ -230,17 +244,18 @@ class Runner:
         async with background(write(), "progress"):
             yield
 
-    async def _stopped(self, row: AnalysisRow, job: JobContext) -> None:
+    async def _stopped(self, attempt: _Attempt, job: JobContext) -> None:
         """Handle the end of the child after the analysis was cancelled or this worker began to stop."""
         task = asyncio.current_task()
         if job.abort_reason() is AbortReason.USER_REQUEST:
             if task is not None:
                 task.uncancel()
             async with self.database.transaction() as session:
-                await repository.cancelled(session, row.id)
+                await _keep_progress(session, attempt)
+                await repository.cancelled(session, attempt.row.id)
             log.info("analysis_cancelled")
             return
-        await self._put_back(row)
+        await self._put_back(attempt.row)
         raise asyncio.CancelledError
 
     async def _put_back(self, row: AnalysisRow) -> None:
@@ -249,15 +264,15 @@ class Runner:
             await repository.cancelled(session, row.id, allowed=("cancelling",))
         log.info("analysis_requeued")
 
-    async def _conclude(self, row: AnalysisRow, outcome: Outcome) -> None:
-        given = outcome.error
+    async def _conclude(self, attempt: _Attempt, outcome: Outcome) -> None:
+        row, given = attempt.row, outcome.error
         details = {} if given is None else {"code": given.code}
         log.info("analysis_ended", status=outcome.status, seconds=round(outcome.seconds, 3), **details)
         if given is not None:
             for line in outcome.log.splitlines()[-_CHILD_LINES:]:
                 log.info("child_log", line=line)
             error = AnalysisError(code=given.code, message=given.message, advice=given.advice, details=given.details)
-            await self._fail(row, error, timed_out=outcome.status == "timed_out")
+            await self._fail(row, error, timed_out=outcome.status == "timed_out", attempt=attempt)
             return
         try:
             report, timings = await asyncio.to_thread(_checked, outcome.result or "")
@@ -274,10 +289,14 @@ class Runner:
         traces.add_phases(timings)
         await self._store(succeed)
 
-    async def _fail(self, row: AnalysisRow, error: AnalysisError, *, timed_out: bool = False) -> None:
+    async def _fail(
+        self, row: AnalysisRow, error: AnalysisError, *, timed_out: bool = False, attempt: _Attempt | None = None
+    ) -> None:
         document = error.model_dump(mode="json")
 
         async def fail(session: AsyncSession) -> None:
+            if attempt is not None:
+                await _keep_progress(session, attempt)
             if await outcomes.fail(session, row.id, document, timed_out=timed_out) is None:
                 await repository.cancelled(session, row.id, allowed=("cancelling",))
 
@@ -292,6 +311,13 @@ class Runner:
                 await end(session)
 
         await patiently(once, seconds=self.settings.database_patience_seconds)
+
+
+async def _keep_progress(session: AsyncSession, attempt: _Attempt) -> None:
+    """Write the last progress, so that what was certified stays known although there is no report."""
+    progress = progress_document(attempt.progress)
+    if progress is not None:
+        await repository.report_progress(session, attempt.row.id, progress, allowed=("running", "cancelling"))
 
 
 def worker_lost(attempts: int) -> dict[str, Any]:

@@ -113,10 +113,19 @@ def test_progress_moves_without_loading_the_page_again_and_a_click_cancels(
     expect(phase).to_contain_text(re.compile(r"spectrum, \d+ %, \d+ Hessian-vector products"), timeout=60_000)
     bar = page.get_by_role("progressbar")
     assert float(bar.evaluate("bar => bar.value")) >= 0
+    known = page.locator("#known")
+    expect(known).to_have_text(re.compile(r"^So far: λ_max in \[[-0-9.e]+, [-0-9.e]+\] after \d+ products$"))
+    shown = [float(text) for text in re.findall(r"[-0-9.e]+(?=[,\]])", known.inner_text())]
+    identifier = page.url.rpartition("/")[2]
+    interval = page.request.get(f"/v1/analyses/{identifier}").json()["progress"]["enclosure"]["lambda_max"]
+    assert shown[0] <= interval["lower"] <= interval["upper"] <= shown[1]
+    assert shown[1] - shown[0] <= 1.1 * (interval["upper"] - interval["lower"])
     photograph(page, "running")
     page.get_by_role("button", name="Cancel the analysis").click()
     expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)
     expect(page.get_by_role("status")).to_have_text("– Cancelled")
+    expect(page.get_by_role("heading", name="Certified before it ended")).to_be_visible()
+    photograph(page, "cancelled")
 
 
 def test_two_are_compared(service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph) -> None:

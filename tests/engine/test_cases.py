@@ -90,7 +90,9 @@ def judge(case: dict[str, Any], report: wsb.Report) -> list[str]:
 def test_a_case_holds(name: str) -> None:
     case, model, batch = read(name)
     try:
-        report = wsb.analyze(wsb.load_model(model), wsb.load_batch(batch), wsb.Options(**options(case)))
+        report = wsb.analyze(
+            wsb.load_model(model), wsb.load_batch(batch), wsb.Options(**options(case)), needs=["moments"]
+        )
     except wsb.EngineError as error:
         if error.code in case["or_codes"]:
             return

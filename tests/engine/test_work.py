@@ -179,6 +179,8 @@ def test_an_analysis_asks_for_no_more_products_than_it_did(name: str, asked: lis
     report = wsb.analyze(classifier, batch, given.model_copy(update={"dtype": "float64", **options}))
     assert report.enclosure is not None
     assert report.enclosure.hessian_vector_products <= sum(asked) <= record + ROUND
+    assert report.products is not None
+    assert sum(report.products.values()) == sum(asked)
 
 
 def test_a_second_round_of_eigenvalues_would_be_noticed(asked: list[int]) -> None:

@@ -12,12 +12,16 @@ from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.curvature.closed_form.activations import value
 from wsb_engine.curvature.closed_form.mlp import network
-from wsb_engine.curvature.products.autodiff import HessianProduct
+from wsb_engine.curvature.products.autodiff import HessianProduct, largest_entry
 from wsb_engine.model import Tensors
+from wsb_engine.random_vectors import gaussian
 from wsb_engine.spectrum.confirmation import RitzResidual
 
 FLOAT32_DRIFT = 1e-3
 """Relative error of a float32 product against a float64 one beyond which the report warns."""
+
+STREAM = 1 << 32
+"""Separates these random vectors from the start vectors of the same seed."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,7 @@ def with_dense(errors: MeasuredErrors, problem: Problem, hessian: Tensor, seed: 
         hessian: (P, P) float64, as formed.
         seed: Seed of a random vector.
     """
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(len(hessian), generator=generator, dtype=torch.float64).to(hessian.device)
+    v = gaussian(len(hessian), seed, STREAM, hessian.device)
     reference = _reference(problem, v)
     scale, difference = norm(reference), norm(hessian @ v - reference)
     if scale == 0:
@@ -73,7 +76,7 @@ def with_dense(errors: MeasuredErrors, problem: Problem, hessian: Tensor, seed: 
 
 def norm(v: Tensor) -> float:
     """Compute ‖v‖, divided by the largest entry first, so that no square leaves the range of numbers."""
-    largest = float(v.abs().max())
+    largest = largest_entry(v)
     return largest * float(torch.linalg.vector_norm(v / largest)) if largest else 0.0
 
 
@@ -91,19 +94,18 @@ def _float32_drift(problem: Problem, product: HessianProduct, seed: int) -> floa
     v = _random(product, seed)[:, 0]
     want, found = _normalised(problem.product_at(problem.objective.in_double()).vector(v), product.vector(v))
     scale = float(torch.linalg.vector_norm(want))
-    return float(torch.linalg.vector_norm(found - want)) / scale if scale else 0.0
+    return float(torch.linalg.vector_norm(found.sub_(want))) / scale if scale else 0.0
 
 
 def _normalised(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide both by the largest entry of either, so that their norms neither underflow nor overflow."""
-    largest = max(float(a.abs().max()), float(b.abs().max()))
-    return (a / largest, b / largest) if largest else (a, b)
+    """Divide both by the largest entry of either, in place, so that their norms neither underflow nor overflow."""
+    largest = max(largest_entry(a), largest_entry(b))
+    return (a.div_(largest), b.div_(largest)) if largest else (a, b)
 
 
 def _random(product: HessianProduct, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(product.parameters, 2, generator=generator, dtype=torch.float64)
-    return vectors.to(product.device, product.dtype).double()
+    drawn = [gaussian(product.parameters, seed, STREAM + i, product.device) for i in range(2)]
+    return torch.stack(drawn, dim=1).to(product.dtype).double()
 
 
 def _reference(problem: Problem, v: Tensor) -> Tensor:

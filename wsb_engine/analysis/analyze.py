@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import ValidationError
@@ -14,9 +14,11 @@ from wsb_engine import report as r
 from wsb_engine.analysis import agreement, bounds, krylov, moments, parts
 from wsb_engine.analysis.agreement import MeasuredErrors
 from wsb_engine.analysis.checks import checks, failure
+from wsb_engine.analysis.enclosure_part import continued
+from wsb_engine.analysis.estimate import estimate_of
 from wsb_engine.analysis.inputs import device as device_of
 from wsb_engine.analysis.members import Devices
-from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.analysis.spectrum import form, spectrum
@@ -27,7 +29,7 @@ from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ResourceError, overflow
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
-from wsb_engine.progress import ProgressCallback
+from wsb_engine.progress import Decided, ProgressCallback
 from wsb_engine.units import in_true_units
 
 
@@ -38,6 +40,8 @@ def analyze(
     *,
     progress: ProgressCallback | None = None,
     devices: Sequence[str] = (),
+    needs: Collection[str] = (),
+    decided: Decided | None = None,
 ) -> r.Report:
     """Bound the Hessian of the batch's cross-entropy and, on request, compute its spectrum.
 
@@ -47,6 +51,8 @@ def analyze(
         options: See ``Options``.
         progress: Called regularly; an exception raised in it stops the analysis and reaches the caller.
         devices: Several devices that share the work, named as in ``Options.device`` and replacing it; the first leads.
+        needs: Paths of the report, such as ``moments.trace``, that ``moments="auto"`` must not leave out to save time.
+        decided: Called with what is certified so far if ``Options.stop`` is decided; returns True to end the enclosure.
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
@@ -67,14 +73,17 @@ def analyze(
     chosen = [device_of(Options(device=name)) for name in devices]
     if chosen:
         options = options.model_copy(update={"device": str(chosen[0])})
-    monitor = Monitor(options, progress, classifier.load_seconds + batch.load_seconds)
-    with monitor.phase("setup"):
+    seconds = classifier.load_seconds + batch.load_seconds
+    monitor = Monitor(options, progress, seconds, deciding(options, decided))
+    with monitor.phase("setup"), monitor.limited():
         problem = pose(classifier, batch, options, monitor)
+    if progress is not None:
+        monitor.estimate = estimate_of(problem, options, needs)
     if len(chosen) < 2 or problem.objective.coupled:
-        return report_on(problem, classifier, batch, options, monitor)
+        return report_on(problem, classifier, batch, options, monitor, needs)
     with Devices(problem, chosen) as team:
         monitor.warn("split", f"products and pairs of samples were split over {', '.join(map(str, chosen))}")
-        return report_on(replace(problem, team=team), classifier, batch, options, monitor)
+        return report_on(replace(problem, team=team), classifier, batch, options, monitor, needs)
 
 
 @contextmanager
@@ -97,42 +106,38 @@ def _finite_numbers() -> Iterator[None]:
 
 
 @_finite_numbers()
-def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: Options, monitor: Monitor) -> r.Report:
+def report_on(
+    problem: Problem,
+    classifier: Classifier,
+    batch: Batch,
+    options: Options,
+    monitor: Monitor,
+    needs: Collection[str] = (),
+) -> r.Report:
     """Run every stage of an analysis but its setup.
 
     Raises:
         ModelError, ResourceError: with a code and advice.
     """
     device, small = problem.objective.device, problem.product_operations <= ONE_THREAD_OPERATIONS
-    with monitor.phase("loss"), threads_of(device, one=small):
+    with monitor.phase("loss"), monitor.limited(), threads_of(device, one=small):
         loss = parts.loss(problem)
     with monitor.phase("parity"):
         parity = parts.parity(problem, classifier, monitor)
-    choice = moments.choose(problem, options, monitor)
+    choice = moments.choose(problem, options, needs, monitor)
     monitor.one_thread = device.type == "cpu" and small and choice.is_short and options.spectrum == "none"
     product = problem.hessian_product(columns=1)
-    probing = choice.method == "probes"
-    shared = krylov.krylov(problem, product, options, monitor) if probing or krylov.wanted(options) else None
-    share = moments.shares(options, single=product.dtype == torch.float32, probing=probing)
-    measuring = Measuring(problem, options.seed, share, monitor.tell)
-    with monitor.phase("rounding"), threads_of(device, one=small):
+    shared = krylov.krylov(problem, product, options, monitor) if choice.probing or krylov.wanted(options) else None
+    share = moments.shares(options, single=product.dtype == torch.float32, probing=choice.probing)
+    measuring = Measuring(problem, options.seed, share, monitor)
+    with monitor.phase("rounding"), monitor.limited(), threads_of(device, one=small):
         rounding = measuring.rounding(product, choice.layout)
-    with monitor.phase("moments"), threads_of(device, one=choice.is_short):
-        found, hessian = _moments(problem, options, choice, shared, rounding, monitor)
+    certified = _certified(problem, options, choice, shared, measuring, rounding, monitor)
+    found, enclosure, errors = certified.moments, certified.enclosure, certified.errors
     named = [] if found is None else bounds.evaluate(found.quantities, rounding)
-    premises = Premises(
-        rounding=rounding,
-        moments=None if found is None else found.known,
-        failure_probability=share,
-        relative_gap=options.relative_gap,
-        both=options.ends == "both",
-    )
-    enclosure, eigenvalues, errors = None, None, MeasuredErrors()
-    with monitor.phase("enclosure"), threads_of(device, one=small):
-        if options.enclosure and shared is not None:
-            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
-            errors = replace(agreement.of_products(problem, product, options.seed, monitor), ritz=ritz)
+    eigenvalues = None
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
+        premises, hessian = certified.premises, certified.hessian
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
     part, closed = (None, None) if found is None else (found.part, found.closed)
     results = checks(problem, parity, part, named, enclosure, eigenvalues, rounding, errors)
@@ -155,8 +160,83 @@ def report_on(problem: Problem, classifier: Classifier, batch: Batch, options: O
         checks=results,
         warnings=monitor.warnings,
         timings=monitor.timings(),
+        products=monitor.products,
     )
     return in_true_units(report, problem.objective.scale)
+
+
+@dataclass(frozen=True)
+class _Certified:
+    """What moments and the Krylov run certify."""
+
+    premises: Premises
+    """What the enclosure rests on."""
+    moments: moments.MomentsResult | None
+    hessian: Tensor | None
+    """The dense Hessian, if the moments come from it."""
+    enclosure: r.Enclosure | None
+    errors: MeasuredErrors
+
+
+def _certified(
+    problem: Problem,
+    options: Options,
+    choice: moments.Choice,
+    shared: krylov.Krylov | None,
+    measuring: Measuring,
+    rounding: Rounding,
+    monitor: Monitor,
+) -> _Certified:
+    """Compute the moments and the enclosure in the order of the choice."""
+    device, small = problem.objective.device, problem.product_operations <= ONE_THREAD_OPERATIONS
+    found, hessian, enclosure, errors = None, None, None, MeasuredErrors()
+    if choice.when == "first":
+        found, hessian = _moments(problem, options, choice, shared, rounding, options.enclosure, monitor)
+    premises = Premises(
+        rounding=rounding,
+        moments=None if found is None else found.known,
+        failure_probability=measuring.failure_probability,
+        relative_gap=options.relative_gap,
+        both=options.ends == "both",
+    )
+    if options.enclosure and shared is not None:
+        with monitor.phase("enclosure"), threads_of(device, one=small):
+            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+            with monitor.optional("the symmetry of products", otherwise=True), monitor.limited():
+                errors = agreement.of_products(problem, shared.product, options.seed, monitor)
+            errors = replace(errors, ritz=ritz)
+            _judge_precision(problem, options, enclosure, monitor)
+    if choice.when != "first":
+        choice = moments.choose_after(choice, problem, options, shared, enclosure, monitor)
+        found, hessian = _moments(problem, options, choice, shared, rounding, enclosure is not None, monitor)
+        deflates = choice.when == "last" and options.enclosure
+        # Without a basis there is nothing to deflate.
+        if found is not None and deflates and shared is not None and shared.basis is not None:
+            premises = replace(premises, moments=found.known)
+            with monitor.phase("deflation"), threads_of(device, one=small):
+                monitor.forget(*krylov.WARNINGS)
+                deflated, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+                enclosure, errors = continued(enclosure, deflated), replace(errors, ritz=ritz)
+    return _Certified(premises, found, hessian, enclosure, errors)
+
+
+def _judge_precision(problem: Problem, options: Options, enclosure: r.Enclosure | None, monitor: Monitor) -> None:
+    """Say what float32 costs in width, if it was chosen to save time."""
+    objective = problem.objective
+    if options.dtype != "auto" or objective.dtype != torch.float32 or objective.device.type != "cpu":
+        return
+    found = "rounding leaves no enclosure"
+    if enclosure is not None:
+        top, floor = enclosure.lambda_max, enclosure.floor
+        size = max(abs(top.lower), abs(top.upper))
+        share = enclosure.rounding_slack / size if size else 0.0
+        reach = "" if floor is None else f", and no gap below {floor:.2g} can be reached"
+        found = f"rounding moves the ends by {share:.2g} of λ_max{reach}"
+    monitor.warn(
+        "float32_chosen",
+        f"products in float64 would take too long, so they are computed in float32: {found}; set dtype float64 if the "
+        "time does not matter",
+    )
 
 
 def _moments(
@@ -165,11 +245,23 @@ def _moments(
     choice: moments.Choice,
     shared: krylov.Krylov | None,
     rounding: Rounding,
+    otherwise: bool,
     monitor: Monitor,
 ) -> tuple[moments.MomentsResult | None, Tensor | None]:
-    """Compute the moments, and the dense Hessian if they come from it; keep what a limit leaves of them."""
+    """Compute the moments, and the dense Hessian if they come from it; keep what a limit leaves of them.
+
+    Args:
+        problem, options, choice, shared, rounding, monitor: See ``moments.compute``.
+        otherwise: True if the report contains something without them.
+    """
     found, hessian = None, None
-    with monitor.optional("moments", options.enclosure), _without_overflow(monitor, options), monitor.limited():
+    with (
+        monitor.phase("moments"),
+        threads_of(problem.objective.device, one=choice.is_short),
+        monitor.optional("moments", otherwise),
+        _without_overflow(monitor, options),
+        monitor.limited(),
+    ):
         if choice.method == "basis" and options.spectrum == "dense" and problem.structure is None:
             hessian = form(problem, monitor)
         found = moments.compute(problem, options, choice, hessian, shared, rounding, monitor)

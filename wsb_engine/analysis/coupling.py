@@ -154,8 +154,8 @@ def _jittered(tensors: Tensors, generator: torch.Generator) -> dict[str, Tensor]
     """Move floating-point numbers up or down by one unit roundoff."""
 
     def jitter(tensor: Tensor) -> Tensor:
-        signs = torch.randint(2, tensor.shape, generator=generator).to(tensor) * 2 - 1
-        return tensor * (1 + torch.finfo(tensor.dtype).eps * signs)
+        signs = torch.randint(2, tensor.shape, generator=generator).to(tensor).mul_(2).sub_(1)
+        return tensor * signs.mul_(torch.finfo(tensor.dtype).eps).add_(1)
 
     return {name: jitter(tensor) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
@@ -166,7 +166,7 @@ def _shifted(objective: Objective, generator: torch.Generator) -> Objective:
     def shifted(tensor: Tensor) -> Tensor:
         scale = float(tensor.abs().mean()) or 1.0
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return tensor + SHIFT * scale * noise.to(tensor)
+        return tensor + noise.to(tensor).mul_(SHIFT * scale)
 
     return replace(objective, selected={name: shifted(tensor) for name, tensor in objective.selected.items()})
 

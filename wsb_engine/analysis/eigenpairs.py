@@ -55,7 +55,7 @@ def eigenpairs(
         >>> print(f"{pairs.eigenvalues[0]:.4f}")
         0.8378
     """
-    options = options or Options()
+    options = (options or Options()).model_copy(update={"spectrum": "top"})
     monitor = Monitor(options, progress, classifier.load_seconds + batch.load_seconds)
     with monitor.phase("setup"):
         problem = pose(classifier, batch, options, monitor)

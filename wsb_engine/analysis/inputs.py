@@ -11,19 +11,24 @@ import torch
 from torch import Tensor
 
 from wsb_engine.batch import Batch
+from wsb_engine.curvature.cost import nominal_rate
 from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import BatchError, OptionsError
+from wsb_engine.memory import total_memory, working_memory
 from wsb_engine.model import Classifier, Input, Tensors
 from wsb_engine.options import Options
+from wsb_engine.spectrum.density import STARTS, STEPS
 
-DEFAULT_MEMORY_LIMIT = 2 << 30
-"""Working memory on a CPU, in bytes, if the options state no limit."""
-GPU_MEMORY_SHARE = 0.5
-"""Share of a GPU's memory to work in, if the options state no limit."""
 _NAMED, _LISTED = 10, 50
 """Names in the text and in the details of an error."""
 SMALL_MODEL = 2_000_000
 """Number of parameters up to which float64 is used on a GPU too."""
+EXPECTED_PRODUCTS = 30
+"""Typical number of Hessian-vector products of an enclosure."""
+FORWARD_PASSES = 6
+"""Operations of a product relative to those of the logits."""
+DOUBLE_SECONDS = 600.0
+"""Products that are expected to take longer in float64, at the nominal rate of a CPU, are computed in float32."""
 
 
 def device(options: Options) -> torch.device:
@@ -52,13 +57,33 @@ def dtype(options: Options, on: torch.device, parameters: int) -> torch.dtype:
     return torch.float64 if options.dtype == "float64" else torch.float32
 
 
+def too_dear_in_double(options: Options, on: torch.device, operations: float) -> bool:
+    """Return whether ``dtype="auto"`` on a CPU has to turn to float32.
+
+    Args:
+        options: Options.
+        on: Device.
+        operations: Operations of the logits of all samples.
+    """
+    if options.dtype != "auto" or on.type != "cpu":
+        return False
+    products = min(EXPECTED_PRODUCTS, options.max_products) * FORWARD_PASSES * operations
+    return products > DOUBLE_SECONDS * nominal_rate(on, torch.float64)
+
+
+def expected_products(options: Options, parameters: int) -> int:
+    """Return how many single vectors an analysis of so many parameters is expected to multiply."""
+    expected = min(EXPECTED_PRODUCTS, options.max_products) if options.enclosure else 0
+    if options.spectrum == "top":
+        expected = max(expected, options.max_products)
+    if options.density:
+        expected += STARTS * min(STEPS, options.max_products)
+    return min(expected, parameters)
+
+
 def memory_limit(options: Options, on: torch.device) -> int:
     """Return the bytes to work in."""
-    if options.memory_limit is not None:
-        return options.memory_limit
-    if on.type == "cuda":
-        return int(torch.cuda.get_device_properties(on).total_memory * GPU_MEMORY_SHARE)
-    return DEFAULT_MEMORY_LIMIT
+    return working_memory(total_memory(on)) if options.memory_limit is None else options.memory_limit
 
 
 def included(classifier: Classifier, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -131,7 +156,7 @@ def _listed(tensors: Tensors) -> str:
 
 
 def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]:
-    """Return the batch's arrays by the model's input names, checked against declared shapes and kinds.
+    """Return the batch's arrays as stored by the model's input names, checked against declared shapes and kinds.
 
     Raises:
         BatchError: ``input_missing``, ``input_unknown``, ``feature_count_mismatch``, ``input_kind_mismatch``.
@@ -161,6 +186,15 @@ def match_inputs(declared: tuple[Input, ...], batch: Batch) -> dict[str, Tensor]
             inputs=wanted,
         )
     return {entry.name: _checked(entry, arrays[entry.name]) for entry in declared}
+
+
+def widened(declared: tuple[Input, ...], inputs: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """Return the dtypes of floating inputs for which the batch has integers (pixels, counts)."""
+    return {
+        entry.name: entry.dtype
+        for entry in declared
+        if entry.dtype is not None and entry.dtype.is_floating_point and not inputs[entry.name].is_floating_point()
+    }
 
 
 _LISTED = 20
@@ -203,9 +237,7 @@ def _checked(entry: Input, tensor: Tensor) -> Tensor:
             advice="Save integer inputs (tokens, indices) with an integer dtype.",
             input=entry.name,
         )
-    # Integers for a floating input (pixels, counts) convert exactly; the reverse would lose digits.
-    keep = tensor.is_floating_point() or not entry.dtype.is_floating_point
-    return tensor if keep else tensor.to(entry.dtype)
+    return tensor
 
 
 def _fits(declared: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:

@@ -3,44 +3,69 @@
 from __future__ import annotations
 
 import math
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from wsb_engine import report as r
-from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.enclosure_part import certified, part
+from wsb_engine.analysis.monitor import Monitor, TimeLimitError
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.rounding import Measuring
-from wsb_engine.bounds.certificates import Enclosures, End, Premises
+from wsb_engine.bounds.certificates import Enclosures, Premises
+from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.products.autodiff import HessianProduct
+from wsb_engine.errors import OptionsError, ResourceError
 from wsb_engine.options import Options
-from wsb_engine.spectrum.confirmation import RitzResidual, confirm, outer_pairs
+from wsb_engine.progress import InterimEnclosure
+from wsb_engine.spectrum.confirmation import RitzPairs, RitzResidual, confirm, outer_pairs, unconfirmed
 from wsb_engine.spectrum.density import STEPS, DensityEstimate, density
 from wsb_engine.spectrum.enclosure import Enclosing, enclose, finish
-from wsb_engine.spectrum.lanczos import ROWS, Lanczos
+from wsb_engine.spectrum.lanczos import Lanczos
 from wsb_engine.spectrum.probes import Probed, deflate
 from wsb_engine.spectrum.probes import probe as probed
+from wsb_engine.spectrum.run import Run
+from wsb_engine.spectrum.three_vectors import ThreeVectors
 from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
+from wsb_engine.units import in_true_units
 
-CONVERGENCE_ROWS = 100
-"""Most steps of an enclosure in the report."""
 FINISHING_PRODUCTS = 24
 """Most products that confirm an enclosure after its last step; a time limit leaves room for them."""
+WORKING_VECTORS = 16
+"""Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
+SECOND_PASS = 1.2
+"""Products left for a second pass, as a multiple of those of the first, with the next steps in between."""
 USELESS_WIDTH = 1e3
 """An enclosure wider than this many times the spectrum is withheld: it says nothing."""
 
+WARNINGS = ("enclosure_withheld", "enclosure_open", "failure_probability_raised")
+"""Codes of what an enclosure says of itself."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Krylov:
-    """A Lanczos run that several stages share, and its product."""
+    """A Krylov run that several stages share, and its product."""
 
-    run: Lanczos
+    run: Run
     product: HessianProduct
     max_steps: int
     """Steps that options and memory allow."""
+    fits: int
+    """Vectors of a basis that memory holds."""
     limited_by_memory: bool = False
     """True if memory, not the options, sets ``max_steps``."""
+    confirmed: tuple[int, RitzPairs, Rounding] | None = None
+    """The outer pairs with fresh products and the rounding measured on them, after a number of steps."""
+
+    @property
+    def basis(self) -> Lanczos | None:
+        """The run, if it keeps its basis."""
+        return self.run if isinstance(self.run, Lanczos) else None
+
+    def memory_for(self, vectors: int) -> int:
+        """Return the bytes of memory that hold a basis of so many vectors."""
+        return basis_bytes(self.product, vectors)
 
 
 def wanted(options: Options) -> bool:
@@ -48,25 +73,68 @@ def wanted(options: Options) -> bool:
     return options.enclosure or options.density or options.spectrum == "top"
 
 
+def basis_bytes(product: HessianProduct, vectors: int) -> int:
+    """Return the bytes of memory that a run takes with a basis of so many vectors, in the dtype of the products."""
+    return product.parameters * (8 * WORKING_VECTORS + product.dtype.itemsize * vectors)
+
+
 def krylov(problem: Problem, product: HessianProduct, options: Options, monitor: Monitor) -> Krylov:
-    """Set up a run at the seed; multiply nothing yet.
+    """Choose between a basis and three vectors, and set up a run at the seed; multiply nothing yet.
 
     Args:
         problem: The analysis.
         product: Multiplies single vectors.
         options: Limits and the seed.
-        monitor: Warned if memory limits the number of products.
+        monitor: Warned if memory holds no basis for all products that were allowed.
+
+    Raises:
+        OptionsError: ``basis_required`` if three vectors can't give what was asked for.
+        ResourceError: ``memory_limit`` if memory holds no basis for it.
     """
-    wanted = min(options.max_products, product.parameters)
-    # The basis in float64, and a few vectors for the product.
-    fits = max(1, problem.memory // (8 * product.parameters) - ROWS)
+    P, memory = product.parameters, problem.memory
+    wanted = min(options.max_products, P)
+    fits = max(1, (memory - basis_bytes(product, 0)) // (product.dtype.itemsize * P))
+    enough = f"memory_limit={basis_bytes(product, wanted)} holds a basis of {wanted}"
+    if options.spectrum == "top" or options.density:
+        _require_basis(product, options, fits, memory)
+    unit, needed = torch.finfo(product.dtype).eps / 2, options.spectrum == "top"
+    if options.basis == "three_vectors" or (options.basis == "auto" and fits < wanted and not needed):
+        if options.basis == "auto":
+            monitor.warn(
+                "three_vectors",
+                f"the memory limit holds a basis of {fits} vectors: λ_max is certified from three vectors instead, "
+                f"without certainty or eigenvectors; {enough}",
+            )
+        three = ThreeVectors(product.vector, P, product.device, options.seed, unit, homogeneity=options.enclosure)
+        return Krylov(three, product, options.max_products, fits)
     if fits < wanted:
-        monitor.warn("enclosure_memory", f"the memory limit holds {fits} products of the {wanted} that were allowed")
-    unit = torch.finfo(product.dtype).eps / 2
-    lanczos = Lanczos(
-        product.vector, product.parameters, product.device, options.seed, unit, homogeneity=options.enclosure
-    )
-    return Krylov(lanczos, product, min(wanted, fits), fits < wanted)
+        monitor.warn(
+            "enclosure_memory", f"the memory limit holds {fits} products of the {wanted} that were allowed; {enough}"
+        )
+    lanczos = Lanczos(product.vector, P, product.device, options.seed, unit, homogeneity=options.enclosure)
+    return Krylov(lanczos, product, min(wanted, fits), fits, fits < wanted)
+
+
+def _require_basis(product: HessianProduct, options: Options, fits: int, memory: int) -> None:
+    """Refuse largest eigenvalues and densities for which there is no basis."""
+    what = "spectrum=top" if options.spectrum == "top" else "density"
+    if options.basis == "three_vectors":
+        raise OptionsError(
+            f"{what} needs a basis, which three vectors are not",
+            code="basis_required",
+            advice="Leave basis at auto.",
+        )
+    steps = 2 * options.top if options.spectrum == "top" else min(STEPS, options.max_products)
+    least = min(steps, product.parameters)
+    if fits < least:
+        needed = basis_bytes(product, least)
+        raise ResourceError(
+            f"{what} needs a basis of {least} vectors, {needed:.2g} bytes; the memory limit is {memory:.2g}",
+            code="memory_limit",
+            advice=f"Set memory_limit to at least {needed}, or leave {what.split('=')[0]} out.",
+            needed=needed,
+            limit=memory,
+        )
 
 
 def probe(
@@ -80,8 +148,17 @@ def probe(
     Raises:
         TimeLimitError: ``time_limit``.
     """
-    lanczos = shared.run
-    deflate(lanczos, shared.max_steps, progress=lambda products: monitor.report(0.0, products))
+    lanczos = shared.basis
+    if lanczos is None:
+        product = shared.product
+        monitor.warn(
+            "probes_without_basis",
+            "three vectors leave nothing to deflate by: the probes bound the Frobenius norm of all of H, loosely; "
+            f"memory_limit={shared.memory_for(shared.max_steps)} holds a basis",
+        )
+        lanczos = Lanczos(product.vector, product.parameters, product.device, seed, shared.run.unit)
+    else:
+        deflate(lanczos, shared.max_steps, progress=lambda products: monitor.report(0.0, products))
     found = probed(lanczos, failure_probability=failure_probability, seed=seed, progress=monitor.report)
     if not lanczos.steps:
         return found, None
@@ -92,49 +169,97 @@ def probe(
 
 
 def enclosure(
-    problem: Problem, shared: Krylov, premises: Premises, measuring: Measuring, options: Options, monitor: Monitor
-) -> tuple[r.Enclosure | None, RitzResidual]:
+    problem: Problem,
+    shared: Krylov,
+    premises: Premises,
+    measuring: Measuring,
+    options: Options,
+    monitor: Monitor,
+) -> tuple[r.Enclosure | None, RitzResidual | None]:
     """Enclose both ends of the spectrum as tightly as options, memory and time allow, and confirm them.
 
     Args:
         problem: The analysis.
-        shared: Its Krylov run; takes one step whatever the time limit.
+        shared: Its Krylov run.
         premises: Premises in the units of the products.
         measuring: Also measures rounding on the outer Ritz vectors.
         options: Limits.
         monitor: Clock and warnings.
 
     Returns:
-        The enclosure, or None with a warning if it would say nothing; residuals of its Ritz pairs by fresh products.
+        The enclosure, or None with a warning if it would say nothing; residuals of its Ritz pairs by fresh products,
+        unless time ran out before them, or a run without a basis had no second pass: it takes as many products again,
+        and narrows inner ends only.
+
+    Raises:
+        TimeLimitError: ``time_limit`` if there was no time for a single product.
     """
     lanczos = shared.run
-    if not lanczos.steps:
-        lanczos.step()
-    sigma = lanczos.scaling
-    enclosing = Enclosing(lanczos, premises.scaled(sigma))
-    with monitor.limited(reserve=FINISHING_PRODUCTS * lanczos.seconds / lanczos.products):
+    with monitor.limited():
+        if not lanczos.steps:
+            lanczos.step()
+    enclosing = Enclosing(lanczos, premises.scaled(lanczos.scaling))
+    interim = _Interim(enclosing, problem.objective.scale, monitor)
+    # Confirmation may move an end out again, past what was decided; then only the gap ends the run.
+    for decided in (interim.decided, lambda _: False):
+        found = _narrowed(shared, enclosing, interim, decided, monitor)
+        # What outer ends decide needs no second pass.
+        enough = found.stopped_by == "decided" and interim.decided(unconfirmed(enclosing, found))
+        if shared.basis is not None or not enough:
+            _measure_pairs(shared, premises.rounding, measuring, monitor)
+        enclosing, found, residual = _finished(shared, enclosing, found)
+        if found.stopped_by != "decided" or interim.decided(found):
+            break
+    if not _useful(found, enclosing, problem, options, monitor):
+        return None, residual
+    interim.publish(found, 1.0, confirmed=True)
+    return part(found, enclosing, 1 / lanczos.scaling), residual
+
+
+def _narrowed(
+    shared: Krylov, enclosing: Enclosing, interim: _Interim, decided: Callable[[Enclosures], bool], monitor: Monitor
+) -> Enclosures:
+    """Take steps until the enclosure is narrow enough, decided, or limited; leave time to confirm it."""
+    lanczos = shared.run
+    pace = lanczos.seconds / lanczos.products
+    repeated = SECOND_PASS * pace if shared.basis is None else 0.0
+    with monitor.limited(reserve=FINISHING_PRODUCTS * pace):
         found = enclose(
             enclosing,
             max_products=shared.max_steps,
-            progress=lambda now: monitor.tell(now.products / shared.max_steps, now.products),
-            expired=lambda: monitor.expired,
+            progress=lambda now: interim.publish(now, now.products / shared.max_steps),
+            expired=lambda: monitor.expired or monitor.expires_within(repeated * lanczos.steps),
+            decided=decided,
         )
     if shared.limited_by_memory and found.stopped_by == "products":
-        found = replace(found, stopped_by="memory")
-    pairs = outer_pairs(lanczos)
-    rounding = measuring.confirmed(premises.rounding, pairs.vectors, pairs.images / sigma)
-    enclosing, found = finish(enclosing, found, rounding.scaled(sigma))
-    found, residual = confirm(enclosing, found, pairs)
-    advice = _advice(found, problem)
-    top = found.lambda_max.scaled(1 / sigma)
-    if _says_nothing(found, enclosing):
+        return replace(found, stopped_by="memory")
+    return found
+
+
+def _finished(
+    shared: Krylov, enclosing: Enclosing, found: Enclosures
+) -> tuple[Enclosing, Enclosures, RitzResidual | None]:
+    """Confirm the enclosure by the outer pairs of its last step, if they were multiplied."""
+    lanczos = shared.run
+    if shared.confirmed is None or shared.confirmed[0] != lanczos.steps:
+        enclosing, found = finish(enclosing, found, enclosing.premises.rounding)
+        return enclosing, unconfirmed(enclosing, found), None
+    _, pairs, rounding = shared.confirmed
+    enclosing, found = finish(enclosing, found, rounding.scaled(lanczos.scaling))
+    return enclosing, *confirm(enclosing, found, pairs)
+
+
+def _useful(found: Enclosures, enclosing: Enclosing, problem: Problem, options: Options, monitor: Monitor) -> bool:
+    """Warn of an enclosure that is wider or less certain than asked for; return whether it says anything."""
+    advice, top = _advice(found, problem), found.lambda_max.scaled(1 / enclosing.lanczos.scaling)
+    if found.stopped_by != "decided" and _says_nothing(found, enclosing):
         monitor.warn(
             "enclosure_withheld",
             f"after {found.products} products λ_max is only known to lie in [{top.lower:.3g}, {top.upper:.3g}], which "
             f"says nothing: {advice}",
         )
-        return None, residual
-    if top.relative_gap > options.relative_gap:
+        return False
+    if found.stopped_by != "decided" and top.relative_gap > options.relative_gap:
         monitor.warn(
             "enclosure_open",
             f"after {found.products} products the gap of λ_max is {top.relative_gap:.3g} of its size, not "
@@ -147,7 +272,81 @@ def enclosure(
             f"rounding hides what a failure probability of {options.failure_probability:g} would need; the enclosure "
             f"holds with {raised:.2g}: {advice}",
         )
-    return _part(found, 1 / sigma), residual
+    return True
+
+
+def _measure_pairs(shared: Krylov, rounding: Rounding, measuring: Measuring, monitor: Monitor) -> None:
+    """Multiply the outermost Ritz vectors and measure rounding on them, once for each number of steps.
+
+    If the time limit passes, the enclosure keeps what is certified without them, and a warning says so.
+    """
+    run = shared.run
+    if shared.confirmed is not None and shared.confirmed[0] == run.steps:
+        return
+    with monitor.optional("fresh products that confirm the enclosure", otherwise=True):
+        pairs = _outer_pairs(shared, monitor)
+        if pairs is not None:
+            with monitor.limited():
+                found = measuring.confirmed(rounding, pairs.vectors, pairs.images / run.scaling)
+            shared.confirmed = run.steps, pairs, found
+
+
+def _outer_pairs(shared: Krylov, monitor: Monitor) -> RitzPairs | None:
+    """Compute the outermost Ritz pairs; None, with a warning, if a second pass for them runs out of time.
+
+    Raises:
+        TimeLimitError: ``time_limit`` if there is a basis.
+    """
+    run = shared.run
+    if shared.basis is not None:
+        with monitor.limited():
+            return outer_pairs(run)
+    try:
+        with monitor.limited(reserve=FINISHING_PRODUCTS * run.seconds / run.products):
+            return outer_pairs(run)
+    except TimeLimitError as error:
+        monitor.warn(
+            "second_pass_cut", f"{error.message}: inner ends are Rayleigh quotients of the first pass, far from λ_max"
+        )
+        return None
+
+
+class _Interim:
+    """What is certified while the run goes on: published as progress, and shown to the caller who may decide by it.
+
+    Args:
+        enclosing: The run and its premises, in the units of σH.
+        scale: The factor by which the products' H differs from the true one.
+        monitor: Publishes it, and knows the caller.
+    """
+
+    def __init__(self, enclosing: Enclosing, scale: float, monitor: Monitor) -> None:
+        self._enclosing, self._scale, self._monitor = enclosing, scale, monitor
+
+    def publish(self, now: Enclosures, fraction: float, *, confirmed: bool = False) -> None:
+        """Report progress, with the enclosure so far if that says anything; inner ends as far as they are certain."""
+        now = now if confirmed else unconfirmed(self._enclosing, now)
+        known = None if _says_nothing(now, self._enclosing) else self._in_true_units(now)
+        if known is not None:
+            self._monitor.enclosure = known.within(self._monitor.enclosure)
+        self._monitor.tell(fraction, now.products)
+
+    def decided(self, now: Enclosures) -> bool:
+        """Return whether the caller needs no more than this."""
+        known = None if self._monitor.decided is None else self._in_true_units(now)
+        return known is not None and self._monitor.decided is not None and self._monitor.decided(known)
+
+    def _in_true_units(self, now: Enclosures) -> InterimEnclosure | None:
+        """Return what a report would state; None if an end is empty, which fails a check later."""
+        if now.lambda_max.width < 0 or now.lambda_min.width < 0:
+            return None
+        factor = 1 / self._enclosing.lanczos.scaling
+        found = InterimEnclosure(
+            lambda_max=certified(now.lambda_max.scaled(factor)),
+            lambda_min=certified(now.lambda_min.scaled(factor)),
+            hessian_vector_products=now.products,
+        )
+        return in_true_units(found, self._scale)
 
 
 def _says_nothing(found: Enclosures, enclosing: Enclosing) -> bool:
@@ -172,58 +371,12 @@ def _advice(found: Enclosures, problem: Problem) -> str:
     )
 
 
-def _part(found: Enclosures, factor: float) -> r.Enclosure:
-    """Convert to the report's part, with every number times the factor."""
-    slack = found.slack * factor
-    return r.Enclosure(
-        lambda_max=_certified(found.lambda_max.scaled(factor)),
-        lambda_min=_certified(found.lambda_min.scaled(factor)),
-        hessian_vector_products=found.products,
-        rounding_slack=slack,
-        rounding=r.Rounding(how=found.how, slack=slack),
-        floor=found.floor,
-        stopped_by=found.stopped_by,
-        convergence=_convergence([*found.history, found], factor),
-    )
-
-
-def _convergence(rows: list[Enclosures], factor: float) -> list[r.EnclosureStep]:
-    """Thin the rows evenly, keeping the last; leave out rows that certify nothing yet."""
-    useful = [row for row in rows if math.isfinite(row.lambda_max.width) and math.isfinite(row.lambda_min.width)]
-    thinned = useful[:: -max(1, math.ceil(len(useful) / CONVERGENCE_ROWS))][::-1]
-    return [
-        r.EnclosureStep(
-            products=row.products,
-            lambda_max=_interval(row.lambda_max.scaled(factor)),
-            lambda_min=_interval(row.lambda_min.scaled(factor)),
-        )
-        for row in thinned
-    ]
-
-
-def _interval(end: End) -> r.Interval:
-    return r.Interval(lower=_finite(end.lower), upper=_finite(end.upper))
-
-
-def _certified(end: End) -> r.CertifiedInterval:
-    return r.CertifiedInterval(
-        lower=_finite(end.lower),
-        upper=_finite(end.upper),
-        relative_gap=end.relative_gap if math.isfinite(end.relative_gap) else None,
-        kind=end.kind,
-        failure_probability=None if end.kind == "deterministic" else end.failure_probability,
-    )
-
-
-def _finite(value: float) -> float:
-    """Return the value, or the largest number of its sign, which bounds anything."""
-    return max(-sys.float_info.max, min(sys.float_info.max, value))
-
-
 def top(shared: Krylov, premises: Premises, options: Options, monitor: Monitor) -> TopEigenvalues:
     """Compute the largest eigenvalues by continuing the run, in the units of the products."""
     limit = max(shared.max_steps, min(2 * options.top, shared.product.parameters))
-    lanczos = shared.run
+    lanczos = shared.basis
+    if lanczos is None:
+        raise ValueError("three vectors have no eigenvectors")
     with monitor.limited():
         found = top_eigenvalues(
             lanczos,
@@ -256,6 +409,6 @@ def spectral_density(shared: Krylov, options: Options, monitor: Monitor) -> Dens
             product.device,
             seed=options.seed,
             unit=shared.run.unit,
-            steps=min(shared.max_steps, STEPS),
+            steps=min(options.max_products, shared.fits, STEPS),
             progress=monitor.report,
         )

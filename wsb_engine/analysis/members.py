@@ -89,7 +89,7 @@ def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:
         device=device,
         interrupt=lambda: None,
     )
-    return problem.at(objective)
+    return replace(problem.at(objective), count=lambda _: None)
 
 
 class Devices(Team):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from wsb_engine.bounds.certificates import CertifiedNorm, ExactMoments, KnownMom
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.closed_form.layout import MIN_TILES, Layout, cheapest_layout
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form, underflow
+from wsb_engine.curvature.cost import nominal_rate
 from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
 from wsb_engine.curvature.products.basis import basis_moments
 from wsb_engine.curvature.team import split_closed_form
@@ -25,31 +28,49 @@ from wsb_engine.options import Options
 from wsb_engine.spectrum.probes import DEFLATED, probe_count
 
 BASIS_PARAMETERS = 20_000
-"""Up to this many parameters ``moments="auto"`` multiplies the whole basis if there is no closed form."""
-AUTO_OPERATIONS = 1e14
-"""Up to this cost, most of an hour on two cores, ``moments="auto"`` computes exact moments, and probes of an MLP."""
-PROBE_OPERATIONS = 2e12
-"""Up to this cost, about a minute on two cores, ``moments="auto"`` takes probes of other models: an estimate is worth
-less."""
+"""Up to this many parameters the whole basis gives moments that are needed if there is no closed form."""
+BUDGET_SECONDS = 3600.0
+"""Moments that take longer at the device's nominal rate are computed only if a method is asked for."""
+FIRST_SECONDS = 10.0
+"""A closed form that takes no longer at the nominal rate goes before the enclosure, which then takes fewer products."""
+FIRST_SHARE = 0.25
+"""Share of the time limit that a closed form before the enclosure may take at the nominal rate."""
+CHEAP_SHARE = 0.5
+"""``auto`` takes moments other than the closed form if they need at most this share of the enclosure's products."""
+PARTS = frozenset({"moments", "bounds", "bounds_list", "layers", "blocks", "orthogonality"})
+"""Parts of a report that need moments."""
 ONE_THREAD_SUMS = 5e8
 """Operations of the closed form up to which one thread of a CPU is as fast as two; its operators are large."""
 SINGLE_UNIT = 2.0**-24
 """Share of q that float32 may lose below its range."""
 
 
+When = Literal["first", "last", "if_open", "if_cheap"]
+"""``first``: before the enclosure. ``last``: after it, which is then finished with them. ``if_open``: the same if its
+gap is wider than asked for, else ``if_cheap``: if they cost little compared with it."""
+
+
 @dataclass(frozen=True)
 class Choice:
-    """A method of computing moments."""
+    """A method of computing moments, and its place among the stages."""
 
     method: r.MomentsMethod | None
-    """None if the moments are unavailable, or not asked for."""
+    """None if there are none to compute, or if that depends on the enclosure."""
     layout: Layout | None = None
     """How to sum the closed form; None for other methods."""
+    when: When = "last"
+    why: str = ""
+    """Why ``auto`` does not take the closed form."""
 
     @property
     def is_short(self) -> bool:
         """True for a closed form that one thread sums as fast as several."""
         return self.layout is not None and self.layout.cost <= ONE_THREAD_SUMS
+
+    @property
+    def probing(self) -> bool:
+        """True if the enclosure may rest on random products."""
+        return self.method == "probes"
 
 
 @dataclass(frozen=True)
@@ -76,8 +97,14 @@ def shares(options: Options, *, single: bool, probing: bool) -> float:
     return options.failure_probability / (1 + single + probing)
 
 
-def choose(problem: Problem, options: Options, monitor: Monitor) -> Choice:
-    """Choose how to compute the moments.
+def choose(problem: Problem, options: Options, needs: Collection[str], monitor: Monitor) -> Choice:
+    """Choose how to compute the moments, and when, as far as that does not depend on the enclosure.
+
+    Args:
+        problem: The analysis.
+        options: Its options.
+        needs: Paths of a report that must not be left out.
+        monitor: Receives warnings.
 
     Raises:
         OptionsError: ``closed_form_unavailable``.
@@ -94,43 +121,122 @@ def choose(problem: Problem, options: Options, monitor: Monitor) -> Choice:
     if method == "none":
         return Choice(None)
     if method == "closed_form" and structure is not None:
-        return Choice(method, _layout(problem, structure))
+        return _by_closed_form(problem, _layout(problem, structure), options)
     if method in ("basis", "probes"):
         return Choice(method)
-    return _automatic(problem, options, monitor)
-
-
-def _automatic(problem: Problem, options: Options, monitor: Monitor) -> Choice:
-    P, each = problem.objective.parameters, problem.product_operations
-    if problem.structure is None:
-        if options.spectrum == "dense" or (P <= BASIS_PARAMETERS and P * each <= AUTO_OPERATIONS):
-            return Choice("basis")
-        reason, budget = f"the whole basis of {P:,} parameters would take {P * each:.1e} operations", PROBE_OPERATIONS
-    else:
-        budget = AUTO_OPERATIONS
+    why = ""
+    if structure is not None:
         try:
-            layout = _layout(problem, problem.structure)
+            layout = _layout(problem, structure)
         except ResourceError as error:
-            reason = f"the closed form does not fit: {error.message}"
+            why = f"the closed form does not fit: {error.message}"
         else:
-            if layout.cost <= AUTO_OPERATIONS:
-                return Choice("closed_form", layout)
-            reason = f"the closed form would take {layout.cost:.1e} operations"
-    single = problem.objective.dtype == torch.float32
-    probes = probe_count(shares(options, single=single, probing=True))
+            if layout.cost <= _budget(problem):
+                return _by_closed_form(problem, layout, options)
+            why = f"the closed form would take {layout.cost:.1e} operations"
+    elif options.spectrum == "dense":
+        return Choice("basis")
+    if not options.enclosure or {path.partition(".")[0] for path in needs} & PARTS:
+        return _needed(problem, options, why, monitor)
+    if options.relative_gap < Options.model_fields["relative_gap"].default:
+        return replace(_needed(problem, options, why, None), when="if_open", why=why)
+    return Choice(None, when="if_cheap", why=why)
+
+
+def choose_after(
+    choice: Choice,
+    problem: Problem,
+    options: Options,
+    shared: krylov.Krylov | None,
+    enclosure: r.Enclosure | None,
+    monitor: Monitor,
+) -> Choice:
+    """Decide what ``choose`` left open; warn if moments are left out.
+
+    Args:
+        choice: From ``choose``.
+        problem: The analysis.
+        options: Its options.
+        shared: The run of the enclosure.
+        enclosure: The enclosure; None if there is none.
+        monitor: Receives warnings.
+    """
+    if choice.when not in ("if_open", "if_cheap"):
+        return choice
+    if enclosure is None or shared is None:
+        found = choice if choice.method is not None else _needed(problem, options, choice.why, monitor)
+        # Unless δ was shared with them, the enclosure may not rest on probes.
+        return replace(found, when="if_cheap" if found.probing and not choice.probing else "last")
+    ends = (enclosure.lambda_max, enclosure.lambda_min)[: 1 + (options.ends == "both")]
+    gaps = [math.inf if end.relative_gap is None else end.relative_gap for end in ends]
+    # What is decided is narrow enough.
+    is_open = enclosure.stopped_by != "decided" and max(gaps) > options.relative_gap
+    if choice.method is not None and is_open:
+        return replace(choice, when="last")
+    choice, products = replace(choice, when="if_cheap"), shared.run.products
+    allowed = CHEAP_SHARE * products
+    if allowed >= problem.objective.parameters:
+        return replace(choice, method="basis", when="last")
+    if allowed >= probe_count(probe_share(problem, options, choice)):
+        # The enclosure may not rest on them: its failure probability is spent.
+        return replace(choice, method="probes")
+    monitor.warn("moments_left_out", left_out(problem, options, choice, products))
+    return replace(choice, method=None)
+
+
+def left_out(problem: Problem, options: Options, choice: Choice, products: int) -> str:
+    """Say what moments would cost beside an enclosure of so many products, and how to get them."""
+    P, probes = problem.objective.parameters, probe_count(probe_share(problem, options, choice))
+    return (f"{choice.why}; " if choice.why else "") + (
+        f"the enclosure takes {products} products, and tr H and ‖H‖_F² would take {P:,} more (moments basis), or "
+        f"{probes} for an estimate (moments probes): ask for them with moments"
+    )
+
+
+def _by_closed_form(problem: Problem, layout: Layout, options: Options) -> Choice:
+    seconds = layout.cost / _rate(problem)
+    most = FIRST_SECONDS if options.time_limit is None else min(FIRST_SECONDS, FIRST_SHARE * options.time_limit)
+    is_first = seconds <= most or not options.enclosure
+    return Choice("closed_form", layout, "first" if is_first else "last")
+
+
+def _needed(problem: Problem, options: Options, why: str, monitor: Monitor | None) -> Choice:
+    """Choose between the basis, probes and nothing by what they cost, if there is no closed form."""
+    P, each, budget = problem.objective.parameters, problem.product_operations, _budget(problem)
+    if problem.structure is None:
+        if P <= BASIS_PARAMETERS and P * each <= budget:
+            return Choice("basis")
+        why = f"the whole basis of {P:,} parameters would take {P * each:.1e} operations"
+    probes = probe_count(probe_share(problem, options, Choice("probes")))
     cost = (DEFLATED + probes) * each
-    if cost <= budget:
+    found = Choice("probes") if cost <= budget else Choice(None)
+    if monitor is not None and found.method is not None:
         monitor.warn(
             "moments_probes",
-            f"{reason}: {probes} random products estimate the trace and bound the Frobenius norm from above",
+            f"{why}: {probes} random products estimate the trace and bound the Frobenius norm from above",
         )
-        return Choice("probes")
-    monitor.warn(
-        "moments_unavailable",
-        f"{reason}, and {probes} random products {cost:.1e}, more than {budget:.0e}: no moments; ask for one of these "
-        "with moments if the time does not matter",
-    )
-    return Choice(None)
+    elif monitor is not None:
+        monitor.warn(
+            "moments_unavailable",
+            f"{why}, and {probes} random products {cost:.1e}, more than {budget:.0e}: no moments; ask for one of these "
+            "with moments if the time does not matter",
+        )
+    return found
+
+
+def _rate(problem: Problem) -> float:
+    return nominal_rate(problem.objective.device, problem.objective.dtype)
+
+
+def _budget(problem: Problem) -> float:
+    """Return the operations that moments may take unless a method is asked for."""
+    return BUDGET_SECONDS * _rate(problem)
+
+
+def probe_share(problem: Problem, options: Options, choice: Choice) -> float:
+    """Return δ of probes: all that rounding leaves if no enclosure rests on them."""
+    single = problem.objective.dtype == torch.float32
+    return shares(options, single=single, probing=choice.when != "if_cheap")
 
 
 def compute(
@@ -159,7 +265,7 @@ def compute(
     if choice.method is None:
         return None
     if choice.method == "probes" and shared is not None:
-        return _probed(problem, options, shared, rounding, monitor)
+        return _probed(problem, options, shared, rounding, choice, monitor)
     if choice.layout is not None:
         closed = _closed_form(problem, choice.layout, monitor)
         return _exact(problem, "closed_form", closed.trace, closed.frobenius_squared, rounding, closed)
@@ -207,9 +313,9 @@ def _exact(
 
 
 def _probed(
-    problem: Problem, options: Options, shared: krylov.Krylov, rounding: Rounding, monitor: Monitor
+    problem: Problem, options: Options, shared: krylov.Krylov, rounding: Rounding, choice: Choice, monitor: Monitor
 ) -> MomentsResult:
-    share = shares(options, single=problem.objective.dtype == torch.float32, probing=True)
+    share = probe_share(problem, options, choice)
     found, ritz = krylov.probe(shared, options.seed, share, monitor)
     t = finite(found.trace, "the Hessian's trace")
     norm = rounding.norm(found.frobenius_squared)[1]

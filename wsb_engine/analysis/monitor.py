@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from wsb_engine.errors import ResourceError
+from wsb_engine.costs import Estimate
+from wsb_engine.errors import OptionsError, ResourceError
 from wsb_engine.options import Options
-from wsb_engine.progress import Progress, ProgressCallback
+from wsb_engine.progress import Decided, InterimEnclosure, Progress, ProgressCallback
 from wsb_engine.report import ReportWarning
 
 HEARTBEAT_SECONDS = 0.5
@@ -21,6 +22,23 @@ class TimeLimitError(ResourceError):
     """The time limit passed before this stage had a result."""
 
 
+def deciding(options: Options, decided: Decided | None) -> Decided | None:
+    """Return ``decided`` if the options ask for it.
+
+    Raises:
+        OptionsError: ``policy_missing``, if they ask for it and there is none.
+    """
+    if options.stop == "gap":
+        return None
+    if decided is None:
+        raise OptionsError(
+            "stop is decided, and there is no policy to decide",
+            code="policy_missing",
+            advice="Give a policy (wsb check --policy, or policy in a request; decided in Python), or set stop to gap.",
+        )
+    return decided
+
+
 @dataclass
 class Monitor:
     """State that the stages of one analysis share."""
@@ -29,12 +47,22 @@ class Monitor:
     callback: ProgressCallback | None
     load_seconds: float
     """Seconds spent reading the files before this run; part of its total."""
+    decided: Decided | None = None
+    """Says whether an enclosure decides all that the caller wants to know; None to narrow it to the relative gap."""
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
+    products: dict[str, int] = field(default_factory=dict)
+    """Hessian-vector products by what they were for."""
     warnings: list[ReportWarning] = field(default_factory=list)
     current: str = ""
     one_thread: bool = False
     """As in ``Progress``."""
+    enclosure: InterimEnclosure | None = None
+    """As in ``Progress``."""
+    estimate: Estimate | None = None
+    """As in ``Progress``."""
+    _purpose: str | None = None
+    """What products are for; None for the current phase."""
     _limited: bool = False
     _reserve: float = 0.0
     _told: float = field(default_factory=time.perf_counter)
@@ -51,11 +79,29 @@ class Monitor:
         self.tell(1.0)
         self.seconds[name] = time.perf_counter() - start
 
+    @contextmanager
+    def multiplying_for(self, purpose: str) -> Iterator[None]:
+        """Count the products of the block apart from those of the phase."""
+        before, self._purpose = self._purpose, purpose
+        try:
+            yield
+        finally:
+            self._purpose = before
+
+    def multiplied(self, columns: int) -> None:
+        """Count products."""
+        purpose = self._purpose or self.current
+        self.products[purpose] = self.products.get(purpose, 0) + columns
+
     @property
     def expired(self) -> bool:
         """True if the time limit, less the reserve, has passed."""
+        return self.expires_within(0.0)
+
+    def expires_within(self, seconds: float) -> bool:
+        """Return whether the time limit, less the reserve, passes within so many seconds."""
         limit = self.options.time_limit
-        return limit is not None and time.perf_counter() - self.started > limit - self._reserve
+        return limit is not None and time.perf_counter() - self.started + seconds > limit - self._reserve
 
     @contextmanager
     def limited(self, reserve: float = 0.0) -> Iterator[None]:
@@ -108,7 +154,7 @@ class Monitor:
             raise TimeLimitError(
                 f"the time limit of {self.options.time_limit:g} s passed during {self.current}",
                 code="time_limit",
-                advice="Raise time_limit, send fewer samples, or ask for less.",
+                advice="Raise time_limit (wsb estimate says how long it takes), send fewer samples, or ask for less.",
                 phase=self.current,
             )
         own = threading.get_ident() == self._thread
@@ -125,6 +171,8 @@ class Monitor:
                     fraction=fraction,
                     hessian_vector_products=products,
                     one_thread=self.one_thread,
+                    enclosure=self.enclosure,
+                    estimate=self.estimate,
                 )
             )
 
@@ -132,6 +180,10 @@ class Monitor:
         warning = ReportWarning(code=code, message=message)
         if warning not in self.warnings:
             self.warnings.append(warning)
+
+    def forget(self, *codes: str) -> None:
+        """Drop warnings of what a later stage does again."""
+        self.warnings[:] = [warning for warning in self.warnings if warning.code not in codes]
 
     def timings(self) -> dict[str, float]:
         elapsed = time.perf_counter() - self.started

@@ -15,6 +15,7 @@ from wsb_engine.batch import Batch
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.closed_form.sums import ClosedForm
 from wsb_engine.curvature.losses import Targets
+from wsb_engine.curvature.losses.base import in_blocks
 from wsb_engine.errors import ModelError, finite
 from wsb_engine.model import Classifier, Tensors
 from wsb_engine.options import Options
@@ -43,7 +44,8 @@ def loss(problem: Problem) -> r.Loss:
     accuracy = loss.accuracy(logits, Targets(y, w))
     if accuracy is None:
         raise ValueError("a report states an accuracy")
-    value = finite(float((w * loss.values(logits, y)).sum()), "the loss")
+    values = torch.cat([loss.values(*rows) for rows in in_blocks(logits, y)])
+    value = finite(float((w * values).sum()), "the loss")
     guessing = math.log(loss.classes(logits.shape[1]))
     if value > IMPLAUSIBLE * guessing:
         problem.warn(
@@ -66,8 +68,11 @@ def parity(problem: Problem, classifier: Classifier, monitor: Monitor) -> r.Pari
         if classifier.format != "module":
             monitor.warn("parity_none", "there is no other runtime to compare these logits with")
         return None
+    if monitor.expired:
+        monitor.warn("parity_unavailable", "the time limit has passed")
+        return None
     rows = slice(0, problem.samples if problem.objective.coupled else PARITY_SAMPLES)
-    arrays = {name: tensor[rows].numpy() for name, tensor in problem.objective.inputs.items()}
+    arrays = {name: problem.objective.rows(name, rows).numpy() for name in problem.objective.inputs}
     try:
         expected = model.reference(arrays)
     except ModelError as error:

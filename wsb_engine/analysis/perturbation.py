@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from wsb_engine.curvature.products.autodiff import Objective
 from wsb_engine.model import Tensors
+from wsb_engine.random_vectors import uniform
 
 PERTURBATION = 2.0**-43
 """Relative size of a perturbation, in which H is linear except for cancellations that leave no digits anyway."""
@@ -87,9 +87,9 @@ def perturbed(objective: Objective, seed: int, held: Mapping[str, Tensor] | None
     names = list(objective.inputs)
 
     def moved(tensor: Tensor, stream: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((seed, stream)) % (1 << 63))
-        xi = (2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3)
-        return tensor * (1 + PERTURBATION * xi.to(tensor.device))
+        # In place, because a model's largest tensor may be a third of it.
+        xi = uniform(tensor.numel(), seed, stream, tensor.device).view(tensor.shape).mul_(2 * math.sqrt(3))
+        return tensor * xi.mul_(PERTURBATION).add_(1)
 
     def all_moved(tensors: Tensors, first: int) -> dict[str, Tensor]:
         return {name: moved(tensor, first + i) for i, (name, tensor) in enumerate(tensors.items())}

@@ -16,7 +16,14 @@ from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.batch import Batch
 from wsb_engine.curvature.closed_form.mlp import Network, forward_backward, network
-from wsb_engine.curvature.cost import PRODUCT_OPERATIONS, WORKING_SHARE, Footprint, gradient_footprint, logits_footprint
+from wsb_engine.curvature.cost import (
+    PRODUCT_OPERATIONS,
+    WORKING_SHARE,
+    Footprint,
+    gradient_footprint,
+    logits_footprint,
+    nominal_rate,
+)
 from wsb_engine.curvature.losses import Targets, automatic
 from wsb_engine.curvature.losses.base import LARGEST_EXPONENT, power_of_four
 from wsb_engine.curvature.products.autodiff import (
@@ -28,7 +35,7 @@ from wsb_engine.curvature.products.autodiff import (
     in_format,
     interrupted,
 )
-from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct
+from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct, pays
 from wsb_engine.curvature.products.mlp import MLPProduct
 from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.curvature.team import SplitProduct, Team
@@ -53,6 +60,10 @@ SENSITIVITY = 256.0
 """Multiple of the effect of a perturbation of the size of rounding, up to which a difference counts as rounding."""
 LEAST_CHUNK = 64
 """Smallest number of samples in a chunk; with fewer, calling operators costs more than their work."""
+CHUNK_OPERATIONS = 1e10
+"""Operations of the gradient of a chunk that are enough, even of fewer samples: a caller can interrupt after each."""
+PARAMETER_OPERATIONS = 1e3
+"""The same for each parameter, because each chunk's product is another array of their size."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,10 @@ class Problem:
     """Cost of one sample's gradient."""
     warn: Callable[[str, str], None]
     """Adds a code and a message to the report."""
+    count: Callable[[int], None]
+    """Counts Hessian-vector products."""
+    expected: int
+    """Products of single vectors to expect."""
     team: Team | None = None
     """The devices or processes that share products and the closed form; None for one."""
 
@@ -119,25 +134,41 @@ class Problem:
 
     def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
         """Return the fastest product that fits, for blocks of at most ``columns``; it steps down if memory runs out."""
-        columns = max(1, min(columns, self._vectors()))
+        columns = max(1, min(columns, vectors(self.objective, self.memory)))
         if self.team is not None:
-            return SplitProduct(self.objective, columns, self.team)
-        return SteppingProduct(self._way(columns), self.warn)
+            return SplitProduct(self.objective, columns, self.team, self.count)
+        return self._stepping(self._way(columns))
 
     def from_scratch(self, objective: Objective, columns: int = 1) -> HessianProduct:
         """Return products by automatic differentiation of the file's graph, which share nothing with other products."""
-        return SteppingProduct(self._autodiff(objective, max(1, min(columns, self._vectors()))), self.warn)
+        columns = max(1, min(columns, vectors(self.objective, self.memory)))
+        return self._stepping(self._autodiff(objective, columns))
+
+    def _stepping(self, way: HessianProduct) -> SteppingProduct:
+        objective = way.objective
+        together, itemsize = objective.samples if objective.coupled else 1, objective.dtype.itemsize
+        # Intermediates and their derivatives; the direction, its image, and the gradient with its derivative.
+        intermediates = 2 * together * self.footprint.bytes * itemsize // self.objective.dtype.itemsize
+        least = intermediates + objective.parameters * (3 * itemsize + torch.float64.itemsize)
+        return SteppingProduct(way, self.warn, self.count, least)
 
     def _way(self, columns: int) -> HessianProduct:
         if self.structure is not None:
             mlp, net = self.structure.mlp, self.structure.net
             return MLPProduct(self.objective, mlp, net, self.tile, memory=self.memory, columns=columns)
         kept = self.footprint.bytes * self.samples
-        if self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits:
+        if self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits and self._traces(columns):
             # Also for blocks: at this size, column after column is faster than all columns together from scratch.
             threads = self._threads()
             return LinearizedProduct(self.objective, columns, self._chunk(threads), threads=threads)
         return self._autodiff(self.objective, columns)
+
+    def _traces(self, columns: int) -> bool:
+        """Return whether tracing pays at the nominal rate; blocks of columns multiply by all of the identity."""
+        objective, footprint = self.objective, self.footprint
+        seconds = footprint.operations * self.samples / nominal_rate(objective.device, objective.dtype)
+        products = objective.parameters if columns > 1 else self.expected
+        return pays(seconds, footprint.operators, products)
 
     def _autodiff(self, objective: Objective, columns: int) -> AutodiffProduct:
         product = AutodiffProduct(objective, columns)
@@ -146,15 +177,11 @@ class Problem:
             product.samples = min(product.samples, self._chunk(threads=1))
         return product
 
-    def _vectors(self) -> int:
-        """Return the number of vectors of P float64 numbers that are held at once."""
-        return int(self.memory * BLOCK_SHARE) // (8 * self.objective.parameters)
-
     def _threads(self) -> int:
         """Return the number of threads; each multiplies its own samples."""
         if self.objective.device.type != "cpu":
             return 1
-        return max(1, min(torch.get_num_threads(), self.samples // LEAST_CHUNK, self._vectors()))
+        return max(1, min(torch.get_num_threads(), self.samples // LEAST_CHUNK, vectors(self.objective, self.memory)))
 
     def _chunk(self, threads: int) -> int:
         """Return the samples in a chunk: on a CPU as many as its caches hold, equal for each thread; elsewhere many."""
@@ -162,12 +189,26 @@ class Problem:
             return self.samples
         if self.objective.device.type != "cpu":
             return GRADIENT_SAMPLES
-        most = min(GRADIENT_SAMPLES, max(LEAST_CHUNK, CHUNK_BYTES // max(self.footprint.bytes, 1)))
+        enough = max(CHUNK_OPERATIONS, PARAMETER_OPERATIONS * self.objective.parameters)
+        least = min(LEAST_CHUNK, math.ceil(enough / max(self.footprint.operations, 1)))
+        most = min(GRADIENT_SAMPLES, max(least, CHUNK_BYTES // max(self.footprint.bytes, 1)))
         return math.ceil(self.samples / (threads * math.ceil(self.samples / (threads * most))))
 
 
-def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monitor) -> Problem:
+def vectors(objective: Objective, memory: int) -> int:
+    """Return the number of vectors of P float64 numbers that are held at once in that many bytes to work in."""
+    return int(memory * BLOCK_SHARE) // (torch.float64.itemsize * objective.parameters)
+
+
+def pose(
+    classifier: Classifier, batch: Batch, options: Options, monitor: Monitor, *, samples: int | None = None
+) -> Problem:
     """Check model, batch and options against each other, and evaluate the logits.
+
+    Args:
+        classifier, batch, options, monitor: Of the analysis.
+        samples: Number of samples of the analysis if the batch has only some of them; the working precision depends
+            on it.
 
     Raises:
         ModelError, BatchError, OptionsError: with a code and advice.
@@ -187,6 +228,7 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
         selected={name: tensors[name] for name in names},
         fixed={name: tensor for name, tensor in tensors.items() if name not in names},
         inputs=inputs,
+        widened=prepare.widened(classifier.inputs, inputs),
         # Both are set once the number of logits is known.
         loss=automatic(0),
         targets=Targets(torch.zeros(0), torch.ones(len(batch))),
@@ -195,6 +237,11 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
         interrupt=monitor.interrupt,
     )
     forward = _first_forward(objective)
+    if prepare.too_dear_in_double(options, device, forward.operations * (samples or len(batch))):
+        tensors = {name: tensor.to(device, torch.float32) for name, tensor in model.parameters.items()}
+        selected, fixed = ({name: tensors[name] for name in part} for part in (objective.selected, objective.fixed))
+        objective = replace(objective, selected=selected, fixed=fixed, dtype=torch.float32)
+        forward = _first_forward(objective)
     objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread):
@@ -218,10 +265,11 @@ def pose(classifier: Classifier, batch: Batch, options: Options, monitor: Monito
         )
     with threads_of(device, one=one_thread):
         structure = None if nonsmooth or objective.coupled else _structure(model, objective, logits, monitor)
-    objective = _laid_out(objective)
+    objective = _laid_out(objective, 2 if vectors(objective, memory) > 1 else 1)
     footprint = gradient_footprint(objective)
     objective = _fitted(objective, footprint, memory)
-    problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, monitor.warn)
+    warn, count, expected = monitor.warn, monitor.multiplied, prepare.expected_products(options, objective.parameters)
+    problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, warn, count, expected)
     least = loss.least_curvature(logits.to(device), targets)
     return problem if least * objective.scale > SMALL else _rescaled(problem)
 
@@ -278,12 +326,16 @@ def _rescaled(problem: Problem) -> Problem:
     return replace(problem, objective=replace(objective, scale=scale), structure=structure)
 
 
-def _laid_out(objective: Objective) -> Objective:
+def _laid_out(objective: Objective, columns: int) -> Objective:
     """Return the objective with channels last if a parameter may be the kernel of a two-dimensional convolution.
 
     Convolutions on a CPU work in this format and otherwise convert their tensors in every product, which takes a third
     of the time. torch has no forward derivative of some operators (group normalisation) in this format: then nothing
     changes.
+
+    Args:
+        objective: The loss.
+        columns: 2 if products of several columns fit in memory, 1 otherwise.
     """
     tensors = {**objective.fixed, **objective.selected}
     if not any(tensor.ndim == 4 and tensor[0, 0].numel() > 1 for tensor in tensors.values()):
@@ -300,9 +352,9 @@ def _laid_out(objective: Objective) -> Objective:
         targets=replace(objective.targets, y=objective.targets.y[:2], weights=objective.targets.weights[:2]),
     )
     try:
-        for columns in (1, 2):
-            V = torch.ones(few.parameters, columns, dtype=few.dtype, device=few.device)
-            AutodiffProduct(few, columns)(V)
+        for tried in range(1, columns + 1):
+            V = torch.ones(few.parameters, tried, dtype=few.dtype, device=few.device)
+            AutodiffProduct(few, tried)(V)
     except RuntimeError as error:
         if interrupted(error):
             raise
@@ -317,13 +369,15 @@ def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objectiv
         ResourceError: ``samples_coupled`` if coupled samples don't fit.
     """
     needed = footprint.bytes * (torch.float64.itemsize // objective.dtype.itemsize) * objective.samples
-    if objective.coupled and needed > memory * WORKING_SHARE:
+    needed = math.ceil(needed / WORKING_SHARE)
+    if objective.coupled and needed > memory:
         raise ResourceError(
             f"the logits of a sample depend on the other samples, and all {objective.samples} of them together need "
-            f"{needed / WORKING_SHARE:.2g} bytes; the memory limit is {memory:.2g}",
+            f"{needed:.2g} bytes; the memory limit is {memory:.2g}",
             code=coupling.CODE,
-            advice="Raise memory_limit, send fewer samples, or export the model in evaluation mode (fixed statistics).",
-            needed=int(needed / WORKING_SHARE),
+            advice=f"Set memory_limit to at least {needed}, send fewer samples, or export the model in evaluation mode "
+            "(fixed statistics).",
+            needed=needed,
             limit=memory,
         )
     return replace(objective, fits=footprint.fits(memory))
@@ -350,15 +404,18 @@ def _together(objective: Objective, classifier: Classifier, memory: int, monitor
 
 def _logits(objective: Objective, monitor: Monitor) -> Tensor:
     """Compute (N, C) logits, float64 on the CPU, in chunks."""
-    parts = []
+    # Allocated once: parts of all chunks would lie between freed inputs, so that these take ever more memory.
+    logits = torch.empty(0, 0, dtype=torch.float64)
     with torch.no_grad():
         for rows in objective.chunks():
             z = objective.logits(rows)
             if z.ndim != 2 or len(z) != rows.stop - rows.start or z.shape[1] == 0:
                 raise several_rows("the model's output", tuple(z.shape), "unsupported_output")
-            parts.append(z.double().cpu())
+            if not logits.numel():
+                logits = torch.empty(objective.samples, z.shape[1], dtype=torch.float64)
+            logits[rows] = z
             monitor.report(rows.stop / objective.samples)
-    return torch.cat(parts)
+    return logits
 
 
 def _require_finite(logits: Tensor) -> None:

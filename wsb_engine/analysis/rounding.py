@@ -7,7 +7,7 @@ perturbing parameters and inputs; in float32 a bound from random products of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from wsb_engine.analysis.agreement import norm
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, deciding, perturbed
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
 from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.running_error import running_error
 from wsb_engine.curvature.products.autodiff import HessianProduct
+from wsb_engine.random_vectors import gaussian
 
 UNIT = 2.0**-53
 SINGLE_UNIT = 2.0**-24
@@ -47,13 +49,13 @@ class Measuring:
         problem: The analysis.
         seed: Seed of the random vectors.
         failure_probability: Share of δ for a bound from random products.
-        tell: Called with the fraction done.
+        monitor: Clock, progress, and the count of products.
     """
 
     problem: Problem
     seed: int
     failure_probability: float
-    tell: Callable[[float], None]
+    monitor: Monitor
 
     def rounding(self, product: HessianProduct, layout: Layout | None) -> Rounding:
         """Bound rounding errors, in the units of the products.
@@ -65,10 +67,11 @@ class Measuring:
         Raises:
             ResourceError: ``overflow``.
         """
-        if product.dtype == torch.float32:
-            return self._single(product)
-        proven = self._proven(layout)
-        return self._measured(product) if proven is None else proven
+        with self.monitor.multiplying_for("rounding"):
+            if product.dtype == torch.float32:
+                return self._single(product)
+            proven = self._proven(layout)
+            return self._measured(product) if proven is None else proven
 
     def confirmed(self, rounding: Rounding, vectors: Tensor, images: Tensor) -> Rounding:
         """Return the measurement extended to these vectors, if it rests on perturbations; else as it is.
@@ -80,9 +83,11 @@ class Measuring:
         """
         if rounding.product is not None or rounding.failure_probability:
             return rounding
-        products = (self._perturbed(index, vectors.shape[1]) for index in range(PERTURBATIONS))
-        differences = torch.stack([product(vectors) - images for product in products])
-        worst = max(_root_mean_square(differences[:, :, i]) for i in range(vectors.shape[1]))
+        sizes = []
+        with self.monitor.multiplying_for("rounding"):
+            for index in range(PERTURBATIONS):
+                sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images))
+        worst = max(_root_mean_square(column) for column in zip(*sizes, strict=True))
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
     def _proven(self, layout: Layout | None) -> Rounding | None:
@@ -108,37 +113,40 @@ class Measuring:
 
     def _reads_inputs_as_they_are(self) -> bool:
         """Return True if the first layer's features are the batch's numbers, so that they are exact."""
-        problem = self.problem
-        inputs = list(problem.objective.inputs.values())
-        if len(inputs) != 1:
+        problem, objective = self.problem, self.problem.objective
+        if len(objective.inputs) != 1:
             return False
-        for rows in problem.objective.chunks():
+        for rows in objective.chunks():
             a0, _ = problem.tile(rows.start, rows.stop)
-            if not torch.equal(a0.cpu(), inputs[0][rows].reshape(len(a0), -1).to(a0.dtype)):
+            given = objective.rows(next(iter(objective.inputs)), rows)
+            if not torch.equal(a0.cpu(), given.reshape(len(a0), -1).to(a0.dtype)):
                 return False
         return True
 
     def _measured(self, product: HessianProduct) -> Rounding:
-        differences = []
+        sizes = []
         for index in range(PERTURBATIONS):
             z = self._gaussian(index).to(product.device)
-            differences.append(self._perturbed(index, 1)(z.unsqueeze(1)).squeeze(1) - product.vector(z))
-            self.tell((index + 1) / PERTURBATIONS)
-        operator = _slack(_root_mean_square(torch.stack(differences)))
+            image = product.vector(z)
+            sizes += _differences(self._perturbed(index, 1), z.unsqueeze(1), image.unsqueeze(1))
+            self.monitor.tell((index + 1) / PERTURBATIONS)
+        operator = _slack(_root_mean_square(sizes))
         operator += TINIEST + TINIEST_CURVATURE * self.problem.objective.scale
         return Rounding("measured", operator, relative_square_error=SUMS * UNIT, square_error=TINIEST)
 
     def _single(self, product: HessianProduct) -> Rounding:
         """Bound ‖H₃₂ − H₆₄‖_F by products with Gaussian vectors; the rounding of float64 is added."""
         reference = self.problem.product_at(self.problem.objective.in_double(), DIFFERENCES)
-        z = torch.stack([self._gaussian(index) for index in range(DIFFERENCES)], dim=1)
-        z = z.to(product.device, torch.float32).double()
-        images = reference(z)
-        differences = []
-        for index in range(DIFFERENCES):
-            differences.append(product.vector(z[:, index]) - images[:, index])
-            self.tell((index + 1) / DIFFERENCES)
-        mean = _root_mean_square(torch.stack(differences))
+        sizes: list[float] = []
+        for first in range(0, DIFFERENCES, reference.columns):
+            some = range(first, min(first + reference.columns, DIFFERENCES))
+            z = torch.stack([self._gaussian(index) for index in some], dim=1).to(product.device, torch.float32).double()
+            differences = reference(z)
+            for column, v in zip(differences.unbind(1), z.unbind(1), strict=True):
+                column -= product.vector(v)
+                sizes.append(norm(column))
+                self.monitor.tell(len(sizes) / DIFFERENCES)
+        mean = _root_mean_square(sizes)
         factor = math.sqrt(frobenius_factor(DIFFERENCES, self.failure_probability))
         operator = mean / factor + SAFETY * UNIT / SINGLE_UNIT * mean
         return Rounding(
@@ -151,8 +159,8 @@ class Measuring:
         )
 
     def _gaussian(self, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seed ^ STREAM) + index)
-        return torch.randn(self.problem.objective.parameters, generator=generator, dtype=torch.float64)
+        objective = self.problem.objective
+        return gaussian(objective.parameters, self.seed ^ STREAM, index, objective.device)
 
     def _perturbed(self, index: int, columns: int) -> HessianProduct:
         """Return a product at parameters and inputs multiplied by 1 + εξ, with recomputed forward quantities."""
@@ -164,9 +172,19 @@ class Measuring:
         return deciding(self.problem.objective)
 
 
-def _root_mean_square(rows: Tensor) -> float:
-    """Return √ of the mean of ‖·‖² over rows, whose squares may leave the range of numbers."""
-    return norm(rows) / math.sqrt(len(rows))
+def _differences(product: HessianProduct, V: Tensor, images: Tensor) -> list[float]:
+    """Return ‖H′ v − H v‖ for the columns v of V, (P, m), and their images H V, one block of columns at a time."""
+    sizes = []
+    for some, known in zip(V.split(product.columns, dim=1), images.split(product.columns, dim=1), strict=True):
+        difference = product(some)
+        difference -= known
+        sizes += [norm(column) for column in difference.unbind(1)]
+    return sizes
+
+
+def _root_mean_square(sizes: Sequence[float]) -> float:
+    """Return √ of the mean square of numbers whose squares may leave the range of numbers."""
+    return math.hypot(*sizes) / math.sqrt(len(sizes))
 
 
 def _slack(root_mean_square: float) -> float:

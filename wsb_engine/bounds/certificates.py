@@ -9,7 +9,7 @@ from typing import Literal
 from wsb_engine.bounds.rounding import How, Rounding
 
 Kind = Literal["deterministic", "probabilistic"]
-StoppedBy = Literal["gap", "precision", "products", "time", "memory"]
+StoppedBy = Literal["gap", "decided", "precision", "products", "time", "memory"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ class Enclosures:
     stopped_by: StoppedBy = "products"
     floor: float | None = None
     """Relative gap of λ_max that rounding leaves open, however many products are taken."""
+    modelled: float | None = None
+    """Upper end of λ_max if rounding is isotropic, which is a model and no certificate."""
 
     @property
     def how(self) -> How:

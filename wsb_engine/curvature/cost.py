@@ -6,8 +6,11 @@ the whole batch counts.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -26,6 +29,45 @@ COUNTED = 16
 PRODUCT_OPERATIONS = 2.0
 """Operations of a product relative to a gradient's: each operation and its derivative."""
 
+CPU_RATE = 1.5e10
+"""Nominal operations per second of one thread of a CPU in float64; twice that in float32."""
+GPU_RATE = 3e11
+"""Nominal operations per second of one multiprocessor of a GPU in float32."""
+GPU_DOUBLE = {(7, 0): 0.5, (8, 0): 0.5, (9, 0): 0.5, (10, 0): 0.5}
+"""Rate of float64 relative to float32 by compute capability of GPUs made for it."""
+GPU_DOUBLE_OTHERS = 1 / 32
+
+MEASURED_SIZE, MEASURED_SIZE_GPU, MEASUREMENTS = 512, 4096, 5
+"""Order of the matrices by which a rate is measured, and the number of products, of which the fastest counts."""
+EFFICIENCY = 0.5
+"""Share of the rate of a matrix product at which an analysis computes."""
+
+
+def nominal_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations per second that budgets assume, by the kind of device.
+
+    Not measured, so that the same input on the same machine leads to the same choices however busy it is.
+    """
+    if device.type == "cpu":
+        return CPU_RATE * torch.get_num_threads() * (2 if dtype == torch.float32 else 1)
+    properties = torch.cuda.get_device_properties(device)
+    rate = GPU_RATE * properties.multi_processor_count
+    if dtype == torch.float32:
+        return rate
+    return rate * GPU_DOUBLE.get((properties.major, properties.minor), GPU_DOUBLE_OTHERS)
+
+
+@cache
+def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure a matrix product once per process, and return the operations per second to expect of an analysis."""
+    size = MEASURED_SIZE if device.type == "cpu" else MEASURED_SIZE_GPU
+    factor, best = torch.ones(size, size, device=device, dtype=dtype), math.inf
+    for _ in range(MEASUREMENTS):
+        started = time.perf_counter()
+        float((factor @ factor)[0, 0])  # waits for a GPU
+        best = min(best, time.perf_counter() - started)
+    return EFFICIENCY * 2 * size**3 / best
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -35,6 +77,8 @@ class Footprint:
     """Bytes of all intermediates; more than are held at once."""
     operations: float
     """Multiplications and additions of matrix products, plus a charge per number written."""
+    operators: int = 0
+    """Operators that run, for any number of samples."""
 
     def fits(self, memory: int) -> int:
         """Return the number of samples that fit in a memory limit together; at least 1."""
@@ -44,9 +88,10 @@ class Footprint:
 class _Counter(OperatorWatch):
     def __init__(self) -> None:
         super().__init__()
-        self.bytes, self.operations = 0, 0.0
+        self.bytes, self.operations, self.operators = 0, 0.0, 0
 
     def ran(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        self.operators += 1
         if operator in flop_registry:
             self.operations += flop_registry[operator](*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
@@ -66,13 +111,18 @@ def gradient_footprint(objective: Objective) -> Footprint:
 
 
 def _footprint(objective: Objective, function: Callable[[Rows], object]) -> Footprint:
+    operators = 0
+
     def count(samples: int) -> tuple[int, float]:
+        nonlocal operators
         rows = torch.arange(samples) % objective.samples
         with _Counter() as counter:
             function(rows)
+        operators = counter.operators
         return counter.bytes, counter.operations
 
-    return (_share if objective.coupled else _one_more)(count, objective.samples)
+    found = (_share if objective.coupled else _one_more)(count, objective.samples)
+    return replace(found, operators=operators)
 
 
 def _one_more(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint:

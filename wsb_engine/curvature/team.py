@@ -55,9 +55,9 @@ class Team(ABC):
 class SplitProduct(HessianProduct):
     """H·V as the sum over members of the contributions of their rows."""
 
-    def __init__(self, objective: Objective, columns: int, team: Team) -> None:
+    def __init__(self, objective: Objective, columns: int, team: Team, count: Callable[[int], None]) -> None:
         super().__init__(objective, columns)
-        self._team = team
+        self._team, self._count = team, count
 
     @property
     def description(self) -> str:
@@ -67,6 +67,7 @@ class SplitProduct(HessianProduct):
         total, *others = self._team.answers(Multiply(self.columns), V)
         for image in others:
             total += image
+        self._count(V.shape[1])
         return total
 
 

@@ -10,10 +10,14 @@ from torch import Tensor
 
 from wsb_engine.bounds.certificates import Enclosures
 from wsb_engine.spectrum.enclosure import Enclosing
-from wsb_engine.spectrum.lanczos import UNIT, Lanczos
+from wsb_engine.spectrum.lanczos import Lanczos
+from wsb_engine.spectrum.run import UNIT, Run, dot
+from wsb_engine.spectrum.three_vectors import ThreeVectors
 
 RESIDUAL_MARGIN = 8.0
 """Rounding explains a fresh residual that exceeds the expected one by at most this many times the rounding bound."""
+CLUSTER = 8.0
+"""Ritz values of a run without a basis within this many units of √k ‖H‖ may be copies of one eigenvalue."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +41,42 @@ class RitzPairs:
     """(P, 2) unit columns"""
     images: Tensor
     """(P, 2) σH times the vectors"""
+    shortest: float = 1.0
+    """The smaller ‖Qy‖ of the two, by which rounding of the recurrence is magnified; 1 with a basis."""
 
 
-def outer_pairs(lanczos: Lanczos) -> RitzPairs:
+def outer_pairs(lanczos: Run) -> RitzPairs:
     """Compute the two outermost Ritz pairs, and multiply their vectors once more."""
-    values, weights = torch.linalg.eigh(lanczos.tridiagonal)
-    weights = weights[:, [-1, 0]]
+    values, inner = torch.linalg.eigh(lanczos.tridiagonal)
+    weights = inner[:, [-1, 0]]
+    if not isinstance(lanczos, Lanczos):
+        width = CLUSTER * math.sqrt(lanczos.steps) * lanczos.unit * lanczos.norm_estimate
+        near = (values >= values[-1] - width, values <= values[0] + width)
+        weights = torch.stack([_filtered(inner[:, each]) for each in near], dim=1)
     X = lanczos.combinations(weights)
-    X = X / torch.linalg.vector_norm(X, dim=0)
-    images = torch.stack([lanczos.image(x) for x in X.unbind(dim=1)], dim=1)
+    lengths = torch.linalg.vector_norm(X, dim=0)
+    X /= lengths
+    images = torch.empty(2, lanczos.parameters, dtype=torch.float64, device=lanczos.device)
+    for x, image in zip(X.unbind(dim=1), images, strict=True):
+        image.copy_(lanczos.image(x))
+    shortest = 1.0 if isinstance(lanczos, Lanczos) else float(lengths.min())
     return RitzPairs(
         values=[float(values[-1]), float(values[0])],
-        expected=(lanczos.betas[-1] * weights[-1].abs()).tolist(),
+        expected=(lanczos.betas[-1] * weights[-1].abs() / shortest).tolist(),
         vectors=X,
-        images=images,
+        images=images.T,
+        shortest=shortest,
     )
+
+
+def _filtered(copies: Tensor) -> Tensor:
+    """Project e_1 onto the span of eigenvectors of T, (k, m): m > 1 if orthogonality was lost; (k,).
+
+    A copy on its own may belong to a combination Qy that almost vanishes, while f(T) e_1 belongs to f(H) q_1.
+    """
+    y = copies @ copies[0]
+    length = torch.linalg.vector_norm(y)
+    return y / length if float(length) else copies[:, -1]
 
 
 def confirm(enclosing: Enclosing, found: Enclosures, pairs: RitzPairs) -> tuple[Enclosures, RitzResidual]:
@@ -70,23 +95,31 @@ def confirm(enclosing: Enclosing, found: Enclosures, pairs: RitzPairs) -> tuple[
         x, image = pairs.vectors[:, i], pairs.images[:, i]
         residual = float(torch.linalg.vector_norm(image - pairs.values[i] * x))
         excess = max(excess, residual - pairs.expected[i])
-        # The rounding of a pairwise sum grows with the logarithm of its length.
-        dots = (math.log2(max(lanczos.parameters, 2)) + 4) * UNIT * float(torch.linalg.vector_norm(image))
-        slack = enclosing.noise(end.how, lanczos.steps)[-1] + rounding.operator + dots
-        lower = sign * _dot(x, image) / _dot(x, x) - slack
+        length = float(torch.linalg.vector_norm(image))
+        slack = enclosing.noise(end.how, lanczos.steps)[-1] + rounding.operator + _dot_rounding(lanczos, length)
+        lower = sign * dot(x, image) / dot(x, x) - slack
         if lower > end.upper:
             excess = math.inf
         ends.append(replace(end, lower=min(lower, end.upper), upper=max(lower, end.upper)))
-    explained = RESIDUAL_MARGIN * (eta + noise)
+    explained = RESIDUAL_MARGIN * (eta / pairs.shortest + noise)
     found = replace(found, lambda_max=ends[0], lambda_min=ends[1].mirrored)
     return found, RitzResidual(excess / norm, explained / norm) if norm else RitzResidual(0.0, 0.0)
 
 
-def _dot(x: Tensor, y: Tensor) -> float:
-    """Compute x·y by pairwise summation."""
-    products = x * y
-    while len(products) > 1:
-        half = (len(products) + 1) // 2
-        first, second = products[:half], products[half:]
-        products = torch.cat([first[: len(second)] + second, first[len(second) :]])
-    return float(products)
+def unconfirmed(enclosing: Enclosing, found: Enclosures) -> Enclosures:
+    """Replace the provisional inner ends of a run without a basis by its own Rayleigh quotients, at no product."""
+    lanczos, rounding = enclosing.lanczos, enclosing.premises.rounding
+    if not isinstance(lanczos, ThreeVectors):
+        return found
+    ends = []
+    for sign, end in ((1, found.lambda_max), (-1, found.lambda_min.mirrored)):
+        quotients = zip(lanczos.quotients, enclosing.noise(end.how, lanczos.steps), lanczos.norms, strict=True)
+        lower = max(sign * value - noise - _dot_rounding(lanczos, length) for value, noise, length in quotients)
+        lower -= rounding.operator
+        ends.append(replace(end, lower=min(lower, end.upper), upper=max(lower, end.upper)))
+    return replace(found, lambda_max=ends[0], lambda_min=ends[1].mirrored)
+
+
+def _dot_rounding(lanczos: Run, length: float) -> float:
+    """Bound the rounding of a unit vector's dot product with a vector of this length, summed by pairs."""
+    return (math.log2(max(lanczos.parameters, 2)) + 4) * UNIT * length

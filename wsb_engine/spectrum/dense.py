@@ -48,7 +48,7 @@ def form_hessian(
         raise ResourceError(
             f"the dense spectrum of {P:,} parameters needs {needed:,} bytes, the memory limit is {memory:,}",
             code="memory_limit",
-            advice="Raise memory_limit, select fewer parameters, or set spectrum to top or none.",
+            advice=f"Set memory_limit to at least {needed}, select fewer parameters, or set spectrum to top or none.",
             needed=needed,
             limit=memory,
         )

@@ -2,8 +2,8 @@
 
 Inner ends are Ritz values. Outer ends come from two kinds of bounds. Deflation bounds H in the complement of the basis
 by t and q: with certainty if they are exact, else with the probability of the bound on q. The other kind rests on the
-random start vector and is always available. Every end is moved outwards by the rounding that ``Rounding`` proves or
-measures.
+random start vector, needs no basis, and is always available. Every end is moved outwards by the rounding that
+``Rounding`` proves or measures. Without a basis, inner ends are provisional until ``confirmation`` replaces them.
 
 All bounds of one kind hold together, whatever the number of steps, and so does their running intersection.
 """
@@ -23,7 +23,8 @@ from wsb_engine.bounds.deflation import Remainder, bordered_eigenvalues, bordere
 from wsb_engine.bounds.lanczos_polynomial import Recurrence, bound_exceeds, largest_eigenvalue_bound
 from wsb_engine.bounds.rounding import How, Rounding
 from wsb_engine.errors import ResourceError
-from wsb_engine.spectrum.lanczos import UNIT, Lanczos
+from wsb_engine.spectrum.lanczos import Lanczos
+from wsb_engine.spectrum.run import UNIT, Run
 
 STRIDE = 10
 """The bounds are evaluated each time the number of steps has grown by one part in this many."""
@@ -39,6 +40,10 @@ LARGEST_DELTA = 0.05
 """Largest δ to which it is raised."""
 DELTA_STEPS = 40
 """Bisections of ln δ."""
+PAIGE = 2.0
+"""Units of √k ν by which Ritz values of a run without a basis may leave the spectrum; provisional."""
+ISOTROPIC = 4.0
+"""Multiple of ‖f_j‖/√P that bounds |u_1·f_j| if rounding is isotropic."""
 _Bound = tuple[int, How, bool]
 """Sign of H, how rounding is known, and True for a bound by deflation."""
 
@@ -47,11 +52,11 @@ class Enclosing:
     """The enclosure of a Lanczos run in progress; keeps what earlier steps certified.
 
     Args:
-        lanczos: A Lanczos run with a uniform random start vector.
+        lanczos: A Krylov run with a uniform random start vector, with or without a basis.
         premises: Premises in the units of σH.
     """
 
-    def __init__(self, lanczos: Lanczos, premises: Premises) -> None:
+    def __init__(self, lanczos: Run, premises: Premises) -> None:
         self.lanczos, self.premises = lanczos, premises
         self._limits: dict[_Bound, tuple[float, float]] = {}
         self._widths: dict[_Bound, dict[int, float]] = {}
@@ -117,6 +122,28 @@ class Enclosing:
             low, top, high = (low, middle, trial) if trial.width <= wanted else (middle, top, high)
         return high
 
+    def recurrence(self, how: How) -> Recurrence:
+        """Return the recurrence of H up to the first breakdown, with bounds on all that rounding did to it."""
+        return self._recurrence(1, how)
+
+    def modelled(self, end: End) -> float | None:
+        """Bound λ_max under a model: rounding is isotropic, so that |u_1·f_j| ≤ 4 ‖f_j‖/√P. No certificate.
+
+        Args:
+            end: The interval of λ_max.
+
+        Returns:
+            None if the interval does not rest on the start vector, or rounding hides λ_max even so.
+        """
+        if end.kind == "deterministic":
+            return None
+        parameters = self.lanczos.parameters
+        recurrence = self._recurrence(1, end.how)
+        epsilons = [min(1.0, ISOTROPIC / math.sqrt(parameters)) * epsilon for epsilon in recurrence.epsilons]
+        recurrence, delta = replace(recurrence, epsilons=epsilons), self.premises.failure_probability
+        bound = max(largest_eigenvalue_bound(recurrence, parameters, delta), self._largest(1))
+        return bound + self.premises.rounding.operator if math.isfinite(bound) else None
+
     def upper_bounds(self, count: int) -> list[float | None]:
         """Compute upper bounds without a failure probability on the largest eigenvalues; None if there is no bound.
 
@@ -124,7 +151,7 @@ class Enclosing:
         most the i-th eigenvalue of the bordered matrix, as long as that is above φ.
         """
         lanczos, premises = self.lanczos, self.premises
-        if premises.rounding.failure_probability:
+        if premises.rounding.failure_probability or not isinstance(lanczos, Lanczos):
             return [None] * count
         _, slack = self.slack("measured" if premises.rounding.product is None else "proven")
         if lanczos.exhausted:
@@ -184,11 +211,15 @@ class Enclosing:
         """Compute η, and the distance by which an end is moved outwards: η, ‖E‖ and the eigensolver's rounding.
 
         The factorisation is exact for a matrix within η of H + E in the Frobenius norm. η combines R, the error of the
-        factorisation, and ω = ‖QᵀQ − I‖_F (mathematics.md, section 11).
+        factorisation, and ω = ‖QᵀQ − I‖_F (mathematics.md, section 11). Without a basis η is ‖HQ − QT − βqe_kᵀ‖ alone,
+        and the distance is provisional.
         """
         lanczos = self.lanczos
         if (how, lanczos.steps) not in self._slacks:
             noise = math.sqrt(lanczos.steps) * self.noise(how, lanczos.steps)[-1]
+            if not isinstance(lanczos, Lanczos):
+                paige = PAIGE * math.sqrt(lanczos.steps) * self.noise("measured", lanczos.steps)[-1]
+                return lanczos.factorisation_error + noise, paige + self.premises.rounding.operator
             skew = 3 * lanczos.orthogonality(proven=how == "proven") * self._frobenius()
             eta = math.sqrt(2) * (lanczos.factorisation_error + noise + skew)
             slack = eta + self.premises.rounding.operator + (lanczos.steps + 8) * UNIT * lanczos.norm_estimate
@@ -208,9 +239,9 @@ class Enclosing:
         return self.premises.rounding.norm(moments.frobenius_squared)[1]
 
     def _by_deflation(self, sign: int, how: How) -> End | None:
-        """Bound λ_max by deflation; None without moments, unless the basis spans the whole space."""
+        """Bound λ_max by deflation; None without a basis, or without moments unless it spans the whole space."""
         lanczos, premises = self.lanczos, self.premises
-        if not (lanczos.exhausted or self._knows_moments):
+        if not isinstance(lanczos, Lanczos) or not (lanczos.exhausted or self._knows_moments):
             return None
         largest, (_, slack) = self._largest(sign), self.slack(how)
         rest = self._remainder(sign, how)
@@ -224,7 +255,7 @@ class Enclosing:
     def _remainder(self, sign: int, how: How) -> Remainder | None:
         """Bound the spectrum of ±(H + E) in the complement of the basis; None if that is empty, or without moments."""
         lanczos = self.lanczos
-        if lanczos.exhausted or not self._knows_moments:
+        if not isinstance(lanczos, Lanczos) or lanczos.exhausted or not self._knows_moments:
             return None
         T, q = sign * lanczos.tridiagonal, self._frobenius() ** 2
         return remainder(self._trace(sign), q, lanczos.parameters, T, lanczos.betas[-1], error=self.slack(how)[0])
@@ -282,19 +313,22 @@ def enclose(
     max_products: int,
     progress: Callable[[Enclosures], None] = lambda _: None,
     expired: Callable[[], bool] = lambda: False,
+    decided: Callable[[Enclosures], bool] = lambda _: False,
 ) -> Enclosures:
-    """Continue the run until the gaps are small enough, only rounding is left, or a limit is reached.
+    """Continue the run until the gaps are small enough, all is decided, only rounding is left, or a limit is reached.
 
     Args:
         enclosing: The run and its premises; advanced.
         max_products: Limit on the steps of the run, earlier ones included.
         progress: Called with what is certified so far; may raise to stop.
         expired: Called after each evaluation; returns True to end the run with what is certified by then.
+        decided: Called with what is certified so far; returns True if that is all the caller needs.
 
     Raises:
         ResourceError: ``time_limit`` from a product if nothing is certified yet; later it only ends the run.
     """
     lanczos, premises = enclosing.lanczos, enclosing.premises
+    spans = isinstance(lanczos, Lanczos) and lanczos.dimension <= max_products
     history: list[Enclosures] = []
     stopped: StoppedBy | None = None
     while stopped is None:
@@ -310,23 +344,25 @@ def enclose(
         asked = [(1, now.lambda_max), (-1, now.lambda_min.mirrored)][: 1 + premises.both]
         if all(end.width <= premises.relative_gap * end.size for _, end in asked):
             stopped = "gap"
-        elif lanczos.exhausted or all(enclosing.narrow_enough(end) for _, end in asked):  # noqa: SIM114
+        elif decided(now):
+            stopped = "decided"
+        elif lanczos.ended or all(enclosing.narrow_enough(end) for _, end in asked):  # noqa: SIM114
             stopped = "precision"
         # If the limit allows spanning the whole space, that is worthwhile: everything is known then.
-        elif lanczos.dimension > max_products and all(enclosing.stalled(sign, end) for sign, end in asked):
+        elif not spans and all(enclosing.stalled(sign, end) for sign, end in asked):
             stopped = "precision"
         elif stopped is None and expired():
             stopped = "time"
         elif stopped is None and lanczos.steps >= max_products:
             stopped = "products"
-    if stopped != "gap":
+    if stopped not in ("gap", "decided"):
         history[-1] = enclosing.evaluate(final=True)
     return replace(history[-1], history=tuple(history[:-1]), stopped_by=stopped)
 
 
-def _advance(lanczos: Lanczos, steps: int, max_products: int) -> None:
+def _advance(lanczos: Run, steps: int, max_products: int) -> None:
     for _ in range(steps):
-        if not lanczos.exhausted and lanczos.steps < max_products:
+        if not lanczos.ended and lanczos.steps < max_products:
             lanczos.step()
 
 
@@ -353,4 +389,5 @@ def finish(enclosing: Enclosing, found: Enclosures, rounding: Rounding) -> tuple
     if enclosing.premises.both and bottom.width <= FLOOR_MARGIN * enclosing.floor(-1, bottom):
         bottom = enclosing.raised(-1, bottom)
     relative = floor / top.size if top.size and math.isfinite(floor) else None
-    return enclosing, replace(found, lambda_max=top, lambda_min=bottom.mirrored, floor=relative)
+    modelled = enclosing.modelled(found.lambda_max)
+    return enclosing, replace(found, lambda_max=top, lambda_min=bottom.mirrored, floor=relative, modelled=modelled)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from wsb_engine.bounds.rounding import frobenius_factor
+from wsb_engine.random_vectors import gaussian
 from wsb_engine.spectrum.lanczos import Lanczos
 
 EXCESS = 4.0
@@ -68,11 +69,10 @@ def probe(
     Returns:
         Moments in the units of H.
     """
-    generator = torch.Generator().manual_seed(seed ^ STREAM)
     probes = probe_count(failure_probability)
     squares, forms = torch.zeros(2, probes, dtype=torch.float64)
     for i in range(probes):
-        z = torch.randn(lanczos.parameters, generator=generator, dtype=torch.float64).to(lanczos.device)
+        z = gaussian(lanczos.parameters, seed ^ STREAM, i, lanczos.device)
         g = lanczos.complement(z)
         image = lanczos.complement(lanczos.image(g))
         squares[i] = torch.linalg.vector_norm(image) ** 2

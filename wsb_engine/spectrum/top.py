@@ -94,8 +94,8 @@ def top_eigenvalues(
             _, inner = torch.linalg.eigh(lanczos.tridiagonal)
             estimates = lanczos.betas[-1] * inner[-1, -count:].abs()
             converged = bool((estimates <= tolerance / 2 * lanczos.norm_estimate).all())
-    values, vectors = lanczos.ritz_pairs()
-    found = _Pairs(values[-count:].flip(0), vectors[:, -count:].flip(1).T.contiguous())
+    values, vectors = lanczos.ritz_pairs(count)
+    found = _Pairs(values.flip(0), vectors.flip(1).T.contiguous())
     products, complete, norm = lanczos.steps, lanczos.exhausted, lanczos.norm_estimate
     while converged and not complete and products < 2 * max_products:
         search = Lanczos(
@@ -141,7 +141,7 @@ def _search(
         values, inner = torch.linalg.eigh(search.tridiagonal)
         value, residual = float(values[-1]) / search.scaling, search.betas[-1] * float(inner[-1, -1].abs())
         if value > floor + tolerance * norm and residual / search.scaling <= tolerance / 2 * norm:
-            return value, search.basis.T @ inner[:, -1].to(search.basis.device)
+            return value, search.combinations(inner[:, -1:])[:, 0]
     return None
 
 

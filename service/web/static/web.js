@@ -1,7 +1,18 @@
 // Optional enhancements: live progress, local times, highlighting a field while a file is dragged over it.
 
+// An end of an interval with as many digits as show its width, rounded outwards.
+function end(value, width, up) {
+  const size = Math.abs(value) > 0 ? Math.floor(Math.log10(Math.abs(value))) : 0;
+  const digits = Math.min(17, Math.max(6, width > 0 ? size - Math.floor(Math.log10(width)) + 2 : 17));
+  const near = Number(value.toPrecision(digits));
+  if (up ? near >= value : near <= value) return String(near);
+  return String(Number((value + (up ? 1 : -1) * 10 ** (size - digits + 1)).toPrecision(digits)));
+}
+
 function follow(section) {
   const phase = section.querySelector("#phase");
+  const known = section.querySelector("#known");
+  const expected = section.querySelector("#expected");
   const bar = section.querySelector("#progress");
   const source = new EventSource(section.dataset.events);
 
@@ -14,6 +25,17 @@ function follow(section) {
     bar.value = progress.fraction;
     const share = Math.round(100 * progress.fraction);
     phase.textContent = `${progress.phase}, ${share} %, ${progress.hessian_vector_products} Hessian-vector products`;
+    known.hidden = !progress.enclosure;
+    if (!progress.enclosure) return;
+    const { lower, upper } = progress.enclosure.lambda_max;
+    const ends = [end(lower, upper - lower, false), end(upper, upper - lower, true)].join(", ");
+    known.textContent = `So far: λ_max in [${ends}] after ${progress.enclosure.hessian_vector_products} products`;
+  };
+  const expect = (estimate) => {
+    expected.hidden = !estimate;
+    if (!estimate) return;
+    const [seconds, mebibytes] = [estimate.seconds.toPrecision(2), Math.ceil(estimate.bytes / 2 ** 20)];
+    expected.textContent = `Expected: about ${Number(seconds)} s and ${mebibytes.toLocaleString()} MiB`;
   };
   source.addEventListener("state", (event) => {
     const analysis = JSON.parse(event.data);
@@ -25,6 +47,7 @@ function follow(section) {
     // A new attempt starts from zero.
     if (!analysis.progress) bar.removeAttribute("value");
     show(analysis.progress);
+    expect(analysis.estimate);
   });
   source.addEventListener("progress", (event) => show(JSON.parse(event.data)));
   source.addEventListener("end", again);

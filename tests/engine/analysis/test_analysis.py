@@ -19,6 +19,8 @@ from torch import nn
 
 import wsb_engine as wsb
 from wsb_engine.analysis import inputs
+from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.problem import pose
 from wsb_engine.model import Input
 
 GOLDEN = Golden("paper_three_layer_tanh")
@@ -403,12 +405,12 @@ def test_a_time_limit_returns_what_is_certified_by_then(monkeypatch: pytest.Monk
 
 
 def test_a_closed_form_that_costs_too_much_is_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.analysis.moments.AUTO_OPERATIONS", 1.0)
+    monkeypatch.setattr("wsb_engine.analysis.moments.BUDGET_SECONDS", 0.0)
     report = wsb.analyze(classifier(), batch())
     assert report.moments is None
     assert report.enclosure is not None
     assert report.enclosure.lambda_max.kind == "probabilistic"
-    assert "moments_unavailable" in [warning.code for warning in report.warnings]
+    assert "moments_left_out" in [warning.code for warning in report.warnings]
     assert wsb.analyze(classifier(), batch(), wsb.Options(moments="closed_form")).moments is not None
 
 
@@ -583,3 +585,17 @@ def test_an_analysis_leaves_the_number_of_threads_as_it_was() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "bool"])
+def test_integers_for_a_floating_input_stay_as_stored_and_count_as_the_same_numbers(kind: str) -> None:
+    x = np.random.default_rng(0).integers(0, 2 if kind == "bool" else 9, GOLDEN.x.shape).astype(kind)
+    classifier = wsb.load_model(GOLDEN.onnx())
+    options = wsb.Options(max_products=5)
+    objective = pose(classifier, wsb.Batch(x, GOLDEN.y), options, Monitor(options, None, 0.0)).objective
+    (stored,) = objective.inputs.values()
+    assert str(stored.dtype) == f"torch.{kind}"
+    reports = [wsb.analyze(classifier, wsb.Batch(given, GOLDEN.y), options) for given in (x, x.astype("f4"))]
+    integers, floats = (report.model_dump(exclude={"timings": True, "batch": {"sha256"}}) for report in reports)
+    assert integers == floats
+    assert integers["model"]["parity"] is not None

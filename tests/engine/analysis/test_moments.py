@@ -108,7 +108,7 @@ def test_auto_takes_probes_of_an_mlp_whose_closed_form_costs_too_much(monkeypatc
 
     monkeypatch.setattr("wsb_engine.analysis.moments.cheapest_layout", dear)
     classifier, batch, _ = case()
-    report = wsb.analyze(classifier, batch)
+    report = wsb.analyze(classifier, batch, needs=["moments.frobenius_squared"])
     assert report.model.architecture == "mlp"
     assert report.moments is not None
     assert report.moments.method == "probes"
@@ -117,21 +117,95 @@ def test_auto_takes_probes_of_an_mlp_whose_closed_form_costs_too_much(monkeypatc
     assert "the closed form would take 3.0e+14 operations" in notice.message
 
 
-def test_auto_goes_from_the_basis_to_probes_to_nothing_as_they_cost_more(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", [{"needs": ["bounds.wolkowicz_styan.lambda_max.upper"]}, {"enclosure": False}])
+def test_moments_that_are_needed_go_from_the_basis_to_probes_to_nothing_as_they_cost_more(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, data = convolution()
-    assert codes(wsb.analyze(model, data)) == []
+
+    def analyzed() -> wsb.Report:
+        return wsb.analyze(model, data, wsb.Options(enclosure="needs" in asked), needs=asked.get("needs", ()))
+
+    exact = analyzed()
+    assert exact.moments is not None
+    assert exact.moments.method == "basis"
+    assert codes(exact) == []
     monkeypatch.setattr("wsb_engine.analysis.moments.BASIS_PARAMETERS", 10)
-    probed = wsb.analyze(model, data)
+    probed = analyzed()
     assert probed.moments is not None
     assert probed.moments.method == "probes"
     assert codes(probed) == ["moments_probes"]
-    monkeypatch.setattr("wsb_engine.analysis.moments.PROBE_OPERATIONS", 1.0)
-    without = wsb.analyze(model, data)
+    monkeypatch.setattr("wsb_engine.analysis.moments.BUDGET_SECONDS", 1e-9)
+    without = analyzed()
     assert without.moments is None
     assert codes(without) == ["moments_unavailable"]
-    dense = wsb.analyze(model, data, wsb.Options(spectrum="dense"))
-    assert dense.moments is not None
-    assert dense.moments.method == "basis"
+
+
+def test_a_dense_spectrum_gives_moments_at_no_further_products() -> None:
+    report = wsb.analyze(*convolution(), wsb.Options(spectrum="dense"))
+    assert report.moments is not None
+    assert report.moments.method == "basis"
+    assert report.enclosure is not None
+    assert report.enclosure.lambda_max.kind == "deterministic"
+
+
+def test_auto_leaves_out_moments_that_cost_more_than_half_of_the_enclosure_and_says_how_to_get_them() -> None:
+    model, data = convolution()
+    report, alone = wsb.analyze(model, data), wsb.analyze(model, data, wsb.Options(moments="none"))
+    assert report.moments is report.bounds is None
+    assert report.enclosure == alone.enclosure
+    (notice,) = [warning.message for warning in report.warnings if warning.code == "moments_left_out"]
+    assert "71 more (moments basis)" in notice
+    for method in ("basis", "probes"):
+        asked = wsb.analyze(model, data, wsb.Options(moments=method))
+        assert asked.moments is not None
+        assert asked.moments.method == method
+        assert codes(asked) == []
+
+
+def test_auto_takes_a_basis_that_is_small_beside_the_enclosure() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv1d(1, 2, 2, bias=False), nn.Tanh(), nn.Flatten()).double()
+    data = wsb.Batch(torch.randn(7, 1, 2, dtype=torch.float64), torch.arange(7) % 2)
+    report = wsb.analyze(wsb.from_module(module), data)
+    assert report.moments is not None
+    assert (report.moments.method, report.moments.exact) == ("basis", True)
+    assert codes(report) == []
+
+
+def test_a_closed_form_after_the_enclosure_finishes_it_at_no_further_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, batch, eigenvalues = case()
+    first, none = wsb.analyze(classifier, batch), wsb.analyze(classifier, batch, wsb.Options(moments="none"))
+    monkeypatch.setattr("wsb_engine.analysis.moments.FIRST_SECONDS", 0.0)
+    last = wsb.analyze(classifier, batch)
+    assert last.moments == first.moments
+    assert first.enclosure is not None
+    assert none.enclosure is not None
+    assert last.enclosure is not None
+    assert last.enclosure.hessian_vector_products == none.enclosure.hessian_vector_products
+    assert (none.enclosure.lambda_max.kind, last.enclosure.lambda_max.kind) == ("probabilistic", "deterministic")
+    assert last.enclosure.lambda_max.lower <= eigenvalues[0] <= last.enclosure.lambda_max.upper
+    assert last.enclosure.lambda_max.upper <= none.enclosure.lambda_max.upper
+    assert last.enclosure.convergence is not None
+    assert none.enclosure.convergence is not None
+    assert last.enclosure.convergence[:-1] == none.enclosure.convergence[:-1]
+    assert list(last.timings).index("enclosure") < list(last.timings).index("moments")
+
+
+def test_a_gap_below_what_rounding_allows_without_moments_is_reached_with_them() -> None:
+    model, data = convolution()
+    wanted = {"relative_gap": 1e-12, "max_products": 40}
+    open_, closed = (wsb.analyze(model, data, wsb.Options(moments=m, **wanted)) for m in ("none", "auto"))
+    for report in (open_, closed):
+        assert report.enclosure is not None
+        assert report.enclosure.lambda_max.relative_gap is not None
+    assert closed.moments is not None
+    assert closed.enclosure.lambda_max.kind == "deterministic"
+    assert closed.enclosure.lambda_max.relative_gap < open_.enclosure.lambda_max.relative_gap / 100
+    dense = wsb.analyze(model, data, wsb.Options(moments="none", spectrum="dense", enclosure=False))
+    assert dense.largest_eigenvalue is not None
+    truth, slack = dense.largest_eigenvalue, 1e-13
+    assert closed.enclosure.lambda_max.lower - slack <= truth <= closed.enclosure.lambda_max.upper + slack
 
 
 def test_a_closed_form_that_does_not_fit_leaves_the_choice_to_auto(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +215,8 @@ def test_a_closed_form_that_does_not_fit_leaves_the_choice_to_auto(monkeypatch: 
         raise wsb.ResourceError("one pair needs more", code="memory_limit", advice="Raise it.")
 
     monkeypatch.setattr("wsb_engine.analysis.moments.cheapest_layout", refuse)
-    assert codes(wsb.analyze(classifier, batch)) == ["moments_probes"]
+    assert codes(wsb.analyze(classifier, batch, needs=["moments"])) == ["moments_probes"]
+    assert codes(wsb.analyze(classifier, batch)) == ["moments_left_out"]
     with pytest.raises(wsb.ResourceError) as caught:
         wsb.analyze(classifier, batch, wsb.Options(moments="closed_form"))
     assert caught.value.code == "memory_limit"
@@ -167,17 +242,19 @@ def at_the_first(phase: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[wsb.P
         ({"moments": "probes"}, True),
     ],
 )
-def test_time_that_runs_out_during_moments_leaves_a_partial_report(
+def test_time_that_runs_out_during_moments_leaves_a_report_with_the_enclosure(
     options: dict[str, object], general: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wsb_engine.analysis.moments.FIRST_SECONDS", 0.0)
     model, data = convolution() if general else case()[:2]
     late = at_the_first("moments", monkeypatch)
     report = wsb.analyze(model, data, wsb.Options(time_limit=3600, **options), progress=late)
     assert report.moments is None
     assert report.bounds is None
     assert report.spectrum is None
-    assert report.enclosure is None
-    assert "after 1 products" in next(w.message for w in report.warnings if w.code == "enclosure_withheld")
+    assert report.enclosure is not None
+    assert report.enclosure.lambda_max.relative_gap is not None
+    assert report.enclosure.lambda_max.relative_gap <= 1e-6
     messages = [warning.message for warning in report.warnings if warning.code == "time_limit"]
     assert any(message.endswith("the report is partial, without moments") for message in messages)
 
@@ -188,3 +265,36 @@ def test_time_that_runs_out_with_nothing_else_to_say_is_an_error(monkeypatch: py
     with pytest.raises(wsb.ResourceError) as caught:
         wsb.analyze(model, data, options, progress=at_the_first("moments", monkeypatch))
     assert caught.value.code == "time_limit"
+
+
+@pytest.mark.parametrize("phase", ["setup", "loss", "rounding"])
+@pytest.mark.parametrize("general", [False, True])
+def test_time_that_runs_out_before_the_enclosure_ends_the_analysis_in_that_phase(
+    phase: str, general: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = convolution() if general else case()[:2]
+    with pytest.raises(wsb.ResourceError) as caught:
+        wsb.analyze(model, data, wsb.Options(time_limit=3600), progress=at_the_first(phase, monkeypatch))
+    assert (caught.value.code, caught.value.details["phase"]) == ("time_limit", phase)
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_time_that_runs_out_in_the_enclosure_leaves_what_is_certified_unconfirmed(
+    general: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = convolution() if general else case()[:2]
+    truth = wsb.analyze(model, data, wsb.Options(moments="none", enclosure=False, spectrum="dense")).largest_eigenvalue
+
+    def late(event: wsb.Progress) -> None:
+        if event.phase == "enclosure" and event.hessian_vector_products == 20:
+            monkeypatch.setattr("wsb_engine.analysis.monitor.Monitor.expired", True)
+
+    options = wsb.Options(moments="none", time_limit=3600, relative_gap=1e-15)
+    report = wsb.analyze(model, data, options, progress=late)
+    assert report.enclosure is not None
+    assert report.enclosure.stopped_by == "time"
+    assert "ritz_pairs" not in [check.name for check in report.checks]
+    assert truth is not None
+    assert report.enclosure.lambda_max.lower <= truth <= report.enclosure.lambda_max.upper
+    messages = [warning.message for warning in report.warnings if warning.code == "time_limit"]
+    assert any("without fresh products that confirm the enclosure" in message for message in messages)

@@ -11,6 +11,8 @@ import torch
 
 from wsb_engine.bounds.lanczos_polynomial import Recurrence, largest_eigenvalue_bound
 from wsb_engine.spectrum.lanczos import Lanczos
+from wsb_engine.spectrum.run import Run
+from wsb_engine.spectrum.three_vectors import ThreeVectors
 
 SEEDS = int(os.environ.get("WSB_TEST_SEEDS", "300"))
 ORDER = 120
@@ -49,7 +51,7 @@ SPECTRA = (
 )
 
 
-def misses(values: np.ndarray, dtype: torch.dtype, unit: float) -> list[int]:
+def misses(kind: type[Run], values: np.ndarray, dtype: torch.dtype, unit: float) -> list[int]:
     """Runs in which λ_max lies above the bound at any of the steps, for each risk."""
     H = torch.from_numpy(values)
     single = H.to(dtype)
@@ -61,7 +63,7 @@ def misses(values: np.ndarray, dtype: torch.dtype, unit: float) -> list[int]:
         def product(v: torch.Tensor) -> torch.Tensor:
             return (single * v.to(dtype)).double()
 
-        run = Lanczos(product, ORDER, torch.device("cpu"), seed, unit, homogeneity=True)
+        run = kind(product, ORDER, torch.device("cpu"), seed, unit, homogeneity=True)
         above = [math.inf] * len(RISKS)
         while run.steps < STEPS[-1] and run.first_breakdown is None:
             run.step()
@@ -79,12 +81,13 @@ def misses(values: np.ndarray, dtype: torch.dtype, unit: float) -> list[int]:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", SPECTRA)
-def test_misses_are_no_more_frequent_than_stated(name: str, dtype: str) -> None:
+@pytest.mark.parametrize("kind", [Lanczos, ThreeVectors])
+def test_misses_are_no_more_frequent_than_stated(kind: type[Run], name: str, dtype: str) -> None:
     if dtype == "float32" and name == "tiny":
         pytest.skip("below the range of float32")
     torch.set_num_threads(1)
     unit = 2.0**-53 if dtype == "float64" else 2.0**-24
-    counts = misses(spectrum(name), getattr(torch, dtype), unit)
+    counts = misses(kind, spectrum(name), getattr(torch, dtype), unit)
     for risk, count in zip(RISKS, counts, strict=True):
-        print(f"{name}, {dtype}: {count / SEEDS:.4f} at δ = {risk}")
+        print(f"{kind.__name__}, {name}, {dtype}: {count / SEEDS:.4f} at δ = {risk}")
         assert count / SEEDS <= risk + 3 * math.sqrt(risk * (1 - risk) / SEEDS)

@@ -324,6 +324,7 @@ def test_terms_of_the_closed_form_add_up_whichever_device_computes_them(prefer: 
 
 def test_a_gradient_that_was_linearised_is_multiplied_by_all_devices_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.TRACING_SECONDS", 0)
     problem = posed(convolution(), 23, 1, 3, 3)
     v = torch.randn(problem.objective.parameters, 1, dtype=torch.float64)
     ways, both = [], threading.Barrier(2, timeout=TIMEOUT)

@@ -82,7 +82,7 @@ def exact_moments(module: nn.Module, loss: nn.Module | None = None) -> tuple[flo
     ],
 )
 def test_moments_equal_second_derivatives_of_the_module(module: nn.Module, architecture: str, head: str) -> None:
-    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, Y))
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, Y), needs=["moments"])
     t, q = exact_moments(module)
     assert report.model.architecture == architecture
     assert report.model.head == head
@@ -155,7 +155,7 @@ def test_dropout_and_batch_norm_are_evaluated_as_in_inference() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
     module.train()
-    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, Y))
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, Y), needs=["moments"])
     assert module.training
     t, q = exact_moments(module)
     assert report.moments is not None
@@ -189,7 +189,7 @@ def test_several_inputs_are_matched_by_name() -> None:
             return z
 
     rows = X.flatten(1)
-    report = wsb.analyze(wsb.from_module(Pair()), wsb.Batch({"right": rows, "left": 2 * rows}, Y))
+    report = wsb.analyze(wsb.from_module(Pair()), wsb.Batch({"right": rows, "left": 2 * rows}, Y), needs=["moments"])
     assert report.moments is not None
     assert report.moments.method == "basis"
 

@@ -9,6 +9,8 @@ import httpx
 import pytest
 from support.service import Files, Service, StartService, until
 
+from service.analyses.schemas import MAX_PROGRESS_BYTES, progress_document
+
 
 def request_part(**content: Any) -> bytes:
     return json.dumps(content).encode()
@@ -110,7 +112,98 @@ def test_progress_shows_in_the_analysis(start_service: StartService, files: File
     service = start_service(progress_seconds=0.05)
     path = post(service, commanded(files, "sleep:20")).headers["location"]
     progress = until(lambda: service.client.get(path).json()["progress"])
-    assert progress == {"phase": "moments", "fraction": 0.5, "hessian_vector_products": 3}
+    assert progress == {"phase": "moments", "fraction": 0.5, "hessian_vector_products": 3, "enclosure": None}
+
+
+def certified(service: Service, path: str) -> Any:
+    progress = service.client.get(path).json()["progress"]
+    return None if progress is None else progress["enclosure"]
+
+
+END = {"lower": 1.5, "upper": 2.5, "relative_gap": None, "kind": "probabilistic", "failure_probability": 1e-6}
+ENCLOSURE = {"lambda_max": END, "lambda_min": {**END, "lower": -1.0}, "hessian_vector_products": 4}
+PROGRESS = {"phase": "enclosure", "fraction": 0.25, "hessian_vector_products": 4, "enclosure": ENCLOSURE}
+LIES: dict[str, dict[str, Any]] = {
+    "an empty interval": {"enclosure": {**ENCLOSURE, "lambda_max": {**END, "lower": 3.0}}},
+    "more than certain": {"enclosure": {**ENCLOSURE, "lambda_max": {**END, "failure_probability": 2.0}}},
+    "a long phase": {"phase": "x" * 90},
+    "markup": {"phase": "<script>"},
+    "more fields": {"enclosure": {**ENCLOSURE, "page": ""}},
+    "a large fraction": {"fraction": 2.0},
+    "many products": {"hessian_vector_products": 10**30},
+    "no enclosure": {"enclosure": "all"},
+    "no estimate": {"enclosure": None, "estimate": {"seconds": -1}},
+}
+
+
+ESTIMATE = {
+    "device": "cpu",
+    "dtype": "float64",
+    "products": 40,
+    "rate": 2e9,
+    "operations": 3e9,
+    "bytes": 5 << 20,
+    "seconds": 1.5,
+    "phases": [],
+    "left_out": [],
+}
+
+
+def telling(files: Files, progress: Any, seconds: float, **content: Any) -> Files:
+    """The files with a request in which the fake entry sends this progress, then sleeps."""
+    text = json.dumps(progress, separators=(",", ":"))
+    return commanded(files, f"tell:{seconds}:{text}", **content)
+
+
+def test_what_is_certified_so_far_shows_while_it_runs_and_after_it_was_cancelled(
+    start_service: StartService, files: Files
+) -> None:
+    service = start_service(progress_seconds=0.05)
+    path = post(service, telling(files, PROGRESS, 60)).headers["location"]
+    assert until(lambda: certified(service, path)) == ENCLOSURE
+    service.client.post(f"{path}/cancel")
+    assert service.ended(path.rsplit("/", 1)[1])["state"] == "cancelled"
+    assert certified(service, path) == ENCLOSURE
+
+
+def test_what_it_is_expected_to_cost_shows_as_soon_as_it_is_known(start_service: StartService, files: Files) -> None:
+    service = start_service(progress_seconds=0.05)
+    first = post(service, telling(files, {"phase": "loss", "fraction": 0, "estimate": ESTIMATE}, 60))
+    assert first.json()["estimate"] is None
+    path = first.headers["location"]
+    assert until(lambda: service.client.get(path).json()["estimate"]) == ESTIMATE
+    assert "estimate" not in service.client.get(path).json()["progress"]
+
+
+@pytest.mark.parametrize("ending", ["time", "cancel"])
+def test_what_was_certified_last_is_kept_however_the_analysis_ends(
+    start_service: StartService, files: Files, ending: str
+) -> None:
+    service = start_service(progress_seconds=60)  # so that nothing is written before the end
+    timeout = {"timeout_s": 3} if ending == "time" else {}
+    path = post(service, telling(files, PROGRESS, 60, **timeout)).headers["location"]
+    until(lambda: service.client.get(path).json()["state"] == "running")
+    if ending == "cancel":
+        time.sleep(2)  # the child has said it by then, and nothing else shows that
+        service.client.post(f"{path}/cancel")
+    assert service.ended(path.rsplit("/", 1)[1])["state"] == {"time": "timed_out", "cancel": "cancelled"}[ending]
+    assert certified(service, path) == ENCLOSURE
+
+
+def test_progress_that_is_too_long_to_keep_is_ignored() -> None:
+    lengthy = {**ESTIMATE, "left_out": ["x" * MAX_PROGRESS_BYTES]}
+    assert progress_document({**PROGRESS, "estimate": ESTIMATE}) is not None
+    assert progress_document({**PROGRESS, "estimate": lengthy}) is None
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_progress_that_the_engine_would_not_send_is_ignored(
+    start_service: StartService, files: Files, lie: str
+) -> None:
+    service = start_service(progress_seconds=0.05)
+    path = post(service, telling(files, PROGRESS | LIES[lie], 1)).headers["location"]
+    ended = service.ended(path.rsplit("/", 1)[1])
+    assert (ended["state"], ended["progress"]) == ("succeeded", None)
 
 
 def test_an_analysis_that_has_not_changed_is_304(api: Service, files: Files) -> None:

@@ -74,7 +74,7 @@ def change(service: Service, analysis: str, *, notify: bool = True, **columns: A
 
 
 def progress(fraction: float) -> str:
-    return json.dumps({"phase": "moments", "fraction": fraction, "hessian_vector_products": 2})
+    return json.dumps({"phase": "moments", "fraction": fraction, "hessian_vector_products": 2, "enclosure": None})
 
 
 def test_a_stream_tells_each_state_and_the_progress_in_order_and_then_ends(

@@ -127,6 +127,30 @@ def test_the_copy_has_the_verdict_of_its_own_policy(service: Service, files: Fil
     assert resource(service, first)["verdict"] is None
 
 
+def gated(limit: float) -> dict[str, Any]:
+    return {"policy": {"rule": [{"metric": "enclosure.lambda_max", "op": "<=", "limit": limit}]}}
+
+
+def test_a_report_that_stopped_when_it_was_decided_answers_the_same_question_only(
+    service: Service, files: Files
+) -> None:
+    first = post(service, files, options={"stop": "decided"}, **gated(50.0))
+    assert first.status_code == 201
+    for options, asked in [({}, gated(50.0)), ({"stop": "decided"}, gated(51.0))]:
+        assert resource(service, post(service, files, options=options, **asked))["reused_from"] is None
+    again = post(service, files, options={"stop": "decided"}, **gated(50.0))
+    assert resource(service, again)["reused_from"] == resource(service, first)["id"]
+
+
+def test_a_report_that_may_lack_moments_does_not_answer_a_policy_that_needs_them(
+    service: Service, files: Files
+) -> None:
+    post(service, files)
+    rules = {"rule": [{"metric": "moments.trace", "op": "<=", "limit": 1.0}]}
+    assert resource(service, post(service, files, policy=rules))["reused_from"] is None
+    assert resource(service, post(service, files, policy=rules))["reused_from"] is not None
+
+
 def test_the_report_of_another_tenant_is_not_reused(start_service: StartService, files: Files) -> None:
     keys = {name: new_key() for name in ("a", "b")}
     service = start_service(api_keys=",".join(f"{name}:{hash_key(key)}" for name, key in keys.items()))

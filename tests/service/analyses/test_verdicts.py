@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from support import policies
 from support.service import Files, Service
 
 import wsb_engine
@@ -122,6 +123,65 @@ def test_a_baseline_that_has_not_ended_is_409(api: Service, files: Files) -> Non
     base = post(api, files, wait=0).json()["id"]
     response = post(api, files, wait=0, policy=NOT_RISEN, baseline=base)
     assert (response.status_code, response.json()["code"]) == (409, "report_not_ready")
+
+
+def told(report: dict[str, Any]) -> dict[str, Any]:
+    """What the child of these tests has been told of the policy."""
+    [message] = [warning["message"] for warning in report["warnings"] if warning["code"] == "terms"]
+    result: dict[str, Any] = json.loads(message)
+    return result
+
+
+LIMITED = policy({"metric": "enclosure.lambda_max", "op": "<=", "limit": 50.0}, rule(op="<=", limit=0.5))
+
+
+def test_the_child_learns_what_has_to_be_decided_and_nothing_else_of_policy_and_baseline(
+    service: Service, files: Files
+) -> None:
+    report = post(service, files).json()
+    report["enclosure"] = json.loads(policies.report((40.0, 41.0)).enclosure.model_dump_json())  # type: ignore[union-attr]
+    rules = policy(*LIMITED["rule"], {"metric": "enclosure.lambda_max", "max_increase": 1.0})
+    options = {"output": "terms", "stop": "decided"}
+    gate = told(post(service, files, policy=rules, baseline=report, options=options).json())["gate"]
+    assert [condition["rule"]["metric"] for condition in gate["conditions"]] == ["enclosure.lambda_max"] * 2
+    assert [condition["baseline"] for condition in gate["conditions"]] == [None, {"lower": 40.0, "upper": 41.0}]
+
+
+@pytest.mark.parametrize(
+    ("options", "metric", "needs"),
+    [
+        ({}, "bounds_list.frobenius_norm.lambda_max.upper", ["moments"]),
+        ({"moments": "none"}, "moments.trace", None),
+        ({}, "enclosure.lambda_max", None),
+    ],
+)
+def test_the_engine_is_asked_for_moments_that_a_rule_needs(
+    service: Service, files: Files, options: dict[str, Any], metric: str, needs: list[str] | None
+) -> None:
+    rules = policy({"metric": metric, "op": "<=", "limit": 1.0})
+    found = told(post(service, files, policy=rules, options={"output": "terms", **options}).json())
+    assert found == {"needs": needs, "gate": None}
+
+
+def test_to_stop_when_it_is_decided_takes_a_policy(api: Service, files: Files) -> None:
+    response = post(api, files, wait=0, options={"stop": "decided"})
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (422, "policy_missing")
+    assert problem["errors"][0]["pointer"] == "/options/stop"
+    assert "Add a policy" in problem["advice"]
+    assert api.client.get("/v1/analyses").json()["items"] == []
+
+
+def test_a_report_that_stopped_when_it_was_decided_is_refused_as_a_baseline(service: Service, files: Files) -> None:
+    report = post(service, files).json()
+    enclosure = policies.report((40.0, 41.0)).enclosure
+    assert enclosure is not None
+    report["enclosure"] = json.loads(enclosure.model_copy(update={"stopped_by": "decided"}).model_dump_json())
+    response = post(service, files, wait=0, policy=NOT_RISEN, baseline=report)
+    assert (response.status_code, response.json()["code"]) == (422, "baseline_decided")
+    assert "stop at gap" in response.json()["advice"]
+    # Rules that compare nothing with it don't mind.
+    assert post(service, files, policy=PASSING, baseline=report).status_code == 201
 
 
 def test_a_stored_policy_that_is_not_valid_any_more_is_an_error_of_the_verdict(service: Service, files: Files) -> None:

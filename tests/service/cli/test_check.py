@@ -168,6 +168,54 @@ def test_a_limit_inside_the_enclosure_is_undecided_and_ends_with_3(
     assert tighter.returncode in (0, 1), tighter.stdout
 
 
+def test_a_gate_stops_as_soon_as_it_is_decided_with_the_same_verdict(
+    files: tuple[str, str], tmp_path: Path, wide: Path
+) -> None:
+    enclosure = Report.model_validate_json(wide.read_text()).enclosure
+    assert enclosure is not None
+    flags = ("--moments", "none", "--json", f"{tmp_path}/r.json")
+    for limit, code in ((10 * enclosure.lambda_max.upper, 0), (0.1 * enclosure.lambda_max.lower, 1)):
+        text = f'[[rule]]\nmetric = "enclosure.lambda_max"\nop = "<="\nlimit = {limit!r}\n'
+        spent = {}
+        for stop in ("decided", "gap"):
+            result = wsb("check", *files, "--policy", policy(tmp_path, text), *flags, "--stop", stop)
+            assert result.returncode == code, result.stdout + result.stderr
+            found = Report.model_validate_json((tmp_path / "r.json").read_text()).enclosure
+            assert found is not None
+            spent[found.stopped_by] = found.hessian_vector_products
+        assert spent["decided"] < spent["gap"]
+
+
+def test_a_gate_on_a_server_stops_as_soon_as_it_is_decided(
+    server: str, files: tuple[str, str], tmp_path: Path, wide: Path
+) -> None:
+    """The server's worker answers with what it was told of the policy."""
+    text = '[[rule]]\nmetric = "enclosure.lambda_max"\nmax_increase = 1.0\non_missing = "pass"\n'
+    flags = ("--policy", policy(tmp_path, text), "--baseline", str(wide), "--json", f"{tmp_path}/r.json")
+    result = wsb("check", *files, *flags, "--url", server, "--stop", "decided", "--output", "terms")
+    assert result.returncode == 2, result.stdout + result.stderr  # its report is of another model than the baseline
+    [warning] = Report.model_validate_json((tmp_path / "r.json").read_text()).warnings
+    [condition] = json.loads(warning.message)["gate"]["conditions"]
+    assert condition["baseline"]["upper"] > condition["baseline"]["lower"]
+
+
+def test_without_a_policy_there_is_nothing_to_decide(files: tuple[str, str]) -> None:
+    result = wsb("analyze", *files, "--stop", "decided")
+    assert (result.returncode, "[policy_missing]" in result.stderr) == (2, True)
+
+
+def test_a_report_that_stopped_when_it_was_decided_is_refused_as_a_baseline(
+    files: tuple[str, str], tmp_path: Path, wide: Path
+) -> None:
+    document = json.loads(wide.read_text())
+    document["enclosure"]["stopped_by"] = "decided"
+    (tmp_path / "base.json").write_text(json.dumps(document))
+    text = PASSING.replace('op = "<="\nlimit = 0.6', "max_increase = 1.0")
+    result = wsb("check", *files, "--policy", policy(tmp_path, text), "--baseline", f"{tmp_path}/base.json")
+    assert (result.returncode, "[baseline_decided]" in result.stderr, "%" in result.stderr) == (2, True, False)
+    assert "stop at gap" in result.stderr
+
+
 def test_a_model_against_its_own_baseline_passes_and_against_another_ends_with_2(
     files: tuple[str, str], tmp_path: Path, wide: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -15,8 +16,8 @@ from wsb_engine.report import BatchSummary, Check, Engine, Loss, Model, Paramete
 
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
-    """Does what ``output`` says: nothing, sleep:SECONDS, small:SECONDS, fail, crash, allocate:BYTES, garbage, doubtful,
-    genuine.
+    """Does what ``output`` says: nothing, sleep:SECONDS, small:SECONDS, tell:SECONDS:PROGRESS, terms, fail, crash,
+    allocate:BYTES, garbage, doubtful, genuine.
 
     A report is that of no real engine, so that it is not reused for an equal request, unless it is to be genuine:
     one of this version, with a warning of the code that may follow the colon.
@@ -29,6 +30,13 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
         case "small":
             emit_progress({"phase": "moments", "fraction": 0.5, "one_thread": True})
             time.sleep(float(argument))
+        case "tell":
+            seconds, _, progress = argument.partition(":")
+            emit_progress(json.loads(progress))
+            time.sleep(float(seconds))
+        case "terms":
+            told = {name: request.get(name) for name in ("needs", "gate")}
+            return _report(request, warnings=[ReportWarning(code="terms", message=json.dumps(told))])
         case "fail":
             raise ModelError(
                 "node 3 'Foo': no such operator", code="unsupported_operator", advice="Export again.", node=3

@@ -26,6 +26,7 @@ def judged(rule: dict[str, Any], *arguments: Any, **more: Any) -> RuleResult:
 
 
 LOSS = limit("loss.value", "<=", 1)
+INCREASE = {"metric": "enclosure.lambda_max", "max_increase": 1}
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ OTHERS: dict[str, tuple[str, str, r.Report]] = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_a_baseline_made_otherwise_is_refused_unless_that_is_allowed(case: str) -> None:
     name, path, baseline = OTHERS[case]
-    rule = {"metric": "enclosure.lambda_max", "max_increase": 1}
+    rule = {"metric": "moments.trace" if name == "method" else "enclosure.lambda_max", "max_increase": 60}
     verdict = evaluate(policy(rule), report(), baseline)
     assert (verdict.outcome, verdict.code, verdict.rules[0].code) == ("error", "baseline_mismatch", "baseline_mismatch")
     assert path in verdict.message
@@ -333,6 +334,42 @@ def test_the_method_of_the_spectrum_matters_to_rules_about_it_only() -> None:
     other = {"metric": "enclosure.lambda_max", "max_increase": 1}
     assert evaluate(policy(about), ours, theirs).code == "baseline_mismatch"
     assert evaluate(policy(other), ours, theirs).outcome == "pass"
+
+
+def test_the_method_of_the_moments_matters_to_rules_about_what_they_provide_only() -> None:
+    _, _, baseline = OTHERS["moments"]
+    ours = (report(), report(moments=None, bounds=None))
+    assert [evaluate(policy(INCREASE), each, baseline).outcome for each in ours] == ["pass", "pass"]
+    for metric in ("moments.trace", "bounds.wolkowicz_styan.lambda_max.upper", "layers.0.trace"):
+        assert evaluate(policy(INCREASE | {"metric": metric}), report(), baseline).code == "baseline_mismatch"
+
+
+def stopped(by: Any) -> r.Report:
+    found = report()
+    assert found.enclosure is not None
+    return report(enclosure=found.enclosure.model_copy(update={"stopped_by": by}))
+
+
+@pytest.mark.parametrize("metric", ["enclosure.lambda_max", "loss.value"])
+def test_a_run_that_stopped_when_it_was_decided_is_no_baseline(metric: str) -> None:
+    rules = policy(INCREASE | {"metric": metric}, LOSS)
+    found = evaluate(rules, report(), stopped("decided"))
+    assert (found.outcome, found.code, [rule.code for rule in found.rules]) == (
+        *("error", "baseline_decided"),
+        ["baseline_decided", None],
+    )
+    assert "stop at gap" in (found.advice or "")
+    assert evaluate(rules, report(), stopped("gap")).outcome == "pass"
+
+
+def test_what_it_leaves_undecided_for_another_policy_is_told_with_advice() -> None:
+    undecided = limit("enclosure.lambda_max", "<=", 40.5)
+    assert "stop at gap" in (judged(undecided, stopped("decided")).advice or "")
+    assert "relative_gap" in (judged(undecided, stopped("gap")).advice or "")
+
+
+def test_it_may_be_given_where_nothing_is_compared_with_it() -> None:
+    assert evaluate(policy(LOSS), report(), stopped("decided")).outcome == "pass"
 
 
 def test_a_baseline_against_itself_has_not_increased() -> None:

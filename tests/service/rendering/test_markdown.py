@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 
 from service.rendering import render_markdown
 from service.rendering.markdown import MAX_ROWS, code_span, plain
-from wsb_engine.report import Check, ReportWarning
+from wsb_engine.report import Check, Modelled, ReportWarning
 
 GITHUB_LIMIT = 1024 * 1024
 FOLDS = {"<details>", "</details>", "<summary>Layers</summary>", "<summary>Samples with the largest shares</summary>"}
@@ -31,6 +31,16 @@ def test_the_verdict_and_its_rules_come_first(perceptron: Any) -> None:
 
 def test_without_a_verdict_the_numbers_come_first(perceptron: Any) -> None:
     assert render_markdown(perceptron.report).startswith("### Numbers\n")
+
+
+def test_what_a_model_of_rounding_says_is_not_called_certified(perceptron: Any) -> None:
+    assert "Vectors kept" not in render_markdown(perceptron.report)
+    enclosure = perceptron.report.enclosure.model_copy(
+        update={"basis": "three_vectors", "floor": 1.25e-3, "modelled": Modelled(upper=0.8126)}
+    )
+    text = render_markdown(perceptron.report.model_copy(update={"enclosure": enclosure}))
+    assert "| Vectors kept | three, without a basis | rounding limits the gap to 0.0013 |" in text
+    assert "| λ\\_max, modelled | at most 0.8126 | if rounding is isotropic: a model, not certified |" in text
 
 
 def test_warnings_are_not_folded(general: Any) -> None:

@@ -68,6 +68,7 @@ def test_a_switch_that_is_off_is_off(api: Service, visit: Visit) -> None:
         ("policy", '[[rule]]\nmetric = "loss.value"\nmax_increase = 1', "needs a baseline"),
         ("baseline", "last-week", "valid UUID"),
         ("timeout_s", "1e6", "limit is 3600 seconds"),
+        ("stop", "decided", "There is no policy to decide"),
     ],
 )
 def test_what_is_wrong_is_told_at_its_field_and_what_was_typed_is_kept(

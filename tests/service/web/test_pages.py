@@ -82,6 +82,33 @@ def test_a_running_analysis_shows_how_far_it_is_and_loads_itself_again_without_s
     assert "http-equiv" not in ended.text
 
 
+def told(seconds: float) -> str:
+    """A command to the worker of these tests: what it has certified and expects, and how long it goes on."""
+    end = {"lower": 1.5, "upper": 2.5, "relative_gap": None, "kind": "probabilistic", "failure_probability": 1e-6}
+    enclosure = {"lambda_max": end, "lambda_min": {**end, "lower": -1}, "hessian_vector_products": 4}
+    sizes = {"products": 9, "rate": 1, "operations": 2, "bytes": 5 << 20, "seconds": 1.5}
+    cost = {"device": "cpu", "dtype": "float64", **sizes, "phases": [], "left_out": ["no <moments>"]}
+    progress = {"phase": "enclosure", "fraction": 0.5, "enclosure": enclosure, "estimate": cost}
+    return f"tell:{seconds}:{json.dumps(progress, separators=(',', ':'))}"
+
+
+def test_what_is_certified_and_expected_is_on_the_page_while_it_runs_and_after_it_was_cancelled(
+    service: Service, visit: Visit
+) -> None:
+    visitor = visit(service)
+    analysis = visitor.asked(output=told(60))
+    text = until(lambda: (t := visitor.get(f"/analyses/{analysis}").text) and "after 4 products" in t and t)
+    assert '<p id="known">So far: λ_max in [1.5, 2.5] after 4 products</p>' in text
+    assert '<p id="expected" class="quiet">Expected: about 1.5 s and 5 MiB</p>' in text
+    assert "no &lt;moments&gt;" in text
+    visitor.post(f"/analyses/{analysis}/cancel")
+    service.ended(analysis)
+    ended = visitor.get(f"/analyses/{analysis}")
+    assert "Certified before it ended" in headings(ended)
+    assert "λ_max in [1.5, 2.5], but for a probability of 1e-6" in ended.text
+    assert "λ_min in [-1, 2.5]" in ended.text
+
+
 def test_a_failed_analysis_says_why_and_what_to_do(service: Service, visit: Visit) -> None:
     visitor = visit(service)
     analysis = visitor.asked(output="fail")

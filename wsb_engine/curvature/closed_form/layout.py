@@ -93,6 +93,25 @@ def cheapest_layout(
     Raises:
         ResourceError: ``memory_limit`` if not even single samples fit.
     """
+    layout = _plan(net, samples, memory, itemsize, prefer, tiles)
+    if layout is not None:
+        return layout
+    needed = memory
+    while _plan(net, samples, needed, itemsize, prefer, tiles) is None:
+        needed += needed // 4 + 1
+    raise ResourceError(
+        f"the closed form needs {needed:,} bytes for single samples, the memory limit is {memory:,}",
+        code="memory_limit",
+        advice=f"Set memory_limit to at least {needed}, or analyse fewer layers with the parameters option.",
+        needed=needed,
+        limit=memory,
+    )
+
+
+def _plan(
+    net: Network, samples: int, memory: int, itemsize: int, prefer: Literal["auto", "pairs", "block"], tiles: int
+) -> Layout | None:
+    """Return the cheapest layout; None if not even single samples fit."""
     learning = [index for index, layer in enumerate(net.layers) if layer.width]
     forms: dict[tuple[int, int], Form] = {}
     cost = 0.0
@@ -107,7 +126,10 @@ def cheapest_layout(
             best = min(allowed or costs, key=costs.__getitem__)
             forms[l, k] = best
             cost += costs[best]
-    tile, kept, overhead = _tiling(net, forms, samples, memory, itemsize, tiles)
+    tiling = _tiling(net, forms, samples, memory, itemsize, tiles)
+    if tiling is None:
+        return None
+    tile, kept, overhead = tiling
     return Layout(forms, tile, kept, memory, itemsize, cost + overhead)
 
 
@@ -180,6 +202,20 @@ def sample_bytes(net: Network, forms: dict[tuple[int, int], Form], itemsize: int
     return count * itemsize, transient * itemsize
 
 
+def held_bytes(net: Network, layout: Layout, samples: int) -> int:
+    """Return the bytes that summing the closed form holds at once: tiles, a pair of them, and a chunk of a block."""
+    (size, transient), pair = sample_bytes(net, layout.forms, layout.itemsize), _pair_bytes(net, layout.forms)
+    tiles = min(layout.kept, math.ceil(samples / layout.tile)) + (layout.kept * layout.tile < samples)
+    chunks = (block_row_bytes(net, l, k, layout.itemsize) * _rows(net, l, k) for l, k in layout.blocks)
+    block = min(max(chunks, default=0), layout.memory // 2)
+    return layout.tile * (size * tiles + transient + pair * layout.tile) + block
+
+
+def _rows(net: Network, l: int, k: int) -> int:
+    """Count the rows that a block is formed in."""
+    return triangle(net.layers[l].width) if l == k else net.layers[l].d_out
+
+
 def square_rows(forms: dict[tuple[int, int], Form], layers: int) -> int:
     """Return the lowest layer whose A_ll must be formed as a d × d matrix."""
     wanted = [l if form != "factor" else l + 1 for (l, k), form in forms.items() if l == k]
@@ -200,8 +236,12 @@ def _pair_bytes(net: Network, forms: dict[tuple[int, int], Form]) -> int:
 
 def _tiling(
     net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int, tiles: int
-) -> tuple[int, int, float]:
-    """Choose the samples in a tile and the tiles to hold; count the operations of computing and reading them."""
+) -> tuple[int, int, float] | None:
+    """Choose the samples in a tile and the tiles to hold; count the operations of computing and reading them.
+
+    Returns:
+        None if no tile fits.
+    """
     (size, transient), pair = sample_bytes(net, forms, itemsize), _pair_bytes(net, forms)
     blocks = [block for block, form in forms.items() if form == "block"]
     budget = memory / 2 if blocks else TILES_SHARE * memory
@@ -219,13 +259,6 @@ def _tiling(
             choices.append((n * (made + read), tile, kept))
         tile //= 2
     if not choices:
-        needed = size * min(n, 1 + passing) + transient + pair
-        raise ResourceError(
-            f"one pair of samples needs {needed:,} bytes, of the memory limit {int(budget):,} are left for it",
-            code="memory_limit",
-            advice="Raise memory_limit, or analyse a narrower set of layers with the parameters option.",
-            needed=needed,
-            limit=memory,
-        )
+        return None
     cost, tile, kept = min(choices, key=itemgetter(0))
     return tile, kept, cost

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +20,8 @@ from wsb_engine.options import LossKind
 LARGEST_EXPONENT = 600
 """Largest exponent of the power of two that brings a batch's derivatives near 1; it also multiplies squares of inputs.
 """
+BLOCK = 1 << 20
+"""Most logits whose losses are computed at a time; derivatives hold about ten arrays of their size."""
 UNIT = 2.0**-53
 ELEMENTARY = 8.0
 """Units of rounding of an elementary function."""
@@ -156,8 +158,9 @@ class Loss(ABC):
 
     def accuracy(self, z: Tensor, targets: Targets) -> float | None:
         """Return the weighted share of correct samples; None if the loss predicts no classes."""
-        correct = self.correct(z, targets.y)
-        return None if correct is None else float((correct.double() * targets.weights).sum())
+        correct = [self.correct(*rows) for rows in in_blocks(z, targets.y)]
+        found = [each for each in correct if each is not None]
+        return float((torch.cat(found).double() * targets.weights).sum()) if found else None
 
     def scale(self, z: Tensor, targets: Targets) -> float:
         """Return a power of four that brings the largest |g| or diagonal entry of ∇²ℓ near 1; 1 if all are 0.
@@ -166,8 +169,8 @@ class Loss(ABC):
             z: (N, C) logits.
             targets: Targets on the same device.
         """
-        at = self.derivatives(z, targets.y)
-        sizes = torch.maximum(at.gradient.abs(), at.diagonal.abs()).amax(dim=1)
+        found = (self.derivatives(*rows) for rows in in_blocks(z, targets.y))
+        sizes = torch.cat([torch.maximum(at.gradient.abs(), at.diagonal.abs()).amax(dim=1) for at in found])
         return power_of_four(float(torch.where(targets.weights > 0, sizes, 0.0).max()))
 
     def least_curvature(self, z: Tensor, targets: Targets) -> float:
@@ -175,8 +178,15 @@ class Loss(ABC):
 
         If it is small, H may be smaller than gradients let expect.
         """
-        largest = self.derivatives(z, targets.y).diagonal.abs().amax(dim=1)
+        blocks = in_blocks(z, targets.y)
+        largest = torch.cat([self.derivatives(*rows).diagonal.abs().amax(dim=1) for rows in blocks])
         return float(torch.where(targets.weights > 0, largest, 1.0).min())
+
+
+def in_blocks(z: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows of logits and targets, as many at a time as losses work on in little memory."""
+    rows = max(1, BLOCK // z.shape[1])
+    return zip(z.split(rows), y.split(rows), strict=True)
 
 
 def power_of_four(size: float) -> float:

@@ -10,7 +10,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -67,6 +67,8 @@ class Objective:
     """Parameters that are not differentiated."""
     inputs: Mapping[str, Tensor]
     """As loaded; cast and moved chunk by chunk."""
+    widened: Mapping[str, torch.dtype] = field(default_factory=dict)
+    """Floating dtypes in which the model takes inputs that are stored as integers."""
     loss: Loss
     targets: Targets
     dtype: torch.dtype
@@ -117,11 +119,18 @@ class Objective:
             self.pause()
             yield slice(start, min(start + size, self.samples))
 
+    def rows(self, name: str, rows: Rows) -> Tensor:
+        """Return some rows of an input in the dtype in which the model takes it."""
+        part = self.inputs[name][rows]
+        return part.to(self.widened.get(name, part.dtype))
+
     def chunk_inputs(self, rows: Rows) -> dict[str, Tensor]:
         chunk = {}
-        for index, (name, tensor) in enumerate(self.inputs.items()):
-            floating = tensor.is_floating_point()
-            part = tensor[rows].to(self.device, self.dtype if floating else None)
+        for index, name in enumerate(self.inputs):
+            part = self.rows(name, rows)
+            floating = part.is_floating_point()
+            # Copied, since rows of a mapped file may be at any address, and a model may write to its inputs.
+            part = part.to(self.device, self.dtype if floating else part.dtype, copy=True)
             if floating and self.disturb is not None:
                 first = rows.start if isinstance(rows, slice) else int(rows[0])
                 part = self.disturb(part, first * len(self.inputs) + index)
@@ -145,6 +154,12 @@ class Objective:
         """Return Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
         return partial(self.value, chunk=self.chunk(rows))
 
+    def add(self, total: Tensor, tensors: Tensors) -> None:
+        """Add tensors by name to (P,) or, if they have a last axis of m columns, to (P, m), in place."""
+        pieces = total.split([tensor.numel() for tensor in self.selected.values()])
+        for name, piece in zip(self.selected, pieces, strict=True):
+            piece += tensors[name].reshape(piece.shape)
+
     def flatten(self, tensors: Tensors) -> Tensor:
         """Concatenates in the order of ``selected``; (P,)."""
         return torch.cat([tensors[name].reshape(-1) for name in self.selected])
@@ -158,7 +173,7 @@ class Objective:
         """Return ∇L, (P,) float64."""
         total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
         for rows in self.chunks():
-            total += self.flatten(self.chunk_gradient(rows))
+            self.add(total, self.chunk_gradient(rows))
         return total
 
     def twice_backward(self, v: Tensor) -> Tensor:
@@ -182,7 +197,7 @@ class Objective:
                 products = [(part * direction[name]).sum() for name, part in zip(point, first, strict=True)]
                 slope = torch.stack(products).sum()
             second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
-            total += self.flatten(dict(zip(point, second, strict=True)))
+            self.add(total, dict(zip(point, second, strict=True)))
         return total
 
     def chunk_gradient(self, rows: Rows) -> dict[str, Tensor]:
@@ -195,6 +210,12 @@ class Objective:
             return {name: torch.zeros_like(tensor) for name, tensor in self.selected.items()}
         parts = torch.autograd.grad(loss, list(point.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(point, parts, strict=True))
+
+
+def largest_entry(v: Tensor) -> float:
+    """Return max |v_i|, NaN if there is one, without another tensor of this size."""
+    least, largest = torch.aminmax(v)
+    return max(abs(float(least)), abs(float(largest)))
 
 
 def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -235,7 +256,7 @@ class HessianProduct(ABC):
             ResourceError: ``overflow`` if it is not finite.
         """
         image = self(v.to(self.dtype).unsqueeze(1)).squeeze(1)
-        finite(float(image.abs().max()), "a Hessian-vector product")
+        finite(largest_entry(image), "a Hessian-vector product")
         return image
 
     def basis(self, start: int, stop: int) -> Tensor:
@@ -282,10 +303,13 @@ class AutodiffProduct(HessianProduct):
         for rows in objective.chunks(self.samples):
             gradient = grad(objective.chunk_loss(rows))
 
-            def product(v: Tensor, gradient: Callable[[Tensors], Tensors] = gradient) -> Tensor:
-                return objective.flatten(jvp(gradient, (point,), (objective.unflatten(v),))[1])
+            def product(v: Tensor, gradient: Callable[[Tensors], Tensors] = gradient) -> dict[str, Tensor]:
+                tangent: dict[str, Tensor] = jvp(gradient, (point,), (objective.unflatten(v),))[1]
+                return tangent
 
             # Without vmap a single product costs half as much.
             with _FORWARD_MODE:
-                total += product(V[:, 0]).unsqueeze(1) if V.shape[1] == 1 else vmap(product, in_dims=1, out_dims=1)(V)
+                parts = product(V[:, 0]) if V.shape[1] == 1 else vmap(product, in_dims=1, out_dims=-1)(V)
+            objective.add(total, parts)
+            del parts  # before the next chunk's take their place
         return total

@@ -1,6 +1,6 @@
 """Hessian-vector products of any logits from a linearised gradient: the primal pass is paid once and kept.
 
-Tracing takes about a second for any size, and the intermediates of all samples stay in memory.
+Tracing takes about as long for any size, and the intermediates of all samples stay in memory.
 """
 
 from __future__ import annotations
@@ -11,12 +11,39 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from wsb_engine.curvature.products.autodiff import GRADIENT_SAMPLES, AutodiffProduct, Chunk, HessianProduct, Objective
+from wsb_engine.curvature.products.autodiff import (
+    GRADIENT_SAMPLES,
+    AutodiffProduct,
+    Chunk,
+    HessianProduct,
+    Objective,
+    interrupted,
+)
 from wsb_engine.curvature.threads import Threads
 from wsb_engine.curvature.tracing.linearize import Product, linearize
 
 WORTHWHILE = 64 << 20
-"""Bytes of intermediates of one gradient above which tracing pays off within a few dozen products."""
+"""Bytes of intermediates of one gradient below which products from scratch stay in the caches."""
+PRODUCT_GRADIENTS = 2.0
+"""Time of a linearised product relative to a gradient's."""
+TRACING_SECONDS = 0.012
+"""Seconds of tracing for each operator of the gradient."""
+CALLING_SECONDS = 1.5e-4
+"""Seconds by which differentiating from scratch takes longer for each operator of the gradient, besides its work."""
+
+
+def pays(gradient_seconds: float, operators: int, products: int) -> bool:
+    """Return whether tracing takes less time than it saves.
+
+    A product from scratch repeats the gradient; a trace runs one more product, and costs time for each operator.
+
+    Args:
+        gradient_seconds: Time of a gradient of all samples.
+        operators: Operators of a gradient of one chunk.
+        products: Products that follow.
+    """
+    saved = products * (gradient_seconds + CALLING_SECONDS * operators)
+    return saved >= PRODUCT_GRADIENTS * gradient_seconds + TRACING_SECONDS * operators
 
 
 class NotLinearizableError(Exception):
@@ -77,7 +104,9 @@ class LinearizedProduct(HessianProduct):
         objective, size = self.objective, len(chunk.y)
         try:
             if size not in traces:
-                traces[size] = linearize(grad(objective.value), dict(objective.selected), chunk)
+                traces[size] = linearize(grad(objective.value), dict(objective.selected), chunk, check=objective.pause)
             return traces[size](chunk)
         except Exception as error:  # tracing fails with errors of any kind
+            if interrupted(error):
+                raise
             raise NotLinearizableError(str(error)) from error

@@ -30,11 +30,19 @@ class SteppingProduct(HessianProduct):
     Args:
         way: First method to try.
         warn: Called with a code and a message after a switch.
+        count: Called with the number of columns of each product.
+        least: Bytes that the smallest product takes, as far as they are known.
     """
 
-    def __init__(self, way: HessianProduct, warn: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        way: HessianProduct,
+        warn: Callable[[str, str], None],
+        count: Callable[[int], None] = lambda _: None,
+        least: int = 0,
+    ) -> None:
         super().__init__(way.objective, way.columns)
-        self.way, self._warn = way, warn
+        self.way, self._warn, self._count, self._least = way, warn, count, least
         self._batched = True
         """False once an operator could not be batched over columns."""
         self._short = False
@@ -58,6 +66,7 @@ class SteppingProduct(HessianProduct):
                 if self._short:
                     self._warn("memory_step_down", f"memory ran out: products go on with {self.way.description}")
                     self._short = False
+                self._count(V.shape[1])
                 return image
             if not self._batched and V.shape[1] > 1:
                 continue
@@ -89,9 +98,10 @@ class SteppingProduct(HessianProduct):
         if V.shape[1] == 1:
             few = "all samples, which depend on each other," if self.objective.coupled else "one sample at a time"
             raise ResourceError(
-                f"a Hessian-vector product of {few} does not fit in memory",
+                f"a Hessian-vector product of {few} does not fit in memory: it takes at least {self._least:.2g} bytes",
                 code="out_of_memory",
-                advice="Give the analysis more memory, or select fewer parameters.",
+                advice="Give the analysis more memory than that, or select fewer parameters.",
+                needed=self._least,
             )
         middle = V.shape[1] // 2
         self.columns = min(self.columns, middle)

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.func import functionalize, jvp
 
 from wsb_engine.curvature.tracing.direct import called_directly
+from wsb_engine.curvature.tracing.dispatch import OperatorWatch
 from wsb_engine.curvature.tracing.simplify import multiply_by_slopes, simplify, without_repetitions, zeros
 from wsb_engine.internals import TreeSpec, make_fx, schema_of, tree_flatten, tree_leaves, tree_unflatten
 from wsb_engine.model import Tensors
@@ -33,13 +34,31 @@ class ShapeFollowsValuesError(Exception):
     """Intermediate tensors have other shapes than in the trace."""
 
 
-def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data: Any) -> Callable[[Any], Product]:
+class _Checked(OperatorWatch):
+    """Calls a check after each operator; what it raises ends the trace."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()
+        self._check = check
+
+    def ran(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        self._check()
+
+
+def linearize(
+    function: Callable[[Tensors, Any], Tensors],
+    point: Tensors,
+    data: Any,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Callable[[Any], Product]:
     """Trace v ↦ J v at ``point`` once, for data of one shape, and return data ↦ (v ↦ J v), exact.
 
     Args:
         function: Function from a dictionary of tensors and data to a dictionary of tensors.
         point: Point of the derivative; it must not change afterwards.
         data: Tree of tensors; other data must have the same shapes.
+        check: Called after each operator that is traced or evaluated in advance; may raise to stop.
 
     Raises:
         WrittenInPlaceError: if a tensor that depends on v, or that such a tensor reads, is written in place.
@@ -57,18 +76,20 @@ def linearize(function: Callable[[Tensors, Any], Tensors], point: Tensors, data:
 
     # Functionalised, because derivatives of some operators are accumulated in place.
     pure = functionalize(tangent, remove="mutations")
-    traced = make_fx(pure)(*(torch.zeros_like(primal) for primal in primals), *given)
+    with _Checked(check):
+        traced = make_fx(pure)(*(torch.zeros_like(primal) for primal in primals), *given)
     lay_out_pools(traced.graph)
     multiply_by_slopes(traced.graph, len(primals))
     if not any(_written(node) for node in traced.graph.nodes):
         traced = without_repetitions(traced)
     # Operators whose shapes follow values stay, so that other shapes are noticed.
     traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _follows_values(node))
+    check()
     partially = PartialEvaluation(traced, len(primals))
     rest = called_directly(partially.rest)
 
     def at(data: Any) -> Product:
-        constants = partially.constants(tree_leaves(data))
+        constants = partially.constants(tree_leaves(data), check)
 
         def product(direction: Tensors) -> Tensors:
             with torch.no_grad():
@@ -124,11 +145,12 @@ class PartialEvaluation:
         self.rest = self._rest()
         """Function of the first arguments and the constants."""
 
-    def constants(self, given: Sequence[Tensor]) -> list[Any]:
+    def constants(self, given: Sequence[Tensor], check: Callable[[], None] = lambda: None) -> list[Any]:
         """Evaluate what the rest reads.
 
         Args:
             given: Arguments that are not free.
+            check: Called before each operator; may raise to stop.
         """
         env = self._interpreter.env = dict(zip(self._given, given, strict=True))
         with torch.no_grad():
@@ -136,6 +158,7 @@ class PartialEvaluation:
                 if node not in self._varying and node not in env:
                     for target in _written(node):
                         self._refuse_readers(target, node)
+                    check()
                     env[node] = self._interpreter.run_node(node)
                     traced = node.meta.get("tensor_meta")
                     if isinstance(env[node], Tensor) and traced is not None and env[node].shape != traced.shape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from support.golden import NAMES, Golden
 from torch import Tensor
 
 from wsb_engine.curvature.closed_form.activations import derivatives
-from wsb_engine.curvature.closed_form.layout import Layout, cheapest_layout
+from wsb_engine.curvature.closed_form.layout import Layout, cheapest_layout, held_bytes
 from wsb_engine.curvature.closed_form.mlp import Layer, Network
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form, visits_of
 from wsb_engine.curvature.losses import automatic
+from wsb_engine.errors import ResourceError
 from wsb_engine.model import Activation
 
 MEMORY = 1 << 28
@@ -282,3 +284,15 @@ def test_progress_reaches_one_and_may_stop_the_sum() -> None:
 
     with pytest.raises(InterruptedError):
         closed_form(case.net, source, case.w, layout, progress=stop)
+
+
+@pytest.mark.parametrize("memory", [1 << 10, 1 << 14])
+@pytest.mark.parametrize("prefer", ["auto", "pairs", "block"])
+def test_the_memory_that_a_refusal_names_is_enough(memory: int, prefer: Literal["auto", "pairs", "block"]) -> None:
+    net = deep().net
+    with pytest.raises(ResourceError) as caught:
+        cheapest_layout(net, 120, memory=memory, itemsize=8, prefer=prefer)
+    needed = caught.value.details["needed"]
+    assert str(needed) in caught.value.advice
+    assert cheapest_layout(net, 120, memory=needed, itemsize=8, prefer=prefer).tile >= 1
+    assert held_bytes(net, cheapest_layout(net, 120, memory=needed, itemsize=8, prefer=prefer), 120) <= 1.25 * needed

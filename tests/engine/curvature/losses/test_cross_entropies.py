@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from wsb_engine.curvature.losses import LOSSES, Targets, automatic
+from wsb_engine.curvature.losses.base import in_blocks
 from wsb_engine.options import LossKind
 
 UNIT = 2.0**-53
@@ -155,3 +156,17 @@ def test_the_scale_brings_a_batch_near_one(margin: float) -> None:
 def test_every_kind_that_a_report_may_state_is_a_loss_of_that_kind() -> None:
     assert list(LOSSES) == list(get_args(LossKind))
     assert all(loss.kind == kind for kind, loss in LOSSES.items())
+
+
+@pytest.mark.parametrize("classes", [1, 10])
+def test_what_a_loss_says_of_a_batch_is_the_same_in_blocks(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = 30 * torch.randn(50, classes, generator=generator, dtype=torch.float64)
+    loss = automatic(classes)
+    y = loss.targets(torch.arange(50) % max(classes, 2), classes)
+    targets = Targets(y, torch.rand(50, generator=generator, dtype=torch.float64))
+    of_batch = (loss.scale, loss.least_curvature, loss.accuracy)
+    whole = [function(z, targets) for function in of_batch]
+    monkeypatch.setattr("wsb_engine.curvature.losses.base.BLOCK", 7 * classes)
+    assert [len(rows) for rows, _ in in_blocks(z, y)] == [7] * 7 + [1]
+    assert [function(z, targets) for function in of_batch] == whole

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import wsb_engine as wsb
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import BLOCK_SHARE, Problem, pose
+from wsb_engine.curvature.cost import Footprint
 from wsb_engine.curvature.products.autodiff import COLUMNS, AutodiffProduct, HessianProduct, Objective
-from wsb_engine.curvature.products.linearized import LinearizedProduct
+from wsb_engine.curvature.products.linearized import LinearizedProduct, pays
 from wsb_engine.curvature.products.mlp import MLPProduct
 from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.curvature.threads import _sum
@@ -147,6 +148,7 @@ def test_a_linearised_product_is_taken_where_it_pays_and_fits(monkeypatch: pytes
     posed = convolutional()
     assert isinstance(way(posed, 1), AutodiffProduct)
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.TRACING_SECONDS", 0)
     chosen = way(posed, 1)
     assert isinstance(chosen, LinearizedProduct)
     assert isinstance(way(replace(posed, objective=replace(posed.objective, fits=4)), 1), AutodiffProduct)
@@ -155,11 +157,43 @@ def test_a_linearised_product_is_taken_where_it_pays_and_fits(monkeypatch: pytes
     torch.testing.assert_close(chosen(V), H @ V, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("gradient_seconds", "operators", "products", "traced"),
+    [(0.06, 427, 30, False), (0.06, 427, 60, True), (3.0, 427, 30, True), (3.0, 427, 3, False), (0.0, 9, 10**6, True)],
+)
+def test_tracing_pays_if_the_products_that_follow_save_its_time(
+    gradient_seconds: float, operators: int, products: int, traced: bool
+) -> None:
+    assert pays(gradient_seconds, operators, products) == traced
+
+
+def test_a_gradient_of_many_short_operators_is_not_traced_for_few_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    posed = convolutional()
+    assert posed.footprint.operators > 10
+    assert isinstance(way(posed, 1), AutodiffProduct)
+    assert isinstance(way(replace(posed, expected=10**4), 1), LinearizedProduct)
+    assert convolutional(max_products=4).expected == 4
+
+
+@pytest.mark.parametrize(
+    ("operations", "samples"), [(1e6, 64), (1e9, 10), (1e12, 1)], ids=["light", "heavy", "enough alone"]
+)
+def test_a_chunk_has_fewer_samples_if_each_takes_long(operations: float, samples: int) -> None:
+    posed = convolutional(samples=640)
+    heavy = replace(posed, footprint=Footprint(bytes=1 << 30, operations=operations))
+    product = heavy.from_scratch(replace(posed.objective, fits=640))
+    assert isinstance(product, SteppingProduct)
+    assert isinstance(product.way, AutodiffProduct)
+    assert product.way.samples == samples
+
+
 @pytest.mark.parametrize("columns_at_a_time", [1, 4])
 def test_threads_of_a_linearised_product_each_have_their_samples(
     columns_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.TRACING_SECONDS", 0)
     monkeypatch.setattr("wsb_engine.analysis.problem.LEAST_CHUNK", 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     posed = convolutional(samples=7)
@@ -182,6 +216,7 @@ def test_there_are_no_more_threads_than_work_and_memory_allow(
     samples: int, vectors: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.TRACING_SECONDS", 0)
     monkeypatch.setattr("wsb_engine.analysis.problem.LEAST_CHUNK", 1)
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     threads: list[int] = []

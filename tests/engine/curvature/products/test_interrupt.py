@@ -113,6 +113,23 @@ def test_an_interrupted_linearisation_is_not_taken_for_one_that_fails() -> None:
     assert isinstance(product.way, LinearizedProduct)
 
 
+def test_a_trace_stops_at_any_operator() -> None:
+    calm = Clock()
+    problem = posed(calm)
+    v = vectors(problem.objective)[:, :1]
+    whole = replace(problem, objective=replace(problem.objective, fits=SAMPLES))
+    want = LinearizedProduct(whole.objective)(v)
+    assert calm.calls > 50
+    # In the trace, its evaluation, and the product.
+    for stop in (2, calm.calls // 3, 2 * calm.calls // 3, calm.calls):
+        clock = Clock(stop)
+        product = LinearizedProduct(replace(whole.objective, interrupt=clock))
+        with pytest.raises(StoppedError):
+            product(v)
+        assert clock.calls == stop
+    torch.testing.assert_close(product(v), want, rtol=0, atol=0)
+
+
 def test_the_trace_of_a_perceptron_stops_between_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsb_engine.curvature.gauss_newton.ROWS", 7)
     clock = Clock(3)

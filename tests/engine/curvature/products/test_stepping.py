@@ -153,6 +153,8 @@ def test_when_nothing_smaller_is_left_the_error_has_its_code(monkeypatch: pytest
         product(torch.zeros(product.parameters, 2, dtype=torch.float64))
     assert caught.value.code == "out_of_memory"
     assert caught.value.advice
+    assert caught.value.details["needed"] > 8 * 4 * product.parameters
+    assert f"{caught.value.details['needed']:.2g} bytes" in caught.value.message
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +182,9 @@ def test_texts_of_libraries_are_known(text: str) -> None:
 
 
 def test_a_report_says_that_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    calm = wsb.analyze(wsb.from_module(convolution()), batch())
+    calm = wsb.analyze(wsb.from_module(convolution()), batch(), needs=["moments"])
     crowded(monkeypatch, 2, out_of_memory)
-    report = wsb.analyze(wsb.from_module(convolution()), batch())
+    report = wsb.analyze(wsb.from_module(convolution()), batch(), needs=["moments"])
     assert "memory_step_down" in [warning.code for warning in report.warnings]
     assert "memory_step_down" not in [warning.code for warning in calm.warnings]
     assert report.moments is not None
@@ -198,6 +200,7 @@ def test_a_report_says_that_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_every_kind_of_product_treats_normalisation_alike(norm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.TRACING_SECONDS", 0)
     problem = posed(convolution(norm))
     objective, step = problem.objective, 1e-5
     v = directions(problem, 1)[:, 0]
@@ -222,6 +225,7 @@ def test_a_gradient_that_cannot_be_traced_is_multiplied_from_scratch(monkeypatch
         raise NotImplementedError("no rule for this operator")
 
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
+    monkeypatch.setattr("wsb_engine.curvature.products.linearized.TRACING_SECONDS", 0)
     monkeypatch.setattr("wsb_engine.curvature.products.linearized.linearize", untraceable)
     plain = wsb.analyze(wsb.from_module(convolution()), batch(), wsb.Options(moments="none"))
     assert plain.enclosure is not None

@@ -1,0 +1,60 @@
+"""`wsb estimate`, with the real engine in the real sandbox, and its words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.service import npz_batch, onnx_mlp
+
+from service.cli.estimate import amount, duration
+from wsb_engine.costs import Estimate
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "model.onnx").write_bytes(onnx_mlp())
+    (tmp_path / "batch.npz").write_bytes(npz_batch())
+    return str(tmp_path / "model.onnx"), str(tmp_path / "batch.npz")
+
+
+def wsb(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "service.cli.commands", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_it_prints_a_table_of_the_phases(files: tuple[str, str]) -> None:
+    run = wsb("estimate", *files, "--moments", "probes")
+    assert run.returncode == 0, run.stderr
+    assert [line.split()[0] for line in run.stdout.splitlines()[:7]] == [
+        *("phase", "setup", "loss", "rounding", "moments", "enclosure", "total")
+    ]
+
+
+def test_it_prints_json_that_the_engine_reads(files: tuple[str, str]) -> None:
+    run = wsb("estimate", *files, "--json")
+    assert run.returncode == 0, run.stderr
+    found = Estimate.model_validate_json(run.stdout)
+    assert found.operations > 0
+    assert found.bytes > 0
+
+
+def test_it_refuses_what_an_analysis_refuses(files: tuple[str, str]) -> None:
+    run = wsb("estimate", files[0], files[0])
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert "[" in run.stderr
+
+
+@pytest.mark.parametrize(("size", "text"), [(3, "3 B"), (2048, "2 KiB"), (5 << 20, "5 MiB"), (3 << 30, "3 GiB")])
+def test_an_amount_has_a_unit_that_suits_it(size: int, text: str) -> None:
+    assert amount(size) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.0012, "1.2 ms"), (12, "12 s"), (90, "1.5 min"), (7200, "2 h")])
+def test_a_duration_has_a_unit_that_suits_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

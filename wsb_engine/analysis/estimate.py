@@ -1,0 +1,275 @@
+"""estimate(): what an analysis will cost, counted on a few samples before it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from wsb_engine.analysis import inputs, moments
+from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
+from wsb_engine.batch import Batch
+from wsb_engine.costs import Estimate, PhaseEstimate
+from wsb_engine.curvature.closed_form.layout import Layout, held_bytes
+from wsb_engine.curvature.cost import COUNTED, gradient_footprint, measured_rate, nominal_rate
+from wsb_engine.curvature.losses import Targets
+from wsb_engine.curvature.products.autodiff import (
+    COLUMNS,
+    GRADIENT_SAMPLES,
+    PRODUCT_SAMPLES,
+    AutodiffProduct,
+    HessianProduct,
+)
+from wsb_engine.curvature.products.linearized import LinearizedProduct
+from wsb_engine.curvature.products.stepping import SteppingProduct
+from wsb_engine.model import Classifier
+from wsb_engine.options import Options
+from wsb_engine.spectrum.density import STARTS, STEPS
+from wsb_engine.spectrum.lanczos import ROWS
+from wsb_engine.spectrum.probes import DEFLATED, probe_count
+from wsb_engine.spectrum.run import HOMOGENEITY_STEPS
+
+FEW = 3
+"""Samples on which an analysis is counted; more if they depend on each other."""
+CERTAIN_PRODUCTS = 12
+"""Typical number of products of an enclosure that rests on exact moments."""
+PROVING = 10
+"""Products that the proof of rounding errors costs as much as."""
+CONFIRMING = 4
+"""Fresh products with the outer Ritz vectors, and those that measure symmetry."""
+OUTER = 2
+"""Ritz vectors that an enclosure is confirmed with."""
+DOUBLE = 8
+"""Bytes of a number in float64."""
+KEPT = 0.7
+"""Share of a gradient's intermediates that its linearisation keeps."""
+LIBRARIES, TRACING = 32 << 20, 48 << 20
+"""Bytes that libraries take for themselves, and what linearising a gradient loads and compiles."""
+
+
+def estimate(
+    classifier: Classifier, batch: Batch, options: Options | None = None, *, needs: Collection[str] = ()
+) -> Estimate:
+    """Count operations and memory of ``analyze`` with the same arguments, and convert them to seconds.
+
+    Runs a few samples and measures the rate of the device. What an analysis takes also depends on the spectrum, on
+    which the number of products depends; a typical number is assumed.
+
+    Args:
+        classifier: From ``load_model`` or ``from_module``.
+        batch: N labelled samples.
+        options: As for ``analyze``.
+        needs: As for ``analyze``.
+
+    Raises:
+        ModelError, BatchError, OptionsError, ResourceError: as ``analyze`` for what these few samples show.
+
+    Examples:
+        >>> import wsb
+        >>> estimate = wsb.estimate(wsb.load_model("model.onnx"), wsb.load_batch("batch.npz"))
+        >>> estimate.dtype, max(estimate.phases, key=lambda phase: phase.operations).name
+        ('float64', 'enclosure')
+    """
+    options = options or Options()
+    few = _few_posed(classifier, batch, options, FEW)
+    if few.objective.coupled and len(batch) > FEW:
+        few = _few_posed(classifier, batch, options, 3 * COUNTED)
+    weights = torch.full((len(batch),), 1 / len(batch), dtype=torch.float64, device=few.objective.device)
+    whole = replace(few.objective, targets=Targets(few.objective.targets.y, weights))
+    footprint = gradient_footprint(whole) if whole.coupled else few.footprint
+    whole = replace(whole, inputs=inputs.match_inputs(classifier.inputs, batch))
+    problem = replace(few, objective=whole, footprint=footprint)
+    return estimate_of(problem, options, needs, measured=True)
+
+
+def _few_posed(classifier: Classifier, batch: Batch, options: Options, count: int) -> Problem:
+    """Pose the analysis of the first rows that have a weight."""
+    counted = np.arange(len(batch)) if batch.weights is None else np.flatnonzero(batch.weights)
+    rows = counted[:count]
+    few = Batch({name: tensor[torch.from_numpy(rows)] for name, tensor in batch.x.items()}, batch.y[rows])
+    quiet = options.model_copy(update={"time_limit": None})
+    return pose(classifier, few, quiet, Monitor(quiet, None, 0.0), samples=len(batch))
+
+
+def estimate_of(problem: Problem, options: Options, needs: Collection[str] = (), *, measured: bool = False) -> Estimate:
+    """Estimate the analysis of a problem that is posed; runs nothing of it.
+
+    Args:
+        problem: The analysis.
+        options: Its options.
+        needs: As for ``analyze``.
+        measured: True to measure the rate of the device, a tenth of a second once per process; False for the nominal
+            one.
+    """
+    device, dtype = problem.objective.device, problem.objective.dtype
+    rate = (measured_rate if measured else nominal_rate)(device, dtype)
+    warned = Monitor(options, None, 0.0)
+    choice = moments.choose(problem, options, needs, warned)
+    products = _products(problem, options, choice)
+    phases = [
+        PhaseEstimate(name=name, operations=operations, bytes=held, seconds=operations / rate)
+        for name, operations, held in _phases(problem, options, choice, products)
+    ]
+    left_out = [warning.message for warning in warned.warnings if warning.code == "moments_unavailable"]
+    if choice.when == "if_cheap":
+        left_out.append(moments.left_out(problem, options, choice, products))
+    return Estimate(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        products=products,
+        rate=rate,
+        operations=sum(phase.operations for phase in phases),
+        bytes=max(phase.bytes for phase in phases),
+        seconds=sum(phase.seconds for phase in phases),
+        phases=phases,
+        left_out=left_out,
+    )
+
+
+def _products(problem: Problem, options: Options, choice: moments.Choice) -> int:
+    """Return the steps that the enclosure is expected to take."""
+    if not options.enclosure:
+        return 0
+    certain = choice.layout is not None and choice.when == "first"
+    expected = CERTAIN_PRODUCTS if certain else inputs.EXPECTED_PRODUCTS
+    return min(expected, options.max_products, problem.objective.parameters)
+
+
+def _phases(
+    problem: Problem, options: Options, choice: moments.Choice, products: int
+) -> Iterator[tuple[str, float, int]]:
+    """Yield name, operations and bytes of each phase."""
+    P, N, each = problem.objective.parameters, problem.samples, problem.footprint.operations
+    memory = _Memory(problem)
+    product = problem.hessian_product(columns=1)
+    way = product.way if isinstance(product, SteppingProduct) else product
+    one = problem.product_operations
+    is_single = problem.objective.dtype == torch.float32
+    is_proven = choice.layout is not None and not is_single
+    # A forward pass is a third of a gradient; the logits are computed once, and again to see if samples are coupled.
+    yield "setup", 2 * N * each / 3, memory.setup()
+    yield "loss", N * each, memory.gradient()
+    if options.enclosure or choice.method is not None:
+        compared = DIFFERENCES if is_single else PERTURBATIONS
+        rounding = PROVING * one if is_proven else 2 * compared * one
+        yield "rounding", rounding, memory.rounding(way, 0 if is_proven else compared)
+    if choice.method is not None:
+        yield "moments", *_moments(problem, options, choice, one, memory)
+    if options.enclosure:
+        confirming = CONFIRMING + (0 if is_proven or is_single else PERTURBATIONS * OUTER)
+        enclosing = products + len(HOMOGENEITY_STEPS) + confirming
+        yield "enclosure", enclosing * one, memory.enclosure(way, products, is_measured=not (is_proven or is_single))
+    spectrum, held = 0.0, memory.resident
+    if options.spectrum == "dense":
+        spectrum, held = P * one + 4 / 3 * P**3, memory.resident + 3 * DOUBLE * P * P
+    elif options.spectrum == "top":
+        more = min(options.max_products, P)
+        spectrum, held = more * one, memory.enclosure(way, more, is_measured=False) + options.top * DOUBLE * P
+    if options.density:
+        steps = min(STEPS, P, options.max_products)
+        spectrum += STARTS * steps * one
+        held = max(held, memory.enclosure(way, products + steps, is_measured=False))
+    if spectrum:
+        yield "spectrum", spectrum, held
+
+
+def _moments(
+    problem: Problem, options: Options, choice: moments.Choice, one: float, memory: _Memory
+) -> tuple[float, int]:
+    """Return operations and bytes of the moments, tr G included."""
+    gauss_newton = problem.samples * problem.footprint.operations * problem.logits.shape[1] * 2 / 3
+    if choice.layout is not None:
+        return choice.layout.cost + gauss_newton, memory.closed_form(choice.layout)
+    P = problem.objective.parameters
+    block = problem.hessian_product()
+    way = block.way if isinstance(block, SteppingProduct) else block
+    if choice.method == "probes":
+        count = DEFLATED + probe_count(moments.probe_share(problem, options, choice))
+        return count * one + gauss_newton, memory.enclosure(way, DEFLATED, is_measured=False)
+    return P * one + gauss_newton, memory.product(way, min(COLUMNS, P))
+
+
+class _Memory:
+    """Bytes that the stages of an analysis hold, the model and the batch included.
+
+    Args:
+        problem: The analysis.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        objective, self._problem = problem.objective, problem
+        self._P, self._item = objective.parameters, objective.dtype.itemsize
+        stored = problem.model.parameters.values()
+        model = sum(tensor.numel() * tensor.itemsize for tensor in stored)
+        self._copy = sum(tensor.numel() for tensor in stored)
+        """Numbers of all parameters, whether selected or not."""
+        is_cast = any(tensor.dtype != objective.dtype for tensor in stored)
+        is_laid_out = objective.memory_format != torch.preserve_format
+        copies = (is_cast + is_laid_out) * self._copy * self._item
+        batch = sum(tensor.numel() * tensor.itemsize for tensor in objective.inputs.values())
+        logits = DOUBLE * problem.samples * (problem.logits.shape[1] + 2)
+        self.resident = model + copies + batch + logits + LIBRARIES
+        """What every stage holds."""
+
+    def setup(self) -> int:
+        """Logits in float64, with shifted and jittered parameters to see if samples are coupled."""
+        chunk = self._chunk(GRADIENT_SAMPLES) * self._problem.footprint.bytes * DOUBLE // self._item
+        return self.resident + 3 * DOUBLE * self._copy + chunk
+
+    def gradient(self) -> int:
+        sums = (DOUBLE + 2 * self._item) * self._P
+        return self.resident + sums + self._chunk(GRADIENT_SAMPLES) * self._problem.footprint.bytes
+
+    def product(self, way: HessianProduct, columns: int, *, perturbed: bool = False) -> int:
+        """Intermediates of a chunk and their derivatives, or of all samples; sum, gradient and directions.
+
+        Args:
+            way: The product.
+            columns: Columns multiplied at once.
+            perturbed: True if a product of the perturbed model is held beside it.
+        """
+        bytes_, vectors = self._problem.footprint.bytes, (2 * DOUBLE + 3 * self._item) * self._P * columns
+        if isinstance(way, LinearizedProduct):
+            kept = int(KEPT * bytes_ * self._problem.samples) * (1 + perturbed)
+            return self.resident + TRACING + vectors + kept + bytes_ * self._chunk(way.samples)
+        return self.resident + vectors + self._from_scratch(way, columns)
+
+    def rounding(self, way: HessianProduct, compared: int) -> int:
+        """Differences of products, stacked, with one perturbed model or one in float64 at a time."""
+        differences = (2 * compared + 1) * DOUBLE * self._P
+        if self._item < DOUBLE:
+            return self.product(way, 1) + self._in_double(way, compared) + differences
+        perturbed = DOUBLE * self._copy if compared else 0
+        return self.product(way, 1, perturbed=compared > 0) + perturbed + differences
+
+    def enclosure(self, way: HessianProduct, products: int, *, is_measured: bool) -> int:
+        """The basis, in blocks of rows, and what confirms the outer Ritz vectors."""
+        basis = ROWS * math.ceil(products / ROWS) * DOUBLE * self._P
+        confirming = (4 * OUTER + 2 * OUTER * PERTURBATIONS * is_measured) * DOUBLE * self._P
+        if not is_measured:
+            drift = self._in_double(way, 1) if self._item < DOUBLE else 0
+            return self.product(way, 1) + basis + confirming + drift
+        perturbed = DOUBLE * self._copy
+        return self.product(way, OUTER, perturbed=True) + basis + confirming + perturbed
+
+    def closed_form(self, layout: Layout) -> int:
+        structure = self._problem.structure
+        return self.resident + (0 if structure is None else held_bytes(structure.net, layout, self._problem.samples))
+
+    def _in_double(self, way: HessianProduct, columns: int) -> int:
+        return self._from_scratch(way, columns) * DOUBLE // self._item + DOUBLE * self._copy
+
+    def _from_scratch(self, way: HessianProduct, columns: int) -> int:
+        """Intermediates of a chunk, and their derivatives along each column."""
+        chunk = way.samples if isinstance(way, AutodiffProduct) else GRADIENT_SAMPLES
+        chunk = min(chunk, PRODUCT_SAMPLES) if columns > 1 else chunk
+        return self._problem.footprint.bytes * self._chunk(chunk) * (1 + columns)
+
+    def _chunk(self, most: int) -> int:
+        objective = self._problem.objective
+        return self._problem.samples if objective.coupled else min(self._problem.samples, most, objective.fits)
