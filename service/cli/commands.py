@@ -195,7 +195,8 @@ def analyze(
     report = _evaluated(model, batch, options, url, timeout)
     if not wanted.uses_stdout:
         typer.echo(summarize(report))
-    _write(wanted, report)
+    with _ending_if_unwritable():
+        wanted.write(report)
     if doubts := wording.doubts(report):
         _end("\n".join([f"{wording.UNRELIABLE} [check_failed]", *doubts]), Exit.NOT_EVALUATED)
 
@@ -233,7 +234,8 @@ def check(
     report = _evaluated(model, batch, options, url, timeout, rules, base)
     found = evaluate(rules, report, base, options.learning_rate)
     typer.echo(describe(found, report), err=wanted.uses_stdout)
-    _write(wanted, report, found)
+    with _ending_if_unwritable():
+        wanted.write(report, found)
     raise typer.Exit(_exit_of(found))
 
 
@@ -243,7 +245,7 @@ def estimate(
     model: ModelFile,
     batch: BatchFile,
     timeout: Seconds = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the estimate here; - for stdout.")] = None,
     *,
     options: Options,
 ) -> None:
@@ -252,9 +254,16 @@ def estimate(
     Exit codes: 0 done, 2 invalid input, 3 not estimated.
     """
     from service.cli.estimate import described
+    from service.cli.outputs import Outputs, write_text
 
+    wanted = Outputs({} if json is None else {"json": json})
+    _check(wanted)
     found = _estimated(model, batch, options, timeout)
-    typer.echo(found.model_dump_json() if as_json else described(found))
+    if not wanted.uses_stdout:
+        typer.echo(described(found))
+    if json is not None:
+        with _ending_if_unwritable():
+            write_text(json, found.model_dump_json(indent=2) + "\n")
 
 
 app.command()(batch)
@@ -281,9 +290,10 @@ def _check(outputs: Outputs) -> None:
         _end(str(error), Exit.INVALID)
 
 
-def _write(outputs: Outputs, report: Report, verdict: Verdict | None = None) -> None:
+@contextmanager
+def _ending_if_unwritable() -> Iterator[None]:
     try:
-        outputs.write(report, verdict)
+        yield
     except OSError as error:
         _end(f"{error.filename} can't be written: {error.strerror}", Exit.INVALID)
 

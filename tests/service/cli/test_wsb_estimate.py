@@ -35,11 +35,24 @@ def test_it_prints_a_table_of_the_phases(files: tuple[str, str]) -> None:
 
 
 def test_it_prints_json_that_the_engine_reads(files: tuple[str, str]) -> None:
-    run = wsb("estimate", *files, "--json")
+    run = wsb("estimate", *files, "--json", "-")
     assert run.returncode == 0, run.stderr
     found = Estimate.model_validate_json(run.stdout)
     assert found.operations > 0
     assert found.bytes > 0
+
+
+def test_it_writes_json_next_to_the_table(files: tuple[str, str], tmp_path: Path) -> None:
+    run = wsb("estimate", *files, "--json", str(tmp_path / "estimate.json"))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("phase ")
+    assert Estimate.model_validate_json((tmp_path / "estimate.json").read_text()).operations > 0
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_anything_runs(files: tuple[str, str], tmp_path: Path) -> None:
+    run = wsb("estimate", *files, "--json", str(tmp_path / "missing" / "estimate.json"))
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "can't be written" in run.stderr
 
 
 def test_it_refuses_what_an_analysis_refuses(files: tuple[str, str]) -> None:
