@@ -22,10 +22,8 @@ from wsb_engine.options import Options
 # What the help doesn't need is imported where it is used; otherwise it would take half of its time.
 if TYPE_CHECKING:
     from service.cli.outputs import Outputs
-    from service.policies import Policy, Verdict
+    from service.policies import Verdict
     from service.settings import Settings
-    from wsb_engine.costs import Estimate
-    from wsb_engine.report import Report
 
 # Without rich's markup, whose import takes longer than all other imports of the help.
 app = typer.Typer(
@@ -183,19 +181,21 @@ def analyze(
     Exit codes: 0 done, 2 invalid input, 3 not evaluated, or a check of the report failed.
     """
     from service.cli.outputs import Outputs
+    from service.cli.running import evaluated
     from service.cli.summary import summarize
     from service.rendering import wording
 
     wanted = Outputs(outputs)
     _check(wanted)
-    if compare_with is not None:
-        typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
     if options.stop == "decided":
         _end("--stop decided needs a policy: use wsb check, or leave it out. [policy_missing]", Exit.INVALID)
-    report = _evaluated(model, batch, options, url, timeout)
+    if compare_with is not None:
+        typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
+    report = evaluated(model, batch, options, settings=_settings(), url=url, timeout=timeout)
     if not wanted.uses_stdout:
         typer.echo(summarize(report))
-    _write(wanted, report)
+    with _ending_if_unwritable():
+        wanted.write(report)
     if doubts := wording.doubts(report):
         _end("\n".join([f"{wording.UNRELIABLE} [check_failed]", *doubts]), Exit.NOT_EVALUATED)
 
@@ -221,6 +221,7 @@ def check(
     Exit codes: 0 passed, 1 a rule failed, 2 invalid input, policy or baseline, 3 not evaluated.
     """
     from service.cli.outputs import Outputs, UnusableError, describe, read_baseline, read_policy
+    from service.cli.running import evaluated
     from service.policies import evaluate
 
     wanted = Outputs(outputs)
@@ -230,10 +231,13 @@ def check(
         base = None if baseline is None else read_baseline(baseline, rules)
     except UnusableError as error:
         _end(str(error), Exit.INVALID)
-    report = _evaluated(model, batch, options, url, timeout, rules, base)
+    report = evaluated(
+        *(model, batch, options), settings=_settings(), url=url, timeout=timeout, policy=rules, baseline=base
+    )
     found = evaluate(rules, report, base, options.learning_rate)
     typer.echo(describe(found, report), err=wanted.uses_stdout)
-    _write(wanted, report, found)
+    with _ending_if_unwritable():
+        wanted.write(report, found)
     raise typer.Exit(_exit_of(found))
 
 
@@ -243,7 +247,7 @@ def estimate(
     model: ModelFile,
     batch: BatchFile,
     timeout: Seconds = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the estimate here; - for stdout.")] = None,
     *,
     options: Options,
 ) -> None:
@@ -252,9 +256,17 @@ def estimate(
     Exit codes: 0 done, 2 invalid input, 3 not estimated.
     """
     from service.cli.estimate import described
+    from service.cli.outputs import Outputs, write_text
+    from service.cli.running import estimated
 
-    found = _estimated(model, batch, options, timeout)
-    typer.echo(found.model_dump_json() if as_json else described(found))
+    wanted = Outputs({} if json is None else {"json": json})
+    _check(wanted)
+    found = estimated(model, batch, options, settings=_settings(), timeout=timeout)
+    if not wanted.uses_stdout:
+        typer.echo(described(found))
+    if json is not None:
+        with _ending_if_unwritable():
+            write_text(json, found.model_dump_json(indent=2) + "\n")
 
 
 app.command()(batch)
@@ -281,9 +293,10 @@ def _check(outputs: Outputs) -> None:
         _end(str(error), Exit.INVALID)
 
 
-def _write(outputs: Outputs, report: Report, verdict: Verdict | None = None) -> None:
+@contextmanager
+def _ending_if_unwritable() -> Iterator[None]:
     try:
-        outputs.write(report, verdict)
+        yield
     except OSError as error:
         _end(f"{error.filename} can't be written: {error.strerror}", Exit.INVALID)
 
@@ -292,82 +305,6 @@ def _exit_of(verdict: Verdict) -> Exit:
     if verdict.outcome == "error":
         return Exit.INVALID if verdict.code in ("baseline_mismatch", "baseline_decided") else Exit.NOT_EVALUATED
     return Exit.FAILED if verdict.outcome == "fail" else Exit.DONE
-
-
-def _evaluated(
-    model: Path,
-    batch: Path,
-    options: Options,
-    url: str | None,
-    timeout: float | None,
-    policy: Policy | None = None,
-    baseline: Report | None = None,
-) -> Report:
-    """Analyse here or on a server; end the command if there is no report."""
-    import asyncio
-
-    from service.cli.evaluate import evaluate_here, require_files
-    from service.cli.progress import shown_progress
-    from service.policies import terms
-
-    settings, asked = _settings(), terms(policy, baseline, options)
-    with _ending_on_errors():
-        require_files(model, batch)
-        with shown_progress() as progress:
-            if url is not None:
-                from service.cli.remote import evaluate_there
-
-                parts = {"policy": policy, "baseline": baseline} if asked else {}
-                return evaluate_there(
-                    *(url, model, batch, options),
-                    seconds=timeout,
-                    progress=progress,
-                    key=settings.api_key,
-                    judged={name: part.model_dump(mode="json") for name, part in parts.items() if part is not None},
-                )
-            here = evaluate_here(
-                *(model, batch, options),
-                settings=settings,
-                seconds=timeout or settings.job_seconds,
-                progress=progress,
-                terms=asked,
-            )
-            return asyncio.run(here)
-
-
-def _estimated(model: Path, batch: Path, options: Options, timeout: float | None) -> Estimate:
-    """Estimate here; end the command if that fails."""
-    import asyncio
-
-    from service.cli.evaluate import estimate_here, require_files
-
-    settings = _settings()
-    with _ending_on_errors():
-        require_files(model, batch)
-        here = estimate_here(
-            *(model, batch, options),
-            settings=settings,
-            seconds=timeout or settings.job_seconds,
-            progress=lambda _: None,
-        )
-        return asyncio.run(here)
-
-
-@contextmanager
-def _ending_on_errors() -> Iterator[None]:
-    """End the command if what runs inside fails or is interrupted."""
-    import asyncio
-
-    from service.cli.evaluate import InvalidInputError, NotEvaluatedError
-
-    try:
-        yield
-    except InvalidInputError as error:
-        _end(str(error), Exit.INVALID)
-    except NotEvaluatedError as error:
-        _end(str(error), Exit.NOT_EVALUATED)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        _end("Interrupted.", Exit.INTERRUPTED)
 
 
 @keys.command("new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.rendering.numbers import amount, duration
 from wsb_engine.costs import Estimate
 
 
@@ -21,19 +22,3 @@ def described(estimate: Estimate) -> str:
         f"{estimate.products} products; start-up, reading files and short operators are not counted"
     )
     return "\n".join([*lines, *(f"left out: {each}" for each in estimate.left_out)])
-
-
-def amount(size: int) -> str:
-    """Write bytes in a unit that suits them."""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size >= 1 << power:
-            return f"{size / (1 << power):.3g} {unit}"
-    return f"{size} B"
-
-
-def duration(seconds: float) -> str:
-    """Write seconds in a unit that suits them."""
-    for unit, length in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if seconds >= length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{1000 * seconds:.2g} ms"

@@ -49,14 +49,18 @@ class Outputs:
             OSError: if a file can't be written.
         """
         for name, path in self.paths.items():
-            text = _written(name, report, verdict)
-            if path == STDOUT:
-                sys.stdout.write(text)
-            else:
-                path.write_text(text, encoding="utf-8")
+            write_text(path, _written(name, report, verdict))
         if verdict is not None and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
             with open(summary, "a", encoding="utf-8") as file:
                 file.write(MARKDOWN.render(report, verdict) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, or to stdout for -."""
+    if path == STDOUT:
+        sys.stdout.write(text)
+    else:
+        path.write_text(text, encoding="utf-8")
 
 
 def _written(name: str, report: Report, verdict: Verdict | None) -> str:

@@ -36,6 +36,27 @@ def percent(share: float) -> str:
     return f"{number(100 * share, 3)} %"
 
 
+def amount(size: int) -> str:
+    """Write bytes in a unit that suits them."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << power:
+            return f"{_short(size / (1 << power))} {unit}"
+    return f"{size} B"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds in a unit that suits them."""
+    for unit, length in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= length:
+            return f"{_short(seconds / length)} {unit}"
+    return f"{_short(1000 * seconds)} ms"
+
+
+def _short(value: float) -> str:
+    """Write a positive number with three digits, or as an integer if it has more before the point."""
+    return number(value, 3) if value < 100 else number(round(value))
+
+
 def ends(interval: Ends) -> tuple[str, str]:
     """Format both ends with enough digits to show their difference, rounded outwards."""
     lower, upper = interval.lower, interval.upper

@@ -18,7 +18,7 @@ from service import rendering
 from service.http.security import ANONYMOUS
 from service.rendering import wording
 from service.rendering.html import symbols, templates
-from service.rendering.numbers import interval, number, percent
+from service.rendering.numbers import amount, duration, interval, number, percent
 from service.rendering.text import clean
 
 PAGE_POLICY = (
@@ -93,9 +93,8 @@ def _version(name: str) -> str:
 def _environment() -> Environment:
     environment = templates("service.web", _shown)
     environment.globals.update(wording=wording, ANONYMOUS=ANONYMOUS)
-    environment.filters.update(
-        interval=interval, moment=_moment, number=number, percent=percent, short=_short, symbols=symbols, typed=escape
-    )
+    environment.filters.update(amount=amount, duration=duration, interval=interval, number=number, percent=percent)
+    environment.filters.update(moment=_moment, short=_short, symbols=symbols, typed=escape)
     return environment
 
 

@@ -15,6 +15,9 @@ from service.database import workers
 _VECTORS = 2
 """Vectors of parameter size that every analysis holds: the parameters and their gradient."""
 
+MAPPED_FROM = 256 << 20
+"""Bytes from which inputs may stay in the file, as in ``wsb_engine.sources.batch_file``, which imports torch."""
+
 
 class LeftToOthersError(Exception):
     """The analysis can't fit in this worker but can in another, which will take it from the queue."""
@@ -24,7 +27,6 @@ class LeftToOthersError(Exception):
 class MemoryBudget:
     """What determines whether an analysis fits in a worker."""
 
-    device: str
     memory_bytes: int
     """Memory limit of one analysis."""
     within_seconds: float
@@ -42,9 +44,8 @@ async def shortage(session: AsyncSession, row: AnalysisRow, budget: MemoryBudget
     Raises:
         LeftToOthersError: if it may succeed on another live worker.
     """
-    dtype = row.options["dtype"]
-    doubles = dtype == "float64" or (dtype == "auto" and budget.device == "cpu")
-    needed = least_bytes(*await _sizes(session, row), doubles=doubles)
+    # auto takes float32 for large models.
+    needed = least_bytes(*await _sizes(session, row), doubles=row.options["dtype"] == "float64")
     if needed <= budget.memory_bytes:
         return None
     for other in await workers.alive(session, within_seconds=budget.within_seconds):
@@ -66,7 +67,7 @@ def least_bytes(model: int, batch: int, *, doubles: bool) -> int:
         batch: Size of the batch file in bytes.
         doubles: Whether the analysis works in float64.
     """
-    return _VECTORS * model * (2 if doubles else 1) + batch
+    return _VECTORS * model * (2 if doubles else 1) + (batch if batch < MAPPED_FROM else 0)
 
 
 async def _sizes(session: AsyncSession, row: AnalysisRow) -> tuple[int, int]:

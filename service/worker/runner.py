@@ -155,11 +155,7 @@ class Runner:
         row = await repository.find_anyones(session, analysis)
         if row is None or row.state in FINAL_STATES:
             return True
-        here = MemoryBudget(
-            device=self.name,
-            memory_bytes=self.settings.job_bytes,
-            within_seconds=self.settings.stalled_seconds,
-        )
+        here = MemoryBudget(memory_bytes=self.settings.job_bytes, within_seconds=self.settings.stalled_seconds)
         error = await shortage(session, row, here)
         if error is None:
             return True

@@ -120,6 +120,9 @@ def test_progress_moves_without_loading_the_page_again_and_a_click_cancels(
     interval = page.request.get(f"/v1/analyses/{identifier}").json()["progress"]["enclosure"]["lambda_max"]
     assert shown[0] <= interval["lower"] <= interval["upper"] <= shown[1]
     assert shown[1] - shown[0] <= 1.1 * (interval["upper"] - interval["lower"])
+    expected = page.locator("#expected")
+    expect(expected).to_have_text(re.compile(r"^Expected: about [\d.,]+ (h|min|s|ms) and [\d.,]+ [GM]iB$"))
+    assert f'<p id="expected" class="quiet">{expected.inner_text()}</p>' in page.request.get(page.url).text()
     photograph(page, "running")
     page.get_by_role("button", name="Cancel the analysis").click()
     expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)

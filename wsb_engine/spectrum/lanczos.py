@@ -88,7 +88,7 @@ class Lanczos(Run):
         q, j = self._next, self.steps
         image = self.image(q)
         applied = norm(image)
-        self._test_homogeneity(q, image, max(applied, self.norm_estimate))
+        self.measure_homogeneity(q, image, max(applied, self.norm_estimate))
         if j % self._rows == 0:
             self._blocks.append(q.new_zeros(self._rows, self.parameters, dtype=self.dtype))
         self._blocks[-1][j % self._rows] = q
@@ -98,7 +98,7 @@ class Lanczos(Run):
         *older, alpha = coefficients.tolist()
         # The start vector is in float64, but removed as it is kept; the cast of the next one adds u β, and lets it be
         # as much longer than 1.
-        cast = self._cast * (abs(float(coefficients[0])) + 2 * beta)
+        cast = self.storage_error * (abs(float(coefficients[0])) + 2 * beta)
         gamma = older.pop() if older and older[-1] > 0 and self.betas[j - 1] > 0 else 0.0
         error = 1.01 * math.hypot(*older) + rounding + 2 * UNIT * (abs(alpha) + gamma + beta) + cast
         self.alphas.append(alpha)
@@ -147,7 +147,7 @@ class Lanczos(Run):
     def _random(self) -> Tensor:
         """Draw a unit vector uniformly from the sphere in the complement of Q."""
         while True:
-            v = on_sphere(self.parameters, self._seed, self._drawn, self.device)
+            v = on_sphere(self.parameters, self.seed, self._drawn, self.device)
             self._drawn += 1
             if not self._locked and not self._blocks:
                 return v

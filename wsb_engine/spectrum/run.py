@@ -49,11 +49,11 @@ class Run(ABC):
         *,
         homogeneity: bool = False,
     ) -> None:
-        self._product, self.parameters, self.device, self._seed, self.unit = product, parameters, device, seed, unit
+        self._product, self.parameters, self.device, self.seed, self.unit = product, parameters, device, seed, unit
         self.dtype = torch.float64 if unit <= UNIT else torch.float32
         """Dtype of the vectors; the start vector is in float64."""
-        self._cast = unit if self.dtype == torch.float32 else 0.0
-        """Relative error of keeping a vector."""
+        self.storage_error = unit if self.dtype == torch.float32 else 0.0
+        """Relative error of storing a vector."""
         self._tested = HOMOGENEITY_STEPS if homogeneity else ()
         self.scaling = 0.0
         """σ; 0 before the first step."""
@@ -147,7 +147,7 @@ class Run(ABC):
     def _off_diagonal(self) -> list[float]:
         """Return the k − 1 entries beside the diagonal of the symmetric T."""
 
-    def _test_homogeneity(self, q: Tensor, image: Tensor, largest: float) -> None:
+    def measure_homogeneity(self, q: Tensor, image: Tensor, largest: float) -> None:
         """Repeat the product of this step with q/3, if it is one of the tested steps."""
         if self.steps in self._tested and largest:
             again = self.image(q / 3).mul_(3).sub_(image)

@@ -59,13 +59,13 @@ class ThreeVectors(Run):
         q = self._start() if self._next is None else self._next
         image = self.image(q)
         applied = norm(image)
-        self._test_homogeneity(q, image, max(applied, self.norm_estimate))
+        self.measure_homogeneity(q, image, max(applied, self.norm_estimate))
         quotient = dot(q, image) / dot(q, q)
         before = self.betas[-1] if self.betas else 0.0
         found = _recur(image, q, self._previous, before)
         # The cast adds u β, and lets the next vector be as much longer than 1.
         rounding = 2 * UNIT * (applied + 2 * abs(found.alpha) + 2 * before + 2 * found.beta)
-        self.errors.append(1.01 * (found.left + rounding + 2 * self._cast * found.beta))
+        self.errors.append(1.01 * (found.left + rounding + 2 * self.storage_error * found.beta))
         self.alphas.append(found.alpha)
         self.betas.append(found.beta)
         self.gammas.append(found.gamma)
@@ -100,7 +100,7 @@ class ThreeVectors(Run):
 
     def _start(self) -> Tensor:
         """Draw the start vector, uniform on the sphere, in float64."""
-        return on_sphere(self.parameters, self._seed, 0, self.device)
+        return on_sphere(self.parameters, self.seed, 0, self.device)
 
     def _kept(self, found: _Step, previous: Tensor | None) -> Tensor:
         """Return q_{j+1}, in the memory of q_{j−1} if that has the right dtype."""

@@ -9,6 +9,16 @@ function end(value, width, up) {
   return String(Number((value + (up ? 1 : -1) * 10 ** (size - digits + 1)).toPrecision(digits)));
 }
 
+// A positive quantity in the largest unit of which it is at least one, or else in the last.
+function inUnits(value, units) {
+  const [unit, size] = units.find(([, size]) => value >= size) ?? units[units.length - 1];
+  const count = value / size;
+  return `${count < 100 ? Number(count.toPrecision(3)) : Math.round(count).toLocaleString("en")} ${unit}`;
+}
+
+const TIMES = [["h", 3600], ["min", 60], ["s", 1], ["ms", 0.001]];
+const SIZES = [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10], ["B", 1]];
+
 function follow(section) {
   const phase = section.querySelector("#phase");
   const known = section.querySelector("#known");
@@ -34,8 +44,7 @@ function follow(section) {
   const expect = (estimate) => {
     expected.hidden = !estimate;
     if (!estimate) return;
-    const [seconds, mebibytes] = [estimate.seconds.toPrecision(2), Math.ceil(estimate.bytes / 2 ** 20)];
-    expected.textContent = `Expected: about ${Number(seconds)} s and ${mebibytes.toLocaleString()} MiB`;
+    expected.textContent = `Expected: about ${inUnits(estimate.seconds, TIMES)} and ${inUnits(estimate.bytes, SIZES)}`;
   };
   source.addEventListener("state", (event) => {
     const analysis = JSON.parse(event.data);

@@ -1,4 +1,4 @@
-"""`wsb estimate`, with the real engine in the real sandbox, and its words."""
+"""`wsb estimate`, with the real engine in the real sandbox."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from support.service import npz_batch, onnx_mlp
 
-from service.cli.estimate import amount, duration
 from wsb_engine.costs import Estimate
 
 
@@ -36,11 +35,24 @@ def test_it_prints_a_table_of_the_phases(files: tuple[str, str]) -> None:
 
 
 def test_it_prints_json_that_the_engine_reads(files: tuple[str, str]) -> None:
-    run = wsb("estimate", *files, "--json")
+    run = wsb("estimate", *files, "--json", "-")
     assert run.returncode == 0, run.stderr
     found = Estimate.model_validate_json(run.stdout)
     assert found.operations > 0
     assert found.bytes > 0
+
+
+def test_it_writes_json_next_to_the_table(files: tuple[str, str], tmp_path: Path) -> None:
+    run = wsb("estimate", *files, "--json", str(tmp_path / "estimate.json"))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("phase ")
+    assert Estimate.model_validate_json((tmp_path / "estimate.json").read_text()).operations > 0
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_anything_runs(files: tuple[str, str], tmp_path: Path) -> None:
+    run = wsb("estimate", *files, "--json", str(tmp_path / "missing" / "estimate.json"))
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "can't be written" in run.stderr
 
 
 def test_it_refuses_what_an_analysis_refuses(files: tuple[str, str]) -> None:
@@ -48,13 +60,3 @@ def test_it_refuses_what_an_analysis_refuses(files: tuple[str, str]) -> None:
     assert run.returncode == 2
     assert run.stdout == ""
     assert "[" in run.stderr
-
-
-@pytest.mark.parametrize(("size", "text"), [(3, "3 B"), (2048, "2 KiB"), (5 << 20, "5 MiB"), (3 << 30, "3 GiB")])
-def test_an_amount_has_a_unit_that_suits_it(size: int, text: str) -> None:
-    assert amount(size) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.0012, "1.2 ms"), (12, "12 s"), (90, "1.5 min"), (7200, "2 h")])
-def test_a_duration_has_a_unit_that_suits_it(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

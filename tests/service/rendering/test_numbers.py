@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.rendering.numbers import ends, interval, number, percent
+from service.rendering.numbers import amount, duration, ends, interval, number, percent
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -57,3 +57,19 @@ def test_what_is_shown_holds_the_interval(one: float, other: float) -> None:
 def test_ends_that_differ_are_shown_to_differ(value: float, gap: float) -> None:
     lower, upper = ends(Interval(value, value * (1 + gap)))
     assert (lower != upper) == (value != value * (1 + gap))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(3, "3 B"), (2048, "2 KiB"), (5 << 20, "5 MiB"), ((1 << 30) - 1, "1,024 MiB"), (3 << 30, "3 GiB")],
+)
+def test_an_amount_has_a_unit_that_suits_it(size: int, text: str) -> None:
+    assert amount(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0012, "1.2 ms"), (0.238, "238 ms"), (12, "12 s"), (90, "1.5 min"), (7200, "2 h"), (4.5e6, "1,250 h")],
+)
+def test_a_duration_has_a_unit_that_suits_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

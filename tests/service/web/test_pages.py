@@ -100,7 +100,7 @@ def test_what_is_certified_and_expected_is_on_the_page_while_it_runs_and_after_i
     text = until(lambda: (t := visitor.get(f"/analyses/{analysis}").text) and "after 4 products" in t and t)
     assert '<p id="known">So far: λ_max in [1.5, 2.5] after 4 products</p>' in text
     assert '<p id="expected" class="quiet">Expected: about 1.5 s and 5 MiB</p>' in text
-    assert "no &lt;moments&gt;" in text
+    assert "Left out: no &lt;moments&gt;" in text
     visitor.post(f"/analyses/{analysis}/cancel")
     service.ended(analysis)
     ended = visitor.get(f"/analyses/{analysis}")

@@ -9,7 +9,8 @@ import pytest
 from support.forms import full
 from support.service import Files, Service, StartService, npz_batch, onnx_mlp, submit, until
 
-from service.worker.memory import least_bytes
+from service.worker.memory import MAPPED_FROM, least_bytes
+from wsb_engine.sources import batch_file
 
 MIB = 1 << 20
 SMALL, LARGE = 256 * MIB, 4096 * MIB
@@ -46,7 +47,13 @@ def test_an_analysis_that_fits_into_no_worker_fails_before_it_is_started(
     ended = api.ended(analysis)
     assert (ended["state"], ended["error"]["code"], ended["attempts"]) == ("failed", "out_of_memory", 0)
     assert ended["error"]["details"]["limit_bytes"] == SMALL
-    assert ended["error"]["details"]["needed_bytes"] > 4 * SMALL
+    assert ended["error"]["details"]["needed_bytes"] > 2 * SMALL
+
+
+@pytest.mark.parametrize(("size", "needed"), [(MAPPED_FROM - 1, MAPPED_FROM - 1), (MAPPED_FROM, 0)])
+def test_a_batch_that_may_stay_in_its_file_needs_no_memory(size: int, needed: int) -> None:
+    assert MAPPED_FROM == batch_file.MAPPED_FROM
+    assert least_bytes(0, size, doubles=False) == needed
 
 
 def test_an_analysis_is_left_to_a_worker_that_it_fits_into(
