@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,18 @@ from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE
 from service.database.engine import Database, patiently
 from service.internals.queue import AbortReason
 from service.kit.background import background
-from service.sandbox import Outcome, SandboxError
+from service.sandbox import Child, Outcome, SandboxError
 from service.settings import Settings
-from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, Kind, StorageUnavailableError
+from service.storage.store import (
+    BlobCorruptError,
+    BlobMissingError,
+    BlobStore,
+    InsufficientStorageError,
+    Kind,
+    StorageUnavailableError,
+    full_disk_as_problem,
+    require_room,
+)
 from service.traces import Tracing
 from service.worker.children import Children
 from service.worker.device import Device
@@ -82,7 +91,8 @@ class Runner:
         Raises:
             asyncio.CancelledError: if the worker stops; the analysis is then back in the queue.
             LeftToOthersError: if it can't fit here but can in another worker; nothing has changed.
-            StorageUnavailableError: if its files are unavailable at the moment; it is then back in the queue.
+            StorageUnavailableError, InsufficientStorageError: if its files are unavailable at the moment, or the disk
+                has no room for copies of them; it is then back in the queue.
             SandboxError: if no child could be started, or it was killed from outside, and attempts are left.
         """
         number = job.job.id or 0
@@ -119,8 +129,9 @@ class Runner:
         except BlobCorruptError as error:
             message, advice = f"{error} is corrupt.", "Upload it again, and inform the operator."
             await self._fail(row, AnalysisError(code="blob_corrupt", message=message, advice=advice))
-        except StorageUnavailableError:
-            # Does not count as an attempt, however long the outage lasts.
+        except (StorageUnavailableError, InsufficientStorageError) as error:
+            # Does not count as an attempt, however long it lasts.
+            log.warning("analysis_not_started", code=error.code, cause=str(error.__cause__ or error))
             await self._put_back(row)
             raise
         except SandboxError as error:
@@ -170,8 +181,7 @@ class Runner:
 
     async def _attempt(self, attempt: _Attempt, job: int) -> Outcome:
         row, model_files = attempt.row, attempt.model_files
-        async with self.children.one() as child:
-            await self._copy_files(row, model_files, child.place.folder)
+        async with self._provided(row, model_files) as child:
             request = {
                 "options": {**row.options, "device": self.name},
                 "torchscript": self.settings.torchscript,
@@ -191,6 +201,21 @@ class Runner:
         self.device.leave(job)  # so that the next job can compute while the report is stored
         return outcome
 
+    @asynccontextmanager
+    async def _provided(self, row: AnalysisRow, model_files: Sequence[StoredFile]) -> AsyncIterator[Child]:
+        """Yield a child whose folder holds the files of an analysis.
+
+        Raises:
+            InsufficientStorageError: if the disk of the job folder is full.
+            SandboxError: if no child can be forked.
+            BlobMissingError, BlobCorruptError, StorageUnavailableError: as ``_copy_files``.
+        """
+        async with AsyncExitStack() as stack:
+            with full_disk_as_problem():
+                child = await stack.enter_async_context(self.children.one())
+                await self._copy_files(row, model_files, child.place.folder)
+            yield child
+
     async def _copy_files(self, row: AnalysisRow, model_files: Sequence[StoredFile], folder: Path) -> None:
         """Copy the files of an analysis to the folder of its job.
 
@@ -209,6 +234,7 @@ class Runner:
                 except (BlobMissingError, BlobCorruptError) as error:
                     raise type(error)(what) from error
 
+        require_room(folder, sum(file["size"] for file in model_files), 0)
         data = folder / DATA_FOLDER
         data.mkdir()
         first, *others = model_files
@@ -259,9 +285,11 @@ class Runner:
         raise asyncio.CancelledError
 
     async def _put_back(self, row: AnalysisRow) -> None:
-        async with self.database.transaction() as session:
+        async def put_back(session: AsyncSession) -> None:
             await repository.requeue(session, row.id, row.attempts)
             await repository.cancelled(session, row.id, allowed=("cancelling",))
+
+        await self._store(put_back)
         log.info("analysis_requeued")
 
     async def _conclude(self, attempt: _Attempt, outcome: Outcome) -> None:
@@ -304,7 +332,7 @@ class Runner:
         await self._store(fail)
 
     async def _store(self, end: Callable[[AsyncSession], Awaitable[None]]) -> None:
-        """Store how the analysis ended, as soon as the database is available."""
+        """Store how the analysis or the attempt ended, as soon as the database is available."""
 
         async def once() -> None:
             async with self.database.transaction() as session:
