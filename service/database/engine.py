@@ -119,7 +119,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 async def patiently(action: Callable[[], Awaitable[T]], *, seconds: float) -> T:
-    """Run an action on the database; retry it for at most ``seconds`` while that is away, or as long as its disk is full.
+    """Run an action on the database; retry it for ``seconds`` while that is away, or as long as its disk is full.
 
     If the connection is lost during a commit, the outcome is unknown: the action must be safe to repeat.
 

@@ -13,12 +13,12 @@ from uuid import UUID
 import structlog
 from procrastinate import JobContext
 from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import traces
 from service.analyses import outcomes, repository
-from service.analyses.schemas import AnalysisError, progress_document
+from service.analyses.schemas import PROGRESS_FIELDS, AnalysisError, progress_document
 from service.analyses.table import FINAL_STATES, AnalysisRow
 from service.analyses.verdicts import stored_terms
 from service.blobs.repository import StoredFile, stored_files
@@ -191,7 +191,7 @@ class Runner:
             }
 
             def progressed(fields: dict[str, Any]) -> None:
-                attempt.progress.update(fields)
+                attempt.progress.update((name, fields[name]) for name in PROGRESS_FIELDS & fields.keys())
                 if fields.get("one_thread") is True:
                     self.device.share(job)
 
@@ -303,19 +303,18 @@ class Runner:
             await self._fail(row, error, timed_out=outcome.status == "timed_out", attempt=attempt)
             return
         try:
-            report, timings = await asyncio.to_thread(_checked, outcome.result or "")
-        except ValidationError as invalid:
+            report, timings = await asyncio.to_thread(_checked, outcome)
+            traces.add_phases(timings)
+
+            async def succeed(session: AsyncSession) -> None:
+                if await outcomes.succeed(session, row.id, report, timings) is None:
+                    await repository.cancelled(session, row.id, allowed=("cancelling",))
+
+            await self._store(succeed)
+        except (ValidationError, DataError) as invalid:  # a hostile child's, or what no column holds
             log.error("invalid_report", errors=str(invalid)[:2000])
             message = "The analysis did not produce a valid report."
             await self._fail(row, AnalysisError(code="invalid_report", message=message))
-            return
-
-        async def succeed(session: AsyncSession) -> None:
-            if await outcomes.succeed(session, row.id, report, timings) is None:
-                await repository.cancelled(session, row.id, allowed=("cancelling",))
-
-        traces.add_phases(timings)
-        await self._store(succeed)
 
     async def _fail(
         self, row: AnalysisRow, error: AnalysisError, *, timed_out: bool = False, attempt: _Attempt | None = None
@@ -357,7 +356,11 @@ def worker_lost(attempts: int) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
-def _checked(result: str) -> tuple[str, dict[str, float]]:
-    """Validate a child's report; return it as this process serialises it, and its known timings."""
-    report = Report.model_validate_json(result)
-    return report.model_dump_json(), {name: report.timings[name] for name in outcomes.TIMINGS if name in report.timings}
+def _checked(outcome: Outcome) -> tuple[str, dict[str, float]]:
+    """Validate a child's report; return it as this process serialises it, and its known timings.
+
+    No timing exceeds the time that the child had, as this process measured it.
+    """
+    report = Report.model_validate_json(outcome.result or "")
+    known = [name for name in outcomes.TIMINGS if name in report.timings]
+    return report.model_dump_json(), {name: min(report.timings[name], outcome.seconds) for name in known}

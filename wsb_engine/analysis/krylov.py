@@ -351,9 +351,12 @@ def _advice(found: Enclosures, problem: Problem) -> str:
 def _part(found: Enclosures, enclosing: Enclosing, factor: float) -> r.Enclosure:
     """Convert to the report's part, with every number times the factor."""
     slack, recurrence = found.slack * factor, enclosing.recurrence(found.lambda_max.how)
+    is_short = len(recurrence.alphas) <= r.MAX_STEPS
 
-    def scaled(values: Sequence[float]) -> list[float]:
-        return [_finite(value * factor) for value in values]
+    def scaled(values: Sequence[float]) -> list[float] | None:
+        return [_finite(value * factor) for value in values] if is_short else None
+
+    epsilons = scaled(recurrence.epsilons)
 
     return r.Enclosure(
         lambda_max=_certified(found.lambda_max.scaled(factor)),
@@ -368,7 +371,7 @@ def _part(found: Enclosures, enclosing: Enclosing, factor: float) -> r.Enclosure
         alpha=scaled(recurrence.alphas),
         beta=scaled(recurrence.betas),
         gamma=scaled(recurrence.gammas),
-        epsilon=r.Epsilon(form="worst_case", values=scaled(recurrence.epsilons)),
+        epsilon=None if epsilons is None else r.Epsilon(form="worst_case", values=epsilons),
         modelled=None if found.modelled is None else r.Modelled(upper=_finite(found.modelled * factor)),
     )
 
