@@ -204,7 +204,7 @@ async def stored_files(session: AsyncSession, tenant: str, kind: Kind, sha256: s
 class Stored(NamedTuple):
     """Number and bytes of the models or batches of a tenant."""
 
-    count: int = 0
+    number: int = 0
     size: int = 0
 
 
