@@ -1,4 +1,4 @@
-"""API keys: creating them, hashing them, and finding the tenant of one."""
+"""API keys: creating them, hashing them, and what each one allows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Literal, get_args
+
+KeyScope = Literal["submit", "read", "admin"]
+"""``submit``: upload, request and cancel analyses. ``read``: everything that changes nothing. ``admin``: delete, and
+read the metrics, which count for all tenants."""
+SCOPES: frozenset[KeyScope] = frozenset(get_args(KeyScope))
 
 _PREFIX = "wsb_"
 _KEY_BYTES = 32
@@ -21,6 +28,18 @@ class ApiKey:
 
     tenant: str
     sha256: str
+    scopes: frozenset[KeyScope] = SCOPES
+    expires: date | None = None
+    """Last day (UTC) on which it is accepted; None if it does not expire."""
+
+    @property
+    def identifier(self) -> str:
+        """First digits of the hash: they name the key in logs."""
+        return self.sha256[:12]
+
+    @property
+    def has_expired(self) -> bool:
+        return self.expires is not None and datetime.now(UTC).date() > self.expires
 
 
 def new_key() -> str:
@@ -41,30 +60,64 @@ def is_tenant_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def entry(key: ApiKey) -> str:
+    """Return the entry of a key in the setting, as ``parse_keys`` reads it."""
+    scopes = "" if key.scopes == SCOPES else "+".join(sorted(key.scopes))
+    expires = "" if key.expires is None else key.expires.isoformat()
+    return ":".join((key.tenant, key.sha256, scopes, expires)).rstrip(":")
+
+
 def parse_keys(text: str) -> tuple[ApiKey, ...]:
-    """Parse ``name:hash,name:hash``; a name may occur several times, while its key is being replaced.
+    """Parse ``name:hash[:scopes[:date]],…``; a name may occur several times, while its key is being replaced.
+
+    Scopes are joined by ``+``; an empty list means all of them. The date, as 2027-01-31, is the last day of the key.
 
     Raises:
         ValueError: if an entry is malformed; the message gives its position, but not its text, which may be a key.
     """
     keys: dict[str, ApiKey] = {}
     for number, entry in enumerate(text.split(","), start=1):
-        name, colon, sha256 = entry.strip().partition(":")
-        if not (colon and is_tenant_name(name) and _HASH.fullmatch(sha256.lower())):
+        try:
+            key = _parsed(*entry.strip().split(":"))
+        except (TypeError, ValueError):
             raise ValueError(
-                f"entry {number} is not NAME:HASH, with a name of letters, digits, '_', '.' and '-' and a SHA-256 in"
-                " hexadecimal; `wsb keys new NAME` prints one"
-            )
-        key = ApiKey(name, sha256.lower())
+                f"entry {number} is not NAME:HASH, NAME:HASH:SCOPES or NAME:HASH:SCOPES:DATE, with a name of letters,"
+                " digits, '_', '.' and '-', a SHA-256 in hexadecimal, scopes such as submit+read, and a date such as"
+                " 2027-01-31; `wsb keys new NAME` prints one"
+            ) from None
         if keys.setdefault(key.sha256, key) != key:
             raise ValueError(f"entry {number} has the key of another name; each key must belong to one name")
     return tuple(keys.values())
 
 
-def tenant_of(keys: Sequence[ApiKey], key: str) -> str | None:
-    """Return the tenant of a key, if any; compares all entries, in time that doesn't depend on where they differ."""
-    sha256, tenant = hash_key(key), None
+def parse_scopes(text: str) -> frozenset[KeyScope]:
+    """Parse scopes joined by ``+``; none stands for all.
+
+    Raises:
+        ValueError: if one is unknown.
+    """
+    named = set(text.lower().split("+")) if text else set(SCOPES)
+    chosen = frozenset(scope for scope in SCOPES if scope in named)
+    if len(chosen) < len(named):
+        raise ValueError(f"scopes are {', '.join(get_args(KeyScope))}, joined by +")
+    return chosen
+
+
+def find_key(keys: Sequence[ApiKey], key: str) -> ApiKey | None:
+    """Find a key by its text; compares all entries, in time that doesn't depend on where they differ."""
+    sha256, found = hash_key(key), None
     for known in keys:
         if hmac.compare_digest(sha256, known.sha256):
-            tenant = known.tenant
-    return tenant
+            found = known
+    return found
+
+
+def _parsed(name: str, sha256: str, scopes: str = "", expires: str = "") -> ApiKey:
+    """Parse the parts of an entry.
+
+    Raises:
+        ValueError: if one is malformed.
+    """
+    if not is_tenant_name(name) or not _HASH.fullmatch(sha256.lower()):
+        raise ValueError("no name and hash")
+    return ApiKey(name, sha256.lower(), parse_scopes(scopes), date.fromisoformat(expires) if expires else None)

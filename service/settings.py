@@ -45,7 +45,8 @@ class Settings(BaseSettings):
     )
 
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
-        (), description="Keys that may use the service: name:hash,name:hash; unset: everyone may, as one tenant."
+        (),
+        description="Keys that may use the service: name:hash[:scopes[:date]],…; unset: everyone may, as one tenant.",
     )
     allow_anonymous: bool = Field(
         False, description="Serve without keys on addresses that other machines can reach, such as behind a proxy."

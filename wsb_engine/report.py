@@ -6,13 +6,30 @@ report, ``timings`` aside. Symbols: t = tr H, q = ‖H‖_F², P the number of p
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from wsb_engine.options import LossKind
 
 SCHEMA_VERSION = "1.5"
+
+MAX_STEPS = 10_000
+"""Largest number of steps whose recurrence is reported."""
+MAX_BLOCKS = 1000
+"""Largest number of layers whose blocks are reported."""
+
+Name = Annotated[str, Field(max_length=4096)]
+Message = Annotated[str, Field(max_length=1 << 16)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Item = TypeVar("Item")
+Few = Annotated[list[Item], Field(max_length=1000)]
+"""A list of what there are at most a few hundred of."""
+Many = Annotated[list[Item], Field(max_length=100_000)]
+"""A list with an entry for each tensor or eigenvalue."""
+Steps = Annotated[list[Item], Field(max_length=MAX_STEPS)]
 
 
 class _Part(BaseModel):
@@ -22,29 +39,29 @@ class _Part(BaseModel):
 class Engine(_Part):
     """What computed the report."""
 
-    version: str
-    torch: str
-    device: str
+    version: Name
+    torch: Name
+    device: Name
     dtype: Literal["float64", "float32"]
     seed: int
-    sandbox: list[str] | None = None
+    sandbox: Few[Name] | None = None
     """Active protections; null if there are none."""
 
 
 class ParameterTensor(_Part):
-    name: str
-    shape: list[int]
-    count: int
+    name: Name
+    shape: Few[Count]
+    count: Count
 
 
 class Parameters(_Part):
-    count: int
-    tensors: list[ParameterTensor]
-    tied: list[str]
+    count: Count
+    tensors: Many[ParameterTensor]
+    tied: Many[Name]
     """Names of tensors that the model uses more than once; each counts once."""
-    stored_dtypes: dict[str, int] | None = None
+    stored_dtypes: Annotated[dict[Name, Count], Field(max_length=64)] | None = None
     """Number of parameters by the dtype that the model stores them in; null in reports before schema 1.4."""
-    left_out: list[ParameterTensor] | None = None
+    left_out: Many[ParameterTensor] | None = None
     """Other stored floating tensors that the logits depend on, taken for constants: masks, tables of positions, running
     statistics; single numbers only if they may have been parameters. H is that of the file: what its exporter dropped
     or merged is in no list. Null in earlier reports, and for models that declare their parameters."""
@@ -53,26 +70,26 @@ class Parameters(_Part):
 class Parity(_Part):
     """Agreement of the logits with those of an independent runtime on the same batch."""
 
-    reference: str
+    reference: Name
     max_abs_error: float
 
 
 class Model(_Part):
     format: Literal["onnx", "torchscript", "pt2", "module"]
-    sha256: str | None
+    sha256: Name | None
     architecture: Literal["mlp", "general"]
     parameters: Parameters
-    activations: list[str]
+    activations: Few[Name]
     smooth: bool
-    nonsmooth_operators: list[str]
-    head: str
+    nonsmooth_operators: Few[Name]
+    head: Name
     parity: Parity | None
 
 
 class BatchSummary(_Part):
-    sha256: str | None
-    samples: int
-    classes: int
+    sha256: Name | None
+    samples: Count
+    classes: Count
     """Number of classes; 2 for one binary logit."""
 
 
@@ -94,7 +111,7 @@ class Moments(_Part):
     """Exact, or with ``probes`` an unbiased estimate."""
     frobenius_squared: float
     """Exact, or with ``probes`` an upper bound that holds except with the failure probability."""
-    failure_probability: float | None = None
+    failure_probability: Probability | None = None
     """Null if exact."""
     trace_standard_error: float | None = None
     """Standard error of an estimated trace; null if exact."""
@@ -126,12 +143,12 @@ Kind = Literal["deterministic", "probabilistic"]
 class NamedBound(_Part):
     """A bound on both ends of the spectrum that holds for this analysis."""
 
-    name: str
+    name: Name
     """Stable identifier, such as ``wolkowicz_styan`` or ``frobenius_norm``."""
-    assumptions: list[str]
+    assumptions: Few[Message]
     """Sentences: what the bound rests on."""
     kind: Kind
-    failure_probability: float | None
+    failure_probability: Probability | None
     """Null for a deterministic bound, and for bounds of earlier reports that do not state it."""
     lambda_max: Interval
     lambda_min: Interval
@@ -145,14 +162,14 @@ class CertifiedInterval(_Part):
     relative_gap: float | None
     """(upper − lower) / |λ_max|; for λ_min relative to the larger of |λ_max| and |λ_min|. Null if only that is 0."""
     kind: Kind
-    failure_probability: float | None
+    failure_probability: Probability | None
     """Null for a deterministic interval."""
 
 
 class EnclosureStep(_Part):
     """Certified intervals after a number of products."""
 
-    products: int
+    products: Count
     lambda_max: Interval
     lambda_min: Interval
 
@@ -171,7 +188,7 @@ class Epsilon(_Part):
     """Bounds ε_j ≥ ‖f_j‖ on what rounding did in each step."""
 
     form: Literal["worst_case"]
-    values: list[float]
+    values: Steps[float]
 
 
 class Modelled(_Part):
@@ -188,10 +205,10 @@ StoppedBy = Literal["gap", "decided", "precision", "products", "time", "memory"]
 class Enclosure(_Part):
     lambda_max: CertifiedInterval
     lambda_min: CertifiedInterval
-    hessian_vector_products: int
+    hessian_vector_products: Count
     rounding_slack: float
     """Distance by which each end was moved outwards for rounding, as in ``rounding.slack``."""
-    convergence: list[EnclosureStep] | None = None
+    convergence: Few[EnclosureStep] | None = None
     """Both ends by number of products, about a hundred rows at most; null in reports before schema 1.1."""
     rounding: Rounding | None = None
     """Null in reports before schema 1.2."""
@@ -204,11 +221,12 @@ class Enclosure(_Part):
     basis: Literal["full", "three_vectors"] | None = None
     """``full``: all vectors of the recurrence were kept. ``three_vectors``: the last two and the residual, so that the
     outer ends rest on the start vector alone. Null in reports before schema 1.5, as are the next five."""
-    alpha: list[float] | None = None
-    """α_j of H q_j = γ_j q_{j−1} + α_j q_j + β_j q_{j+1} + f_j, one for each step up to the first breakdown."""
-    beta: list[float] | None = None
+    alpha: Steps[float] | None = None
+    """α_j of H q_j = γ_j q_{j−1} + α_j q_j + β_j q_{j+1} + f_j, one for each step up to the first breakdown; null, as
+    β, γ and ε, after more than 10 000 steps."""
+    beta: Steps[float] | None = None
     """β_j; the last is the norm of the residual."""
-    gamma: list[float] | None = None
+    gamma: Steps[float] | None = None
     """γ_j; the first is 0."""
     epsilon: Epsilon | None = None
     modelled: Modelled | None = None
@@ -224,8 +242,8 @@ class Enclosure(_Part):
 class Density(_Part):
     """Density of the eigenvalues, (1/P) Σ_i δ(λ − λ_i), each node smoothed to a Gaussian."""
 
-    grid: list[float]
-    values: list[float]
+    grid: Many[float]
+    values: Many[float]
     sigma: float
     """Standard deviation of the Gaussians."""
     mean: float
@@ -239,25 +257,25 @@ class Density(_Part):
 
 class SpectrumResult(_Part):
     method: Literal["dense", "lanczos"]
-    eigenvalues: list[float]
+    eigenvalues: Many[float]
     """Descending: all of them if ``dense``, the largest if ``lanczos``."""
-    residuals: list[float] | None
+    residuals: Many[float] | None
     """‖Hv − θv‖ of each pair, by a fresh product; null if ``dense``."""
-    upper_bounds: list[float | None] | None
+    upper_bounds: Many[float | None] | None
     """Certified: the i-th largest eigenvalue is at most the i-th of these; null if unavailable."""
     density: Density | None
 
 
 class LayerCurvature(_Part):
-    name: str
-    parameters: int
+    name: Name
+    parameters: Count
     trace: float
     frobenius_squared: float
     wolkowicz_styan_upper: float
 
 
 class SampleShare(_Part):
-    row: int
+    row: Count
     share: float
 
 
@@ -267,20 +285,20 @@ class Orthogonality(_Part):
     there are too many samples to compare and q did not need it."""
     cross_sample_share: float
     """Share of q that comes from pairs of different samples; negative if they cancel."""
-    sample_shares: list[SampleShare]
+    sample_shares: Few[SampleShare]
     """The largest shares of q by sample, in descending order."""
 
 
 class Check(_Part):
-    name: str
+    name: Name
     passed: bool
     value: float | None
     tolerance: float | None
 
 
 class ReportWarning(_Part):
-    code: str
-    message: str
+    code: Name
+    message: Message
 
 
 class Closest(NamedTuple):
@@ -310,24 +328,24 @@ class Report(_Part):
 
     model_config = ConfigDict(json_schema_extra={"description": "Sharpness of one classifier on one batch."})
 
-    schema_version: str = SCHEMA_VERSION
+    schema_version: Name = SCHEMA_VERSION
     engine: Engine
     model: Model
     batch: BatchSummary
     loss: Loss
     moments: Moments | None
     bounds: Bounds | None
-    bounds_list: list[NamedBound] | None = None
+    bounds_list: Few[NamedBound] | None = None
     """Every bound that holds, without the enclosure; null in reports before schema 1.3."""
     enclosure: Enclosure | None
     spectrum: SpectrumResult | None
-    layers: list[LayerCurvature] | None
-    blocks: list[list[float]] | None
-    """‖H_lk‖_F, layer × layer, in the order of ``layers``."""
+    layers: Many[LayerCurvature] | None
+    blocks: Annotated[list[Few[float]], Field(max_length=MAX_BLOCKS)] | None
+    """‖H_lk‖_F, layer × layer, in the order of ``layers``; null for more than 1 000."""
     orthogonality: Orthogonality | None
-    checks: list[Check]
-    warnings: list[ReportWarning]
-    timings: dict[str, float]
+    checks: Few[Check]
+    warnings: Few[ReportWarning]
+    timings: Annotated[dict[Name, Seconds], Field(max_length=64)]
     """Seconds by phase; ``total`` covers all of them."""
     products: dict[str, int] | None = None
     """Hessian-vector products by phase, those of a second pass and of confirmations included; all that measure rounding

@@ -7,6 +7,7 @@ states it may leave, so that one that comes too late has no effect.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -62,6 +63,15 @@ async def count_queued(session: AsyncSession, tenant: str) -> tuple[int, int]:
     query = select(func.count(), theirs).select_from(AnalysisRow).where(AnalysisRow.state == "queued")
     every, own = (await session.execute(query)).one()
     return every, own
+
+
+async def count_live(session: AsyncSession, tenant: str) -> Counter[State]:
+    """Count a tenant's analyses that have not ended, by state."""
+    query = select(AnalysisRow.state, func.count()).where(
+        AnalysisRow.tenant == tenant, AnalysisRow.state.in_(LIVE_STATES)
+    )
+    rows = (await session.execute(query.group_by(AnalysisRow.state))).tuples()
+    return Counter(dict(rows))
 
 
 async def uses_blob(session: AsyncSession, blob: BlobRow) -> bool:

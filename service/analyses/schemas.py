@@ -113,6 +113,10 @@ class _ProgressAndEstimate(AnalysisProgress):
     estimate: Estimate | None = None
 
 
+PROGRESS_FIELDS = frozenset(_ProgressAndEstimate.model_fields)
+"""Fields of a child's progress that are kept; a hostile one could send ever new ones."""
+
+
 class AnalysisError(BaseModel):
     """Why an analysis ended without a report."""
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
 import anyio.to_thread
 from sqlalchemy import JSON, BigInteger, DateTime, Select, Text, func, select
@@ -199,6 +199,20 @@ async def stored_files(session: AsyncSession, tenant: str, kind: Kind, sha256: s
     """Return the files of a blob, its own first; if the tenant has no such blob, those of a blob of one file."""
     row = await session.scalar(_query(tenant, kind, sha256))
     return [StoredFile(name=NOUNS[kind], size=0, sha256=sha256)] if row is None else row.files
+
+
+class Stored(NamedTuple):
+    """Number and bytes of the models or batches of a tenant."""
+
+    number: int = 0
+    size: int = 0
+
+
+async def stored(session: AsyncSession, tenant: str) -> dict[Kind, Stored]:
+    """Sum up what a tenant has stored, by kind."""
+    query = select(BlobRow.kind, func.count(), func.sum(BlobRow.size)).where(BlobRow.tenant == tenant)
+    rows = (await session.execute(query.group_by(BlobRow.kind))).all()
+    return dict.fromkeys(NOUNS, Stored()) | {cast(Kind, kind): Stored(count, int(size)) for kind, count, size in rows}
 
 
 async def find(context: Context, tenant: str, kind: Kind, blob_id: str) -> BlobRow:

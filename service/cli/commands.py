@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -310,14 +311,26 @@ def _exit_of(verdict: Verdict) -> Exit:
 @keys.command("new")
 def new_key(
     name: Annotated[str, typer.Argument(help="Tenant of the key; data sent with the key belongs to the tenant.")],
+    scopes: Annotated[
+        str,
+        typer.Option(help="What the key allows: submit, read and admin, joined by +; without it, all of them."),
+    ] = "",
+    expires: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day (UTC) of the key, such as 2027-01-31.")
+    ] = None,
 ) -> None:
     """Create an API key: print the key, which is not stored, and the server's entry for it."""
-    from service.keys import hash_key, is_tenant_name, new_key
+    from service.keys import ApiKey, entry, hash_key, is_tenant_name, new_key, parse_scopes
 
     if not is_tenant_name(name):
         raise typer.BadParameter("at most 64 letters, digits, '_', '.' and '-'", param_hint="NAME")
+    try:
+        allowed = parse_scopes(scopes)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--scopes") from error
     key = new_key()
-    typer.echo(f"WSB_API_KEY={key}\nWSB_API_KEYS={name}:{hash_key(key)}")
+    known = ApiKey(name, hash_key(key), allowed, None if expires is None else expires.date())
+    typer.echo(f"WSB_API_KEY={key}\nWSB_API_KEYS={entry(known)}")
     typer.echo(
         "The first line is for the client and is not shown again. The second is for the server; separate several"
         " entries with commas.",

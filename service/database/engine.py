@@ -109,8 +109,17 @@ def is_away(error: BaseException | None) -> bool:
     return False
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error of any library means that the disk of the database is full."""
+    while error is not None:
+        if isinstance(error, psycopg.errors.DiskFull):
+            return True
+        error = error.__cause__
+    return False
+
+
 async def patiently(action: Callable[[], Awaitable[T]], *, seconds: float) -> T:
-    """Run an action on the database, retrying for at most ``seconds`` while it is away.
+    """Run an action on the database; retry it for ``seconds`` while that is away, or as long as its disk is full.
 
     If the connection is lost during a commit, the outcome is unknown: the action must be safe to repeat.
 
@@ -122,7 +131,7 @@ async def patiently(action: Callable[[], Awaitable[T]], *, seconds: float) -> T:
         try:
             return await action()
         except Exception as error:
-            if not is_away(error) or time.monotonic() + delay > give_up:
+            if not is_away(error) or (time.monotonic() + delay > give_up and not is_full(error)):
                 raise
             log.warning("database_away", error=str(error).partition("\n")[0], again_in=delay)
         await asyncio.sleep(delay)

@@ -106,7 +106,7 @@ class Body:
                 advice="Try again later.",
                 headers={"Retry-After": "5"},
             )
-            self._slot.enter_context(self._context.uploads.taken(self._request.state.tenant, full))
+            self._slot.enter_context(self._context.uploads.taken(self._request.state.key.tenant, full))
             self._context.blobs.require_room(int(announced))
 
     async def _next(self) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from http import HTTPStatus
 from typing import Protocol
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import InternalError
+from service.http.security import is_change
 from service.traces import PROBES, trace_id
 
 REQUEST_ID = "X-Request-ID"
@@ -23,6 +25,7 @@ _ACCEPTABLE = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 _ANALYSIS = re.compile(r"/v1/analyses/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/|$)")
 
 log = structlog.get_logger(__name__)
+audit = structlog.get_logger("service.audit")
 
 
 class Count(Protocol):
@@ -74,10 +77,28 @@ class RequestLog:
             received=exchange.received,
         )
         named = {} if exchange.analysis is None else {"analysis": exchange.analysis}
+        if status < HTTPStatus.BAD_REQUEST and is_change(scope["method"], scope["path"]):
+            self._audit(exchange, status, named)
         # Probes come every few seconds and would hide the rest.
         note = log.debug if scope["path"] in PROBES else log.info
         milliseconds = round((now - exchange.started) * 1000, 1)
         note("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds, **named)
+
+    @staticmethod
+    def _audit(exchange: _Exchange, status: int, named: dict[str, str]) -> None:
+        """Log who has changed what, from where; the log adds the tenant, the request and the time."""
+        scope = exchange.scope
+        key, client = scope.get("state", {}).get("key"), scope.get("client")
+        audit.info(
+            "change",
+            key=None if key is None else key.identifier or None,
+            client=None if client is None else client[0],
+            operation=getattr(scope.get("route"), "name", OTHER),
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            **named,
+        )
 
 
 class _Exchange:

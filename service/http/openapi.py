@@ -18,7 +18,7 @@ from service.errors import (
     declare,
     every_error,
 )
-from service.http.security import PUBLIC_PATHS, UnauthorizedError, openapi_scheme
+from service.http.security import PUBLIC_PATHS, ScopeMissingError, UnauthorizedError, openapi_scheme
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -63,6 +63,7 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
         license_info=app.license_info,
     )
     failure, unauthorized = declare(InternalError)[500], declare(UnauthorizedError)[401]
+    forbidden = declare(ScopeMissingError)[403]
     away = declare(DatabaseUnavailableError)[503]
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -70,7 +71,7 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
             if path not in PUBLIC_PATHS:
                 # The empty alternative stands for a service without keys.
                 operation["security"] = [{name: []} for name in openapi_scheme()] + [{}]
-                responses["401"] = unauthorized
+                responses["401"], responses["403"] = unauthorized, forbidden
                 responses["503"] = _either(responses["503"], away) if "503" in responses else away
             if "application/json" in responses.get("422", {}).get("content", {}):  # FastAPI's own
                 del responses["422"]

@@ -1,4 +1,4 @@
-"""Authentication by API key; each key belongs to a tenant."""
+"""Authentication by API key: each key belongs to a tenant, and allows what its scopes say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
-from service.keys import ApiKey, tenant_of
+from service.keys import ApiKey, KeyScope, find_key
 
 ANONYMOUS = "default"
 """The only tenant if no keys are configured."""
@@ -23,6 +23,10 @@ PUBLIC_PATHS = frozenset(
     }
 )
 """Paths that need no key; every other path needs one, whether or not it exists."""
+METRICS = "/metrics"
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_CHANGING_NOTHING = frozenset({"/v1/comparisons", "/sign-out"})
+"""Paths that are posted to without changing data."""
 
 
 class UnauthorizedError(ServiceError, status=401, code="unauthorized", title="An API key is required"):
@@ -34,8 +38,16 @@ class UnauthorizedError(ServiceError, status=401, code="unauthorized", title="An
         )
 
 
+class ScopeMissingError(ServiceError, status=403, code="scope_missing", title="The key does not allow this"):
+    def __init__(self, scope: KeyScope) -> None:
+        super().__init__(
+            f"The key lacks the scope {scope}.",
+            advice=f"Use a key with it: the operator creates one with wsb keys new NAME --scopes {scope}.",
+        )
+
+
 class Authentication:
-    """Rejects requests without a valid key before any of their body is read.
+    """Rejects requests without a valid key, or with one whose scopes don't suffice, before any of their body is read.
 
     Wraps the whole application, so that no route can be forgotten.
 
@@ -53,36 +65,59 @@ class Authentication:
             try:
                 session = scope.get("state", {}).get("session")
                 authorization = Headers(scope=scope).get("authorization")
-                tenant = self._authenticate(authorization) if session is None else session.tenant
-            except UnauthorizedError as error:
+                key = self._authenticate(authorization) if session is None else session.key
+                # Not unbound here: the log lines of the request are written after this returns.
+                structlog.contextvars.bind_contextvars(tenant=key.tenant)
+                scope.setdefault("state", {})["key"] = key
+                needed = scope_of(scope["method"], scope["path"])
+                if needed not in key.scopes:
+                    raise ScopeMissingError(needed)
+            except ServiceError as error:
                 await error.response()(scope, receive, send)
                 return
-            scope.setdefault("state", {})["tenant"] = tenant
-            # Not unbound here: the log line of the request is written after this returns.
-            structlog.contextvars.bind_contextvars(tenant=tenant)
         await self._app(scope, receive, send)
 
-    def _authenticate(self, authorization: str | None) -> str:
+    def _authenticate(self, authorization: str | None) -> ApiKey:
         if not self._keys:
-            return ANONYMOUS
+            return ApiKey(ANONYMOUS, "")
         if authorization is None:
             raise UnauthorizedError("The request has no Authorization header.")
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":
             raise UnauthorizedError("The Authorization scheme is not Bearer.")
-        tenant = tenant_of(self._keys, key.strip())
-        if tenant is None:
+        found = find_key(self._keys, key.strip())
+        if found is None:
             raise UnauthorizedError("The key is unknown.")
-        return tenant
+        if found.has_expired:
+            raise UnauthorizedError(f"The key expired after {found.expires}.")
+        return found
+
+
+def is_change(method: str, path: str) -> bool:
+    """Whether a request changes data."""
+    return method not in _SAFE_METHODS and path not in _CHANGING_NOTHING
+
+
+def scope_of(method: str, path: str) -> KeyScope:
+    """Return the scope that a request needs."""
+    if path == METRICS or method == "DELETE" or path.endswith("/delete"):
+        return "admin"
+    return "submit" if is_change(method, path) else "read"
+
+
+def _key(request: Request) -> ApiKey:
+    key: ApiKey = request.state.key
+    return key
 
 
 def _tenant(request: Request) -> str:
-    tenant: str = request.state.tenant
-    return tenant
+    return _key(request).tenant
 
 
 InTenant = Annotated[str, Depends(_tenant)]
 """The tenant that sent the request; a route may read and change only this tenant's data."""
+WithKey = Annotated[ApiKey, Depends(_key)]
+"""The key that the request was sent with."""
 
 
 def openapi_scheme() -> dict[str, Any]:

@@ -26,6 +26,10 @@ class Slots:
         self._shared = tenants > 1
         self._taken = Counter[str]()
 
+    def held(self, tenant: str) -> int:
+        """Number of slots that a tenant holds."""
+        return self._taken[tenant]
+
     @contextmanager
     def taken(self, tenant: str, full: ServiceError) -> Iterator[None]:
         """Hold a slot during the block.

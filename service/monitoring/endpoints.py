@@ -8,10 +8,13 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import PlainTextResponse
 
 import wsb_engine
+from service.analyses import repository as analyses
+from service.blobs import repository as blobs
 from service.child.entry import torchscript_accepted
 from service.context import InContext
 from service.database import workers
 from service.errors import UnavailableError, declare
+from service.http.security import WithKey
 from service.monitoring.metrics import Metrics, SnapshotReader
 from service.monitoring.readiness import OK, Readiness
 from service.monitoring.schemas import (
@@ -22,6 +25,7 @@ from service.monitoring.schemas import (
     Limits,
     Ready,
     Sandbox,
+    Usage,
 )
 from wsb_engine.formats.detect import BatchFormat, ModelFormat
 from wsb_engine.report import SCHEMA_VERSION
@@ -30,10 +34,12 @@ router = APIRouter(tags=["service"])
 
 
 @router.get("/v1/capabilities", summary="Versions, devices, formats, limits and protections")
-async def get_capabilities(context: InContext) -> Capabilities:
+async def get_capabilities(context: InContext, key: WithKey) -> Capabilities:
     settings = context.settings
     async with context.database.transaction() as session:
         present = await workers.alive(session, within_seconds=settings.stalled_seconds)
+        states = await analyses.count_live(session, key.tenant)
+        stored = await blobs.stored(session, key.tenant)
     common = set[str].intersection(*(set(worker.protections) for worker in present)) if present else set[str]()
     models: list[ModelFormat] = ["onnx", "pt2"]
     if torchscript_accepted(settings.torchscript, common):
@@ -44,6 +50,18 @@ async def get_capabilities(context: InContext) -> Capabilities:
         devices=sorted({worker.device for worker in present}),
         formats=Formats(models=models, batches=list(get_args(BatchFormat))),
         limits=Limits.model_validate(settings),
+        usage=Usage(
+            tenant=key.tenant,
+            scopes=sorted(key.scopes),
+            expires=key.expires,
+            queued_analyses=states["queued"],
+            running_analyses=states["running"] + states["cancelling"],
+            models=stored["models"].number,
+            batches=stored["batches"].number,
+            stored_bytes=stored["models"].size + stored["batches"].size,
+            uploads=context.uploads.held(key.tenant),
+            event_streams=context.streams.held(key.tenant),
+        ),
         sandbox=Sandbox(protections=sorted(common)),
     )
 

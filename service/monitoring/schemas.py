@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.keys import KeyScope
 from service.monitoring.readiness import CHECKS
 from wsb_engine.formats.detect import BatchFormat, ModelFormat
 
@@ -42,6 +44,21 @@ class Limits(BaseModel):
     attempts: int = Field(validation_alias="max_attempts")
 
 
+class Usage(BaseModel):
+    """What the tenant of the request holds, beside its limits."""
+
+    tenant: str
+    scopes: list[KeyScope] = Field(description="What the key of the request allows.")
+    expires: date | None = Field(description="Last day (UTC) of the key; null if it does not expire.")
+    queued_analyses: int
+    running_analyses: int
+    models: int
+    batches: int
+    stored_bytes: int = Field(description="Bytes of its models and batches, those that others share included.")
+    uploads: int = Field(description="Uploads in progress in this process.")
+    event_streams: int = Field(description="Event streams open in this process.")
+
+
 class Sandbox(BaseModel):
     protections: list[str] = Field(description="Protections that are active on every live worker.")
 
@@ -54,6 +71,7 @@ class Capabilities(BaseModel):
     devices: list[str] = Field(description="Devices that the workers offer; an analysis may request one.")
     formats: Formats
     limits: Limits
+    usage: Usage
     sandbox: Sandbox
 
 

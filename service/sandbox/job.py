@@ -22,7 +22,7 @@ class JobLimits:
     open_files: int = 1024
     file_bytes: int = 256 << 20
     """Largest file that the child can write, including its log."""
-    frame_bytes: int = 64 << 20
+    frame_bytes: int = 16 << 20
     """Longest frame on the pipe to the parent, including the result."""
     threads: int = 1024
     """Most threads of the child at once; it can't start further processes."""

@@ -201,9 +201,14 @@ def full_disk_as_problem() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full_disk(error):
             raise _no_room() from error
         raise
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether a file could not be written because its disk, or the quota on it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _no_room() -> InsufficientStorageError:

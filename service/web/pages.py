@@ -57,7 +57,7 @@ def page(
             url=lambda name, **parameters: address(request, name, **parameters),
             file=lambda name: f"{address(request, 'get_static', file=name)}?v={_version(name)}",
             csrf="" if session is None else session.csrf,
-            tenant=session.tenant if session is not None else None,
+            tenant=session.key.tenant if session is not None else None,
             reload_after=reload_after,
             **values,
         )

@@ -39,7 +39,7 @@ class SessionRow(Base):
 class Session:
     """Session of a signed-in user."""
 
-    tenant: str
+    key: ApiKey
     token: str
 
     @property
@@ -64,8 +64,8 @@ async def find(session: AsyncSession, token: str, keys: Sequence[ApiKey]) -> Ses
     """Find a session that has not expired and whose key is still accepted."""
     alive = select(SessionRow.key_sha256).where(SessionRow.sha256 == _hash(token), SessionRow.expires_at > func.now())
     key_sha256 = await session.scalar(alive)
-    tenant = next((key.tenant for key in keys if key.sha256 == key_sha256), None)
-    return None if tenant is None else Session(tenant, token)
+    key = next((key for key in keys if key.sha256 == key_sha256 and not key.has_expired), None)
+    return None if key is None else Session(key, token)
 
 
 async def end(session: AsyncSession, token: str) -> None:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
 from service.context import InContext
-from service.keys import hash_key, tenant_of
+from service.keys import find_key, hash_key
 from service.web import sessions
 from service.web.pages import page, see
 from service.web.urlencoded import read_fields, read_post
@@ -32,8 +32,9 @@ async def sign_in(request: Request, context: InContext) -> Response:
     fields = await read_fields(request)
     settings, key = context.settings, fields.get("key", "").strip()
     following = fields.get("next", "/")
-    if tenant_of(settings.api_keys, key) is None:
-        error = "This key is unknown."
+    found = find_key(settings.api_keys, key)
+    if found is None or found.has_expired:
+        error = "This key is unknown." if found is None else "This key has expired."
         return page(request, "sign_in.html", HTTPStatus.FORBIDDEN, next=following, error=error)
     async with context.database.transaction() as transaction:
         if (before := sessions.token_in(request)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from uuid import UUID
 import structlog
 from procrastinate import JobContext
 from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import traces
 from service.analyses import outcomes, repository
-from service.analyses.schemas import AnalysisError, progress_document
+from service.analyses.schemas import PROGRESS_FIELDS, AnalysisError, progress_document
 from service.analyses.table import FINAL_STATES, AnalysisRow
 from service.analyses.verdicts import stored_terms
 from service.blobs.repository import StoredFile, stored_files
@@ -26,9 +26,18 @@ from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE
 from service.database.engine import Database, patiently
 from service.internals.queue import AbortReason
 from service.kit.background import background
-from service.sandbox import Outcome, SandboxError
+from service.sandbox import Child, Outcome, SandboxError
 from service.settings import Settings
-from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, Kind, StorageUnavailableError
+from service.storage.store import (
+    BlobCorruptError,
+    BlobMissingError,
+    BlobStore,
+    InsufficientStorageError,
+    Kind,
+    StorageUnavailableError,
+    full_disk_as_problem,
+    require_room,
+)
 from service.traces import Tracing
 from service.worker.children import Children
 from service.worker.device import Device
@@ -82,7 +91,8 @@ class Runner:
         Raises:
             asyncio.CancelledError: if the worker stops; the analysis is then back in the queue.
             LeftToOthersError: if it can't fit here but can in another worker; nothing has changed.
-            StorageUnavailableError: if its files are unavailable at the moment; it is then back in the queue.
+            StorageUnavailableError, InsufficientStorageError: if its files are unavailable at the moment, or the disk
+                has no room for copies of them; it is then back in the queue.
             SandboxError: if no child could be started, or it was killed from outside, and attempts are left.
         """
         number = job.job.id or 0
@@ -119,8 +129,9 @@ class Runner:
         except BlobCorruptError as error:
             message, advice = f"{error} is corrupt.", "Upload it again, and inform the operator."
             await self._fail(row, AnalysisError(code="blob_corrupt", message=message, advice=advice))
-        except StorageUnavailableError:
-            # Does not count as an attempt, however long the outage lasts.
+        except (StorageUnavailableError, InsufficientStorageError) as error:
+            # Does not count as an attempt, however long it lasts.
+            log.warning("analysis_not_started", code=error.code, cause=str(error.__cause__ or error))
             await self._put_back(row)
             raise
         except SandboxError as error:
@@ -166,8 +177,7 @@ class Runner:
 
     async def _attempt(self, attempt: _Attempt, job: int) -> Outcome:
         row, model_files = attempt.row, attempt.model_files
-        async with self.children.one() as child:
-            await self._copy_files(row, model_files, child.place.folder)
+        async with self._provided(row, model_files) as child:
             request = {
                 "options": {**row.options, "device": self.name},
                 "torchscript": self.settings.torchscript,
@@ -177,7 +187,7 @@ class Runner:
             }
 
             def progressed(fields: dict[str, Any]) -> None:
-                attempt.progress.update(fields)
+                attempt.progress.update((name, fields[name]) for name in PROGRESS_FIELDS & fields.keys())
                 if fields.get("one_thread") is True:
                     self.device.share(job)
 
@@ -186,6 +196,21 @@ class Runner:
                 outcome = await child.run(request, row.timeout_s, progressed)
         self.device.leave(job)  # so that the next job can compute while the report is stored
         return outcome
+
+    @asynccontextmanager
+    async def _provided(self, row: AnalysisRow, model_files: Sequence[StoredFile]) -> AsyncIterator[Child]:
+        """Yield a child whose folder holds the files of an analysis.
+
+        Raises:
+            InsufficientStorageError: if the disk of the job folder is full.
+            SandboxError: if no child can be forked.
+            BlobMissingError, BlobCorruptError, StorageUnavailableError: as ``_copy_files``.
+        """
+        async with AsyncExitStack() as stack:
+            with full_disk_as_problem():
+                child = await stack.enter_async_context(self.children.one())
+                await self._copy_files(row, model_files, child.place.folder)
+            yield child
 
     async def _copy_files(self, row: AnalysisRow, model_files: Sequence[StoredFile], folder: Path) -> None:
         """Copy the files of an analysis to the folder of its job.
@@ -205,6 +230,7 @@ class Runner:
                 except (BlobMissingError, BlobCorruptError) as error:
                     raise type(error)(what) from error
 
+        require_room(folder, sum(file["size"] for file in model_files), 0)
         data = folder / DATA_FOLDER
         data.mkdir()
         first, *others = model_files
@@ -255,9 +281,11 @@ class Runner:
         raise asyncio.CancelledError
 
     async def _put_back(self, row: AnalysisRow) -> None:
-        async with self.database.transaction() as session:
+        async def put_back(session: AsyncSession) -> None:
             await repository.requeue(session, row.id, row.attempts)
             await repository.cancelled(session, row.id, allowed=("cancelling",))
+
+        await self._store(put_back)
         log.info("analysis_requeued")
 
     async def _conclude(self, attempt: _Attempt, outcome: Outcome) -> None:
@@ -271,19 +299,18 @@ class Runner:
             await self._fail(row, error, timed_out=outcome.status == "timed_out", attempt=attempt)
             return
         try:
-            report, timings = await asyncio.to_thread(_checked, outcome.result or "")
-        except ValidationError as invalid:
+            report, timings = await asyncio.to_thread(_checked, outcome)
+            traces.add_phases(timings)
+
+            async def succeed(session: AsyncSession) -> None:
+                if await outcomes.succeed(session, row.id, report, timings) is None:
+                    await repository.cancelled(session, row.id, allowed=("cancelling",))
+
+            await self._store(succeed)
+        except (ValidationError, DataError) as invalid:  # a hostile child's, or what no column holds
             log.error("invalid_report", errors=str(invalid)[:2000])
             message = "The analysis did not produce a valid report."
             await self._fail(row, AnalysisError(code="invalid_report", message=message))
-            return
-
-        async def succeed(session: AsyncSession) -> None:
-            if await outcomes.succeed(session, row.id, report, timings) is None:
-                await repository.cancelled(session, row.id, allowed=("cancelling",))
-
-        traces.add_phases(timings)
-        await self._store(succeed)
 
     async def _fail(
         self, row: AnalysisRow, error: AnalysisError, *, timed_out: bool = False, attempt: _Attempt | None = None
@@ -300,7 +327,7 @@ class Runner:
         await self._store(fail)
 
     async def _store(self, end: Callable[[AsyncSession], Awaitable[None]]) -> None:
-        """Store how the analysis ended, as soon as the database is available."""
+        """Store how the analysis or the attempt ended, as soon as the database is available."""
 
         async def once() -> None:
             async with self.database.transaction() as session:
@@ -325,7 +352,11 @@ def worker_lost(attempts: int) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
-def _checked(result: str) -> tuple[str, dict[str, float]]:
-    """Validate a child's report; return it as this process serialises it, and its known timings."""
-    report = Report.model_validate_json(result)
-    return report.model_dump_json(), {name: report.timings[name] for name in outcomes.TIMINGS if name in report.timings}
+def _checked(outcome: Outcome) -> tuple[str, dict[str, float]]:
+    """Validate a child's report; return it as this process serialises it, and its known timings.
+
+    No timing exceeds the time that the child had, as this process measured it.
+    """
+    report = Report.model_validate_json(outcome.result or "")
+    known = [name for name in outcomes.TIMINGS if name in report.timings]
+    return report.model_dump_json(), {name: min(report.timings[name], outcome.seconds) for name in known}

@@ -7,12 +7,13 @@ import os
 import random
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +38,8 @@ _SETTINGS = {
     "OMP_NUM_THREADS": "1",
 }
 _START_SECONDS = 120.0
-_TRANSIENT = (429, 503)
+_DISK_BYTES = 300 << 20
+_TRANSIENT = (429, 503, 507)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Plan:
 class Tree:
     """The processes of one data folder, restarted whenever `wsb serve` is gone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+        self._settings = settings
         self.data = folder / "data"
         self.log = folder / "log"
         self.url = f"http://127.0.0.1:{_free_port()}"
@@ -78,6 +81,7 @@ class Tree:
         environment = {
             **os.environ,
             **_SETTINGS,
+            **self._settings,
             "WSB_DATA_DIR": str(self.data),
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
@@ -236,6 +240,24 @@ def kill_all(run: Run, say: Callable[[str], None]) -> None:
         say(f"{text}; ready after {seconds:.1f} s; {len(run.accepted)} accepted; {_told(run)}")
 
 
+def fill_disk(run: Run, seconds: float, say: Callable[[str], None]) -> None:
+    """Fills the disk of a run that has its own, and makes room again after some time."""
+    ballast = run.tree.data.parent / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 20))
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        # What the service frees meanwhile is taken as well.
+        with ballast.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+        run.tree.keep_up()
+        time.sleep(0.2)
+    say(f"the disk was full for {seconds:g} s; {len(run.accepted)} accepted; {_told(run)}")
+    ballast.unlink()
+
+
 def wait_until_final(run: Run, seconds: float, say: Callable[[str], None]) -> None:
     deadline = time.monotonic() + seconds
     told = time.monotonic()
@@ -268,12 +290,23 @@ def jobs_left(run: Run) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def running(plan: Plan, say: Callable[[str], None]) -> Iterator[Run]:
-    """A service that is ready, with clients that post and read in the background."""
+def running(
+    plan: Plan, say: Callable[[str], None], *, settings: Mapping[str, str] | None = None, disk: bool = False
+) -> Iterator[Run]:
+    """A service that is ready, with clients that post and read in the background.
+
+    Args:
+        plan: The run.
+        say: Prints a line.
+        settings: Variables of the service beside those that every run has.
+        disk: True to give it a small disk of its own, for which the test has to be root.
+    """
     # Not below pytest's folder, which is closed to the user that Postgres runs as when the tests run as root.
     folder = Path(tempfile.mkdtemp(prefix="wsb-test-"))
+    if disk:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "wsb-test", folder], check=True)
     folder.chmod(0o755)
-    tree = Tree(folder)
+    tree = Tree(folder, settings or {})
     run = Run(plan, tree)
     clients = [httpx.Client(base_url=tree.url, timeout=30) for _ in range(2)]
     threads = [
@@ -294,10 +327,12 @@ def running(plan: Plan, say: Callable[[str], None]) -> Iterator[Run]:
         for client in clients:
             client.close()
         tree.end()
-        if sys.exc_info()[0] is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            say(f"the log is {tree.log}")
+        failed = sys.exc_info()[0] is not None
+        if failed:
+            say(f"the log is {shutil.copy(tree.log, folder.with_suffix('.log'))}")
+        if disk:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _told(run: Run) -> str:

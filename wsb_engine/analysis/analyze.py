@@ -26,7 +26,7 @@ from wsb_engine.batch import Batch
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
-from wsb_engine.errors import ResourceError, overflow
+from wsb_engine.errors import ModelError, ResourceError, overflow
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
 from wsb_engine.progress import Decided, ProgressCallback
@@ -87,10 +87,11 @@ def analyze(
 
 
 @contextmanager
-def _finite_numbers() -> Iterator[None]:
-    """Turn a number that is not finite, which no report can hold, into an error with a code and advice.
+def _reportable() -> Iterator[None]:
+    """Turn what no report can hold, as a number that is not finite, into an error with a code and advice.
 
     Raises:
+        ModelError: ``model_too_complex``.
         ResourceError: ``overflow``.
     """
     try:
@@ -99,13 +100,20 @@ def _finite_numbers() -> Iterator[None]:
         raise overflow("a number") from error
     except ValidationError as error:
         first = error.errors()[0]
-        if first["type"] != "finite_number":
-            raise
         place = ".".join(str(part) for part in (error.title, *first["loc"]))
-        raise overflow(f"{place} of the report") from error
+        if first["type"] == "finite_number":
+            raise overflow(f"{place} of the report") from error
+        if first["type"] in ("too_long", "string_too_long"):
+            raise ModelError(
+                f"{place} of the report would exceed its limit",
+                code="model_too_complex",
+                advice="Export the model with shorter names, or fewer tensors.",
+                limit=first["ctx"]["max_length"],
+            ) from error
+        raise
 
 
-@_finite_numbers()
+@_reportable()
 def report_on(
     problem: Problem,
     classifier: Classifier,
@@ -155,7 +163,7 @@ def report_on(
         enclosure=enclosure,
         spectrum=eigenvalues,
         layers=parts.layers(problem, closed, rounding),
-        blocks=None if closed is None else closed.block_squares.clamp(min=0).sqrt().tolist(),
+        blocks=parts.blocks(closed),
         orthogonality=parts.orthogonality(closed),
         checks=results,
         warnings=monitor.warnings,

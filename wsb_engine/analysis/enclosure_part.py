@@ -21,9 +21,12 @@ def part(found: Enclosures, enclosing: Enclosing, factor: float) -> r.Enclosure:
     """Convert to the report's part, with every number times the factor."""
     slack, recurrence = found.slack * factor, enclosing.recurrence(found.lambda_max.how)
 
-    def scaled(values: Sequence[float]) -> list[float]:
-        return [_finite(value * factor) for value in values]
+    is_short = len(recurrence.alphas) <= r.MAX_STEPS
 
+    def scaled(values: Sequence[float]) -> list[float] | None:
+        return [_finite(value * factor) for value in values] if is_short else None
+
+    epsilons = scaled(recurrence.epsilons)
     return r.Enclosure(
         lambda_max=certified(found.lambda_max.scaled(factor)),
         lambda_min=certified(found.lambda_min.scaled(factor)),
@@ -37,7 +40,7 @@ def part(found: Enclosures, enclosing: Enclosing, factor: float) -> r.Enclosure:
         alpha=scaled(recurrence.alphas),
         beta=scaled(recurrence.betas),
         gamma=scaled(recurrence.gammas),
-        epsilon=r.Epsilon(form="worst_case", values=scaled(recurrence.epsilons)),
+        epsilon=None if epsilons is None else r.Epsilon(form="worst_case", values=epsilons),
         modelled=None if found.modelled is None else r.Modelled(upper=_finite(found.modelled * factor)),
     )
 

@@ -162,6 +162,14 @@ def layers(problem: Problem, closed: ClosedForm | None, rounding: Rounding) -> l
     return parts
 
 
+def blocks(closed: ClosedForm | None) -> list[list[float]] | None:
+    """Compute ‖H_lk‖_F for every pair of layers; None without a closed form, or for more layers than a report holds."""
+    if closed is None or len(closed.block_squares) > r.MAX_BLOCKS:
+        return None
+    norms: list[list[float]] = closed.block_squares.clamp(min=0).sqrt().tolist()
+    return norms
+
+
 def orthogonality(closed: ClosedForm | None) -> r.Orthogonality | None:
     """Describe how much pairs of different samples add to q; None without a closed form."""
     if closed is None:

@@ -17,7 +17,7 @@ from wsb_engine.report import BatchSummary, Check, Engine, Loss, Model, Paramete
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
     """Does what ``output`` says: nothing, sleep:SECONDS, small:SECONDS, tell:SECONDS:PROGRESS, terms, fail, crash,
-    allocate:BYTES, garbage, doubtful, genuine.
+    allocate:BYTES, garbage, forge:FIELDS, doubtful, genuine.
 
     A report is that of no real engine, so that it is not reused for an equal request, unless it is to be genuine:
     one of this version, with a warning of the code that may follow the colon.
@@ -47,6 +47,8 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
             bytearray(int(argument))
         case "garbage":
             return "{}"
+        case "forge":
+            return json.dumps({**json.loads(_report(request)), **json.loads(argument)})
         case "doubtful":
             return _report(request, checks=[Check(name="parity", passed=False, value=0.5, tolerance=1e-3)])
         case "genuine":

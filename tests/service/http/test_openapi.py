@@ -59,7 +59,7 @@ def test_every_error_is_declared_as_a_problem(specification: dict[str, Any]) -> 
 
 def test_creating_an_analysis_declares_each_status_it_can_give(specification: dict[str, Any]) -> None:
     responses = specification["paths"]["/v1/analyses"]["post"]["responses"]
-    expected = "201 202 400 401 404 408 409 413 415 422 429 500 503 504 507"
+    expected = "201 202 400 401 403 404 408 409 413 415 422 429 500 503 504 507"
     assert sorted(responses) == expected.split()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from xml.etree import ElementTree
 
 from hypothesis import HealthCheck, given, settings
@@ -24,11 +25,15 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
-def anything_for(kind: Any) -> st.SearchStrategy[Any]:
+def anything_for(kind: Any, constraints: Sequence[Any] = ()) -> st.SearchStrategy[Any]:
     """Any value that the schema allows there."""
+    if kind is float and constraints:
+        return st.floats(0, 1)
     if kind in SCALARS:
         return SCALARS[kind]
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return anything_for(arguments[0], arguments[1:])
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin in (Union, types.UnionType):
@@ -38,7 +43,7 @@ def anything_for(kind: Any) -> st.SearchStrategy[Any]:
     if origin is dict:
         return st.dictionaries(anything_for(arguments[0]), anything_for(arguments[1]), max_size=3)
     assert issubclass(kind, BaseModel)
-    fields = {name: anything_for(field.annotation) for name, field in kind.model_fields.items()}
+    fields = {name: anything_for(field.annotation, field.metadata) for name, field in kind.model_fields.items()}
     return st.fixed_dictionaries(fields).map(kind.model_validate)
 
 

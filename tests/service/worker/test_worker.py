@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import shutil
+from itertools import count
+from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psutil
 import psycopg
+import pytest
 from support.service import DEADLINE, Files, Service, StartService, submit, until
 
 from service.database.engine import Database
 from service.database.notifications import Notifications
 from service.database.queue import open_queue
+from service.storage import folder, store
 from service.worker.worker import rescue
 
 
@@ -127,6 +134,38 @@ def test_a_model_that_was_lost_from_the_disk_is_told(api: Service, start_service
         path.unlink()
     start_service()
     assert api.ended(analysis)["error"]["code"] == "blob_missing"
+
+
+def test_a_full_disk_costs_no_attempt(
+    start_service: StartService, api: Service, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analysis = submit(api, files)
+    copied, failures = shutil.copyfile, iter(range(api.settings.max_attempts + 1))
+
+    def copy(source: Path, destination: Path) -> None:
+        if next(failures, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied(source, destination)
+
+    monkeypatch.setattr(folder.shutil, "copyfile", copy)
+    start_service()
+    ended = api.ended(analysis)
+    assert (ended["state"], ended["attempts"], next(failures, None)) == ("succeeded", 1, None)
+
+
+def test_an_analysis_waits_until_the_disk_has_room_for_its_files(
+    start_service: StartService, api: Service, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analysis = submit(api, files)
+    usage, looks = shutil.disk_usage, count()
+
+    def full(path: Path) -> Any:
+        return usage(path) if next(looks) >= api.settings.max_attempts else usage(path)._replace(free=10)
+
+    monkeypatch.setattr(store.shutil, "disk_usage", full)
+    start_service()
+    ended = api.ended(analysis)
+    assert (ended["state"], ended["attempts"]) == ("succeeded", 1)
 
 
 def test_a_worker_is_seen_while_it_lives_and_gone_when_it_stops(service: Service) -> None:

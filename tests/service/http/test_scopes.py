@@ -1,0 +1,150 @@
+"""What a key allows, until when, and what the log says of changes."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.service import Files, Service, StartService, until
+
+from service.http.security import is_change, scope_of
+from service.keys import SCOPES, ApiKey, entry, hash_key, new_key, parse_keys
+
+TODAY = datetime.now(UTC).date()
+KEYS = {scope: new_key() for scope in ("submit", "read", "admin", "all")}
+
+
+def entries(**expires: Any) -> str:
+    keys = [
+        ApiKey("ci", hash_key(key), SCOPES if name == "all" else frozenset({name}), expires.get(name))  # type: ignore[arg-type]
+        for name, key in KEYS.items()
+    ]
+    return ",".join(map(entry, keys))
+
+
+def with_key(service: Service, name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {KEYS[name]}"}
+
+
+@pytest.fixture
+def scoped(start_service: StartService) -> Service:
+    return start_service(worker=False, api_keys=entries())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope"),
+    [
+        ("GET", "/v1/analyses", "read"),
+        ("HEAD", "/v1/models/sha256:0", "read"),
+        ("POST", "/v1/comparisons", "read"),
+        ("POST", "/v1/models", "submit"),
+        ("POST", "/v1/analyses", "submit"),
+        ("POST", "/analyses", "submit"),
+        ("POST", "/v1/analyses/1/cancel", "submit"),
+        ("DELETE", "/v1/models/sha256:0", "admin"),
+        ("POST", "/analyses/1/delete", "admin"),
+        ("GET", "/metrics", "admin"),
+    ],
+)
+def test_every_request_needs_one_scope(scoped: Service, method: str, path: str, scope: str) -> None:
+    assert scope_of(method, path) == scope
+    for name in KEYS:
+        response = scoped.client.request(method, path, headers=with_key(scoped, name))
+        refused = response.status_code == 403
+        assert refused == (name not in (scope, "all"))
+        if refused and method != "HEAD":
+            assert response.json()["code"] == "scope_missing"
+            assert f"--scopes {scope}" in response.json()["advice"]
+
+
+def test_reading_changes_nothing() -> None:
+    assert not is_change("GET", "/v1/analyses")
+    assert not is_change("POST", "/v1/comparisons")
+    assert is_change("POST", "/v1/analyses")
+
+
+def test_things_of_another_tenant_stay_unknown_to_a_key_without_the_scope_for_them(
+    start_service: StartService, model_bytes: bytes
+) -> None:
+    other = new_key()
+    service = start_service(worker=False, api_keys=f"{entries()},{entry(ApiKey('other', hash_key(other)))}")
+    path = f"/v1/models/sha256:{hashlib.sha256(model_bytes).hexdigest()}"
+    sent = service.client.post("/v1/models", content=model_bytes, headers={"Authorization": f"Bearer {other}"})
+    assert sent.status_code == 201
+    assert service.client.get(path, headers=with_key(service, "read")).status_code == 404
+    assert service.client.delete(path, headers=with_key(service, "admin")).status_code == 404
+    assert service.client.delete(path, headers=with_key(service, "read")).status_code == 403
+
+
+def test_a_key_is_accepted_until_the_end_of_its_last_day(start_service: StartService) -> None:
+    days = {"read": TODAY - timedelta(days=1), "all": TODAY}
+    service = start_service(worker=False, api_keys=entries(**days))
+    response = service.client.get("/v1/analyses", headers=with_key(service, "read"))
+    assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
+    assert str(days["read"]) in response.json()["detail"]
+    assert service.client.get("/v1/analyses", headers=with_key(service, "all")).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["read", "all"])
+def test_a_session_allows_what_its_key_does(scoped: Service, name: str) -> None:
+    signed_in = scoped.client.post("/sign-in", data={"key": KEYS[name]})
+    assert signed_in.status_code == 303
+    assert scoped.client.get("/v1/analyses").status_code == 200
+    assert scoped.client.get("/metrics").status_code == (403 if name == "read" else 200)
+
+
+@pytest.mark.parametrize(
+    ("text", "scopes", "expires"),
+    [
+        ("", SCOPES, None),
+        (":read", {"read"}, None),
+        (":READ+submit:2027-01-31", {"read", "submit"}, "2027-01-31"),
+        ("::2027-01-31", SCOPES, "2027-01-31"),
+    ],
+)
+def test_entries_are_written_as_they_are_read(text: str, scopes: set[str], expires: str | None) -> None:
+    (key,) = parse_keys(f"ci:{'0' * 64}{text}")
+    assert (key.scopes, None if key.expires is None else str(key.expires)) == (scopes, expires)
+    assert parse_keys(entry(key)) == (key,)
+
+
+@pytest.mark.parametrize("text", [":write", ":read+", ":read:31.1.2027", ":read:2027-01-31:x"])
+def test_an_unknown_scope_or_date_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="entry 1 is not NAME:HASH"):
+        parse_keys(f"ci:{'0' * 64}{text}")
+
+
+def test_each_change_leaves_a_line_that_says_who_made_it(scoped: Service, files: Files) -> None:
+    with capture_logs() as lines:
+        created = scoped.client.post("/v1/analyses", files=files, headers=with_key(scoped, "submit"))
+        identifier = created.json()["id"]
+        scoped.client.get(f"/v1/analyses/{identifier}", headers=with_key(scoped, "read"))
+        scoped.client.delete(f"/v1/analyses/{identifier}", headers=with_key(scoped, "read"))
+        scoped.client.post(f"/v1/analyses/{identifier}/cancel", headers=with_key(scoped, "submit"))
+        scoped.client.delete(f"/v1/analyses/{identifier}", headers=with_key(scoped, "admin"))
+        until(lambda: len([line for line in lines if line["event"] == "request"]) == 5)
+    changes = [line for line in lines if line["event"] == "change"]
+    assert [line["operation"] for line in changes] == ["create_analysis", "cancel_analysis", "delete_analysis"]
+    assert [line["key"] for line in changes] == [hash_key(KEYS[name])[:12] for name in ("submit", "submit", "admin")]
+    assert {line["analysis"] for line in changes} == {identifier}
+    assert {line["client"] for line in changes} == {"127.0.0.1"}
+
+
+def test_the_capabilities_say_what_the_tenant_uses(scoped: Service, files: Files) -> None:
+    scoped.client.post("/v1/analyses", files=files, headers=with_key(scoped, "submit"))
+    usage = scoped.client.get("/v1/capabilities", headers=with_key(scoped, "read")).json()["usage"]
+    assert usage == {
+        "tenant": "ci",
+        "scopes": ["read"],
+        "expires": None,
+        "queued_analyses": 1,
+        "running_analyses": 0,
+        "models": 1,
+        "batches": 1,
+        "stored_bytes": sum(map(len, files.values())),
+        "uploads": 0,
+        "event_streams": 0,
+    }
