@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from wsb_engine.curvature.products.autodiff import Objective
@@ -25,8 +26,8 @@ GENERIC = 2.0**-10
 def deciding(objective: Objective) -> dict[str, Tensor]:
     """Find numbers among the inputs that logits depend on by comparisons or casts to integers alone.
 
-    Such numbers are category codes, or features on the edge of a bin. Moving one makes the logits jump, though no
-    rounding touches it before it is compared. Looks only where logits jump.
+    Such numbers are category codes, or features on the edge of a bin. Moving one makes the logits jump, though the
+    function decides by them as float64 does. Looks only where logits jump.
 
     Args:
         objective: Objective in float64.
