@@ -24,8 +24,8 @@ class InterimEnclosure(BaseModel):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         for end in (self.lambda_max, self.lambda_min):
-            if end.lower > end.upper or not 0 <= (end.failure_probability or 0.0) <= 1 or (end.relative_gap or 0.0) < 0:
-                raise ValueError("an end is no interval with a probability")
+            if end.lower > end.upper or (end.relative_gap or 0.0) < 0:
+                raise ValueError("an end is no interval")
         return self
 
     def within(self, earlier: InterimEnclosure | None) -> InterimEnclosure:
