@@ -95,12 +95,18 @@ def live_mlp(module: nn.Module) -> MLP | None:
     return _mlp(steps, _tied(module), dict(module.named_parameters())) if steps else None
 
 
+def _computed(module: nn.Module) -> dict[int, Tensor]:
+    """Copies of the tensors that submodules keep of the last run, such as normalised weights, which can't be copied."""
+    kept = (each for part in module.modules() for each in vars(part).values() if isinstance(each, Tensor))
+    return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+
+
 class _ModuleClassifier(Classifier):
     format = "module"
     sha256 = None
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = copy.deepcopy(module).eval().requires_grad_(False)
+        self._module = copy.deepcopy(module, _computed(module)).eval().requires_grad_(False)
         follow_parameters(self._module)
         self.parameters = {name: tensor.detach() for name, tensor in self._module.named_parameters()}
         if not self.parameters:

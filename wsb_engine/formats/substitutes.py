@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsb_engine.curvature.tracing.dispatch import Running
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.kernels import elementwise
-from wsb_engine.formats.graph.kernels.norms import root, vector_norm
+from wsb_engine.formats.graph.kernels.norms import root, vector_norm, weight_norm
 from wsb_engine.formats.graph.kernels.recurrent import Cell, gru_cell, lstm_cell, rnn_cell, unrolled
 from wsb_engine.formats.graph.roots import Roots
 from wsb_engine.internals import following_parameters
@@ -143,6 +143,7 @@ def _cell(cell: _Layer) -> Callable[..., Any]:
 
 
 _TABLE: dict[str, Callable[..., Any]] = {
+    "_weight_norm": weight_norm,
     "cdist": cdist,
     "gru": _recurrent(_gru),
     "gru_cell": _cell(_gru),

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from wsb_engine.formats.graph.kernels import elementwise, normalization
 from wsb_engine.formats.graph.kernels.elementwise import SURE
-from wsb_engine.formats.graph.kernels.norms import root, vector_norm
+from wsb_engine.formats.graph.kernels.norms import root, vector_norm, weight_norm
 from wsb_engine.formats.graph.plan import Kernel, without_call
 from wsb_engine.formats.torchscript.attention import (
     encoder_layer,
@@ -201,6 +201,17 @@ def norm(call: Call, x: Tensor, order: float | None, *arguments: Any) -> Tensor:
     """Over all elements, or over axes; a dtype is the working one whatever it says."""
     dims, keepdim = (*arguments, None, False)[:2] if call.node.overload.endswith("dim") else (None, False)
     return vector_norm(x, 2 if order is None else order, dims, keepdim)
+
+
+@_enter("_weight_norm")
+def _weight_norm(call: Call, direction: Tensor, size: Tensor, dim: int = 0) -> Tensor:
+    return weight_norm(direction, size, dim)
+
+
+@_enter("_weight_norm_interface")
+def _weight_norm_interface(call: Call, direction: Tensor, size: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the weight, and a norm that only derivatives use."""
+    return weight_norm(direction, size, dim), size
 
 
 @_enter("std")

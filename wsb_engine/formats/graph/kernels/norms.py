@@ -45,6 +45,15 @@ def normalised(x: Tensor, norm: Tensor) -> Tensor:
     return x / torch.where(norm == 0, torch.ones_like(norm), norm)
 
 
+def weight_norm(direction: Tensor, size: Tensor, dim: int = 0) -> Tensor:
+    """Return size · direction / ‖direction‖ for each slice along an axis, or for the whole tensor if it is −1.
+
+    Written out because torch's second derivative of its own function is not symmetric.
+    """
+    others = None if dim == -1 else [axis for axis in range(direction.ndim) if axis != dim]
+    return direction * (size / vector_norm(direction, 2, others, others is not None))
+
+
 def root(x: Tensor, exponent: float | Tensor) -> Tensor:
     """x^exponent of sums of squares or powers, which is a norm: with slope 0 at 0."""
     zero = x == 0
