@@ -18,14 +18,17 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from wsb_engine.curvature.products.autodiff import GRADIENT_SAMPLES, Objective
+from wsb_engine.curvature.products.autodiff import GRADIENT_SAMPLES, Logits, Objective
 from wsb_engine.errors import ModelError
 from wsb_engine.memory import ran_out
 from wsb_engine.model import Input, Tensors
 
 CODE = "samples_coupled"
 MESSAGE = "the logits of a sample depend on the other samples: H is of this batch as a whole"
+ALONE = "one_at_a_time"
+EACH_ALONE = "the file is for one sample at a time, so each sample has the logits that the file gives for it alone"
 NOTHING = 8.0
 """Units of roundoff, relative to the largest logit of a row, that always count as rounding."""
 ROUNDING = 1e3
@@ -82,6 +85,27 @@ def coupled_elsewhere(objective: Objective, logits: Tensor) -> bool:
             if z is not None and _couples(exact, _Trial(own[here], here, torch.arange(len(here))), z):
                 return True
     return False
+
+
+def takes_one(inputs: tuple[Input, ...]) -> bool:
+    """Return whether a file declares one sample at a time, so that no sample can depend on another."""
+    return {entry.shape[:1] if entry.shape else None for entry in inputs} == {(1,)}
+
+
+def one_at_a_time(function: Logits) -> Logits:
+    """Return the logits of each sample as the file gives them for this sample alone.
+
+    An exporter may have fixed the rows of its example, which are then taken in place of those of the batch.
+    """
+
+    def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
+        def of_one(sample: dict[str, Tensor]) -> Tensor:
+            return function(parameters, {name: part.unsqueeze(0) for name, part in sample.items()})[0]
+
+        z: Tensor = vmap(of_one)(dict(inputs))
+        return z
+
+    return logits
 
 
 def require_free_batch(inputs: tuple[Input, ...], samples: int) -> None:

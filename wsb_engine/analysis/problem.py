@@ -396,6 +396,9 @@ def _evaluated(objective: Objective, classifier: Classifier, memory: int, monito
 
 
 def _together(objective: Objective, classifier: Classifier, memory: int, monitor: Monitor) -> Objective:
+    if coupling.takes_one(classifier.inputs):
+        monitor.warn(coupling.ALONE, coupling.EACH_ALONE)
+        return replace(objective, function=coupling.one_at_a_time(objective.function))
     coupling.require_free_batch(classifier.inputs, objective.samples)
     monitor.warn(coupling.CODE, coupling.MESSAGE)
     objective = replace(objective, coupled=True)

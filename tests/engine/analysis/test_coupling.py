@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +204,35 @@ def test_rounding_that_inputs_magnify_is_not_taken_for_coupling() -> None:
     batch = wsb.Batch(x, rng.integers(0, 3, 2500))
     report = wsb.analyze(wsb.from_module(module), batch, wsb.Options(moments="none", max_products=1))
     assert "samples_coupled" not in codes(report)
+
+
+class LastWord(nn.Module):
+    """Takes the last position in use of each sample, by the sample's number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = (x[:, :, 0] > 0).sum(1)
+        return self.head(torch.tanh(self.layer(x))[torch.arange(x.shape[0]), last])  # type: ignore[no-any-return]
+
+
+def test_a_file_for_one_sample_that_takes_the_rows_of_its_example_gives_each_sample_its_own_logits(
+    tmp_path: Path,
+) -> None:
+    net = LastWord().eval()
+    x = np.random.default_rng(0).standard_normal((6, 4, 4)).astype(np.float32)
+    x[:, 3, 0] = -1
+    torch.export.save(torch.export.export(net, (torch.from_numpy(x[:1]),)), tmp_path / "model.pt2")
+    classifier = wsb.load_model(tmp_path / "model.pt2")
+    options = wsb.Options(moments="none")
+    report = wsb.analyze(classifier, wsb.Batch(x, np.arange(6) % 3), options)
+    right = wsb.analyze(wsb.from_module(net), wsb.Batch(x, np.arange(6) % 3), options)
+    assert report.enclosure is not None
+    assert right.enclosure is not None
+    assert report.loss.value == pytest.approx(right.loss.value, rel=1e-12)
+    assert report.enclosure.lambda_max.upper == pytest.approx(right.enclosure.lambda_max.upper, rel=1e-8)
+    assert [warning.code for warning in report.warnings] == ["one_at_a_time"]
