@@ -30,7 +30,7 @@ from service.settings import Settings
 from service.worker.worker import work
 
 FAKE_ENTRY = Path(__file__).parents[1] / "service" / "fake"
-DEADLINE = 120.0
+DEADLINE = 300.0
 """Upper limit of every wait: reached only by what never happens, however busy the machine is."""
 
 
