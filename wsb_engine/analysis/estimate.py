@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from wsb_engine.analysis import inputs, moments
+from wsb_engine.analysis.krylov import without_basis
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
@@ -30,7 +31,7 @@ from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
 from wsb_engine.spectrum.density import STARTS, STEPS
-from wsb_engine.spectrum.lanczos import ROWS
+from wsb_engine.spectrum.lanczos import BLOCK_BYTES, ROWS
 from wsb_engine.spectrum.probes import DEFLATED, probe_count
 from wsb_engine.spectrum.run import HOMOGENEITY_STEPS
 
@@ -42,6 +43,8 @@ PROVING = 10
 """Products that the proof of rounding errors costs as much as."""
 CONFIRMING = 4
 """Fresh products with the outer Ritz vectors, and those that measure symmetry."""
+THREE = 3
+"""Vectors that a run without a basis keeps."""
 OUTER = 2
 """Ritz vectors that an enclosure is confirmed with."""
 DOUBLE = 8
@@ -162,18 +165,23 @@ def _phases(
         yield "moments", *_moments(problem, options, choice, one, memory)
     if options.enclosure:
         confirming = CONFIRMING + (0 if is_proven or is_single else PERTURBATIONS * OUTER)
-        enclosing = products + len(HOMOGENEITY_STEPS) + confirming
-        yield "enclosure", enclosing * one, memory.enclosure(way, products, is_measured=not (is_proven or is_single))
+        repeated = without_basis(product, options, problem.memory)
+        enclosing = (1 + repeated) * products + len(HOMOGENEITY_STEPS) + confirming
+        kept = THREE if repeated else memory.basis(products)
+        yield "enclosure", enclosing * one, memory.enclosure(way, kept, is_measured=not (is_proven or is_single))
     spectrum, held = 0.0, memory.resident
     if options.spectrum == "dense":
         spectrum, held = P * one + 4 / 3 * P**3, memory.resident + 3 * DOUBLE * P * P
     elif options.spectrum == "top":
         more = min(options.max_products, P)
-        spectrum, held = more * one, memory.enclosure(way, more, is_measured=False) + options.top * DOUBLE * P
+        spectrum, held = (
+            more * one,
+            memory.enclosure(way, memory.basis(more), is_measured=False) + options.top * DOUBLE * P,
+        )
     if options.density:
         steps = min(STEPS, P, options.max_products)
         spectrum += STARTS * steps * one
-        held = max(held, memory.enclosure(way, products + steps, is_measured=False))
+        held = max(held, memory.enclosure(way, memory.basis(products + steps), is_measured=False))
     if spectrum:
         yield "spectrum", spectrum, held
 
@@ -190,7 +198,7 @@ def _moments(
     way = block.way if isinstance(block, SteppingProduct) else block
     if choice.method == "probes":
         count = DEFLATED + probe_count(moments.probe_share(problem, options, choice))
-        return count * one + gauss_newton, memory.enclosure(way, DEFLATED, is_measured=False)
+        return count * one + gauss_newton, memory.enclosure(way, memory.basis(DEFLATED), is_measured=False)
     return P * one + gauss_newton, memory.product(way, min(COLUMNS, P))
 
 
@@ -247,9 +255,20 @@ class _Memory:
         perturbed = DOUBLE * self._copy if compared else 0
         return self.product(way, 1, perturbed=compared > 0) + perturbed + differences
 
-    def enclosure(self, way: HessianProduct, products: int, *, is_measured: bool) -> int:
-        """The basis, in blocks of rows, and what confirms the outer Ritz vectors."""
-        basis = ROWS * math.ceil(products / ROWS) * DOUBLE * self._P
+    def basis(self, products: int) -> int:
+        """Return the vectors that a basis takes, in blocks of rows."""
+        rows = max(1, min(ROWS, BLOCK_BYTES // (self._item * self._P)))
+        return rows * math.ceil(products / rows)
+
+    def enclosure(self, way: HessianProduct, vectors: int, *, is_measured: bool) -> int:
+        """The vectors of the run, and what confirms the outer Ritz vectors.
+
+        Args:
+            way: The product.
+            vectors: Vectors that the run keeps.
+            is_measured: True if rounding is measured on the Ritz vectors.
+        """
+        basis = vectors * self._item * self._P
         confirming = (4 * OUTER + 2 * OUTER * PERTURBATIONS * is_measured) * DOUBLE * self._P
         if not is_measured:
             drift = self._in_double(way, 1) if self._item < DOUBLE else 0

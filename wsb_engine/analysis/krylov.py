@@ -78,6 +78,14 @@ def basis_bytes(product: HessianProduct, vectors: int) -> int:
     return product.parameters * (8 * WORKING_VECTORS + product.dtype.itemsize * vectors)
 
 
+def without_basis(product: HessianProduct, options: Options, memory: int) -> bool:
+    """Return whether a run keeps three vectors, because the options say so or memory holds no basis."""
+    if options.basis != "auto":
+        return options.basis == "three_vectors"
+    wanted = min(options.max_products, product.parameters)
+    return options.spectrum != "top" and wanted > 1 and basis_bytes(product, wanted) > memory
+
+
 def krylov(problem: Problem, product: HessianProduct, options: Options, monitor: Monitor) -> Krylov:
     """Choose between a basis and three vectors, and set up a run at the seed; multiply nothing yet.
 
@@ -97,8 +105,8 @@ def krylov(problem: Problem, product: HessianProduct, options: Options, monitor:
     enough = f"memory_limit={basis_bytes(product, wanted)} holds a basis of {wanted}"
     if options.spectrum == "top" or options.density:
         _require_basis(product, options, fits, memory)
-    unit, needed = torch.finfo(product.dtype).eps / 2, options.spectrum == "top"
-    if options.basis == "three_vectors" or (options.basis == "auto" and fits < wanted and not needed):
+    unit = torch.finfo(product.dtype).eps / 2
+    if without_basis(product, options, memory):
         if options.basis == "auto":
             monitor.warn(
                 "three_vectors",

@@ -192,6 +192,9 @@ class Problem:
         enough = max(CHUNK_OPERATIONS, PARAMETER_OPERATIONS * self.objective.parameters)
         least = min(LEAST_CHUNK, math.ceil(enough / max(self.footprint.operations, 1)))
         most = min(GRADIENT_SAMPLES, max(least, CHUNK_BYTES // max(self.footprint.bytes, 1)))
+        if least < LEAST_CHUNK:
+            # One trace serves all chunks of a size.
+            most = next((size for size in range(most, most // 2, -1) if self.samples % size == 0), most)
         return math.ceil(self.samples / (threads * math.ceil(self.samples / (threads * most))))
 
 

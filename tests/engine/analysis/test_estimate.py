@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import wsb_engine as wsb
 from wsb_engine.analysis.estimate import estimate_of
+from wsb_engine.analysis.krylov import basis_bytes
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 
@@ -68,6 +70,18 @@ def test_the_operations_of_a_product_are_right_within_a_factor_of_two(name: str)
     (phase,) = [each for each in estimate_of(problem, wsb.Options()).phases if each.name == "enclosure"]
     assert 0.5 <= problem.product_operations / counted.get_total_flops() <= 2
     assert 15 <= phase.operations / problem.product_operations <= 45
+
+
+def test_a_run_without_a_basis_counts_its_second_pass_and_three_vectors() -> None:
+    problem, found = posed("encoder"), {}
+    for basis in ("full", "three_vectors"):
+        options = wsb.Options(basis=basis, moments="none")
+        (found[basis],) = [each for each in estimate_of(problem, options).phases if each.name == "enclosure"]
+    assert 1.5 <= found["three_vectors"].operations / found["full"].operations <= 2
+    # 30 vectors, in blocks of 16 rows.
+    assert found["full"].bytes - found["three_vectors"].bytes == (32 - 3) * 8 * problem.objective.parameters
+    little = replace(problem, memory=basis_bytes(problem.hessian_product(1), 300) - 1)
+    assert estimate_of(little, wsb.Options(moments="none")).operations > estimate_of(problem, wsb.Options()).operations
 
 
 @pytest.mark.parametrize("name", CASES)

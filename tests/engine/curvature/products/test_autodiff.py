@@ -177,15 +177,15 @@ def test_a_gradient_of_many_short_operators_is_not_traced_for_few_products(monke
 
 
 @pytest.mark.parametrize(
-    ("operations", "samples"), [(1e6, 64), (1e9, 10), (1e12, 1)], ids=["light", "heavy", "enough alone"]
+    ("samples", "operations", "chunk"), [(640, 1e6, 64), (640, 1e9, 10), (64, 1e9, 8), (61, 1e9, 9), (5, 1e12, 1)]
 )
-def test_a_chunk_has_fewer_samples_if_each_takes_long(operations: float, samples: int) -> None:
-    posed = convolutional(samples=640)
+def test_a_chunk_has_fewer_samples_if_each_takes_long(samples: int, operations: float, chunk: int) -> None:
+    posed = convolutional(samples)
     heavy = replace(posed, footprint=Footprint(bytes=1 << 30, operations=operations))
-    product = heavy.from_scratch(replace(posed.objective, fits=640))
+    product = heavy.from_scratch(replace(posed.objective, fits=samples))
     assert isinstance(product, SteppingProduct)
     assert isinstance(product.way, AutodiffProduct)
-    assert product.way.samples == samples
+    assert product.way.samples == chunk
 
 
 @pytest.mark.parametrize("columns_at_a_time", [1, 4])

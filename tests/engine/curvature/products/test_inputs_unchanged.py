@@ -23,7 +23,7 @@ WAYS: dict[str, Callable[[Problem, int], HessianProduct]] = {
     "from scratch": lambda problem, columns: AutodiffProduct(problem.objective, columns),
     "linearised": lambda problem, columns: LinearizedProduct(problem.objective, columns),
     "split": lambda problem, columns: SplitProduct(
-        problem.objective, columns, Devices(problem, [torch.device("cpu")] * 2)
+        problem.objective, columns, Devices(problem, [torch.device("cpu")] * 2), problem.count
     ),
 }
 SUBSETS = [("*",), ("*bias",), ("0.weight", "2.bias"), ("*", "!0.weight"), ("2.weight",)]
