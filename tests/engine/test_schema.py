@@ -24,7 +24,7 @@ def test_a_stored_report_of_schema_1_0_is_read_and_written_back(path: Path) -> N
     assert report.enclosure is not None
     assert report.enclosure.convergence is None
     written = report.model_dump(mode="json")
-    assert written.pop("bounds_list") is None
+    assert (written.pop("bounds_list"), written.pop("products")) == (None, None)
     for added in ("stored_dtypes", "left_out"):
         assert written["model"]["parameters"].pop(added) is None
     del written["moments"]["trace_standard_error"]
@@ -76,7 +76,7 @@ def test_both_ends_are_listed_by_product_and_hold_the_eigenvalues(moments: str) 
 
 
 def test_long_runs_are_thinned_and_keep_their_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.analysis.krylov.CONVERGENCE_ROWS", 5)
+    monkeypatch.setattr("wsb_engine.analysis.enclosure_part.CONVERGENCE_ROWS", 5)
     report = analysed(moments="none", max_products=12)
     assert report.enclosure is not None
     assert report.enclosure.convergence is not None
