@@ -347,7 +347,7 @@ class Report(_Part):
     warnings: Few[ReportWarning]
     timings: Annotated[dict[Name, Seconds], Field(max_length=64)]
     """Seconds by phase; ``total`` covers all of them."""
-    products: dict[str, int] | None = None
+    products: Annotated[dict[Name, Count], Field(max_length=64)] | None = None
     """Hessian-vector products by phase, those of a second pass and of confirmations included; all that measure rounding
     by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
 
