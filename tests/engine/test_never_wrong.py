@@ -15,9 +15,9 @@ from support.networks import Case, case
 
 import wsb_engine as wsb
 
-NETWORKS = int(os.environ.get("WSB_TEST_NETWORKS", "320"))
+NETWORKS = int(os.environ.get("WSB_TEST_NETWORKS", "160"))
 PARAMETERS = int(os.environ.get("WSB_TEST_PARAMETERS", "25"))
-GROUPS = 20
+GROUPS = 10
 TINIEST = arb(5e-324)
 """What is smaller than every number counts as 0."""
 

@@ -14,7 +14,7 @@ from fuzz.deployed import attack
 from fuzz.mutations import mutated
 from wsb_engine.memory import ran_out
 
-IN_PROCESS, DEPLOYED = 60, 12
+IN_PROCESS, DEPLOYED = 30, 6
 KINDS = (*MODELS, *BATCHES)
 
 
