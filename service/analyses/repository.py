@@ -70,8 +70,7 @@ async def count_live(session: AsyncSession, tenant: str) -> Counter[State]:
     query = select(AnalysisRow.state, func.count()).where(
         AnalysisRow.tenant == tenant, AnalysisRow.state.in_(LIVE_STATES)
     )
-    rows = (await session.execute(query.group_by(AnalysisRow.state))).tuples()
-    return Counter(dict(rows))
+    return Counter(dict((await session.execute(query.group_by(AnalysisRow.state))).all()))
 
 
 async def uses_blob(session: AsyncSession, blob: BlobRow) -> bool:
