@@ -160,8 +160,8 @@ class OnnxClassifier(Classifier):
         if in_doubt := [name for name in named if name not in statistics and not is_mask(left_out[name])]:
             yield (
                 "left_out_parameters",
-                f"the file does not tell whether {listed(in_doubt)} are parameters or buffers of the module, and they "
-                "are used as constants are: they don't count as parameters; to include them, name them in parameters",
+                f"used as constants are, and not counted as parameters, though the file does not tell whether they are "
+                f"parameters or buffers of the module: {listed(in_doubt)}; to include them, name them in parameters",
             )
 
     def _program(self, value: str) -> Program:
