@@ -19,7 +19,7 @@ MAX_STEPS = 10_000
 MAX_BLOCKS = 1000
 """Largest number of layers whose blocks are reported."""
 
-Name = Annotated[str, Field(max_length=4096)]
+Name = Annotated[str, Field(max_length=8192)]
 Message = Annotated[str, Field(max_length=1 << 16)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -151,9 +151,9 @@ def _step(kind: Any, part: str, path: str) -> Any:
         if part not in kind.model_fields:
             where = path or "the report"
             raise ValueError(f"{where} has no '{part[:80]}', but {', '.join(kind.model_fields)}")
-        return _without_none(kind.model_fields[part].annotation)
+        return _bare(kind.model_fields[part].annotation)
     if get_origin(kind) is dict:
-        return get_args(kind)[1]
+        return _bare(get_args(kind)[1])
     if kind == list[NamedBound]:
         names = [bound.name for bound in registry.BOUNDS]
         if part not in names:
@@ -162,11 +162,12 @@ def _step(kind: Any, part: str, path: str) -> Any:
     if get_origin(kind) is list:
         if not (part.isdecimal() and part.isascii() and len(part) <= 9):
             raise ValueError(f"{path} is a list: its parts are 0, 1, …")
-        return _without_none(get_args(kind)[0])
+        return _bare(get_args(kind)[0])
     raise ValueError(f"{path} has no parts")
 
 
-def _without_none(kind: Any) -> Any:
+def _bare(kind: Any) -> Any:
+    """Return a type without None as an alternative and without constraints."""
     if get_origin(kind) in (Union, UnionType):
-        return next(part for part in get_args(kind) if part is not type(None))
-    return kind
+        return _bare(next(part for part in get_args(kind) if part is not type(None)))
+    return _bare(get_args(kind)[0]) if get_origin(kind) is Annotated else kind

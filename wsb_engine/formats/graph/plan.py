@@ -214,16 +214,16 @@ class Planner:
         fixed = all(item.known is not None for item in flattened(arguments) if isinstance(item, Value))
         made: Any = ()
         if not concrete:
-            made = self._run(call, kernel, arguments, META)
+            made = self.run_kernel(call, kernel, arguments, META)
             for tensor in tensors_of(made):
                 call.require_size(tensor.numel(), LIMITS.folded_elements if fixed else LIMITS.tensor_elements)
         if fixed:
-            made = self._run(call, kernel, arguments, CPU)
+            made = self.run_kernel(call, kernel, arguments, CPU)
             self._folded += sum(tensor.numel() for tensor in tensors_of(made))
             call.require_size(self._folded, 4 * LIMITS.folded_elements)
         return made, fixed
 
-    def _run(self, call: Call[Any], kernel: Kernel, arguments: Any, device: torch.device) -> Any:
+    def run_kernel(self, call: Call[Any], kernel: Kernel, arguments: Any, device: torch.device) -> Any:
         def element(item: Any) -> Any:
             if not isinstance(item, Value):
                 return item

@@ -119,7 +119,7 @@ class _Planner(Planner):
             target = dtype_of(call.get("to", 0), call.node.label)
             working = target if target.is_floating_point else working
         arguments = self._arguments(call, entry, given)
-        made = tensors_of(self._run(replace(call, working=working), entry.kernel, arguments, CPU))
+        made = tensors_of(self.run_kernel(replace(call, working=working), entry.kernel, arguments, CPU))
         self.stored.update(zip(call.node.outputs, made, strict=False))
         return [each.to(self.working) if each.is_floating_point() else each for each in made]
 

@@ -138,4 +138,4 @@ def test_probabilities_that_no_softmax_made_become_logarithms(randomised: Any, s
     batch = wsb.Batch(X.numpy(), np.array([0, 1, 2, 0, 1, 2]))
     report = wsb.analyze(load_model(scripted(randomised(Odd(None)))), batch)
     assert report.model.head == "probabilities"
-    assert {each.code for each in report.warnings} == {"head_probed", "parity_none"}
+    assert {each.code for each in report.warnings} == {"head_probed", "moments_left_out", "parity_none"}
