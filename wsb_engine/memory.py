@@ -41,7 +41,7 @@ def total_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return min(_physical(), *_process_limits(), *control_group_limits())
+    return min([_physical(), *_process_limits(), *control_group_limits()])
 
 
 def control_group_limits(root: Path = _GROUPS, own: Path = _OWN_GROUPS) -> Iterator[int]:

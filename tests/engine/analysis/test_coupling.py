@@ -13,6 +13,8 @@ from support.forms import crossed
 from torch import Tensor, nn
 
 import wsb_engine as wsb
+from wsb_engine.analysis.coupling import one_at_a_time
+from wsb_engine.model import Tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 
@@ -235,4 +237,14 @@ def test_a_file_for_one_sample_that_takes_the_rows_of_its_example_gives_each_sam
     assert right.enclosure is not None
     assert report.loss.value == pytest.approx(right.loss.value, rel=1e-12)
     assert report.enclosure.lambda_max.upper == pytest.approx(right.enclosure.lambda_max.upper, rel=1e-8)
-    assert [warning.code for warning in report.warnings] == ["one_at_a_time"]
+
+
+def test_a_function_that_takes_the_first_row_for_all_gives_each_sample_its_own_logits_one_at_a_time() -> None:
+    def function(parameters: Tensors, inputs: Tensors) -> Tensor:
+        x = inputs["x"]
+        return x[torch.zeros(len(x), dtype=torch.int64)] @ parameters["w"]
+
+    x, w = torch.randn(5, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    found = one_at_a_time(function)({"w": w}, {"x": x})
+    assert torch.allclose(found, x @ w, rtol=1e-14)
+    assert not torch.allclose(function({"w": w}, {"x": x}), x @ w)
