@@ -19,8 +19,8 @@ from support.service import npz_batch, onnx_mlp
 LARGEST = 512
 """Largest limit on a length that is tried."""
 MODELS = [onnx_mlp((4, 3, 3), seed=seed) for seed in range(8)]
-DEPENDENT = ("time_limit", "memory_limit", "output", "parameters", "head", "moments")
-"""Options whose values can be right for one model and machine and wrong for another."""
+DEPENDENT = ("time_limit", "memory_limit", "output", "parameters", "head", "moments", "stop", "basis")
+"""Options whose values can be right for one model, machine or policy and wrong for another."""
 POLICY = {"rule": [{"metric": "loss.value", "op": "<=", "limit": 1.0}]}
 BATCHES = [npz_batch(samples=4, seed=seed) for seed in range(8)]
 
