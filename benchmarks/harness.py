@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -121,9 +122,14 @@ def show(rows: Iterable[Row]) -> bool:
 
 def rows_apart(module: str) -> Iterator[Row]:
     """Yield the rows of a module, run in a separate process so that memory and threads do not affect the next."""
+    return apart(partial(_rows_of, module), module)
+
+
+def apart(rows: Callable[[], Iterable[Row]], name: str) -> Iterator[Row]:
+    """Yield what a function yields in a separate process; a row with this name says if that failed."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_rows, args=(module, sender))
+    process = context.Process(target=_send, args=(rows, sender))
     process.start()
     sender.close()
     try:
@@ -136,7 +142,7 @@ def rows_apart(module: str) -> Iterator[Row]:
         process.terminate()
         process.join()
     if process.exitcode:
-        yield Row(module, f"exited with {process.exitcode}: see above", "rows", False)
+        yield Row(name, f"exited with {process.exitcode}: see above", "rows", False)
 
 
 def end_with_what_was_started() -> None:
@@ -144,7 +150,12 @@ def end_with_what_was_started() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
-def _send_rows(module: str, sender: Connection) -> None:
+def _rows_of(module: str) -> Iterable[Row]:
+    rows: Iterable[Row] = importlib.import_module(module).rows()
+    return rows
+
+
+def _send(rows: Callable[[], Iterable[Row]], sender: Connection) -> None:
     end_with_what_was_started()
-    for row in importlib.import_module(module).rows():
+    for row in rows():
         sender.send(row)

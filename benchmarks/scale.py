@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/scale.py [--only ROW …]
 
-Each row runs in a process of its own, so that its peak memory is that of the row. A row is a function of this module
+Each row runs in a separate process, so that its peak memory is that of the row. A row is a function of this module
 that yields rows; ``ROWS`` names them.
 """
 
@@ -17,14 +17,12 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from harness import Curve, Row, end_with_what_was_started, show, slope
+from harness import Curve, Row, apart, end_with_what_was_started, show, slope
 from scale_models import CASES, mlp
 
 import wsb
@@ -279,37 +277,12 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
 """Rows by name; each runs in a separate process."""
 
 
-def rows_of(names: Sequence[str]) -> Iterator[Row]:
-    context = get_context("spawn")
-    for name in names:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_send, args=(name, sender))
-        process.start()
-        sender.close()
-        try:
-            while True:
-                yield receiver.recv()
-        except EOFError:
-            process.join()
-        finally:
-            receiver.close()
-            process.terminate()
-            process.join()
-        if process.exitcode:
-            yield Row(name, f"exited with {process.exitcode}: see above", "rows", False)
-
-
-def _send(name: str, sender: Connection) -> None:
-    end_with_what_was_started()
-    for row in ROWS[name]():
-        sender.send(row)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help=", ".join(ROWS))
     end_with_what_was_started()
-    return int(not show(rows_of(parser.parse_args().only or tuple(ROWS))))
+    names = parser.parse_args().only or tuple(ROWS)
+    return int(not show(row for name in names for row in apart(ROWS[name], name)))
 
 
 if __name__ == "__main__":

@@ -18,19 +18,21 @@ import torch
 from torch import Tensor
 
 from wsb_engine.formats.graph.folding.rewriting import Rewriting
-from wsb_engine.formats.graph.folding.unfolding import parts_in_place, read_in_place, unscaled
+from wsb_engine.formats.graph.folding.unfolding import (
+    DIFFERENT,
+    is_irregular,
+    parts_in_place,
+    read_in_place,
+    unscaled,
+)
 from wsb_engine.formats.graph.graph import SAMPLES, Graph, Node
 from wsb_engine.formats.graph.parameters import WEIGHT_SLOTS
 from wsb_engine.formats.graph.provenance import UNKNOWN, Provenance
 
 _MADE_UP = re.compile(r"^(onnx::|/|_?val_\d)")
 """Names that exporters of torch make up for what they fold; others are the model's."""
-_DIFFERENT = 3
-"""Different values from which on two equal tensors are copies, rather than both as they were initialised."""
 _BITS = 40
 """Digits of a vector from which on two of them are not equal by chance."""
-_LOOKED_AT = 4096
-"""Elements among which they are looked for."""
 _BIASES = {"GRU": 3, "LSTM": 3, "RNN": 3}
 """Recurrent layers → position of their two biases, one after the other."""
 _MIRRORED = "{!r} holds the same numbers twice, with either sign, for two classes: both count as parameters"
@@ -84,7 +86,7 @@ def _unexpanded(graph: Graph) -> Graph:
         factor = axis == tensor.ndim - 2 and any(
             node.operator in ("Gemm", "MatMul") for node, _ in rewriting.uses[name]
         )
-        if factor and not _is_irregular(tensor):  # a weight of equal numbers has equal rows too
+        if factor and not is_irregular(tensor):  # a weight of equal numbers has equal rows too
             continue
         rewriting.constants[name] = tensor.narrow(axis, 0, 1).clone()
         shape = rewriting.constant(f"{name} (shape)", torch.tensor(tensor.shape))
@@ -108,7 +110,7 @@ def _is_tiled(tensor: Tensor, samples: int) -> bool:
     if tensor.ndim < 3 or len(tensor) % samples or len(tensor) == samples:
         return False
     parts = tensor.reshape(samples, -1)
-    return bool((parts == parts[:1]).all()) and _is_irregular(parts[0])
+    return bool((parts == parts[:1]).all()) and is_irregular(parts[0])
 
 
 def _is_operand(node: Node, position: int, axis: int) -> bool:
@@ -133,7 +135,7 @@ def _without_copies(graph: Graph, provenance: Provenance) -> tuple[Graph, tuple[
     for names in groups.values():
         names.sort(key=lambda name: (name not in provenance.learned, is_made_up(name)))
         first = names[0]
-        irregular = len(names) > 1 and _is_irregular(graph.constants[first])
+        irregular = len(names) > 1 and is_irregular(graph.constants[first])
         for name in names[1:]:
             if not irregular and first not in provenance.derived.get(name, ()):
                 continue
@@ -205,17 +207,12 @@ def _table(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor] | None:
     return vectors[first[order]].clone(), place[groups].reshape(moved.shape[:-1])
 
 
-def _is_irregular(tensor: Tensor) -> bool:
-    """Return whether values differ as trained ones do; ones and zeros are equal for other reasons."""
-    return len(torch.unique(tensor.reshape(-1)[:_LOOKED_AT])) >= _DIFFERENT
-
-
 def _is_mirrored(tensor: Tensor) -> bool:
     """Return whether the two rows (or columns) of a matrix are w and −w."""
-    if tensor.ndim != 2 or 2 not in tensor.shape or tensor.numel() <= _DIFFERENT:
+    if tensor.ndim != 2 or 2 not in tensor.shape or tensor.numel() <= DIFFERENT:
         return False
     rows = tensor if len(tensor) == 2 else tensor.T
-    return bool((rows[0] == -rows[1]).all()) and _is_irregular(tensor)
+    return bool((rows[0] == -rows[1]).all()) and is_irregular(tensor)
 
 
 def _order(first: Tensor, other: Tensor) -> tuple[int, ...] | None:

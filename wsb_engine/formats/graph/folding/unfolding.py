@@ -21,8 +21,13 @@ _CHUNK = 1 << 20
 """Elements that are compared with others at a time."""
 _LOOKED_AT = 4096
 """Elements among which different values are looked for."""
-_DIFFERENT = 3
-"""Different values from which on a tensor whose elements all are a parameter's is read from it."""
+DIFFERENT = 3
+"""Different values from which on equal elements are the same parameter's, rather than both as they were initialised."""
+
+
+def is_irregular(tensor: Tensor, *, least: int = DIFFERENT) -> bool:
+    """Return whether values differ as trained ones do; ones and zeros are equal for other reasons."""
+    return len(torch.unique(tensor.reshape(-1)[:_LOOKED_AT])) >= least
 
 
 def unscaled(graph: Graph, provenance: Provenance) -> tuple[Graph, Provenance]:
@@ -137,9 +142,7 @@ def parts_in_place(graph: Graph, is_made_up: Callable[[str], bool]) -> tuple[Gra
     rewriting = Rewriting(graph)
     floating = dict(rewriting.candidates())
     parts = {
-        name: part
-        for name, part in floating.items()
-        if is_made_up(name) and len(torch.unique(part.reshape(-1)[:_LOOKED_AT])) > _DIFFERENT
+        name: part for name, part in floating.items() if is_made_up(name) and is_irregular(part, least=DIFFERENT + 1)
     }
     done: dict[str, str] = {}
     for name, whole in _hits(parts, floating):
@@ -184,8 +187,8 @@ def _is_read(part: Tensor, whole: Tensor, *, computed: bool) -> bool:
     """Return whether a tensor has enough different values to tell that its elements are a parameter's."""
     different = len(torch.unique(part))
     if not computed:
-        return different >= min(_DIFFERENT, whole.numel())
-    return different >= _DIFFERENT or (different > 1 and torch.equal(part.reshape(-1), whole.reshape(-1)))
+        return different >= min(DIFFERENT, whole.numel())
+    return different >= DIFFERENT or (different > 1 and torch.equal(part.reshape(-1), whole.reshape(-1)))
 
 
 def _wholes(graph: Graph, provenance: Provenance) -> dict[str, str]:

@@ -48,7 +48,7 @@ def normalised(x: Tensor, norm: Tensor) -> Tensor:
 def weight_norm(direction: Tensor, size: Tensor, dim: int = 0) -> Tensor:
     """Return size · direction / ‖direction‖ for each slice along an axis, or for the whole tensor if it is −1.
 
-    Written out because torch's second derivative of its own function is not symmetric.
+    Written out because the second derivative of torch's function is not symmetric.
     """
     others = None if dim == -1 else [axis for axis in range(direction.ndim) if axis != dim]
     return direction * (size / vector_norm(direction, 2, others, others is not None))
