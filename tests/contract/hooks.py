@@ -7,6 +7,7 @@ that are meant to be invalid stay as they are.
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import schemathesis
@@ -16,6 +17,8 @@ from schemathesis.generation import GenerationMode
 from schemathesis.transport.serialization import Binary
 from support.service import npz_batch, onnx_mlp
 
+WITH_REPORTS = os.environ.get("WSB_TEST_REPORTS") == "1"
+"""Whether requests bring reports of their own: each limit in their schema is some requests more, thousands in all."""
 LARGEST = 512
 """Largest limit on a length that is tried."""
 MODELS = [onnx_mlp((4, 3, 3), seed=seed) for seed in range(8)]
@@ -29,6 +32,16 @@ BATCHES = [npz_batch(samples=4, seed=seed) for seed in range(8)]
 def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
     """Limits of reports are far beyond what can be generated: a list of each greatest length takes gigabytes."""
     _without_large_limits(raw_schema)
+    if not WITH_REPORTS:
+        for name in ("AnalysisRequest", "FormRequest", "ComparisonRequest"):
+            _without_reports(raw_schema["components"]["schemas"][name])
+
+
+def _without_reports(schema: Any) -> None:
+    if isinstance(schema, dict) and "oneOf" in schema:
+        schema["oneOf"] = [kind for kind in schema["oneOf"] if kind.get("$ref") != "#/components/schemas/Report"]
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _without_reports(part)
 
 
 def _without_large_limits(schema: Any) -> None:

@@ -18,7 +18,7 @@ SEED = int(os.environ.get("WSB_TEST_SEED", "1"))
 TESTS = Path(__file__).parents[1]
 
 
-def fuzz(url: str, folder: Path, key: str, *, examples: int) -> str:
+def fuzz(url: str, folder: Path, key: str, *, examples: int, reports: bool) -> str:
     """What schemathesis printed; fails the test if it found anything."""
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", "all"),
@@ -26,7 +26,9 @@ def fuzz(url: str, folder: Path, key: str, *, examples: int) -> str:
         *("--header", f"Authorization: Bearer {key}", "--no-color", "--generation-database", "none"),
         *("--suppress-health-check", "all", "--continue-on-failure", "--request-timeout", "90"),
     ]
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "contract.hooks", "PYTHONPATH": str(TESTS)}
+    path = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
+    hooks = {"SCHEMATHESIS_HOOKS": "contract.hooks", "PYTHONPATH": path, "WSB_TEST_REPORTS": str(int(reports))}
+    environment = {**os.environ, **hooks}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     (folder / "schemathesis.txt").write_text(done.stdout)
     print(done.stdout[-6000:], done.stderr[-2000:])
@@ -41,9 +43,11 @@ def generated(output: str) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize(("examples", "least"), [(6, 300), full(100, 2000)], ids=["short", "full"])
+@pytest.mark.parametrize(
+    ("examples", "reports", "least"), [(6, False, 300), full(100, True, 2000)], ids=["short", "full"]
+)
 def test_nothing_that_a_client_can_send_makes_the_service_break_its_specification(
-    tmp_path: Path, examples: int, least: int
+    tmp_path: Path, examples: int, reports: bool, least: int
 ) -> None:
     key = new_key()
     settings = {
@@ -52,6 +56,6 @@ def test_nothing_that_a_client_can_send_makes_the_service_break_its_specificatio
         "WSB_MAX_QUEUE_PER_TENANT": "100000",
     }
     with served(**settings, WSB_JOB_THREADS="1", WSB_LOG_LEVEL="error") as service:
-        output = fuzz(service.url, tmp_path, key, examples=examples)
+        output = fuzz(service.url, tmp_path, key, examples=examples, reports=reports)
         assert generated(output) >= least
         assert service.client.get("/healthz").status_code == 200

@@ -211,7 +211,7 @@ TROUBLES = ["product", "term", "callback", "time", "other_batch", "other_shape",
 def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
     """Two processes that have worked through all cases, and then met one trouble after another."""
     folder = tmp_path_factory.mktemp("two")
-    cases = {trouble: case(folder, "mlp", trouble) for trouble in TROUBLES}
+    cases = {trouble: case(folder, "mlp_tight", trouble) for trouble in TROUBLES}
     cases["time"]["options"]["time_limit"] = 1e6
     for trouble, arrays in (("other_batch", data(300, 5)), ("other_shape", data(301, 4))):
         np.savez(folder / f"{trouble}.npz", **arrays)

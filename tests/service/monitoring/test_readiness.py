@@ -47,8 +47,9 @@ def test_probes_are_told_when_to_ask_again(api: Service) -> None:
 
 def test_a_database_that_lets_nobody_in_is_told_and_the_storage_is_not_blamed(api: Service, postgres: str) -> None:
     close_database(api, postgres)
-    needed = {part: NO_DATABASE for part in ("database", "queue", "worker")}
-    until(lambda: ask(api)[1]["checks"].items() >= needed.items())  # while connections fall, an answer may take too long
+    needed = dict.fromkeys(("database", "queue", "worker"), NO_DATABASE)
+    # While connections fall, an answer may take too long.
+    until(lambda: ask(api)[1]["checks"].items() >= needed.items())
     problem = ask(api)[1]
     assert problem["details"] == {"missing": "database"}
     assert (problem["checks"]["server"], problem["checks"]["storage"]) == (OK, OK)
