@@ -109,7 +109,7 @@ def test_job_folders_and_uploads_leave_nothing(server: Served) -> None:
 
 def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Served) -> None:
     response = post(
-        server, onnx_mlp((64, 40, 10)), npz_batch(features=64, classes=10, samples=300), wait=0, spectrum="dense"
+        server, onnx_mlp((64, 24, 10)), npz_batch(features=64, classes=10, samples=300), wait=0, spectrum="dense"
     )
     path = response.headers["location"]
     until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
@@ -123,7 +123,7 @@ def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Serv
     until(lambda: server.client.get(path).json()["attempts"] == 2)
     analysis = until(lambda: (a := server.client.get(path).json())["finished_at"] and a)
     assert analysis["state"] == "succeeded", server.log.read_text()
-    assert len(server.client.get(analysis["links"]["report"]).json()["spectrum"]["eigenvalues"]) == 3010
+    assert len(server.client.get(analysis["links"]["report"]).json()["spectrum"]["eigenvalues"]) == 1810
     assert not any(victim.is_running() for victim in victims)
 
 
@@ -145,7 +145,7 @@ def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> 
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         with served(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="120") as server:
             batch = npz_batch(features=64, classes=10, samples=300)
-            path = post(server, onnx_mlp((64, 24, 10)), batch, wait=0, spectrum="dense").headers["location"]
+            path = post(server, onnx_mlp((64, 16, 10)), batch, wait=0, spectrum="dense").headers["location"]
             until(lambda: server.client.get(path).json()["state"] == "running")
             server.process.terminate()
             problem = until(lambda: (r := server.client.get("/readyz")).status_code == 503 and r.json())
@@ -180,7 +180,7 @@ def test_a_second_signal_puts_the_running_analysis_back_at_once() -> None:
 
 def test_a_killed_database_is_back_soon_and_the_running_analysis_goes_on(server: Served) -> None:
     batch = npz_batch(features=64, classes=10, samples=300)
-    path = post(server, onnx_mlp((64, 40, 10), seed=3), batch, wait=0, spectrum="dense").headers["location"]
+    path = post(server, onnx_mlp((64, 24, 10), seed=3), batch, wait=0, spectrum="dense").headers["location"]
     until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
     postmaster = psutil.Process(int((server.folder / "postgres" / "postmaster.pid").read_text().split()[0]))
     postmaster.kill()
