@@ -14,6 +14,7 @@ from support.service import until
 SEEDS = [int(seed) for seed in os.environ.get("RESILIENCE_SEEDS", "1 2 3").split()]
 
 
+@pytest.mark.slow  # tests/cluster kills as much on every change
 def test_nothing_is_lost_or_done_twice_when_processes_are_killed(say: Callable[[str], None]) -> None:
     seed = int(os.environ.get("RESILIENCE_SEED", "1"))
     play(Plan.make(seed, analyses=8, kinds=("tree", "postmaster", "worker", "child")), say, seconds=300)

@@ -184,8 +184,7 @@ INDEPENDENT: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("samples", [1, 2, 3, 1025])
+@pytest.mark.parametrize(("dtype", "samples"), crossed(("float64", "float32"), (1, 2, 3, 1025)))
 @pytest.mark.parametrize("name", INDEPENDENT)
 def test_independent_samples_are_not_called_coupled(name: str, samples: int, dtype: str) -> None:
     build, features = INDEPENDENT[name]

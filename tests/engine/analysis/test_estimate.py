@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.forms import full
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -194,7 +195,7 @@ print(report.enclosure.lambda_max.upper > 0, [w.code for w in report.warnings])
     [
         ("convolutions", "120", "float64", "none"),
         ("encoder", "200", "float32", "none"),
-        ("mlp", "1000", "float64", "auto"),
+        full("mlp", "1000", "float64", "auto"),
     ],
 )
 def test_what_is_counted_is_held(name: str, samples: str, dtype: str, moments: str) -> None:

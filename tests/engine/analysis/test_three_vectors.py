@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.eager import eager_hessian, randomised
+from support.forms import crossed, full
 from torch import nn
 
 import wsb_engine as wsb
@@ -46,8 +47,7 @@ def codes(report: wsb.Report) -> list[str]:
     return [warning.code for warning in report.warnings]
 
 
-@pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize(("name", "trained"), crossed(NETWORKS, (False, True)))
 def test_both_forms_hold_the_extremes_of_the_eager_hessian(name: str, trained: bool) -> None:
     module = network(name, trained=trained)
     values = torch.linalg.eigvalsh(eager_hessian(module, X, Y))
@@ -128,7 +128,7 @@ def test_a_basis_that_was_asked_for_is_kept_as_far_as_memory_goes() -> None:
     assert "memory_limit=" in report.messages("enclosure_memory")[0]
 
 
-@pytest.mark.parametrize("options", [{"spectrum": "top"}, {"density": True}])
+@pytest.mark.parametrize("options", [{"spectrum": "top"}, full({"density": True})])
 def test_what_needs_a_basis_is_refused(options: dict[str, Any]) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(36, 300), nn.ReLU(), nn.Linear(300, 4)).double()
     with pytest.raises(wsb.OptionsError) as wrong:

@@ -16,7 +16,7 @@ from wsb_engine.spectrum.lanczos import Lanczos
 from wsb_engine.spectrum.run import Run
 from wsb_engine.spectrum.three_vectors import ThreeVectors
 
-SEEDS = int(os.environ.get("WSB_TEST_SEEDS", "200"))
+SEEDS = int(os.environ.get("WSB_TEST_SEEDS", "120"))
 ORDER = 120
 STEPS = (2, 4, 7, 11)
 RISKS = (0.05, 0.2)

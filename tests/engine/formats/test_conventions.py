@@ -170,14 +170,14 @@ POINTS = {"zero inputs": False, "dead units": True}
 """What makes the features 0: whether no unit is active."""
 
 
-@pytest.mark.parametrize(("name", "kind", "point"), crossed(EVERYWHERE, FORMATS, POINTS))
+@pytest.mark.parametrize(("name", "kind", "point"), crossed(EVERYWHERE, FORMATS, POINTS, keep=16))
 def test_curvature_at_conventional_points_is_that_of_the_pieces(name: str, kind: str, point: str) -> None:
     dead = POINTS[point]
     model, x = Model(EVERYWHERE[name], dead=dead), samples(dead=dead)
     check(FORMATS[kind](model, x), x, differences(model, x))
 
 
-@pytest.mark.parametrize(("name", "point"), crossed(LIVE, POINTS))
+@pytest.mark.parametrize(("name", "point"), crossed(LIVE, POINTS, keep=5))
 def test_live_modules_have_more_such_operators(name: str, point: str) -> None:
     dead = POINTS[point]
     model, x = Model(LIVE[name], dead=dead), samples(dead=dead)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from support.forms import full
 
 from wsb_engine.bounds.certificates import CertifiedNorm, Enclosures, Premises
 from wsb_engine.bounds.deflation import remainder
@@ -62,7 +63,7 @@ def test_the_bound_fails_no_more_often_than_it_says(kind: str, probes: int, delt
     assert misses <= delta + 3 * math.sqrt(delta * (1 - delta) / runs)
 
 
-@pytest.mark.parametrize("kind", ["rank one", "spread", "two outliers"])
+@pytest.mark.parametrize("kind", ["rank one", full("spread"), full("two outliers")])
 def test_bounds_of_whole_runs_fail_no_more_often_than_they_say(kind: str) -> None:
     runs, delta = 200, 0.05
     rng = np.random.default_rng(4)

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.forms import full
 from support.service import Files, Service, StartService, npz_batch, onnx_mlp
 
 from service.keys import hash_key, new_key
@@ -68,7 +69,7 @@ def test_fresh_has_the_report_made_again(service: Service, files: Files) -> None
 
 
 @pytest.mark.parametrize(
-    "change", ["model", "batch", {"seed": 1}, {"spectrum": "dense"}, {"device": "cpu"}, {"time_limit": 9.0}]
+    "change", ["model", "batch", {"seed": 1}, full({"spectrum": "dense"}), full({"device": "cpu"}), {"time_limit": 9.0}]
 )
 def test_other_inputs_are_another_analysis(service: Service, files: Files, change: Any) -> None:
     post(service, files)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from flint import arb, arb_mat
 from support.exact import Dense, hessian
+from support.forms import crossed
 from torch import nn
 
 import wsb_engine as wsb
@@ -77,8 +78,7 @@ def distance(found: torch.Tensor, truth: arb_mat) -> float:
     return float(total.sqrt().upper())
 
 
-@pytest.mark.parametrize("confident", [False, True])
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize(("kind", "confident"), crossed(CLASSES, (False, True)))
 def test_no_rounding_error_exceeds_its_radius(kind: str, confident: bool) -> None:
     over = []
     for seed in range(30):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.forms import crossed
 from support.golden import NAMES, Golden
 from torch import Tensor
 
@@ -127,9 +128,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("tile", [None, 2])
-@pytest.mark.parametrize("prefer", ["auto", "pairs", "block"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "prefer", "tile"), crossed(CASES, ("auto", "pairs", "block"), (None, 2)))
 def test_moments_and_their_parts_equal_automatic_differentiation(name: str, prefer: str, tile: int | None) -> None:
     case = CASES[name]
     result = case.closed_form(case.plan(prefer, tile))

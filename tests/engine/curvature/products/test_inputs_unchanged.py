@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from support.forms import full
+from support.forms import crossed, full
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -39,9 +39,7 @@ def posed(samples: int, parameters: tuple[str, ...], dtype: str, classes: int, m
 
 
 @pytest.mark.parametrize("classes", [full(1), 3])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("samples", [1, full(2), 7])
-@pytest.mark.parametrize("parameters", SUBSETS)
+@pytest.mark.parametrize(("parameters", "dtype", "samples"), crossed(SUBSETS, ("float64", "float32"), (7, 1, 2)))
 @pytest.mark.parametrize("way", WAYS)
 def test_columns_are_left_alone_and_products_repeat(
     way: str, parameters: tuple[str, ...], samples: int, dtype: str, classes: int

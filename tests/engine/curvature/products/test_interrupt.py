@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from support.forms import full
+from support.forms import crossed
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -91,8 +91,7 @@ WORK: dict[str, Work] = {
 }
 
 
-@pytest.mark.parametrize("stop", [1, full(2), 3, full(5)])
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize(("name", "stop"), crossed(WORK, (3, 1, 2, 5)))
 def test_work_stops_between_chunks_and_can_be_done_again(name: str, stop: int) -> None:
     calm = Clock()
     want = WORK[name](posed(calm))()

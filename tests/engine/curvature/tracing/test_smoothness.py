@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.exports import FORMATS, live, onnx, traced
+from support.forms import full
 from torch import Tensor, nn
 
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
@@ -202,7 +203,7 @@ def test_operators_have_the_names_of_the_file(name: str, expected: tuple[str, ..
     assert found(onnx(Model(KINKED[name]), X[:2])) == expected
 
 
-@pytest.mark.parametrize("name", ["masked attention", "a guard of a softmax", "a norm, limited from below"])
+@pytest.mark.parametrize("name", ["masked attention", full("a guard of a softmax"), "a norm, limited from below"])
 def test_guards_of_the_other_exporter_are_no_kinks(name: str) -> None:
     assert found(onnx(Model(SMOOTH[name]), X[:2], dynamo=True)) == ()
 

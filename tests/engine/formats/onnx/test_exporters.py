@@ -108,8 +108,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "recurrent": (Recurrent, (4, 3)),
 }
 SHORT = {
-    *(("mlp", "legacy", 13), ("convolutional", "legacy", 18), ("transformer", "legacy", 13)),
-    *(("recurrent", "legacy", 18), ("mlp", "dynamo", 18), ("convolutional", "dynamo", 23)),
+    *(("mlp", "legacy", 13), ("convolutional", "dynamo", 18), ("transformer", "legacy", 13)),
     *(("transformer", "dynamo", 23), ("recurrent", "dynamo", 18)),
 }
 EXPORTS = [

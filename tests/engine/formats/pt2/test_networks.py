@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.eager import eager_hessian, randomised
-from support.forms import crossed
+from support.forms import crossed, full
 from support.pt2 import exported
 from torch import Tensor, nn
 from torch.nn import functional
@@ -127,7 +127,7 @@ def _archive(name: str, way: str) -> tuple[nn.Module, Tensor, bytes]:
     ("name", "way"),
     [
         *crossed(("encoder", "tokens"), WAYS),
-        *crossed(("perceptron", "convolutional", "lstm", "gru", "rnn"), ("one sample", "decomposed, free")),
+        *crossed(("perceptron", "convolutional", "lstm", "gru", "rnn"), ("one sample", "decomposed, free"), keep=3),
     ],
 )
 def test_the_function_is_that_of_the_module(name: str, way: str) -> None:
@@ -148,9 +148,9 @@ def test_the_function_is_that_of_the_module(name: str, way: str) -> None:
     ("name", "way"),
     [
         ("perceptron", "two samples"),
-        ("convolutional", "one sample"),
+        full("convolutional", "one sample"),
         ("encoder", "decomposed, free"),
-        ("lstm", "two samples"),
+        full("lstm", "two samples"),
         ("tokens", "eight samples"),
     ],
 )
