@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from wsb_engine.curvature.products.autodiff import GRADIENT_SAMPLES, Logits, Objective
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.graph.batching import in_groups
 from wsb_engine.memory import ran_out
 from wsb_engine.model import Input, Tensors
 
@@ -29,6 +30,9 @@ CODE = "samples_coupled"
 MESSAGE = "the logits of a sample depend on the other samples: H is of this batch as a whole"
 ALONE = "one_at_a_time"
 EACH_ALONE = "the file is for one sample at a time, so each sample has the logits that the file gives for it alone"
+IN_GROUPS = "in_groups"
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 3, 5, 6, 10, 12, 20, 24, 48, 50, 100)
+"""Sizes of an exporter's example that are tried if a file refuses two samples or three."""
 NOTHING = 8.0
 """Units of roundoff, relative to the largest logit of a row, that always count as rounding."""
 ROUNDING = 1e3
@@ -92,36 +96,52 @@ def takes_one(inputs: tuple[Input, ...]) -> bool:
     return {entry.shape[:1] if entry.shape else None for entry in inputs} == {(1,)}
 
 
-def one_at_a_time(function: Logits) -> Logits:
-    """Return the logits of each sample as the file gives them for this sample alone.
+def grouped(function: Logits, size: int) -> Logits:
+    """Return the logits of any number of samples, as the file gives them for ``size`` samples at a time.
 
-    An exporter may have fixed the rows of its example, which are then taken in place of those of the batch.
+    If that is 1, each sample has its own logits even if an exporter has fixed the rows of its example, which are then
+    taken in place of those of the batch.
     """
 
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
-        def of_one(sample: dict[str, Tensor]) -> Tensor:
-            return function(parameters, {name: part.unsqueeze(0) for name, part in sample.items()})[0]
-
-        z: Tensor = vmap(of_one)(dict(inputs))
-        return z
+        return in_groups(partial(function, parameters), inputs, size)
 
     return logits
 
 
-def require_free_batch(inputs: tuple[Input, ...], samples: int) -> None:
+def fixed_size(objective: Objective) -> int | None:
+    """Return how many samples at a time a file takes if it does not take any number; None if that is not found."""
+    for size in SIZES:
+        trial = replace(objective, function=grouped(objective.function, size))
+        if _evaluated(trial, torch.arange(size) % objective.samples) is not None:
+            return size
+    return None
+
+
+def told_of_groups(size: int) -> tuple[str, str]:
+    """Return code and message of the warning about a file that takes that many samples at a time."""
+    if size == 1:
+        return ALONE, EACH_ALONE
+    return IN_GROUPS, f"the file takes {size} samples at a time, so the logits are evaluated in groups of {size}"
+
+
+def require_free_batch(inputs: tuple[Input, ...], objective: Objective) -> None:
     """Reject coupled samples of a file with a fixed number of samples other than the batch's.
 
     Raises:
         ModelError: ``samples_coupled``.
     """
     sizes = {entry.shape[0] if entry.shape else None for entry in inputs}
-    if len(sizes) == 1 and not sizes & {None, samples}:
+    fixed = sizes.pop() if len(sizes) == 1 else None
+    if fixed is None and objective.group > 1:
+        fixed = objective.group
+    if fixed not in (None, objective.samples):
         raise ModelError(
-            f"the logits of a sample depend on the other samples, and the file takes {sizes.pop()} samples at a time; "
-            f"the batch has {samples}",
+            f"the logits of a sample depend on the other samples, and the file takes {fixed} samples at a time; "
+            f"the batch has {objective.samples}",
             code=CODE,
             advice="Export the model with a free batch axis, or in evaluation mode (fixed statistics).",
-            samples=samples,
+            samples=objective.samples,
         )
 
 

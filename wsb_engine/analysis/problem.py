@@ -239,12 +239,13 @@ def pose(
         device=device,
         interrupt=monitor.interrupt,
     )
-    forward = _first_forward(objective)
+    objective, forward = _first_forward(objective, monitor)
     if prepare.too_dear_in_double(options, device, forward.operations * (samples or len(batch))):
         tensors = {name: tensor.to(device, torch.float32) for name, tensor in model.parameters.items()}
         selected, fixed = ({name: tensors[name] for name in part} for part in (objective.selected, objective.fixed))
         objective = replace(objective, selected=selected, fixed=fixed, dtype=torch.float32)
-        forward = _first_forward(objective)
+        forward = logits_footprint(objective)
+    takes_any = objective.function is model.function
     objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread):
@@ -254,13 +255,14 @@ def pose(
             monitor.warn(
                 "head_probed", "every output row is a probability distribution: logits are taken as its logarithm"
             )
-            objective = replace(objective, function=model.function)
+            function = model.function if takes_any else coupling.grouped(model.function, objective.group)
+            objective = replace(objective, function=function)
             objective, logits = _evaluated(objective, classifier, memory, monitor)
     loss = automatic(logits.shape[1])
     targets = prepare.targets(batch, loss, logits.shape[1], model.classes, device)
     objective = replace(objective, loss=loss, targets=targets, scale=loss.scale(logits.to(device), targets))
     first = objective.chunk_inputs(slice(0, len(batch) if objective.coupled else 1))
-    nonsmooth = nonsmooth_operators(model.function, tensors, first)
+    nonsmooth = nonsmooth_operators(objective.function, tensors, first)
     if nonsmooth:
         monitor.warn(
             "not_smooth",
@@ -277,10 +279,13 @@ def pose(
     return problem if least * objective.scale > SMALL else _rescaled(problem)
 
 
-def _first_forward(objective: Objective) -> Footprint:
-    """Return the footprint of one sample's logits; the advice for images in the other layout is to transpose them."""
+def _first_forward(objective: Objective, monitor: Monitor) -> tuple[Objective, Footprint]:
+    """Return the objective and the footprint of one sample's logits; in groups if the file takes no other number.
+
+    The advice for images in the other layout is to transpose them.
+    """
     try:
-        return logits_footprint(objective)
+        return objective, logits_footprint(objective)
     except (ModelError, RuntimeError) as error:
         if interrupted(error):
             raise
@@ -296,7 +301,12 @@ def _first_forward(objective: Objective) -> Footprint:
                         input=name,
                         actual=list(x.shape),
                     ) from error
-        raise
+        size = coupling.fixed_size(objective)
+        if size is None:
+            raise
+    monitor.warn(*coupling.told_of_groups(size))
+    objective = replace(objective, function=coupling.grouped(objective.function, size), group=size)
+    return objective, logits_footprint(objective)
 
 
 def _rescaled(problem: Problem) -> Problem:
@@ -401,8 +411,8 @@ def _evaluated(objective: Objective, classifier: Classifier, memory: int, monito
 def _together(objective: Objective, classifier: Classifier, memory: int, monitor: Monitor) -> Objective:
     if coupling.takes_one(classifier.inputs):
         monitor.warn(coupling.ALONE, coupling.EACH_ALONE)
-        return replace(objective, function=coupling.one_at_a_time(objective.function))
-    coupling.require_free_batch(classifier.inputs, objective.samples)
+        return replace(objective, function=coupling.grouped(objective.function, 1))
+    coupling.require_free_batch(classifier.inputs, objective)
     monitor.warn(coupling.CODE, coupling.MESSAGE)
     objective = replace(objective, coupled=True)
     return _fitted(objective, logits_footprint(objective), memory)

@@ -121,15 +121,18 @@ def _footprint(objective: Objective, function: Callable[[Rows], object]) -> Foot
         operators = counter.operators
         return counter.bytes, counter.operations
 
-    found = (_share if objective.coupled else _one_more)(count, objective.samples)
+    if objective.coupled:
+        found = _share(count, objective.samples)
+    else:
+        found = _one_more(count, objective.samples, objective.group)
     return replace(found, operators=operators)
 
 
-def _one_more(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint:
-    """Return the difference between three samples and two, which excludes costs independent of their number."""
+def _one_more(count: Callable[[int], tuple[int, float]], samples: int, group: int) -> Footprint:
+    """Return the difference between three groups of samples and two, without costs independent of their number."""
     # Not one sample if there are more: operators on whole batches may refuse a single one.
-    fewer, more = (count(2), count(3)) if samples > 1 else ((0, 0.0), count(1))
-    return Footprint(max(more[0] - fewer[0], 0), max(more[1] - fewer[1], 0.0))
+    fewer, more = (count(2 * group), count(3 * group)) if samples > group else ((0, 0.0), count(group))
+    return Footprint(max(more[0] - fewer[0], 0) // group, max(more[1] - fewer[1], 0.0) / group)
 
 
 def _share(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint:

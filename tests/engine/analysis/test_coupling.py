@@ -13,7 +13,7 @@ from support.forms import crossed
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.analysis.coupling import one_at_a_time
+from wsb_engine.analysis.coupling import grouped
 from wsb_engine.model import Tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
@@ -244,6 +244,59 @@ def test_a_function_that_takes_the_first_row_for_all_gives_each_sample_its_own_l
         return x[torch.zeros(len(x), dtype=torch.int64)] @ parameters["w"]
 
     x, w = torch.randn(5, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
-    found = one_at_a_time(function)({"w": w}, {"x": x})
+    found = grouped(function, 1)({"w": w}, {"x": x})
     assert torch.allclose(found, x @ w, rtol=1e-14)
     assert not torch.allclose(function({"w": w}, {"x": x}), x @ w)
+
+
+class Flat(nn.Module):
+    """Its forward takes the number of samples from len(x), which a trace keeps as that of the example."""
+
+    def __init__(self, flatten: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.flatten, self.linear = flatten, nn.Sequential(nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.linear(self.flatten(x))
+        return z
+
+
+BAKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "a reshape": lambda x: x.reshape(len(x), -1),
+    "a mask": lambda x: x.flatten(1) + torch.zeros(len(x), 12, dtype=x.dtype),
+    "a loop": lambda x: torch.stack([row.flatten() for row in x]),
+}
+
+
+def traced_flat(flatten: Callable[[Tensor], Tensor], example: int) -> tuple[Flat, wsb.Classifier]:
+    torch.manual_seed(0)
+    net = Flat(flatten)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(net, torch.randn(example, 3, 4, dtype=torch.float64), check_trace=False), buffer)
+    return net, wsb.load_model(buffer.getvalue())
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore:Iterating:UserWarning"
+)
+@pytest.mark.parametrize(("name", "example"), crossed(BAKED, (2, 1, 5)))
+def test_a_trace_that_keeps_the_number_of_samples_of_its_example_takes_any(name: str, example: int) -> None:
+    net, classifier = traced_flat(BAKED[name], example)
+    x = np.random.default_rng(0).normal(size=(7, 3, 4))
+    batch, options = wsb.Batch(x, np.arange(7) % 3), wsb.Options(moments="probes")
+    report, right = wsb.analyze(classifier, batch, options), wsb.analyze(wsb.from_module(net), batch, options)
+    assert report.loss.value == pytest.approx(right.loss.value, rel=1e-12)
+    assert report.enclosure is not None
+    assert right.enclosure is not None
+    assert report.enclosure.lambda_max.upper == pytest.approx(right.enclosure.lambda_max.upper, rel=1e-8)
+    if (name, example) != ("a mask", 1):  # one row is a mask for any number of samples
+        assert ("one_at_a_time" if example == 1 else "in_groups") in {warning.code for warning in report.warnings}
+
+
+def test_a_file_that_treats_places_in_its_example_differently_is_refused() -> None:
+    places = torch.arange(24, dtype=torch.float64).reshape(2, 12)
+    _, classifier = traced_flat(lambda x: x.reshape(len(x), -1) + places[: len(x)], 2)
+    batch = wsb.Batch(np.random.default_rng(0).normal(size=(6, 3, 4)), np.arange(6) % 3)
+    with pytest.raises(wsb.ModelError, match="takes 2 samples at a time; the batch has 6") as caught:
+        wsb.analyze(classifier, batch)
+    assert caught.value.code == "samples_coupled"

@@ -79,6 +79,8 @@ class Objective:
     """Memory format of four-dimensional tensors; it changes neither their values nor their order in H."""
     coupled: bool = False
     """True if the logits of a sample depend on the others, so that no batch may be divided."""
+    group: int = 1
+    """Number of samples that the file takes at a time, if not any number; 1 otherwise."""
     interrupt: Callable[[], None] = _go_on
     """Called before each chunk of samples; may raise to stop. Several threads may call it."""
     scale: float = 1.0

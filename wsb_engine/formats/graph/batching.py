@@ -8,12 +8,15 @@ gives the same values as the second on random inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.graph import problems
 from wsb_engine.model import Input, Tensors
 
 _AGREEMENT = 1e-6
@@ -62,7 +65,12 @@ class BatchProgram:
         if self.declared is None or samples == {self.declared}:
             return self.program(parameters, inputs, working=working)[0]
         if self._sliced:
-            return self._slices(parameters, inputs, self.declared, working)
+            used = {entry.name: inputs[entry.name] for entry in self.program.inputs}
+
+            def of_group(part: Tensors) -> Tensor:
+                return self.program(parameters, part, working=working)[0]
+
+            return in_groups(of_group, used, self.declared)
         return self.program(parameters, inputs, declared=self.declared, working=working)[0]
 
     def random_inputs(self, samples: int) -> Tensors | None:
@@ -98,19 +106,26 @@ class BatchProgram:
             whole, parts, rtol=_AGREEMENT, atol=_AGREEMENT, equal_nan=True
         )
 
-    def _slices(self, parameters: Tensors, inputs: Tensors, size: int, working: torch.dtype | None) -> Tensor:
-        names = [entry.name for entry in self.program.inputs]
-        samples = inputs[names[0]].shape[0]
-        short = -samples % size
-        stacked = {}
-        for name in names:
-            x = inputs[name]
-            if short:  # the last slice is filled up with copies, which are cut off again
-                x = torch.cat([x, x[-1:].expand(short, *x.shape[1:])])
-            stacked[name] = x.reshape(-1, size, *x.shape[1:])
 
-        def one(part: Tensors) -> Tensor:
-            return self.program(parameters, part, working=working)[0]
+def in_groups(function: Callable[[Tensors], Tensor], inputs: Tensors, size: int) -> Tensor:
+    """Compute a function of ``size`` samples for any number of samples, group by group under vmap.
 
-        made: Tensor = torch.func.vmap(one)(stacked)
-        return made.reshape(-1, *made.shape[2:])[:samples]
+    Args:
+        function: Inputs of a group, by name → values, with the samples on the first axis.
+        inputs: By name, with the samples on the first axis.
+        size: Number of samples that the function takes.
+
+    Raises:
+        ModelError: ``evaluation_failed`` if the function gives another number of rows.
+    """
+    samples = len(next(iter(inputs.values())))
+    short = -samples % size
+    stacked = {}
+    for name, x in inputs.items():
+        # The last group is filled up with copies, which are cut off again.
+        filled = torch.cat([x, x[-1:].expand(short, *x.shape[1:])]) if short else x
+        stacked[name] = filled.reshape(-1, size, *x.shape[1:])
+    made: Tensor = vmap(function)(stacked)
+    if made.shape[1:2] != (size,) and not (size == made.ndim == 1):
+        raise problems.evaluation_failed("the model", f"{size} samples give an output of shape {list(made.shape[1:])}")
+    return made.reshape(-1, *made.shape[2:])[:samples]
