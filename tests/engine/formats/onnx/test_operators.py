@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 from torch import Tensor
 
 from wsb_engine import ModelError
@@ -44,7 +45,6 @@ OUT_OF_SCOPE = {
     "HammingWindow": "signal processing",
     "HannWindow": "signal processing",
     "ImageDecoder": "decodes files",
-    "LabelEncoder": "labels; read for their classes, never run",
     "LinearAttention": "step-by-step generation",
     "Loop": "control flow on values",
     "MatMulInteger": "quantised arithmetic is not differentiable",
@@ -254,6 +254,48 @@ def test_an_operator_has_the_same_second_derivative_under_transforms_as_by_doubl
             torch.testing.assert_close(
                 products[name][1], value, rtol=1e-9, atol=1e-9, equal_nan=True, msg=lambda m, c=case: f"{c.name}: {m}"
             )
+
+
+ENCODINGS: dict[str, tuple[np.ndarray, dict[str, Any], int]] = {
+    "integers to numbers": (
+        np.array([[3], [7], [-2], [7]]),
+        {"keys_int64s": [7, -2, 7], "values_floats": [0.5, 1.5, 9.0], "default_float": -4.0},
+        2,
+    ),
+    "numbers to integers": (
+        np.array([[0.1], [np.nan], [2.0]], dtype=np.float32),
+        {"keys_floats": [float("nan"), 0.1], "values_int64s": [5, 6]},
+        2,
+    ),
+    "not a number to integers": (
+        np.array([[0.1], [np.nan], [np.inf]], dtype=np.float32),
+        {
+            "keys_tensor": numpy_helper.from_array(np.array([np.nan, 0.1, np.inf], dtype=np.float32)),
+            "values_tensor": numpy_helper.from_array(np.array([5, 6, 7])),
+            "default_tensor": numpy_helper.from_array(np.array([-1])),
+        },
+        4,
+    ),
+    "integers to integers": (np.array([[1], [0]]), {"keys_int64s": [0, 1], "values_int64s": [1, 0]}, 2),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_numbers_are_encoded_as_by_onnxruntime(name: str) -> None:
+    x, attributes, version = ENCODINGS[name]
+    node = helper.make_node("LabelEncoder", ["x"], ["y"], domain=operators.ML, **attributes)
+    kinds = {True: TensorProto.FLOAT, False: TensorProto.INT64}
+    given = helper.make_tensor_value_info("x", kinds[x.dtype.kind == "f"], ["n", 1])
+    made = helper.make_tensor_value_info("y", kinds["values_floats" in attributes], ["n", 1])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(operators.ML, version)]
+    graph = helper.make_graph([node], "encoded", [given], [made])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    [expected] = InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    check(model, [x], [expected], 0.0)
+    program = Program(build(model, NO_FILES), ("y",), ())
+    wide = torch.from_numpy(x.astype(np.float64) if x.dtype.kind == "f" else x)
+    found = torch.func.vmap(lambda row: program({}, {"x": row})[0])(wide.unsqueeze(1))
+    np.testing.assert_array_equal(found.squeeze(1), expected)
 
 
 SUITES = Path(onnx.__file__).parent / "backend" / "test" / "data"

@@ -65,3 +65,60 @@ def one_hot_encoder(call: Call, x: Tensor) -> Tensor:
     if not categories:
         raise call.unsupported("an encoding of strings")
     return (x.unsqueeze(-1) == x.new_tensor(categories)).to(call.working)
+
+
+@operator("LabelEncoder", domain=ML)
+def label_encoder(call: Call, x: Tensor) -> Tensor:
+    """Replace each number of a list by its value, and numbers that are not in it by a default."""
+    return _encoded(call, x, of_nan=None)
+
+
+@operator("LabelEncoder", domain=ML, since=4)
+def label_encoder_of_nan(call: Call, x: Tensor) -> Tensor:
+    """Replace NaN too by its value, if that is in the list."""
+    return _encoded(call, x, of_nan=next((value for key, value in _pairs(call) if math.isnan(key)), None))
+
+
+def _encoded(call: Call, x: Tensor, *, of_nan: float | None) -> Tensor:
+    pairs, stored = _pairs(call), call.node.attributes.get("keys_tensor")
+    whole, exact = all(isinstance(value, int) for _, value in pairs), all(isinstance(key, int) for key, _ in pairs)
+    dtype = torch.int64 if whole else call.working
+    default = x.new_tensor(_default(call, whole=whole), dtype=dtype)
+    table = {key: value for key, value in reversed(pairs) if not math.isnan(key)}  # of equal keys the first counts
+    # As the file rounds them: in float64 no number of a batch would equal 0.1 of the file.
+    near = x.to(torch.int64 if exact else stored.dtype if isinstance(stored, Tensor) else torch.float32).contiguous()
+    made = default.expand(x.shape)
+    if table:
+        keys, values = zip(*sorted(table.items()), strict=True)
+        ordered = near.new_tensor(keys)
+        place = torch.searchsorted(ordered, near).clamp(max=len(keys) - 1)
+        made = torch.where(ordered[place] == near, x.new_tensor(values, dtype=dtype)[place], default)
+    return made if of_nan is None else torch.where(near.isnan(), x.new_tensor(of_nan, dtype=dtype), made)
+
+
+def _pairs(call: Call) -> list[tuple[float, float]]:
+    """Return numbers and their values, integers as such."""
+    keys, values = _numbers(call, "keys"), _numbers(call, "values")
+    if len(keys) != len(values) or not keys:
+        raise call.wrong(f"{len(keys)} keys have {len(values)} values")
+    return list(zip(keys, values, strict=True))
+
+
+def _numbers(call: Call, kind: str) -> list[float]:
+    attributes = call.node.attributes
+    tensor = attributes.get(f"{kind}_tensor")
+    if isinstance(tensor, Tensor):
+        return tensor.reshape(-1).tolist()
+    found = attributes.get(f"{kind}_int64s") or attributes.get(f"{kind}_floats")
+    if not found:
+        raise call.unsupported("an encoding of strings")
+    return list(found)
+
+
+def _default(call: Call, *, whole: bool) -> float:
+    tensor = call.node.attributes.get("default_tensor")
+    if isinstance(tensor, Tensor):
+        if tensor.numel() != 1:
+            raise call.wrong(f"the default has {tensor.numel()} values")
+        return tensor.item()
+    return call.get("default_int64", -1) if whole else call.get("default_float", -0.0)
