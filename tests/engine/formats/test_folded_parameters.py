@@ -120,6 +120,19 @@ class Prototypes(nn.Module):
         return z
 
 
+class Cosine(nn.Module):
+    """Cosines with learned directions, times the exponential of a learned number: the scale of no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.directions = nn.Linear(3, 4), nn.Parameter(torch.randn(3, 4))
+        self.temperature = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x.mean(1)))
+        return self.temperature.exp() * F.normalize(h, dim=-1) @ F.normalize(self.directions, dim=-1).T
+
+
 class Masked(nn.Module):
     """Leaves out no token, by a mask of ones that it makes itself."""
 
@@ -208,6 +221,7 @@ def test_what_was_folded_without_loss_counts_as_the_modules(make: Callable[[], n
     ("make", "way", "code", "named"),
     [
         (Normalised, dynamo, "derived_parameters", ("original0", "original1")),
+        (Cosine, dynamo, "derived_parameters", ("'exp' from [temperature]", "from [directions]")),
         (Prototypes, legacy, "left_out_parameters", ("'points'", "'temperature'")),
         (Prototypes, frozen, "left_out_parameters", ("[3, 4]",)),
         (Slices, legacy, "tied_copies", ("counted as one",)),

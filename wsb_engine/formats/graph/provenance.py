@@ -18,6 +18,8 @@ class Provenance:
     """Parameters of the module, as they were or in another shape or order."""
     derived: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Constant that was computed → the parameters that it was computed from, or from whose shapes."""
+    of_shapes: frozenset[str] = frozenset()
+    """Those of ``derived`` that are numbers computed from shapes, such as the scale of attention."""
     computed: frozenset[str] = frozenset()
     """Buffers, and constants that no parameter had a part in."""
     names: Mapping[str, str] = field(default_factory=dict)
@@ -32,6 +34,7 @@ class Provenance:
         return Provenance(
             learned=after(self.learned),
             derived={names.get(name, name): sources for name, sources in self.derived.items()},
+            of_shapes=after(self.of_shapes),
             computed=after(self.computed),
             names={names.get(name, name): parameter for name, parameter in self.names.items()},
         )

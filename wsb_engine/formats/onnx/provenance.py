@@ -46,6 +46,7 @@ def provenance(model: onnx.ModelProto) -> Provenance:
     scales = {tensor.name for tensor in model.graph.initializer if _is_number(tensor)}
     learned: set[str] = set()
     computed: set[str] = set()
+    of_shapes: set[str] = set()
     names: dict[str, str] = {}
     derived: dict[str, tuple[str, ...]] = {}
     for value in model.graph.value_info:
@@ -60,7 +61,8 @@ def provenance(model: onnx.ModelProto) -> Provenance:
             if not parameters:
                 computed.add(value.name)
             elif value.name in scales and any(map(_UNNAMED.match, sources)):
-                derived[value.name] = parameters  # such as the scale of attention, from a query's shape
+                derived[value.name] = parameters
+                of_shapes.add(value.name)
             elif len(parameters) == 1 and all(map(_VIEW.match, steps)):
                 names[value.name] = parameters[0]
             elif value.name in stacked and all(_VIEW.match(step) or _STACKED.match(step) for step in steps):
@@ -70,6 +72,7 @@ def provenance(model: onnx.ModelProto) -> Provenance:
     return Provenance(
         learned=frozenset(learned | names.keys()),
         derived=derived,
+        of_shapes=frozenset(of_shapes),
         computed=frozenset(computed),
         names=names,
     )

@@ -41,6 +41,8 @@ def unscaled(graph: Graph, provenance: Provenance) -> tuple[Graph, Provenance]:
         provenance: What the file says about its constants.
     """
     rewriting = Rewriting(graph)
+    # A learned temperature is no scale of attention.
+    trained = (provenance.learned | provenance.derived.keys() | provenance.names.keys()) - provenance.of_shapes
     scales: set[str] = set()
     products: set[str] = set()
     for name, tensor in rewriting.candidates():
@@ -48,7 +50,7 @@ def unscaled(graph: Graph, provenance: Provenance) -> tuple[Graph, Provenance]:
             continue
         found = {_other_scale(graph, node, position) for node, position in rewriting.uses[name]}
         scale = found.pop() if len(found) == 1 else None
-        if scale is None:
+        if scale is None or scale in trained:
             continue
         scales.add(scale)
         before = _divided(tensor, graph.constants[scale])
