@@ -21,6 +21,7 @@ from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
 from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.running_error import running_error
+from wsb_engine.curvature.cost import WORKING_SHARE
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.random_vectors import gaussian
 
@@ -97,7 +98,7 @@ class Measuring:
             return None
         net, weights = problem.structure.net, problem.objective.targets.weights
         with torch.no_grad():
-            found = running_error(net, problem.tile, weights)
+            found = running_error(net, problem.tile, weights, memory=int(problem.memory * WORKING_SHARE))
         if found is None or not found.operator + found.product <= USELESS * found.absolute:
             return None
         factor = 0.0 if layout is None else found.moments(net, layout, len(weights))

@@ -32,7 +32,9 @@ from wsb_engine.curvature.closed_form.sums import TileSource
 from wsb_engine.curvature.losses.base import ELEMENTARY, UNIT, LossRounding
 
 ENTRIES = 1 << 22
-"""Entries of a tile: samples times the widest layer."""
+"""Most entries of a tile: samples times the widest layer."""
+OF_INPUTS, OF_OUTPUTS = 6, 40
+"""Arrays of the size of a tile's inputs, and of the outputs of all its layers, that are held at once."""
 INFLATION = 1 + 1e-8
 """Covers the rounding of the radii: sums of some thousand terms that are not negative."""
 
@@ -123,13 +125,14 @@ _RULES: dict[str, _Rule] = {"identity": _identity, "tanh": _tanh, "sigmoid": _si
 """Activations whose φ′ has no zeros."""
 
 
-def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningError | None:
+def running_error(net: Network, source: TileSource, weights: Tensor, *, memory: int) -> RunningError | None:
     """Bound the rounding errors of H, by one pass over the samples.
 
     Args:
         net: The network, in float64.
         source: Gives tiles of a_0, exact, and targets.
         weights: (N,) float64, of sum 1.
+        memory: Bytes to work in; a tile has one sample at least.
 
     Returns:
         None if no radii are known for an activation or the loss, or in float32.
@@ -137,7 +140,9 @@ def running_error(net: Network, source: TileSource, weights: Tensor) -> RunningE
     if net.layers[0].W.dtype != torch.float64 or any(each.kind not in _RULES for each in net.activations):
         return None
     widest = max(max(layer.d_in, layer.d_out) for layer in net.layers)
-    rows, samples = max(1, ENTRIES // widest), len(weights)
+    held = OF_INPUTS * net.layers[0].d_in + OF_OUTPUTS * sum(layer.d_out for layer in net.layers)
+    rows = max(1, min(ENTRIES // widest, memory // (torch.float64.itemsize * held)))
+    samples = len(weights)
     operator, absolute = 0.0, 0.0
     for start in range(0, samples, rows):
         a0, y = source(start, min(start + rows, samples))

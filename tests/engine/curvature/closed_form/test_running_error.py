@@ -89,7 +89,7 @@ def test_no_rounding_error_exceeds_its_radius(kind: str, confident: bool) -> Non
         weights = targets.weights
         y = targets.y.numpy()
         truth = hessian(layers, activations, x, y, weights.numpy(), P, 2 * margin) * arb(objective.scale)
-        found = running_error(net, problem.tile, weights)
+        found = running_error(net, problem.tile, weights, memory=1 << 28)
         assert found is not None
         H = problem.hessian_product(P)(torch.eye(P, dtype=torch.float64))
         error = distance(H, truth)
@@ -115,7 +115,7 @@ def test_activations_whose_slope_has_zeros_have_no_radii() -> None:
     batch = wsb.Batch(np.ones((2, 3)), np.array([0, 1]))
     problem = pose(wsb.from_module(module), batch, options, Monitor(options, None, 0.0))
     assert problem.structure is not None
-    assert running_error(problem.structure.net, problem.tile, problem.objective.targets.weights) is None
+    assert running_error(problem.structure.net, problem.tile, problem.objective.targets.weights, memory=1 << 28) is None
 
 
 def test_a_trained_network_is_proven_to_ten_digits() -> None:
@@ -152,3 +152,21 @@ def test_features_that_are_computed_first_are_measured(scaled: bool) -> None:
     assert report.enclosure is not None
     assert report.enclosure.rounding is not None
     assert report.enclosure.rounding.how == ("measured" if scaled else "proven")
+
+
+def test_radii_take_no_more_memory_than_they_are_given() -> None:
+    problem, *_ = network(0, "random", confident=False)
+    assert problem.structure is not None
+    net, weights, sizes = problem.structure.net, problem.objective.targets.weights, list[int]()
+
+    def source(start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(stop - start)
+        return problem.tile(start, stop)
+
+    whole = running_error(net, source, weights, memory=1 << 28)
+    assert sizes == [len(weights)]
+    least = running_error(net, source, weights, memory=1)
+    assert sizes[1:] == [1] * len(weights)
+    assert whole is not None
+    assert least is not None
+    assert least.operator == pytest.approx(whole.operator, rel=1e-12)
