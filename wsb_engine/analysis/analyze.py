@@ -53,6 +53,7 @@ def analyze(
         devices: Several devices that share the work, named as in ``Options.device`` and replacing it; the first leads.
         needs: Paths of the report, such as ``moments.trace``, that ``moments="auto"`` must not leave out to save time.
         decided: Called with what is certified so far if ``Options.stop`` is decided; returns True to end the enclosure.
+            Without a basis, inner ends are provisional there: decide, and judge by the report.
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.

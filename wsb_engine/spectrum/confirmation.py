@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from wsb_engine.bounds.certificates import Enclosures
+from wsb_engine.bounds.certificates import Enclosures, End
 from wsb_engine.spectrum.enclosure import Enclosing
 from wsb_engine.spectrum.lanczos import Lanczos
 from wsb_engine.spectrum.run import UNIT, Run, dot
@@ -102,7 +102,7 @@ def confirm(enclosing: Enclosing, found: Enclosures, pairs: RitzPairs) -> tuple[
             excess = math.inf
         ends.append(replace(end, lower=min(lower, end.upper), upper=max(lower, end.upper)))
     explained = RESIDUAL_MARGIN * (eta / pairs.shortest + noise)
-    found = replace(found, lambda_max=ends[0], lambda_min=ends[1].mirrored)
+    found = _with_ends(lanczos, found, ends[0], ends[1].mirrored)
     return found, RitzResidual(excess / norm, explained / norm) if norm else RitzResidual(0.0, 0.0)
 
 
@@ -117,7 +117,22 @@ def unconfirmed(enclosing: Enclosing, found: Enclosures) -> Enclosures:
         lower = max(sign * value - noise - _dot_rounding(lanczos, length) for value, noise, length in quotients)
         lower -= rounding.operator
         ends.append(replace(end, lower=min(lower, end.upper), upper=max(lower, end.upper)))
-    return replace(found, lambda_max=ends[0], lambda_min=ends[1].mirrored)
+    return _with_ends(lanczos, found, ends[0], ends[1].mirrored)
+
+
+def _with_ends(lanczos: Run, found: Enclosures, top: End, bottom: End) -> Enclosures:
+    """Replace both ends; without a basis move inner ends of earlier steps, which were provisional, out to them."""
+    history = found.history
+    if not isinstance(lanczos, Lanczos):
+        history = tuple(
+            replace(
+                step,
+                lambda_max=replace(step.lambda_max, lower=min(step.lambda_max.lower, top.lower)),
+                lambda_min=replace(step.lambda_min, upper=max(step.lambda_min.upper, bottom.upper)),
+            )
+            for step in history
+        )
+    return replace(found, lambda_max=top, lambda_min=bottom, history=history)
 
 
 def _dot_rounding(lanczos: Run, length: float) -> float:

@@ -80,6 +80,21 @@ class Normalised(nn.Module):
         return z
 
 
+class Filled(nn.Module):
+    """A normalisation without parameters, and a recurrence that starts from zeros, which the exporter writes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.cell, self.out = nn.LayerNorm(3, elementwise_affine=False), nn.GRUCell(3, 2), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 2, dtype=x.dtype)
+        for step in (0, 1):
+            h = self.cell(self.norm(x[:, step]), h)
+        z: Tensor = self.out(h)
+        return z
+
+
 class Powers(nn.Module):
     """A number is used as it is and as its reciprocal."""
 
@@ -201,6 +216,7 @@ def analysed(make: Callable[[], nn.Module], way: Way) -> tuple[wsb.Report, nn.Mo
         full(Probe, legacy),
         (Query, dynamo),
         (Powers, dynamo),
+        (Filled, legacy),
         (Slices, dynamo),
         (Masked, legacy),
     ],

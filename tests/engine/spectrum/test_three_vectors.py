@@ -112,6 +112,17 @@ def test_both_ends_hold_as_with_a_basis(name: str) -> None:
     assert top - found.lambda_max.lower <= max(1e-13 * top, 0.01 * found.lambda_max.width)
 
 
+@pytest.mark.parametrize("second_pass", [True, False])
+def test_earlier_steps_hold_too(second_pass: bool) -> None:
+    """Ritz values of a run that goes on past the rank of H leave its spectrum by more than rounding."""
+    values = np.array([np.float32(0.4129394), 0.0])
+    run = three(diagonal(values, torch.float32), 2, 0, torch.float32)
+    found, _ = certified(run, gap=1e-10, second_pass=second_pass)
+    assert any(value > run.scaling * values[0] * 1.001 for value in run.ritz_values())
+    assert len(found.history) > 5
+    assert all(holds(step, run, values) for step in found.history)
+
+
 @pytest.mark.parametrize("name", ["outliers", "bulk", "power law", "strong lower end", "cluster"])
 def test_no_more_products_than_with_a_basis_up_to_a_gap_of_1e_6(name: str) -> None:
     values = spectra(3000)[name]

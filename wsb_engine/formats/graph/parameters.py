@@ -57,7 +57,7 @@ _POSITIONS = frozenset({"Cos", "CumSum", "EyeLike", "NonZero", "Range", "Sin"})
 _PRODUCTS = frozenset({"Div", "Einsum", "Gemm", "MatMul", "Mul", "Pow"})
 _COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _TRACED = re.compile(r"^/.*Constant(_\d+)?_output_0$")
-"""Names that torch's older exporter gives to tensors which the module made itself, such as a mask of ones."""
+"""Names that torch's older exporter gives to tensors that no module stores, such as a mask of ones."""
 _SELECTIONS = frozenset({"Gather", "GatherElements", "GatherND"})
 
 
@@ -128,7 +128,9 @@ class _Search:
                 source for name in self._trainable_inputs(node) for source in self._origins.trainable(name)
             )
             sources |= dict.fromkeys(self._declared(node))
-            kept = [source for source in sources if source not in self._provenance.computed]
+            kept = [
+                source for source in sources if source not in self._provenance.computed and not self._is_filled(source)
+            ]
             for source in kept:
                 found.setdefault(source, []).append(node)
             if kept or self._trained.intersection(node.reads):
@@ -202,7 +204,7 @@ class _Search:
             if any(self._origins.constant(each) for each in before.inputs if each):
                 return not self._is_sinusoidal(name)
         elif self._is_normalised(before) or (before.operator == "Mul" and self._is_normalised(self._scaled(before))):
-            return not self._is_number(name) and not self._is_sinusoidal(name) and not self._is_traced(name)
+            return not self._is_number(name) and not self._is_sinusoidal(name)
         # Neither after weights nor after a normalisation: added to the scores of attention, to a residual stream, …
         return other in self._trained and self._varies(name) and not self._is_computed(name, node.operator)
 
@@ -233,10 +235,13 @@ class _Search:
         tensor = self._graph.constants.get(name)
         return tensor is not None and tensor.numel() == 1
 
-    def _is_traced(self, name: str) -> bool:
-        """Return whether a constant is a tensor of ones that the module made."""
-        stored = self._stored(name)
-        return bool(stored) and all(_TRACED.match(source) and bool((tensor == 1).all()) for source, tensor in stored)
+    def _is_filled(self, name: str) -> bool:
+        """Return whether a constant is a tensor of equal numbers that the module or the exporter made.
+
+        A normalisation without parameters has ones and zeros in their slots, and a recurrence may start from zeros.
+        """
+        tensor = self._graph.constants[name]
+        return _TRACED.match(name) is not None and bool((tensor == tensor.reshape(-1)[:1]).all())
 
     def _varies(self, name: str) -> bool:
         """Return whether a constant comes from a stored tensor whose finite elements are not all the same."""
