@@ -240,8 +240,8 @@ class _Search:
 
         A normalisation without parameters has ones and zeros in their slots, and a recurrence may start from zeros.
         """
-        tensor = self._graph.constants[name]
-        return _TRACED.match(name) is not None and bool((tensor == tensor.reshape(-1)[:1]).all())
+        tensor = self._graph.constants.get(name)
+        return _TRACED.match(name) is not None and tensor is not None and bool((tensor == tensor.reshape(-1)[:1]).all())
 
     def _varies(self, name: str) -> bool:
         """Return whether a constant comes from a stored tensor whose finite elements are not all the same."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -44,6 +45,8 @@ _PROBED = 16
 """Random samples on which a head that the graph does not show is recognised."""
 _SHAPE_PROBLEMS = ("evaluation_failed", "data_dependent_shape")
 _SHORT = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
+_COMPUTED = re.compile(r"^onnx::(?!(MatMul|GRU|LSTM|RNN)_)\w+$|^/")
+"""Names that torch's older exporter makes up, but for those of weights that it transposes or puts in another order."""
 _SAMPLES = 3
 """Batch size for inferring shapes if the file leaves it free."""
 
@@ -155,6 +158,13 @@ class OnnxClassifier(Classifier):
         """Yield warnings about parameters that the file may hold twice, folded, or not as such."""
         yield from (("tied_copies", doubt) for doubt in self._doubts)
         yield from folded(self._told, used, left_out)
+        if self._told == UNKNOWN and self._keeps_names and (named := [name for name in used if _COMPUTED.match(name)]):
+            yield (
+                "derived_parameters",
+                f"torch's older exporter gave names of its own to {listed(named)}, as it does to what it computes from "
+                "parameters or makes up: H is the Hessian over these tensors of the file; the default exporter "
+                "(torch.onnx.export without dynamo=False) keeps a record",
+            )
         statistics = {name for node in program.nodes if node.operator == "BatchNormalization" for name in node.inputs}
         named = [name for name in left_out if self._told == UNKNOWN and self._may_be_trained(name)]
         if in_doubt := [name for name in named if name not in statistics and not is_mask(left_out[name])]:
