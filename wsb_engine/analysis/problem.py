@@ -301,7 +301,8 @@ def _first_forward(objective: Objective, monitor: Monitor) -> tuple[Objective, F
                         input=name,
                         actual=list(x.shape),
                     ) from error
-        size = coupling.fixed_size(objective)
+        misfit = isinstance(error, ModelError) and error.code == "evaluation_failed"
+        size = coupling.fixed_size(objective) if misfit else None
         if size is None:
             raise
     monitor.warn(*coupling.told_of_groups(size))
