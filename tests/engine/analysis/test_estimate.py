@@ -194,7 +194,7 @@ print(report.enclosure.lambda_max.upper > 0, [w.code for w in report.warnings])
     ("name", "samples", "dtype", "moments"),
     [
         ("convolutions", "120", "float64", "none"),
-        ("encoder", "200", "float32", "none"),
+        full("encoder", "200", "float32", "none"),
         full("mlp", "1000", "float64", "auto"),
     ],
 )

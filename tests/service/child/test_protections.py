@@ -75,6 +75,7 @@ def test_this_host_gives_all_that_can_be_required(tmp_path: Path) -> None:
     assert missing == set()
 
 
+@pytest.mark.slow  # as every analysis of a service does
 def test_an_analysis_runs_where_all_that_is_required_is_there(files: tuple[str, str]) -> None:
     result = wsb("analyze", *files, WSB_SANDBOX="require")
 
