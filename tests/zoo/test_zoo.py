@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from types import ModuleType
 
 import pytest
 
@@ -15,7 +16,6 @@ if importlib.util.find_spec("transformers") is None and not os.environ.get("CI")
         "transformers is not installed: pip install --no-deps -r requirements-models.lock", allow_module_level=True
     )
 
-from zoo import networks, record
 from zoo.cell import HOLDS, WRONG
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -28,18 +28,28 @@ SHORT = [
 ]
 
 
+@pytest.fixture(scope="module")
+def record() -> ModuleType:
+    """Imported by the one process that runs these tests: transformers takes seconds."""
+    from zoo import record
+
+    return record
+
+
 @pytest.mark.parametrize(("family", "exporter", "samples"), SHORT)
 def test_an_export_is_read_as_its_eager_module(family: str, exporter: str, samples: int) -> None:
+    from zoo import networks
+
     cell = networks.observe(family, exporter, samples)
     assert cell.outcome == HOLDS, cell.note
 
 
-def test_every_cell_was_observed() -> None:
+def test_every_cell_was_observed(record: ModuleType) -> None:
     observed = record.read()
     assert observed.keys() == set(record.CELLS)
     assert [key for key, cell in observed.items() if cell.outcome == WRONG] == []
 
 
-def test_the_tables_show_what_was_observed() -> None:
+def test_the_tables_show_what_was_observed(record: ModuleType) -> None:
     observed = record.read()
     assert record.tables(observed) in record.DOCUMENT.read_text(encoding="utf-8")

@@ -155,26 +155,32 @@ def text_bomb() -> bytes:
     return png[:33] + chunk + png[33:]
 
 
-HOSTILE = {
-    "empty.png": b"",
-    "text.jpg": b"<html>not found</html>",
-    "cut.png": encoded("PNG")[:1000],
-    "cut.jpg": encoded("JPEG")[:800],
-    "cut.tif": encoded("TIFF")[:200],
-    "bomb.png": bomb(),
-    "text_bomb.png": text_bomb(),
-    "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(/tmp/wsb-was-here) (w) file\n",
-    "gif.png": encoded("GIF"),
-    "deep.png": b"",
-}
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(/tmp/wsb-was-here) (w) file\n"
+
+
+def hostile() -> dict[str, bytes]:
+    """Name → content; deep.png is filled by the test."""
+    return {
+        "empty.png": b"",
+        "text.jpg": b"<html>not found</html>",
+        "cut.png": encoded("PNG")[:1000],
+        "cut.jpg": encoded("JPEG")[:800],
+        "cut.tif": encoded("TIFF")[:200],
+        "bomb.png": bomb(),
+        "text_bomb.png": text_bomb(),
+        "postscript.png": POSTSCRIPT,
+        "gif.png": encoded("GIF"),
+        "deep.png": b"",
+    }
 
 
 def test_damaged_and_hostile_images_are_all_named(tmp_path: Path) -> None:
     put(tmp_path / "a" / "0.png")
-    for name, content in HOSTILE.items():
+    damaged = hostile()
+    for name, content in damaged.items():
         (tmp_path / "a" / name).write_bytes(content)
     Image.fromarray(RANDOM.integers(0, 1 << 16, (4, 4)).astype(np.uint16)).save(tmp_path / "a" / "deep.png")
-    for name in HOSTILE:
+    for name in damaged:
         lone = tmp_path / "lone" / "a" / name
         lone.parent.mkdir(parents=True, exist_ok=True)
         lone.write_bytes((tmp_path / "a" / name).read_bytes())
@@ -185,7 +191,7 @@ def test_damaged_and_hostile_images_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(wsb.BatchError) as caught:
         read(tmp_path, classes=("a", "lone"), size=(8, 8))
     assert caught.value.details["images"] == sorted(caught.value.details["images"])
-    assert len(caught.value.details["images"]) == len(HOSTILE)
+    assert len(caught.value.details["images"]) == len(damaged)
     assert not Path("/tmp/wsb-was-here").exists()  # noqa: S108
 
 

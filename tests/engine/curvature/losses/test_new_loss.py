@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import pytest
 import torch
@@ -124,6 +125,7 @@ class Case:
     """G alike: the Hessian of the formula at logits that are linearised."""
 
 
+@cache
 def case(kind: type[Loss]) -> Case:
     """A small MLP with that loss instead of the cross-entropy that it was posed with."""
     torch.manual_seed(0)
@@ -158,12 +160,9 @@ def case(kind: type[Loss]) -> Case:
     return Case(problem, *hessians)
 
 
-CASES = {kind.__name__: case(kind) for kind in FORMULAS}
-
-
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=FORMULAS, ids=lambda kind: kind.__name__)
 def found(request: pytest.FixtureRequest) -> Case:
-    return CASES[request.param]
+    return case(request.param)
 
 
 def check_moments(found: Case, layout: Layout) -> None:
@@ -185,14 +184,14 @@ def test_the_closed_form_gives_the_trace_and_the_norm_in_every_way_of_summing(fo
     check_moments(found, layout_of(found, prefer))
 
 
-@pytest.mark.parametrize("name", [kind.__name__ for kind in FORMULAS if kind.convex])
-def test_the_closed_form_takes_the_factor_of_a_convex_loss(name: str) -> None:
-    layout = layout_of(CASES[name], "pairs")
-    check_moments(CASES[name], replace(layout, forms={**layout.forms, (0, 0): "factor"}))
+@pytest.mark.parametrize("kind", [kind for kind in FORMULAS if kind.convex], ids=lambda kind: kind.__name__)
+def test_the_closed_form_takes_the_factor_of_a_convex_loss(kind: type[Loss]) -> None:
+    layout = layout_of(case(kind), "pairs")
+    check_moments(case(kind), replace(layout, forms={**layout.forms, (0, 0): "factor"}))
 
 
 def test_a_loss_that_is_not_convex_is_never_summed_by_factors() -> None:
-    structures = {name: case.problem.structure for name, case in CASES.items()}
+    structures = {kind.__name__: case(kind).problem.structure for kind in FORMULAS}
     forms = {}
     for name, structure in structures.items():
         assert structure is not None
