@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import psutil
 import psycopg
+from support.client import connect
 from support.objects import bucket
 from support.service import DEADLINE, npz_batch, onnx_mlp, until
 
@@ -215,8 +216,8 @@ def cluster() -> Iterator[Cluster]:
 
 def is_ready(url: str) -> bool:
     """Whether analyses are accepted there and run somewhere."""
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    with suppress(httpx.TransportError), connect(url, timeout=5) as client:
+        return client.get("/readyz").status_code == 200
     return False
 
 
@@ -233,7 +234,8 @@ def files(*, large: bool) -> dict[str, bytes]:
 def submit(url: str, content: dict[str, bytes], number: int) -> str:
     """A new analysis, unlike the others by its seed; its identifier."""
     form = {**content, "request": json.dumps({"options": {"seed": number}}).encode()}
-    response = httpx.post(f"{url}/v1/analyses", files=form, timeout=60)
+    with connect(url, timeout=60) as client:
+        response = client.post("/v1/analyses", files=form)
     assert response.status_code == 202, response.text
     identifier: str = response.json()["id"]
     return identifier

@@ -44,7 +44,7 @@ def generated(output: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("examples", "reports", "least"), [(6, False, 300), full(100, True, 2000)], ids=["short", "full"]
+    ("examples", "reports", "least"), [(4, False, 300), full(100, True, 2000)], ids=["short", "full"]
 )
 def test_nothing_that_a_client_can_send_makes_the_service_break_its_specification(
     tmp_path: Path, examples: int, reports: bool, least: int

@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 import psutil
 import psycopg
+from support.client import connect
 from support.service import npz_batch, onnx_mlp
 
 KINDS = ("api", "worker", "zygote", "child", "postmaster", "backend", "tree")
@@ -92,8 +93,8 @@ class Tree:
         self.restarts += 1
 
     def ready(self) -> bool:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        with suppress(httpx.TransportError), connect(self.url, timeout=5) as client:
+            return client.get("/readyz").status_code == 200
         return False
 
     def wait_until_ready(self) -> float:
@@ -308,7 +309,7 @@ def running(
     folder.chmod(0o755)
     tree = Tree(folder, settings or {})
     run = Run(plan, tree)
-    clients = [httpx.Client(base_url=tree.url, timeout=30) for _ in range(2)]
+    clients = [connect(tree.url, timeout=30) for _ in range(2)]
     threads = [
         threading.Thread(target=run.post_all, args=(clients[0],)),
         threading.Thread(target=run.watch, args=(clients[1],)),

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from support.client import connect
 from support.service import DEADLINE, npz_batch, onnx_mlp
 
 # What the form has in it before anything is typed, switches that are on included.
@@ -20,7 +21,7 @@ class Visitor:
 
     def __init__(self, url: str, prefix: str = "") -> None:
         headers = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Origin": url}
-        self.client = httpx.Client(base_url=url, headers=headers, timeout=DEADLINE)
+        self.client = connect(url, headers=headers, timeout=DEADLINE)
         self.prefix = prefix
 
     def get(self, path: str, **more: Any) -> httpx.Response:

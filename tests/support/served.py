@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from support.client import connect
 from support.service import DEADLINE, until
 
 SERVE = (sys.executable, "-m", "service.cli.commands", "serve", "--port", "0")
@@ -75,7 +76,7 @@ def served(**settings: str) -> Iterator[Served]:
             line = process.stdout.readline()
             assert line.startswith("wsb serves http://127.0.0.1:"), log.read_text()
             url = line.split()[-1]
-            with httpx.Client(base_url=url, timeout=DEADLINE) as client:
+            with connect(url, timeout=DEADLINE) as client:
                 server = Served(process, client, url, data, log)
                 until(server.ready)
                 yield server

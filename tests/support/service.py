@@ -28,6 +28,7 @@ from service.sandbox.job import LOG_NAME
 from service.server.app import create_app
 from service.settings import Settings
 from service.worker.worker import work
+from support.client import connect
 
 FAKE_ENTRY = Path(__file__).parents[1] / "service" / "fake"
 DEADLINE = 300.0
@@ -116,7 +117,7 @@ def running_service(settings: Settings, *, worker: bool) -> Iterator[Service]:
     thread.start()
     started.wait(DEADLINE)
     try:
-        with httpx.Client(base_url=box["url"], timeout=DEADLINE) as client:
+        with connect(box["url"], timeout=DEADLINE) as client:
             until(lambda: box["server"].started)
             if worker:
                 until(lambda: client.get("/readyz").status_code == 200)

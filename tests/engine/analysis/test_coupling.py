@@ -88,7 +88,7 @@ def whole_batch(module: nn.Module, batch: wsb.Batch) -> float:
     return float(torch.linalg.eigvalsh((H + H.T) / 2)[-1])
 
 
-@pytest.mark.parametrize(("name", "samples"), crossed(MIXTURES, (3, 9, 1100)))
+@pytest.mark.parametrize(("name", "samples"), crossed(MIXTURES, (1100, 3, 9)))
 def test_a_coupled_module_is_found_and_taken_as_a_whole(name: str, samples: int) -> None:
     batch, module = data(samples), Coupled(MIXTURES[name])
     report = wsb.analyze(wsb.from_module(module.double()), batch, wsb.Options(moments="none"))

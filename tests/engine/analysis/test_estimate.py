@@ -111,7 +111,7 @@ def test_no_more_than_a_few_samples_are_run(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_it_names_the_phases_that_an_analysis_has() -> None:
     classifier, batch = case("mlp")
-    estimate, report = wsb.estimate(classifier, batch), wsb.analyze(classifier, batch)
+    estimate, report = wsb.estimate(classifier, batch), wsb.analyze(classifier, batch, wsb.Options(max_products=2))
     assert {phase.name for phase in estimate.phases} <= set(report.timings)
     assert estimate.left_out == []
     general = wsb.estimate(*case("encoder"))
@@ -161,7 +161,7 @@ def test_samples_that_depend_on_each_other_count_as_a_whole() -> None:
 
 def test_the_caller_of_an_analysis_learns_its_estimate_once_the_files_are_read() -> None:
     seen: list[wsb.Progress] = []
-    wsb.analyze(*case("mlp"), progress=seen.append)
+    wsb.analyze(*case("mlp"), wsb.Options(max_products=2), progress=seen.append)
     assert seen[0].estimate is None
     assert seen[-1].estimate is not None
     assert seen[-1].estimate.phases[0].name == "setup"

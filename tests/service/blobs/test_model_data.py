@@ -7,6 +7,7 @@ import json
 import os
 import random
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -193,6 +194,7 @@ def test_many_small_files_do_not_hold_as_many_descriptors(api: Service) -> None:
         response = pool.submit(api.client.post, "/v1/models", files=form(MODEL, data))
         while not response.done():
             most = max(most, len(os.listdir("/proc/self/fd")))
+            time.sleep(0.01)
     assert (response.result().status_code, len(api.stored())) == (201, 1001)
     assert most - before < 100
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from support import hostile
 from support.external import external_mlp
+from support.forms import full
 from support.hostile import changed, claiming, first_node, npy, npz, opset, safetensors, tensor, with_member, zipped
 from support.served import Served, served
 from support.service import npz_batch, onnx_mlp, until
@@ -407,12 +408,13 @@ def test_bad_input_has_its_own_answer(server: Served, row: Row) -> None:
     assert answer(server, row) == (row.status, row.code)
 
 
-def test_after_the_whole_table_the_server_holds_no_more_than_before(server: Served) -> None:
+@pytest.mark.parametrize("rows", [TABLE[::4], full(TABLE)], ids=["short", "full"])
+def test_after_the_table_the_server_holds_no_more_than_before(server: Served, rows: list[Row]) -> None:
     processes = [server.process, *server.workers()]
 
     def run_table() -> tuple[list[int], list[int]]:
         with ThreadPoolExecutor(8) as pool:
-            assert len(list(pool.map(lambda row: answer(server, row), TABLE))) == len(TABLE)
+            assert len(list(pool.map(lambda row: answer(server, row), rows))) == len(rows)
         return [process.num_fds() for process in processes], [process.memory_info().rss for process in processes]
 
     files_before, memory_before = run_table()

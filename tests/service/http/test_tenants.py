@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.client import connect
 from support.service import Service, StartService
 
 from service.keys import hash_key, new_key
@@ -39,7 +40,7 @@ class Tenants:
 
 
 def client(service: Service, tenant: str) -> httpx.Client:
-    return httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {KEYS[tenant]}"}, timeout=30)
+    return connect(service.url, headers={"Authorization": f"Bearer {KEYS[tenant]}"}, timeout=30)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.forms import full
 from support.service import Files, Service, StartService, npz_batch, onnx_mlp, submit, until
 
 from service.worker.memory import MAPPED_FROM, least_bytes
@@ -113,7 +112,8 @@ print(peak() - before)
 """
 
 
-@pytest.mark.parametrize("dtype", [full("float64"), "float32"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_least_analysis_takes_more_than_is_asked_for(tmp_path: Path, dtype: str) -> None:
     # In float64 already, which is the file that grows least.
     model = onnx_mlp((2000, 2000, 3))
