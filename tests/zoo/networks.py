@@ -106,13 +106,7 @@ def _compare(name: str, classifier: wsb.Classifier) -> Cell:
 
 def _wrong(right: Oracle, compared: Eager, classifier: wsb.Classifier, model: wsb.LogitModel) -> list[str]:
     wrong = []
-    inputs = {key: each.double() if each.is_floating_point() else each for key, each in compared.batch.x.items()}
-    parameters = {key: each.double() for key, each in model.parameters.items()}
-    # One by one if the file is for one sample: it may take the rows of its example.
-    step = 1 if all(each.shape and each.shape[0] == 1 for each in classifier.inputs) else SAMPLES
-    starts = range(0, SAMPLES, step)
-    rows = [model.function(parameters, {key: each[i : i + step] for key, each in inputs.items()}) for i in starts]
-    wanted, z = right.logits(), torch.cat(rows)
+    wanted, z = right.logits(), _logits(compared, classifier, model)
     error = float((z - wanted).abs().max() / wanted.abs().max())
     if not error <= RELATIVE:
         wrong.append(f"logits differ by {error:.1e}")
@@ -123,6 +117,23 @@ def _wrong(right: Oracle, compared: Eager, classifier: wsb.Classifier, model: ws
     wrong += disagreement(report.enclosure.lambda_max, *right.lambda_max())
     wrong += [f"check {check.name} failed" for check in report.checks if not check.passed]
     return wrong
+
+
+def _logits(compared: Eager, classifier: wsb.Classifier, model: wsb.LogitModel) -> Tensor:
+    """The file's logits in float64; one by one if it is for one sample, as it may take the rows of its example."""
+    inputs = {key: each.double() if each.is_floating_point() else each for key, each in compared.batch.x.items()}
+    parameters = {key: each.double() for key, each in model.parameters.items()}
+    alone = all(each.shape and each.shape[0] == 1 for each in classifier.inputs)
+
+    def evaluated(step: int) -> Tensor:
+        starts = range(0, SAMPLES, step)
+        parts = [model.function(parameters, {key: each[i : i + step] for key, each in inputs.items()}) for i in starts]
+        return torch.cat(parts)
+
+    try:
+        return evaluated(1 if alone else SAMPLES)
+    except wsb.ModelError:  # a trace keeps no shapes, and refuses what its example's does not fit
+        return evaluated(1)
 
 
 def _match(compared: Eager, found: dict[str, Tensor]) -> Match:
