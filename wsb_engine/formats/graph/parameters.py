@@ -115,6 +115,7 @@ class _Search:
     def __init__(self, graph: Graph, provenance: Provenance) -> None:
         self._graph = graph
         self._provenance = provenance
+        self._buffers = provenance.computed | provenance.auxiliary
         self._origins = _Origins(graph)
         self._rotations = _rotations(graph)
         self._knots = _knots(graph)
@@ -128,9 +129,7 @@ class _Search:
                 source for name in self._trainable_inputs(node) for source in self._origins.trainable(name)
             )
             sources |= dict.fromkeys(self._declared(node))
-            kept = [
-                source for source in sources if source not in self._provenance.computed and not self._is_filled(source)
-            ]
+            kept = [source for source in sources if source not in self._buffers and not self._is_filled(source)]
             for source in kept:
                 found.setdefault(source, []).append(node)
             if kept or self._trained.intersection(node.reads):
@@ -143,7 +142,7 @@ class _Search:
 
     def _declared(self, node: Node) -> list[str]:
         """Names of parameters, by the file's own record, that a node consumes together with a computed value."""
-        if self._provenance == UNKNOWN or all(map(self._origins.constant, node.reads)):
+        if not self._provenance.recorded or all(map(self._origins.constant, node.reads)):
             return []
         entry = operators.find(node)
         static = entry.static if entry is not None else frozenset()
