@@ -159,7 +159,13 @@ class OnnxClassifier(Classifier):
             statistics = {
                 name for node in program.nodes if node.operator == "BatchNormalization" for name in node.inputs
             }
-            yield from doubts(used, left_out, self._told.auxiliary, statistics)
+            yield from doubts(
+                used,
+                left_out,
+                auxiliary=self._told.auxiliary,
+                literals=self._found.literals,
+                statistics=statistics,
+            )
 
     def _program(self, value: str) -> Program:
         """Return the program of one value; it is kept, since it keeps its plans."""

@@ -24,7 +24,12 @@ _ZEROS = 2
 
 
 def doubts(
-    used: Tensors, left_out: Tensors, auxiliary: Collection[str], statistics: Collection[str]
+    used: Tensors,
+    left_out: Tensors,
+    *,
+    auxiliary: Collection[str],
+    literals: Collection[str],
+    statistics: Collection[str],
 ) -> Iterator[tuple[str, str]]:
     """Yield code and message of warnings.
 
@@ -32,6 +37,7 @@ def doubts(
         used: The parameters.
         left_out: The other constants that the logits depend on.
         auxiliary: Buffers, by their names.
+        literals: Numbers of the module's code in places of weights.
         statistics: Running statistics of normalisations.
     """
     yield from _computed(used)
@@ -42,6 +48,12 @@ def doubts(
             "left_out_parameters",
             f"not counted as parameters are {listed(buffers)}, which torch.nn.utils keeps as buffers with a weight "
             "that it normalises or prunes; to include them, name them in parameters",
+        )
+    if numbers := [name for name in left_out if name in literals]:
+        yield (
+            "left_out_parameters",
+            f"constants of the module's code are used as weights, and are no parameters of it: {listed(numbers)}; to "
+            "include them, name them in parameters",
         )
     if named := [name for name, tensor in rest.items() if not is_made_up(name) and not tables.is_mask(tensor)]:
         yield (
@@ -69,8 +81,8 @@ def _computed(used: Tensors) -> Iterator[tuple[str, str]]:
     if pruned:
         yield (
             "derived_parameters",
-            f"{listed(pruned)}, to which torch's older exporter gave names of its own, hold zeros, as the product of a "
-            f"weight and a mask does: H is the Hessian over all of their elements, pruned ones too; {record}",
+            f"zeros in {listed(pruned)} may be those of a mask, which torch's older exporter multiplies into a weight: H "
+            f"is the Hessian over all elements, pruned ones too; {record}",
         )
 
 

@@ -96,7 +96,7 @@ _NATIVE = """
     hardtanh hstack im2col index index_add index_put index_select inner isfinite isinf isnan le leaky_relu less
     less_equal linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not logical_or
     logical_xor logsumexp lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid
-    min minimum mish mm movedim mul multiply mv nan_to_num narrow ne neg negative new_full new_ones new_zeros
+    min minimum mish mm mT movedim mul multiply mv nan_to_num narrow ne neg negative new_full new_ones new_zeros
     not_equal numpy_T one_hot ones ones_like outer permute pixel_shuffle pixel_unshuffle pow prod reciprocal
     reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder repeat repeat_interleave
     replication_pad1d replication_pad2d replication_pad3d roll rot90 round rsqrt rsub scatter scatter_add select

@@ -87,7 +87,7 @@ def _layer(
     x = x.transpose(0, 1) if batch_first else x
     problems.limit(f"time steps in {call.node.label}", x.shape[0], LIMITS.time_steps)
     backwards, hidden = _DIRECTIONS[direction], recurrent.shape[2]
-    _require_consistent(call, len(backwards), len(order), weight, recurrent, bias)
+    _require_consistent(call, len(backwards), len(order), (weight, recurrent, bias), initial)
     functions = _functions(call, default, len(backwards))
     outputs, finals = [], []
     for index, back in enumerate(backwards):
@@ -107,16 +107,22 @@ def _layer(
 
 
 def _require_consistent(
-    call: Call, directions: int, gates: int, weight: Tensor, recurrent: Tensor, bias: Tensor | None
+    call: Call,
+    directions: int,
+    gates: int,
+    weights: tuple[Tensor, Tensor, Tensor | None],
+    initial: tuple[Tensor | None, ...],
 ) -> None:
-    """Reject weights whose shapes contradict each other or the stated size: such a file does not hold the layer."""
+    """Reject shapes that contradict each other or the stated size: such a file does not hold the layer."""
+    weight, recurrent, bias = weights
     hidden = call.get("hidden_size", recurrent.shape[2])
-    stated = {
-        "W": (weight, (directions, gates * hidden, weight.shape[2])),
-        "R": (recurrent, (directions, gates * hidden, hidden)),
-        "B": (bias, (directions, 2 * gates * hidden)),
-    }
-    for name, (tensor, shape) in stated.items():
+    stated = [
+        ("W", weight, (directions, gates * hidden, weight.shape[2])),
+        ("R", recurrent, (directions, gates * hidden, hidden)),
+        ("B", bias, (directions, 2 * gates * hidden)),
+        *(("an initial state", state, (*state.shape[:-1], hidden)) for state in initial if state is not None),
+    ]
+    for name, tensor, shape in stated:
         if tensor is not None and tuple(tensor.shape) != shape:
             raise problems.invalid(
                 f"{call.node.label}: its shapes contradict each other: {name} has shape {list(tensor.shape)}, which "
