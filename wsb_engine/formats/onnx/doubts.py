@@ -81,8 +81,8 @@ def _computed(used: Tensors) -> Iterator[tuple[str, str]]:
     if pruned:
         yield (
             "derived_parameters",
-            f"zeros in {listed(pruned)} may be those of a mask, which torch's older exporter multiplies into a weight: H "
-            f"is the Hessian over all elements, pruned ones too; {record}",
+            f"zeros in {listed(pruned)} may be those of a mask, which torch's older exporter multiplies into a weight: "
+            f"H is the Hessian over all elements, pruned ones too; {record}",
         )
 
 
