@@ -7,6 +7,7 @@ kernel of the readers: no writing in place, no Python decision on values, works 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from wsb_engine.formats.graph.kernels.elementwise import SURE
 from wsb_engine.formats.graph.kernels.norms import cdist, root, vector_norm, weight_norm
 from wsb_engine.formats.graph.kernels.products import bilinear, trilinear
 from wsb_engine.formats.graph.kernels.recurrent import STEPS
+from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.graph.plan import Kernel, without_call
 from wsb_engine.formats.torchscript.attention import (
     encoder_layer,
@@ -127,7 +129,6 @@ _enter("__or__")(without_call(torch.bitwise_or))
 _enter("__rshift__")(without_call(torch.bitwise_right_shift))
 _enter("__xor__")(without_call(torch.bitwise_xor))
 _enter("bilinear")(without_call(bilinear))
-_enter("cdist")(without_call(cdist))
 _enter("detach")(without_call(torch.detach))
 _enter("linear")(without_call(functional.linear))
 _enter("pad")(without_call(functional.pad))
@@ -198,8 +199,17 @@ def embedding_bag(
     """Reduce bags of rows; torch's own operator has no second derivative."""
     if padding == -1 and call.node.overload != "padding_idx":  # as decomposed programs say that there is none
         padding = None
+    call.require_size(indices.numel() * weight.shape[-1], LIMITS.tensor_elements)
     made = bags.as_torch(weight, indices, offsets, mode, weights, ends, padding)
     return made if len(call.node.outputs) > 1 else made[0]
+
+
+@_enter("cdist")
+def distances(call: Call, x1: Tensor, x2: Tensor, order: float = 2.0, mode: int | None = None) -> Tensor:
+    """Return the norms of all differences, each of which is computed."""
+    rest = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+    call.require_size(math.prod((*rest, x1.shape[-2], *x2.shape[-2:])), LIMITS.tensor_elements)
+    return cdist(x1, x2, order)
 
 
 @_enter("_trilinear")
