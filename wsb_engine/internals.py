@@ -36,6 +36,7 @@ __all__ = [
     "has_hooks",
     "import_compiler",
     "import_ir_module",
+    "is_frozen",
     "make_fx",
     "memory_of",
     "schema_of",
@@ -101,6 +102,11 @@ def import_ir_module(unit: CompilationUnit, archive: bytes) -> Any:
 def forward_method(module: Any) -> Any:
     """Return the method ``forward`` of a loaded TorchScript module; None if it has none."""
     return module._get_method("forward") if module._has_method("forward") else None
+
+
+def is_frozen(module: Any) -> bool:
+    """Return whether ``torch.jit.freeze`` made a loaded TorchScript module: it has no mode that it could be set to."""
+    return not module.hasattr("training")
 
 
 def has_hooks(module: Any) -> bool:

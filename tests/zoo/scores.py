@@ -42,6 +42,7 @@ from sklearn.preprocessing import (
     MinMaxScaler,
     Normalizer,
     OneHotEncoder,
+    OrdinalEncoder,
     PolynomialFeatures,
     RobustScaler,
     StandardScaler,
@@ -104,6 +105,7 @@ CLASSIFIERS: dict[str, Callable[[], Any]] = {
     "OneHotEncoder, LogisticRegression": lambda: make_pipeline(
         OneHotEncoder(sparse_output=False), LogisticRegression()
     ),
+    "OrdinalEncoder, LogisticRegression": lambda: make_pipeline(OrdinalEncoder(), LogisticRegression()),
     "Binarizer, LogisticRegression": lambda: make_pipeline(Binarizer(), LogisticRegression()),
     "SelectKBest, LogisticRegression": lambda: make_pipeline(SelectKBest(k=3), LogisticRegression()),
     "PCA, LogisticRegression": lambda: make_pipeline(PCA(3), LogisticRegression()),
@@ -189,7 +191,7 @@ def fit(name: str, classes: int) -> tuple[Any, NDArray[np.float32], NDArray[np.i
     generator = np.random.default_rng(5)
     x = generator.standard_normal((ROWS, FEATURES)).astype(np.float32)
     y = (x @ generator.standard_normal((FEATURES, classes)) + generator.standard_normal((ROWS, classes))).argmax(1)
-    if name.startswith("OneHotEncoder"):
+    if name.startswith(("OneHotEncoder", "OrdinalEncoder")):
         x = x.round()
     classifier = CLASSIFIERS[name]().fit(x, y)
     for step in classifier[:-1] if hasattr(classifier, "steps") else []:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from wsb_engine.curvature.tracing.dispatch import Running
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.graph.kernels import elementwise
-from wsb_engine.formats.graph.kernels.norms import root, vector_norm, weight_norm
-from wsb_engine.formats.graph.kernels.recurrent import Cell, gru_cell, lstm_cell, rnn_cell, unrolled
+from wsb_engine.formats.graph.kernels import bags, elementwise
+from wsb_engine.formats.graph.kernels.norms import cdist, root, vector_norm, weight_norm
+from wsb_engine.formats.graph.kernels.products import bilinear
+from wsb_engine.formats.graph.kernels.recurrent import STEPS, Cell, gru_cell, lstm_cell, rnn_cell, unrolled
 from wsb_engine.formats.graph.roots import Roots
 from wsb_engine.internals import following_parameters
 
@@ -39,10 +40,6 @@ def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: 
     return torch.where(x >= 0, x, x * ((lower + upper) / 2))
 
 
-def cdist(a: Tensor, b: Tensor, p: float = 2.0, *_: Any, **__: Any) -> Tensor:
-    return vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
-
-
 def norm(x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, *arguments: Any, **options: Any) -> Tensor:
     if isinstance(p, (int, float)) and not arguments and not options:
         return vector_norm(x, p, dim, keepdim)
@@ -61,6 +58,44 @@ def std(*arguments: Any, **options: Any) -> Tensor:
 def std_mean(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(*arguments, **options)
     return root(variance, 0.5), mean
+
+
+def embedding_bag(*arguments: Any, **options: Any) -> Any:
+    """Compute ``functional.embedding_bag``, or ``torch.embedding_bag``, which takes the table first."""
+    own = arguments[0].is_floating_point() if arguments else isinstance(options.get("mode", "mean"), int)
+    return (_own_bag if own else _functional_bag)(*arguments, **options)
+
+
+def _functional_bag(
+    input: Tensor,  # noqa: A002 - torch's own name, as below
+    weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None, norm_type: float = 2,
+    scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
+    per_sample_weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+) -> Tensor:  # fmt: skip
+    if max_norm is not None:
+        raise ModelError(
+            "an embedding bag changes its table, whose rows it scales down to max_norm",
+            code="unsupported_operator",
+            advice="Scale the rows once after training, and build the module without max_norm.",
+        )
+    if input.ndim == 2:
+        offsets = torch.arange(0, input.numel(), input.shape[1], device=input.device)
+    if offsets is None:
+        raise ValueError("an embedding bag needs offsets for indices on one axis")
+    weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+    return bags.embedding_bag(
+        weight, input.reshape(-1), offsets, mode, weights, ends=include_last_offset, padding=padding_idx
+    )
+
+
+def _own_bag(
+    weight: Tensor,
+    input: Tensor,  # noqa: A002
+    offsets: Tensor, scale_grad_by_freq: bool = False, mode: int = 0,
+    sparse: bool = False, per_sample_weights: Tensor | None = None, include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return bags.as_torch(weight, input, offsets, mode, per_sample_weights, include_last_offset, padding_idx)
 
 
 _Layer = Callable[[Tensor, "Tensor | None", "Tensor | None"], Cell]
@@ -123,42 +158,22 @@ def _recurrent(cell: _Layer) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-def _cell(cell: _Layer) -> Callable[..., Any]:
-    """Return a function of torch for one step of a recurrent layer."""
-
-    def run(
-        x: Tensor,
-        state: Any,
-        input_weight: Tensor,
-        weight: Tensor,
-        input_bias: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Any:
-        several = isinstance(state, (tuple, list))
-        given = nn.functional.linear(x, input_weight, input_bias)
-        after = cell(weight, bias, None)(given, tuple(state) if several else (state,))
-        return after if several else after[0]
-
-    return run
-
-
 _TABLE: dict[str, Callable[..., Any]] = {
+    **STEPS,
     "_weight_norm": weight_norm,
+    "bilinear": bilinear,
     "cdist": cdist,
+    "embedding_bag": embedding_bag,
     "gru": _recurrent(_gru),
-    "gru_cell": _cell(_gru),
     "hardsigmoid": hardsigmoid,
     "heaviside": elementwise.heaviside,
     "lstm": _recurrent(_lstm),
     "linalg_vector_norm": vector_norm,
-    "lstm_cell": _cell(_lstm),
     "norm": norm,
     "normalize": normalize,
     "prelu": elementwise.prelu,
     "rnn_relu": _recurrent(_plain(torch.relu)),
-    "rnn_relu_cell": _cell(_plain(torch.relu)),
     "rnn_tanh": _recurrent(_plain(torch.tanh)),
-    "rnn_tanh_cell": _cell(_plain(torch.tanh)),
     "rrelu": rrelu,
     "std": std,
     "std_mean": std_mean,

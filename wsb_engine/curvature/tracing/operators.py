@@ -148,9 +148,9 @@ def _scatter(given: Operands, options: Mapping[str, Any], results: list[Tensor])
 
 enter("celu", "gelu", "glu", "log_sigmoid", "mish", "sigmoid", "silu", "softmax", "softsign", "tanh", activation=True)
 enter("scaled_dot_product_attention", activation=True)
-enter(
-    "gru", "lstm", "multihead_attention", "rnn", "rnn_relu", "rnn_tanh", activation=True
-)  # layers, by the names of their classes
+# Layers and their single steps, by the names of their classes and of the functions that these call.
+enter("gru", "lstm", "multihead_attention", "rnn", "rnn_relu", "rnn_tanh", activation=True)
+enter("gru_cell", "lstm_cell", "rnn_cell", "rnn_relu_cell", "rnn_tanh_cell", activation=True)
 enter("hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "prelu", "relu6", kink=_always, activation=True)
 enter("rrelu", "selu", kink=_always, activation=True)
 enter("relu", kink=_clamps(lambda given: (given.at(0), 0.0, None)), activation=True)

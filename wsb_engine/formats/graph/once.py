@@ -51,7 +51,7 @@ def stored_once(graph: Graph, provenance: Provenance = UNKNOWN) -> tuple[Graph, 
     graph, provenance = unscaled(graph, provenance)
     graph = _unexpanded(graph)
     graph, doubts = _without_copies(graph, provenance)
-    if provenance == UNKNOWN:  # torch, which leaves a record, has both biases
+    if not provenance.recorded:  # torch, which leaves a record, has both biases
         graph = _without_absent_biases(graph)
         graph, parts = parts_in_place(graph, is_made_up)
         doubts += tuple(_PART.format(whole, part) for part, whole in parts.items())
@@ -230,7 +230,7 @@ def _order(first: Tensor, other: Tensor) -> tuple[int, ...] | None:
 
 def _is_told(first: str, name: str, provenance: Provenance, *, transposed: bool) -> bool | None:
     """Return whether two tensors of the same numbers are one parameter of the model; None if that is in doubt."""
-    if provenance != UNKNOWN:
+    if provenance.recorded:
         parameter = provenance.names.get(first, first)
         # What was computed from a parameter, and equals it, is it: a recurrent layer's first step adds a bias to zeros.
         return provenance.names.get(name, name) == parameter or parameter in provenance.derived.get(name, ())

@@ -57,7 +57,7 @@ _POSITIONS = frozenset({"Cos", "CumSum", "EyeLike", "NonZero", "Range", "Sin"})
 _PRODUCTS = frozenset({"Div", "Einsum", "Gemm", "MatMul", "Mul", "Pow"})
 _COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _TRACED = re.compile(r"^/.*Constant(_\d+)?_output_0$")
-"""Names that torch's older exporter gives to tensors that no module stores, such as a mask of ones."""
+"""Names that torch's older exporter gives to tensors that no module stores: a mask of ones, numbers in its code."""
 _SELECTIONS = frozenset({"Gather", "GatherElements", "GatherND"})
 
 
@@ -69,6 +69,8 @@ class ParameterSet:
     """By name, in the file's order, in the stored dtype."""
     consumers: Mapping[str, tuple[Node, ...]]
     """Name → the nodes whose trainable slot it reaches."""
+    literals: tuple[str, ...] = ()
+    """Numbers of the module's code that sit in a trainable slot, and are no parameters of a module that has others."""
 
     def tied(self, nodes: tuple[Node, ...]) -> tuple[str, ...]:
         """Parameters that more than one slot of these nodes consumes."""
@@ -87,7 +89,11 @@ def find_parameters(graph: Graph, provenance: Provenance = UNKNOWN) -> Parameter
     Raises:
         ModelError: ``model_not_finite`` for a NaN or an infinity in a parameter, ``model_no_parameters``.
     """
-    consumers = _Search(graph, provenance).consumers()
+    search = _Search(graph, provenance)
+    consumers = search.consumers()
+    if not consumers and search.literals:
+        search = _Search(graph, provenance, literals=True)
+        consumers = search.consumers()
     tensors = {name: tensor for name, tensor in graph.constants.items() if name in consumers}
     if not tensors:
         raise ModelError(
@@ -97,7 +103,7 @@ def find_parameters(graph: Graph, provenance: Provenance = UNKNOWN) -> Parameter
             advice="Export a trained classifier with its weights in the file.",
         )
     _require_finite(graph, set(tensors))
-    return ParameterSet(tensors, {name: tuple(consumers[name]) for name in tensors})
+    return ParameterSet(tensors, {name: tuple(consumers[name]) for name in tensors}, tuple(search.literals))
 
 
 def _require_finite(graph: Graph, parameters: set[str]) -> None:
@@ -112,14 +118,18 @@ def _require_finite(graph: Graph, parameters: set[str]) -> None:
 class _Search:
     """Walks a graph in order and notes what sits in a trainable slot."""
 
-    def __init__(self, graph: Graph, provenance: Provenance) -> None:
+    def __init__(self, graph: Graph, provenance: Provenance, *, literals: bool = False) -> None:
         self._graph = graph
         self._provenance = provenance
+        self._buffers = provenance.computed | provenance.auxiliary
         self._origins = _Origins(graph)
         self._rotations = _rotations(graph)
         self._knots = _knots(graph)
         self._trained: set[str] = set()
         """Values that depend on a parameter found so far."""
+        self._take_literals = literals
+        self.literals: dict[str, None] = {}
+        """Tensors of no module in trainable slots, unless they count as parameters."""
 
     def consumers(self) -> dict[str, list[Node]]:
         found: dict[str, list[Node]] = {}
@@ -128,9 +138,7 @@ class _Search:
                 source for name in self._trainable_inputs(node) for source in self._origins.trainable(name)
             )
             sources |= dict.fromkeys(self._declared(node))
-            kept = [
-                source for source in sources if source not in self._provenance.computed and not self._is_filled(source)
-            ]
+            kept = [source for source in sources if source not in self._buffers and not self._is_literal(source)]
             for source in kept:
                 found.setdefault(source, []).append(node)
             if kept or self._trained.intersection(node.reads):
@@ -143,7 +151,7 @@ class _Search:
 
     def _declared(self, node: Node) -> list[str]:
         """Names of parameters, by the file's own record, that a node consumes together with a computed value."""
-        if self._provenance == UNKNOWN or all(map(self._origins.constant, node.reads)):
+        if not self._provenance.recorded or all(map(self._origins.constant, node.reads)):
             return []
         entry = operators.find(node)
         static = entry.static if entry is not None else frozenset()
@@ -235,13 +243,19 @@ class _Search:
         tensor = self._graph.constants.get(name)
         return tensor is not None and tensor.numel() == 1
 
-    def _is_filled(self, name: str) -> bool:
-        """Return whether a constant is a tensor of equal numbers that the module or the exporter made.
+    def _is_literal(self, name: str) -> bool:
+        """Return whether a constant is no parameter because the module or the exporter made it.
 
         A normalisation without parameters has ones and zeros in their slots, and a recurrence may start from zeros.
         """
-        tensor = self._graph.constants.get(name)
-        return _TRACED.match(name) is not None and tensor is not None and bool((tensor == tensor.reshape(-1)[:1]).all())
+        if _TRACED.match(name) is None:
+            return False
+        tensor = self._graph.constants[name]
+        if bool((tensor == tensor.reshape(-1)[:1]).all()):
+            return True
+        if not self._take_literals:
+            self.literals[name] = None
+        return not self._take_literals
 
     def _varies(self, name: str) -> bool:
         """Return whether a constant comes from a stored tensor whose finite elements are not all the same."""

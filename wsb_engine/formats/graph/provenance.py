@@ -24,6 +24,13 @@ class Provenance:
     """Buffers, and constants that no parameter had a part in."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Constant → the one parameter whose elements it holds in another shape or order."""
+    auxiliary: frozenset[str] = frozenset()
+    """Buffers by their names, if the file has no record: those that normalise or prune a weight."""
+
+    @property
+    def recorded(self) -> bool:
+        """True if the file has a record."""
+        return bool(self.learned or self.derived or self.computed or self.names)
 
     def renamed(self, names: Mapping[str, str]) -> Provenance:
         """Return the same with some constants under other names."""
@@ -37,6 +44,7 @@ class Provenance:
             of_shapes=after(self.of_shapes),
             computed=after(self.computed),
             names={names.get(name, name): parameter for name, parameter in self.names.items()},
+            auxiliary=after(self.auxiliary),
         )
 
 

@@ -57,7 +57,9 @@ class _Builder:
         inputs = []
         for value in proto.input:
             if value.name not in scope.names:  # IR version 3 lists initialisers among the inputs
-                inputs.append(_input(value, scope.define(checked(value.name), f"input {value.name!r}")))
+                name = scope.define(checked(value.name), f"input {value.name!r}")
+                # What a subgraph is given may be of any type: whether its operator is supported is another question.
+                inputs.append(_input(value, name) if scope.outer is None else Input(name=name, shape=None, dtype=None))
         nodes = tuple(self._nodes(proto.node, scope))
         outputs = tuple(scope.resolve(value.name, "the graph's outputs") for value in proto.output)
         if not outputs:

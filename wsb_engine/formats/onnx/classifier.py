@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -29,10 +28,10 @@ from wsb_engine.formats.graph.parameters import find_parameters
 from wsb_engine.formats.graph.plan import Shapes
 from wsb_engine.formats.graph.problems import require_dependence, require_finite
 from wsb_engine.formats.graph.program import Program
-from wsb_engine.formats.graph.provenance import UNKNOWN, folded, listed
+from wsb_engine.formats.graph.provenance import folded
 from wsb_engine.formats.graph.simplify import simplify
-from wsb_engine.formats.graph.tables import is_mask
 from wsb_engine.formats.onnx.build import build
+from wsb_engine.formats.onnx.doubts import doubts
 from wsb_engine.formats.onnx.external import DataFiles
 from wsb_engine.formats.onnx.lowering import lower
 from wsb_engine.formats.onnx.proto import parse
@@ -45,8 +44,6 @@ _PROBED = 16
 """Random samples on which a head that the graph does not show is recognised."""
 _SHAPE_PROBLEMS = ("evaluation_failed", "data_dependent_shape")
 _SHORT = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
-_COMPUTED = re.compile(r"^onnx::(?!(MatMul|GRU|LSTM|RNN)_)\w+$|^/")
-"""Names that torch's older exporter makes up, but for those of weights that it transposes or puts in another order."""
 _SAMPLES = 3
 """Batch size for inferring shapes if the file leaves it free."""
 
@@ -150,7 +147,7 @@ class OnnxClassifier(Classifier):
 
         Without a record, torch gives parameters and buffers the names that they have in the module.
         """
-        if self._told == UNKNOWN:
+        if not self._told.recorded:
             return self._keeps_names and not is_made_up(name)
         return name in self._told.learned or name in self._told.derived
 
@@ -158,20 +155,16 @@ class OnnxClassifier(Classifier):
         """Yield warnings about parameters that the file may hold twice, folded, or not as such."""
         yield from (("tied_copies", doubt) for doubt in self._doubts)
         yield from folded(self._told, used, left_out)
-        if self._told == UNKNOWN and self._keeps_names and (named := [name for name in used if _COMPUTED.match(name)]):
-            yield (
-                "derived_parameters",
-                f"torch's older exporter gave names of its own to {listed(named)}, as it does to what it computes from "
-                "parameters or makes up: H is the Hessian over these tensors of the file; the default exporter "
-                "(torch.onnx.export without dynamo=False) keeps a record",
-            )
-        statistics = {name for node in program.nodes if node.operator == "BatchNormalization" for name in node.inputs}
-        named = [name for name in left_out if self._told == UNKNOWN and self._may_be_trained(name)]
-        if in_doubt := [name for name in named if name not in statistics and not is_mask(left_out[name])]:
-            yield (
-                "left_out_parameters",
-                f"used as constants are, and not counted as parameters, though the file does not tell whether they are "
-                f"parameters or buffers of the module: {listed(in_doubt)}; to include them, name them in parameters",
+        if self._keeps_names and not self._told.recorded:
+            statistics = {
+                name for node in program.nodes if node.operator == "BatchNormalization" for name in node.inputs
+            }
+            yield from doubts(
+                used,
+                left_out,
+                auxiliary=self._told.auxiliary,
+                literals=self._found.literals,
+                statistics=statistics,
             )
 
     def _program(self, value: str) -> Program:

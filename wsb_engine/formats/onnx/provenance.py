@@ -8,6 +8,7 @@ are hints: a file without them, or with false ones, is read by its structure.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import onnx
 
@@ -22,6 +23,8 @@ _VIEW = re.compile(
     r"reshape|select|slice|squeeze|t|to|_to_copy|transpose|unsqueeze|unsafe_view|val|view|zeros)(_\d+)*$"
 )
 """Names of values that hold elements of one that they are computed from; what ``val`` is, its use tells."""
+_AUXILIARY = re.compile(r"^(.+?)(?:\.\d+\._|_)(mask|u|v)$")
+"""Names that buffers have next to a weight of the same beginning."""
 _STACKING = frozenset({"GRU", "LSTM", "RNN"})
 """Operators whose weights and biases are those of several parameters, one after the other."""
 _STACKED = re.compile(r"^(cat|concat|split|stack)(_\d+)*$")
@@ -35,10 +38,10 @@ _LONGEST = 1 << 20
 
 
 def provenance(model: onnx.ModelProto) -> Provenance:
-    """Return what a file says about the constants of its main graph; nothing if another exporter wrote it."""
+    """Return what a file says about the constants of its main graph: its record, or else names that torch keeps."""
     signature = _entry(model.graph, _SIGNATURE)
     if signature is None:
-        return UNKNOWN
+        return replace(UNKNOWN, auxiliary=_auxiliary(model)) if model.producer_name == "pytorch" else UNKNOWN
     kinds = {name: kind for kind, name in _INPUT.findall(signature)}
     stored = {tensor.name for tensor in model.graph.initializer}
     stored.update(name for node in model.graph.node if node.op_type == "Constant" for name in node.output)
@@ -76,6 +79,22 @@ def provenance(model: onnx.ModelProto) -> Provenance:
         computed=frozenset(computed),
         names=names,
     )
+
+
+def _auxiliary(model: onnx.ModelProto) -> frozenset[str]:
+    """Return buffers that torch.nn.utils keeps with a weight: a mask, or the two vectors of a spectral norm."""
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    found: set[str] = set()
+    for name, size in sizes.items():
+        match = _AUXILIARY.match(name)
+        if match is None:
+            continue
+        beginning, ending = match.groups()
+        original = next((sizes[each] for each in (f"{beginning}_orig", f"{beginning}.original") if each in sizes), ())
+        other = name[:-1] + {"u": "v", "v": "u"}.get(ending, name[-1])
+        if size == original if ending == "mask" else len(size) == len(sizes.get(other, ())) == 1 < len(original):
+            found.add(name)
+    return frozenset(found)
 
 
 def _is_number(tensor: onnx.TensorProto) -> bool:

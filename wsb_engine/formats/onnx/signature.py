@@ -33,8 +33,11 @@ def check_signature(
         schema = onnx.defs.get_schema(node.op_type, version, domain)
     except onnx.defs.SchemaError:
         return
-    required = node.input[: schema.min_input]
-    if len(required) < schema.min_input or not all(required) or len(node.input) > schema.max_input:
+    lacking = any(
+        not name and each.option != onnx.defs.OpSchema.FormalParameterOption.Optional
+        for name, each in zip(node.input, schema.inputs, strict=False)
+    )
+    if lacking or not schema.min_input <= len(node.input) <= schema.max_input:
         raise problems.invalid(
             f"{where} has inputs {list(node.input)[:8]}; it takes {schema.min_input} to {schema.max_input}"
         )

@@ -45,10 +45,22 @@ def _attention(mask: str | Fixed) -> Form:
     return Form("scaled_dot_product_attention", "", arguments)
 
 
+_BAG = Form(
+    "embedding_bag",
+    "",
+    ("weight", "indices", "offsets", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights",
+     "include_last_offset", "padding_idx"),
+)  # fmt: skip
+
+
 CANONICAL: Mapping[str, Form] = {
     "_adaptive_avg_pool2d": Form("adaptive_avg_pool2d", "", ("self", "output_size")),
     "_adaptive_avg_pool3d": Form("adaptive_avg_pool3d", "", ("self", "output_size")),
     "_batch_norm_no_update": _BATCH_NORM,
+    "_cdist_forward": Form("cdist", "", ("x1", "x2", "p", "compute_mode")),
+    "_embedding_bag": _BAG,
+    "_embedding_bag_forward_only": _BAG,
+    "_euclidean_dist": Form("cdist", "", ("x1", "x2", Fixed(2.0), Fixed(None))),
     "_fused_rms_norm": Form("rms_norm", "", ("input", "normalized_shape", "weight", "eps")),
     "_local_scalar_dense": Form("item", "", ("self",)),
     "_log_softmax": Form("log_softmax", "int", ("self", "dim", Fixed(None))),

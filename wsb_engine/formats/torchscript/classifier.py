@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,12 +18,11 @@ from wsb_engine.formats.graph.logits import Head, logits_of
 from wsb_engine.formats.graph.mlp import activation_names, find_mlp
 from wsb_engine.formats.graph.plan import CPU, META, Shapes, Step, needed
 from wsb_engine.formats.graph.problems import require_dependence
-from wsb_engine.formats.graph.provenance import listed
 from wsb_engine.formats.torchscript import control
 from wsb_engine.formats.torchscript.archive.scan import checked_archive
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.loading import Script, load
-from wsb_engine.formats.torchscript.parameters import ParameterSet, parameters
+from wsb_engine.formats.torchscript.parameters import ParameterSet, doubts, parameters
 from wsb_engine.formats.torchscript.program import (
     Program,
     arguments,
@@ -41,6 +41,20 @@ _SAMPLES = 3
 """Batch size for inferring the shapes of a perceptron."""
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A module with its parameters, before the shapes of the inputs are known."""
+
+    found: ParameterSet
+    walk: Walk
+    graph: Graph
+
+    def value(self, name: str) -> str:
+        """Return the value behind an output's label."""
+        node = self.graph.producers.get(name)
+        return node.inputs[0] if name in self.graph.outputs and node is not None else name
+
+
 class ScriptClassifier(Classifier):
     """A classifier whose graph the interpreter walks.
 
@@ -54,13 +68,11 @@ class ScriptClassifier(Classifier):
 
     def __init__(self, script: Script, sha256: str) -> None:
         self._script = script
-        self.inputs = inputs_of(self._script)
-        first, outputs = _walk(self._script, ParameterSet(self._script.parameters, {}))
-        self._found = parameters(self._script.parameters, structure(first, input_values(self._script), outputs))
-        self._open_walk, outputs = _walk(self._script, self._found)
-        self._graph = structure(self._open_walk, input_values(self._script), outputs)
+        self.inputs = inputs_of(script)
+        self._opened = _open(script, _parameters(script))
         self.sha256 = sha256
-        self.parameters: Tensors = self._found.tensors
+        self.parameters: Tensors = self._opened.found.tensors
+        self.constants: Tensors = self._opened.found.left_out
 
     def resolve(
         self, *, head: HeadOption = "auto", output: str | None = None, include: tuple[str, ...] = ()
@@ -71,74 +83,66 @@ class ScriptClassifier(Classifier):
             head: What the output means; ``auto`` reads it off the graph, and takes an output that the graph tells
                 nothing about for logits.
             output: Key of the output in a dictionary, or its position in a tuple: ``"0"``, ``"1"``, ….
-            include: Empty: the file declares its parameters.
+            include: Names of ``constants`` to take for parameters.
 
         Raises:
             ModelError: ``unknown_output``, ``ambiguous_output``, ``unsupported_head``, ``multilabel_unsupported``,
-                ``model_no_parameters``, ``logits_constant``.
+                ``model_no_parameters``, ``model_not_finite``, ``logits_constant``.
         """
-        chosen, told = _chosen(self._graph, head, output)
-        value = self._value(chosen.tensor)
-        steps = needed(self._open_walk.steps, (value,))
+        opened = _open(self._script, self._opened.found.including(include)) if include else self._opened
+        found, walk = opened.found, opened.walk
+        chosen, told = _chosen(opened.graph, head, output)
+        value = opened.value(chosen.tensor)
+        steps = needed(walk.steps, (value,))
         reads = {name for step in steps for name in step.reads} | {value}
-        used = {name: tensor for name, tensor in self.parameters.items() if name in reads}
+        used = {name: tensor for name, tensor in found.tensors.items() if name in reads}
         on_inputs = bool(reads.intersection(input_values(self._script)))
         require_dependence(chosen.tensor, on_parameters=bool(used), on_inputs=on_inputs)
-        tied = tuple(name for name in used if self._open_walk.uses[name] > 1 or name in self._script.shared)
-        mlp = self._mlp(chosen, used) if not tied else None
-        program = Program(self._script, self._found.constants, tuple(used), value)
+        tied = tuple(name for name in used if walk.uses[name] > 1 or name in self._script.shared)
+        mlp = self._mlp(opened, chosen, used) if not tied else None
+        left_out = {name: tensor for name, tensor in found.left_out.items() if name in reads}
         return LogitModel(
-            function=_logits(BatchProgram(program, used), chosen, told),
+            function=_logits(BatchProgram(Program(self._script, found, tuple(used), value), used), chosen, told),
             parameters=used,
             mlp=mlp,
             activations=activation_names(mlp, _activations(steps, used)),
             tied=tied,
             head=chosen.name,
             rounds_to=_rounds_to(steps),
-            left_out=(left_out := self._left_out(reads)),
-            warnings=tuple(_frozen(left_out)) if self._found.constants else (),
+            left_out=left_out,
+            warnings=tuple(doubts(self._script, found, left_out)),
         )
 
-    def _left_out(self, reads: Collection[str]) -> Tensors:
-        """Return the constants of a frozen module's graph that are no parameters; they may have been before."""
-        stored = self._open_walk.stored if self._found.constants else {}
-        return {name: tensor for name, tensor in stored.items() if name.startswith("%") and name in reads}
-
-    def _value(self, name: str) -> str:
-        """Return the value behind an output's label."""
-        node = self._graph.producers.get(name)
-        return node.inputs[0] if name in self._graph.outputs and node is not None else name
-
-    def _mlp(self, chosen: Head, used: Tensors) -> MLP | None:
+    def _mlp(self, opened: _Opened, chosen: Head, used: Tensors) -> MLP | None:
         if chosen.finish != "none" or len(self.inputs) != 1:
             return None
 
         def features(value: str) -> Callable[[Tensors], Tensor]:
-            part = BatchProgram(Program(self._script, self._found.constants, (), self._value(value)), {})
+            part = BatchProgram(Program(self._script, opened.found, (), opened.value(value)), {})
             return lambda inputs: part({}, inputs)
 
-        return find_mlp(self._graph, chosen.tensor, used, self._perceptron_shapes(used), features)
+        return find_mlp(opened.graph, chosen.tensor, used, self._perceptron_shapes(opened, used), features)
 
-    def _perceptron_shapes(self, used: Tensors) -> Shapes | None:
+    def _perceptron_shapes(self, opened: _Opened, used: Tensors) -> Shapes | None:
         """Shapes of all values, if this is a perceptron: for the declared shape, else rows as wide as its first layer.
 
         A network that takes images and flattens them first takes rows just as well.
         """
-        width = next(_first_widths(self._graph, used), None)
+        width = next(_first_widths(opened.graph, used), None)
         if width is None:
             return None
         sizes = self.inputs[0].shape or (None, None)
         features = [width] if None in sizes[1:] else sizes[1:]
-        program = Program(self._script, self._found.constants, (), self._value(self._graph.outputs[0]))
+        program = Program(self._script, opened.found, (), opened.value(opened.graph.outputs[0]))
         (name,) = input_values(self._script)
         rows = torch.empty(_SAMPLES, *features, dtype=torch.float64, device=META)
         try:
             shapes = dict(program.plan({}, {name: rows}, torch.float64, CPU, declared_batch(self.inputs)).shapes)
         except ModelError:
             return None
-        for label in self._graph.outputs:
-            if self._value(label) in shapes:
-                shapes[label] = shapes[self._value(label)]
+        for label in opened.graph.outputs:
+            if opened.value(label) in shapes:
+                shapes[label] = shapes[opened.value(label)]
         return shapes
 
 
@@ -159,8 +163,14 @@ class TorchScriptClassifier(ScriptClassifier):
         super().__init__(load(checked_archive(data)), hashlib.sha256(data).hexdigest())
 
 
-def _walk(script: Script, found: ParameterSet) -> tuple[Walk, dict[str, str]]:
-    """Return a walk without the shapes of the inputs, and the outputs that it leads to."""
+def _parameters(script: Script) -> ParameterSet:
+    declared = ParameterSet(script.parameters, {}, {}, frozen=False)
+    opened = _open(script, declared)
+    return parameters(script, opened.walk, opened.graph)
+
+
+def _open(script: Script, found: ParameterSet) -> _Opened:
+    """Walk through a module without the shapes of the inputs."""
     walk = Walk(
         script=script,
         parameters=frozenset(found.tensors),
@@ -169,7 +179,8 @@ def _walk(script: Script, found: ParameterSet) -> tuple[Walk, dict[str, str]]:
         candidates=True,
     )
     given = [Value(name, None) for name in input_values(script)]
-    return walk, outputs_of(script, walk.run(arguments(script, given)))
+    outputs = outputs_of(script, walk.run(arguments(script, given)))
+    return _Opened(found, walk, structure(walk, input_values(script), outputs))
 
 
 def _chosen(graph: Graph, head: HeadOption, output: str | None) -> tuple[Head, bool]:
@@ -221,23 +232,6 @@ def _activations(steps: Sequence[Step], parameters: Iterable[str]) -> Iterator[s
         if trained.intersection(step.reads):
             trained.update(step.outputs)
             yield from _nonlinearities(step)
-
-
-def _frozen(left_out: Tensors) -> Iterator[tuple[str, str]]:
-    """Yield warnings about what freezing did to parameters."""
-    yield (
-        "derived_parameters",
-        "the module was frozen, which turns parameters, and what was computed from them alone, into constants without "
-        "a record: H is the Hessian over these constants, which are the module's parameters only if it computes "
-        "nothing from parameters alone; save the module without torch.jit.freeze to be sure",
-    )
-    if left_out:
-        shown = listed(left_out, lambda name: f"{name} {list(left_out[name].shape)}")
-        yield (
-            "left_out_parameters",
-            f"the module was frozen, which turns parameters into constants: {shown} don't count as parameters; save "
-            "the module without torch.jit.freeze to have all of them",
-        )
 
 
 def _rounds_to(steps: Sequence[Step]) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Walk(Planner):
     Args:
         script: The loaded module.
         parameters: Names of the tensors that are parameters.
-        constants: Name of a constant of the graph → name of the parameter that it is.
+        constants: Name of a constant of the graph → the name that it has as a parameter.
         candidates: True to keep constants that may turn out to be parameters as values, not fold them.
     """
 
@@ -59,6 +59,8 @@ class Walk(Planner):
     candidates: bool = False
     stored: dict[str, Tensor] = field(default_factory=dict)
     """Tensors of the file that steps use, by name."""
+    literals: dict[str, Tensor] = field(default_factory=dict)
+    """Floating constants of the graph that the walk has met, by name."""
     defined: dict[str, tuple[str, tuple[int, ...] | None]] = field(default_factory=dict)
     """Value of the graph → its name among the steps when it was defined, and its shape."""
     uses: Counter[str] = field(default_factory=Counter)
@@ -140,7 +142,10 @@ class Walk(Planner):
         require_dense(tensor, name)
         plain = tensor.detach()
         shadow = torch.empty(plain.shape, dtype=self.working if plain.is_floating_point() else plain.dtype, device=META)
-        candidate = self.candidates and where.startswith("%") and plain.is_floating_point()
+        literal = where.startswith("%") and plain.is_floating_point() and name not in self.script.parameters
+        if literal:
+            self.literals[name] = plain
+        candidate = self.candidates and literal
         if name in self.parameters or candidate:
             value = Value(name, shadow, trained=name in self.parameters)
         else:

@@ -7,7 +7,7 @@ inlining is exponential in the worst case.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,15 @@ from wsb_engine.errors import first_line
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.torchscript import problems
 from wsb_engine.formats.torchscript.graph import Block, read_graph
-from wsb_engine.internals import CompilationUnit, ModuleDict, ParameterDict, forward_method, has_hooks, import_ir_module
+from wsb_engine.internals import (
+    CompilationUnit,
+    ModuleDict,
+    ParameterDict,
+    forward_method,
+    has_hooks,
+    import_ir_module,
+    is_frozen,
+)
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MODULES = 100_000
@@ -57,6 +65,10 @@ class Script:
     """Floating parameters by name; one that has several names has the first."""
     shared: tuple[str, ...]
     """Names of parameters that have several."""
+    frozen: bool = False
+    """True if freezing turned the module's parameters into constants of the graph."""
+    frozen_parts: bool = False
+    """True if it did so to a submodule."""
     _names: dict[object, str] = field(default_factory=dict)
 
     def name_of(self, tensor: Tensor, path: str) -> str:
@@ -86,7 +98,11 @@ def load(archive: bytes) -> Script:
         )
     except (RuntimeError, ValueError, LookupError, ArithmeticError, TypeError) as error:  # as C++ threw them
         raise problems.invalid(f"torch can't load the module: {first_line(error)}") from error
-    return assembled(block, arguments, module, _parameters(module))
+    modules = list(_modules(module))
+    script = assembled(block, arguments, module, _parameters(modules))
+    return replace(
+        script, frozen=is_frozen(module), frozen_parts=any(is_frozen(each) for path, each in modules if path)
+    )
 
 
 def _check_expansion(unit: Any, name: str) -> None:
@@ -149,23 +165,27 @@ def assembled(
             shared[first] = None
         else:
             parameters[path] = tensor.detach()
-    return Script(block, arguments, Submodule("", module), parameters, tuple(shared), names)
+    return Script(block, arguments, Submodule("", module), parameters, tuple(shared), _names=names)
 
 
-def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by their dotted names, a module's own before those of its submodules."""
+def _modules(module: Any) -> Iterator[tuple[str, Any]]:
+    """Submodules with the beginnings of their parameters' dotted names, a module before those in it."""
     pending = [("", module)]
     count = 0
     while pending:
         path, current = pending.pop()
         count += 1
         problems.limit("submodules", count, _MODULES)
-        own: Any = ParameterDict(current)
+        yield path, current
         inner: Any = ModuleDict(current)
-        for name, value in own.items():
-            if isinstance(value, Tensor):
-                yield path + name, value
         pending += [(f"{path}{name}.", each) for name, each in reversed(inner.items())]
+
+
+def _parameters(modules: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by their dotted names."""
+    for path, module in modules:
+        own: Any = ParameterDict(module)
+        yield from ((path + name, value) for name, value in own.items() if isinstance(value, Tensor))
 
 
 def require_dense(tensor: Tensor, path: str) -> None:

@@ -7,6 +7,7 @@ kernel of the readers: no writing in place, no Python decision on values, works 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsb_engine.formats.graph.kernels import elementwise, normalization
+from wsb_engine.formats.graph.kernels import bags, elementwise, normalization
 from wsb_engine.formats.graph.kernels.elementwise import SURE
-from wsb_engine.formats.graph.kernels.norms import root, vector_norm, weight_norm
+from wsb_engine.formats.graph.kernels.norms import cdist, root, vector_norm, weight_norm
+from wsb_engine.formats.graph.kernels.products import bilinear, trilinear
+from wsb_engine.formats.graph.kernels.recurrent import STEPS
+from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.graph.plan import Kernel, without_call
 from wsb_engine.formats.torchscript.attention import (
     encoder_layer,
@@ -87,22 +91,22 @@ _NATIVE = """
     adaptive_max_pool1d adaptive_max_pool2d add addbmm addcdiv addcmul addmm addmv all amax amin any arange argmax
     argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_left_shift
     bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm broadcast_tensors broadcast_to cat ceil celu
-    channel_shuffle chunk clamp clamp_max clamp_min clip clone concat concatenate constant_pad_nd conv1d conv2d
-    conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh cosine_similarity cummax cummin
-    cumprod cumsum diagonal diff div divide dot einsum elu eq erf erfc exp exp2 expand expand_as expm1 eye flatten
-    flip floor floor_divide fmod frac full full_like gather ge gelu greater greater_equal gt hardshrink hardtanh
-    hstack index index_add index_put index_select inner isfinite isinf isnan le leaky_relu less less_equal linspace
-    log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not logical_or logical_xor logsumexp
-    lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mish mm
-    movedim mul multiply mv nan_to_num narrow ne neg negative new_full new_ones new_zeros not_equal numpy_T one_hot
-    ones ones_like outer permute pixel_shuffle pixel_unshuffle pow prod reciprocal reflection_pad1d reflection_pad2d
-    reflection_pad3d relu relu6 remainder repeat repeat_interleave replication_pad1d replication_pad2d
-    replication_pad3d roll rot90 round rsqrt rsub scatter scatter_add select select_scatter selu sgn sigmoid sign
-    silu sin sinh slice softmax softshrink softsign sort split split_with_sizes sqrt square squeeze stack sub
-    subtract sum swapaxes swapdims t take_along_dim tan tanh tensor_split threshold tile topk transpose tril triu
-    true_divide trunc unbind unflatten unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean vstack where xlogy
-    zeros zeros_like
+    channel_shuffle chunk clamp clamp_max clamp_min clip clone col2im concat concatenate constant_pad_nd conv1d
+    conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh cosine_similarity cummax
+    cummin cumprod cumsum diagonal diff div divide dot einsum elu eq erf erfc exp exp2 expand expand_as expm1 eye
+    flatten flip floor floor_divide fmod frac full full_like gather ge gelu greater greater_equal gt hardshrink
+    hardtanh hstack im2col index index_add index_put index_select inner isfinite isinf isnan le leaky_relu less
+    less_equal linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not logical_or
+    logical_xor logsumexp lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid
+    min minimum mish mm mT movedim mul multiply mv nan_to_num narrow ne neg negative new_full new_ones new_zeros
+    not_equal numpy_T one_hot ones ones_like outer permute pixel_shuffle pixel_unshuffle pow prod reciprocal
+    reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder repeat repeat_interleave
+    replication_pad1d replication_pad2d replication_pad3d roll rot90 round rsqrt rsub scatter scatter_add select
+    select_scatter selu sgn sigmoid sign silu sin sinh slice softmax softshrink softsign sort split split_with_sizes
+    sqrt square squeeze stack sub subtract sum swapaxes swapdims t take_along_dim tan tanh tensor_split threshold
+    tile topk transpose tril triu true_divide trunc unbind unflatten unsqueeze upsample_bicubic2d
+    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    upsample_trilinear3d var var_mean vstack where xlogy zeros zeros_like
 """
 for _name in _NATIVE.split():
     TABLE[_name] = Operator(native)
@@ -124,9 +128,13 @@ _enter("__lshift__")(without_call(torch.bitwise_left_shift))
 _enter("__or__")(without_call(torch.bitwise_or))
 _enter("__rshift__")(without_call(torch.bitwise_right_shift))
 _enter("__xor__")(without_call(torch.bitwise_xor))
+_enter("bilinear")(without_call(bilinear))
 _enter("detach")(without_call(torch.detach))
 _enter("linear")(without_call(functional.linear))
 _enter("pad")(without_call(functional.pad))
+_enter("unsafe_chunk")(without_call(torch.chunk))
+_enter("unsafe_split", "unsafe_split_with_sizes")(without_call(torch.split))
+_enter("vdot")(without_call(torch.dot))
 _enter("zero")(without_call(torch.zeros_like))
 
 
@@ -181,6 +189,35 @@ def convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, *arg
 def embedding(call: Call, weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
     rows = torch.index_select(weight, 0, indices.reshape(-1))
     return rows.reshape(*indices.shape, weight.shape[1])
+
+
+@_enter("embedding_bag")
+def embedding_bag(
+    call: Call, weight: Tensor, indices: Tensor, offsets: Tensor, scale_by_frequency: bool = False, mode: int = 0,
+    sparse: bool = False, weights: Tensor | None = None, ends: bool = False, padding: int | None = None,
+) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
+    """Reduce bags of rows; torch's own operator has no second derivative."""
+    if padding == -1 and call.node.overload != "padding_idx":  # as decomposed programs say that there is none
+        padding = None
+    call.require_size(indices.numel() * weight.shape[-1], LIMITS.tensor_elements)
+    made = bags.as_torch(weight, indices, offsets, mode, weights, ends, padding)
+    return made if len(call.node.outputs) > 1 else made[0]
+
+
+@_enter("cdist")
+def distances(call: Call, x1: Tensor, x2: Tensor, order: float = 2.0, mode: int | None = None) -> Tensor:
+    """Return the norms of all differences, each of which is computed."""
+    rest = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+    call.require_size(math.prod((*rest, x1.shape[-2], *x2.shape[-2:])), LIMITS.tensor_elements)
+    return cdist(x1, x2, order)
+
+
+@_enter("_trilinear")
+def _trilinear(
+    call: Call, x: Tensor, y: Tensor, z: Tensor, first: list[int], second: list[int], third: list[int],
+    summed: list[int], unrolled: int = 1,
+) -> Tensor:  # fmt: skip
+    return trilinear(x, y, z, (first, second, third), summed)
 
 
 @_enter("softplus")
@@ -320,3 +357,5 @@ _enter("gru")(gru)
 _enter("lstm")(lstm)
 _enter("rnn_relu")(rnn_relu)
 _enter("rnn_tanh")(rnn_tanh)
+for _name, _step in STEPS.items():
+    _enter(_name)(without_call(_step))

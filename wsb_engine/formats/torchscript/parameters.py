@@ -1,14 +1,15 @@
 """Which tensors of a module are its trainable parameters.
 
 A module declares them. Freezing it turns them into constants of the graph; those become parameters again by the slot
-that consumes them, with the rules of the ONNX reader, and get names after the operator: ``linear_0.weight``.
+that consumes them, with the rules of the ONNX reader, and get names after the operator: ``linear_0.weight``. A constant
+of a module that has its parameters was none of them: it is left out by name, and so are those of frozen submodules.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -16,6 +17,10 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.parameters import WEIGHT_SLOTS, find_parameters
 from wsb_engine.formats.graph.problems import require_finite
+from wsb_engine.formats.graph.provenance import inclusion, listed
+from wsb_engine.formats.torchscript.interpreter import Walk
+from wsb_engine.formats.torchscript.loading import Script
+from wsb_engine.model import Tensors
 
 _NAMES: Mapping[str, str] = {
     "BatchNormalization": "batch_norm",
@@ -42,24 +47,40 @@ class ParameterSet:
     tensors: Mapping[str, Tensor]
     """By name, in the stored dtype."""
     constants: Mapping[str, str]
-    """Name of a constant of the graph → name of the parameter that it is."""
+    """Name of a constant of the graph → the name that it has as a parameter."""
+    left_out: Mapping[str, Tensor]
+    """Constants of the graph by name that are no parameters, and can be included."""
+    frozen: bool
+    """True if constants count as parameters."""
+
+    def including(self, names: Iterable[str]) -> ParameterSet:
+        """Return the set with some of the constants that are left out."""
+        added = {name: self.left_out[name] for name in names}
+        require_finite(added)
+        rest = {name: tensor for name, tensor in self.left_out.items() if name not in added}
+        return replace(self, tensors={**self.tensors, **added}, left_out=rest)
 
 
-def parameters(declared: Mapping[str, Tensor], graph: Graph) -> ParameterSet:
+def parameters(script: Script, walk: Walk, graph: Graph) -> ParameterSet:
     """Return the parameters that a module declares, and those that freezing has hidden among its constants.
 
     Args:
-        declared: Declared parameters by name.
-        graph: The structure of forward, in which floating constants are not known yet.
+        script: The module.
+        walk: A walk through it in which floating constants are not known yet.
+        graph: The structure of that walk.
 
     Raises:
         ModelError: ``model_no_parameters``, ``model_not_finite``.
     """
-    consumers = _consumers(graph) if any(_is_constant(name) for name in graph.constants) or not declared else {}
-    hidden = {name: nodes for name, nodes in consumers.items() if _is_constant(name)}
-    frozen = any(node.operator in WEIGHT_SLOTS for nodes in hidden.values() for node in nodes)
-    constants = _renamed(hidden, set(declared)) if frozen else {}
-    tensors = {**declared, **{new: graph.constants[old] for old, new in constants.items()}}
+    declared, literals = script.parameters, walk.literals
+    used = any(name in declared for step in walk.steps for name in step.reads)
+    hidden = {name: nodes for name, nodes in _consumers(graph).items() if name in literals} if literals else {}
+    weights = {name for name, nodes in hidden.items() if any(node.operator in WEIGHT_SLOTS for node in nodes)}
+    names = _renamed(hidden, {*declared, *walk.stored}) if weights else {}
+    frozen = bool(names) and (script.frozen or not used)
+    counted = {names[name]: literals[name] for name in names} if frozen else {}
+    doubtful = literals if script.frozen or script.frozen_parts or frozen else weights
+    tensors = {**declared, **counted}
     if not tensors:
         raise ModelError(
             "the module has no trainable tensor",
@@ -67,11 +88,39 @@ def parameters(declared: Mapping[str, Tensor], graph: Graph) -> ParameterSet:
             advice="Save the trained module itself, with its weights.",
         )
     require_finite(tensors)
-    return ParameterSet(tensors, constants)
+    left_out = {names.get(name, name): tensor for name, tensor in literals.items() if name in doubtful}
+    return ParameterSet(
+        tensors, names, {name: tensor for name, tensor in left_out.items() if name not in counted}, frozen
+    )
 
 
-def _is_constant(name: str) -> bool:
-    return name.startswith("%")
+def doubts(script: Script, found: ParameterSet, left_out: Tensors) -> Iterator[tuple[str, str]]:
+    """Yield code and message of warnings about constants that count, and about those that don't.
+
+    Args:
+        script: The module.
+        found: Its parameters.
+        left_out: The constants that the logits depend on and that are not among them.
+    """
+    part = "the module" if script.frozen else "a submodule"
+    if found.frozen:
+        why = f"{part} was frozen, which turns parameters, and what was computed from them alone, into constants"
+        if not (script.frozen or script.frozen_parts):
+            why = "forward uses no parameter that the module declares, and constants of its code count instead,"
+        yield (
+            "derived_parameters",
+            f"{why} without a record: H is the Hessian over these constants, which are the module's parameters only if "
+            "it computes nothing from parameters alone; save the module without torch.jit.freeze to be sure",
+        )
+    if left_out:
+        shown = listed(left_out, lambda name: f"{name} {list(left_out[name].shape)}")
+        text = f"constants of the module's code are used as weights, and are no parameters that it declares: {shown}"
+        if script.frozen or script.frozen_parts:
+            text = (
+                f"{part} was frozen, which turns parameters into constants: {shown} don't count as parameters; save "
+                "the module without torch.jit.freeze to have all of them"
+            )
+        yield "left_out_parameters", text + inclusion(left_out)
 
 
 def _consumers(graph: Graph) -> Mapping[str, tuple[Node, ...]]:

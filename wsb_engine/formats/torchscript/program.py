@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from wsb_engine.formats.graph.roots import Roots
 from wsb_engine.formats.torchscript import control, sizes
 from wsb_engine.formats.torchscript.interpreter import Handlers, Walk
 from wsb_engine.formats.torchscript.loading import Argument, Script
+from wsb_engine.formats.torchscript.parameters import ParameterSet
 from wsb_engine.formats.torchscript.values import Value
 from wsb_engine.model import Input
 
@@ -22,17 +22,17 @@ class Program(Planned):
 
     Args:
         script: The loaded module.
-        constants: Name of a constant of the graph → name of the parameter that it is.
+        found: The module's parameters.
         parameters: Names of the parameters that the value depends on.
         value: Its name, as a walk without shapes gives it.
 
     Planning raises ``logits_constant``, and as ``Walk.run`` does.
     """
 
-    def __init__(self, script: Script, constants: Mapping[str, str], parameters: tuple[str, ...], value: str) -> None:
+    def __init__(self, script: Script, found: ParameterSet, parameters: tuple[str, ...], value: str) -> None:
         self._script = script
-        self._constants = constants
-        self._all = frozenset(script.parameters) | frozenset(constants.values())
+        self._constants = found.constants
+        self._all = frozenset(found.tensors)
         self._value = value
         self.inputs = inputs_of(script)
         names = [entry.name for entry in self.inputs]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.kernels.elementwise import SURE
+from wsb_engine.formats.graph.kernels.recurrent import STEPS
 from wsb_engine.formats.graph.plan import Name, Step
 from wsb_engine.formats.torchscript.interpreter import Walk
 from wsb_engine.formats.torchscript.values import filled
@@ -132,6 +133,7 @@ _TABLE["silu"] = _named("Swish", 1, alpha=1.0)
 for _name, _operator in {
     "gt": "Greater", "lt": "Less", "matmul": "MatMul", "mm": "MatMul", "bmm": "MatMul", "mul": "Mul",
     "multiply": "Mul", "pow": "Pow", "prelu": "PRelu", "true_divide": "Div", "embedding": "Gather",
+    "embedding_bag": "Gather",
 }.items():  # fmt: skip
     _TABLE[_name] = _named(_operator, 2)
 _TABLE["where"] = _named("Where", 3)
@@ -156,10 +158,11 @@ def _norm(to: _Translator, step: Step) -> bool:
     return to.simple(kind[name], step, [step.arguments[0], *step.arguments[2 : 3 if name == "rms_norm" else 4]])
 
 
-@_enter("gru", "lstm", "rnn_relu", "rnn_tanh")
+@_enter("gru", "lstm", "rnn_relu", "rnn_tanh", *STEPS)
 def _recurrent(to: _Translator, step: Step) -> bool:
-    """Add a node for each weight and bias of the layers, which are in one list."""
-    x, _, weights = step.arguments[:3]
+    """Add a node for each weight and bias: those of all layers are in one list, those of a single step are not."""
+    x, _, *rest = step.arguments
+    weights = [each for each in rest if each is not None] if step.call.node.name in STEPS else rest[0]
     if not isinstance(x, Name) or not isinstance(weights, list):
         return False
     for number, weight in enumerate(weights, 1):
@@ -169,6 +172,12 @@ def _recurrent(to: _Translator, step: Step) -> bool:
         outputs = step.outputs if number == len(weights) else [f"{step.outputs[0]} ({number})"]
         to.node("RNN", [x, name] if to.rank(weight) == 2 else [x, "", "", name], outputs)
     return bool(weights)
+
+
+@_enter("bilinear")
+def _bilinear(to: _Translator, step: Step) -> bool:
+    x, y, weight, *bias = step.arguments
+    return to.simple("Einsum", step, (x, weight, *(bias or [None]), y))
 
 
 @_enter("square")

@@ -203,6 +203,48 @@ def test_an_unsupported_operator_is_named_with_node_domain_and_opset(build: Any)
     assert caught.value.details == {"operator": "Foo", "domain": "evil", "opset": 3, "node": "me", "index": 1}
 
 
+def test_a_loop_over_a_sequence_is_an_operator_that_is_not_supported(build: Any) -> None:
+    condition = helper.make_tensor_value_info("on", TensorProto.BOOL, [])
+    given = [helper.make_tensor_value_info("i", TensorProto.INT64, []), condition]
+    rows = helper.make_tensor_sequence_value_info("rows", TensorProto.FLOAT, None)
+    body = helper.make_graph(
+        [node("Identity", ["on"], ["next"]), node("SequenceInsert", ["rows", "v"], ["more"])],
+        "body",
+        [*given, rows],
+        [onnx.ValueInfoProto(name="next"), onnx.ValueInfoProto(name="more")],
+    )
+    nodes = [
+        node("Gemm", ["x", "w"], ["v"]),
+        node("SequenceEmpty", [], ["none"]),
+        node("Loop", ["", "go", "none"], ["all"], body=body, name="bags"),
+        node("ConcatFromSequence", ["all"], ["z"], axis=0),
+    ]
+    with pytest.raises(ModelError) as caught:
+        load_model(build.bytes(nodes, {"w": W, "go": np.array(True)}))
+    assert caught.value.code == "unsupported_operator"
+
+
+@pytest.mark.parametrize("name", ["w", "r", "b", "h", "c"])
+def test_a_recurrent_layer_whose_shapes_contradict_each_other_is_invalid(name: str, build: Any, weights: Any) -> None:
+    shapes = {"w": [1, 20, 4], "r": [1, 20, 5], "b": [1, 40], "h": [1, 3, 5], "c": [1, 3, 5]}
+    nodes = [
+        node("LSTM", ["x", "w", "r", "b", "", "h", "c"], ["", "last"], hidden_size=5),
+        node("Squeeze", ["last", "first"], ["z"]),
+    ]
+
+    def evaluated() -> torch.Tensor:
+        data = build.bytes(nodes, {**weights(**shapes), "first": np.array([0])}, inputs={"x": [2, 3, 4]})
+        model = load_model(data).resolve(head="logits")
+        return model.function(model.parameters, {"x": torch.zeros(2, 3, 4)})
+
+    assert torch.isfinite(evaluated()).all()
+    shapes[name][1 if name == "w" else -1] -= 4
+    with pytest.raises(ModelError, match="contradict each other") as caught:
+        evaluated()
+    assert caught.value.code == "model_invalid"
+    assert "proj_size" in caught.value.advice
+
+
 def test_a_weight_that_is_not_finite_is_named(build: Any) -> None:
     with pytest.raises(ModelError, match="'w'") as caught:
         load_model(build.bytes(GEMM, {"w": np.full((4, 3), np.nan, np.float32)}))

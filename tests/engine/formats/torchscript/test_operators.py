@@ -37,6 +37,7 @@ SMOOTH: dict[str, Case] = {
     "cat stack hstack": lambda h, a, k: torch.cat([h, torch.stack([h[:, 0], h[:, 1]], 1), torch.hstack([h, h])], dim=1),
     "celu": lambda h, a, k: F.celu(h, 1.0),
     "channel shuffle, repeat_interleave": lambda h, a, k: F.channel_shuffle(h, 2) * h.repeat_interleave(2, 3)[..., 2:6],
+    "chunk split, unsafe": lambda h, a, k: torch.unsafe_chunk(h, 2, 2)[1] * torch.unsafe_split(h, 2, 2)[0] + torch.unsafe_split_with_sizes(h, [1, 2, 1], 2)[1],
     "chunk split unbind": lambda h, a, k: h.chunk(2, 2)[1] * h.split([1, 1, 2], 3)[2].sum(3, keepdim=True)[:, :, :2] + h.unbind(1)[0][:, None, 2:],
     "conv1d": lambda h, a, k: F.conv1d(h[:, 0], a[:, :, None] * h.new_ones(2), padding=1),
     "conv2d": lambda h, a, k: F.conv2d(h, k, torch.ones(3).double(), stride=2, padding=1, dilation=1),
@@ -53,6 +54,7 @@ SMOOTH: dict[str, Case] = {
         torch.empty(4).fill_(0.5).double() * h + torch.empty_like(h).copy_(h * h) + h.new_empty(4).zero_()
     ),
     "nan_to_num": lambda h, a, k: torch.nan_to_num(h) * h,
+    "bilinear": lambda h, a, k: F.bilinear(h[:, 0], h[:, 1].exp(), torch.stack([a, a.t()]), a[0, :2]),
     "cosine similarity": lambda h, a, k: F.cosine_similarity(h, h.exp() + a, 3),
     "detached input": lambda h, a, k: h * a.detach(),
     "diagonal tril triu": lambda h, a, k: torch.diagonal(h, dim1=2, dim2=3)[..., None] + torch.tril(h) * torch.triu(h, 1),
@@ -91,6 +93,7 @@ SMOOTH: dict[str, Case] = {
         + torch.dot(h[0, 0, 0], h[0, 1, 1])
         + torch.addbmm(a, h[:, 0], h[:, 1])
         + torch.mv(a, h[0, 0, 0])
+        + torch.vdot(h[0, 1, 2], h[1, 0, 1]) * h.mT
     ),
     "meshgrid broadcast": lambda h, a, k: (
         torch.meshgrid(h[0, 0, 0], h[0, 1, 0], indexing="ij")[1] * torch.broadcast_to(h[:, :1], h.shape)
@@ -127,6 +130,9 @@ SMOOTH: dict[str, Case] = {
         torch.std(h, 3, keepdim=True) * torch.var(h, (2, 3), unbiased=False, keepdim=True)
         + torch.std_mean(h, 3, keepdim=True)[0] * torch.var_mean(h, 2, keepdim=True)[1]
     ),
+    "cells": lambda h, a, k: torch.gru_cell(h[:, 0, 0], h[:, 0, 1], torch.cat([a, a.t(), a * 2]), torch.cat([a.t(), a, a]))
+    * torch.lstm_cell(h[:, 1, 0], [h[:, 0, 2], h[:, 0, 3]], torch.cat([a, a, a.t(), a]), torch.cat([a, a.t(), a, a]))[1],
+    "columns of patches": lambda h, a, k: F.fold(F.unfold(h, (3, 2), (1, 2), (1, 0), (2, 1)) ** 2, (4, 4), (3, 2), (1, 2), (1, 0), (2, 1)),
     "unfold": lambda h, a, k: h.unfold(2, 2, 1) * h.unfold(2, 2, 2)[:, :, :1],
     "upsample": lambda h, a, k: F.interpolate(h, scale_factor=2.0) * F.interpolate(h, size=[8, 8], mode="bilinear"),
     "upsample bicubic": lambda h, a, k: F.interpolate(h, size=[6, 5], mode="bicubic", align_corners=True),

@@ -40,6 +40,18 @@ def _vector_norm(
     return norm
 
 
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: object = None) -> Tensor:
+    """Return the norms of all differences of rows, as ``torch.cdist``: (…, P, D), (…, R, D) → (…, P, R).
+
+    Args:
+        x1: The first rows.
+        x2: The second rows.
+        p: Order of the norm.
+        compute_mode: How torch computes it, which changes nothing but rounding.
+    """
+    return vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
 def normalised(x: Tensor, norm: Tensor) -> Tensor:
     """x / norm, and x itself where the norm is 0: no branch divides by 0."""
     return x / torch.where(norm == 0, torch.ones_like(norm), norm)

@@ -6,7 +6,8 @@ output. Functions default to torch's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,3 +109,30 @@ def unrolled(
         state = fresh
         outputs.append(shown)
     return torch.stack(outputs[::-1] if backwards else outputs), state
+
+
+def _step(cell: Callable[[Tensor, Tensor | None], Cell]) -> Callable[..., Any]:
+    """Return a function of torch for one step of a recurrent layer.
+
+    Args:
+        cell: (R, its bias) → the cell.
+    """
+
+    def run(
+        input: Tensor,  # noqa: A002 - torch's own name
+        hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None,
+    ) -> Any:  # fmt: skip
+        several = isinstance(hx, (tuple, list))
+        after = cell(w_hh, b_hh)(functional.linear(input, w_ih, b_ih), tuple(hx) if several else (hx,))
+        return after if several else after[0]
+
+    return run
+
+
+STEPS: Mapping[str, Callable[..., Any]] = {
+    "gru_cell": _step(gru_cell),
+    "lstm_cell": _step(lstm_cell),
+    "rnn_relu_cell": _step(lambda weight, bias: rnn_cell(weight, bias, (torch.relu,))),
+    "rnn_tanh_cell": _step(rnn_cell),
+}
+"""Function of torch for one step of a recurrent layer, by name, with torch's arguments."""

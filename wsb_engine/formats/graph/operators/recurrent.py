@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wsb_engine.formats.commands import SAVE_PT2
 from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.kernels.elementwise import softplus
 from wsb_engine.formats.graph.kernels.recurrent import Cell, Functions, gru_cell, lstm_cell, rnn_cell, unrolled
@@ -86,6 +87,7 @@ def _layer(
     x = x.transpose(0, 1) if batch_first else x
     problems.limit(f"time steps in {call.node.label}", x.shape[0], LIMITS.time_steps)
     backwards, hidden = _DIRECTIONS[direction], recurrent.shape[2]
+    _require_consistent(call, len(backwards), len(order), (weight, recurrent, bias), initial)
     functions = _functions(call, default, len(backwards))
     outputs, finals = [], []
     for index, back in enumerate(backwards):
@@ -102,6 +104,33 @@ def _layer(
         finals.append(final)
     made, states = torch.stack(outputs, dim=1), tuple(torch.stack(each) for each in zip(*finals, strict=True))
     return (made.permute(2, 0, 1, 3), *(each.transpose(0, 1) for each in states)) if batch_first else (made, *states)
+
+
+def _require_consistent(
+    call: Call,
+    directions: int,
+    gates: int,
+    weights: tuple[Tensor, Tensor, Tensor | None],
+    initial: tuple[Tensor | None, ...],
+) -> None:
+    """Reject shapes that contradict each other or the stated size: such a file does not hold the layer."""
+    weight, recurrent, bias = weights
+    hidden = call.get("hidden_size", recurrent.shape[2])
+    stated = [
+        ("W", weight, (directions, gates * hidden, weight.shape[2])),
+        ("R", recurrent, (directions, gates * hidden, hidden)),
+        ("B", bias, (directions, 2 * gates * hidden)),
+        *(("an initial state", state, (*state.shape[:-1], hidden)) for state in initial if state is not None),
+    ]
+    for name, tensor, shape in stated:
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise problems.invalid(
+                f"{call.node.label}: its shapes contradict each other: {name} has shape {list(tensor.shape)}, which "
+                f"must be {list(shape)} for a state of {hidden} elements",
+                advice="Export a layer with proj_size, which ONNX lacks and torch.onnx.export drops without an error, "
+                f"in another format: {SAVE_PT2}. Export any other model again, and check it with onnx.checker.",
+                **call.node.details,
+            )
 
 
 def _reordered(x: Tensor, order: tuple[int, ...]) -> Tensor:
