@@ -114,12 +114,18 @@ class Objective:
             setattr(error, _INTERRUPTS, True)
             raise
 
-    def chunks(self, size: int = GRADIENT_SAMPLES) -> Iterator[slice]:
-        """Yield slices of at most ``size`` samples that fit in memory; one slice if the samples are coupled."""
+    def chunks(self, size: int = GRADIENT_SAMPLES, *, stop: int | None = None) -> Iterator[slice]:
+        """Yield slices of at most ``size`` samples that fit in memory; one slice if the samples are coupled.
+
+        Args:
+            size: Most samples in a slice.
+            stop: Number of samples of the batch to go through; None for all. Coupled samples are never left out.
+        """
         size = self.samples if self.coupled else max(1, min(size, self.fits))
-        for start in range(0, self.samples, size):
+        stop = self.samples if self.coupled or stop is None else min(stop, self.samples)
+        for start in range(0, stop, size):
             self.pause()
-            yield slice(start, min(start + size, self.samples))
+            yield slice(start, min(start + size, stop))
 
     def rows(self, name: str, rows: Rows) -> Tensor:
         """Return some rows of an input in the dtype in which the model takes it."""
@@ -145,7 +151,7 @@ class Objective:
 
     def chunk(self, rows: Rows) -> Chunk:
         """Return the arguments of the loss of some samples other than the parameters."""
-        return Chunk(self.chunk_inputs(rows), self.targets.y[rows], self.targets.weights[rows])
+        return Chunk(self.chunk_inputs(rows), self.targets.rows(rows), self.targets.weights[rows].contiguous())
 
     def value(self, selected: Tensors, chunk: Chunk) -> Tensor:
         """Return Σ_s w_s ℓ_s of a chunk, times the scale."""
