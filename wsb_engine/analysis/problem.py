@@ -36,7 +36,7 @@ from wsb_engine.curvature.products.autodiff import (
     in_format,
     interrupted,
 )
-from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct, pays
+from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct, calls_dominate, pays
 from wsb_engine.curvature.products.mlp import MLPProduct
 from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.curvature.team import SplitProduct, Team
@@ -174,6 +174,8 @@ class Problem:
         if columns == 1 and not objective.coupled:
             # More samples would be written to memory that the system has to allocate and clear first.
             product.samples = min(product.samples, self._chunk(threads=1))
+        work = self.footprint.operations * product.samples / nominal_rate(objective.device, objective.dtype)
+        product.reverse = calls_dominate(work, self.footprint.operators)
         return product
 
     def _threads(self) -> int:
@@ -272,7 +274,7 @@ def pose(
         )
     with threads_of(device, one=one_thread):
         structure = None if nonsmooth or objective.coupled else _structure(model, objective, logits, monitor)
-    objective = _laid_out(objective, 2 if vectors(objective, memory) > 1 else 1)
+    objective = _laid_out(objective, 2 if vectors(objective, memory) >= COLUMNS else 1)
     footprint = gradient_footprint(objective)
     objective = _fitted(objective, footprint, memory)
     warn, count, expected = monitor.warn, monitor.multiplied, prepare.expected_products(options, objective.parameters)
@@ -350,7 +352,7 @@ def _laid_out(objective: Objective, columns: int) -> Objective:
 
     Args:
         objective: The loss.
-        columns: 2 if products of several columns fit in memory, 1 otherwise.
+        columns: 2 if many columns fit in memory together, so that products of blocks are worth a trial; 1 otherwise.
     """
     tensors = {**objective.fixed, **objective.selected}
     if not any(tensor.ndim == 4 and tensor[0, 0].numel() > 1 for tensor in tensors.values()):

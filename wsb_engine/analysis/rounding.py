@@ -213,6 +213,8 @@ class Measuring:
     def _perturbed(self, index: int, columns: int) -> HessianProduct:
         """Return a product at parameters and inputs multiplied by 1 + εξ, with recomputed forward quantities."""
         seed = (self.seed ^ STREAM) + DIFFERENCES * (index + 1)
+        # From scratch, two columns one after the other take less time than together.
+        columns = 1 if self.problem.structure is None else columns
         return self.problem.product_at(perturbed(self.problem.objective, seed, self._held), columns)
 
     @cached_property
