@@ -70,7 +70,7 @@ def against_estimator() -> Iterator[Row]:
 
     problem = posed((784, 128, 10), 1000)
     module = mlp((784, 128, 10))
-    (x,), y = problem.objective.inputs.values(), problem.objective.targets.y.argmax(dim=1)
+    (x,), y = problem.objective.inputs.values(), problem.objective.targets.y
     operator = HessianLinearOperator(
         module, nn.CrossEntropyLoss(), list(module.parameters()), [(x, y)], check_deterministic=False
     )

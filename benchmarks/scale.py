@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import re
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,8 +65,8 @@ WIDTHS = (25, 110, 350, 1_200, 4_000)
 """Widths of the hidden layers of an MLP with 10⁴ to 10⁸ parameters."""
 FITTED = 3
 """Number of last points to which a slope is fitted."""
-FLAT_MEMORY = 1.1
-"""Largest growth of memory from one size to the next."""
+SAMPLING_SECONDS = 0.01
+"""Seconds between two looks at the memory."""
 
 
 def peak_bytes() -> int:
@@ -194,43 +197,92 @@ def limited(name: str, seconds: float) -> Iterator[Row]:
     )  # fmt: skip
 
 
-def sample_growth() -> Iterator[Row]:
-    """Time products over rows that are streamed from a file."""
-    features, classifier = 784, wsb.from_module(mlp(784, 32, 10))
-    seconds, memory = [], []
-    for count in SAMPLES:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "batch.npz"
-            write_rows(path, count, features)
-            before = resident_bytes()
-            problem = posed(classifier, wsb.load_batch(path), wsb.Options(device="cpu", memory_limit=256 << 20))
+class Memory:
+    """The largest memory of this process alone inside the block beyond what it held before, sampled by a thread."""
+
+    def __enter__(self) -> Memory:
+        self.bytes, self._before, self._over = 0.0, resident_bytes(), threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, float(resident_bytes() - self._before))
+            if self._over.wait(SAMPLING_SECONDS):
+                return
+
+
+def streamed(count: int, folder: Path) -> tuple[wsb.Classifier, wsb.Batch]:
+    """Return a small MLP and rows that are streamed from a file."""
+    write_rows(folder / "batch.npz", count, 784)
+    return wsb.from_module(mlp(784, 32, 10)), wsb.load_batch(folder / "batch.npz")
+
+
+def widened(width: int, _: Path) -> tuple[wsb.Classifier, wsb.Batch]:
+    """Return an MLP with 24 width² parameters, and a few samples."""
+    module = mlp(4 * width, width * 6, 10)
+    return wsb.from_module(module), wsb.Batch(torch.randn(64, 4 * width), np.arange(64) % 10)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What grows, while all else stays fixed."""
+
+    axis: str
+    subject: str
+    sizes: tuple[int, ...]
+    case: Callable[[int, Path], tuple[wsb.Classifier, wsb.Batch]]
+    options: wsb.Options
+
+
+ENCLOSED: dict[str, Any] = {"device": "cpu", "moments": "none", "ends": "largest", "relative_gap": 1e-2}
+GROWTHS = {
+    "samples": Growth("N", "784-32-10, streamed", SAMPLES, streamed, wsb.Options(memory_limit=256 << 20, **ENCLOSED)),
+    "parameters": Growth(
+        "P", "N = 64", WIDTHS, widened, wsb.Options(dtype="float64", basis="three_vectors", **ENCLOSED)
+    ),
+}
+Point = tuple[float, float, float]
+"""A size, seconds and bytes."""
+
+
+def product_point(growth: str, size: int) -> Point:
+    """Time a product, and measure the memory of posing an analysis and multiplying once."""
+    with tempfile.TemporaryDirectory() as folder:
+        classifier, batch = GROWTHS[growth].case(size, Path(folder))
+        with Memory() as held:
+            problem = posed(classifier, batch, GROWTHS[growth].options)
             product = problem.hessian_product(columns=1)
             v = torch.ones(product.parameters, dtype=product.dtype)
             product.vector(v)
-            seconds.append((float(count), timed(lambda: product.vector(v))))  # noqa: B023
-            memory.append((float(count), float(max(resident_bytes() - before, 1))))
-    yield curve("N", "784-32-10, streamed", "seconds of a product", seconds)
-    growth = memory[-1][1] / memory[-2][1]
-    yield Row(
-        "memory from 10⁵ to 10⁶ rows",
-        f"{memory[-2][1] / (1 << 20):.0f} to {memory[-1][1] / (1 << 20):.0f} MiB",
-        f"at most {FLAT_MEMORY:g} times",
-        growth <= FLAT_MEMORY,
-    )
+        seconds = min(timed(lambda: product.vector(v)) for _ in range(PRODUCTS))
+    return product.parameters if growth == "parameters" else problem.samples, seconds, held.bytes
 
 
-def parameter_growth() -> Iterator[Row]:
-    """Time products of MLPs with 10⁴ to 10⁸ parameters."""
-    seconds = []
-    for width in WIDTHS:
-        classifier = wsb.from_module(mlp(4 * width, width * 6, 10))
-        batch = wsb.Batch(torch.randn(64, 4 * width), np.arange(64) % 10)
-        problem = posed(classifier, batch, wsb.Options(device="cpu", dtype="float64"))
-        product = problem.hessian_product(columns=1)
-        v = torch.ones(product.parameters, dtype=product.dtype)
-        product.vector(v)
-        seconds.append((float(product.parameters), timed(lambda: product.vector(v))))  # noqa: B023
-    yield curve("P", "N = 64", "seconds of a product", seconds)
+def lambda_max_point(growth: str, size: int) -> Point:
+    """Time an analysis that encloses λ_max, by its products, and measure its memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        classifier, batch = GROWTHS[growth].case(size, Path(folder))
+        with Memory() as held:
+            report, seconds = analysed(classifier, batch, GROWTHS[growth].options)
+    size = report.model.parameters.count if growth == "parameters" else report.batch.samples
+    return size, seconds / sum((report.products or {}).values()), held.bytes
+
+
+def growth_of(growth: str, quantities: tuple[str, str], point: Callable[[str, int], Point]) -> Iterator[Row]:
+    """Measure each size in a separate process, and print the slopes of time and memory."""
+    found, grown = [], GROWTHS[growth]
+    for size in grown.sizes:
+        # A process keeps memory that it has freed.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart_from_others:
+            found.append(apart_from_others.submit(point, growth, size).result())
+    for place, quantity in enumerate(quantities, start=1):
+        yield curve(grown.axis, grown.subject, quantity, [(each[0], each[place]) for each in found])
 
 
 def curve(axis: str, subject: str, quantity: str, points: Sequence[tuple[float, float]]) -> Curve:
@@ -249,7 +301,7 @@ def curve(axis: str, subject: str, quantity: str, points: Sequence[tuple[float, 
     )
 
 
-def write_rows(path: Path, count: int, features: int, block: int = 10_000) -> None:
+def write_rows(path: Path, count: int, features: int, block: int = 1_000) -> None:
     """Write a batch of random rows block by block."""
     generator = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
@@ -271,8 +323,14 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
         for name, goal in GOALS.items()
     },
     "time_limit:resnet18": partial(limited, "resnet18", 20.0),
-    "growth:samples": sample_growth,
-    "growth:parameters": parameter_growth,
+    **{
+        f"growth:{name}:{growth}": partial(growth_of, growth, words, point)
+        for name, words, point in (
+            ("product", ("seconds of a product", "bytes of a product"), product_point),
+            ("lambda_max", ("seconds of λ_max per product", "bytes of λ_max"), lambda_max_point),
+        )
+        for growth in GROWTHS
+    },
 }
 """Rows by name; each runs in a separate process."""
 

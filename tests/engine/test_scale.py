@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 MEASURE = """
@@ -69,3 +71,41 @@ def test_five_million_parameters_stay_within_four_gibibytes() -> None:
     assert measured["parameters"] >= 4_990_000
     assert measured["bytes"] < 4 << 30
     assert not measured["failed"]
+
+
+MILLION = """
+import resource, sys, torch, wsb
+import wsb_engine.sources.batch_file as batch_file
+from wsb_engine.analysis import parts
+from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.problem import pose
+
+batch_file.MAPPED_FROM = 1 << 20
+torch.set_num_threads(1)
+options = wsb.Options(memory_limit=32 << 20)
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 50))
+classifier, few = wsb.from_module(model), wsb.Batch(torch.randn(9, 4), [0, 1, 2] * 3)
+
+def analysed(batch):
+    problem = pose(classifier, batch, options, Monitor(options, None, 0.0))
+    product = problem.hessian_product(1)
+    return parts.loss(problem).value, float(product.vector(torch.ones(product.parameters)).norm())
+
+analysed(few)
+used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_DATA, (used + (96 << 20), used + (96 << 20)))
+print(*analysed(wsb.load_batch(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_a_million_rows_of_fifty_classes_need_no_table_of_labels_or_logits(tmp_path: Path) -> None:
+    rows, generator = 1_000_000, np.random.default_rng(0)
+    x = generator.standard_normal((rows, 4), dtype=np.float32)
+    np.savez(tmp_path / "batch.npz", x=x, y=generator.integers(50, size=rows))
+    command = [sys.executable, "-c", MILLION, str(tmp_path / "batch.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loss, product = map(float, done.stdout.split())
+    assert 3 < loss < 6
+    assert 0 < product < 1e3

@@ -200,7 +200,9 @@ def _certified(
     device, small = problem.objective.device, problem.product_operations <= ONE_THREAD_OPERATIONS
     found, hessian, enclosure, errors = None, None, None, MeasuredErrors()
     if choice.when == "first":
-        found, hessian = _moments(problem, options, choice, shared, rounding, options.enclosure, monitor)
+        # However slow this machine is, λ_max comes first.
+        reserve = moments.LEFT_SHARE * monitor.seconds_left if options.enclosure else 0.0
+        found, hessian = _moments(problem, options, choice, shared, rounding, options.enclosure, monitor, reserve)
     premises = Premises(
         rounding=rounding,
         moments=None if found is None else found.known,
@@ -256,12 +258,14 @@ def _moments(
     rounding: Rounding,
     otherwise: bool,
     monitor: Monitor,
+    reserve: float = 0.0,
 ) -> tuple[moments.MomentsResult | None, Tensor | None]:
     """Compute the moments, and the dense Hessian if they come from it; keep what a limit leaves of them.
 
     Args:
         problem, options, choice, shared, rounding, monitor: See ``moments.compute``.
         otherwise: True if the report contains something without them.
+        reserve: Seconds to leave for later stages.
     """
     found, hessian = None, None
     with (
@@ -269,7 +273,7 @@ def _moments(
         threads_of(problem.objective.device, one=choice.is_short),
         monitor.optional("moments", otherwise),
         _without_overflow(monitor, options),
-        monitor.limited(),
+        monitor.limited(reserve),
     ):
         if choice.method == "basis" and options.spectrum == "dense" and problem.structure is None:
             hessian = form(problem, monitor)

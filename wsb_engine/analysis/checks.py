@@ -95,7 +95,7 @@ def checks(
 
 
 def _logits(problem: Problem, parity: r.Parity | None) -> Iterator[r.Check]:
-    logits, structure = max(1.0, float(problem.logits.abs().max())), problem.structure
+    logits, structure = max(1.0, problem.logits.largest), problem.structure
     if structure is not None:
         yield _check("mlp_structure", structure.error / logits, structure.tolerance / logits)
     if parity is not None:

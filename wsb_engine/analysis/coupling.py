@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from wsb_engine.analysis.logits import BatchLogits
 from wsb_engine.curvature.products.autodiff import GRADIENT_SAMPLES, Logits, Objective
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.batching import in_groups
@@ -73,17 +74,18 @@ def coupled_in_place(objective: Objective) -> bool:
     return False
 
 
-def coupled_elsewhere(objective: Objective, logits: Tensor) -> bool:
+def coupled_elsewhere(objective: Objective, logits: BatchLogits) -> bool:
     """Return whether logits follow the number or the order of samples, in any chunk.
 
     Args:
         objective: Objective with which the logits were evaluated.
-        logits: (N, C) float64, from the objective's own chunks.
+        logits: From the objective's own chunks.
     """
     exact = objective.in_double()
     for chunk in exact.chunks():
         own = torch.arange(chunk.start, chunk.stop)
-        z = logits[chunk].to(exact.device) if objective.dtype == exact.dtype else _evaluated(exact, own)
+        same = objective.dtype == exact.dtype
+        z = logits.rows(objective, chunk).to(exact.device) if same else _evaluated(exact, own)
         for first in range(min(GROUPS, len(own))):
             here = torch.arange(first, len(own), GROUPS).flip(0)
             if z is not None and _couples(exact, _Trial(own[here], here, torch.arange(len(here))), z):

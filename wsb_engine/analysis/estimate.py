@@ -11,6 +11,7 @@ import torch
 
 from wsb_engine.analysis import inputs, moments
 from wsb_engine.analysis.krylov import without_basis
+from wsb_engine.analysis.logits import kept_bytes
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
@@ -18,7 +19,6 @@ from wsb_engine.batch import Batch
 from wsb_engine.costs import Estimate, PhaseEstimate
 from wsb_engine.curvature.closed_form.layout import Layout, held_bytes
 from wsb_engine.curvature.cost import COUNTED, gradient_footprint, measured_rate, nominal_rate
-from wsb_engine.curvature.losses import Targets
 from wsb_engine.curvature.products.autodiff import (
     COLUMNS,
     GRADIENT_SAMPLES,
@@ -82,8 +82,8 @@ def estimate(
     few = _few_posed(classifier, batch, options, FEW)
     if few.objective.coupled and len(batch) > FEW:
         few = _few_posed(classifier, batch, options, 3 * COUNTED)
-    weights = torch.full((len(batch),), 1 / len(batch), dtype=torch.float64, device=few.objective.device)
-    whole = replace(few.objective, targets=Targets(few.objective.targets.y, weights))
+    weights = torch.tensor(1 / len(batch), dtype=torch.float64, device=few.objective.device).expand(len(batch))
+    whole = replace(few.objective, targets=replace(few.objective.targets, weights=weights))
     footprint = gradient_footprint(whole) if whole.coupled else few.footprint
     whole = replace(whole, inputs=inputs.match_inputs(classifier.inputs, batch))
     problem = replace(few, objective=whole, footprint=footprint)
@@ -190,7 +190,7 @@ def _moments(
     problem: Problem, options: Options, choice: moments.Choice, one: float, memory: _Memory
 ) -> tuple[float, int]:
     """Return operations and bytes of the moments, tr G included."""
-    gauss_newton = problem.samples * problem.footprint.operations * problem.logits.shape[1] * 2 / 3
+    gauss_newton = problem.samples * problem.footprint.operations * problem.logits.classes * 2 / 3
     if choice.layout is not None:
         return choice.layout.cost + gauss_newton, memory.closed_form(choice.layout)
     P = problem.objective.parameters
@@ -220,8 +220,9 @@ class _Memory:
         is_laid_out = objective.memory_format != torch.preserve_format
         copies = (is_cast + is_laid_out) * self._copy * self._item
         batch = sum(tensor.numel() * tensor.itemsize for tensor in objective.inputs.values())
-        logits = DOUBLE * problem.samples * (problem.logits.shape[1] + 2)
-        self.resident = model + copies + batch + logits + LIBRARIES
+        logits = kept_bytes(problem.samples, problem.logits.classes, problem.memory)
+        labels = 2 * DOUBLE * problem.samples
+        self.resident = model + copies + batch + logits + labels + LIBRARIES
         """What every stage holds."""
 
     def setup(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -279,7 +280,7 @@ def _name(kind: torch.dtype) -> str:
 
 
 def targets(batch: Batch, loss: Loss, logits: int, classes: tuple[int | str, ...] | None, on: torch.device) -> Targets:
-    """Return the labels as the loss compares them with logits, and weights of sum 1.
+    """Return the labels as class indices or probabilities, and weights of sum 1.
 
     Args:
         batch: The batch, for its y and weights.
@@ -291,22 +292,39 @@ def targets(batch: Batch, loss: Loss, logits: int, classes: tuple[int | str, ...
     Raises:
         BatchError: ``labels_out_of_range``, ``labels_unknown``, ``label_classes_mismatch``.
     """
-    weights = torch.full((len(batch),), 1.0) if batch.weights is None else torch.from_numpy(batch.weights)
-    weights = weights.to(on, torch.float64)
     labels = batch.y
     if labels.dtype.kind != "f":
-        counted = np.ones(len(labels), bool) if batch.weights is None else batch.weights > 0
+        counted = None if batch.weights is None else batch.weights > 0
         labels = _class_indices(labels, counted, loss.classes(logits), classes)
-    y = loss.targets(torch.from_numpy(labels), logits)
-    return Targets(y.to(on, torch.float64), weights / weights.sum())
+    y = torch.from_numpy(labels)
+    loss.targets(y[:1], logits)  # raises before any long computation
+    return Targets(y.to(on), _normalised(batch, on), partial(loss.targets, logits=logits))
 
 
-def _class_indices(y: np.ndarray, counted: np.ndarray, count: int, classes: tuple[int | str, ...] | None) -> np.ndarray:
-    """Return positions 0..C−1 of labels; 0 where the weight is 0, whatever the label."""
+def _normalised(batch: Batch, on: torch.device) -> Tensor:
+    """Return weights of sum 1, (N,) float64; equal ones take the memory of a single number."""
+    if batch.weights is None:
+        return torch.tensor(1 / len(batch), dtype=torch.float64, device=on).expand(len(batch))
+    weights = torch.from_numpy(batch.weights).to(on, torch.float64)
+    return weights / weights.sum()
+
+
+def _class_indices(
+    y: np.ndarray, counted: np.ndarray | None, count: int, classes: tuple[int | str, ...] | None
+) -> np.ndarray:
+    """Return positions 0..C−1 of labels; 0 where the weight is 0, whatever the label.
+
+    Args:
+        y: (N,) labels.
+        counted: (N,) False where the weight is 0; None if no weight is.
+        count: C.
+        classes: Labels that the model declares, in logit order.
+    """
     if classes is not None:
         positions: Mapping[int | str, int] = {label: index for index, label in enumerate(classes)}
         values = [value.item() for value in y]
-        row = next((i for i, value in enumerate(values) if counted[i] and value not in positions), None)
+        unknown = (i for i, value in enumerate(values) if value not in positions)
+        row = next((i for i in unknown if counted is None or counted[i]), None)
         if row is not None:
             raise BatchError(
                 f"label {values[row]!r} in row {row} is none of the model's classes {list(classes)[:20]}",
@@ -322,7 +340,8 @@ def _class_indices(y: np.ndarray, counted: np.ndarray, count: int, classes: tupl
             code="labels_unknown",
             advice="Give integer labels, counted from 0 in the order of the logits.",
         )
-    bad = np.flatnonzero(counted & ((y < 0) | (y >= count)))
+    outside = (y < 0) | (y >= count)
+    bad = np.flatnonzero(outside if counted is None else outside & counted)
     if len(bad):
         label = int(y[bad[0]])
         raise BatchError(
@@ -333,7 +352,7 @@ def _class_indices(y: np.ndarray, counted: np.ndarray, count: int, classes: tupl
             label=label,
             classes=count,
         )
-    return np.where(counted, y, 0)
+    return y if counted is None else np.where(counted, y, 0)
 
 
 _UNLABELLED = (

@@ -30,8 +30,9 @@ from wsb_engine.spectrum.three_vectors import ThreeVectors
 from wsb_engine.spectrum.top import TopEigenvalues, top_eigenvalues
 from wsb_engine.units import in_true_units
 
-FINISHING_PRODUCTS = 24
-"""Most products that confirm an enclosure after its last step; a time limit leaves room for them."""
+FINISHING_PRODUCTS, FINISHING_SHARE = 24, 0.25
+"""Most products that confirm an enclosure after its last step. A time limit leaves room for them, but no more than this
+share of the time left: λ_max comes first."""
 WORKING_VECTORS = 16
 """Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
 SECOND_PASS = 1.2
@@ -229,9 +230,8 @@ def _narrowed(
 ) -> Enclosures:
     """Take steps until the enclosure is narrow enough, decided, or limited; leave time to confirm it."""
     lanczos = shared.run
-    pace = lanczos.seconds / lanczos.products
-    repeated = SECOND_PASS * pace if shared.basis is None else 0.0
-    with monitor.limited(reserve=FINISHING_PRODUCTS * pace):
+    repeated = SECOND_PASS * lanczos.seconds / lanczos.products if shared.basis is None else 0.0
+    with monitor.limited(reserve=_finishing_seconds(lanczos, monitor)):
         found = enclose(
             enclosing,
             max_products=shared.max_steps,
@@ -242,6 +242,11 @@ def _narrowed(
     if shared.limited_by_memory and found.stopped_by == "products":
         return replace(found, stopped_by="memory")
     return found
+
+
+def _finishing_seconds(run: Run, monitor: Monitor) -> float:
+    """Return how much of the time to leave for what confirms the enclosure."""
+    return min(FINISHING_PRODUCTS * run.seconds / run.products, FINISHING_SHARE * monitor.seconds_left)
 
 
 def _finished(
@@ -295,7 +300,7 @@ def _measure_pairs(shared: Krylov, rounding: Rounding, measuring: Measuring, mon
         pairs = _outer_pairs(shared, monitor)
         if pairs is not None:
             with monitor.limited():
-                found = measuring.confirmed(rounding, pairs.vectors, pairs.images / run.scaling)
+                found = measuring.confirmed(shared.product, rounding, pairs.vectors, pairs.images / run.scaling)
             shared.confirmed = run.steps, pairs, found
 
 
@@ -310,7 +315,7 @@ def _outer_pairs(shared: Krylov, monitor: Monitor) -> RitzPairs | None:
         with monitor.limited():
             return outer_pairs(run)
     try:
-        with monitor.limited(reserve=FINISHING_PRODUCTS * run.seconds / run.products):
+        with monitor.limited(reserve=_finishing_seconds(run, monitor)):
             return outer_pairs(run)
     except TimeLimitError as error:
         monitor.warn(

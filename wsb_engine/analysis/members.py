@@ -12,7 +12,6 @@ from torch import Tensor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.sums import Sums, add_terms, no_sums
-from wsb_engine.curvature.losses import Targets
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.team import Add, Collect, Multiply, Task, Team, packed
 from wsb_engine.model import Tensors
@@ -85,7 +84,7 @@ def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:
         selected=moved(whole.selected),
         fixed=moved(whole.fixed),
         inputs={name: tensor[rows] for name, tensor in whole.inputs.items()},
-        targets=Targets(whole.targets.y[rows].to(device), whole.targets.weights[rows].to(device)),
+        targets=whole.targets.part(rows, device),
         device=device,
         interrupt=lambda: None,
     )

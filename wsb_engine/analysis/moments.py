@@ -35,6 +35,8 @@ FIRST_SECONDS = 10.0
 """A closed form that takes no longer at the nominal rate goes before the enclosure, which then takes fewer products."""
 FIRST_SHARE = 0.25
 """Share of the time limit that a closed form before the enclosure may take at the nominal rate."""
+LEFT_SHARE = 0.5
+"""Share of the time left that moments before the enclosure leave to it, if they turn out to take longer."""
 CHEAP_SHARE = 0.5
 """``auto`` takes moments other than the closed form if they need at most this share of the enclosure's products."""
 PARTS = frozenset({"moments", "bounds", "bounds_list", "layers", "blocks", "orthogonality"})
@@ -278,7 +280,7 @@ def compute(
 def with_gauss_newton(found: MomentsResult, problem: Problem) -> MomentsResult:
     """Add tr G, if memory allows."""
     if problem.structure is None:
-        trace = general_trace(problem.objective, problem.logits.shape[1])
+        trace = general_trace(problem.objective, problem.logits.classes)
     else:
         with torch.no_grad():
             trace = mlp_trace(problem.structure.net, problem.tile, problem.objective.targets.weights)

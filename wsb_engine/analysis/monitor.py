@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -102,6 +103,12 @@ class Monitor:
         """Return whether the time limit, less the reserve, passes within so many seconds."""
         limit = self.options.time_limit
         return limit is not None and time.perf_counter() - self.started + seconds > limit - self._reserve
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the time limit; infinite without one."""
+        limit = self.options.time_limit
+        return math.inf if limit is None else max(0.0, limit - (time.perf_counter() - self.started))
 
     @contextmanager
     def limited(self, reserve: float = 0.0) -> Iterator[None]:

@@ -14,8 +14,6 @@ from wsb_engine.analysis.problem import Problem
 from wsb_engine.batch import Batch
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.closed_form.sums import ClosedForm
-from wsb_engine.curvature.losses import Targets
-from wsb_engine.curvature.losses.base import in_blocks
 from wsb_engine.errors import ModelError, finite
 from wsb_engine.model import Classifier, Tensors
 from wsb_engine.options import Options
@@ -33,20 +31,18 @@ TOP_SHARES = 10
 
 def batch(batch: Batch, problem: Problem) -> r.BatchSummary:
     """Summarise the batch."""
-    classes = problem.objective.loss.classes(problem.logits.shape[1])
+    classes = problem.objective.loss.classes(problem.logits.classes)
     return r.BatchSummary(sha256=batch.sha256, samples=len(batch), classes=classes)
 
 
 def loss(problem: Problem) -> r.Loss:
     """Evaluate the loss, its gradient and the accuracy of the batch."""
-    loss, targets, logits = problem.objective.loss, problem.objective.targets, problem.logits
-    y, w = targets.y.cpu(), targets.weights.cpu()
-    accuracy = loss.accuracy(logits, Targets(y, w))
-    if accuracy is None:
+    loss, logits = problem.objective.loss, problem.logits
+    averages = loss.averages(logits.compared(problem.objective))
+    if averages.accuracy is None:
         raise ValueError("a report states an accuracy")
-    values = torch.cat([loss.values(*rows) for rows in in_blocks(logits, y)])
-    value = finite(float((w * values).sum()), "the loss")
-    guessing = math.log(loss.classes(logits.shape[1]))
+    value = finite(averages.loss, "the loss")
+    guessing = math.log(loss.classes(logits.classes))
     if value > IMPLAUSIBLE * guessing:
         problem.warn(
             "implausible_loss",
@@ -57,7 +53,7 @@ def loss(problem: Problem) -> r.Loss:
         kind=loss.kind,
         value=value,
         gradient_norm=finite(norm(problem.objective.gradient()), "the gradient's norm"),
-        accuracy=accuracy,
+        accuracy=averages.accuracy,
     )
 
 
@@ -71,14 +67,16 @@ def parity(problem: Problem, classifier: Classifier, monitor: Monitor) -> r.Pari
     if monitor.expired:
         monitor.warn("parity_unavailable", "the time limit has passed")
         return None
-    rows = slice(0, problem.samples if problem.objective.coupled else PARITY_SAMPLES)
-    arrays = {name: problem.objective.rows(name, rows).numpy() for name in problem.objective.inputs}
+    objective = problem.objective
+    rows = slice(0, problem.samples if objective.coupled else PARITY_SAMPLES)
+    arrays = {name: objective.rows(name, rows).numpy() for name in objective.inputs}
     try:
         expected = model.reference(arrays)
     except ModelError as error:
         monitor.warn("parity_unavailable", f"{model.reference_name} can't evaluate this model: {error.message}")
         return None
-    theirs, ours = np.asarray(expected, dtype=np.float64), problem.logits[rows].numpy()
+    theirs = np.asarray(expected, dtype=np.float64)
+    ours = torch.cat([z for _, z in problem.logits.chunks(objective, rows.stop)]).numpy()
     comparable = np.isfinite(theirs)
     if not comparable.all():
         # A probability that underflows in the file's precision has no logarithm there.

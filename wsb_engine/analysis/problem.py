@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wsb_engine.analysis import coupling
 from wsb_engine.analysis import inputs as prepare
+from wsb_engine.analysis.logits import BatchLogits, evaluated
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.batch import Batch
@@ -35,14 +36,13 @@ from wsb_engine.curvature.products.autodiff import (
     in_format,
     interrupted,
 )
-from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct, pays
+from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct, calls_dominate, pays
 from wsb_engine.curvature.products.mlp import MLPProduct
 from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.curvature.team import SplitProduct, Team
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 from wsb_engine.errors import BatchError, ModelError, ResourceError
-from wsb_engine.formats.graph.logits import looks_like_probabilities, several_rows
 from wsb_engine.model import MLP, Classifier, LogitModel
 from wsb_engine.options import Options
 
@@ -84,8 +84,7 @@ class Problem:
 
     model: LogitModel
     objective: Objective
-    logits: Tensor
-    """(N, C) float64 on the CPU."""
+    logits: BatchLogits
     structure: Structure | None
     """None if the closed form does not apply."""
     nonsmooth: tuple[str, ...]
@@ -117,7 +116,7 @@ class Problem:
         rows, objective = slice(start, stop), self.objective
         objective.pause()
         a0 = self.structure.mlp.features(objective.chunk_inputs(rows))
-        return a0, objective.targets.y[rows]
+        return a0, objective.targets.rows(rows)
 
     def at(self, objective: Objective) -> Problem:
         """Return the problem at another objective of the model (moved parameters, another dtype), on one member."""
@@ -175,6 +174,8 @@ class Problem:
         if columns == 1 and not objective.coupled:
             # More samples would be written to memory that the system has to allocate and clear first.
             product.samples = min(product.samples, self._chunk(threads=1))
+        work = self.footprint.operations * product.samples / nominal_rate(objective.device, objective.dtype)
+        product.reverse = calls_dominate(work, self.footprint.operators)
         return product
 
     def _threads(self) -> int:
@@ -234,7 +235,7 @@ def pose(
         widened=prepare.widened(classifier.inputs, inputs),
         # Both are set once the number of logits is known.
         loss=automatic(0),
-        targets=Targets(torch.zeros(0), torch.ones(len(batch))),
+        targets=Targets(torch.zeros(0), torch.ones(1).expand(len(batch))),
         dtype=dtype,
         device=device,
         interrupt=monitor.interrupt,
@@ -250,7 +251,7 @@ def pose(
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread):
         objective, logits = _evaluated(objective, classifier, memory, monitor)
-        if options.head == "auto" and model.head == "none" and looks_like_probabilities(logits):
+        if options.head == "auto" and model.head == "none" and logits.are_probabilities:
             model = classifier.resolve(head="probabilities", output=options.output, include=include)
             monitor.warn(
                 "head_probed", "every output row is a probability distribution: logits are taken as its logarithm"
@@ -258,9 +259,12 @@ def pose(
             function = model.function if takes_any else coupling.grouped(model.function, objective.group)
             objective = replace(objective, function=function)
             objective, logits = _evaluated(objective, classifier, memory, monitor)
-    loss = automatic(logits.shape[1])
-    targets = prepare.targets(batch, loss, logits.shape[1], model.classes, device)
-    objective = replace(objective, loss=loss, targets=targets, scale=loss.scale(logits.to(device), targets))
+    loss = automatic(logits.classes)
+    targets = prepare.targets(batch, loss, logits.classes, model.classes, device)
+    objective = replace(objective, loss=loss, targets=targets)
+    with threads_of(device, one=one_thread):
+        sizes = loss.sizes(logits.compared(objective))
+    objective = replace(objective, scale=sizes.scale)
     first = objective.chunk_inputs(slice(0, len(batch) if objective.coupled else 1))
     nonsmooth = nonsmooth_operators(objective.function, tensors, first)
     if nonsmooth:
@@ -270,13 +274,12 @@ def pose(
         )
     with threads_of(device, one=one_thread):
         structure = None if nonsmooth or objective.coupled else _structure(model, objective, logits, monitor)
-    objective = _laid_out(objective, 2 if vectors(objective, memory) > 1 else 1)
+    objective = _laid_out(objective, 2 if vectors(objective, memory) >= COLUMNS else 1)
     footprint = gradient_footprint(objective)
     objective = _fitted(objective, footprint, memory)
     warn, count, expected = monitor.warn, monitor.multiplied, prepare.expected_products(options, objective.parameters)
     problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, warn, count, expected)
-    least = loss.least_curvature(logits.to(device), targets)
-    return problem if least * objective.scale > SMALL else _rescaled(problem)
+    return problem if sizes.least_curvature * objective.scale > SMALL else _rescaled(problem)
 
 
 def _first_forward(objective: Objective, monitor: Monitor) -> tuple[Objective, Footprint]:
@@ -349,7 +352,7 @@ def _laid_out(objective: Objective, columns: int) -> Objective:
 
     Args:
         objective: The loss.
-        columns: 2 if products of several columns fit in memory, 1 otherwise.
+        columns: 2 if many columns fit in memory together, so that products of blocks are worth a trial; 1 otherwise.
     """
     tensors = {**objective.fixed, **objective.selected}
     if not any(tensor.ndim == 4 and tensor[0, 0].numel() > 1 for tensor in tensors.values()):
@@ -363,7 +366,7 @@ def _laid_out(objective: Objective, columns: int) -> Objective:
     few = replace(
         laid_out,
         coupled=False,
-        targets=replace(objective.targets, y=objective.targets.y[:2], weights=objective.targets.weights[:2]),
+        targets=objective.targets.part(slice(0, 2), objective.device),
     )
     try:
         for tried in range(1, columns + 1):
@@ -397,15 +400,17 @@ def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objectiv
     return replace(objective, fits=footprint.fits(memory))
 
 
-def _evaluated(objective: Objective, classifier: Classifier, memory: int, monitor: Monitor) -> tuple[Objective, Tensor]:
+def _evaluated(
+    objective: Objective, classifier: Classifier, memory: int, monitor: Monitor
+) -> tuple[Objective, BatchLogits]:
     """Return the objective and its finite logits, coupled if samples depend on each other."""
     if not objective.coupled and coupling.coupled_in_place(objective):
         objective = _together(objective, classifier, memory, monitor)
-    logits = _logits(objective, monitor)
+    logits = evaluated(objective, memory, monitor.report)
     if not objective.coupled and coupling.coupled_elsewhere(objective, logits):
         objective = _together(objective, classifier, memory, monitor)
-        logits = _logits(objective, monitor)
-    _require_finite(logits)
+        logits = evaluated(objective, memory, monitor.report)
+    logits.require_finite()
     return objective, logits
 
 
@@ -419,34 +424,7 @@ def _together(objective: Objective, classifier: Classifier, memory: int, monitor
     return _fitted(objective, logits_footprint(objective), memory)
 
 
-def _logits(objective: Objective, monitor: Monitor) -> Tensor:
-    """Compute (N, C) logits, float64 on the CPU, in chunks."""
-    # Allocated once: parts of all chunks would lie between freed inputs, so that these take ever more memory.
-    logits = torch.empty(0, 0, dtype=torch.float64)
-    with torch.no_grad():
-        for rows in objective.chunks():
-            z = objective.logits(rows)
-            if z.ndim != 2 or len(z) != rows.stop - rows.start or z.shape[1] == 0:
-                raise several_rows("the model's output", tuple(z.shape), "unsupported_output")
-            if not logits.numel():
-                logits = torch.empty(objective.samples, z.shape[1], dtype=torch.float64)
-            logits[rows] = z
-            monitor.report(rows.stop / objective.samples)
-    return logits
-
-
-def _require_finite(logits: Tensor) -> None:
-    if not bool(torch.isfinite(logits).all()):
-        row = int(torch.nonzero(~torch.isfinite(logits).all(dim=1))[0])
-        raise ModelError(
-            f"the logits of row {row} are not finite",
-            code="logits_not_finite",
-            advice="Check the scale of the inputs; probabilities that underflow to 0 need the logits exported instead.",
-            row=row,
-        )
-
-
-def _structure(model: LogitModel, objective: Objective, logits: Tensor, monitor: Monitor) -> Structure | None:
+def _structure(model: LogitModel, objective: Objective, logits: BatchLogits, monitor: Monitor) -> Structure | None:
     """Return the MLP that the reader recognised, if its forward pass agrees with the logits."""
     if model.mlp is None:
         return None
@@ -456,9 +434,9 @@ def _structure(model: LogitModel, objective: Objective, logits: Tensor, monitor:
     rows = next(objective.chunks())
     a0 = model.mlp.features(objective.chunk_inputs(rows))
     if a0.ndim == 2 and a0.shape[1] == net.layers[0].d_in:
-        z = forward_backward(net, a0, objective.targets.y[rows]).z.double().cpu()
-        error = float((z - logits[rows]).abs().max())
-        tolerance = STRUCTURE_UNITS * torch.finfo(objective.dtype).eps * max(1.0, float(logits.abs().max()))
+        z = forward_backward(net, a0, objective.targets.rows(rows)).z.double().cpu()
+        error = float((z - logits.rows(objective, rows)).abs().max())
+        tolerance = STRUCTURE_UNITS * torch.finfo(objective.dtype).eps * max(1.0, logits.largest)
         if error > tolerance:
             tolerance = max(tolerance, _sensitivity(objective, rows))
         if error <= tolerance:

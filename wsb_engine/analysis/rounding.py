@@ -2,20 +2,24 @@
 
 Three levels: a proof for smooth MLPs in float64, by running error analysis; elsewhere in float64 a measurement, by
 perturbing parameters and inputs; in float32 a bound from random products of the difference to float64.
+
+A time limit may leave time for fewer products than that. Then the slack is wider, and what is missing of the
+measurement in float64 follows after the enclosure, if there is time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from wsb_engine.analysis.agreement import norm
-from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.monitor import Monitor, TimeLimitError
 from wsb_engine.analysis.perturbation import PERTURBATION, deciding, perturbed
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
@@ -32,8 +36,10 @@ USELESS = 1e-3
 """Largest relative bound of a proof that is kept; beyond it rounding is measured."""
 SAFETY = 32.0
 """Factor from the effect of perturbations to a slack; they estimate rounding within a small factor, without proof."""
-DIFFERENCES = 10
-"""Number of random products of the difference between float32 and float64."""
+DIFFERENCES, LEAST_DIFFERENCES = 10, 4
+"""Number of random products of the difference between float32 and float64, and the least if there is a time limit."""
+SHARE = 0.25
+"""Share of the time left that rounding may take before the enclosure, once it has the least number of products."""
 TINIEST, TINIEST_SINGLE = 2.0**-1000, 2.0**-100
 """What sums lose of terms below the range of float64, or float32, at the scale at which g and S are about 1."""
 TINIEST_CURVATURE = 2.0**-1030
@@ -42,7 +48,7 @@ STREAM = 0x2545F491
 """Distinguishes these seeds from those of other random vectors."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measuring:
     """Bounds or measures the rounding errors of one analysis.
 
@@ -57,6 +63,8 @@ class Measuring:
     seed: int
     failure_probability: float
     monitor: Monitor
+    _sizes: list[float] = field(default_factory=list)
+    """‖(H′ − H) z‖ of each perturbation so far, for a random z."""
 
     def rounding(self, product: HessianProduct, layout: Layout | None) -> Rounding:
         """Bound rounding errors, in the units of the products.
@@ -67,17 +75,36 @@ class Measuring:
 
         Raises:
             ResourceError: ``overflow``.
+            TimeLimitError: ``time_limit``.
         """
+        reserve = (1 - SHARE) * self.monitor.seconds_left
         with self.monitor.multiplying_for("rounding"):
             if product.dtype == torch.float32:
-                return self._single(product)
-            proven = self._proven(layout)
-            return self._measured(product) if proven is None else proven
+                return self._single(product, reserve)
+            proven = None
+            with self._while_time_allows(reserve, "a proof of rounding errors: they are measured instead"):
+                proven = self._proven(layout)
+            return self._measured(product, reserve) if proven is None else proven
 
-    def confirmed(self, rounding: Rounding, vectors: Tensor, images: Tensor) -> Rounding:
-        """Return the measurement extended to these vectors, if it rests on perturbations; else as it is.
+    @contextmanager
+    def _while_time_allows(self, reserve: float, what: str) -> Iterator[None]:
+        """End the block, with a warning, once no more time is left than the enclosure needs.
 
         Args:
+            reserve: Seconds to leave for the enclosure.
+            what: What the block does.
+        """
+        try:
+            with self.monitor.limited(reserve):
+                yield
+        except TimeLimitError:
+            self.monitor.warn("rounding_cut", f"the time limit leaves no time for {what}")
+
+    def confirmed(self, product: HessianProduct, rounding: Rounding, vectors: Tensor, images: Tensor) -> Rounding:
+        """Return the measurement, completed and extended to these vectors, if it rests on perturbations; else as it is.
+
+        Args:
+            product: Product for single vectors.
             rounding: From ``rounding``.
             vectors: (P, m) unit columns.
             images: (P, m) products of the vectors.
@@ -86,9 +113,11 @@ class Measuring:
             return rounding
         sizes = []
         with self.monitor.multiplying_for("rounding"):
+            while len(self._sizes) < PERTURBATIONS:
+                self._perturb(product)
             for index in range(PERTURBATIONS):
                 sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images))
-        worst = max(_root_mean_square(column) for column in zip(*sizes, strict=True))
+        worst = max(_root_mean_square(each) for each in (self._sizes, *zip(*sizes, strict=True)))
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
     def _proven(self, layout: Layout | None) -> Rounding | None:
@@ -124,31 +153,38 @@ class Measuring:
                 return False
         return True
 
-    def _measured(self, product: HessianProduct) -> Rounding:
-        sizes = []
-        for index in range(PERTURBATIONS):
-            z = self._gaussian(index).to(product.device)
-            image = product.vector(z)
-            sizes += _differences(self._perturbed(index, 1), z.unsqueeze(1), image.unsqueeze(1))
-            self.monitor.tell((index + 1) / PERTURBATIONS)
-        operator = _slack(_root_mean_square(sizes))
+    def _measured(self, product: HessianProduct, reserve: float) -> Rounding:
+        self._perturb(product)
+        with self._while_time_allows(
+            reserve, "all perturbations before the enclosure: the slack for rounding is wider"
+        ):
+            while len(self._sizes) < PERTURBATIONS:
+                self._perturb(product)
+        operator = _slack(_root_mean_square(self._sizes)) * (PERTURBATIONS / len(self._sizes)) ** 2
         operator += TINIEST + TINIEST_CURVATURE * self.problem.objective.scale
         return Rounding("measured", operator, relative_square_error=SUMS * UNIT, square_error=TINIEST)
 
-    def _single(self, product: HessianProduct) -> Rounding:
-        """Bound ‖H₃₂ − H₆₄‖_F by products with Gaussian vectors; the rounding of float64 is added."""
+    def _perturb(self, product: HessianProduct) -> None:
+        """Measure the next perturbation along a random vector."""
+        index = len(self._sizes)
+        z = self._gaussian(index).to(product.device)
+        image = product.vector(z)
+        self._sizes += _differences(self._perturbed(index, 1), z.unsqueeze(1), image.unsqueeze(1))
+        self.monitor.tell(len(self._sizes) / PERTURBATIONS)
+
+    def _single(self, product: HessianProduct, reserve: float) -> Rounding:
+        """Bound ‖H₃₂ − H₆₄‖_F by products with Gaussian vectors; the rounding of float64 is added.
+
+        Their number follows from the clock alone, never from what they show, so that the bound holds for it.
+        """
         reference = self.problem.product_at(self.problem.objective.in_double(), DIFFERENCES)
-        sizes: list[float] = []
-        for first in range(0, DIFFERENCES, reference.columns):
-            some = range(first, min(first + reference.columns, DIFFERENCES))
-            z = torch.stack([self._gaussian(index) for index in some], dim=1).to(product.device, torch.float32).double()
-            differences = reference(z)
-            for column, v in zip(differences.unbind(1), z.unbind(1), strict=True):
-                column -= product.vector(v)
-                sizes.append(norm(column))
-                self.monitor.tell(len(sizes) / DIFFERENCES)
+        least = DIFFERENCES if math.isinf(reserve) else LEAST_DIFFERENCES
+        sizes = list(self._drifts(product, reference, range(least)))
+        with self._while_time_allows(reserve, "all products that bound rounding: the slack for it is wider"):
+            for size in self._drifts(product, reference, range(least, DIFFERENCES)):
+                sizes.append(size)
         mean = _root_mean_square(sizes)
-        factor = math.sqrt(frobenius_factor(DIFFERENCES, self.failure_probability))
+        factor = math.sqrt(frobenius_factor(len(sizes), self.failure_probability))
         operator = mean / factor + SAFETY * UNIT / SINGLE_UNIT * mean
         return Rounding(
             "measured",
@@ -159,6 +195,17 @@ class Measuring:
             trace_error=TINIEST_SINGLE,
         )
 
+    def _drifts(self, product: HessianProduct, reference: HessianProduct, indices: range) -> Iterator[float]:
+        """Yield ‖(H₃₂ − H₆₄) z‖ for Gaussian vectors z by their indices."""
+        for first in indices[:: reference.columns]:
+            some = range(first, min(first + reference.columns, indices.stop))
+            z = torch.stack([self._gaussian(index) for index in some], dim=1).to(product.device, torch.float32).double()
+            differences = reference(z)
+            for index, column, v in zip(some, differences.unbind(1), z.unbind(1), strict=True):
+                column -= product.vector(v)
+                self.monitor.tell((index + 1) / DIFFERENCES)
+                yield norm(column)
+
     def _gaussian(self, index: int) -> Tensor:
         objective = self.problem.objective
         return gaussian(objective.parameters, self.seed ^ STREAM, index, objective.device)
@@ -166,6 +213,8 @@ class Measuring:
     def _perturbed(self, index: int, columns: int) -> HessianProduct:
         """Return a product at parameters and inputs multiplied by 1 + εξ, with recomputed forward quantities."""
         seed = (self.seed ^ STREAM) + DIFFERENCES * (index + 1)
+        # From scratch, two columns one after the other take less time than together.
+        columns = 1 if self.problem.structure is None else columns
         return self.problem.product_at(perturbed(self.problem.objective, seed, self._held), columns)
 
     @cached_property

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from wsb_engine.curvature.closed_form.layout import TRAFFIC
+from wsb_engine.curvature.losses import Targets
 from wsb_engine.curvature.products.autodiff import Objective, Rows
 from wsb_engine.curvature.tracing.dispatch import OperatorWatch
 from wsb_engine.internals import flop_registry, tree_leaves
@@ -102,22 +103,25 @@ class _Counter(OperatorWatch):
 
 def logits_footprint(objective: Objective) -> Footprint:
     """Return the footprint of the logits alone."""
-    return _footprint(objective, objective.logits)
+    return _footprint(objective, Objective.logits)
 
 
 def gradient_footprint(objective: Objective) -> Footprint:
     """Return the footprint of the loss and its gradient."""
-    return _footprint(objective, objective.chunk_gradient)
+    return _footprint(objective, Objective.chunk_gradient)
 
 
-def _footprint(objective: Objective, function: Callable[[Rows], object]) -> Footprint:
+def _footprint(objective: Objective, function: Callable[[Objective, Rows], object]) -> Footprint:
     operators = 0
 
     def count(samples: int) -> tuple[int, float]:
         nonlocal operators
         rows = torch.arange(samples) % objective.samples
+        # Converted in advance, so that the same labels cost the same in whatever form they are stored.
+        targets = Targets(objective.targets.rows(slice(0, samples)), objective.targets.weights)
+        counted = replace(objective, targets=targets)
         with _Counter() as counter:
-            function(rows)
+            function(counted, rows)
         operators = counter.operators
         return counter.bytes, counter.operations
 

@@ -70,7 +70,7 @@ def general_trace(objective: Objective, classes: int) -> float | None:
         with torch.no_grad():
             z = objective.logits(rows)
         try:
-            squares = vmap(partial(_square, objective))(inputs, z, objective.targets.y[rows])
+            squares = vmap(partial(_square, objective))(inputs, z, objective.targets.rows(rows))
         except (RuntimeError, NotImplementedError) as error:
             if ran_out(error):
                 raise

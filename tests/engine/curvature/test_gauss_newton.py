@@ -38,7 +38,7 @@ def test_both_methods_equal_the_jacobians_written_out(name: str) -> None:
     assert problem.structure is not None
     weights = problem.objective.targets.weights
     assert mlp_trace(problem.structure.net, problem.tile, weights) == pytest.approx(want, rel=1e-11)
-    assert general_trace(problem.objective, problem.logits.shape[1]) == pytest.approx(want, rel=1e-11)
+    assert general_trace(problem.objective, problem.logits.classes) == pytest.approx(want, rel=1e-11)
 
 
 def test_a_subset_of_parameters_counts_alone() -> None:
@@ -58,4 +58,4 @@ def test_without_hidden_layers_it_is_the_trace() -> None:
 def test_jacobians_that_are_too_many_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsb_engine.curvature.gauss_newton.WORK", 10)
     problem = posed("deep_tanh")
-    assert general_trace(problem.objective, problem.logits.shape[1]) is None
+    assert general_trace(problem.objective, problem.logits.classes) is None

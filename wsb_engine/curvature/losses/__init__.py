@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import get_args
 
-from wsb_engine.curvature.losses.base import Loss, LossDerivatives, LossRounding, Targets
+from wsb_engine.curvature.losses.base import Compared, Loss, LossDerivatives, LossRounding, Targets
 from wsb_engine.options import LossKind
 
-__all__ = ["LOSSES", "Loss", "LossDerivatives", "LossRounding", "Targets", "automatic"]
+__all__ = ["LOSSES", "Compared", "Loss", "LossDerivatives", "LossRounding", "Targets", "automatic"]
 
 LOSSES: Mapping[LossKind, Loss] = {kind: import_module(f"{__name__}.{kind}").LOSS for kind in get_args(LossKind)}
 """By kind."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,12 +29,56 @@ ELEMENTARY = 8.0
 
 @dataclass(frozen=True)
 class Targets:
-    """What the logits are compared with, and the weights of the samples."""
+    """What the logits are compared with, and the weights of the samples.
+
+    Labels stay as they are stored, since a row of C numbers for each of N samples may not fit in memory.
+    """
 
     y: Tensor
-    """(N, …) float64, a row for each sample, from ``Loss.targets``."""
+    """(N,) class indices, or floating (N,) or (N, K)."""
     weights: Tensor
-    """(N,) float64, non-negative, of sum 1."""
+    """(N,) float64, non-negative, of sum 1; equal weights are one number, expanded."""
+    as_rows: Callable[[Tensor], Tensor] = Tensor.double
+    """Converts labels of some samples to rows, as ``Loss.targets``; by default, labels are rows."""
+
+    def rows(self, rows: slice | Tensor) -> Tensor:
+        """Return what the logits of some samples are compared with, (B, …) float64."""
+        return self.as_rows(self.y[rows])
+
+    def part(self, rows: slice, device: torch.device) -> Targets:
+        """Return the targets of some samples on a device, each with the weight that it has in the whole."""
+        return replace(self, y=self.y[rows].to(device), weights=self.weights[rows].to(device))
+
+
+class Compared(NamedTuple):
+    """Logits of some samples, what they are compared with, and the weights, on one device."""
+
+    z: Tensor
+    """(B, C)"""
+    y: Tensor
+    """(B, …) float64"""
+    weights: Tensor
+    """(B,) float64"""
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Weighted means over a batch."""
+
+    loss: float
+    accuracy: float | None
+    """Share of correct samples; None if the loss predicts no classes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the derivatives of a batch's losses are."""
+
+    scale: float
+    """A power of four that brings the largest |g| or diagonal entry of ∇²ℓ near 1; 1 if all are 0."""
+    least_curvature: float
+    """The smallest over samples of their largest diagonal entry of ∇²ℓ; if small, H may be smaller than gradients let
+    expect."""
 
 
 @dataclass(frozen=True)
@@ -156,37 +200,41 @@ class Loss(ABC):
             BatchError: ``label_classes_mismatch``.
         """
 
-    def accuracy(self, z: Tensor, targets: Targets) -> float | None:
-        """Return the weighted share of correct samples; None if the loss predicts no classes."""
-        correct = [self.correct(*rows) for rows in in_blocks(z, targets.y)]
-        found = [each for each in correct if each is not None]
-        return float((torch.cat(found).double() * targets.weights).sum()) if found else None
+    def averages(self, blocks: Iterable[Compared]) -> Averages:
+        """Average the loss and the accuracy over all samples, given block by block."""
+        loss, share, predicts = 0.0, 0.0, True
+        for z, y, weights in blocks:
+            loss += float((weights * self.values(z, y)).sum())
+            correct = self.correct(z, y)
+            predicts = correct is not None
+            share += 0.0 if correct is None else float((correct.double() * weights).sum())
+        return Averages(loss, share if predicts else None)
 
-    def scale(self, z: Tensor, targets: Targets) -> float:
-        """Return a power of four that brings the largest |g| or diagonal entry of ∇²ℓ near 1; 1 if all are 0.
-
-        Args:
-            z: (N, C) logits.
-            targets: Targets on the same device.
-        """
-        found = (self.derivatives(*rows) for rows in in_blocks(z, targets.y))
-        sizes = torch.cat([torch.maximum(at.gradient.abs(), at.diagonal.abs()).amax(dim=1) for at in found])
-        return power_of_four(float(torch.where(targets.weights > 0, sizes, 0.0).max()))
-
-    def least_curvature(self, z: Tensor, targets: Targets) -> float:
-        """Return the smallest over samples of their largest diagonal entry of ∇²ℓ.
-
-        If it is small, H may be smaller than gradients let expect.
-        """
-        blocks = in_blocks(z, targets.y)
-        largest = torch.cat([self.derivatives(*rows).diagonal.abs().amax(dim=1) for rows in blocks])
-        return float(torch.where(targets.weights > 0, largest, 1.0).min())
+    def sizes(self, blocks: Iterable[Compared]) -> Sizes:
+        """Measure the derivatives of all samples that have a weight, given block by block."""
+        largest, least = 0.0, 1.0
+        for z, y, weights in blocks:
+            at, counted = self.derivatives(z, y), weights > 0
+            curvature = at.diagonal.abs().amax(dim=1)
+            size = torch.maximum(at.gradient.abs().amax(dim=1), curvature)
+            largest = max(largest, float(torch.where(counted, size, 0.0).max()))
+            least = min(least, float(torch.where(counted, curvature, 1.0).min()))
+        return Sizes(power_of_four(largest), least)
 
 
-def in_blocks(z: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows of logits and targets, as many at a time as losses work on in little memory."""
-    rows = max(1, BLOCK // z.shape[1])
-    return zip(z.split(rows), y.split(rows), strict=True)
+def in_blocks(z: Tensor, targets: Targets, first: int = 0) -> Iterator[Compared]:
+    """Yield as many samples at a time as losses work on in little memory.
+
+    Args:
+        z: (B, C) logits of consecutive samples.
+        targets: Targets of all samples.
+        first: Index of the first of the samples.
+    """
+    size = max(1, BLOCK // z.shape[1])
+    for start in range(0, len(z), size):
+        some = z[start : start + size]
+        rows = slice(first + start, first + start + len(some))
+        yield Compared(some.to(targets.y.device), targets.rows(rows), targets.weights[rows])
 
 
 def power_of_four(size: float) -> float:

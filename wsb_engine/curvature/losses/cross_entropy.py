@@ -80,7 +80,8 @@ class CrossEntropy(Loss):
                 advice="Give integer labels [N], or probabilities [N, C].",
             )
         if y.ndim == 1:
-            return torch.nn.functional.one_hot(y.long(), logits).double()
+            rows = torch.zeros(len(y), logits, dtype=torch.float64, device=y.device)
+            return rows.scatter_(1, y.long().unsqueeze(1), 1.0)
         if y.shape[1] != logits:
             raise mismatched(y.shape[1], logits)
         return y.double()

@@ -20,6 +20,7 @@ from torch.func import grad, jvp, vmap
 
 from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import finite
+from wsb_engine.memory import ran_out
 from wsb_engine.model import Tensors
 
 Logits = Callable[[Tensors, Tensors], Tensor]
@@ -114,12 +115,18 @@ class Objective:
             setattr(error, _INTERRUPTS, True)
             raise
 
-    def chunks(self, size: int = GRADIENT_SAMPLES) -> Iterator[slice]:
-        """Yield slices of at most ``size`` samples that fit in memory; one slice if the samples are coupled."""
+    def chunks(self, size: int = GRADIENT_SAMPLES, *, stop: int | None = None) -> Iterator[slice]:
+        """Yield slices of at most ``size`` samples that fit in memory; one slice if the samples are coupled.
+
+        Args:
+            size: Most samples in a slice.
+            stop: Number of samples of the batch to go through; None for all. Coupled samples are never left out.
+        """
         size = self.samples if self.coupled else max(1, min(size, self.fits))
-        for start in range(0, self.samples, size):
+        stop = self.samples if self.coupled or stop is None else min(stop, self.samples)
+        for start in range(0, stop, size):
             self.pause()
-            yield slice(start, min(start + size, self.samples))
+            yield slice(start, min(start + size, stop))
 
     def rows(self, name: str, rows: Rows) -> Tensor:
         """Return some rows of an input in the dtype in which the model takes it."""
@@ -145,7 +152,7 @@ class Objective:
 
     def chunk(self, rows: Rows) -> Chunk:
         """Return the arguments of the loss of some samples other than the parameters."""
-        return Chunk(self.chunk_inputs(rows), self.targets.y[rows], self.targets.weights[rows])
+        return Chunk(self.chunk_inputs(rows), self.targets.rows(rows), self.targets.weights[rows].contiguous())
 
     def value(self, selected: Tensors, chunk: Chunk) -> Tensor:
         """Return Σ_s w_s ℓ_s of a chunk, times the scale."""
@@ -178,27 +185,33 @@ class Objective:
             self.add(total, self.chunk_gradient(rows))
         return total
 
-    def twice_backward(self, v: Tensor) -> Tensor:
+    def twice_backward(self, v: Tensor, size: int = GRADIENT_SAMPLES) -> Tensor:
         """Return H·v, (P,) float64, as the gradient of ⟨∇L, v⟩: by double backward, without torch.func.
 
         Args:
             v: (P,) in the working dtype.
+            size: Most samples in a chunk; it holds the intermediates of a gradient and those of its derivative.
         """
         total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
         direction = self.unflatten(v)
-        for rows in self.chunks():
+        for rows in self.chunks(min(size, max(1, self.fits // 2))):
             point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
             with torch.enable_grad():
-                first = torch.autograd.grad(
-                    self.value(point, self.chunk(rows)),
-                    list(point.values()),
-                    create_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                products = [(part * direction[name]).sum() for name, part in zip(point, first, strict=True)]
-                slope = torch.stack(products).sum()
-            second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
+                loss = self.value(point, self.chunk(rows))
+                if not loss.requires_grad:
+                    continue
+                first = torch.autograd.grad(loss, list(point.values()), create_graph=True, allow_unused=True)
+            varying = {name: part for name, part in zip(point, first, strict=True) if part is not None}
+            varying = {name: part for name, part in varying.items() if part.requires_grad}
+            if not varying:
+                continue
+            second = torch.autograd.grad(
+                list(varying.values()),
+                list(point.values()),
+                [direction[name] for name in varying],
+                allow_unused=True,
+                materialize_grads=True,
+            )
             self.add(total, dict(zip(point, second, strict=True)))
         return total
 
@@ -269,15 +282,21 @@ class HessianProduct(ABC):
 
 
 class AutodiffProduct(HessianProduct):
-    """Forward-over-reverse differentiation: any logits that torch can differentiate twice.
+    """Automatic differentiation of the gradient: any logits that torch can differentiate twice.
+
+    By default in forward mode. Reverse mode calls operators once more without calling Python for each of their
+    derivatives, which is faster if their work is small.
 
     Args:
         objective: The loss.
         columns: Columns to multiply at a time.
         samples: Number of samples in a chunk; by default as many as are useful and fit. Coupled ones are never split.
+        reverse: True to multiply single columns in reverse mode, as far as torch has these derivatives.
     """
 
-    def __init__(self, objective: Objective, columns: int = COLUMNS, samples: int | None = None) -> None:
+    def __init__(
+        self, objective: Objective, columns: int = COLUMNS, samples: int | None = None, *, reverse: bool = False
+    ) -> None:
         if objective.coupled:
             samples, columns = objective.samples, max(1, min(columns, objective.fits // objective.samples - 1))
         super().__init__(objective, columns)
@@ -285,6 +304,7 @@ class AutodiffProduct(HessianProduct):
         # A column adds a derivative of each intermediate of the gradient.
         fitting = min(useful, objective.fits // (1 + self.columns), len(objective.targets.weights))
         self.samples = max(1, fitting if samples is None else samples)
+        self.reverse = reverse
 
     @property
     def description(self) -> str:
@@ -293,13 +313,20 @@ class AutodiffProduct(HessianProduct):
     def smaller(self) -> AutodiffProduct | None:
         if self.samples == 1 or self.objective.coupled:
             return None
-        return AutodiffProduct(self.objective, self.columns, self.samples // 2)
+        return AutodiffProduct(self.objective, self.columns, self.samples // 2, reverse=self.reverse)
 
     def __call__(self, V: Tensor) -> Tensor:
         objective = self.objective
         if objective.coupled and V.shape[1] > self.columns:
             # Samples can't be split, so columns are.
             return torch.cat([self(some) for some in V.split(self.columns, dim=1)], dim=1)
+        if self.reverse and V.shape[1] == 1:
+            try:
+                return objective.twice_backward(V[:, 0], self.samples).unsqueeze(1)
+            except RuntimeError as error:
+                if interrupted(error) or ran_out(error):
+                    raise
+                self.reverse = False  # an operator that has a derivative in forward mode only
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
         point = dict(objective.selected)
         for rows in objective.chunks(self.samples):

@@ -31,6 +31,10 @@ TRACING_SECONDS = 0.012
 CALLING_SECONDS = 1.5e-4
 """Seconds by which differentiating from scratch takes longer for each operator of the gradient, besides its work."""
 
+REVERSE_GRADIENTS = 2.0
+"""Calls take so many times as long as the work of a gradient where products in reverse mode are surely faster: the
+second derivatives of convolutions are slower in that mode."""
+
 
 def pays(gradient_seconds: float, operators: int, products: int) -> bool:
     """Return whether tracing takes less time than it saves.
@@ -44,6 +48,16 @@ def pays(gradient_seconds: float, operators: int, products: int) -> bool:
     """
     saved = products * (gradient_seconds + CALLING_SECONDS * operators)
     return saved >= PRODUCT_GRADIENTS * gradient_seconds + TRACING_SECONDS * operators
+
+
+def calls_dominate(gradient_seconds: float, operators: int) -> bool:
+    """Return whether calling the operators of a gradient in forward mode takes far longer than their work.
+
+    Args:
+        gradient_seconds: Time of a gradient of one chunk, at the nominal rate.
+        operators: Its operators.
+    """
+    return CALLING_SECONDS * operators > REVERSE_GRADIENTS * gradient_seconds
 
 
 class NotLinearizableError(Exception):

@@ -87,7 +87,7 @@ def test_no_rounding_error_exceeds_its_radius(kind: str, confident: bool) -> Non
         objective, net = problem.objective, problem.structure.net
         P, targets = objective.parameters, objective.targets
         weights = targets.weights
-        y = targets.y.numpy()
+        y = targets.rows(slice(None)).numpy()
         truth = hessian(layers, activations, x, y, weights.numpy(), P, 2 * margin) * arb(objective.scale)
         found = running_error(net, problem.tile, weights, memory=1 << 28)
         assert found is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import get_args
 
 import mpmath
@@ -146,7 +147,8 @@ def test_a_class_of_no_weight_may_have_no_probability() -> None:
 def test_the_scale_brings_a_batch_near_one(margin: float) -> None:
     z = torch.tensor([[margin, 0.0], [margin + 5, 0.0]], dtype=torch.float64)
     y = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    found = automatic(2).scale(z, Targets(y, torch.full((2,), 0.5, dtype=torch.float64)))
+    targets = Targets(y, torch.full((2,), 0.5, dtype=torch.float64))
+    found = automatic(2).sizes(in_blocks(z, targets)).scale
     mantissa, exponent = math.frexp(found)
     assert mantissa == 0.5
     assert (exponent - 1) % 2 == 0
@@ -165,8 +167,26 @@ def test_what_a_loss_says_of_a_batch_is_the_same_in_blocks(classes: int, monkeyp
     loss = automatic(classes)
     y = loss.targets(torch.arange(50) % max(classes, 2), classes)
     targets = Targets(y, torch.rand(50, generator=generator, dtype=torch.float64))
-    of_batch = (loss.scale, loss.least_curvature, loss.accuracy)
-    whole = [function(z, targets) for function in of_batch]
+    sizes, averages = loss.sizes(in_blocks(z, targets)), loss.averages(in_blocks(z, targets))
+    assert sizes.least_curvature < 1e-6
+    assert averages.loss == pytest.approx(float((targets.weights * loss.values(z, y)).sum()), rel=1e-15)
     monkeypatch.setattr("wsb_engine.curvature.losses.base.BLOCK", 7 * classes)
-    assert [len(rows) for rows, _ in in_blocks(z, y)] == [7] * 7 + [1]
-    assert [function(z, targets) for function in of_batch] == whole
+    assert [len(block.z) for block in in_blocks(z, targets)] == [7] * 7 + [1]
+    assert loss.sizes(in_blocks(z, targets)) == sizes
+    found = loss.averages(in_blocks(z, targets))
+    assert found.loss == pytest.approx(averages.loss, rel=1e-14)
+    assert found.accuracy == pytest.approx(averages.accuracy, rel=1e-14)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10])
+def test_labels_become_rows_when_they_are_read(classes: int) -> None:
+    labels, loss = torch.arange(20) % max(classes, 2), automatic(classes)
+    targets = Targets(labels, torch.rand(20).double(), partial(loss.targets, logits=classes))
+    rows = torch.tensor([3, 0, 19])
+    want = labels.double().reshape(-1, 1) if classes == 1 else torch.eye(classes, dtype=torch.float64)[labels]
+    assert torch.equal(targets.rows(slice(4, 9)), want[4:9])
+    assert torch.equal(targets.rows(rows), want[rows])
+    part = targets.part(slice(4, 9), torch.device("cpu"))
+    assert torch.equal(part.rows(slice(0, 9)), want[4:9])
+    assert torch.equal(part.weights, targets.weights[4:9])
+    assert part.y.data_ptr() == targets.y[4:].data_ptr()

@@ -137,7 +137,8 @@ def case(kind: type[Loss]) -> Case:
         wsb.from_module(module), wsb.Batch(x, torch.zeros(SAMPLES).long()), options, Monitor(options, None, 0.0)
     )
     targets = Targets(loss.targets(y, LOGITS), w)
-    objective = replace(posed.objective, loss=loss, targets=targets, scale=loss.scale(posed.logits, targets))
+    objective = replace(posed.objective, loss=loss, targets=targets)
+    objective = replace(objective, scale=loss.sizes(posed.logits.compared(objective)).scale)
     assert posed.structure is not None
     net = replace(posed.structure.net, loss=loss, scale=objective.scale)
     problem = replace(posed, objective=objective, structure=replace(posed.structure, net=net))
@@ -230,9 +231,10 @@ def test_rounding_is_measured_where_a_loss_has_no_bounds_on_its_own(found: Case)
 
 
 def test_the_scale_brings_derivatives_near_one_and_accuracy_is_none(found: Case) -> None:
-    objective, z = found.problem.objective, found.problem.logits
+    objective, z = found.problem.objective, found.problem.logits.kept
+    assert z is not None
     at = objective.loss.derivatives(z, objective.targets.y)
     largest = max(float(at.gradient.abs().max()), float(at.diagonal.abs().max()))
     assert 0.125 <= largest * objective.scale <= 2
     assert math.log2(objective.scale) % 2 == 0
-    assert objective.loss.accuracy(z, objective.targets) is None
+    assert objective.loss.averages(found.problem.logits.compared(objective)).accuracy is None

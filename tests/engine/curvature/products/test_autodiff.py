@@ -136,6 +136,96 @@ def test_products_of_a_transformer_equal_differences_of_its_gradient() -> None:
     torch.testing.assert_close(block[:, 0], want, rtol=1e-7, atol=1e-8)
 
 
+class Unused(nn.Module):
+    """A network with a layer that the logits do not depend on, and one in which they are affine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.idle, self.last = nn.Linear(4, 3), nn.Linear(2, 2), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.last(torch.sigmoid(self.first(x)).square())
+        return z
+
+
+FORWARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
+    "encoder": (Encoder, (3, 4), {}),
+    "convolution": (lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.GELU(), nn.Flatten(), nn.Linear(8, 3)), (1, 3, 3), {}),
+    "parameters that do nothing": (Unused, (4,), {}),
+    "a layer alone": (Unused, (4,), {"parameters": ("last.*",)}),
+    "nothing that the logits depend on": (Unused, (4,), {"parameters": ("idle.*",)}),
+    "coupled": (lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)), (4,), {}),
+}
+"""Network, shape of an input, and options."""
+
+
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("samples", [None, 2])
+def test_reverse_mode_gives_the_product_of_forward_mode(name: str, samples: int | None) -> None:
+    build, shape, options = FORWARD[name]
+    torch.manual_seed(0)
+    x, weights = torch.randn(7, *shape, dtype=torch.float64), [1, 2, 0.5, 1, 0, 3, 1]
+    posed = problem(wsb.from_module(build().double()), wsb.Batch(x, torch.arange(7) % 3, weights), **options)
+    v = columns(posed.objective.parameters)[:, 0]
+    forward, reverse = (AutodiffProduct(posed.objective, 1, samples, reverse=mode) for mode in (False, True))
+    want = forward.vector(v)
+    torch.testing.assert_close(reverse.vector(v), want, rtol=1e-12, atol=1e-13 * float(want.abs().max()))
+    assert reverse.reverse
+    assert posed.objective.coupled == (name == "coupled")
+
+
+def test_reverse_mode_calls_the_gradient_once_for_a_column_and_no_transform(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = way(convolutional(), columns=1)
+    assert isinstance(product, AutodiffProduct)
+    assert product.reverse
+
+    def refused(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("wsb_engine.curvature.products.autodiff.jvp", refused)
+    assert product.vector(columns(product.parameters)[:, 0]).isfinite().all()
+
+
+def test_forward_mode_multiplies_where_work_counts_and_reverse_mode_where_calls_do() -> None:
+    posed = convolutional()
+    much = replace(posed, footprint=replace(posed.footprint, operations=1e12))
+    modes = [each.from_scratch(each.objective).way.reverse for each in (posed, much)]  # type: ignore[attr-defined]
+    assert modes == [True, False]
+
+
+def test_operators_without_a_second_derivative_in_reverse_mode_are_multiplied_in_forward_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    posed = convolutional()
+    v = columns(posed.objective.parameters)[:, 0]
+    want = AutodiffProduct(posed.objective, 1).vector(v)
+
+    def refused(*_: object) -> Tensor:
+        raise RuntimeError("derivative for aten::some_backward is not implemented")
+
+    monkeypatch.setattr(Objective, "twice_backward", refused)
+    product = AutodiffProduct(posed.objective, 1, reverse=True)
+    assert torch.equal(product.vector(v), want)
+    assert not product.reverse
+
+
+def test_memory_that_runs_out_in_reverse_mode_is_no_missing_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    posed = convolutional()
+
+    def too_large(*_: object) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(Objective, "twice_backward", too_large)
+    product = AutodiffProduct(posed.objective, 1, reverse=True)
+    with pytest.raises(RuntimeError, match="allocate"):
+        product.vector(columns(posed.objective.parameters)[:, 0])
+    assert product.reverse
+    smaller = product.smaller()
+    assert smaller is not None
+    assert smaller.reverse
+
+
 def convolutional(samples: int = 5, **options: object) -> Problem:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)).double()
