@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.keys import ApiKey, KeyScope, find_key
+from service.kit.gate import TENANT
 
 ANONYMOUS = "default"
 """The only tenant if no keys are configured."""
@@ -68,6 +69,7 @@ class Authentication:
                 key = self._authenticate(authorization) if session is None else session.key
                 # Not unbound here: the log lines of the request are written after this returns.
                 structlog.contextvars.bind_contextvars(tenant=key.tenant)
+                TENANT.set(key.tenant)
                 scope.setdefault("state", {})["key"] = key
                 needed = scope_of(scope["method"], scope["path"])
                 if needed not in key.scopes:

@@ -136,6 +136,7 @@ async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIter
             notifications=notifications,
             uploads=Slots(settings.max_uploads, tenants=tenants),
             streams=Slots(settings.max_event_streams, tenants=tenants),
+            waits=Slots(settings.max_waiting_requests, tenants=tenants),
             stopping=stopping,
         )
         await stack.enter_async_context(retention(context))

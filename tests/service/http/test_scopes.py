@@ -147,4 +147,12 @@ def test_the_capabilities_say_what_the_tenant_uses(scoped: Service, files: Files
         "stored_bytes": sum(map(len, files.values())),
         "uploads": 0,
         "event_streams": 0,
+        "waiting_requests": 0,
+        "left": {
+            "weight": 1,
+            "queued_analyses": 199,
+            "uploads": 64,
+            "event_streams": 1000,
+            "waiting_requests": 200,
+        },
     }
