@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         None, gt=0, le=36_500, description="Age at which ended analyses and unused files are deleted; unset: never."
     )
     retention_interval_seconds: float = Field(
-        600.0, gt=0, le=86_400, description="Interval between searches for what is too old."
+        600.0, gt=0, le=86_400, description="Interval between searches for what is too old or still to be removed."
     )
 
     heartbeat_seconds: float = Field(1.0, gt=0, le=60, description="Interval of a worker's heartbeat.")

@@ -19,8 +19,9 @@ ANONYMOUS = "default"
 
 PUBLIC_PATHS = frozenset(
     {
-        *("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/sign-in"),
+        *("/healthz", "/readyz", "/docs", "/openapi.json", "/sign-in"),
         *(f"/static/{name}" for name in ("report.css", "web.css", "web.js", "icon.svg")),
+        *(f"/static/{name}" for name in ("docs.js", "swagger-ui.css", "swagger-ui-bundle.js")),
     }
 )
 """Paths that need no key; every other path needs one, whether or not it exists."""
