@@ -27,6 +27,8 @@ class Context:
     """Limits the bodies that are stored at once."""
     streams: Slots
     """Limits the open event streams."""
+    waits: Slots
+    """Limits the requests that wait for an analysis."""
     stopping: asyncio.Event
     """Set when the server is about to stop: requests that wait respond at once."""
 

@@ -20,6 +20,8 @@ _PREFIX = "wsb_"
 _KEY_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_WEIGHT = re.compile(r"[0-9]{1,3}(\.[0-9]{1,4})?")
+_LEAST_WEIGHT = 0.01
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,23 @@ def parse_scopes(text: str) -> frozenset[KeyScope]:
     if len(chosen) < len(named):
         raise ValueError(f"scopes are {', '.join(get_args(KeyScope))}, joined by +")
     return chosen
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Parse ``name:weight,…``: the weights of tenants, from 0.01 to 100.
+
+    Raises:
+        ValueError: if an entry is malformed; the message gives its position.
+    """
+    weights: dict[str, float] = {}
+    for number, entry in enumerate(text.split(","), start=1):
+        name, _, weight = entry.strip().partition(":")
+        if not is_tenant_name(name) or name in weights or not _WEIGHT.fullmatch(weight):
+            raise ValueError(f"entry {number} is not NAME:WEIGHT, with a name of its own and a weight such as 2 or 0.5")
+        weights[name] = float(weight)
+        if not _LEAST_WEIGHT <= weights[name] <= 1 / _LEAST_WEIGHT:
+            raise ValueError(f"entry {number}: weights are from {_LEAST_WEIGHT:g} to {1 / _LEAST_WEIGHT:g}")
+    return weights
 
 
 def find_key(keys: Sequence[ApiKey], key: str) -> ApiKey | None:

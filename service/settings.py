@@ -11,7 +11,7 @@ import platformdirs
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.keys import ApiKey, parse_keys
+from service.keys import ApiKey, parse_keys, parse_weights
 from service.sandbox import JobLimits, usable_memory_bytes
 
 MIB = 1 << 20
@@ -66,7 +66,13 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(MIB, ge=1024, description="Largest JSON body, or request part of a multipart body.")
     max_queue: int = Field(1000, ge=1, description="Largest number of queued analyses; beyond it, 429.")
     max_queue_per_tenant: int = Field(200, ge=1, description="Largest number of queued analyses of one tenant.")
+    tenant_weights: Annotated[dict[str, float], NoDecode] = Field(
+        {}, description="Shares of the queue: name:weight,…; a tenant of weight 2 has two turns for each of another."
+    )
     max_wait_seconds: float = Field(60, ge=0, le=600, description="Largest N of Prefer: wait=N.")
+    max_waiting_requests: int = Field(
+        200, ge=1, description="Requests of one process that wait at once, shared by tenants; others are answered 202."
+    )
 
     max_request_head_bytes: int = Field(16384, ge=4096, description="Size of a request line and its headers.")
     request_head_seconds: float = Field(10.0, gt=0, le=3600, description="Time for a request line and its headers.")
@@ -110,7 +116,7 @@ class Settings(BaseSettings):
         None, gt=0, le=36_500, description="Age at which ended analyses and unused files are deleted; unset: never."
     )
     retention_interval_seconds: float = Field(
-        600.0, gt=0, le=86_400, description="Interval between searches for what is too old."
+        600.0, gt=0, le=86_400, description="Interval between searches for what is too old or still to be removed."
     )
 
     heartbeat_seconds: float = Field(1.0, gt=0, le=60, description="Interval of a worker's heartbeat.")
@@ -143,6 +149,11 @@ class Settings(BaseSettings):
     @classmethod
     def _keys(cls, value: object) -> object:
         return parse_keys(value) if isinstance(value, str) else value
+
+    @field_validator("tenant_weights", mode="before")
+    @classmethod
+    def _weights(cls, value: object) -> object:
+        return parse_weights(value) if isinstance(value, str) else value
 
     @field_validator("root_path")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -31,6 +32,7 @@ its weights in further files (ONNX external data) needs one part `model_data` fo
 
 With `Prefer: wait=N` the response is the report itself (201) if it is ready in time. Otherwise it is the analysis
 (202); follow it at `Location`. If the analysis fails while the request waits, the response is a problem that says why.
+If too many requests of the tenant wait already, this one does not (`Preference-Applied: wait=0`).
 
 If this version of the engine has already produced a report on the same model, batch and options, the new analysis
 reuses it at once (`reused_from` names the analysis that produced it); `fresh: true` runs the analysis again.
@@ -164,7 +166,10 @@ async def create_analysis(
 ) -> Response:
     submission = await submit(request, context, Caller(tenant, idempotency_key))
     wait = preferred_wait(prefer, context.settings.max_wait_seconds)
-    row, report = await wait_until_ended(context, tenant, submission.analysis, wait or 0)
+    with context.waits.requested(tenant) if wait else nullcontext(True) as granted:
+        if not granted:
+            wait = 0.0  # to refuse the request would throw away what was uploaded
+        row, report = await wait_until_ended(context, tenant, submission.analysis, wait or 0)
     url = f"/v1/analyses/{row.id}"
     headers = {"Location": url}
     if submission.replayed:

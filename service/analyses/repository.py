@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses.table import FINAL_STATES, LIVE_STATES, AnalysisRow, FinalState, ReportRow, State
 from service.analyses.verdicts import judge
-from service.blobs.repository import BlobRow
+from service.blobs.table import BlobRow
 from service.database.notifications import announce
 
 

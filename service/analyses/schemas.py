@@ -45,7 +45,9 @@ class AnalysisSettings(BaseModel):
         description="Names and values for finding the analysis.",
         json_schema_extra={"additionalProperties": False},
     )
-    priority: int = Field(0, ge=-100, le=100, description="Higher priorities leave the queue first.")
+    priority: int = Field(
+        0, ge=-100, le=100, description="Order of the tenant's own analyses: higher ones leave the queue first."
+    )
     timeout_s: float | None = Field(
         None, gt=0, description="Wall-clock seconds after which the analysis is stopped; at most the service's limit."
     )

@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.blobs import repository
 from service.blobs.errors import UPLOAD_ERRORS, BlobInUseError, BlobNotFoundError
 from service.blobs.parts import MODEL_DATA, PART_SCHEMAS, Parts, missing_part
-from service.blobs.repository import NOUNS, BlobRow, Received, identifier, max_bytes
+from service.blobs.repository import Received, identifier, max_bytes
 from service.blobs.schemas import Blob
+from service.blobs.table import NOUNS, BlobRow
 from service.context import InContext
 from service.errors import declare
 from service.http.bodies import receive

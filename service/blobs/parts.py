@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from fastapi import Request
 
-from service.blobs.repository import NOUNS, Received, max_bytes
+from service.blobs.repository import Received, max_bytes
+from service.blobs.table import NOUNS
 from service.context import Context
 from service.http.multipart import Allowance, InvalidFormError, LimitedWriter, Writer, read_form
 from service.storage.store import Kind, Upload

@@ -1,66 +1,28 @@
-"""Stored models and batches: the table, and every read and change of it."""
+"""Stored models and batches: every read and change of their table."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, cast
 
 import anyio.to_thread
-from sqlalchemy import JSON, BigInteger, DateTime, Select, Text, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
 
+from service.blobs import leftovers
 from service.blobs.errors import BlobInUseError, BlobNotFoundError
 from service.blobs.formats import read_format
+from service.blobs.table import NOUNS, BlobRow, StoredFile, blob_lock, files_of
 from service.context import Context
-from service.database.engine import Base, lock
+from service.database.engine import lock
 from service.errors import EmptyBodyError
 from service.settings import Settings
 from service.storage.store import Kind, Upload
 from wsb_engine.formats.digest import model_digest
 
-NOUNS: dict[Kind, str] = {"models": "model", "batches": "batch"}
 IDENTIFIER = re.compile(r"sha256:([0-9a-f]{64})")
-
-
-class StoredFile(TypedDict):
-    """One file of a model or batch."""
-
-    name: str
-    """``model`` or ``batch``; of a data file, the name by which the model refers to it."""
-    size: int
-    sha256: str
-
-
-class BlobRow(Base):
-    __tablename__ = "blobs"
-
-    kind: Mapped[str] = mapped_column(Text, primary_key=True)
-    sha256: Mapped[str] = mapped_column(Text, primary_key=True)
-    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
-    """One row per tenant that has sent the content; they share the file, which is deleted with the last row."""
-    size: Mapped[int] = mapped_column(BigInteger)
-    """Bytes of all its files."""
-    format: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
-    uploaded_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
-    """When the tenant last sent the content."""
-    model_files: Mapped[list[StoredFile] | None] = mapped_column(JSON(none_as_null=True))
-    """The files of a model with external data, the model's own first; null for a blob of one file."""
-
-    @property
-    def files(self) -> Sequence[StoredFile]:
-        """All files."""
-        single = StoredFile(name=NOUNS[cast(Kind, self.kind)], size=self.size, sha256=self.sha256)
-        return self.model_files or [single]
-
-    @property
-    def shared_model(self) -> str | None:
-        """Digest below which the files are stored, if there are several."""
-        return None if self.model_files is None else self.sha256
 
 
 @dataclass(frozen=True)
@@ -164,7 +126,7 @@ async def register(
     The digest stays locked until the transaction ends, so that no file can be deleted before the row exists.
     """
     kind, sha256 = received.file.kind, received.sha256
-    await lock(session, _lock_name(kind, sha256))
+    await lock(session, blob_lock(kind, sha256))
     row = await session.scalar(_query(tenant, kind, sha256))
     kept = row or BlobRow(
         kind=kind,
@@ -198,7 +160,7 @@ async def hold(session: AsyncSession, tenant: str, kind: Kind, blob_id: str) -> 
 async def stored_files(session: AsyncSession, tenant: str, kind: Kind, sha256: str) -> Sequence[StoredFile]:
     """Return the files of a blob, its own first; if the tenant has no such blob, those of a blob of one file."""
     row = await session.scalar(_query(tenant, kind, sha256))
-    return [StoredFile(name=NOUNS[kind], size=0, sha256=sha256)] if row is None else row.files
+    return files_of(kind, sha256, None) if row is None else row.files
 
 
 class Stored(NamedTuple):
@@ -244,7 +206,7 @@ async def delete(
     """
     sha256 = digest(blob_id, kind)
     async with context.database.transaction() as session:
-        await lock(session, _lock_name(kind, sha256))
+        await lock(session, blob_lock(kind, sha256))
         row = await session.scalar(_query(tenant, kind, sha256).with_for_update())
         if row is None:
             raise not_found(blob_id, kind)
@@ -253,19 +215,9 @@ async def delete(
                 f"A queued or running analysis needs {blob_id}.", advice="Cancel it, or wait until it has ended."
             )
         await session.delete(row)
-    # The files are deleted only once the row's deletion is committed: a file without a row is only waste, a row without
-    # a file is a lie. An upload that arrived in between keeps them.
-    async with context.database.transaction() as session:
-        await lock(session, _lock_name(kind, sha256))
-        anyones = select(BlobRow.tenant).where(BlobRow.kind == kind, BlobRow.sha256 == sha256).limit(1)
-        if await session.scalar(anyones) is None:
-            for file in row.files:
-                await context.blobs.remove(kind, file["sha256"], model=row.shared_model)
+        await leftovers.add(session, [row])
+    await leftovers.remove(context.database, context.blobs, kind, sha256)
 
 
 def _query(tenant: str, kind: Kind, sha256: str) -> Select[BlobRow]:
     return select(BlobRow).where(BlobRow.tenant == tenant, BlobRow.kind == kind, BlobRow.sha256 == sha256)
-
-
-def _lock_name(kind: Kind, sha256: str) -> str:
-    return f"blob {kind}/{sha256}"

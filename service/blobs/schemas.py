@@ -6,7 +6,8 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.blobs.repository import IDENTIFIER, BlobRow, identifier
+from service.blobs.repository import IDENTIFIER, identifier
+from service.blobs.table import BlobRow
 
 
 class BlobFile(BaseModel):

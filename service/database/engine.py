@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +23,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
+from service.kit.gate import TENANT, Gate
+
 _MIGRATION_LOCK = 0x777362
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
+_CONNECTIONS = 15
+_RESERVED_CONNECTIONS = 3
+"""Connections that no single tenant may take."""
+_CONNECTION_SECONDS = 30.0
+"""Longest wait for a connection."""
 
 T = TypeVar("T")
 
@@ -66,14 +73,32 @@ class Database:
     def __init__(self, url: str) -> None:
         self.conninfo = url
         address = "postgresql+psycopg://" + url.split("://", 1)[1]
-        self.engine: AsyncEngine = create_async_engine(address, pool_pre_ping=True, hide_parameters=True)
+        self.engine: AsyncEngine = create_async_engine(
+            address,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            pool_size=5,
+            max_overflow=_CONNECTIONS - 5,
+            pool_timeout=_CONNECTION_SECONDS,
+        )
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        self._gate = Gate(_CONNECTIONS, reserve=_RESERVED_CONNECTIONS)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """Open a session; its changes are committed together at the end, or not at all."""
-        async with self._sessions.begin() as session:
-            yield session
+        """Open a session; its changes are committed together at the end, or not at all.
+
+        Requests of different tenants take turns if all connections are in use.
+
+        Raises:
+            sqlalchemy.exc.TimeoutError: if no connection becomes free for half a minute.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._gate.passed(TENANT.get(), seconds=_CONNECTION_SECONDS))
+            except TimeoutError as error:
+                raise PoolTimeoutError("no connection to the database became free") from error
+            yield await stack.enter_async_context(self._sessions.begin())
 
     async def close(self) -> None:
         await self.engine.dispose()
@@ -85,10 +110,7 @@ class Database:
             NewerDatabaseError: if a later version of the service has migrated them; nothing is changed then.
         """
         async with self.engine.begin() as connection:
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            await connection.run_sync(_refuse_newer)
-            await _migrate_queue(connection)
-            await connection.run_sync(_migrate_tables)
+            await migrate(connection)
 
     async def is_current(self) -> bool:
         """Whether the tables are of this version, or of a newer one, on which a running process keeps working."""
@@ -97,7 +119,20 @@ class Database:
             if known is None:
                 return False
             revision = await connection.scalar(text("SELECT version_num FROM alembic_version"))
-            return revision == latest_revision() or (revision is not None and _is_newer(revision))
+            return revision == latest_revision() or (revision is not None and is_newer(revision))
+
+
+async def migrate(connection: AsyncConnection) -> None:
+    """Migrate in the connection's transaction; raises as ``Database.migrate``."""
+    await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    await connection.run_sync(_refuse_newer)
+    await _migrate_queue(connection)
+    await connection.run_sync(_migrate_tables)
+
+
+async def step_back(connection: AsyncConnection, revision: str) -> None:
+    """Take current, empty tables back to how they were at an earlier revision of this version's migrations."""
+    await connection.run_sync(_migrate_tables, revision)
 
 
 def is_away(error: BaseException | None) -> bool:
@@ -140,7 +175,13 @@ async def patiently(action: Callable[[], Awaitable[T]], *, seconds: float) -> T:
 
 async def lock(session: AsyncSession, name: str) -> None:
     """Hold the lock ``name`` until the session's transaction ends."""
-    await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(name)})
+    await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(name)})
+
+
+async def try_lock_shared(session: AsyncSession, name: str) -> bool:
+    """Hold the lock ``name`` together with others until the transaction ends; False if someone holds it alone."""
+    query = text("SELECT pg_try_advisory_xact_lock_shared(:key)")
+    return bool(await session.scalar(query, {"key": lock_key(name)}))
 
 
 async def driver_connection(session: AsyncSession) -> psycopg.AsyncConnection[Any]:
@@ -159,14 +200,15 @@ def latest_revision() -> str | None:
     return ScriptDirectory.from_config(_alembic_config()).get_current_head()
 
 
-def _is_newer(revision: str) -> bool:
+def is_newer(revision: str) -> bool:
     """Whether a revision belongs to a later version of the service, because this one doesn't have it."""
     return revision not in {
         script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()
     }
 
 
-def _lock_key(name: str) -> int:
+def lock_key(name: str) -> int:
+    """Return the number by which Postgres knows the lock ``name``."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
@@ -179,14 +221,17 @@ def _alembic_config() -> Config:
 
 def _refuse_newer(connection: Connection) -> None:
     revision = MigrationContext.configure(connection).get_current_revision()
-    if revision is not None and _is_newer(revision):
+    if revision is not None and is_newer(revision):
         raise NewerDatabaseError(revision)
 
 
-def _migrate_tables(connection: Connection) -> None:
+def _migrate_tables(connection: Connection, back_to: str | None = None) -> None:
     config = _alembic_config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    if back_to is None:
+        command.upgrade(config, "head")
+    elif back_to != latest_revision():
+        command.downgrade(config, back_to)
 
 
 async def _migrate_queue(connection: AsyncConnection) -> None:

@@ -97,6 +97,7 @@ class RequestLog:
             method=scope["method"],
             path=scope["path"],
             status=status,
+            resource=exchange.location or None,
             **named,
         )
 
@@ -114,7 +115,8 @@ class _Exchange:
         self.answered: float | None = None
         self.status = 0
         self.received = 0
-        self._location = ""
+        self.location = ""
+        """Address of what the request has created or leads to."""
 
     def context(self) -> dict[str, str]:
         """Fields of every log line about this request."""
@@ -124,7 +126,7 @@ class _Exchange:
     @property
     def analysis(self) -> str | None:
         """Identifier of the analysis that the request concerns or has created."""
-        path = self._location or self.scope["path"]
+        path = self.location or self.scope["path"]
         match = _ANALYSIS.match(path)
         return match[1] if match else None
 
@@ -138,5 +140,5 @@ class _Exchange:
             self.answered, self.status = time.perf_counter(), int(message["status"])
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID] = self.request_id
-            self._location = headers.get("Location", "")
+            self.location = headers.get("Location", "")
         await self._send(message)

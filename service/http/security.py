@@ -12,14 +12,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.keys import ApiKey, KeyScope, find_key
+from service.kit.gate import TENANT
 
 ANONYMOUS = "default"
 """The only tenant if no keys are configured."""
 
 PUBLIC_PATHS = frozenset(
     {
-        *("/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/sign-in"),
+        *("/healthz", "/readyz", "/docs", "/openapi.json", "/sign-in"),
         *(f"/static/{name}" for name in ("report.css", "web.css", "web.js", "icon.svg")),
+        *(f"/static/{name}" for name in ("docs.js", "swagger-ui.css", "swagger-ui-bundle.js")),
     }
 )
 """Paths that need no key; every other path needs one, whether or not it exists."""
@@ -68,6 +70,7 @@ class Authentication:
                 key = self._authenticate(authorization) if session is None else session.key
                 # Not unbound here: the log lines of the request are written after this returns.
                 structlog.contextvars.bind_contextvars(tenant=key.tenant)
+                TENANT.set(key.tenant)
                 scope.setdefault("state", {})["key"] = key
                 needed = scope_of(scope["method"], scope["path"])
                 if needed not in key.scopes:

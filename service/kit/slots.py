@@ -26,9 +26,27 @@ class Slots:
         self._shared = tenants > 1
         self._taken = Counter[str]()
 
-    def held(self, tenant: str) -> int:
-        """Number of slots that a tenant holds."""
-        return self._taken[tenant]
+    @property
+    def taken_by(self) -> Counter[str]:
+        """Number of slots by tenant."""
+        return self._taken
+
+    def left(self, tenant: str) -> int:
+        """Return how many more slots a tenant could take now."""
+        free = self.limit - self._taken.total()
+        # Every slot that it takes is one that others no longer have.
+        return max((free - self._taken[tenant] + 1) // 2, 0) if self._shared else free
+
+    @contextmanager
+    def requested(self, tenant: str) -> Iterator[bool]:
+        """Hold a slot during the block if one is free for the tenant; yield whether it was."""
+        granted = self.left(tenant) > 0
+        self._taken[tenant] += granted
+        try:
+            yield granted
+        finally:
+            self._taken[tenant] -= granted
+            self._taken += Counter()  # drop those at 0
 
     @contextmanager
     def taken(self, tenant: str, full: ServiceError) -> Iterator[None]:
@@ -37,12 +55,7 @@ class Slots:
         Raises:
             ServiceError: ``full``, if no slot is free for this tenant.
         """
-        free = self.limit - self._taken.total()
-        if free <= 0 or (self._shared and self._taken[tenant] >= free):
-            raise full
-        self._taken[tenant] += 1
-        try:
+        with self.requested(tenant) as granted:
+            if not granted:
+                raise full
             yield
-        finally:
-            self._taken[tenant] -= 1
-            self._taken += Counter()  # drop those at 0

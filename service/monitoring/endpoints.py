@@ -25,6 +25,7 @@ from service.monitoring.schemas import (
     Limits,
     Ready,
     Sandbox,
+    Share,
     Usage,
 )
 from wsb_engine.formats.detect import BatchFormat, ModelFormat
@@ -39,6 +40,7 @@ async def get_capabilities(context: InContext, key: WithKey) -> Capabilities:
     async with context.database.transaction() as session:
         present = await workers.alive(session, within_seconds=settings.stalled_seconds)
         states = await analyses.count_live(session, key.tenant)
+        every, own = await analyses.count_queued(session, key.tenant)
         stored = await blobs.stored(session, key.tenant)
     common = set[str].intersection(*(set(worker.protections) for worker in present)) if present else set[str]()
     models: list[ModelFormat] = ["onnx", "pt2"]
@@ -59,8 +61,16 @@ async def get_capabilities(context: InContext, key: WithKey) -> Capabilities:
             models=stored["models"].number,
             batches=stored["batches"].number,
             stored_bytes=stored["models"].size + stored["batches"].size,
-            uploads=context.uploads.held(key.tenant),
-            event_streams=context.streams.held(key.tenant),
+            uploads=context.uploads.taken_by[key.tenant],
+            event_streams=context.streams.taken_by[key.tenant],
+            waiting_requests=context.waits.taken_by[key.tenant],
+            left=Share(
+                weight=settings.tenant_weights.get(key.tenant, 1),
+                queued_analyses=max(min(settings.max_queue - every, settings.max_queue_per_tenant - own), 0),
+                uploads=context.uploads.left(key.tenant),
+                event_streams=context.streams.left(key.tenant),
+                waiting_requests=context.waits.left(key.tenant),
+            ),
         ),
         sandbox=Sandbox(protections=sorted(common)),
     )
@@ -95,7 +105,10 @@ async def get_readiness(request: Request) -> Ready:
     description="The Prometheus text format, or OpenMetrics on request. Requires a key if keys are set.",
     response_class=PlainTextResponse,
 )
-async def get_metrics(request: Request, accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
+async def get_metrics(
+    request: Request, context: InContext, accept: Annotated[str, Header(include_in_schema=False)] = ""
+) -> Response:
     metrics: Metrics = request.state.metrics
     reader: SnapshotReader = request.state.snapshots
-    return metrics.exposition(accept, await reader.read())
+    slots = {"uploads": context.uploads, "event_streams": context.streams, "waiting_requests": context.waits}
+    return metrics.exposition(accept, await reader.read(), {kind: held.taken_by for kind, held in slots.items()})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -60,6 +60,9 @@ class Metrics:
         )
         for kind in _UPLOADS.values():
             self._upload_bytes.labels(kind)
+        self._slots = Gauge(
+            "wsb_tenant_slots", "Slots of this process that a tenant holds.", ["kind", "tenant"], registry=self.registry
+        )
 
     def answered(self, method: str, route: str, status: int, *, seconds: float, received: int) -> None:
         """Count a request.
@@ -77,9 +80,21 @@ class Metrics:
         if method == "POST" and route in _UPLOADS:
             self._upload_bytes.labels(_UPLOADS[route]).inc(received)
 
-    def exposition(self, accept: str, snapshot: DatabaseSnapshot | None) -> Response:
-        """Render all metrics in the format that the client prefers; a snapshot of None omits those of the database."""
+    def exposition(
+        self, accept: str, snapshot: DatabaseSnapshot | None, slots: Mapping[str, Mapping[str, int]]
+    ) -> Response:
+        """Render all metrics in the format that the client prefers.
+
+        Args:
+            accept: Accept header of the client.
+            snapshot: State of the database; None omits its metrics.
+            slots: Slots that tenants hold, by kind and tenant.
+        """
         encode, media_type = choose_encoder(accept)
+        self._slots.clear()
+        for kind, held in slots.items():
+            for tenant, number in held.items():
+                self._slots.labels(kind, tenant).set(number)
         self._shared.snapshot = snapshot
         return Response(encode(self.registry), media_type=media_type)
 
@@ -89,6 +104,8 @@ class DatabaseSnapshot:
     """State of the database at one moment."""
 
     live: dict[State, int]
+    tenants: dict[tuple[str, State], int]
+    """The live analyses, by tenant and state."""
     oldest_seconds: float
     """Age of the oldest queued analysis; 0 if there is none."""
     workers: dict[str, int]
@@ -119,15 +136,17 @@ class SnapshotReader:
     async def _query(self) -> DatabaseSnapshot:
         # Uses the partial index of live analyses, so ended ones cost nothing.
         waiting = func.extract("epoch", func.now() - func.min(AnalysisRow.created_at))
-        query = select(AnalysisRow.state, func.count(), waiting).where(AnalysisRow.state.in_(LIVE_STATES))
+        of_whom = AnalysisRow.tenant, AnalysisRow.state
+        query = select(*of_whom, func.count(), waiting).where(AnalysisRow.state.in_(LIVE_STATES)).group_by(*of_whom)
         async with self._database.transaction() as session:
-            live = (await session.execute(query.group_by(AnalysisRow.state))).all()
+            live = (await session.execute(query)).all()
             present = await workers.alive(session, within_seconds=self._settings.stalled_seconds)
             counted = await counters.read(session)
         devices = [worker.device for worker in present]
         return DatabaseSnapshot(
-            live={state: count for state, count, _ in live},
-            oldest_seconds=max((float(seconds) for state, _, seconds in live if state == "queued"), default=0.0),
+            live={name: sum(count for _, state, count, _ in live if state == name) for name in LIVE_STATES},
+            tenants={(tenant, state): count for tenant, state, count, _ in live},
+            oldest_seconds=max((float(seconds) for _, state, _, seconds in live if state == "queued"), default=0.0),
             workers={device: devices.count(device) for device in sorted(set(devices))},
             totals=counted,
         )
@@ -153,6 +172,10 @@ class _Shared(Collector):
         for state in LIVE_STATES:
             analyses.add_metric([state], snapshot.live.get(state, 0))
         yield analyses
+        by_tenant = GaugeMetricFamily("wsb_tenant_analyses", "The same by tenant.", labels=["tenant", "state"])
+        for labels, count in snapshot.tenants.items():
+            by_tenant.add_metric(labels, count)
+        yield by_tenant
         present = GaugeMetricFamily("wsb_workers", "Workers that are alive.", labels=["device"])
         for device, count in snapshot.workers.items():
             present.add_metric([device], count)

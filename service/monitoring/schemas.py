@@ -39,9 +39,22 @@ class Limits(BaseModel):
     queued_analyses_per_tenant: int = Field(validation_alias="max_queue_per_tenant")
     concurrent_uploads: int = Field(validation_alias="max_uploads")
     event_streams: int = Field(validation_alias="max_event_streams")
+    waiting_requests: int = Field(
+        validation_alias="max_waiting_requests", description="Requests of one process that wait at once (Prefer)."
+    )
     wait_seconds: float = Field(validation_alias="max_wait_seconds")
     job_seconds: float
     attempts: int = Field(validation_alias="max_attempts")
+
+
+class Share(BaseModel):
+    """What the tenant of the request could take now, next to what others hold or may need."""
+
+    weight: float = Field(description="Turns at the queue for each turn of a tenant of weight 1.")
+    queued_analyses: int
+    uploads: int = Field(description="Further uploads to this process.")
+    event_streams: int = Field(description="Further event streams of this process.")
+    waiting_requests: int = Field(description="Further requests to this process that wait for an analysis.")
 
 
 class Usage(BaseModel):
@@ -57,6 +70,8 @@ class Usage(BaseModel):
     stored_bytes: int = Field(description="Bytes of its models and batches, those that others share included.")
     uploads: int = Field(description="Uploads in progress in this process.")
     event_streams: int = Field(description="Event streams open in this process.")
+    waiting_requests: int = Field(description="Requests to this process that wait for an analysis.")
+    left: Share
 
 
 class Sandbox(BaseModel):

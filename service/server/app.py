@@ -34,7 +34,7 @@ from service.server.retention import retention
 from service.settings import Settings
 from service.storage.factory import open_blobs
 from service.traces import Tracing
-from service.web import comparison, series, sign_in
+from service.web import api_docs, comparison, series, sign_in
 from service.web import endpoints as web
 from service.web.browsers import Browsers
 from service.web.middleware import WebMiddleware
@@ -94,7 +94,7 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
         generate_unique_id_function=_operation_id,
-        docs_url="/docs",
+        docs_url=None,  # FastAPI's own loads its program from another host
         redoc_url=None,
         telemetry=tracing.telemetry(),
     )
@@ -104,7 +104,7 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
     app.add_middleware(RequestLog, count=metrics.answered)
     app.add_middleware(WebMiddleware, root_path=settings.root_path)
     files = (blob_router("models", uses_blob), blob_router("batches", uses_blob))
-    pages = (sign_in.router, web.router, comparison.router, series.router)
+    pages = (sign_in.router, api_docs.router, web.router, comparison.router, series.router)
     for router in (analyses.router, events.router, comparisons.router, *files, monitoring.router, *pages):
         app.include_router(router)
     problems.install(app)
@@ -136,6 +136,7 @@ async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIter
             notifications=notifications,
             uploads=Slots(settings.max_uploads, tenants=tenants),
             streams=Slots(settings.max_event_streams, tenants=tenants),
+            waits=Slots(settings.max_waiting_requests, tenants=tenants),
             stopping=stopping,
         )
         await stack.enter_async_context(retention(context))

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -31,6 +31,10 @@ _LOG_TAIL_BYTES = 2000
 
 class DataFolderInUseError(Exception):
     """Another process uses the embedded database of this data folder."""
+
+
+class NoDatabaseError(Exception):
+    """There is no embedded database in this data folder."""
 
 
 @contextmanager
@@ -68,6 +72,27 @@ def embedded_postgres(data_dir: Path) -> Iterator[str]:
         os.close(lock)
 
 
+@contextmanager
+def existing_postgres(data_dir: Path) -> Iterator[str]:
+    """Yield the URL of the embedded Postgres in ``data_dir``, which another process may run; otherwise run it.
+
+    Raises:
+        NoDatabaseError: if there is none, or it is just being created.
+        OSError: if the server does not start.
+    """
+    folder = (data_dir / "postgres").resolve()
+    if not (folder / "PG_VERSION").exists():
+        raise NoDatabaseError(
+            f"There is no database in {data_dir}: set WSB_DATA_DIR to the installation's folder, or WSB_DATABASE_URL."
+        )
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(embedded_postgres(data_dir))
+        except DataFolderInUseError:
+            url = _server_in(folder).url
+        yield url
+
+
 def _keep_running(server: _Server, done: threading.Event) -> None:
     while not done.wait(_WATCH_SECONDS):
         if server.alive():
@@ -84,7 +109,7 @@ def _keep_running(server: _Server, done: threading.Event) -> None:
 
 def _prepare(folder: Path) -> _Server:
     """Create the database if there is none yet."""
-    from service.internals.postgres import PostgresServer, find_suitable_socket_dir, get_server
+    from service.internals.postgres import get_server
 
     if not (folder / "PG_VERSION").exists():
         # In another folder first: a start that is killed half-way leaves nothing that looks like a database.
@@ -92,15 +117,22 @@ def _prepare(folder: Path) -> _Server:
         shutil.rmtree(new, ignore_errors=True)
         get_server(new, cleanup_mode=None, start=False).ensure_pgdata_inited()
         new.rename(folder)
+    server = _server_in(folder)
+    if server.sockets != folder:  # the path of the folder is too long for a socket
+        server.sockets.chmod(0o700)
+        if server.user is not None:
+            shutil.chown(server.sockets, server.user)
+    return server
+
+
+def _server_in(folder: Path) -> _Server:
+    from service.internals.postgres import PostgresServer, find_suitable_socket_dir, get_server
+
     # The package provides the programs, and the steps that need root; its own way of starting and stopping a server
     # counts the processes that use it, including dead ones.
     package = get_server(folder, cleanup_mode=None, start=False)
     package.ensure_pgdata_inited()
     sockets = find_suitable_socket_dir(folder, PostgresServer.runtime_path)
-    if sockets != folder:  # the path of the folder is too long for a socket
-        sockets.chmod(0o700)
-        if package.system_user is not None:
-            shutil.chown(sockets, package.system_user)
     return _Server(folder=folder, sockets=sockets, programs=package.bin_path, user=package.system_user)
 
 

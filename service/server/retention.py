@@ -13,9 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import repository
+from service.blobs import leftovers
 from service.blobs import repository as blobs
 from service.blobs.errors import BlobInUseError, BlobNotFoundError
-from service.blobs.repository import BlobRow, identifier
+from service.blobs.repository import identifier
+from service.blobs.table import BlobRow
 from service.context import Context
 from service.database.engine import lock
 from service.kit.background import background
@@ -25,23 +27,23 @@ _BATCH = 100
 """Rows deleted per transaction, so that no lock is held for long."""
 
 log = structlog.get_logger(__name__)
+audit = structlog.get_logger("service.audit")
 
 
 @asynccontextmanager
 async def retention(context: Context) -> AsyncIterator[None]:
-    """Sweep periodically while the block runs, if the settings have a retention period."""
+    """Sweep periodically while the block runs."""
+    async with background(_sweep_for_ever(context), "retention"):
+        yield
+
+
+async def _sweep_for_ever(context: Context) -> None:
     days = context.settings.retention_days
-    if days is None:
-        yield
-        return
-    async with background(_sweep_for_ever(context, timedelta(days=days)), "retention"):
-        yield
-
-
-async def _sweep_for_ever(context: Context, age: timedelta) -> None:
     while True:
         try:
-            await sweep(context, datetime.now(UTC) - age)
+            await leftovers.sweep(context.database, context.blobs)
+            if days is not None:
+                await sweep(context, datetime.now(UTC) - timedelta(days=days))
         except (SQLAlchemyError, OSError) as error:
             log.warning("retention_failed", error=str(error))
         await asyncio.sleep(context.settings.retention_interval_seconds)
@@ -59,6 +61,7 @@ async def sweep(context: Context, moment: datetime) -> None:
         files += deleted
     if analyses or files:
         log.info("retention_swept", analyses=analyses, files=files)
+        audit.info("change", operation="retention", analyses=analyses, files=files, before=moment.isoformat())
 
 
 async def _sweep_analyses(context: Context, moment: datetime) -> int:

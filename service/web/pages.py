@@ -6,6 +6,7 @@ import hashlib
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,26 @@ STATIC_TYPES = {
     "report.css": "text/css",
     "web.css": "text/css",
     "web.js": "text/javascript",
+    "docs.js": "text/javascript",
     "icon.svg": "image/svg+xml",
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
 }
 """Public files that pages load, and their media types."""
 
 _FOLDER = Path(__file__).parent / "static"
+_SWAGGER_UI = "fastapi_offline"
+"""Package that contains Swagger UI."""
 
 
 def page(
-    request: Request, template: str, status: int = HTTPStatus.OK, *, reload_after: int | None = None, **values: Any
+    request: Request,
+    template: str,
+    status: int = HTTPStatus.OK,
+    *,
+    reload_after: int | None = None,
+    content_policy: str = PAGE_POLICY,
+    **values: Any,
 ) -> Response:
     """Render a page from a template.
 
@@ -46,6 +58,7 @@ def page(
         template: Name of the template.
         status: Status of the response.
         reload_after: Seconds after which a browser without scripts reloads the page.
+        content_policy: Content-Security-Policy of the page.
         values: Values for the template.
     """
     state = request.scope.get("state", {})
@@ -63,7 +76,7 @@ def page(
         )
     )
     cache_control = "private, no-cache" if session is None else "no-store"
-    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": cache_control}
+    headers = {"Content-Security-Policy": content_policy, "Cache-Control": cache_control}
     return HTMLResponse(content, status, headers)
 
 
@@ -81,7 +94,11 @@ def see(request: Request, name: str, **parameters: Any) -> Response:
 @cache
 def static(name: str) -> bytes:
     """Return the content of a file in ``STATIC_TYPES``."""
-    return rendering.stylesheet().encode() if name == "report.css" else (_FOLDER / name).read_bytes()
+    if name == "report.css":
+        return rendering.stylesheet().encode()
+    if name.startswith("swagger-ui"):
+        return (files(_SWAGGER_UI) / "static" / name).read_bytes()
+    return (_FOLDER / name).read_bytes()
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
+import structlog
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
@@ -40,6 +41,9 @@ async def sign_in(request: Request, context: InContext) -> Response:
         if (before := sessions.token_in(request)) is not None:
             await sessions.end(transaction, before)
         token = await sessions.begin(transaction, hash_key(key), hours=settings.session_hours)
+    # For the line in the log that says who has begun a session.
+    request.state.key = found
+    structlog.contextvars.bind_contextvars(tenant=found.tenant)
     response = _onward(request, following)
     sessions.set_cookie(request, response, token, hours=settings.session_hours)
     return response

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses.schemas import AnalysisError
 from service.analyses.table import AnalysisRow
-from service.blobs.repository import BlobRow
+from service.blobs.table import BlobRow
 from service.database import workers
 
 _VECTORS = 2

@@ -21,7 +21,8 @@ from service.analyses import outcomes, repository
 from service.analyses.schemas import PROGRESS_FIELDS, AnalysisError, progress_document
 from service.analyses.table import FINAL_STATES, AnalysisRow
 from service.analyses.verdicts import stored_terms
-from service.blobs.repository import StoredFile, stored_files
+from service.blobs.repository import stored_files
+from service.blobs.table import StoredFile
 from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE
 from service.database.engine import Database, patiently
 from service.internals.queue import AbortReason

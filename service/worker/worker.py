@@ -24,7 +24,7 @@ from service.analyses import outcomes, repository
 from service.analyses.table import FINAL_STATES
 from service.child.entry import ENTRY
 from service.child.protections import active_protections, required
-from service.database import workers
+from service.database import turns, workers
 from service.database.engine import Database, patiently
 from service.database.queue import RUN_ANALYSIS, open_queue, queues_of
 from service.internals.queue import BaseConnector, Worker
@@ -141,7 +141,7 @@ def _add_task(queue: procrastinate.App, runner: Runner) -> set[asyncio.Task[None
     """Connect the queue to the runner; return the set of running attempts, which is kept up to date."""
     attempts: set[asyncio.Task[None]] = set()
 
-    queue.job_manager = _Jobs(queue.connector, runner.device)
+    queue.job_manager = _Jobs(queue.connector, runner)
 
     # Attempts are counted in the analysis, which sees every way of losing one; the queue only repeats.
     @queue.task(name=RUN_ANALYSIS, pass_context=True, retry=procrastinate.RetryStrategy(wait=1))
@@ -158,16 +158,18 @@ def _add_task(queue: procrastinate.App, runner: Runner) -> set[asyncio.Task[None
 
 
 class _Jobs(JobManager):
-    """Takes a job from the queue only if the device has room for it."""
+    """Takes a job from the queue only if the device has room for it; tenants take turns."""
 
-    def __init__(self, connector: BaseConnector, device: Device) -> None:
+    def __init__(self, connector: BaseConnector, runner: Runner) -> None:
         super().__init__(connector)
-        self._device = device
+        self._device, self._name = runner.device, runner.name
+        self._weights = runner.settings.tenant_weights
 
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> jobs.Job | None:
         if not await self._device.room():
             return None
-        job = await super().fetch_job(queues, worker_id)
+        served = queues_of(self._name) if queues is None else queues
+        job = await turns.claim(self.connector, served, worker_id, device=self._name, weights=self._weights)
         if job is not None and job.task_name == RUN_ANALYSIS and job.id is not None:
             self._device.add(job.id)
         return job

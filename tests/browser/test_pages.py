@@ -262,3 +262,12 @@ def test_everything_works_below_a_prefix(visit: OpenVisit, files: dict[str, Path
         expect(page.get_by_role("table")).to_contain_text("Done")
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_the_specification_is_shown_and_can_be_tried_without_a_network(service: Served, visit: OpenVisit) -> None:
+    page = visit(service.url).page
+    page.goto("/docs")
+    page.get_by_text("/v1/capabilities", exact=True).click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".responses-table .response .microlight").first).to_contain_text("report_schema")

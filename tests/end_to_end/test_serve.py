@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+import psycopg
 import pytest
+from support.command import wsb
 from support.external import combined, external_mlp, form
 from support.forms import full
 from support.golden import Golden
@@ -23,6 +25,7 @@ from support.served import SERVE, Served, environment, postmasters, served
 from support.service import DEADLINE, npz_batch, onnx_mlp, until
 
 from service.sandbox.job import LOG_NAME
+from service.server.postgres import existing_postgres
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,26 @@ def test_job_folders_and_uploads_leave_nothing(server: Served) -> None:
     post(server, onnx_mlp(), npz_batch())
     post(server, b"no model", npz_batch())
     until(lambda: not leftovers())
+
+
+def test_a_backup_of_the_running_server_gives_another_one_with_every_report(server: Served) -> None:
+    post(server, onnx_mlp(seed=11), npz_batch(seed=11))
+    query = "SELECT analysis, body, sha256 FROM reports ORDER BY analysis"
+    # Not below pytest's folder, which is closed to the user that Postgres runs as when the tests run as root.
+    with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
+        Path(name).chmod(0o755)
+        file = f"{name}/backup"
+        saved = wsb("backup", file, WSB_DATA_DIR=str(server.folder))
+        assert saved.returncode == 0, saved.stderr
+        assert saved.stdout.startswith(f"{file}: ")
+        assert "operation=backup" in saved.stderr
+        restored = wsb("restore", file, WSB_DATA_DIR=f"{name}/data")
+        assert restored.returncode == 0, restored.stderr
+        with existing_postgres(server.folder) as url, psycopg.connect(url) as connection:
+            reports = connection.execute(query).fetchall()
+        assert reports != []
+        with existing_postgres(Path(name, "data")) as url, psycopg.connect(url) as connection:
+            assert connection.execute(query).fetchall() == reports
 
 
 def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Served) -> None:

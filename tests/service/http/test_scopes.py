@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 from support.service import Files, Service, StartService, until
 
@@ -133,6 +134,20 @@ def test_each_change_leaves_a_line_that_says_who_made_it(scoped: Service, files:
     assert {line["client"] for line in changes} == {"127.0.0.1"}
 
 
+def test_the_line_of_a_change_names_what_was_created_and_who_has_signed_in(scoped: Service, files: Files) -> None:
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        uploaded = scoped.client.post("/v1/models", content=files["model"], headers=with_key(scoped, "submit"))
+        scoped.client.post("/sign-in", data={"key": "wrong"})
+        scoped.client.post("/sign-in", data={"key": KEYS["read"]})
+        until(lambda: len([line for line in lines if line["event"] == "request"]) == 3)
+    changes = [line for line in lines if line["event"] == "change"]
+    assert [(line["operation"], line["key"], line["tenant"]) for line in changes] == [
+        ("upload_model", hash_key(KEYS["submit"])[:12], "ci"),
+        ("sign_in", hash_key(KEYS["read"])[:12], "ci"),
+    ]
+    assert changes[0]["resource"] == uploaded.headers["location"]
+
+
 def test_the_capabilities_say_what_the_tenant_uses(scoped: Service, files: Files) -> None:
     scoped.client.post("/v1/analyses", files=files, headers=with_key(scoped, "submit"))
     usage = scoped.client.get("/v1/capabilities", headers=with_key(scoped, "read")).json()["usage"]
@@ -147,4 +162,12 @@ def test_the_capabilities_say_what_the_tenant_uses(scoped: Service, files: Files
         "stored_bytes": sum(map(len, files.values())),
         "uploads": 0,
         "event_streams": 0,
+        "waiting_requests": 0,
+        "left": {
+            "weight": 1,
+            "queued_analyses": 199,
+            "uploads": 64,
+            "event_streams": 1000,
+            "waiting_requests": 200,
+        },
     }

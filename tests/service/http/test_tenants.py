@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
 from support.client import connect
-from support.service import Service, StartService
+from support.service import Service, StartService, until
 
 from service.keys import hash_key, new_key
 
@@ -192,6 +193,54 @@ def test_one_tenant_cannot_fill_the_queue_for_another(
         assert theirs.post("/v1/analyses", files=files).status_code == 202
         full = theirs.post("/v1/analyses", files=files)
         assert (full.status_code, full.json()["code"]) == (429, "queue_full")
+
+
+def test_requests_of_one_tenant_that_wait_leave_room_for_another(
+    start_service: StartService, model_bytes: bytes, batch_bytes: bytes
+) -> None:
+    service = start_service(worker=False, api_keys=ENTRIES, max_waiting_requests=2, max_wait_seconds=600)
+    files = {"model": model_bytes, "batch": batch_bytes}
+
+    def waits(tenant: str) -> Future[httpx.Response]:
+        def post() -> httpx.Response:
+            with client(service, tenant) as one:
+                return one.post("/v1/analyses", files=files, headers={"Prefer": "wait=600"})
+
+        return pool.submit(post)
+
+    def used() -> tuple[int, int]:
+        usage = ours.get("/v1/capabilities").json()["usage"]
+        return usage["waiting_requests"], usage["left"]["waiting_requests"]
+
+    with ThreadPoolExecutor(3) as pool, client(service, "ours") as ours:
+        first = waits("ours")
+        until(lambda: used() == (1, 0))
+        answered = waits("ours").result(60)
+        assert (answered.status_code, answered.headers["preference-applied"]) == (202, "wait=0")
+        assert answered.headers["retry-after"] == "1"
+        other = waits("theirs")
+        until(lambda: service.sql("SELECT count(*) FROM analyses WHERE tenant = 'theirs'") == [(1,)])
+        assert not first.done()
+        service.loop.call_soon_threadsafe(service.stopping.set)
+        assert {first.result(60).headers["preference-applied"], other.result(60).headers["preference-applied"]} == {
+            "wait=600"
+        }
+
+
+def test_the_analysis_of_a_tenant_runs_before_those_that_another_queued_earlier(
+    start_service: StartService, model_bytes: bytes, batch_bytes: bytes
+) -> None:
+    api = start_service(worker=False, api_keys=ENTRIES)
+    files = {"model": model_bytes, "batch": batch_bytes}
+    with client(api, "ours") as ours, client(api, "theirs") as theirs:
+        for priority in (0, 100, 100, 100):
+            request = json.dumps({"priority": priority, "fresh": True, "options": {"output": "sleep:0.1"}}).encode()
+            ours.post("/v1/analyses", files={**files, "request": request})
+        late = theirs.post("/v1/analyses", files=files).json()["id"]
+    start_service(api_keys=ENTRIES, small_jobs=1)
+    until(lambda: api.sql("SELECT count(*) FROM analyses WHERE finished_at IS NULL") == [(0,)])
+    order = [str(row[0]) for row in api.sql("SELECT id FROM analyses ORDER BY started_at")]
+    assert order.index(late) <= 1
 
 
 def test_what_a_service_without_keys_has_stored_is_the_tenant_defaults(

@@ -182,7 +182,7 @@ def test_applications_in_one_process_count_apart() -> None:
     one, other = Metrics(), Metrics()
     one.answered("GET", "/healthz", 200, seconds=0.1, received=0)
     key = ("wsb_http_requests_total", (("method", "GET"), ("route", "/healthz"), ("status", "200")))
-    found = [samples(bytes(metrics.exposition("", None).body).decode()) for metrics in (one, other)]
+    found = [samples(bytes(metrics.exposition("", None, {}).body).decode()) for metrics in (one, other)]
     assert [key in each for each in found] == [True, False]
 
 
