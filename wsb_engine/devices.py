@@ -63,6 +63,11 @@ def name(device: torch.device) -> str:
     return f"cuda:{device.index or 0}" if is_gpu(device) else device.type
 
 
+def select(device: torch.device) -> None:
+    """Make a GPU the current one of this process."""
+    _module().set_device(device)
+
+
 def is_gpu(device: torch.device) -> bool:
     """Return True for a device whose memory is not the CPU's."""
     return device.type == ACCELERATOR

@@ -13,10 +13,10 @@ from wsb_engine import Options, analyze, load_batch, load_model
 _SAMPLES, _WIDTHS = 8, (4, 3, 2)
 
 
-def run_sample_analysis() -> None:
-    """Load and analyse a network of two layers on one CPU thread."""
+def run_sample_analysis(device: str = "cpu") -> None:
+    """Load and analyse a network of two layers on one CPU thread, or on a GPU."""
     torch.set_num_threads(1)
-    analyze(load_model(_model()), load_batch(_batch()), Options(device="cpu"))
+    analyze(load_model(_model()), load_batch(_batch()), Options(device=device))
 
 
 def _model() -> bytes:
