@@ -82,7 +82,8 @@ def _work(
     try:
         folder, threads, limits = Path(place["folder"]), place["threads"], JobLimits(**place["limits"])
         os.chdir(folder)
-        environment, gpu = child_environment(folder, threads), place["gpu"]
+        gpu = place["gpu"]
+        environment = child_environment(folder, threads, gpu=gpu)
         group = None if place["group"] is None else Path(place["group"])
         active = confine(limits, parent=parent, environment=environment, gpu=gpu, group=group)
         tempfile.tempdir = str(folder)  # rather than the first writable folder that it finds

@@ -144,10 +144,11 @@ def zygote_environment(python_path: str) -> dict[str, str]:
     return {**_kept(), **QUIET_VARIABLES, **MEMORY_VARIABLES, **single, **own}
 
 
-def child_environment(folder: Path, threads: int | None) -> dict[str, str]:
+def child_environment(folder: Path, threads: int | None, *, gpu: bool) -> dict[str, str]:
     """Return the environment of a child: its home and temporary files are in the job folder."""
     pools = {} if threads is None else dict.fromkeys(THREAD_VARIABLES, str(threads))
-    return {**_kept(), **QUIET_VARIABLES, **GPU_VARIABLES, **pools, "HOME": str(folder), "TMPDIR": str(folder)}
+    own = GPU_VARIABLES if gpu else {}
+    return {**_kept(), **QUIET_VARIABLES, **own, **pools, "HOME": str(folder), "TMPDIR": str(folder)}
 
 
 def _kept() -> dict[str, str]:
