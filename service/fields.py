@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -24,3 +24,8 @@ def field_errors(error: ValidationError | RequestValidationError) -> list[FieldE
         path = [str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]]
         result.append(FieldError(pointer="/" + "/".join(path) if path else "", detail=item["msg"]))
     return result
+
+
+def is_list(annotation: Any) -> bool:
+    """Return whether an option may be given as several words."""
+    return get_origin(annotation) is tuple or any(map(is_list, get_args(annotation)))

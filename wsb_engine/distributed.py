@@ -22,12 +22,14 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
+from wsb_engine import devices
 from wsb_engine.analysis.analyze import report_on
 from wsb_engine.analysis.members import Member
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.arithmetic import exact
 from wsb_engine.batch import Batch
-from wsb_engine.curvature.team import Task, Team
+from wsb_engine.curvature.team import Multiply, Task, Team
 from wsb_engine.errors import EngineError, OptionsError, ResourceError
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
@@ -50,7 +52,8 @@ def analyze(
     Args:
         classifier: From ``load_model`` or ``from_module``; the same in every process.
         batch: All N labelled samples, in every process.
-        options: The same in every process; ``auto`` and ``cuda`` use the process's current GPU, if there is one.
+        options: The same in every process; ``auto`` and ``cuda`` use the process's current GPU, if there is one, and
+            ``devices`` has no effect.
         progress: Called only in the first process; raising in it stops the analysis in all processes.
         decided: As in ``wsb_engine.analyze``; called only in the first process.
         group: The processes; by default, all. Its timeout must cover the longest stage that the first one runs alone.
@@ -65,6 +68,13 @@ def analyze(
     options = _current(options or Options())
     callback, seconds = None if dist.get_rank(group) else progress, classifier.load_seconds + batch.load_seconds
     monitor = Monitor(options, callback, seconds, deciding(options, decided))
+    with exact(gpus=options.device != "cpu" and devices.count() > 0) as monitor.not_deterministic:
+        return _analyze(classifier, batch, options, monitor, group)
+
+
+def _analyze(
+    classifier: Classifier, batch: Batch, options: Options, monitor: Monitor, group: dist.ProcessGroup | None
+) -> Report:
     processes = Processes(group, monitor)
     with processes.together(), monitor.phase("setup"):
         problem = pose(classifier, batch, options, monitor)
@@ -83,9 +93,9 @@ def analyze(
 
 def _current(options: Options) -> Options:
     """Return the options with this process's current GPU if they leave the device open."""
-    if options.device not in ("auto", "cuda") or not torch.cuda.device_count():
+    if options.device not in ("auto", "cuda") or not devices.count():
         return options
-    return options.model_copy(update={"device": f"cuda:{torch.cuda.current_device()}"})
+    return options.model_copy(update={"device": f"cuda:{devices.current().index}"})
 
 
 def _facts(problem: Problem) -> dict[str, Any]:
@@ -140,18 +150,29 @@ class Processes(Team):
         return self.member.device if reachable else torch.device("cpu")
 
     def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:
-        """Run the first process's part of a task."""
+        """Run the first process's part of a task, and collect the other parts."""
+        answer = self._begun(task, tensor)
+        answers = [torch.empty_like(answer) for _ in range(self.size)]
+        with self._talking():
+            dist.gather(answer, answers, group_dst=0, group=self._group)
+        return [answer.to(self.member.device) for answer in answers]
+
+    def sum(self, task: Task, tensor: Tensor | None = None) -> Tensor:
+        """Run the first process's part of a task, and add the other parts on the way."""
+        total = self._begun(task, tensor)
+        with self._talking():
+            dist.reduce(total, group_dst=0, group=self._group)
+        return total.to(self.member.device)
+
+    def _begun(self, task: Task, tensor: Tensor | None) -> Tensor:
+        """Send a task to the other processes and run the first one's part."""
         self._send((task, None if tensor is None else tuple(tensor.shape)))
         if tensor is not None:
             with self._talking():
                 dist.broadcast(tensor.to(self._wire).contiguous(), group_src=0, group=self._group)
         with self.together():
             own = self.member.answer(task, tensor)
-        answer = own.to(self._wire).contiguous()
-        answers = [torch.empty_like(answer) for _ in range(self.size)]
-        with self._talking():
-            dist.gather(answer, answers, group_dst=0, group=self._group)
-        return [answer.to(self.member.device) for answer in answers]
+        return own.to(self._wire).contiguous()
 
     def follow(self, dtype: torch.dtype) -> Report:
         """Answer tasks until the first process is done; for every other process."""
@@ -168,8 +189,12 @@ class Processes(Team):
                     dist.broadcast(tensor, group_src=0, group=self._group)
             with self.together():
                 own = self.member.answer(task, tensor)
+            answer = own.to(self._wire).contiguous()
             with self._talking():
-                dist.gather(own.to(self._wire).contiguous(), None, group_dst=0, group=self._group)
+                if isinstance(task, Multiply):
+                    dist.reduce(answer, group_dst=0, group=self._group)
+                else:
+                    dist.gather(answer, None, group_dst=0, group=self._group)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -243,6 +268,8 @@ class Processes(Team):
     def _portable(self, error: BaseException) -> EngineError:
         if isinstance(error, EngineError):
             return error
+        if devices.has_failed(error):
+            return devices.failure(error)
         return ResourceError(
             f"process {self.rank} stopped with {type(error).__name__}: {error}",
             code="process_failed",

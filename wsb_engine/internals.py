@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import CompilationUnit, ModuleDict, ParameterDict, ScriptModule
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack as outside_transforms
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
@@ -39,6 +40,7 @@ __all__ = [
     "is_frozen",
     "make_fx",
     "memory_of",
+    "outside_transforms",
     "schema_of",
     "tree_flatten",
     "tree_leaves",

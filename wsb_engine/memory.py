@@ -14,14 +14,12 @@ from pathlib import Path
 
 import torch
 
+from wsb_engine import devices
 from wsb_engine.errors import EngineError
 
 _TEXTS = (
     "allocate memory",  # torch on a CPU, in a plain RuntimeError, and ONNX Runtime
     "not enough memory",
-    "out of memory",  # CUDA's runtime
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
 )
 
 SHARE = 0.5
@@ -39,8 +37,8 @@ def total_memory(device: torch.device) -> int:
 
     On a CPU the least of the machine's memory, the limits of this process, and those of its control groups.
     """
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+    if devices.is_gpu(device):
+        return devices.properties(device).memory
     return min([_physical(), *_process_limits(), *control_group_limits()])
 
 
@@ -86,7 +84,7 @@ def ran_out(error: BaseException | None) -> bool:
     """Return True if an error, from whichever library, means that memory ran out."""
     if error is None or isinstance(error, EngineError):
         return False
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, Exception) and any(part in text for part in _TEXTS)
+    return isinstance(error, Exception) and (devices.ran_out(error) or any(part in text for part in _TEXTS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Moments = Literal["auto", "closed_form", "basis", "probes", "none"]
 Stop = Literal["gap", "decided"]
@@ -16,6 +16,21 @@ LossKind = Literal["cross_entropy", "binary_cross_entropy"]
 """Each names a module of ``wsb_engine.curvature.losses``."""
 Head = Literal["auto", "logits", "log_probabilities", "probabilities", "binary_logit", "binary_probability"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", max_length=16)]
+
+
+def _as_typed(given: object) -> object:
+    """Take a list of words, as commands and forms pass them on, for the devices that they name."""
+    if isinstance(given, (list, tuple)) and all(isinstance(word, str) for word in given):
+        names = [name for word in given for name in word.split(",")]
+        return "all" if names == ["all"] else names
+    return given
+
+
+OneDevice = Annotated[str, Field(pattern=r"^(cpu|cuda:\d{1,3})$", max_length=16)]
+Devices = Annotated[
+    Annotated[tuple[OneDevice, ...], Field(min_length=1, max_length=64)] | Literal["all"],
+    BeforeValidator(_as_typed),
+]
 Glob = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -106,8 +121,13 @@ class Options(BaseModel):
     )
     device: Device = Field(
         "auto",
-        description="Device to compute on: auto, cpu, cuda or cuda:N. auto is the first GPU if there is one. Set "
-        "cuda:N to choose another.",
+        description="Device to compute on: auto, cpu, cuda or cuda:N. auto is the current GPU, or the CPU if there is "
+        "none or it is expected to be done sooner. Set cuda:N to choose another.",
+    )
+    devices: Devices | None = Field(
+        None,
+        description="Devices that share the samples of one analysis, in place of device: a list such as cuda:0,cuda:1, "
+        "or all for every GPU. The first leads. Set it if one device takes too long or has too little memory.",
     )
     parameters: tuple[Glob, ...] = Field(
         ("*",),

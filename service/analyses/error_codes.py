@@ -7,6 +7,7 @@ _SERVICE_FAILURES = frozenset(
         "blob_corrupt",
         "blob_missing",
         "confinement_failed",
+        "device_failed",
         "fork_failed",
         "internal_error",
         "invalid_report",

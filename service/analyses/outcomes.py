@@ -28,6 +28,7 @@ _CAUSES = {
     "worker_lost": "worker_lost",
     **dict.fromkeys(("worker_child_exited", "worker_child_killed", "worker_protocol_violation"), "crashed"),
     **dict.fromkeys(("worker_zygote_died", "invalid_report"), "crashed"),
+    "device_failed": "device_failed",
     "blob_missing": "blob_missing",
     "blob_corrupt": "blob_corrupt",
 }

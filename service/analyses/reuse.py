@@ -20,7 +20,7 @@ def fingerprint(**content: Any) -> str:
 
 
 async def find_report(
-    session: AsyncSession, tenant: str, inputs: str, devices: Collection[str]
+    session: AsyncSession, tenant: str, inputs: str, kinds: Collection[str]
 ) -> tuple[AnalysisRow, str] | None:
     """Find the tenant's newest report on these inputs and its analysis, if a run now would give the same.
 
@@ -28,7 +28,7 @@ async def find_report(
         session: Session to read with.
         tenant: Owner of the report.
         inputs: Fingerprint of model, batch and options.
-        devices: Devices that workers offer; a report from another kind of device is not reused.
+        kinds: Kinds of devices that workers offer; a report from another kind is not reused. All kinds, if empty.
     """
     query = (
         select(AnalysisRow, ReportRow.body)
@@ -41,11 +41,10 @@ async def find_report(
     if found is None:
         return None
     row, body = found
-    return (row, body) if _is_current(json.loads(body), devices) else None
+    return (row, body) if _is_current(json.loads(body), kinds) else None
 
 
-def _is_current(report: dict[str, Any], devices: Collection[str]) -> bool:
-    kinds = {device.partition(":")[0] for device in devices}
+def _is_current(report: dict[str, Any], kinds: Collection[str]) -> bool:
     # A report that reached its time limit is partial: another run may get further.
     return (
         report["engine"]["version"] == wsb_engine.__version__

@@ -35,6 +35,7 @@ from service.fields import FieldError, field_errors
 from service.http.bodies import read
 from service.http.headers import media_type
 from service.http.multipart import InvalidFormError
+from service.kit.devices import kind_of, owned
 from service.policies import terms
 from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
 from wsb_engine.report import Report
@@ -205,7 +206,7 @@ async def _analysis(
     )
     # What the policy changes in the report makes it another one.
     row.fingerprint = fingerprint(**inputs, options=row.options, **terms(wanted.policy, baseline, wanted.options))
-    devices = await _devices(session, context, wanted.options.device)
+    devices = await _devices(session, context, row.options)
     found = None if wanted.fresh else await find_report(session, tenant, row.fingerprint, devices)
     if found is None:
         await _queue(session, context, row)
@@ -248,7 +249,7 @@ async def _queue(session: AsyncSession, context: Context, row: AnalysisRow) -> N
     await _check_room(session, context, row.tenant)
     session.add(row)
     await session.flush()
-    device = row.options["device"]
+    device = row.options["device"] if row.options.get("devices") is None else queue.SEVERAL
     row.job_id = await queue.defer(session, context.queue, row.id, device=device, priority=row.priority)
     await session.flush()
 
@@ -266,15 +267,20 @@ async def _check_room(session: AsyncSession, context: Context, tenant: str) -> N
             raise kind(text, advice="Try again later.", headers={"Retry-After": "5"})
 
 
-async def _devices(session: AsyncSession, context: Context, device: str) -> set[str]:
-    """Return the devices that workers offer, after checking that ``device`` is one of them."""
+async def _devices(session: AsyncSession, context: Context, options: Mapping[str, Any]) -> set[str]:
+    """Return the kinds of devices whose reports may answer these options, after checking that a worker takes them."""
     present = await workers.alive(session, within_seconds=context.settings.stalled_seconds)
     # Without any worker, nothing is known about future ones: the analysis waits.
-    if device != "auto" and present and not any(workers.offers(worker, device) for worker in present):
+    if present and not any(workers.offers(worker, options) for worker in present):
         offered = sorted({worker.device for worker in present})
+        several = options["devices"]
+        wanted = options["device"] if several is None else several if several == "all" else "+".join(several)
         raise DeviceUnavailableError(
-            f"No worker offers {device}.",
-            advice=f"Request one of {', '.join(offered)}, or auto.",
+            f"No worker offers {wanted}.",
+            advice=f"Request one of {', '.join(offered)}, or auto."
+            + (" Several devices need a worker that owns them (wsb worker --devices)." if several is not None else ""),
             details={"devices": offered},
         )
-    return {worker.device for worker in present}
+    kinds = {kind_of(device) for worker in present for device in owned(worker.device)}
+    # Some analyses of workers with a GPU are done sooner on the CPU.
+    return kinds | {"cpu"} if kinds and options["device"] == "auto" else kinds

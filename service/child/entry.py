@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 ENTRY = "service.child.entry:run"
 ESTIMATE_ENTRY = "service.child.entry:estimate"
 PROTECTIONS_ENTRY = "service.child.entry:protections"
+START_ENTRY = "service.child.device:start"
 PRELOAD = (
     *("numpy", "onnx", "onnxruntime", "torch"),
     *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.pt2"),
-    *("service.child.warm_up", "service.policies", __name__),
+    *("service.child.device", "service.child.warm_up", "service.policies", __name__),
 )
 """Modules that the zygote imports, in this order, so that a child starts in milliseconds."""
 
@@ -200,5 +201,16 @@ def _gate(policy: str, active: Collection[str], model: str) -> None:
 
 
 def protections(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]], None]) -> str:
-    """Return the names of the protections that are active in a child on this host, as a JSON list."""
+    """Return the names of the protections that are active in a child on this host, as a JSON list.
+
+    Args:
+        request: ``gpus``: names of GPUs, which are tried; ``sandbox``, which the sandbox adds.
+
+    Raises:
+        ResourceError: ``device_failed`` if a GPU does not work inside the sandbox.
+    """
+    if request.get("gpus"):
+        from service.child.device import require_working
+
+        require_working(request["gpus"])
     return json.dumps(request["sandbox"])

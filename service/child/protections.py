@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from service.child.entry import PROTECTIONS_ENTRY
+from service.kit.devices import engine_names
 from service.sandbox import Job, SandboxError
 from service.settings import Settings
 
@@ -26,7 +27,13 @@ def required(settings: Settings) -> tuple[str, ...]:
 
 
 async def active_protections(
-    settings: Settings, zygote: Zygote, folder: Path, *, device: str, group: Path | None = None
+    settings: Settings,
+    zygote: Zygote,
+    folder: Path,
+    *,
+    device: str,
+    group: Path | None = None,
+    try_device: bool = False,
 ) -> list[str]:
     """Fork a child and return the names of its active protections.
 
@@ -36,15 +43,17 @@ async def active_protections(
         folder: Folder in which job folders are created.
         device: Device of the analyses; those on a GPU are confined a little less.
         group: Control group below which each child gets its own.
+        try_device: Whether to compute on a GPU too.
 
     Raises:
-        SandboxError: if no child can be run here, or if it lacks a protection that the settings require.
+        SandboxError: if no child can be run here, or if it lacks a protection that the settings require;
+            ``device_failed`` if a GPU was tried and does not work.
     """
     with tempfile.TemporaryDirectory(dir=folder) as job_folder:
         job = Job(
             folder=Path(job_folder),
             entry=PROTECTIONS_ENTRY,
-            request={},
+            request={"gpus": engine_names(device) if try_device and device != "cpu" else []},
             seconds=_PROBE_SECONDS,
             limits=settings.job_limits,
             gpu=device != "cpu",

@@ -13,13 +13,14 @@ from wsb_engine import Options, analyze, load_batch, load_model
 _SAMPLES, _WIDTHS = 8, (4, 3, 2)
 
 
-def run_sample_analysis() -> None:
-    """Load and analyse a network of two layers on one CPU thread."""
+def run_sample_analysis(device: str = "cpu") -> None:
+    """Load and analyse a network of two layers on one CPU thread, or on a GPU."""
     torch.set_num_threads(1)
-    analyze(load_model(_model()), load_batch(_batch()), Options(device="cpu"))
+    analyze(load_model(model()), load_batch(batch()), Options(device=device))
 
 
-def _model() -> bytes:
+def model() -> bytes:
+    """Return the ONNX file of the network."""
     features, hidden, classes = _WIDTHS
     random = np.random.default_rng(0)
     shapes = {"w0": (features, hidden), "b0": (hidden,), "w1": (hidden, classes), "b1": (classes,)}
@@ -34,11 +35,12 @@ def _model() -> bytes:
     parameters = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     graph = helper.make_graph(nodes, "sample", inputs, outputs, parameters)
     opsets = [helper.make_opsetid("", 17)]
-    model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-    return model
+    content: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    return content
 
 
-def _batch() -> bytes:
+def batch() -> bytes:
+    """Return an .npz file of a few samples."""
     x = np.random.default_rng(1).normal(size=(_SAMPLES, _WIDTHS[0])).astype(np.float32)
     file = io.BytesIO()
     np.savez(file, x=x, y=np.arange(_SAMPLES) % _WIDTHS[-1])

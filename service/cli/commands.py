@@ -85,7 +85,17 @@ def serve(
 @app.command()
 def worker(
     device: Annotated[
-        str, typer.Option(help="cpu, cuda:N, or all for one process per device.", show_default="the first device")
+        str,
+        typer.Option(
+            help="cpu, cuda:N, MIG-…, or all for one process per device.",
+            show_default="the first device",
+        ),
+    ] = "",
+    devices: Annotated[
+        str,
+        typer.Option(
+            help="GPUs that one worker owns, such as cuda:0,cuda:1, or all: it also takes analyses of several devices."
+        ),
     ] = "",
     supervised: Annotated[
         bool, typer.Option(hidden=True, help="Read the database's URL from stdin, and stop when stdin closes.")
@@ -99,15 +109,20 @@ def worker(
 
     needs_linux()
     from service.child.entry import PRELOAD
-    from service.kit.devices import UnknownDeviceError, chosen_devices
+    from service.kit.devices import UnknownDeviceError, chosen_devices, see_only, several_devices
     from service.sandbox import SandboxError, Zygote
 
     settings = read_settings()
     if settings.database_url is None and not supervised:
         _end("A worker needs a database: set WSB_DATABASE_URL, or use wsb serve.", Exit.INVALID)
+    if device and devices:
+        _end("Give either --device or --devices.", Exit.INVALID)
 
     async def run() -> None:
-        devices, zygote = chosen_devices(device), Zygote(PRELOAD)
+        names = [several_devices(devices)] if devices else chosen_devices(device)
+        if device != "all":
+            see_only(names[0])
+        zygote = Zygote(PRELOAD)
         starting = None if device == "all" else asyncio.create_task(zygote.start())
         await asyncio.sleep(0)
         # Meanwhile the zygote imports, on another core.
@@ -122,10 +137,10 @@ def worker(
         stop, hurry = asyncio.Event(), asyncio.Event()
         stop_on_signals(stop, hurry, supervised=supervised)
         if starting is None:
-            await supervise(settings, devices, stop, hurry)
+            await supervise(settings, names, stop, hurry)
         else:
             await starting
-            await work(settings, url.strip(), device=devices[0], stop=stop, zygote=zygote, hurry=hurry)
+            await work(settings, url.strip(), device=names[0], stop=stop, zygote=zygote, hurry=hurry)
 
     try:
         asyncio.run(run())

@@ -110,7 +110,7 @@ async def _run_here(
                 seconds=seconds,
                 threads=settings.job_threads,
                 limits=settings.job_limits,
-                gpu=options.device != "cpu" and has_gpu(),
+                gpu=has_gpu() and (options.device != "cpu" or options.devices is not None),
                 # Not copied, since they may be large; the child can only read them.
                 readable=(model, batch, *data),
                 required=required(settings),

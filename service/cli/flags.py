@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
 
-from service.fields import field_errors
+from service.fields import field_errors, is_list
 from service.rendering.registry import RENDERINGS
 from wsb_engine.options import Options
 
@@ -64,6 +64,8 @@ def _with_flags(
 
 
 def _options(given: dict[str, Any]) -> Options:
+    # A list that no flag filled is the option's default.
+    given = {name: value for name, value in given.items() if value != []}
     try:
         return Options.model_validate(given)
     except ValidationError as error:
@@ -74,8 +76,8 @@ def _options(given: dict[str, Any]) -> Options:
 def _flag(name: str) -> inspect.Parameter:
     field = Options.model_fields[name]
     kind, default = field.annotation, field.default
-    if get_origin(kind) is tuple:
-        kind, default = list[str], list(default)
+    if is_list(kind):
+        kind, default = list[str], list(default or ())
     elif type(None) in get_args(kind):
         kind = next(part for part in get_args(kind) if part is not type(None)) | None
     names = [f"--{_kebab(name)}"]

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from service.database.engine import Base
 
-Metric = Literal["ended", "failed", "queue_wait", "duration", "phase"]
+Metric = Literal["ended", "failed", "queue_wait", "duration", "phase", "device_failed"]
 
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, math.inf)
 """Upper bounds of the buckets of durations, in seconds."""

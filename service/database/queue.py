@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service import traces
 from service.database.engine import driver_connection, is_away, patiently
 from service.internals.queue import Notify
+from service.kit.devices import kind_of, owned
 
 RUN_ANALYSIS = "run_analysis"
-ANY_DEVICE = "analyses"
+ANY_DEVICE, SEVERAL = "analyses", "several"
 
 _RECONNECT_SECONDS = 2.0
 """Pause between attempts of the pool, which by default doubles it without limit."""
@@ -66,18 +67,27 @@ class _PatientConnector(procrastinate.PsycopgConnector):
 
 
 def queue_name(device: str) -> str:
-    """Name of the queue of analyses that request ``device``: auto, a kind (cpu, cuda) or one device (cuda:1)."""
+    """Name of the queue of analyses that request ``device``: auto, a kind (cpu, cuda), one device (cuda:1), several."""
     return ANY_DEVICE if device == "auto" else f"{ANY_DEVICE}.{device}"
 
 
-def queues_of(device: str) -> list[str]:
-    """Names of the queues that a worker on ``device`` serves."""
-    kind = device.partition(":")[0]
-    return list(dict.fromkeys([ANY_DEVICE, queue_name(kind), queue_name(device)]))
+def queues_of(worker: str) -> list[str]:
+    """Names of the queues that a worker serves, by its name; it names the devices that it owns."""
+    devices = owned(worker)
+    wanted = [*map(kind_of, devices), *devices, *([SEVERAL] if len(devices) > 1 else [])]
+    return list(dict.fromkeys([ANY_DEVICE, *map(queue_name, wanted)]))
 
 
 async def defer(session: AsyncSession, queue: procrastinate.App, analysis: UUID, *, device: str, priority: int) -> int:
-    """Queue an analysis within the session's transaction; return the number of the job."""
+    """Queue an analysis within the session's transaction; return the number of the job.
+
+    Args:
+        session: Session of the transaction.
+        queue: The queue.
+        analysis: Identifier of the analysis.
+        device: Device that it requests; ``SEVERAL`` if it requests several.
+        priority: Higher ones go first.
+    """
     task = queue.configure_task(
         RUN_ANALYSIS,
         queue=queue_name(device),

@@ -96,7 +96,7 @@ async def get_readiness(request: Request) -> Ready:
     if missing is not None:
         headers = {"Retry-After": "1"}
         raise UnavailableError(checks[missing], headers=headers, details={"missing": missing}, checks=checks)
-    return Ready(checks=dict.fromkeys(checks, "ok"))
+    return Ready(checks=dict.fromkeys(checks, "ok"), failed_devices=await readiness.failed_devices())
 
 
 @router.get(

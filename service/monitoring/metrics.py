@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections import Counter as TallyCounter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -110,6 +111,8 @@ class DatabaseSnapshot:
     """Age of the oldest queued analysis; 0 if there is none."""
     workers: dict[str, int]
     """Number of workers by device."""
+    failed: dict[str, int]
+    """Number of workers that have left because their device failed, by device."""
     totals: Sequence[TotalRow]
 
 
@@ -141,15 +144,20 @@ class SnapshotReader:
         async with self._database.transaction() as session:
             live = (await session.execute(query)).all()
             present = await workers.alive(session, within_seconds=self._settings.stalled_seconds)
+            gone = await workers.failed(session)
             counted = await counters.read(session)
-        devices = [worker.device for worker in present]
         return DatabaseSnapshot(
             live={name: sum(count for _, state, count, _ in live if state == name) for name in LIVE_STATES},
             tenants={(tenant, state): count for tenant, state, count, _ in live},
             oldest_seconds=max((float(seconds) for _, state, _, seconds in live if state == "queued"), default=0.0),
-            workers={device: devices.count(device) for device in sorted(set(devices))},
+            workers=_by_device(present),
+            failed=_by_device(gone),
             totals=counted,
         )
+
+
+def _by_device(rows: Sequence[workers.WorkerRow]) -> dict[str, int]:
+    return dict(sorted(TallyCounter(worker.device for worker in rows).items()))
 
 
 class _Shared(Collector):
@@ -180,6 +188,14 @@ class _Shared(Collector):
         for device, count in snapshot.workers.items():
             present.add_metric([device], count)
         yield present
+        gone = GaugeMetricFamily(
+            "wsb_workers_failed",
+            "Workers that left within an hour because their device failed.",
+            labels=["device"],
+        )
+        for device, count in snapshot.failed.items():
+            gone.add_metric([device], count)
+        yield gone
         yield from _totals(snapshot.totals)
 
     def describe(self) -> Iterator[Metric]:
@@ -197,6 +213,11 @@ def _totals(rows: Sequence[TotalRow]) -> Iterator[Metric]:
         for label in labels:
             family.add_metric([label], sum(row.count for row in by_name.get((metric, label), ())))
         yield family
+    devices = CounterMetricFamily("wsb_device_failures", "Failures of devices during analyses.", labels=["device"])
+    for (metric, label), counted in by_name.items():
+        if metric == "device_failed":
+            devices.add_metric([label], sum(row.count for row in counted))
+    yield devices
     wait = HistogramMetricFamily("wsb_queue_wait_seconds", "Time from request to first start.", labels=[])
     wait.add_metric([], *_histogram(by_name.get(("queue_wait", ""), ())))
     yield wait

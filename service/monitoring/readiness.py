@@ -17,6 +17,8 @@ from service.kit.shared_call import SharedCall
 from service.storage.store import require_room
 
 OK = "ok"
+_TOLD = 20
+"""Failed workers that are told of."""
 NO_DATABASE = "The database does not answer."
 
 Check = Callable[[Context], Awaitable[str]]
@@ -67,7 +69,17 @@ async def _queue(context: Context) -> str:
 async def _worker(context: Context) -> str:
     async with context.database.transaction() as session:
         present = await workers.alive(session, within_seconds=context.settings.stalled_seconds)
-    return OK if present else "No worker is alive."
+        failed = [] if present else await workers.failed(session)
+    return OK if present else " ".join(["No worker is alive.", *map(_told, failed[-_TOLD:])])
+
+
+async def _failed_devices(context: Context) -> str:
+    async with context.database.transaction() as session:
+        return "\n".join(map(_told, (await workers.failed(session))[-_TOLD:]))
+
+
+def _told(worker: workers.WorkerRow) -> str:
+    return f"The worker on {worker.device} of {worker.host} has left: {worker.problem}."
 
 
 CHECKS: dict[str, Check] = {
@@ -87,10 +99,18 @@ class Readiness:
     def __init__(self, context: Context) -> None:
         self._seconds = context.settings.probe_seconds
         self._calls = {name: SharedCall(partial(_examine, check, context)) for name, check in CHECKS.items()}
+        self._failed = SharedCall(partial(_failed_devices, context))
 
     async def checks(self) -> dict[str, str]:
         """Return ``OK`` or what is wrong, by part, within ``probe_seconds``."""
         return dict(zip(self._calls, await asyncio.gather(*map(self._outcome, self._calls.values())), strict=True))
+
+    async def failed_devices(self) -> list[str]:
+        """Say which workers have left because their device failed; empty if the database does not answer in time."""
+        try:
+            return (await self._failed.outcome(self._seconds)).splitlines()
+        except (TimeoutError, SQLAlchemyError, OSError):
+            return []
 
     async def _outcome(self, call: SharedCall[str]) -> str:
         try:

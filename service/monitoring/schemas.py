@@ -100,3 +100,6 @@ class Ready(BaseModel):
         description="State of each part: server, database, migrations, storage, queue, worker.",
         examples=[dict.fromkeys(CHECKS, "ok")],
     )
+    failed_devices: list[str] = Field(
+        description="Workers that have left within an hour because their device failed, while others go on."
+    )

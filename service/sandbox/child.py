@@ -82,7 +82,8 @@ def _work(
     try:
         folder, threads, limits = Path(place["folder"]), place["threads"], JobLimits(**place["limits"])
         os.chdir(folder)
-        environment, gpu = child_environment(folder, threads), place["gpu"]
+        gpu = place["gpu"]
+        environment = child_environment(folder, threads, gpu=gpu)
         group = None if place["group"] is None else Path(place["group"])
         active = confine(limits, parent=parent, environment=environment, gpu=gpu, group=group)
         tempfile.tempdir = str(folder)  # rather than the first writable folder that it finds
@@ -93,6 +94,7 @@ def _work(
         readable = [*(code if preloaded else code_paths()), *place["readable"]]
         active = [*protections, *active, *seal(folder, readable, gpu=gpu)]
         check(active, place["required"])
+        _prepare(place["ahead"])
         job = _wait(request, go)
         if job is None:
             return None
@@ -107,6 +109,17 @@ def _work(
         return out_of_memory
     except BaseException as error:
         return _failure(error)
+
+
+def _prepare(ahead: Sequence[str]) -> None:
+    """Do what can be done before there is a request; the job meets again what fails here."""
+    if ahead:
+        function, *arguments = ahead
+        try:
+            _loaded(function)(*arguments)
+        except Exception:
+            with suppress(OSError):  # the log may be full
+                traceback.print_exc()
 
 
 def _wait(request: int, go: int) -> dict[str, Any] | None:
@@ -152,9 +165,13 @@ def check(active: Sequence[str], required: Sequence[str]) -> None:
 
 
 def _load(entry: str) -> Entry:
-    module, _, function = entry.partition(":")
-    loaded: Entry = getattr(importlib.import_module(module), function)
+    loaded: Entry = _loaded(entry)
     return loaded
+
+
+def _loaded(entry: str) -> Any:
+    module, _, function = entry.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _stated(error: BaseException) -> JobError | None:

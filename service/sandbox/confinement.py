@@ -35,6 +35,9 @@ that spin while they wait for work take cores away from other processes: on a bu
 on two threads took 4 s instead of 0.02 s. Threads that sleep at once must be woken for each piece of work, which made
 small pieces six times slower: libgomp's threads therefore spin briefly, by a variable that other runtimes ignore."""
 
+GPU_VARIABLES = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""With a workspace of a fixed size, matrix products on CUDA give the same bits each time."""
+
 MEMORY_VARIABLES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """The C library requests huge pages if the system grants them on request: with fewer pages, forking from the zygote and
 tearing down a child take two thirds of the time."""
@@ -141,10 +144,11 @@ def zygote_environment(python_path: str) -> dict[str, str]:
     return {**_kept(), **QUIET_VARIABLES, **MEMORY_VARIABLES, **single, **own}
 
 
-def child_environment(folder: Path, threads: int | None) -> dict[str, str]:
+def child_environment(folder: Path, threads: int | None, *, gpu: bool) -> dict[str, str]:
     """Return the environment of a child: its home and temporary files are in the job folder."""
     pools = {} if threads is None else dict.fromkeys(THREAD_VARIABLES, str(threads))
-    return {**_kept(), **QUIET_VARIABLES, **pools, "HOME": str(folder), "TMPDIR": str(folder)}
+    own = GPU_VARIABLES if gpu else {}
+    return {**_kept(), **QUIET_VARIABLES, **own, **pools, "HOME": str(folder), "TMPDIR": str(folder)}
 
 
 def _kept() -> dict[str, str]:

@@ -44,9 +44,11 @@ class Place:
         group: A control group below which the child gets its own, which limits its memory; see ``cgroup``.
         readable: Further files that the child can read where they are.
         required: Names of protections without which the job must not run; it then fails as ``sandbox_insufficient``.
+        ahead: A further function of the same form, and its arguments, which are strings: what the child calls before it
+            waits for its request, once it is confined. An error of it is logged; the job goes on.
 
     Raises:
-        ValueError: if ``entry`` or ``threads`` is invalid.
+        ValueError: if ``entry``, ``ahead`` or ``threads`` is invalid.
     """
 
     folder: Path
@@ -57,10 +59,12 @@ class Place:
     group: Path | None = None
     readable: tuple[Path, ...] = ()
     required: tuple[str, ...] = ()
+    ahead: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _ENTRY.fullmatch(self.entry):
-            raise ValueError(f"entry {self.entry!r} is not of the form package.module:function")
+        for entry in (self.entry, *self.ahead[:1]):
+            if not _ENTRY.fullmatch(entry):
+                raise ValueError(f"entry {entry!r} is not of the form package.module:function")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
 

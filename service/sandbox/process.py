@@ -240,6 +240,7 @@ def _described(place: Place, group: Path | None) -> dict[str, Any]:
         "group": None if group is None else str(group),
         "readable": [str(path.absolute()) for path in place.readable],
         "required": place.required,
+        "ahead": place.ahead,
     }
 
 

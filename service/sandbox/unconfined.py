@@ -94,7 +94,7 @@ def _environment(job: Job) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     temporary = dict.fromkeys(("TEMP", "TMP", "USERPROFILE"), str(job.folder))
     python = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "PYTHONUTF8": "1"}
-    return {**kept, **child_environment(job.folder, job.threads), **temporary, **python}
+    return {**kept, **child_environment(job.folder, job.threads, gpu=job.gpu), **temporary, **python}
 
 
 def main(entry: str, frame_bytes: str) -> None:

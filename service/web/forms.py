@@ -20,7 +20,7 @@ from service.blobs.parts import FILES, MODEL_DATA, Parts
 from service.blobs.repository import Received, digest, identifier, store
 from service.context import Context
 from service.errors import ServiceError
-from service.fields import FieldError, field_errors
+from service.fields import FieldError, field_errors, is_list
 from service.http.multipart import Allowance, LimitedWriter, Writer
 from service.policies import PolicyError
 from service.policies.policy import parse_toml
@@ -60,7 +60,7 @@ def _option_field(name: str) -> OptionField:
         hint=option.description or "",
         choices=tuple((str(value), str(value)) for value in get_args(kind)) if get_origin(kind) is Literal else (),
         is_switch=kind is bool,
-        is_list=get_origin(kind) is tuple,
+        is_list=is_list(kind),
     )
 
 

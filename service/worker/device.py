@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from service.kit.devices import engine_names, owned
+
+
+def options_here(worker: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an analysis with the names that a worker's devices have in its children."""
+    names = dict(zip(owned(worker), engine_names(worker), strict=True))
+    leading = next(iter(names.values()))
+    if wanted.get("devices") is not None:
+        several = names.values() if wanted["devices"] == "all" else map(names.__getitem__, wanted["devices"])
+        return {**wanted, "devices": list(several)}
+    if wanted["device"] == "auto" and leading != "cpu":
+        return dict(wanted)  # the child chooses between the CPU and its current GPU, which is the leading one
+    return {**wanted, "device": names.get(wanted["device"], leading)}
 
 
 class Device:
@@ -22,6 +37,10 @@ class Device:
         """Occupied threads by job."""
         self._closed = False
         self._changed = asyncio.Event()
+        self.problem: str | None = None
+        """Why the device does not work any more."""
+        self.failed = asyncio.Event()
+        """Set once it does not."""
 
     async def room(self) -> bool:
         """Wait until a job may be taken from the queue; False if no more are to be taken."""
@@ -47,6 +66,12 @@ class Device:
         """Stop taking jobs."""
         self._closed = True
         self._changed.set()
+
+    def fail(self, problem: str) -> None:
+        """Take no more jobs, because the device does not work any more."""
+        self.problem = problem
+        self.failed.set()
+        self.close()
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         while not reached():

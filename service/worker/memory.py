@@ -11,16 +11,13 @@ from service.analyses.schemas import AnalysisError
 from service.analyses.table import AnalysisRow
 from service.blobs.table import BlobRow
 from service.database import workers
+from service.worker.elsewhere import LeftToOthersError
 
 _VECTORS = 2
 """Vectors of parameter size that every analysis holds: the parameters and their gradient."""
 
 MAPPED_FROM = 256 << 20
 """Bytes from which inputs may stay in the file, as in ``wsb_engine.sources.batch_file``, which imports torch."""
-
-
-class LeftToOthersError(Exception):
-    """The analysis can't fit in this worker but can in another, which will take it from the queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ async def shortage(session: AsyncSession, row: AnalysisRow, budget: MemoryBudget
     if needed <= budget.memory_bytes:
         return None
     for other in await workers.alive(session, within_seconds=budget.within_seconds):
-        if workers.offers(other, row.options["device"]) and (other.memory_bytes or 0) >= needed:
+        if workers.offers(other, row.options) and (other.memory_bytes or 0) >= needed:
             raise LeftToOthersError(str(row.id))
     return AnalysisError(
         code="out_of_memory",

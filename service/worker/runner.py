@@ -24,6 +24,8 @@ from service.analyses.verdicts import stored_terms
 from service.blobs.repository import stored_files
 from service.blobs.table import StoredFile
 from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE
+from service.database import counters
+from service.database.counters import Event
 from service.database.engine import Database, patiently
 from service.internals.queue import AbortReason
 from service.kit.background import background
@@ -41,7 +43,8 @@ from service.storage.store import (
 )
 from service.traces import Tracing
 from service.worker.children import Children
-from service.worker.device import Device
+from service.worker.device import Device, options_here
+from service.worker.elsewhere import leave_to_others, unavailable
 from service.worker.memory import MemoryBudget, shortage
 from wsb_engine.report import Report
 
@@ -49,6 +52,9 @@ log = structlog.get_logger(__name__)
 
 _CHILD_LINES = 100
 """Last lines of a child's output that are logged; with more, a hostile child could flood the log."""
+
+DEVICE_FAILED = "device_failed"
+"""Code of the engine's error."""
 
 _COPIES = 8
 """Files that one job copies at once."""
@@ -78,6 +84,10 @@ class Runner:
     """Name of the device: cpu or cuda:N."""
     device: Device
     tracing: Tracing
+    try_device: Callable[[], Awaitable[str | None]]
+    """Returns why the device does not work; None if it does."""
+    failed_here: set[UUID] = field(default_factory=set)
+    """Analyses during which the device failed, and which another worker is to try."""
     running: set[int] = field(default_factory=set)
     """Numbers of the jobs in progress."""
 
@@ -94,7 +104,8 @@ class Runner:
             LeftToOthersError: if it can't fit here but can in another worker; nothing has changed.
             StorageUnavailableError, InsufficientStorageError: if its files are unavailable at the moment, or the disk
                 has no room for copies of them; it is then back in the queue.
-            SandboxError: if no child could be started, or it was killed from outside, and attempts are left.
+            SandboxError: if no child could be started, it was killed from outside, or its device failed, and attempts
+                are left.
         """
         number = job.job.id or 0
         self.running.add(number)
@@ -140,10 +151,19 @@ class Runner:
                 raise
             await self._fail(row, AnalysisError(code=error.code, message=error.message, advice=error.advice))
         else:
-            if outcome.interrupted and row.attempts < self.settings.max_attempts and outcome.error is not None:
-                lost = outcome.error
+            lost = outcome.error
+            if lost is not None and self.device.problem is not None:
+                # As little the analysis's fault as a worker that stops.
+                await self._put_back(row)
+                raise SandboxError(lost.message, code=lost.code, advice=lost.advice)
+            again = outcome.interrupted or self._device_failed(outcome)
+            if lost is not None and again and row.attempts < self.settings.max_attempts:
+                self.failed_here.add(row.id)
                 raise SandboxError(lost.message, code=lost.code, advice=lost.advice)
             await self._conclude(attempt, outcome)
+
+    def _device_failed(self, outcome: Outcome) -> bool:
+        return self.name != "cpu" and outcome.error is not None and outcome.error.code == DEVICE_FAILED
 
     async def _start(self, analysis: UUID) -> _Attempt | None:
         """Begin an attempt; None if the analysis is not to be run."""
@@ -163,15 +183,18 @@ class Runner:
             return _Attempt(row=row, model_files=files, terms=await stored_terms(session, row))
 
     async def _fits(self, session: AsyncSession, analysis: UUID) -> bool:
-        """Whether the analysis may fit in this worker's memory; ends one that fits in no worker's."""
+        """Whether the analysis may run in this worker; ends one that can run in none."""
         row = await repository.find_anyones(session, analysis)
         if row is None or row.state in FINAL_STATES:
             return True
-        here = MemoryBudget(memory_bytes=self.settings.job_bytes, within_seconds=self.settings.stalled_seconds)
-        error = await shortage(session, row, here)
+        within = self.settings.stalled_seconds
+        if analysis in self.failed_here:
+            await leave_to_others(session, row, self.name, within_seconds=within)
+        here = MemoryBudget(memory_bytes=self.settings.job_bytes, within_seconds=within)
+        error = await unavailable(session, row, self.name, within_seconds=within) or await shortage(session, row, here)
         if error is None:
             return True
-        log.warning("analysis_too_large", analysis=str(analysis), message=error.message)
+        log.warning("analysis_not_for_workers", analysis=str(analysis), code=error.code, message=error.message)
         if await outcomes.fail(session, analysis, error.model_dump(mode="json")) is None:
             await repository.cancelled(session, analysis, allowed=("cancelling",))
         return False
@@ -180,7 +203,7 @@ class Runner:
         row, model_files = attempt.row, attempt.model_files
         async with self._provided(row, model_files) as child:
             request = {
-                "options": {**row.options, "device": self.name},
+                "options": options_here(self.name, row.options),
                 "torchscript": self.settings.torchscript,
                 "max_model_bytes": self.settings.whole_model_bytes,
                 "model_data": [file["name"] for file in model_files[1:]],
@@ -195,8 +218,23 @@ class Runner:
             async with self._writing_progress(row.id, attempt.progress):
                 self.children.fork_ahead()
                 outcome = await child.run(request, row.timeout_s, progressed)
+        if self._device_failed(outcome):
+            await self._examine_device(row)
         self.device.leave(job)  # so that the next job can compute while the report is stored
         return outcome
+
+    async def _examine_device(self, row: AnalysisRow) -> None:
+        """Count a failure of the device, and stop taking analyses if it does not work any more."""
+
+        async def count(session: AsyncSession) -> None:
+            await counters.add(session, [Event("device_failed", self.name)])
+
+        log.error("device_failed", analysis=str(row.id))
+        await self._store(count)
+        problem = await self.try_device()
+        if problem is not None:
+            log.error("device_lost", problem=problem)
+            self.device.fail(problem)
 
     @asynccontextmanager
     async def _provided(self, row: AnalysisRow, model_files: Sequence[StoredFile]) -> AsyncIterator[Child]:

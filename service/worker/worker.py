@@ -1,4 +1,4 @@
-"""The worker: owns one device, takes analyses when there is room, and rescues those of lost workers."""
+"""The worker: owns one device or several GPUs, takes analyses when there is room, and rescues those of lost workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
@@ -22,22 +22,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.analyses import outcomes, repository
 from service.analyses.table import FINAL_STATES
-from service.child.entry import ENTRY
+from service.child.entry import ENTRY, START_ENTRY
 from service.child.protections import active_protections, required
 from service.database import turns, workers
 from service.database.engine import Database, patiently
 from service.database.queue import RUN_ANALYSIS, open_queue, queues_of
 from service.internals.queue import BaseConnector, Worker
 from service.kit.background import background
-from service.kit.devices import usable_cores
-from service.sandbox import Place, Zygote, delegated_group
+from service.kit.devices import engine_names, usable_cores
+from service.sandbox import Place, SandboxError, Zygote, delegated_group
 from service.settings import Settings
 from service.storage.factory import open_blobs
 from service.storage.scratch import ScratchFolder
 from service.traces import Tracing
 from service.worker.children import Children
 from service.worker.device import Device
-from service.worker.runner import Runner, worker_lost
+from service.worker.runner import DEVICE_FAILED, Runner, worker_lost
 
 log = structlog.get_logger(__name__)
 
@@ -67,14 +67,16 @@ async def work(
     Args:
         settings: Limits and folders.
         database_url: URL of a database with current tables.
-        device: cpu or cuda:N; other workers take the analyses that request another device.
+        device: Name of the worker: cpu, cuda:N, or several GPUs as ``several_devices`` names them; other workers take
+            the analyses that request another device.
         stop: Ends the work.
         zygote: Zygote that has preloaded the modules of ``entry``; closed at the end.
         entry: Entry point that a child runs.
         hurry: Cuts short the time that the running analysis has after ``stop``.
 
     Raises:
-        SandboxError: if no child can be run on this host, or if it lacks a protection that the settings require.
+        SandboxError: if no child can be run on this host, or if it lacks a protection that the settings require;
+            ``device_failed`` if the device does not work, at the start or from some analysis on.
     """
     structlog.contextvars.bind_contextvars(device=device)
     database, tracing = Database(database_url), Tracing(settings.otlp_endpoint)
@@ -85,26 +87,72 @@ async def work(
         try:
             await database.migrate()
             async with zygote, queue.open_async(), tracing.exporting():
+                place = _place(settings, device, scratch.path, group, entry)
+
+                async def tried() -> list[str]:
+                    return await active_protections(
+                        settings, zygote, scratch.path, device=device, group=group, try_device=True
+                    )
+
                 runner = Runner(
                     settings=settings,
                     database=database,
                     blobs=open_blobs(settings),
-                    children=Children(zygote, _place(settings, device, scratch.path, group, entry)),
+                    children=Children(zygote, place),
                     name=device,
                     device=Device(_threads(settings, device)),
                     tracing=tracing,
+                    try_device=lambda: _problem(tried),
                 )
                 attempts = _add_task(queue, runner)
                 worker = _queue_worker(settings, queue, runner)
-                protections = await active_protections(settings, zygote, scratch.path, device=device, group=group)
+                protections = await _telling_problems(tried, settings, database, device)
                 async with _signs_of_life(settings, database, queue, worker, runner, protections):
                     runner.children.fork_ahead()
                     try:
                         await _run_until(worker, stop, hurry or asyncio.Event(), attempts, runner.device)
                     finally:
                         await runner.children.close()
+                if runner.device.problem is not None:
+                    raise _left(runner.device.problem)
         finally:
             await database.close()
+
+
+async def _problem(tried: Callable[[], Awaitable[list[str]]]) -> str | None:
+    """Return why the device does not work; None if it does."""
+    try:
+        await tried()
+    except SandboxError as error:
+        return error.message
+    return None
+
+
+async def _telling_problems(
+    tried: Callable[[], Awaitable[list[str]]], settings: Settings, database: Database, device: str
+) -> list[str]:
+    """Return the active protections; if the device does not work, record why before the error goes on."""
+    try:
+        return await tried()
+    except SandboxError as error:
+        if error.code == DEVICE_FAILED:
+            async with database.transaction() as session:
+                await workers.register(
+                    session,
+                    device=device,
+                    protections=[],
+                    memory_bytes=settings.job_bytes,
+                    problem=error.message,
+                )
+        raise
+
+
+def _left(problem: str) -> SandboxError:
+    return SandboxError(
+        problem,
+        code=DEVICE_FAILED,
+        advice="Look into the driver's log (dmesg); the analyses go to other workers.",
+    )
 
 
 def _place(settings: Settings, device: str, folder: Path, group: Path | None, entry: str) -> Place:
@@ -114,6 +162,7 @@ def _place(settings: Settings, device: str, folder: Path, group: Path | None, en
         threads=settings.job_threads,
         limits=settings.job_limits,
         gpu=device != "cpu",
+        ahead=() if device == "cpu" else (START_ENTRY, *engine_names(device)),
         group=group,
         required=required(settings),
     )
@@ -202,7 +251,7 @@ async def _run_until(
     worker: Worker, stop: asyncio.Event, hurry: asyncio.Event, attempts: set[asyncio.Task[None]], device: Device
 ) -> None:
     running = asyncio.create_task(worker.run(), name="worker")  # type: ignore[no-untyped-call]
-    await _first(running, stop)
+    await _first(running, stop, device.failed)
     device.close()
     worker.stop()  # type: ignore[no-untyped-call]
     grace = float(worker.shutdown_graceful_timeout or 0)
@@ -217,13 +266,14 @@ async def _run_until(
         log.error("job_abandoned")  # the database is away; another worker will rescue the job
 
 
-async def _first(task: asyncio.Task[None], event: asyncio.Event, *, seconds: float | None = None) -> None:
-    """Wait until the task is done or the event is set, for at most ``seconds``."""
-    waiting = asyncio.create_task(event.wait())
+async def _first(task: asyncio.Task[None], *events: asyncio.Event, seconds: float | None = None) -> None:
+    """Wait until the task is done or an event is set, for at most ``seconds``."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
     try:
-        await asyncio.wait([task, waiting], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([task, *waiting], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        waiting.cancel()
+        for each in waiting:
+            each.cancel()
 
 
 @asynccontextmanager
@@ -273,7 +323,10 @@ async def _signs_of_life(
     finally:
         try:
             async with database.transaction() as session:
-                await workers.unregister(session, identity)
+                if runner.device.problem is None:
+                    await workers.unregister(session, identity)
+                else:
+                    await workers.leave(session, identity, runner.device.problem)
         except SQLAlchemyError as error:
             log.warning("worker_not_unregistered", error=str(error).partition("\n")[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,17 @@ def test_the_probes_are_the_services() -> None:
     (api,) = [deployment for deployment in DEPLOYMENTS if deployment not in WORKERS]
     paths = {name: container(api)[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
     assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
+
+
+def test_the_patch_for_nvidias_runtime_is_one_of_the_gpu_worker(schemas: Any) -> None:
+    (patch,) = documents("nvidia")
+    (worker,) = [deployment for deployment in WORKERS if deployment["metadata"]["name"] == patch["metadata"]["name"]]
+    patched = copy.deepcopy(worker)
+    for key, value in pod(patch).items():
+        pod(patched)[key] = {**pod(worker).get(key, {}), **value} if isinstance(value, dict) else value
+    assert schemas.validate(patched, VERSION, strict=True) == VERSION
+    assert pod(patched)["runtimeClassName"] == "nvidia"
+    assert pod(patched)["securityContext"].items() >= pod(worker)["securityContext"].items()
 
 
 def test_the_scaled_deployment_is_one_of_the_base() -> None:

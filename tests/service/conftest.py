@@ -56,10 +56,10 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture
 def start_service(database_url: str, tmp_path: Path) -> Iterator[StartService]:
-    """Starts the API, and a worker with the fake entry unless ``worker=False``, with these settings."""
+    """Starts the API, and a worker with the fake entry unless ``worker=False``, on a device, with these settings."""
     running = []
 
-    def start(*, worker: bool = True, **overrides: Any) -> Service:
+    def start(*, worker: bool = True, device: str = "cpu", **overrides: Any) -> Service:
         values = {
             "database_url": database_url,
             "data_dir": tmp_path / "data",
@@ -67,7 +67,7 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[StartService]:
             "shutdown_seconds": 0.5,
             **overrides,
         }
-        context = running_service(Settings(_env_file=None, **values), worker=worker)
+        context = running_service(Settings(_env_file=None, **values), worker=worker, device=device)
         running.append(context)
         return context.__enter__()
 

@@ -23,7 +23,7 @@ import uvicorn
 from onnx import TensorProto, helper, numpy_helper
 
 from service.http.listen import server_config
-from service.sandbox import Zygote
+from service.sandbox import SandboxError, Zygote
 from service.sandbox.job import LOG_NAME
 from service.server.app import create_app
 from service.settings import Settings
@@ -56,6 +56,8 @@ class Service:
     stopping: asyncio.Event
     loop: asyncio.AbstractEventLoop
     worker_stop: asyncio.Event
+    worker_left: list[SandboxError]
+    """Why the worker has left, if it has."""
 
     def leftovers(self) -> list[Path]:
         """Files of uploads that are not kept and folders of jobs that are over; not that of a child that waits."""
@@ -94,9 +96,18 @@ def submit(service: Service, files: Files, command: str = "", **options: Any) ->
 
 
 @contextmanager
-def running_service(settings: Settings, *, worker: bool) -> Iterator[Service]:
+def running_service(settings: Settings, *, worker: bool, device: str = "cpu") -> Iterator[Service]:
     started: threading.Event = threading.Event()
     box: dict[str, Any] = {}
+    left: list[SandboxError] = []
+
+    async def run_analyses(stop: asyncio.Event) -> None:
+        zygote = Zygote((), python_path=[FAKE_ENTRY])
+        url = str(settings.database_url)
+        try:
+            await work(settings, url, device=device, stop=stop, zygote=zygote, entry="fake_entry:run")
+        except SandboxError as error:
+            left.append(error)
 
     async def main() -> None:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -106,10 +117,7 @@ def running_service(settings: Settings, *, worker: bool) -> Iterator[Service]:
         box["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
         tasks = [asyncio.create_task(server.serve([listener]))]
         if worker:
-            zygote = Zygote((), python_path=[FAKE_ENTRY])
-            url = str(settings.database_url)
-            job = work(settings, url, device="cpu", stop=worker_stop, zygote=zygote, entry="fake_entry:run")
-            tasks.append(asyncio.create_task(job))
+            tasks.append(asyncio.create_task(run_analyses(worker_stop)))
         started.set()
         await asyncio.gather(*tasks)
 
@@ -120,7 +128,7 @@ def running_service(settings: Settings, *, worker: bool) -> Iterator[Service]:
         with connect(box["url"], timeout=DEADLINE) as client:
             until(lambda: box["server"].started)
             if worker:
-                until(lambda: client.get("/readyz").status_code == 200)
+                until(lambda: left or client.get("/readyz").status_code == 200)
             yield Service(
                 url=box["url"],
                 client=client,
@@ -128,6 +136,7 @@ def running_service(settings: Settings, *, worker: bool) -> Iterator[Service]:
                 stopping=box["stopping"],
                 loop=box["loop"],
                 worker_stop=box["worker_stop"],
+                worker_left=left,
             )
     finally:
         with suppress(RuntimeError):  # the loop has ended by itself

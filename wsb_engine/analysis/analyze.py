@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from wsb_engine import devices
 from wsb_engine import report as r
 from wsb_engine.analysis import agreement, bounds, krylov, moments, parts
 from wsb_engine.analysis.agreement import MeasuredErrors
 from wsb_engine.analysis.checks import checks, failure
 from wsb_engine.analysis.enclosure_part import continued
-from wsb_engine.analysis.estimate import estimate_of
+from wsb_engine.analysis.estimate import estimate_of, placed
 from wsb_engine.analysis.inputs import device as device_of
+from wsb_engine.analysis.inputs import several
 from wsb_engine.analysis.members import Devices
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.analysis.spectrum import form, spectrum
+from wsb_engine.arithmetic import exact
 from wsb_engine.batch import Batch
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
@@ -39,7 +42,6 @@ def analyze(
     options: Options | None = None,
     *,
     progress: ProgressCallback | None = None,
-    devices: Sequence[str] = (),
     needs: Collection[str] = (),
     decided: Decided | None = None,
 ) -> r.Report:
@@ -50,7 +52,6 @@ def analyze(
         batch: N labelled samples.
         options: See ``Options``.
         progress: Called regularly; an exception raised in it stops the analysis and reaches the caller.
-        devices: Several devices that share the work, named as in ``Options.device`` and replacing it; the first leads.
         needs: Paths of the report, such as ``moments.trace``, that ``moments="auto"`` must not leave out to save time.
         decided: Called with what is certified so far if ``Options.stop`` is decided; returns True to end the enclosure.
             Without a basis, inner ends are provisional there: decide, and judge by the report.
@@ -70,21 +71,24 @@ def analyze(
         >>> first_layer.enclosure.lambda_max.upper < report.enclosure.lambda_max.upper
         True
     """
-    options = options or Options()
-    chosen = [device_of(Options(device=name)) for name in devices]
-    if chosen:
-        options = options.model_copy(update={"device": str(chosen[0])})
+    options, chosen = options or Options(), several(options or Options())
     seconds = classifier.load_seconds + batch.load_seconds
     monitor = Monitor(options, progress, seconds, deciding(options, decided))
-    with monitor.phase("setup"), monitor.limited():
-        problem = pose(classifier, batch, options, monitor)
-    if progress is not None:
-        monitor.estimate = estimate_of(problem, options, needs)
-    if len(chosen) < 2 or problem.objective.coupled:
+    with devices.faults_as_errors(), ExitStack() as stack:
+        with monitor.phase("setup"), monitor.limited():
+            if chosen:
+                options = options.model_copy(update={"device": devices.name(chosen[0])})
+            options = placed(classifier, batch, options, needs)
+            gpus = any(map(devices.is_gpu, chosen or [device_of(options)]))
+            monitor.not_deterministic = stack.enter_context(exact(gpus=gpus))
+            problem = pose(classifier, batch, options, monitor)
+        if progress is not None:
+            monitor.estimate = estimate_of(problem, options, needs)
+        if len(chosen) > 1 and not problem.objective.coupled:
+            problem = replace(problem, team=stack.enter_context(Devices(problem, chosen)))
+            names = ", ".join(map(devices.name, chosen))
+            monitor.warn("split", f"products and pairs of samples were split over {names}")
         return report_on(problem, classifier, batch, options, monitor, needs)
-    with Devices(problem, chosen) as team:
-        monitor.warn("split", f"products and pairs of samples were split over {', '.join(map(str, chosen))}")
-        return report_on(replace(problem, team=team), classifier, batch, options, monitor, needs)
 
 
 @contextmanager
@@ -153,6 +157,12 @@ def report_on(
     for check in results:
         if not check.passed:
             monitor.warn("check_failed", failure(check))
+    if monitor.not_deterministic:
+        named_operators = ", ".join(sorted(monitor.not_deterministic))
+        monitor.warn(
+            "not_deterministic",
+            f"{named_operators} may round in another way each time on this device: another run may end in other digits",
+        )
     report = r.Report(
         engine=parts.engine(problem, options),
         model=parts.model(classifier, problem, parity, monitor),
@@ -234,7 +244,7 @@ def _certified(
 def _judge_precision(problem: Problem, options: Options, enclosure: r.Enclosure | None, monitor: Monitor) -> None:
     """Say what float32 costs in width, if it was chosen to save time."""
     objective = problem.objective
-    if options.dtype != "auto" or objective.dtype != torch.float32 or objective.device.type != "cpu":
+    if options.dtype != "auto" or objective.dtype != torch.float32:
         return
     found = "rounding leaves no enclosure"
     if enclosure is not None:
@@ -245,8 +255,8 @@ def _judge_precision(problem: Problem, options: Options, enclosure: r.Enclosure 
         found = f"rounding moves the ends by {share:.2g} of λ_max{reach}"
     monitor.warn(
         "float32_chosen",
-        f"products in float64 would take too long, so they are computed in float32: {found}; set dtype float64 if the "
-        "time does not matter",
+        f"products in float64 would take too long or too much memory, so they are computed in float32: {found}; set "
+        "dtype float64 if that does not matter",
     )
 
 

@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from wsb_engine import devices
 from wsb_engine.analysis.logits import BatchLogits
 from wsb_engine.curvature.products.autodiff import GRADIENT_SAMPLES, Logits, Objective
 from wsb_engine.errors import ModelError
@@ -227,7 +228,7 @@ def _evaluated(objective: Objective, rows: Tensor, jitter: torch.Generator | Non
         with torch.no_grad():
             z = objective.function({**objective.fixed, **objective.selected}, inputs)
     except Exception as error:  # a file may be fixed to a number of samples, and a module raise anything
-        if ran_out(error):
+        if ran_out(error) or devices.has_failed(error):
             raise
         return None
     return z.double() if z.ndim == 2 and len(z) == len(rows) and z.shape[1] else None

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from wsb_engine import devices
 from wsb_engine.analysis import krylov
+from wsb_engine.analysis.inputs import device
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import pose
+from wsb_engine.arithmetic import exact
 from wsb_engine.batch import Batch
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
@@ -57,11 +60,12 @@ def eigenpairs(
     """
     options = (options or Options()).model_copy(update={"spectrum": "top"})
     monitor = Monitor(options, progress, classifier.load_seconds + batch.load_seconds)
-    with monitor.phase("setup"):
-        problem = pose(classifier, batch, options, monitor)
-    with monitor.phase("spectrum"):
-        shared = krylov.krylov(problem, problem.hessian_product(columns=1), options, monitor)
-        premises = Premises(Rounding("measured", 0.0), None, options.failure_probability, options.relative_gap)
-        found = krylov.top(shared, premises, options, monitor)
+    with devices.faults_as_errors(), exact(gpus=devices.is_gpu(device(options))):
+        with monitor.phase("setup"):
+            problem = pose(classifier, batch, options, monitor)
+        with monitor.phase("spectrum"):
+            shared = krylov.krylov(problem, problem.hessian_product(columns=1), options, monitor)
+            premises = Premises(Rounding("measured", 0.0), None, options.failure_probability, options.relative_gap)
+            found = krylov.top(shared, premises, options, monitor)
     found = found.divided(problem.objective.scale)
     return Eigenpairs(found.eigenvalues, found.eigenvectors.cpu(), found.residuals, found.converged)

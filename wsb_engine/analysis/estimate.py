@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from wsb_engine import devices
 from wsb_engine.analysis import inputs, moments
 from wsb_engine.analysis.krylov import without_basis
 from wsb_engine.analysis.logits import kept_bytes
@@ -28,6 +29,7 @@ from wsb_engine.curvature.products.autodiff import (
 )
 from wsb_engine.curvature.products.linearized import LinearizedProduct
 from wsb_engine.curvature.products.stepping import SteppingProduct
+from wsb_engine.errors import EngineError
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
 from wsb_engine.spectrum.density import STARTS, STEPS
@@ -51,6 +53,10 @@ DOUBLE = 8
 """Bytes of a number in float64."""
 KEPT = 0.7
 """Share of a gradient's intermediates that its linearisation keeps."""
+GPU_START_SECONDS = 0.7
+"""Seconds that a GPU takes for its first kernels and libraries."""
+SMALL_MODEL = 2_000_000
+"""Number of parameters beyond which a GPU is sooner done whatever the batch."""
 LIBRARIES, TRACING = 32 << 20, 48 << 20
 """Bytes that libraries take for themselves, and what linearising a gradient loads and compiles."""
 
@@ -78,7 +84,33 @@ def estimate(
         >>> estimate.dtype, max(estimate.phases, key=lambda phase: phase.operations).name
         ('float64', 'enclosure')
     """
-    options = options or Options()
+    options = placed(classifier, batch, options or Options(), needs)
+    return estimate_of(_counted(classifier, batch, options), options, needs, measured=True)
+
+
+def placed(classifier: Classifier, batch: Batch, options: Options, needs: Collection[str] = ()) -> Options:
+    """Settle ``device="auto"`` on a machine with a GPU: the CPU if the analysis is expected to be done sooner there.
+
+    Args:
+        classifier, batch, options, needs: As for ``analyze``.
+    """
+    if options.device != "auto" or options.devices is not None or not devices.count():
+        return options
+    gpu = devices.current()
+    on_gpu = options.model_copy(update={"device": devices.name(gpu)})
+    on_cpu = options.model_copy(update={"device": "cpu"})
+    if sum(tensor.numel() for tensor in classifier.parameters.values()) > SMALL_MODEL:
+        return on_gpu
+    try:
+        here = estimate_of(_counted(classifier, batch, on_cpu), on_cpu, needs)
+    except EngineError:
+        return on_gpu  # the analysis itself says what is wrong, or it is only too large for this CPU
+    there = here.operations / nominal_rate(gpu, torch.float64)
+    return on_cpu if here.seconds <= GPU_START_SECONDS + there else on_gpu
+
+
+def _counted(classifier: Classifier, batch: Batch, options: Options) -> Problem:
+    """Pose the analysis of a few samples, with the counts of all of them."""
     few = _few_posed(classifier, batch, options, FEW)
     if few.objective.coupled and len(batch) > FEW:
         few = _few_posed(classifier, batch, options, 3 * COUNTED)
@@ -86,8 +118,7 @@ def estimate(
     whole = replace(few.objective, targets=replace(few.objective.targets, weights=weights))
     footprint = gradient_footprint(whole) if whole.coupled else few.footprint
     whole = replace(whole, inputs=inputs.match_inputs(classifier.inputs, batch))
-    problem = replace(few, objective=whole, footprint=footprint)
-    return estimate_of(problem, options, needs, measured=True)
+    return replace(few, objective=whole, footprint=footprint)
 
 
 def _few_posed(classifier: Classifier, batch: Batch, options: Options, count: int) -> Problem:
@@ -122,7 +153,7 @@ def estimate_of(problem: Problem, options: Options, needs: Collection[str] = (),
     if choice.when == "if_cheap":
         left_out.append(moments.left_out(problem, options, choice, products))
     return Estimate(
-        device=str(device),
+        device=devices.name(device),
         dtype=str(dtype).removeprefix("torch."),
         products=products,
         rate=rate,

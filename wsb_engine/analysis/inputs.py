@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsb_engine import devices
 from wsb_engine.batch import Batch
 from wsb_engine.curvature.cost import nominal_rate
 from wsb_engine.curvature.losses import Loss, Targets
@@ -22,54 +23,73 @@ from wsb_engine.spectrum.density import STARTS, STEPS
 
 _NAMED, _LISTED = 10, 50
 """Names in the text and in the details of an error."""
-SMALL_MODEL = 2_000_000
-"""Number of parameters up to which float64 is used on a GPU too."""
 EXPECTED_PRODUCTS = 30
 """Typical number of Hessian-vector products of an enclosure."""
 FORWARD_PASSES = 6
 """Operations of a product relative to those of the logits."""
-DOUBLE_SECONDS = 600.0
-"""Products that are expected to take longer in float64, at the nominal rate of a CPU, are computed in float32."""
+DOUBLE_SECONDS, DOUBLE_SECONDS_GPU = 600.0, 60.0
+"""Products that are expected to take longer in float64, at the nominal rate of the device, are computed in float32."""
+DOUBLE_VECTORS = 8
+"""Vectors of parameter size in float64 that a product and its run hold at least; without room for them on a GPU, an
+analysis is in float32."""
 
 
 def device(options: Options) -> torch.device:
-    """Return the device that the options name; ``auto`` takes a GPU if there is one.
+    """Return the device that the options name; ``auto`` takes the current GPU if there is one.
 
     Raises:
         OptionsError: ``device_unavailable``.
     """
-    count = torch.cuda.device_count()
-    if options.device == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    chosen = torch.device(options.device)
-    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+    count, (kind, _, number) = devices.count(), options.device.partition(":")
+    if kind == "cpu" or (kind == "auto" and not count):
+        return torch.device("cpu")
+    chosen = int(number) if number else None
+    if (chosen or 0) >= count:
         raise OptionsError(
             f"device {options.device} is not there: this machine offers {count} CUDA devices",
             code="device_unavailable",
             advice="Choose cpu, or auto.",
         )
-    return torch.device("cuda", chosen.index or 0) if chosen.type == "cuda" else chosen
+    return devices.current() if chosen is None else devices.numbered(chosen)
 
 
-def dtype(options: Options, on: torch.device, parameters: int) -> torch.dtype:
-    """Return the dtype of the options, or float64 on a CPU and for small models."""
-    if options.dtype == "auto":
-        return torch.float64 if on.type == "cpu" or parameters <= SMALL_MODEL else torch.float32
-    return torch.float64 if options.dtype == "float64" else torch.float32
+def several(options: Options) -> list[torch.device]:
+    """Return the devices that share an analysis; empty if the options leave it to one.
+
+    Raises:
+        OptionsError: ``device_unavailable``.
+    """
+    if options.devices is None:
+        return []
+    if options.devices == "all":
+        return [devices.numbered(index) for index in range(devices.count())] or [torch.device("cpu")]
+    return [device(options.model_copy(update={"device": name})) for name in options.devices]
+
+
+def dtype(options: Options, on: torch.device, parameters: int, memory: int) -> torch.dtype:
+    """Return the dtype of the options; for ``auto`` float64, unless a GPU has no memory for it."""
+    if options.dtype != "auto":
+        return torch.float64 if options.dtype == "float64" else torch.float32
+    needed = DOUBLE_VECTORS * torch.float64.itemsize * parameters
+    return torch.float32 if on.type != "cpu" and needed > memory else torch.float64
 
 
 def too_dear_in_double(options: Options, on: torch.device, operations: float) -> bool:
-    """Return whether ``dtype="auto"`` on a CPU has to turn to float32.
+    """Return whether ``dtype="auto"`` has to turn to float32 to save time.
+
+    GPUs differ more in float64 than in anything else: some do half as many operations as in float32, others a
+    sixty-fourth.
 
     Args:
         options: Options.
         on: Device.
         operations: Operations of the logits of all samples.
     """
-    if options.dtype != "auto" or on.type != "cpu":
+    if options.dtype != "auto":
         return False
     products = min(EXPECTED_PRODUCTS, options.max_products) * FORWARD_PASSES * operations
-    return products > DOUBLE_SECONDS * nominal_rate(on, torch.float64)
+    limit = DOUBLE_SECONDS if on.type == "cpu" else DOUBLE_SECONDS_GPU
+    return products > limit * nominal_rate(on, torch.float64)
 
 
 def expected_products(options: Options, parameters: int) -> int:

@@ -112,12 +112,20 @@ class Devices(Team):
         self._threads.shutdown()
 
     def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:
+        return [answer.to(self._members[0].device) for answer in self._answered(task, tensor)]
+
+    def sum(self, task: Task, tensor: Tensor | None = None) -> Tensor:
+        total, *others = self._answered(task, tensor)
+        while others:
+            total += others.pop(0).to(total.device)
+        return total
+
+    def _answered(self, task: Task, tensor: Tensor | None) -> list[Tensor]:
+        """Return the answers in the order of members, each on its member's device."""
         if isinstance(task, Multiply) and task not in self._begun:
             # The first use of a product may trace its function, which patches torch for all threads.
             self._begun.add(task)
-            answers = [member.answer(task, tensor) for member in self._members]
-        else:
-            futures = [self._threads.submit(member.answer, task, tensor) for member in self._members]
-            wait(futures)
-            answers = [future.result() for future in futures]
-        return [answer.to(self._members[0].device) for answer in answers]
+            return [member.answer(task, tensor) for member in self._members]
+        futures = [self._threads.submit(member.answer, task, tensor) for member in self._members]
+        wait(futures)
+        return [future.result() for future in futures]

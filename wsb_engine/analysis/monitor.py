@@ -62,6 +62,8 @@ class Monitor:
     """As in ``Progress``."""
     estimate: Estimate | None = None
     """As in ``Progress``."""
+    not_deterministic: list[str] = field(default_factory=list)
+    """Operators that ran and may round in another way each time."""
     _purpose: str | None = None
     """What products are for; None for the current phase."""
     _limited: bool = False

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from wsb_engine import devices
 from wsb_engine import report as r
 from wsb_engine.analysis.agreement import norm
 from wsb_engine.analysis.monitor import Monitor
@@ -93,7 +94,7 @@ def engine(problem: Problem, options: Options) -> r.Engine:
     return r.Engine(
         version=__version__,
         torch=torch.__version__,
-        device=str(problem.objective.device),
+        device=devices.name(problem.objective.device),
         dtype="float64" if problem.objective.dtype == torch.float64 else "float32",
         seed=options.seed,
     )

@@ -41,6 +41,7 @@ from wsb_engine.curvature.products.mlp import MLPProduct
 from wsb_engine.curvature.products.stepping import SteppingProduct
 from wsb_engine.curvature.team import SplitProduct, Team
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
+from wsb_engine.curvature.tracing.indices import indices_in_range
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 from wsb_engine.errors import BatchError, ModelError, ResourceError
 from wsb_engine.model import MLP, Classifier, LogitModel
@@ -224,9 +225,9 @@ def pose(
         monitor.warn(code, message)
     inputs = prepare.match_inputs(classifier.inputs, batch)
     names = prepare.select(model.parameters, options.parameters)
-    dtype = prepare.dtype(options, device, sum(model.parameters[name].numel() for name in names))
-    tensors = {name: tensor.to(device, dtype) for name, tensor in model.parameters.items()}
     memory = prepare.memory_limit(options, device)
+    dtype = prepare.dtype(options, device, sum(model.parameters[name].numel() for name in names), memory)
+    tensors = {name: tensor.to(device, dtype) for name, tensor in model.parameters.items()}
     objective = Objective(
         function=model.function,
         selected={name: tensors[name] for name in names},
@@ -240,8 +241,11 @@ def pose(
         device=device,
         interrupt=monitor.interrupt,
     )
-    objective, forward = _first_forward(objective, monitor)
-    if prepare.too_dear_in_double(options, device, forward.operations * (samples or len(batch))):
+    with indices_in_range(device):
+        objective, forward = _first_forward(objective, monitor)
+    if dtype == torch.float64 and prepare.too_dear_in_double(
+        options, device, forward.operations * (samples or len(batch))
+    ):
         tensors = {name: tensor.to(device, torch.float32) for name, tensor in model.parameters.items()}
         selected, fixed = ({name: tensors[name] for name in part} for part in (objective.selected, objective.fixed))
         objective = replace(objective, selected=selected, fixed=fixed, dtype=torch.float32)
@@ -249,7 +253,7 @@ def pose(
     takes_any = objective.function is model.function
     objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
-    with threads_of(device, one=one_thread):
+    with threads_of(device, one=one_thread), indices_in_range(device):
         objective, logits = _evaluated(objective, classifier, memory, monitor)
         if options.head == "auto" and model.head == "none" and logits.are_probabilities:
             model = classifier.resolve(head="probabilities", output=options.output, include=include)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsb_engine import devices
 from wsb_engine.curvature.closed_form.layout import TRAFFIC
 from wsb_engine.curvature.losses import Targets
 from wsb_engine.curvature.products.autodiff import Objective, Rows
@@ -34,9 +35,6 @@ CPU_RATE = 1.5e10
 """Nominal operations per second of one thread of a CPU in float64; twice that in float32."""
 GPU_RATE = 3e11
 """Nominal operations per second of one multiprocessor of a GPU in float32."""
-GPU_DOUBLE = {(7, 0): 0.5, (8, 0): 0.5, (9, 0): 0.5, (10, 0): 0.5}
-"""Rate of float64 relative to float32 by compute capability of GPUs made for it."""
-GPU_DOUBLE_OTHERS = 1 / 32
 
 MEASURED_SIZE, MEASURED_SIZE_GPU, MEASUREMENTS = 512, 4096, 5
 """Order of the matrices by which a rate is measured, and the number of products, of which the fastest counts."""
@@ -51,11 +49,8 @@ def nominal_rate(device: torch.device, dtype: torch.dtype) -> float:
     """
     if device.type == "cpu":
         return CPU_RATE * torch.get_num_threads() * (2 if dtype == torch.float32 else 1)
-    properties = torch.cuda.get_device_properties(device)
-    rate = GPU_RATE * properties.multi_processor_count
-    if dtype == torch.float32:
-        return rate
-    return rate * GPU_DOUBLE.get((properties.major, properties.minor), GPU_DOUBLE_OTHERS)
+    found = devices.properties(device)
+    return GPU_RATE * found.multiprocessors * (1 if dtype == torch.float32 else found.double_rate)
 
 
 @cache

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from wsb_engine import devices
 from wsb_engine.curvature.closed_form.mlp import Network, forward_backward, step_down
 from wsb_engine.curvature.closed_form.sums import TileSource
 from wsb_engine.curvature.products.autodiff import Objective
@@ -72,7 +73,7 @@ def general_trace(objective: Objective, classes: int) -> float | None:
         try:
             squares = vmap(partial(_square, objective))(inputs, z, objective.targets.rows(rows))
         except (RuntimeError, NotImplementedError) as error:
-            if ran_out(error):
+            if ran_out(error) or devices.has_failed(error):
                 raise
             return None
         total += (objective.targets.weights[rows] * squares.double()).sum()

@@ -1,8 +1,8 @@
 """Hessian products and the closed form, shared by several members (mathematics.md, section 4).
 
 Each member holds all parameters. It multiplies by the Hessian of its rows, and adds every n-th term of t and
-q. The first member issues one task after another and adds up the answers in the order of members, so that the result
-does not depend on timing, and every decision is made in one place.
+q. The first member issues one task after another, and the answers are added up in an order that does not depend on
+timing, so every decision is made in one place.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ class Team(ABC):
     def answers(self, task: Task, tensor: Tensor | None = None) -> list[Tensor]:
         """Return the answers to a task, in the order of members, on the first member's device."""
 
+    @abstractmethod
+    def sum(self, task: Task, tensor: Tensor | None = None) -> Tensor:
+        """Return the sum of the answers to a task on the first member's device.
+
+        One answer at a time is moved there: products of large models fit where all of them together would not.
+        """
+
 
 class SplitProduct(HessianProduct):
     """H·V as the sum over members of the contributions of their rows."""
@@ -64,9 +71,7 @@ class SplitProduct(HessianProduct):
         return f"samples split {self._team.size} ways"
 
     def __call__(self, V: Tensor) -> Tensor:
-        total, *others = self._team.answers(Multiply(self.columns), V)
-        for image in others:
-            total += image
+        total = self._team.sum(Multiply(self.columns), V)
         self._count(V.shape[1])
         return total
 

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from wsb_engine.formats.graph.kernels.elementwise import SURE
 from wsb_engine.formats.graph.logits import FINISHES, Finish
 from wsb_engine.formats.graph.problems import require_finite
 from wsb_engine.formats.substitutes import Substitutes, follow_parameters
+from wsb_engine.internals import outside_transforms
 from wsb_engine.model import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
 from wsb_engine.options import Head
 
@@ -148,11 +150,16 @@ class _ModuleClassifier(Classifier):
         names = [entry.name for entry in self.inputs]
         buffers = dict(self._module.named_buffers())
 
+        @cache
+        def buffers_on(device: torch.device) -> dict[str, Tensor]:
+            with outside_transforms():  # which the copies outlive
+                return {name: tensor.to(device) for name, tensor in buffers.items()}
+
         def call(parameters: Tensors, inputs: Tensors) -> Tensor:
-            dtype = next(iter(parameters.values())).dtype
+            first = next(iter(parameters.values()))
             state = {
-                name: tensor.to(tensor.device, dtype) if tensor.is_floating_point() else tensor
-                for name, tensor in buffers.items()
+                name: tensor.to(first.dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in buffers_on(first.device).items()
             }
             # The fused attention kernels have no second derivative.
             with sdpa_kernel(SDPBackend.MATH), Substitutes():

@@ -132,7 +132,7 @@ def test_what_does_not_fit_as_a_whole_is_refused() -> None:
 def test_coupled_samples_are_not_split_over_devices() -> None:
     batch, module = data(40), Coupled(MIXTURES["mean"]).double()
     one = wsb.analyze(wsb.from_module(module), batch)
-    several = wsb.analyze(wsb.from_module(module), batch, devices=("cpu", "cpu"))
+    several = wsb.analyze(wsb.from_module(module), batch, wsb.Options(devices=("cpu", "cpu")))
     assert "split" not in codes(several)
     assert one.enclosure == several.enclosure
 

@@ -291,7 +291,7 @@ def test_the_death_of_one_process_ends_the_other_before_the_timeout(two: Group) 
 def test_devices_give_the_numbers_of_one(name: str, devices: int, tmp_path: Path) -> None:
     model, batch, options = prepared(tmp_path, name)
     classifier, rows = wsb.load_model(model), wsb.load_batch(batch)
-    split = wsb.analyze(classifier, rows, wsb.Options(**options), devices=["cpu"] * devices)
+    split = wsb.analyze(classifier, rows, wsb.Options(**options, devices=["cpu"] * devices))
     assert_same(split.model_dump(mode="json"), unsplit(name))
 
 
@@ -378,19 +378,21 @@ def test_an_error_on_one_device_ends_the_analysis_after_all_have_stopped(monkeyp
     monkeypatch.setattr(Member, "answer", failing)
     arrays = data(31, 5)
     with pytest.raises(wsb.ResourceError, match="no room left here"):
-        wsb.analyze(wsb.from_module(mlp()), wsb.Batch(arrays["x"], arrays["y"]), devices=["cpu", "cpu"])
+        wsb.analyze(wsb.from_module(mlp()), wsb.Batch(arrays["x"], arrays["y"]), wsb.Options(devices=("cpu", "cpu")))
     assert threading.active_count() == threads
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     arrays = data(3, 5)
     with pytest.raises(wsb.OptionsError) as caught:
-        wsb.analyze(wsb.from_module(mlp()), wsb.Batch(arrays["x"], arrays["y"]), devices=["cpu", "cuda:99"])
+        wsb.analyze(
+            wsb.from_module(mlp()), wsb.Batch(arrays["x"], arrays["y"]), wsb.Options(devices=("cpu", "cuda:99"))
+        )
     assert caught.value.code == "device_unavailable"
 
 
 def test_one_device_by_name_is_an_ordinary_analysis() -> None:
     arrays = data(31, 5)
     classifier, batch = wsb.from_module(mlp()), wsb.Batch(arrays["x"], arrays["y"])
-    split, plain = wsb.analyze(classifier, batch, devices=["cpu"]), wsb.analyze(classifier, batch)
+    split, plain = wsb.analyze(classifier, batch, wsb.Options(devices=("cpu",))), wsb.analyze(classifier, batch)
     assert split.model_dump(exclude={"timings"}) == plain.model_dump(exclude={"timings"})

@@ -75,6 +75,13 @@ def test_the_analysis_and_its_job_are_written_together_or_not_at_all(database_ur
         ("cuda", "cuda:1", True),
         ("cuda:1", "cuda:1", True),
         ("cuda:0", "cuda:1", False),
+        ("auto", "cuda:0+cuda:1", True),
+        ("cuda", "cuda:0+cuda:1", True),
+        ("cuda:1", "cuda:0+cuda:1", True),
+        ("cuda:2", "cuda:0+cuda:1", False),
+        ("several", "cuda:0+cuda:1", True),
+        ("several", "cuda:1", False),
+        ("cuda", "MIG-1", True),
     ],
 )
 def test_an_analysis_goes_to_a_worker_with_the_device_it_asks_for(asked: str, worker: str, served: bool) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import wsb_engine
-from wsb_engine.errors import ModelError
+from wsb_engine.errors import ModelError, ResourceError
 from wsb_engine.report import BatchSummary, Check, Engine, Loss, Model, Parameters, Report, ReportWarning
 
 
 def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
     """Does what ``output`` says: nothing, sleep:SECONDS, small:SECONDS, tell:SECONDS:PROGRESS, terms, fail, crash,
-    allocate:BYTES, garbage, forge:FIELDS, doubtful, genuine.
+    allocate:BYTES, lose (its device, unless that is the CPU), garbage, forge:FIELDS, doubtful, genuine.
 
     A report is that of no real engine, so that it is not reused for an equal request, unless it is to be genuine:
     one of this version, with a warning of the code that may follow the colon.
@@ -45,6 +45,8 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
             os.kill(os.getpid(), signal.SIGSEGV)
         case "allocate":
             bytearray(int(argument))
+        case "lose" if request["options"]["device"] != "cpu":
+            raise ResourceError("the device failed: CUDA error", code="device_failed", advice="Try again.")
         case "garbage":
             return "{}"
         case "forge":

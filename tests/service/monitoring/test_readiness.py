@@ -32,7 +32,7 @@ def wrong(service: Service) -> set[str]:
 
 
 def test_a_service_with_everything_in_place_is_ready(service: Service) -> None:
-    assert ask(service) == (200, {"status": "ready", "checks": dict.fromkeys(CHECKS, OK)})
+    assert ask(service) == (200, {"status": "ready", "checks": dict.fromkeys(CHECKS, OK), "failed_devices": []})
 
 
 def test_a_service_without_a_worker_lacks_only_that(api: Service) -> None:

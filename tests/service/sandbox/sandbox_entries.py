@@ -38,6 +38,22 @@ def echo(request: Request, emit: Emit) -> str:
     return json.dumps(request)
 
 
+prepared_with: dict[str, Any] = {}
+
+
+def prepare(*arguments: str) -> None:
+    try:
+        Path("/etc/passwd").read_bytes()
+        confined = False
+    except PermissionError:
+        confined = True
+    prepared_with.update(arguments=list(arguments), confined=confined)
+
+
+def prepared(request: Request, emit: Emit) -> str:
+    return json.dumps(prepared_with)
+
+
 def big(request: Request, emit: Emit) -> str:
     return "é" * request["characters"]
 

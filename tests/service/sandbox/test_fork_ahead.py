@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from dataclasses import replace
 
 from support.service import DEADLINE
 
@@ -40,6 +41,23 @@ def test_it_is_confined_as_any_other(sandbox):
     ahead, fresh = (json.loads(outcome.result)["sandbox"] for outcome in sandbox.scenario(play))
     assert ahead == fresh
     assert "rlimit_cpu" in ahead
+
+
+def test_what_can_be_done_before_its_request_is_done_once_it_is_confined(sandbox):
+    job = replace(sandbox.job("prepared"), ahead=("sandbox_entries:prepare", "one", "two"))
+
+    outcome = sandbox.run(job)
+
+    assert json.loads(outcome.result) == {"arguments": ["one", "two"], "confined": True}
+
+
+def test_what_fails_before_its_request_is_logged_and_the_job_goes_on(sandbox):
+    job = replace(sandbox.job("echo"), ahead=("sandbox_entries:missing",))
+
+    outcome = sandbox.run(job)
+
+    assert outcome.status == "succeeded"
+    assert "has no attribute 'missing'" in outcome.log
 
 
 def test_it_waits_while_others_run(sandbox):

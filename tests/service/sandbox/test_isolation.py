@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.sandbox import JobLimits
-from service.sandbox.confinement import KEPT_VARIABLES, QUIET_VARIABLES, THREAD_VARIABLES
+from service.sandbox.confinement import GPU_VARIABLES, KEPT_VARIABLES, QUIET_VARIABLES, THREAD_VARIABLES
 from service.sandbox.unconfined import run_unconfined
 
 DEPENDING_ON_HOST = {
@@ -48,6 +48,12 @@ def test_the_environment_is_short(sandbox, monkeypatch):
     assert now.pop("OMP_NUM_THREADS") == "3"
     assert now.pop("HOME") == now.pop("TMPDIR") == str(job.folder)
     assert set(now) - set(KEPT_VARIABLES) == set(THREAD_VARIABLES) - {"OMP_NUM_THREADS"} | set(QUIET_VARIABLES)
+
+
+def test_a_child_with_a_gpu_multiplies_matrices_reproducibly(sandbox):
+    job = replace(sandbox.job("environment"), gpu=True)
+
+    assert json.loads(sandbox.run(job).result)["now"].items() >= GPU_VARIABLES.items()
 
 
 def test_a_child_is_confined_and_says_so(sandbox):

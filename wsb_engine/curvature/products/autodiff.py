@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from wsb_engine import devices
 from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import finite
 from wsb_engine.memory import ran_out
@@ -45,8 +46,8 @@ def _go_on() -> None:
 
 
 def interrupted(error: BaseException) -> bool:
-    """Return True if an error was raised by the caller's interruption, and not by the computation."""
-    return hasattr(error, _INTERRUPTS)
+    """Return True if an error says nothing of the computation: the caller interrupted it, or a GPU failed."""
+    return hasattr(error, _INTERRUPTS) or devices.has_failed(error)
 
 
 class Chunk(NamedTuple):

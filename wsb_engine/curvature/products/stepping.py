@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wsb_engine import devices
 from wsb_engine.curvature.products.autodiff import HessianProduct, interrupted
 from wsb_engine.curvature.products.linearized import NotLinearizableError
 from wsb_engine.errors import ModelError, ResourceError, first_line
@@ -70,8 +71,7 @@ class SteppingProduct(HessianProduct):
                 return image
             if not self._batched and V.shape[1] > 1:
                 continue
-            if V.is_cuda:
-                torch.cuda.empty_cache()
+            devices.release(V.device)
             smaller = self.way.smaller()
             if smaller is None:
                 return self._halved(V)
