@@ -223,8 +223,18 @@ KEPT = ("bag, mean", "steps, gru", "steps, lstm", "bilinear")
 """Those whose parameters freezing keeps in their places."""
 
 
+APART = [name for name in LAYERS if name != "distances"]
+"""Those that torch.export takes with a free number of samples: it looks at the number before it takes distances."""
+FREE = ("exported, free", "decomposed")
+
+
 @pytest.mark.parametrize(
-    ("name", "way"), [*crossed(LAYERS, [way for way in WAYS if way != "frozen"]), *crossed(KEPT, ["frozen"])]
+    ("name", "way"),
+    [
+        *crossed(LAYERS, [way for way in WAYS if way not in ("frozen", *FREE)], keep=10),
+        *crossed(APART, FREE, keep=6),
+        *crossed(KEPT, ["frozen"], keep=2),
+    ],
 )
 def test_a_layer_has_the_values_and_the_curvature_of_its_formula(name: str, way: str) -> None:
     layer = randomised(LAYERS[name]())
@@ -246,3 +256,28 @@ def test_a_layer_has_the_values_and_the_curvature_of_its_formula(name: str, way:
     assert set(report.model.nonsmooth_operators) <= KINKS.get(name, set())
     assert all(check.passed for check in report.checks)
     assert not report.messages("samples_coupled")
+
+
+def test_a_bag_that_scales_its_table_down_is_refused() -> None:
+    module = nn.Sequential(nn.EmbeddingBag(7, 4, max_norm=1.0), nn.Linear(4, 3))
+    with pytest.raises(wsb.ModelError, match="max_norm") as caught:
+        wsb.analyze(wsb.from_module(module), wsb.Batch(IDS, Y))
+    assert caught.value.code == "unsupported_operator"
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+def test_offsets_state_where_bags_of_any_sizes_begin() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.out = nn.EmbeddingBag(7, 4, mode="sum"), nn.Linear(4, 3)
+
+        def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.bag(ids, offsets)))  # type: ignore[no-any-return]
+
+    module, ids = randomised(Given()), IDS.reshape(-1)
+    offsets = torch.tensor([0, 3, 3, 9, 20])
+    traced = torch.jit.trace(module, (ids, offsets), check_trace=False)  # type: ignore[no-untyped-call]
+    model = wsb.load_model(_saved(traced)).resolve(head="logits")
+    z = model.function(model.parameters, {"ids": ids, "offsets": offsets})
+    torch.testing.assert_close(z, module(ids, offsets), rtol=1e-12, atol=1e-12)
