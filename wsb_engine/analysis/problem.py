@@ -389,7 +389,7 @@ def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objectiv
     Raises:
         ResourceError: ``samples_coupled`` if coupled samples don't fit.
     """
-    needed = footprint.bytes * (torch.float64.itemsize // objective.dtype.itemsize) * objective.samples
+    needed = footprint.held * (torch.float64.itemsize // objective.dtype.itemsize) * objective.samples
     needed = math.ceil(needed / WORKING_SHARE)
     if objective.coupled and needed > memory:
         raise ResourceError(

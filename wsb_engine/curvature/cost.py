@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,25 +75,56 @@ class Footprint:
     """Multiplications and additions of matrix products, plus a charge per number written."""
     operators: int = 0
     """Operators that run, for any number of samples."""
+    workspace: int = 0
+    """Bytes of the largest buffer that an operator takes for itself."""
+
+    @property
+    def held(self) -> int:
+        """Bytes to reckon with when samples have to fit in memory."""
+        return self.bytes + self.workspace
 
     def fits(self, memory: int) -> int:
         """Return the number of samples that fit in a memory limit together; at least 1."""
-        return max(1, int(memory * WORKING_SHARE) // max(self.bytes, 1))
+        return max(1, int(memory * WORKING_SHARE) // max(self.held, 1))
+
+
+class _Counts(NamedTuple):
+    """Bytes, operations and workspace of some samples."""
+
+    bytes: int
+    operations: float
+    workspace: int
 
 
 class _Counter(OperatorWatch):
     def __init__(self) -> None:
         super().__init__()
-        self.bytes, self.operations, self.operators = 0, 0.0, 0
+        self.bytes, self.operations, self.operators, self.workspace = 0, 0.0, 0, 0
 
     def ran(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         self.operators += 1
+        self.workspace = max(self.workspace, _unfolded(operator, args, result))
         if operator in flop_registry:
             self.operations += flop_registry[operator](*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.bytes += leaf.numel() * leaf.itemsize
                 self.operations += TRAFFIC * leaf.numel()
+
+
+def _unfolded(operator: Any, args: tuple[Any, ...], result: Any) -> int:
+    """Return the bytes of the patches of all samples, which a convolution in float64 on a CPU unfolds at once."""
+    if operator is torch.ops.aten.convolution:
+        x, weight, y, transposed = args[0], args[1], result, args[6]
+    elif operator is torch.ops.aten.convolution_backward:
+        y, x, weight, transposed = args[0], args[1], args[2], args[7]
+    else:
+        return 0
+    if x.device.type != "cpu" or x.dtype != torch.float64 or weight.shape[2:].numel() == 1:
+        return 0
+    positions = (x if transposed else y).shape[2:].numel()
+    unfolded: int = len(x) * weight.shape[1:].numel() * positions * x.itemsize
+    return unfolded
 
 
 def logits_footprint(objective: Objective) -> Footprint:
@@ -109,7 +140,7 @@ def gradient_footprint(objective: Objective) -> Footprint:
 def _footprint(objective: Objective, function: Callable[[Objective, Rows], object]) -> Footprint:
     operators = 0
 
-    def count(samples: int) -> tuple[int, float]:
+    def count(samples: int) -> _Counts:
         nonlocal operators
         rows = torch.arange(samples) % objective.samples
         # Converted in advance, so that the same labels cost the same in whatever form they are stored.
@@ -118,7 +149,7 @@ def _footprint(objective: Objective, function: Callable[[Objective, Rows], objec
         with _Counter() as counter:
             function(counted, rows)
         operators = counter.operators
-        return counter.bytes, counter.operations
+        return _Counts(counter.bytes, counter.operations, counter.workspace)
 
     if objective.coupled:
         found = _share(count, objective.samples)
@@ -127,19 +158,19 @@ def _footprint(objective: Objective, function: Callable[[Objective, Rows], objec
     return replace(found, operators=operators)
 
 
-def _one_more(count: Callable[[int], tuple[int, float]], samples: int, group: int) -> Footprint:
+def _one_more(count: Callable[[int], _Counts], samples: int, group: int) -> Footprint:
     """Return the difference between three groups of samples and two, without costs independent of their number."""
     # Not one sample if there are more: operators on whole batches may refuse a single one.
-    fewer, more = (count(2 * group), count(3 * group)) if samples > group else ((0, 0.0), count(group))
-    return Footprint(max(more[0] - fewer[0], 0) // group, max(more[1] - fewer[1], 0.0) / group)
+    fewer, more = (count(2 * group), count(3 * group)) if samples > group else (_Counts(0, 0.0, 0), count(group))
+    size, operations, workspace = (max(b - a, 0) for a, b in zip(fewer, more, strict=True))
+    return Footprint(int(size) // group, operations / group, workspace=int(workspace) // group)
 
 
-def _share(count: Callable[[int], tuple[int, float]], samples: int) -> Footprint:
+def _share(count: Callable[[int], _Counts], samples: int) -> Footprint:
     """Return one sample's share of the whole batch, extrapolated quadratically from a few samples."""
     counts = [count(samples)] if samples <= 3 * COUNTED else [count(times * COUNTED) for times in (1, 2, 3)]
-    sizes, operations = zip(*counts, strict=True)
-    x = samples / COUNTED
-    return Footprint(ceil(_continued(sizes, x) / samples), _continued(operations, x) / samples)
+    size, operations, workspace = (_continued(each, samples / COUNTED) / samples for each in zip(*counts, strict=True))
+    return Footprint(ceil(size), operations, workspace=ceil(workspace))
 
 
 def _continued(values: Sequence[float], x: float) -> float:
