@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._C import CompilationUnit, ModuleDict, ParameterDict, ScriptModule
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack as outside_transforms
 from torch._ops import OpOverload
+from torch.autograd.function import BackwardCFunction
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +24,7 @@ __all__ = [
     "EFFICIENT_ZERO",
     "TO_COPY",
     "UNSAFE_VIEW",
+    "BackwardCFunction",
     "CSEPass",
     "CompilationUnit",
     "DispatchMode",

@@ -14,7 +14,9 @@ _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 _CAPGET = {"x86_64": 125, "aarch64": 90}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _VERSION_3 = 0x20080522
-_PR_SET_KEEPCAPS = 8
+_PR_SET_KEEPCAPS, _PR_CAPBSET_DROP = 8, 24
+_CAPABILITIES = 64
+"""More than there are."""
 
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1 << 1, 1 << 2
 _KILL, _SETGID, _SETUID = 1 << 5, 1 << 6, 1 << 7
@@ -70,6 +72,7 @@ def become_nobody(groups: Sequence[int]) -> list[str]:
     if machine not in _CAPSET:
         return []
     held = _held(machine)
+    _drop_bounds()
     kept = held & _DAC_READ_SEARCH or held & _DAC_OVERRIDE  # containers often have only the second
     can_change = os.geteuid() == 0 and kept and held & _NEEDED_TO_CHANGE == _NEEDED_TO_CHANGE
     names = []
@@ -80,6 +83,13 @@ def become_nobody(groups: Sequence[int]) -> list[str]:
     header = _Header(version=_VERSION_3)
     system_call(_CAPSET[machine], ctypes.addressof(header), ctypes.addressof(halves))
     return [*names, "capabilities"]
+
+
+def _drop_bounds() -> None:
+    """Rule out every capability that this process may still get, as far as it may; in a new namespace that is all."""
+    for capability in range(_CAPABILITIES):
+        with suppress(OSError):  # not allowed, or no such capability
+            prctl(_PR_CAPBSET_DROP, capability)
 
 
 def _held(machine: str) -> int:

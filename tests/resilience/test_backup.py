@@ -15,6 +15,8 @@ from support.command import wsb
 from support.served import served
 from support.service import onnx_mlp, until
 
+from service.server.postgres import existing_postgres
+
 REPORTS = "SELECT analysis::text, body FROM reports"
 
 
@@ -57,18 +59,15 @@ def check(file: Path, data: Path, reports: dict[str, str], say: Callable[[str], 
     assert restored.returncode == 0, restored.stderr
     examined = wsb("doctor", "--files", WSB_DATA_DIR=str(data))
     assert "files of models and batches are as they were sent" in examined.stdout, examined.stdout
-    with served(WSB_DATA_DIR=str(data)) as server, psycopg.connect(url(data)) as connection:
+    with existing_postgres(data) as url, psycopg.connect(url) as connection:
         found = dict(connection.execute(REPORTS).fetchall())
-        assert found.items() <= reports.items()
-        assert found
+    assert found.items() <= reports.items()
+    assert found
+    url = f"postgresql://postgres:@/postgres?host={data}/postgres"
+    with served(WSB_DATA_DIR=str(data)) as server, psycopg.connect(url, autocommit=True) as connection:
         live = "SELECT count(*) FROM analyses WHERE finished_at IS NULL"
-        connection.autocommit = True
         until(lambda: connection.execute(live).fetchone() == (0,))
         states = connection.execute("SELECT state, count(*) FROM analyses GROUP BY state").fetchall()
         assert [state for state, _ in states] == ["succeeded"]
         assert server.ready()
     say(f"{restored.stdout.strip()} Then {states}.")
-
-
-def url(data: Path) -> str:
-    return f"postgresql://postgres:@/postgres?host={data}/postgres"

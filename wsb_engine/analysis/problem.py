@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -176,8 +177,12 @@ class Problem:
             # More samples would be written to memory that the system has to allocate and clear first.
             product.samples = min(product.samples, self._chunk(threads=1))
         work = self.footprint.operations * product.samples / nominal_rate(objective.device, objective.dtype)
-        product.reverse = calls_dominate(work, self.footprint.operators)
+        product.reverse = calls_dominate(work, self.footprint.operators) and not self._has_own_backward
         return product
+
+    @cached_property
+    def _has_own_backward(self) -> bool:
+        return self.objective.has_own_backward()
 
     def _threads(self) -> int:
         """Return the number of threads; each multiplies its own samples."""

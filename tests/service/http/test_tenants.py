@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from support.client import connect
+from support.outages import WAITING
 from support.service import Service, StartService, until
 
+from service.database.engine import lock_key
 from service.keys import hash_key, new_key
 
 KEYS = {"ours": new_key(), "theirs": new_key()}
@@ -225,6 +228,24 @@ def test_requests_of_one_tenant_that_wait_leave_room_for_another(
         assert {first.result(60).headers["preference-applied"], other.result(60).headers["preference-applied"]} == {
             "wait=600"
         }
+
+
+def test_requests_of_one_tenant_that_hold_connections_leave_some_for_another(
+    start_service: StartService, model_bytes: bytes, batch_bytes: bytes
+) -> None:
+    service = start_service(worker=False, api_keys=ENTRIES)
+    with client(service, "ours") as ours, client(service, "theirs") as theirs, ThreadPoolExecutor(20) as pool:
+        names = {
+            "model": ours.post("/v1/models", content=model_bytes).json()["id"],
+            "batch": ours.post("/v1/batches", content=batch_bytes).json()["id"],
+        }
+        with psycopg.connect(str(service.settings.database_url), autocommit=True) as connection:
+            connection.execute("SELECT pg_advisory_lock(%s)", [lock_key("queue")])
+            posts = [pool.submit(ours.post, "/v1/analyses", json=names) for _ in range(20)]
+            until(lambda: service.sql(WAITING) == [(12,)])
+            assert theirs.get("/v1/analyses").status_code == 200
+            assert not any(post.done() for post in posts)
+        assert {post.result(60).status_code for post in posts} == {202}
 
 
 def test_the_analysis_of_a_tenant_runs_before_those_that_another_queued_earlier(

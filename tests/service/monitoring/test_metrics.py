@@ -51,6 +51,17 @@ def series(service: Service, name: str) -> list[dict[str, str]]:
     return [dict(labels) for sample, labels in found if sample == name]
 
 
+def test_analyses_and_slots_are_told_by_tenant(api: Service, files: Files) -> None:
+    analysis = submit(api, files)
+    until(lambda: value(api, "wsb_tenant_analyses", tenant="default", state="queued") == 1)
+    held = {"kind": "event_streams", "tenant": "default"}
+    with api.client.stream("GET", f"/v1/analyses/{analysis}/events") as events:
+        lines = events.iter_lines()  # which closes the stream when it is forgotten
+        next(lines)
+        assert value(api, "wsb_tenant_slots", **held) == 1
+    until(lambda: value(api, "wsb_tenant_slots", **held) is None)
+
+
 def test_analyses_that_end_are_counted_by_state_and_cause(service: Service, files: Files) -> None:
     for output in ("", "fail", "crash", "garbage"):
         service.ended(submit(service, files, output))

@@ -211,6 +211,7 @@ def surroundings(request: Request, emit: Emit) -> str:
             "user": os.getresuid(),
             "groups": [*os.getresgid(), *os.getgroups()],
             "capabilities": [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")],
+            "bounding_set": int(status["CapBnd"], 16),
             "cpu_seconds": resource.getrlimit(resource.RLIMIT_CPU),
             "tasks": resource.getrlimit(resource.RLIMIT_NPROC),
             "sandbox": request["sandbox"],

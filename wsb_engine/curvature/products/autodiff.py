@@ -21,6 +21,7 @@ from torch.func import grad, jvp, vmap
 from wsb_engine import devices
 from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import finite
+from wsb_engine.internals import BackwardCFunction
 from wsb_engine.memory import ran_out
 from wsb_engine.model import Tensors
 
@@ -185,6 +186,24 @@ class Objective:
         for rows in self.chunks():
             self.add(total, self.chunk_gradient(rows))
         return total
+
+    def has_own_backward(self) -> bool:
+        """Return whether a backward pass of the module's own, of which nobody knows what it computes, is in the loss.
+
+        Looks at one sample, or at all of them if they are coupled.
+        """
+        point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+        with torch.enable_grad():
+            loss = self.value(point, self.chunk(slice(0, self.samples if self.coupled else 1)))
+        seen, waiting = set(), [loss.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, BackwardCFunction):
+                return True
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting.extend(following for following, _ in node.next_functions)
+        return False
 
     def twice_backward(self, v: Tensor, size: int = GRADIENT_SAMPLES) -> Tensor:
         """Return H·v, (P,) float64, as the gradient of ⟨∇L, v⟩: by double backward, without torch.func.
