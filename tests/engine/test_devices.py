@@ -132,6 +132,16 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(net: str, mode: str, gpus: simulated
     assert {w.code for w in there.warnings} <= {w.code for w in here.warnings} | {"not_deterministic"}
 
 
+def test_tensors_of_several_devices_do_not_mix(gpus: simulated.Devices) -> None:
+    here, first, second = (torch.ones(2, device=device) for device in ("cpu", *map(devices.numbered, (0, 1))))
+    for a, b in ((here, first), (first, second)):
+        with pytest.raises(RuntimeError, match="same device"):
+            a + b
+    assert gpus.counts(0).synchronisations == 0
+    assert float((first + first.sum().cpu()).sum()) == 6  # a number may be on the CPU
+    assert gpus.counts(0).synchronisations == 2
+
+
 def test_a_module_on_another_device_takes_its_buffers_along(gpus: simulated.Devices) -> None:
     torch.manual_seed(0)
     module = Encoder().eval()
@@ -239,31 +249,37 @@ def precisions() -> list[str]:
     return [str(owner.fp32_precision) for owner in owners]
 
 
+def old_precisions() -> tuple[str, bool]:
+    """The same in the settings that torch had before; it refuses to tell them where they contradict the others."""
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
 def deterministic() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 @pytest.fixture
 def matmul_in_tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
     yield
-    torch.backends.cuda.matmul.fp32_precision = before
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.usefixtures("matmul_in_tf32")
 def test_settings_of_the_process_come_back_after_an_analysis_even_if_it_fails(gpus: simulated.Devices) -> None:
-    before, inside = (precisions(), deterministic()), []
+    before, inside = (precisions(), old_precisions(), deterministic()), []
 
     def look(_: Any) -> None:
-        inside.append((set(precisions()), deterministic()))
+        inside.append((set(precisions()), old_precisions(), deterministic()))
         if len(inside) > 3:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
         wsb.analyze(*case("mlp"), wsb.Options(device="cuda:0"), progress=look)
-    assert inside[-1] == ({"ieee"}, (True, True))
-    assert (precisions(), deterministic()) == before
+    assert inside[-1] == ({"ieee"}, ("highest", False), (True, True))
+    assert (precisions(), old_precisions(), deterministic()) == before
+    assert before[1] == ("high", True)
 
 
 @pytest.mark.usefixtures("matmul_in_tf32")
