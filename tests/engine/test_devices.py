@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import simulated
+from support import pt2, simulated
 from support.forms import crossed, full
 from torch import Tensor, nn
 
@@ -26,6 +28,8 @@ from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.arithmetic import exact
 from wsb_engine.curvature.cost import logits_footprint, nominal_rate
 from wsb_engine.curvature.team import Multiply
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning")
 
 CLASSES = 4
 SAMPLES = 24
@@ -130,6 +134,36 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(net: str, mode: str, gpus: simulated
         assert there.spectrum.eigenvalues == pytest.approx(here.spectrum.eigenvalues, abs=1e-10 * scale)
     assert [check.name for check in there.checks if not check.passed] == []
     assert {w.code for w in there.warnings} <= {w.code for w in here.warnings} | {"not_deterministic"}
+
+
+def saved(module: nn.Module, example: Tensor, form: str) -> wsb.Classifier:
+    if form == "pt2":
+        return wsb.load_model(pt2.exported(module, example, free=True))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if form == "torchscript":
+            torch.jit.save(torch.jit.trace(module, example, check_trace=False), buffer)
+        else:
+            axes = {"x": {0: "n"}}
+            torch.onnx.export(module, (example,), buffer, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    return wsb.load_model(buffer.getvalue())
+
+
+@pytest.mark.parametrize(("form", "net"), crossed(["torchscript", "pt2", "onnx"], NETS, keep=3))
+def test_what_a_file_holds_is_moved_to_the_gpu(form: str, net: str, gpus: simulated.Devices) -> None:
+    _, batch = case(net)
+    torch.manual_seed(0)
+    x = batch.x["x"] if net == "encoder" else batch.x["x"].float()
+    classifier = saved(NETS[net][0]().eval(), x[:2], form)
+    found = []
+    for device in ("cpu", "cuda:0"):
+        options = wsb.Options(device=device, dtype="float64", moments="none", max_products=4)
+        report = wsb.analyze(classifier, wsb.Batch(x, batch.y), options)
+        assert report.enclosure is not None
+        found.append(report.enclosure.lambda_max.upper)
+    assert gpus.counts().launches > 0
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
 
 
 def test_tensors_of_several_devices_do_not_mix(gpus: simulated.Devices) -> None:
