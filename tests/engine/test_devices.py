@@ -82,11 +82,11 @@ def _recurrent() -> nn.Module:
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (_mlp, (6,)),
-    "batch norm": (lambda: _convolution(nn.BatchNorm2d(4)), (2, 5, 5)),
+    "recurrent": (_recurrent, (4, 3)),
     "group norm": (lambda: _convolution(nn.GroupNorm(2, 4)), (2, 5, 5)),
     "max pool": (_pooled, (2, 4, 4)),
     "encoder": (Encoder, (5,)),
-    "recurrent": (_recurrent, (4, 3)),
+    "batch norm": (lambda: _convolution(nn.BatchNorm2d(4)), (2, 5, 5)),
 }
 MODES: dict[str, dict[str, Any]] = {
     "float64": {},
@@ -188,17 +188,15 @@ def test_a_module_on_another_device_takes_its_buffers_along(gpus: simulated.Devi
 @pytest.mark.parametrize("net", ["mlp", "batch norm", *map(full, ("group norm", "max pool", "encoder", "recurrent"))])
 def test_two_gpus_give_the_numbers_of_one(net: str, gpus: simulated.Devices) -> None:
     classifier, batch = case(net)
-    one = wsb.analyze(classifier, batch, wsb.Options(device="cuda:0"))
+    one = wsb.analyze(classifier, batch, wsb.Options(device="cuda:0", ends="largest"))
     gpus.reset()
-    two = wsb.analyze(classifier, batch, wsb.Options(devices="all"))
+    two = wsb.analyze(classifier, batch, wsb.Options(devices="all", ends="largest"))
     assert gpus.counts(1).launches > 0
     assert one.enclosure is not None
     assert two.enclosure is not None
-    scale = one.enclosure.lambda_max.upper
-    for end in ("lambda_max", "lambda_min"):
-        for side in ("lower", "upper"):
-            mine, theirs = (getattr(getattr(each.enclosure, end), side) for each in (two, one))
-            assert mine == pytest.approx(theirs, abs=1e-10 * scale)
+    for side in ("lower", "upper"):
+        mine, theirs = (getattr(each.enclosure.lambda_max, side) for each in (two, one))
+        assert mine == pytest.approx(theirs, rel=1e-9)
     if one.moments is not None and two.moments is not None:
         assert two.moments.frobenius_squared == pytest.approx(one.moments.frobenius_squared, rel=1e-12)
     assert "split" in {warning.code for warning in two.warnings}
