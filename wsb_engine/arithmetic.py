@@ -68,8 +68,11 @@ def exact(gpus: bool) -> Iterator[list[str]]:
 
 
 def _ieee(stack: ExitStack) -> None:
-    for owner, name in _float32_settings():
+    settings = _float32_settings()
+    for owner, name in settings:
         stack.callback(setattr, owner, name, getattr(owner, name))
+    _old_settings_too(stack)
+    for owner, name in settings:
         setattr(owner, name, False if name == "allow_tf32" else "ieee")
 
 
@@ -81,6 +84,16 @@ def _float32_settings() -> list[tuple[Any, str]]:
     owners: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
     owners += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
     return [(owner, "fp32_precision") for owner in owners]
+
+
+def _old_settings_too(stack: ExitStack) -> None:
+    """Set what torch had before these settings alike: it refuses to work where the two contradict each other."""
+    with suppress(RuntimeError):  # they do already
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
+    with suppress(RuntimeError):
+        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def _deterministic(stack: ExitStack) -> None:

@@ -116,8 +116,8 @@ class Options(BaseModel):
     )
     dtype: DType = Field(
         "auto",
-        description="Working precision. auto is float64 for small models, and on a CPU unless that would take too "
-        "long; otherwise float32. Set float64 if the report warns of float32_drift or float32_chosen.",
+        description="Working precision. auto is float64 unless that would take too long, or too much of a GPU's "
+        "memory; then float32. Set float64 if the report warns of float32_drift or float32_chosen.",
     )
     device: Device = Field(
         "auto",

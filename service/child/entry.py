@@ -50,7 +50,7 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
             of their names in the working directory. ``model_data``: names of the data files that were sent with the
             model and are in ``DATA_FOLDER``; without it, data files are where the model is. ``needs``: paths of the
             report that must not be left out; ``gate``: what an enclosure has to decide. Both come from a policy, if
-            there is one.
+            there is one. ``gpus``: names of the GPUs of the worker.
         emit_progress: Called with the engine's progress.
 
     Raises:
@@ -122,11 +122,27 @@ def _options(request: dict[str, Any]) -> Options:
     from wsb_engine.memory import working_memory
     from wsb_engine.options import Options
 
+    _require_present(request.get("gpus", ()))
     options, memory = Options.model_validate(request["options"]), request.get("memory_bytes")
     if memory is None or device(options).type != "cpu":
         return options
     limit = working_memory(memory) if options.memory_limit is None else min(options.memory_limit, memory)
     return options.model_copy(update={"memory_limit": limit})
+
+
+def _require_present(gpus: Collection[str]) -> None:
+    """Raise ResourceError if the driver has lost a GPU of the worker; ``auto`` would go on without."""
+    from wsb_engine import devices
+    from wsb_engine.errors import ResourceError
+
+    count = devices.count() if gpus else 0
+    lost = [name for name in gpus if int(name.partition(":")[2]) >= count]
+    if lost:
+        raise ResourceError(
+            f"{', '.join(lost)} can't be found any more: the driver offers {count} GPUs",
+            code="device_failed",
+            advice="Look into the driver's log (dmesg).",
+        )
 
 
 def data_files(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]], None]) -> str:

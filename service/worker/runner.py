@@ -29,6 +29,7 @@ from service.database.counters import Event
 from service.database.engine import Database, patiently
 from service.internals.queue import AbortReason
 from service.kit.background import background
+from service.kit.devices import engine_names
 from service.sandbox import Child, Outcome, SandboxError
 from service.settings import Settings
 from service.storage.store import (
@@ -156,9 +157,10 @@ class Runner:
                 # As little the analysis's fault as a worker that stops.
                 await self._put_back(row)
                 raise SandboxError(lost.message, code=lost.code, advice=lost.advice)
-            again = outcome.interrupted or self._device_failed(outcome)
-            if lost is not None and again and row.attempts < self.settings.max_attempts:
-                self.failed_here.add(row.id)
+            failed = self._device_failed(outcome)
+            if lost is not None and (outcome.interrupted or failed) and row.attempts < self.settings.max_attempts:
+                if failed:
+                    self.failed_here.add(row.id)
                 raise SandboxError(lost.message, code=lost.code, advice=lost.advice)
             await self._conclude(attempt, outcome)
 
@@ -207,6 +209,7 @@ class Runner:
                 "torchscript": self.settings.torchscript,
                 "max_model_bytes": self.settings.whole_model_bytes,
                 "model_data": [file["name"] for file in model_files[1:]],
+                "gpus": [] if self.name == "cpu" else engine_names(self.name),
                 **attempt.terms,
             }
 

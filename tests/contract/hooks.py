@@ -22,7 +22,7 @@ WITH_REPORTS = os.environ.get("WSB_TEST_REPORTS") == "1"
 LARGEST = 512
 """Largest limit on a length that is tried."""
 MODELS = [onnx_mlp((4, 3, 3), seed=seed) for seed in range(8)]
-DEPENDENT = ("time_limit", "memory_limit", "output", "parameters", "head", "moments", "stop", "basis")
+DEPENDENT = ("time_limit", "memory_limit", "output", "parameters", "head", "moments", "stop", "basis", "devices")
 """Options whose values can be right for one model, machine or policy and wrong for another."""
 POLICY = {"rule": [{"metric": "loss.value", "op": "<=", "limit": 1.0}]}
 BATCHES = [npz_batch(samples=4, seed=seed) for seed in range(8)]

@@ -76,8 +76,6 @@ def analyze(
     monitor = Monitor(options, progress, seconds, deciding(options, decided))
     with devices.faults_as_errors(), ExitStack() as stack:
         with monitor.phase("setup"), monitor.limited():
-            if chosen:
-                options = options.model_copy(update={"device": devices.name(chosen[0])})
             options = placed(classifier, batch, options, needs)
             gpus = any(map(devices.is_gpu, chosen or [device_of(options)]))
             monitor.not_deterministic = stack.enter_context(exact(gpus=gpus))

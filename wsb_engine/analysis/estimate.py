@@ -89,12 +89,14 @@ def estimate(
 
 
 def placed(classifier: Classifier, batch: Batch, options: Options, needs: Collection[str] = ()) -> Options:
-    """Settle ``device="auto"`` on a machine with a GPU: the CPU if the analysis is expected to be done sooner there.
+    """Settle the leading device: of several the first, and for ``auto`` the CPU if it is expected to be done sooner.
 
     Args:
         classifier, batch, options, needs: As for ``analyze``.
     """
-    if options.device != "auto" or options.devices is not None or not devices.count():
+    if options.devices is not None:
+        return options.model_copy(update={"device": devices.name(inputs.several(options)[0])})
+    if options.device != "auto" or not devices.count():
         return options
     gpu = devices.current()
     on_gpu = options.model_copy(update={"device": devices.name(gpu)})

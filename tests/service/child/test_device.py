@@ -11,6 +11,7 @@ import torch
 from support import simulated
 
 from service.child.device import require_working, start
+from service.child.entry import _options
 from service.child.protections import active_protections
 from service.sandbox import SandboxError, Zygote
 from service.settings import Settings
@@ -52,6 +53,17 @@ def test_libraries_of_each_gpu_are_loaded_and_the_first_is_current(gpus: simulat
     start("cuda:1", "cuda:0")
     assert devices.name(devices.current()) == "cuda:1"
     assert all(gpus.counts(index).launches > 0 for index in (0, 1))
+
+
+def test_a_gpu_that_the_driver_has_lost_is_missed_even_where_the_cpu_would_do(
+    gpus: simulated.Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = {"options": {"device": "auto"}, "gpus": ["cuda:1"]}
+    assert _options(request).device == "auto"
+    monkeypatch.setattr(devices, "count", lambda: 1)
+    with pytest.raises(ResourceError, match="cuda:1 can't be found any more") as caught:
+        _options(request)
+    assert caught.value.code == "device_failed"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
