@@ -29,6 +29,7 @@ from wsb_engine.arithmetic import exact
 from wsb_engine.curvature.cost import logits_footprint, nominal_rate
 from wsb_engine.curvature.team import Multiply
 
+simulated.load()
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning")
 
 CLASSES = 4

@@ -17,6 +17,8 @@ from service.sandbox import SandboxError, Zygote
 from service.settings import Settings
 from wsb_engine import ResourceError, devices
 
+simulated.load()
+
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated.Devices]:

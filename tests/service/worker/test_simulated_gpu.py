@@ -25,7 +25,8 @@ TESTS = Path(__file__).parents[2]
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
     """A folder with the module that the zygote preloads, beside which a test can leave a mark."""
-    simulated.load()  # compiled, or skipped, here
+    simulated.require_compiler()
+    simulated.built()
     folder = tmp_path / "code"
     folder.mkdir()
     shutil.copy(FAKE_ENTRY / "simulated_child.py", folder)
