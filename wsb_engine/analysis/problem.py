@@ -177,7 +177,8 @@ class Problem:
             # More samples would be written to memory that the system has to allocate and clear first.
             product.samples = min(product.samples, self._chunk(threads=1))
         work = self.footprint.operations * product.samples / nominal_rate(objective.device, objective.dtype)
-        product.reverse = calls_dominate(work, self.footprint.operators) and not self._has_own_backward
+        many_calls = not objective.coupled and calls_dominate(work, self.footprint.operators)
+        product.reverse = many_calls and not self._has_own_backward
         return product
 
     @cached_property

@@ -188,14 +188,11 @@ class Objective:
         return total
 
     def has_own_backward(self) -> bool:
-        """Return whether a backward pass of the module's own, of which nobody knows what it computes, is in the loss.
-
-        Looks at one sample, or at all of them if they are coupled.
-        """
+        """Return whether the logits of a sample have a backward pass of the module's own: nobody knows what it does."""
         point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
         with torch.enable_grad():
-            loss = self.value(point, self.chunk(slice(0, self.samples if self.coupled else 1)))
-        seen, waiting = set(), [loss.grad_fn]
+            z = self.function({**self.fixed, **point}, self.chunk_inputs(slice(0, 1)))
+        seen, waiting = set(), [z.grad_fn]
         while waiting:
             node = waiting.pop()
             if isinstance(node, BackwardCFunction):
