@@ -249,7 +249,7 @@ async def _queue(session: AsyncSession, context: Context, row: AnalysisRow) -> N
     await _check_room(session, context, row.tenant)
     session.add(row)
     await session.flush()
-    device = row.options["device"] if row.options.get("devices") is None else queue.SEVERAL
+    device = queue.wanted_device(row.options)
     row.job_id = await queue.defer(session, context.queue, row.id, device=device, priority=row.priority)
     await session.flush()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -69,6 +69,11 @@ class _PatientConnector(procrastinate.PsycopgConnector):
 def queue_name(device: str) -> str:
     """Name of the queue of analyses that request ``device``: auto, a kind (cpu, cuda), one device (cuda:1), several."""
     return ANY_DEVICE if device == "auto" else f"{ANY_DEVICE}.{device}"
+
+
+def wanted_device(options: Mapping[str, Any]) -> str:
+    """Return the device that the options of an analysis request; ``SEVERAL`` if they request several."""
+    return str(options["device"]) if options.get("devices") is None else SEVERAL
 
 
 def queues_of(worker: str) -> list[str]:

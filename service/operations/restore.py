@@ -129,4 +129,5 @@ async def _queue_again(session: AsyncSession, url: str) -> None:
             await repository.cancelled(session, row.id)
             continue
         await repository.requeue(session, row.id, row.attempts)
-        row.job_id = await queue.defer(session, app, row.id, device=row.options["device"], priority=row.priority)
+        device = queue.wanted_device(row.options)
+        row.job_id = await queue.defer(session, app, row.id, device=device, priority=row.priority)

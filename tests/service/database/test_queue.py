@@ -197,3 +197,15 @@ def test_a_newer_queue_schema_brings_its_migrations(database_url: str) -> None:
             assert await session.scalar(text("SELECT max(name) FROM queue_migrations")) == name
 
     in_database(database_url, act)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"device": "cuda:1"}, "cuda:1"),
+        ({"device": "auto", "devices": None}, "auto"),
+        ({"device": "auto", "devices": ["all"]}, queue.SEVERAL),
+    ],
+)
+def test_options_say_which_device_is_wanted(options: dict[str, Any], wanted: str) -> None:
+    assert queue.wanted_device(options) == wanted
