@@ -476,6 +476,8 @@ def test_memory_that_runs_out_leads_to_smaller_products(gpus: simulated.Devices)
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False, True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"), False, False),
         (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"), False, False),
+        (RuntimeError("CUDA error: invalid configuration argument"), False, False),
         (wsb.ModelError("CUDA error: in a name", code="evaluation_failed", advice=""), False, False),
     ],
 )
