@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import wsb_engine as wsb
 from wsb_engine import devices, memory
+from wsb_engine.analysis import estimate
 from wsb_engine.analysis.inputs import EXPECTED_PRODUCTS, FORWARD_PASSES
 from wsb_engine.analysis.krylov import krylov
 from wsb_engine.analysis.members import Devices
@@ -391,6 +392,21 @@ def test_auto_leaves_a_small_analysis_to_the_cpu(gpus: simulated.Devices, monkey
     monkeypatch.setattr("wsb_engine.curvature.cost.CPU_RATE", 1e3)  # a very slow one
     assert wsb.analyze(classifier, batch, wsb.Options(max_products=5)).engine.device == "cuda:0"
     assert wsb.estimate(classifier, batch).device == "cuda:0"
+
+
+def test_auto_takes_the_gpu_for_what_the_cpu_can_not_do(
+    gpus: simulated.Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, batch = case("mlp")
+    counted = estimate._counted
+
+    def refusing(*given: Any) -> Problem:
+        if given[2].device == "cpu":
+            raise RuntimeError("not implemented for this CPU")
+        return counted(*given)
+
+    monkeypatch.setattr(estimate, "_counted", refusing)
+    assert wsb.analyze(classifier, batch, wsb.Options(max_products=5)).engine.device == "cuda:0"
 
 
 def test_auto_takes_the_gpu_that_the_process_has_selected(
