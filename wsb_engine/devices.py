@@ -24,6 +24,12 @@ _OUT_OF_MEMORY = re.compile(
     r"|cublas_status_not_initialized when calling `?cublascreate",  # which allocates
     re.IGNORECASE,
 )
+_REFUSAL = re.compile(
+    r"cublas_status_(not_supported|invalid_value|arch_mismatch)|cudnn_status_(not_supported|bad_param)"
+    r"|cuda error: invalid (configuration )?argument",
+    re.IGNORECASE,
+)
+"""What a library does not do for these sizes or types; the GPU is none the worse."""
 _FAULT = re.compile(
     r"cuda (driver )?error|device-side assert|unspecified launch failure|nccl (remote |system )?error"
     r"|(cublas|cudnn|cusolver|cusparse)_status_(execution_failed|internal_error|mapping_error|not_initialized)",
@@ -108,7 +114,7 @@ def has_failed(error: BaseException | None) -> bool:
         fault = isinstance(error, _ACCELERATOR_ERROR) or (
             isinstance(error, RuntimeError) and bool(_FAULT.search(str(error)))
         )
-        if fault and not ran_out(error):
+        if fault and not ran_out(error) and not _REFUSAL.search(str(error)):
             return True
         error, seen = error.__cause__, seen + 1
     return False

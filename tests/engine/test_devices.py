@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import wsb_engine as wsb
 from wsb_engine import devices, memory
+from wsb_engine.analysis import estimate
 from wsb_engine.analysis.inputs import EXPECTED_PRODUCTS, FORWARD_PASSES
 from wsb_engine.analysis.krylov import krylov
 from wsb_engine.analysis.members import Devices
@@ -393,6 +394,21 @@ def test_auto_leaves_a_small_analysis_to_the_cpu(gpus: simulated.Devices, monkey
     assert wsb.estimate(classifier, batch).device == "cuda:0"
 
 
+def test_auto_takes_the_gpu_for_what_the_cpu_can_not_do(
+    gpus: simulated.Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, batch = case("mlp")
+    counted = estimate._counted
+
+    def refusing(*given: Any) -> Problem:
+        if given[2].device == "cpu":
+            raise RuntimeError("not implemented for this CPU")
+        return counted(*given)
+
+    monkeypatch.setattr(estimate, "_counted", refusing)
+    assert wsb.analyze(classifier, batch, wsb.Options(max_products=5)).engine.device == "cuda:0"
+
+
 def test_auto_takes_the_gpu_that_the_process_has_selected(
     gpus: simulated.Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,6 +492,8 @@ def test_memory_that_runs_out_leads_to_smaller_products(gpus: simulated.Devices)
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False, True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"), False, False),
         (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"), False, False),
+        (RuntimeError("CUDA error: invalid configuration argument"), False, False),
         (wsb.ModelError("CUDA error: in a name", code="evaluation_failed", advice=""), False, False),
     ],
 )

@@ -105,8 +105,8 @@ def placed(classifier: Classifier, batch: Batch, options: Options, needs: Collec
         return on_gpu
     try:
         here = estimate_of(_counted(classifier, batch, on_cpu), on_cpu, needs)
-    except EngineError:
-        return on_gpu  # the analysis itself says what is wrong, or it is only too large for this CPU
+    except (EngineError, MemoryError, RuntimeError):
+        return on_gpu  # the analysis itself says what is wrong, or it is wrong on this CPU alone
     there = here.operations / nominal_rate(gpu, torch.float64)
     return on_cpu if here.seconds <= GPU_START_SECONDS + there else on_gpu
 
