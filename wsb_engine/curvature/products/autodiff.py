@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -192,7 +192,8 @@ class Objective:
         point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
         with torch.enable_grad():
             z = self.function({**self.fixed, **point}, self.chunk_inputs(slice(0, 1)))
-        seen, waiting = set(), [z.grad_fn]
+        waiting: list[Any] = [z.grad_fn]
+        seen = set()
         while waiting:
             node = waiting.pop()
             if isinstance(node, BackwardCFunction):
