@@ -477,4 +477,5 @@ def test_large_data_are_mapped_and_not_copied(tmp_path: Path) -> None:
     done = subprocess.run(run, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     loaded, used = map(int, done.stdout.split())
     assert 0.9 * size < loaded < 1.1 * size
-    assert used < 1.3 * size
+    # A copy would take as much again; onnxruntime holds a few weights beside the file, by the timing of its threads.
+    assert used < 1.6 * size
