@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from threading import RLock
 from typing import Any
 
 import torch
@@ -149,6 +150,8 @@ class _ModuleClassifier(Classifier):
     def _function(self, module: nn.Module, finish: Finish) -> Callable[[Tensors, Tensors], Tensor]:
         names = [entry.name for entry in self.inputs]
         buffers = dict(self._module.named_buffers())
+        # A call puts its tensors in the place of the module's, and chooses kernels for the whole process.
+        alone = RLock()
 
         @cache
         def buffers_on(device: torch.device) -> dict[str, Tensor]:
@@ -162,7 +165,7 @@ class _ModuleClassifier(Classifier):
                 for name, tensor in buffers_on(first.device).items()
             }
             # The fused attention kernels have no second derivative.
-            with sdpa_kernel(SDPBackend.MATH), Substitutes():
+            with alone, sdpa_kernel(SDPBackend.MATH), Substitutes():
                 z = functional_call(module, {**state, **parameters}, tuple(inputs[name] for name in names))
             if not isinstance(z, Tensor):
                 raise ModelError(

@@ -35,9 +35,9 @@ PRODUCT_SAMPLES = 128
 """Samples in a chunk of a block of products, which holds the intermediates of each column."""
 COLUMNS = 64
 """Vectors multiplied at once."""
-_FORWARD_MODE = threading.Lock()
-"""torch counts levels of forward-mode differentiation for all threads together, so these take turns."""
-
+_TURN = threading.Lock()
+"""torch counts levels of forward-mode differentiation for all threads together, so products from scratch take turns;
+those in reverse mode as well: their work is small, and a model's function may keep what threads share."""
 
 _INTERRUPTS = "_wsb_interrupts"
 
@@ -340,7 +340,8 @@ class AutodiffProduct(HessianProduct):
             return torch.cat([self(some) for some in V.split(self.columns, dim=1)], dim=1)
         if self.reverse and V.shape[1] == 1:
             try:
-                return objective.twice_backward(V[:, 0], self.samples).unsqueeze(1)
+                with _TURN:
+                    return objective.twice_backward(V[:, 0], self.samples).unsqueeze(1)
             except RuntimeError as error:
                 if interrupted(error) or ran_out(error):
                     raise
@@ -355,7 +356,7 @@ class AutodiffProduct(HessianProduct):
                 return tangent
 
             # Without vmap a single product costs half as much.
-            with _FORWARD_MODE:
+            with _TURN:
                 parts = product(V[:, 0]) if V.shape[1] == 1 else vmap(product, in_dims=1, out_dims=-1)(V)
             objective.add(total, parts)
             del parts  # before the next chunk's take their place
