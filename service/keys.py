@@ -115,7 +115,7 @@ def parse_weights(text: str) -> dict[str, float]:
     for number, entry in enumerate(text.split(","), start=1):
         name, _, weight = entry.strip().partition(":")
         if not is_tenant_name(name) or name in weights or not _WEIGHT.fullmatch(weight):
-            raise ValueError(f"entry {number} is not NAME:WEIGHT, with a name of its own and a weight such as 2 or 0.5")
+            raise ValueError(f"entry {number} is not NAME:WEIGHT, with a unique name and a weight such as 2 or 0.5")
         weights[name] = float(weight)
         if not _LEAST_WEIGHT <= weights[name] <= 1 / _LEAST_WEIGHT:
             raise ValueError(f"entry {number}: weights are from {_LEAST_WEIGHT:g} to {1 / _LEAST_WEIGHT:g}")

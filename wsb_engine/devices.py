@@ -149,7 +149,7 @@ def faults_as_errors() -> Iterator[None]:
 
 
 _CAUSES, _LONGEST = 8, 300
-"""Errors of a chain of causes that are looked at, and characters of a driver's message that are told."""
+"""Most errors of a chain of causes that are examined, and characters of a driver's message that are kept."""
 _ACCELERATOR_ERROR: tuple[type[BaseException], ...] = tuple(
     kind for kind in (getattr(torch, "AcceleratorError", None),) if kind is not None
 )

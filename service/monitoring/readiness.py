@@ -18,7 +18,7 @@ from service.storage.store import require_room
 
 OK = "ok"
 _TOLD = 20
-"""Failed workers that are told of."""
+"""Failed workers that the check names."""
 NO_DATABASE = "The database does not answer."
 
 Check = Callable[[Context], Awaitable[str]]

@@ -474,8 +474,12 @@ def test_large_data_are_mapped_and_not_copied(tmp_path: Path) -> None:
     size = deep(tmp_path / "large", 1280, 32)
     assert size > 200e6
     run = [sys.executable, "-c", PEAK, str(tmp_path / "small"), str(tmp_path / "large")]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    loaded, used = map(int, done.stdout.split())
-    assert 0.9 * size < loaded < 1.1 * size
-    # A copy would take as much again; onnxruntime holds a few weights beside the file, by the timing of its threads.
-    assert used < 1.6 * size
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    peaks = []
+    # On a busy machine up to a third of it is held besides at times; a copy would be there each time.
+    while len(peaks) < 3 and (not peaks or min(peaks) >= 1.3 * size):
+        done = subprocess.run(run, capture_output=True, text=True, check=True, env=environment)
+        loaded, used = map(int, done.stdout.split())
+        assert 0.9 * size < loaded < 1.1 * size
+        peaks.append(used)
+    assert min(peaks) < 1.3 * size
