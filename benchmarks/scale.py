@@ -61,7 +61,7 @@ GOALS = {
 PRODUCT_MEMORY = {"distilbert": 8.0, "vit_b": 10.0}
 """Largest peak of a process that multiplies once, in GiB."""
 SAMPLES = (1_000, 10_000, 100_000, 1_000_000)
-WIDTHS = (25, 110, 350, 1_200, 4_000)
+WIDTHS = (20, 65, 204, 645, 2_041)
 """Widths of the hidden layers of an MLP with 10⁴ to 10⁸ parameters."""
 FITTED = 3
 """Number of last points to which a slope is fitted."""

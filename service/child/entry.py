@@ -23,7 +23,10 @@ PRELOAD = (
     *("wsb_engine.analysis.analyze", "wsb_engine.formats.onnx", "wsb_engine.formats.pt2"),
     *("service.child.device", "service.child.warm_up", "service.policies", __name__),
 )
-"""Modules that the zygote imports, in this order, so that a child starts in milliseconds."""
+"""Modules that the zygote of a worker imports, in this order, so that a child starts in milliseconds."""
+
+PRELOAD_ONCE = ("numpy", "torch", "wsb_engine.analysis.analyze", __name__)
+"""Modules that a zygote of one job imports: what every analysis needs. The child imports the rest if it needs it."""
 
 TORCHSCRIPT_NEEDS = frozenset({"landlock", "seccomp"})
 """Protections of files and the network: torch loads the archive, which torch does not promise to be safe."""

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from service.analyses.error_codes import is_limit, is_service_failure
-from service.child.entry import DATA_FILES_ENTRY, ENTRY, ESTIMATE_ENTRY, PRELOAD
+from service.child.entry import DATA_FILES_ENTRY, ENTRY, ESTIMATE_ENTRY, PRELOAD_ONCE
 from service.child.protections import required
 from service.cli.progress import ProgressSink
 from service.kit.devices import has_gpu
@@ -148,7 +148,12 @@ def may_have_data_files(model: Path) -> bool:
 
 def _result(outcome: Outcome) -> str:
     if (found := outcome.error) is not None:
-        raise ended(outcome.status, found.code, found.message, found.advice)
+        advice = found.advice
+        if found.code == "internal_error":
+            # The operator of this sandbox is the user.
+            told = "\n".join(line if line.isprintable() else repr(line) for line in outcome.log.splitlines())
+            advice = f"Report this, which the analysis wrote before it ended:\n{told}"
+        raise ended(outcome.status, found.code, found.message, advice)
     return outcome.result or ""
 
 
@@ -180,7 +185,7 @@ async def _sandbox() -> AsyncIterator[Callable[[Job, ProgressSink], Awaitable[Ou
         return
     from service.sandbox import Zygote
 
-    async with Zygote(PRELOAD) as zygote:
+    async with Zygote(PRELOAD_ONCE) as zygote:
         yield zygote.run
 
 

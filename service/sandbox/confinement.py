@@ -145,10 +145,12 @@ def zygote_environment(python_path: str) -> dict[str, str]:
 
 
 def child_environment(folder: Path, threads: int | None, *, gpu: bool) -> dict[str, str]:
-    """Return the environment of a child: its home and temporary files are in the job folder."""
+    """Return the environment of a child: its home, caches and temporary files are in the job folder."""
     pools = {} if threads is None else dict.fromkeys(THREAD_VARIABLES, str(threads))
     own = GPU_VARIABLES if gpu else {}
-    return {**_kept(), **QUIET_VARIABLES, **own, **pools, "HOME": str(folder), "TMPDIR": str(folder)}
+    # torch makes the folder of its cache when its compiler is imported, unless it is there: children make no folders.
+    places = dict.fromkeys(("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR"), str(folder))
+    return {**_kept(), **QUIET_VARIABLES, **own, **pools, **places}
 
 
 def _kept() -> dict[str, str]:

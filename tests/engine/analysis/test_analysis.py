@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -507,24 +508,26 @@ def test_a_torchscript_file_is_read_and_its_missing_parity_is_reported() -> None
     assert "parity_none" in [warning.code for warning in report.warnings]
 
 
-@pytest.mark.parametrize("spectrum", ["none", "dense"])
-def test_an_analysis_of_a_live_mlp_does_without_the_compiler_of_torch(spectrum: str) -> None:
+@pytest.mark.parametrize("form", ["live", "ONNX"])
+def test_an_analysis_of_an_mlp_does_without_the_compiler_of_torch(form: str, tmp_path: Path) -> None:
     program = """
 import sys, numpy, torch, wsb_engine as wsb
-model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-batch = wsb.Batch(numpy.ones((6, 4), "float32"), numpy.arange(6) % 3)
-wsb.analyze(wsb.from_module(model), batch, wsb.Options(spectrum=sys.argv[1]))
+if sys.argv[1:]:
+    classifier, batch = wsb.load_model(sys.argv[1]), wsb.load_batch(sys.argv[2])
+else:
+    classifier = wsb.from_module(torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)))
+    batch = wsb.Batch(numpy.ones((6, 4), "float32"), numpy.arange(6) % 3)
+wsb.analyze(classifier, batch, wsb.Options(spectrum="dense"))
 print("torch._dynamo" in sys.modules)
 """
+    command = [sys.executable, "-c", program]
+    if form == "ONNX":
+        model, rows = tmp_path / "model.onnx", tmp_path / "batch.npz"
+        model.write_bytes(GOLDEN.onnx())
+        np.savez(rows, x=GOLDEN.x, y=GOLDEN.y)
+        command += [str(model), str(rows)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program, spectrum],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     # Its import takes longer than the analysis.
     assert done.stdout.strip() == "False"
 

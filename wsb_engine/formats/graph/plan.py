@@ -24,6 +24,7 @@ from wsb_engine.curvature.tracing.dispatch import Running
 from wsb_engine.errors import ModelError, first_line
 from wsb_engine.formats.graph import problems
 from wsb_engine.formats.graph.limits import LIMITS
+from wsb_engine.formats.graph.shadows import Shadows
 from wsb_engine.memory import ran_out
 from wsb_engine.model import Tensors
 
@@ -229,7 +230,8 @@ class Planner:
                 return item
             return item.shadow if device == META else item.known
 
-        return replace(call, device=device).run(kernel, replaced(arguments, element))
+        with Shadows() if device == META else nullcontext():
+            return replace(call, device=device).run(kernel, replaced(arguments, element))
 
     def emit(self, call: Call[Any], kernel: Kernel, arguments: Any, outputs: tuple[str, ...]) -> Step:
         """Write down a kernel call."""
