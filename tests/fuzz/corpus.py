@@ -83,7 +83,7 @@ def _model(kind: str, module: nn.Module, x: Tensor) -> bytes:
         if kind == "pt2":
             return exported(module, x[:2])
         if kind == "pt":
-            torch.jit.save(torch.jit.trace(module, x[:2]), buffer)
+            torch.jit.save(torch.jit.trace(module, x[:2], check_trace=False), buffer)
         else:
             names = {"input_names": ["x"], "output_names": ["z"], "dynamic_axes": {"x": {0: "n"}, "z": {0: "n"}}}
             torch.onnx.export(module, (x[:2],), buffer, dynamo=False, opset_version=17, **names)

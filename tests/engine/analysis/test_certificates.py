@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from support.forms import crossed, full
 from torch import Tensor, nn
 
@@ -24,6 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 
 def digits() -> wsb.Batch:
+    from sklearn.datasets import load_digits  # which takes long, in every process that collects these tests
+
     x, y = load_digits(return_X_y=True)
     return wsb.Batch(x[:SAMPLES] / 16, y[:SAMPLES])
 

@@ -46,7 +46,7 @@ def test_the_environment_is_short(sandbox, monkeypatch):
 
     assert now.pop("CUDA_VISIBLE_DEVICES") == "1"
     assert now.pop("OMP_NUM_THREADS") == "3"
-    assert now.pop("HOME") == now.pop("TMPDIR") == str(job.folder)
+    assert now.pop("HOME") == now.pop("TMPDIR") == now.pop("TORCHINDUCTOR_CACHE_DIR") == str(job.folder)
     assert set(now) - set(KEPT_VARIABLES) == set(THREAD_VARIABLES) - {"OMP_NUM_THREADS"} | set(QUIET_VARIABLES)
 
 

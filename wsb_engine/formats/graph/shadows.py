@@ -1,10 +1,11 @@
-"""Shapes of elementwise operators without torch's own way to tell them, which imports its compiler (two seconds)."""
+"""Shapes of common operators without torch's own way to tell them, which imports its compiler (two seconds)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,21 +24,45 @@ _ELEMENTWISE = frozenset(
 
 
 class Shadows(DispatchMode):
-    """Answers elementwise operators of meta tensors at once; torch answers all others."""
+    """Answers elementwise operators and products of meta tensors at once; torch answers, and refuses, all others."""
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, arguments: Sequence[Any] = (), named: Mapping[str, Any] | None = None
     ) -> Any:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-        if operator in _ELEMENTWISE and _alike(tensors):
-            shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
-            whole = next((tensor for tensor in tensors if tensor.shape == shape), None)
-            return torch.empty_like(whole) if whole is not None else tensors[0].new_empty(shape)
-        return operator(*arguments, **(named or {}))
+        made = _made(operator, tensors) if _are_alike(tensors) else None
+        return operator(*arguments, **(named or {})) if made is None else made
 
 
-def _alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are meta tensors of one floating dtype; a number in a tensor of no dimensions does not promote."""
+def _are_alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are meta tensors of one floating dtype."""
     return all(tensor.is_meta and tensor.is_floating_point() for tensor in tensors) and (
         len({tensor.dtype for tensor in tensors}) == 1
     )
+
+
+def _made(operator: Any, tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the result of an operator; None where that is torch's to say."""
+    if operator in _ELEMENTWISE:
+        shape = _broadcast(*tensors)
+        ordered = all(tensor.is_contiguous() for tensor in tensors)
+        return tensors[0].new_empty(shape) if shape is not None and ordered else None
+    if operator is _ATEN.mm.default:
+        return _product(*tensors)
+    if operator is _ATEN.addmm.default:
+        product = _product(*tensors[1:])
+        return product if product is not None and _broadcast(tensors[0], product) == product.shape else None
+    return None
+
+
+def _broadcast(*tensors: Tensor) -> tuple[int, ...] | None:
+    """Return the shape to which tensors broadcast; None if they don't. Torch's own function imports sympy."""
+    try:
+        return np.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    except ValueError:
+        return None
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor | None:
+    fit = left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0]
+    return left.new_empty((left.shape[0], right.shape[1])) if fit else None

@@ -57,7 +57,26 @@ def test_a_result_has_the_shape_the_dtype_and_the_order_that_torch_gives_it(oper
     assert (shadow.shape, shadow.dtype, shadow.stride()) == (real.shape, real.dtype, real.stride())
 
 
-def test_what_torch_refuses_is_refused() -> None:
-    rows = torch.empty(3, 4, device="meta")
-    with Shadows(), pytest.raises(RuntimeError, match=r"must match|broadcast"):
-        rows + torch.empty(3, 5, device="meta")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [(4,), (3, 4), (1, 4), ()])
+def test_products_have_the_shape_and_the_dtype_that_torch_gives_them(bias: tuple[int, ...], dtype: torch.dtype) -> None:
+    left, right, added = (torch.rand(shape, dtype=dtype) for shape in ((3, 5), (5, 4), bias))
+    with Shadows():
+        product = left.to("meta") @ right.to("meta")
+        layer = torch.addmm(added.to("meta"), left.to("meta"), right.to("meta"))
+    assert (product.shape, product.dtype) == ((left @ right).shape, dtype)
+    assert (layer.shape, layer.dtype) == (torch.addmm(added, left, right).shape, dtype)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda rows: rows + rows.new_empty(3, 5),
+        lambda rows: rows @ rows,
+        lambda rows: torch.addmm(rows.new_empty(5), rows, rows.T),
+        lambda rows: torch.mm(rows, rows.new_empty(4)),
+    ],
+)
+def test_what_torch_refuses_is_refused(wrong: Callable[[Tensor], Tensor]) -> None:
+    with Shadows(), pytest.raises(RuntimeError):
+        wrong(torch.empty(3, 4, device="meta"))
