@@ -25,8 +25,8 @@ PRELOAD = (
 )
 """Modules that the zygote of a worker imports, in this order, so that a child starts in milliseconds."""
 
-PRELOAD_ONCE = ("numpy", "torch", "wsb_engine.analysis.analyze", __name__)
-"""Modules that a zygote of one job imports: what every analysis needs. The child imports the rest if it needs it."""
+PRELOAD_ONCE = (*PRELOAD[:6], "service.policies", __name__)
+"""Modules that a zygote of one job imports; the child imports torch's compiler, and other readers, if it needs them."""
 
 TORCHSCRIPT_NEEDS = frozenset({"landlock", "seccomp"})
 """Protections of files and the network: torch loads the archive, which torch does not promise to be safe."""
