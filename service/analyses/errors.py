@@ -57,7 +57,7 @@ class NoReportError(ServiceError, status=409, code="no_report", title="The analy
 class _EndedError(ServiceError):
     """An analysis that ended without a report while the client waited; the code says why."""
 
-    code_schema = {"type": "string"}  # noqa: RUF012
+    codes = ()
 
 
 class AnalysisRejectedError(
@@ -70,10 +70,12 @@ class AnalysisCrashedError(_EndedError, status=500, code="crashed", title="The a
 
 class AnalysisTimedOutError(
     _EndedError, status=504, code="timed_out", title="The analysis took longer than its time limit"
-): ...
+):
+    codes = ("time_limit_exceeded",)
 
 
-class AnalysisCancelledError(_EndedError, status=409, code="cancelled", title="The analysis was cancelled"): ...
+class AnalysisCancelledError(_EndedError, status=409, code="cancelled", title="The analysis was cancelled"):
+    codes = ("cancelled",)
 
 
 def not_found(analysis: str) -> AnalysisNotFoundError:

@@ -11,12 +11,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.errors import (
-    MEDIA_TYPE,
     DatabaseUnavailableError,
     InternalError,
     Problem,
     declare,
-    every_error,
 )
 from service.http.security import PUBLIC_PATHS, ScopeMissingError, UnauthorizedError, openapi_scheme
 
@@ -86,9 +84,6 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
     models: list[type[BaseModel]] = [Problem, *extra_models]
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     schemas.update(definitions["$defs"])
-    text = json.dumps(document)
-    problems = {error.schema_name(): error.json_schema() for error in every_error()}
-    schemas.update({name: schema for name, schema in problems.items() if f'"#/components/schemas/{name}"' in text})
     return document
 
 
@@ -117,7 +112,5 @@ def _properties(document: dict[str, Any], response: dict[str, Any]) -> dict[str,
 
 def _either(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Merge two responses that ``declare`` made for the same status."""
-    schemas = [response["content"][MEDIA_TYPE]["schema"] for response in (first, second)]
-    every = [reference for schema in schemas for reference in schema.get("anyOf", [schema])]
     description = f"{first['description'].removesuffix('.')}; {second['description']}"
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": every}}}}
+    return {**first, "description": description, "x-codes": [*first["x-codes"], *second["x-codes"]]}
