@@ -10,7 +10,7 @@ from pathlib import Path
 from service.cli.ending import Exit, end
 from service.cli.evaluate import InvalidInputError, NotEvaluatedError, estimate_here, evaluate_here, require_files
 from service.cli.progress import shown_progress
-from service.cli.remote import evaluate_there
+from service.cli.remote import connected, evaluate_there
 from service.policies import Policy, terms
 from service.settings import Settings
 from wsb_engine.costs import Estimate
@@ -35,14 +35,15 @@ def evaluated(
         require_files(model, batch)
         with shown_progress() as progress:
             if url is not None:
-                parts = {"policy": policy, "baseline": baseline} if asked else {}
-                return evaluate_there(
-                    *(url, model, batch, options),
-                    seconds=timeout,
-                    progress=progress,
-                    key=settings.api_key,
-                    judged={name: part.model_dump(mode="json") for name, part in parts.items() if part is not None},
-                )
+                with connected(url, settings.api_key) as client:
+                    _, report = evaluate_there(
+                        *(client, model, batch, options),
+                        seconds=timeout,
+                        progress=progress,
+                        policy=policy if asked else None,
+                        baseline=baseline if asked else None,
+                    )
+                    return report
             here = evaluate_here(
                 *(model, batch, options),
                 settings=settings,
