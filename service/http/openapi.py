@@ -19,6 +19,15 @@ from service.errors import (
 from service.http.security import PUBLIC_PATHS, ScopeMissingError, UnauthorizedError, openapi_scheme
 
 _REFERENCE = "#/components/schemas/{model}"
+_REQUEST_ID = {
+    # Every route takes it. At uploads it is declared because openapi-python-client writes a module that does not load
+    # for an operation with two kinds of body and no parameter.
+    "name": "X-Request-ID",
+    "in": "header",
+    "required": False,
+    "description": "Identifier of the request in the service's log, which the response repeats.",
+    "schema": {"type": "string"},
+}
 
 
 def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -26,7 +35,10 @@ def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict
     content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     if form is not None:
         content["multipart/form-data"] = {"schema": form}
-    return {"requestBody": {"required": True, "description": description, "content": content}}
+    return {
+        "requestBody": {"required": True, "description": description, "content": content},
+        "parameters": [_REQUEST_ID],
+    }
 
 
 def install(app: FastAPI, *, extra_models: tuple[type[BaseModel], ...]) -> None:
