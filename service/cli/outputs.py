@@ -86,7 +86,7 @@ def read_policy(path: Path, *, with_baseline: bool) -> Policy:
     if not with_baseline and (rule := policy.unmet_baseline()) is not None:
         raise UnusableError(
             f"{path}: rule {policy.rule.index(rule) + 1} compares {rule.metric} with a baseline: give one with "
-            '--baseline, or set on_missing = "pass" in the rule until there is one.'
+            '--baseline or --baseline-name, or set on_missing = "pass" in the rule until there is one.'
         )
     return policy
 

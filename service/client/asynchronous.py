@@ -14,7 +14,7 @@ from service.client.effects import Call, Effect, Event, Flow, LostError, Open, R
 from service.client.files import Source
 from service.client.flows import ProgressSink, Reference, Rules
 from service.client.following import follow, handed_out
-from service.client.resources import Analysis
+from service.client.resources import Analysis, Baseline
 from service.client.retries import Deadline, Session
 from service.policies import Verdict
 from wsb_engine.options import Options
@@ -154,6 +154,15 @@ class AsyncClient:
     ) -> Verdict:
         """As ``Client.compare``."""
         return await self._run(flows.compare(self._session, candidate, baseline, policy, learning_rate, Deadline()))
+
+    async def baseline(self, name: str) -> Baseline:
+        """As ``Client.baseline``."""
+        return await self._run(flows.baseline(self._session, name, Deadline()))
+
+    async def promote(self, name: str, analysis: Analysis | UUID | str, *, allow_older: bool = False) -> Baseline:
+        """As ``Client.promote``."""
+        flow = flows.promote(self._session, name, flows.identifier(analysis), allow_older, Deadline())
+        return await self._run(flow)
 
     async def events(
         self, analysis: Analysis | UUID | str, *, last_event_id: str | None = None, within: float | None = None

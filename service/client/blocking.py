@@ -14,7 +14,7 @@ from service.client.effects import Call, Effect, Event, Flow, LostError, Open, R
 from service.client.files import Source
 from service.client.flows import ProgressSink, Reference, Rules
 from service.client.following import follow, handed_out
-from service.client.resources import Analysis
+from service.client.resources import Analysis, Baseline
 from service.client.retries import Deadline, Session
 from service.policies import Verdict
 from wsb_engine.options import Options
@@ -220,6 +220,24 @@ class Client:
             ClientError: if the request fails.
         """
         return self._run(flows.compare(self._session, candidate, baseline, policy, learning_rate, Deadline()))
+
+    def baseline(self, name: str) -> Baseline:
+        """Return the baseline of this name; raises ClientError ``baseline_not_found`` if there is none."""
+        return self._run(flows.baseline(self._session, name, Deadline()))
+
+    def promote(self, name: str, analysis: Analysis | UUID | str, *, allow_older: bool = False) -> Baseline:
+        """Make an analysis the baseline of this name.
+
+        Args:
+            name: Name of the baseline, new or not.
+            analysis: An analysis that has succeeded, or its identifier.
+            allow_older: True to replace a baseline that was requested later.
+
+        Raises:
+            ClientError: ``baseline_newer`` if the baseline was requested later; others if the analysis can't be one.
+        """
+        flow = flows.promote(self._session, name, flows.identifier(analysis), allow_older, Deadline())
+        return self._run(flow)
 
     def events(
         self, analysis: Analysis | UUID | str, *, last_event_id: str | None = None, within: float | None = None

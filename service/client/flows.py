@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ValidationError
@@ -16,7 +17,7 @@ from service.client.effects import STORE_SECONDS, Call, Event, Flow, Reply, Send
 from service.client.errors import ClientError
 from service.client.files import File, Source, batch_file, model_file
 from service.client.following import follow
-from service.client.resources import Analysis
+from service.client.resources import Analysis, Baseline
 from service.client.retries import Deadline, Session, request
 from service.policies import Policy, Verdict, load_policy
 from wsb_engine.options import Options
@@ -156,6 +157,17 @@ def compare(
     headers = {"Content-Type": "application/json"}
     reply = yield from request(session, Send("POST", "/v1/comparisons", headers, body), deadline)
     return Verdict.model_validate(reply.json()["verdict"])
+
+
+def baseline(session: Session, name: str, deadline: Deadline) -> Flow[Baseline]:
+    reply = yield from request(session, Send("GET", f"/v1/baselines/{quote(name, safe='')}"), deadline)
+    return _parsed(Baseline, reply)
+
+
+def promote(session: Session, name: str, analysis: str, allow_older: bool, deadline: Deadline) -> Flow[Baseline]:
+    body = json.dumps({"analysis": analysis, "allow_older": allow_older}).encode()
+    send = Send("PUT", f"/v1/baselines/{quote(name, safe='')}", {"Content-Type": "application/json"}, body)
+    return _parsed(Baseline, (yield from request(session, send, deadline)))
 
 
 def identifier(analysis: Analysis | UUID | str) -> str:

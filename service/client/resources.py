@@ -43,3 +43,13 @@ class Analysis(_Resource):
     @property
     def has_ended(self) -> bool:
         return self.finished_at is not None
+
+
+class Baseline(_Resource):
+    """An analysis that others are compared with, under a name."""
+
+    name: str
+    analysis: UUID
+    promoted_at: datetime
+    replaced: UUID | None = None
+    """After a promotion, the analysis that was the baseline before."""

@@ -29,6 +29,8 @@ METRICS = "/metrics"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CHANGING_NOTHING = frozenset({"/v1/comparisons", "/sign-out"})
 """Paths that are posted to without changing data."""
+_SENDING_OUT = ("/v1/webhooks", "/v1/badges")
+"""Paths below which a change has results sent, or shown, to others."""
 
 
 class UnauthorizedError(ServiceError, status=401, code="unauthorized", title="An API key is required"):
@@ -104,6 +106,8 @@ def is_change(method: str, path: str) -> bool:
 def scope_of(method: str, path: str) -> KeyScope:
     """Return the scope that a request needs."""
     if path == METRICS or method == "DELETE" or path.endswith("/delete"):
+        return "admin"
+    if is_change(method, path) and path.startswith(_SENDING_OUT):
         return "admin"
     return "submit" if is_change(method, path) else "read"
 
