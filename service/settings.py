@@ -70,6 +70,8 @@ class Settings(BaseSettings):
         {}, description="Shares of the queue: name:weight,…; a tenant of weight 2 has two turns for each of another."
     )
     max_baselines: int = Field(200, ge=1, le=100_000, description="Largest number of baselines of one tenant.")
+    max_badges: int = Field(100, ge=0, le=100_000, description="Largest number of badges of one tenant.")
+    badge_seconds: int = Field(60, ge=0, le=86_400, description="How long caches may show a badge.")
     max_webhooks: int = Field(20, ge=0, le=10_000, description="Largest number of webhooks of one tenant.")
     webhooks_private: bool = Field(
         False, description="Send webhooks to private addresses and loopback too, and over http as well as https."

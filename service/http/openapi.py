@@ -16,7 +16,7 @@ from service.errors import (
     Problem,
     declare,
 )
-from service.http.security import PUBLIC_PATHS, ScopeMissingError, UnauthorizedError, openapi_scheme
+from service.http.security import ScopeMissingError, UnauthorizedError, is_public, openapi_scheme
 
 _REFERENCE = "#/components/schemas/{model}"
 _REQUEST_ID = {
@@ -76,9 +76,9 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
     forbidden = declare(ScopeMissingError)[403]
     away = declare(DatabaseUnavailableError)[503]
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             responses = operation["responses"]
-            if path not in PUBLIC_PATHS:
+            if not is_public(method.upper(), path):
                 # The empty alternative stands for a service without keys.
                 operation["security"] = [{name: []} for name in openapi_scheme()] + [{}]
                 responses["401"], responses["403"] = unauthorized, forbidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -24,7 +25,9 @@ PUBLIC_PATHS = frozenset(
         *(f"/static/{name}" for name in ("docs.js", "swagger-ui.css", "swagger-ui-bundle.js")),
     }
 )
-"""Paths that need no key; every other path needs one, whether or not it exists."""
+"""Paths that need no key; every other path but those of badges needs one, whether or not it exists."""
+_BADGE = re.compile(r"/v1/series/.+/badge\.svg")
+"""Needs a token of its own, which its route checks."""
 METRICS = "/metrics"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CHANGING_NOTHING = frozenset({"/v1/comparisons", "/sign-out"})
@@ -65,7 +68,7 @@ class Authentication:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
+        if scope["type"] == "http" and not is_public(scope["method"], scope["path"]):
             try:
                 session = scope.get("state", {}).get("session")
                 authorization = Headers(scope=scope).get("authorization")
@@ -96,6 +99,11 @@ class Authentication:
         if found.has_expired:
             raise UnauthorizedError(f"The key expired after {found.expires}.")
         return found
+
+
+def is_public(method: str, path: str) -> bool:
+    """Whether a request needs no key."""
+    return path in PUBLIC_PATHS or (method in _SAFE_METHODS and _BADGE.fullmatch(path) is not None)
 
 
 def is_change(method: str, path: str) -> bool:

@@ -18,6 +18,8 @@ from service.analyses.baseline_endpoints import BaselinePromotion
 from service.analyses.comparison_schemas import ComparisonRequest
 from service.analyses.repository import uses_blob
 from service.analyses.schemas import AnalysisRequest, FormRequest
+from service.badges import endpoints as badges
+from service.badges.endpoints import BadgeRequest
 from service.blobs.endpoints import blob_router
 from service.context import Context
 from service.database.engine import Database
@@ -58,6 +60,7 @@ _TAGS = [
     {"name": "models", "description": "Trained classifiers: ONNX files, PyTorch 2 and TorchScript archives."},
     {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
     {"name": "webhooks", "description": "Signed messages when analyses end."},
+    {"name": "badges", "description": "Pictures with the certified λ_max of a series."},
     {"name": "service", "description": "Capabilities, health and metrics of the service."},
 ]
 
@@ -112,11 +115,11 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
     files = (blob_router("models", uses_blob), blob_router("batches", uses_blob))
     pages = (sign_in.router, api_docs.router, web.router, comparison.router, series.router)
     results = (analyses.router, events.router, comparisons.router, baseline_endpoints.router)
-    for router in (*results, *files, webhooks.router, monitoring.router, *pages):
+    for router in (*results, *files, webhooks.router, badges.router, monitoring.router, *pages):
         app.include_router(router)
     problems.install(app)
-    bodies = (AnalysisRequest, FormRequest, ComparisonRequest, BaselinePromotion, WebhookRequest)
-    openapi.install(app, extra_models=bodies)
+    asking = (AnalysisRequest, FormRequest, ComparisonRequest)
+    openapi.install(app, extra_models=(*asking, BaselinePromotion, WebhookRequest, BadgeRequest))
     return app
 
 

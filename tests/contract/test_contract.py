@@ -55,6 +55,7 @@ def test_nothing_that_a_client_can_send_makes_the_service_break_its_specificatio
         "WSB_MAX_QUEUE": "100000",
         "WSB_MAX_QUEUE_PER_TENANT": "100000",
         "WSB_MAX_BASELINES": "100000",
+        "WSB_MAX_BADGES": "100000",
         "WSB_MAX_WEBHOOKS": "10000",
         "WSB_WEBHOOKS_PRIVATE": "true",
     }

@@ -28,6 +28,8 @@ NO_ID = {
     ("post", "/v1/batches"),
     ("get", "/v1/analyses"),
     ("get", "/v1/baselines"),
+    ("get", "/v1/badges"),
+    ("post", "/v1/badges"),
     ("get", "/v1/webhooks"),
     ("post", "/v1/webhooks"),
     ("get", "/v1/capabilities"),
@@ -61,6 +63,8 @@ def tenants(start_service: StartService, model_bytes: bytes, batch_bytes: bytes)
             "INSERT INTO webhooks (id, tenant, url, events, secret) VALUES (%s, 'ours', 'https://x', '[]', '')",
             ids["webhook_id"],
         )
+        ids["label"], ids["badge_id"] = "run", "11111111-1111-1111-1111-111111111111"
+        service.sql("INSERT INTO badges VALUES (%s, 'ours', 'run', '')", ids["badge_id"])
         ids["name"] = "our-baseline"
         service.sql("INSERT INTO baselines VALUES ('ours', %s, %s)", ids["name"], ids["analysis_id"])
         yield Tenants(service, ours, theirs, ids)
@@ -71,6 +75,8 @@ UNKNOWN = {
     "batch_id": "sha256:" + "1" * 64,
     "analysis_id": "00000000-0000-0000-0000-000000000000",
     "webhook_id": "22222222-2222-2222-2222-222222222222",
+    "label": "walk",
+    "badge_id": "22222222-2222-2222-2222-222222222222",
     "name": "no-baseline",
 }
 
@@ -96,7 +102,8 @@ def requests(specification: dict[str, Any], ids: dict[str, str]) -> Iterator[tup
         for method in operations:
             if "{" in path:
                 [body] = named.get((method, path), [None])
-                yield method, re.sub(r"\{(\w+)\}", lambda match: ids[match[1]], path), body
+                query = "?token=wsbb_unknown" if path.endswith("/badge.svg") else ""
+                yield method, re.sub(r"\{(\w+)\}", lambda match: ids[match[1]], path) + query, body
             elif (method, path) not in NO_ID:
                 for body in named[(method, path)]:
                     yield method, path, body
