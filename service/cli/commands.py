@@ -260,7 +260,7 @@ def check(
     found = evaluate(rules, run.report, base, options.learning_rate)
     typer.echo(describe(found, run.report), err=wanted.uses_stdout)
     with _ending_if_unwritable():
-        wanted.write(run.report, found)
+        wanted.write(run.report, found, base)
     if promote_on is not None and found.outcome in ("pass", promote_on) and run.analysis and baseline_name and url:
         typer.echo(promote(baseline_name, run.analysis, url, settings=settings), err=True)
     raise typer.Exit(_exit_of(found))

@@ -275,6 +275,7 @@ def test_the_learning_rate_is_an_option(files: tuple[str, str], tmp_path: Path) 
 
 def test_everything_that_is_asked_for_is_written(server: str, files: tuple[str, str], tmp_path: Path) -> None:
     names = {"json": "r.json", "verdict": "v.json", "junit": "j.xml", "markdown": "m.md", "html": "h.html"}
+    names["comment"] = "c.md"
     flags = [f"--{flag}={tmp_path / name}" for flag, name in names.items()]
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
@@ -284,6 +285,7 @@ def test_everything_that_is_asked_for_is_written(server: str, files: tuple[str, 
     assert Verdict.model_validate_json((tmp_path / "v.json").read_text()).outcome == "fail"
     assert ElementTree.parse(tmp_path / "j.xml").getroot().find(".//failure") is not None  # noqa: S314 - our own file
     assert "loss.value" in (tmp_path / "m.md").read_text()
+    assert "Sharpness: failed" in (tmp_path / "c.md").read_text()
     assert (tmp_path / "h.html").read_text().lower().startswith("<!doctype html>")
     assert summary.read_text() == "before\n" + (tmp_path / "m.md").read_text() + "\n"
 
