@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     webhooks_private: bool = Field(
         False, description="Send webhooks to private addresses and loopback too, and over http as well as https."
     )
+    webhooks_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Random text with which secrets of webhooks are sealed in the database; unset: they are not.",
+    )
     webhook_seconds: float = Field(10.0, gt=0, le=300, description="Time limit of one attempt at a delivery.")
     webhook_deliveries: int = Field(8, ge=1, le=1000, description="Deliveries of one process at a time.")
     webhook_retry_seconds: Annotated[tuple[float, ...], NoDecode] = Field(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 import httpx
 import structlog
@@ -17,6 +19,7 @@ from service.kit.background import background
 from service.webhooks import repository
 from service.webhooks.addresses import UnusableUrlError, resolved
 from service.webhooks.repository import Delivery
+from service.webhooks.sealing import SealedError, opened
 from service.webhooks.signature import headers
 
 _LEASE_SECONDS = 15.0
@@ -75,11 +78,12 @@ async def _attempt(context: Context, delivery: Delivery) -> None:
     settings, why, gone = context.settings, None, False
     try:
         async with asyncio.timeout(settings.webhook_seconds):
-            status = await send(delivery, private=settings.webhooks_private)
+            secret = opened(delivery.secret, settings.webhooks_key, delivery.webhook)
+            status = await send(delivery, secret, private=settings.webhooks_private)
         why, gone = None if 200 <= status < 300 else f"The receiver answered {status}.", status == _GONE
     except TimeoutError:
         why = f"The receiver did not answer within {settings.webhook_seconds:g} seconds."
-    except (httpx.HTTPError, UnusableUrlError) as error:
+    except (httpx.HTTPError, SealedError, UnusableUrlError) as error:
         why = str(error) or type(error).__name__
     try:
         async with context.database.transaction() as session:
@@ -91,7 +95,7 @@ async def _attempt(context: Context, delivery: Delivery) -> None:
         log.warning("deliveries_paused", error=str(error).partition("\n")[0])
 
 
-async def send(delivery: Delivery, *, private: bool) -> int:
+async def send(delivery: Delivery, secret: str, *, private: bool) -> int:
     """Send a message; return the status of the response, whose body is not read.
 
     Raises:
@@ -99,10 +103,10 @@ async def send(delivery: Delivery, *, private: bool) -> int:
         httpx.HTTPError: if there is no response.
     """
     to, payload = await resolved(delivery.url, private=private), delivery.payload.encode()
-    signed = headers(delivery.secret, f"msg_{delivery.id.hex}", int(time.time()), payload)
+    signed = headers(secret, f"msg_{delivery.id.hex}", int(time.time()), payload)
     # Neither a proxy of the environment nor a redirection leads anywhere else than to the address that was checked.
     async with (
-        httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None) as client,  # noqa: S113 - the caller's
+        httpx.AsyncClient(verify=_certificates(), trust_env=False, follow_redirects=False, timeout=None) as client,  # noqa: S113 - the caller's
         client.stream(
             "POST",
             to.url,
@@ -112,3 +116,9 @@ async def send(delivery: Delivery, *, private: bool) -> int:
         ) as response,
     ):
         return response.status_code
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read the certificates of authorities, which takes longer than a delivery, only once."""
+    return httpx.create_ssl_context(trust_env=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Literal, get_args
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -25,6 +25,7 @@ from service.http.bodies import UploadTooSlowError, read
 from service.http.security import InTenant
 from service.webhooks import repository
 from service.webhooks.addresses import MOST_CHARACTERS, UnusableUrlError, resolved
+from service.webhooks.sealing import sealed
 from service.webhooks.signature import PREFIX, decoded
 from service.webhooks.table import WebhookRow
 
@@ -134,7 +135,14 @@ async def create_webhook(request: Request, response: Response, context: InContex
             advice="Give a URL that anyone can reach; the operator can allow others by WSB_WEBHOOKS_PRIVATE.",
             errors=[FieldError(pointer="/url", detail=str(error))],
         ) from error
-    row = WebhookRow(tenant=tenant, url=wanted.url, events=list(dict.fromkeys(wanted.events)), secret=wanted.secret)
+    identifier = uuid4()
+    row = WebhookRow(
+        id=identifier,
+        tenant=tenant,
+        url=wanted.url,
+        events=list(dict.fromkeys(wanted.events)),
+        secret=sealed(wanted.secret, settings.webhooks_key, identifier),
+    )
     async with context.database.transaction() as session:
         if not await repository.add(session, row, settings.max_webhooks):
             text = f"The limit on webhooks, {settings.max_webhooks}, is reached."

@@ -50,6 +50,7 @@ class Delivery:
     webhook: UUID
     url: str
     secret: str
+    """As it is stored."""
     payload: str
     attempts: int
     """Number of this attempt, from 1."""

@@ -19,7 +19,7 @@ class WebhookRow(Base):
     url: Mapped[str] = mapped_column(Text)
     events: Mapped[list[str]] = mapped_column(JSON)
     secret: Mapped[str] = mapped_column(Text)
-    """As the client gave it: a signature needs the key itself, not its hash."""
+    """Sealed, if the operator has given a key; not hashed, because a signature needs the secret itself."""
     failures: Mapped[int] = mapped_column(Integer, default=0)
     """Failed attempts since the last success."""
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

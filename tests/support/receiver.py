@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - of the specification
 
@@ -27,7 +29,8 @@ class Receiver:
 
 
 @contextmanager
-def receiver(port: int = 0) -> Iterator[Receiver]:
+def receiver(port: int = 0, *, pem: Path | None = None) -> Iterator[Receiver]:
+    """Runs until the end of the block; over https, if there is a file with a certificate and its key."""
     found = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -43,6 +46,10 @@ def receiver(port: int = 0) -> Iterator[Receiver]:
         def log_message(self, *_: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    if pem is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(pem)
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     found.url = f"http://localhost:{server.server_port}/hook?a=b"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
