@@ -1,4 +1,4 @@
-"""Errors of the HTTP API as RFC 9457 problems; each class has its status, code, title and schema."""
+"""Errors of the HTTP API as RFC 9457 problems; each class has its status, code and title."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class ServiceError(Exception):
     status: ClassVar[HTTPStatus]
     code: ClassVar[str]
     title: ClassVar[str]
-    code_schema: ClassVar[dict[str, Any] | None] = None
-    """JSON schema of the code, for a class that stands for several codes."""
+    codes: ClassVar[tuple[str, ...] | None] = None
+    """Codes of a class that stands for several; empty if they are those of the engine."""
 
     def __init_subclass__(cls, *, status: int | None = None, code: str | None = None, title: str | None = None) -> None:
         super().__init_subclass__()
@@ -101,24 +101,9 @@ class ServiceError(Exception):
         )
 
     @classmethod
-    def schema_name(cls) -> str:
-        return f"{cls.__name__.removesuffix('Error')}Problem"
-
-    @classmethod
-    def json_schema(cls) -> dict[str, Any]:
-        """Return the JSON schema of the problem document, narrowed to this error."""
-        code = cls.code_schema or {"const": cls.code}
-        return {
-            "allOf": [
-                {"$ref": "#/components/schemas/Problem"},
-                {
-                    "type": "object",
-                    "properties": {"status": {"const": int(cls.status)}, "code": code},
-                },
-            ],
-            "title": cls.schema_name(),
-            "description": cls.title,
-        }
+    def possible_codes(cls) -> tuple[str, ...]:
+        """Return the codes that a problem of this class can have, apart from those of the engine."""
+        return (cls.code,) if cls.codes is None else cls.codes
 
 
 class MalformedRequestError(ServiceError, status=400, code="malformed_request", title="The request can't be read"): ...
@@ -166,22 +151,27 @@ class OtherHTTPError(ServiceError, status=400, code="http_error", title="The req
 
 
 def declare(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """Return FastAPI's ``responses`` for these errors, grouped by status."""
+    """Return FastAPI's ``responses`` for these errors, grouped by status.
+
+    All have the schema ``Problem``, because generators of clients drop a response with a choice of schemas. Which codes
+    a status can have is in the description, and for programs in ``x-codes``.
+    """
     grouped: dict[int, list[type[ServiceError]]] = defaultdict(list)
     for error in errors:
         grouped[int(error.status)].append(error)
     result: dict[int | str, dict[str, Any]] = {}
     for status, group in sorted(grouped.items()):
-        references = [{"$ref": f"#/components/schemas/{error.schema_name()}"} for error in group]
         result[status] = {
             "description": "; ".join(error.title for error in group) + ".",
-            "content": {MEDIA_TYPE: {"schema": references[0] if len(references) == 1 else {"anyOf": references}}},
+            "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
         }
+        if codes := [code for error in group for code in error.possible_codes()]:
+            result[status]["x-codes"] = codes
     return result
 
 
 def every_error() -> list[type[ServiceError]]:
-    """Return all concrete error classes defined so far, ordered by schema name."""
+    """Return all concrete error classes defined so far, ordered by name."""
     found: set[type[ServiceError]] = set()
     pending: list[type[ServiceError]] = [ServiceError]
     while pending:
@@ -189,4 +179,4 @@ def every_error() -> list[type[ServiceError]]:
             pending.append(subclass)
             if not subclass.__name__.startswith("_"):
                 found.add(subclass)
-    return sorted(found, key=lambda error: error.schema_name())
+    return sorted(found, key=lambda error: error.__name__)

@@ -12,8 +12,8 @@ from datetime import UTC, date, datetime
 from typing import Literal, get_args
 
 KeyScope = Literal["submit", "read", "admin"]
-"""``submit``: upload, request and cancel analyses. ``read``: everything that changes nothing. ``admin``: delete, and
-read the metrics, which count for all tenants."""
+"""``submit``: upload, request and cancel analyses. ``read``: everything that changes nothing. ``admin``: delete, have
+results sent or shown to others (webhooks, badges), and read the metrics, which count for all tenants."""
 SCOPES: frozenset[KeyScope] = frozenset(get_args(KeyScope))
 
 _PREFIX = "wsb_"

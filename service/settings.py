@@ -69,6 +69,28 @@ class Settings(BaseSettings):
     tenant_weights: Annotated[dict[str, float], NoDecode] = Field(
         {}, description="Shares of the queue: name:weight,…; a tenant of weight 2 has two turns for each of another."
     )
+    max_baselines: int = Field(200, ge=1, le=100_000, description="Largest number of baselines of one tenant.")
+    max_badges: int = Field(100, ge=0, le=100_000, description="Largest number of badges of one tenant.")
+    badge_seconds: int = Field(60, ge=0, le=86_400, description="How long caches may show a badge.")
+    max_webhooks: int = Field(20, ge=0, le=10_000, description="Largest number of webhooks of one tenant.")
+    webhooks_private: bool = Field(
+        False, description="Send webhooks to private addresses and loopback too, and over http as well as https."
+    )
+    webhooks_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Random text with which secrets of webhooks are sealed in the database; unset: they are not.",
+    )
+    webhook_seconds: float = Field(10.0, gt=0, le=300, description="Time limit of one attempt at a delivery.")
+    webhook_deliveries: int = Field(8, ge=1, le=1000, description="Deliveries of one process at a time.")
+    webhook_retry_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
+        (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
+        max_length=100,
+        description="Pauses before the retries of a delivery, separated by commas; after the last it is given up.",
+    )
+    webhook_max_failures: int = Field(
+        100, ge=1, le=1_000_000, description="Failed attempts in a row after which a webhook is disabled."
+    )
     max_wait_seconds: float = Field(60, ge=0, le=600, description="Largest N of Prefer: wait=N.")
     max_waiting_requests: int = Field(
         200, ge=1, description="Requests of one process that wait at once, shared by tenants; others are answered 202."
@@ -154,6 +176,11 @@ class Settings(BaseSettings):
     @classmethod
     def _weights(cls, value: object) -> object:
         return parse_weights(value) if isinstance(value, str) else value
+
+    @field_validator("webhook_retry_seconds", mode="before")
+    @classmethod
+    def _pauses(cls, value: object) -> object:
+        return tuple(value.split(",")) if isinstance(value, str) else value
 
     @field_validator("root_path")
     @classmethod

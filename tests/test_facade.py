@@ -1,31 +1,33 @@
-"""`import wsb` is `import wsb_engine` under the command's name."""
+"""`import wsb` is `import wsb_engine` under the command's name, with the client of the service."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import wsb
 import wsb_engine
 
-
-def test_the_facade_gives_what_the_engine_gives() -> None:
-    assert dir(wsb) == dir(wsb_engine) == wsb_engine.__all__
-    assert all(getattr(wsb, name) is getattr(wsb_engine, name) for name in wsb.__all__)
+CLIENT = {"AsyncClient", "Client", "ClientError"}
 
 
-def test_nothing_is_defined_in_it() -> None:
-    defining = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    assert not [node for node in ast.walk(ast.parse(Path(wsb.__file__).read_text())) if isinstance(node, defining)]
+def test_the_facade_gives_what_the_engine_gives_and_the_client() -> None:
+    assert dir(wsb) == wsb.__all__
+    assert set(wsb.__all__) == {*wsb_engine.__all__, *CLIENT}
+    assert all(getattr(wsb, name) is getattr(wsb_engine, name) for name in wsb_engine.__all__)
+    assert {getattr(wsb, name).__module__.rpartition(".")[0] for name in CLIENT} == {"service.client"}
 
 
-def test_importing_it_loads_no_torch() -> None:
-    run = [sys.executable, "-c", "import sys, wsb\nprint('torch' in sys.modules)"]
-    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "False\n"
+def test_neither_it_nor_the_client_loads_torch_or_the_server() -> None:
+    program = """
+import sys, wsb
+wsb.Client, wsb.AsyncClient, wsb.ClientError
+print([name for name in ("torch", "numpy", "httpx", "fastapi", "sqlalchemy") if name in sys.modules])
+"""
+    run = [sys.executable, "-c", program]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:

@@ -9,7 +9,7 @@ from service.policies import Policy, Verdict
 
 
 class ComparisonRequest(BaseModel):
-    """A policy and the reports to apply it to; each is a report or the identifier of its analysis."""
+    """A policy and the reports to apply it to: each a report, its analysis's identifier, or the name of a baseline."""
 
     model_config = ConfigDict(
         extra="forbid",

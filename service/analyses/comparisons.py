@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from service import errors
 from service.analyses.comparison_schemas import Comparison, ComparisonRequest
-from service.analyses.errors import AnalysisNotFoundError, NoReportError, ReportNotReadyError
+from service.analyses.errors import AnalysisNotFoundError, BaselineNotFoundError, NoReportError, ReportNotReadyError
 from service.analyses.references import resolve
 from service.analyses.submission import parse
 from service.context import InContext
@@ -32,7 +32,8 @@ _BODY = {
     description="Nothing is analysed or stored. A failed rule is part of the verdict, not an error.",
     responses=errors.declare(
         *(errors.MalformedRequestError, errors.BodyTooLargeError, errors.UnsupportedMediaTypeError, UploadTooSlowError),
-        *(errors.InvalidRequestError, AnalysisNotFoundError, ReportNotReadyError, NoReportError, errors.InternalError),
+        *(errors.InvalidRequestError, AnalysisNotFoundError, BaselineNotFoundError, ReportNotReadyError, NoReportError),
+        errors.InternalError,
     ),
     openapi_extra=_BODY,
 )

@@ -139,6 +139,10 @@ def _request_body() -> dict[str, Any]:
                 BlobNotFoundError,
                 InvalidRequestError,
                 InvalidFormError,
+                errors.AnalysisNotFoundError,
+                errors.BaselineNotFoundError,
+                errors.ReportNotReadyError,
+                errors.NoReportError,
                 errors.PolicyMissingError,
                 errors.BaselineDecidedError,
                 errors.DeviceUnavailableError,
@@ -277,8 +281,8 @@ async def cancel_analysis(analysis: AnalysisId, context: InContext, tenant: InTe
     "/{analysis_id}",
     status_code=HTTPStatus.NO_CONTENT,
     summary="Delete an analysis and its report",
-    description="Allowed once the analysis has ended. Its model and batch are kept.",
-    responses=declare(errors.AnalysisNotFoundError, errors.AnalysisLiveError),
+    description="Allowed once the analysis has ended, unless it is a baseline. Its model and batch are kept.",
+    responses=declare(errors.AnalysisNotFoundError, errors.AnalysisLiveError, errors.AnalysisIsBaselineError),
 )
 async def delete_analysis(analysis: AnalysisId, context: InContext, tenant: InTenant) -> None:
     await service.delete(context, tenant, analysis)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from service.analyses.error_codes import is_service_failure
 from service.analyses.table import AnalysisRow
 from service.errors import NotFoundError, ServiceError
@@ -22,6 +24,22 @@ class PolicyMissingError(
 
 class BaselineDecidedError(
     ServiceError, status=422, code="baseline_decided", title="The baseline stopped as soon as its policy was decided"
+): ...
+
+
+class BaselineNotFoundError(NotFoundError, code="baseline_not_found", title="No such baseline"): ...
+
+
+class BaselineNewerError(
+    ServiceError, status=409, code="baseline_newer", title="The baseline is newer than the analysis"
+): ...
+
+
+class BaselinesFullError(ServiceError, status=409, code="baselines_full", title="There are too many baselines"): ...
+
+
+class AnalysisIsBaselineError(
+    ServiceError, status=409, code="analysis_is_baseline", title="The analysis is a baseline and can't be deleted"
 ): ...
 
 
@@ -57,7 +75,7 @@ class NoReportError(ServiceError, status=409, code="no_report", title="The analy
 class _EndedError(ServiceError):
     """An analysis that ended without a report while the client waited; the code says why."""
 
-    code_schema = {"type": "string"}  # noqa: RUF012
+    codes: ClassVar[tuple[str, ...] | None] = ()
 
 
 class AnalysisRejectedError(
@@ -70,10 +88,12 @@ class AnalysisCrashedError(_EndedError, status=500, code="crashed", title="The a
 
 class AnalysisTimedOutError(
     _EndedError, status=504, code="timed_out", title="The analysis took longer than its time limit"
-): ...
+):
+    codes = ("time_limit_exceeded",)
 
 
-class AnalysisCancelledError(_EndedError, status=409, code="cancelled", title="The analysis was cancelled"): ...
+class AnalysisCancelledError(_EndedError, status=409, code="cancelled", title="The analysis was cancelled"):
+    codes = ("cancelled",)
 
 
 def not_found(analysis: str) -> AnalysisNotFoundError:

@@ -7,9 +7,10 @@ states it may leave, so that one that comes too late has no effect.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,10 +18,13 @@ from sqlalchemy import Select, and_, delete, exists, func, or_, select, text, up
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.analyses.table import FINAL_STATES, LIVE_STATES, AnalysisRow, FinalState, ReportRow, State
+from service.analyses.table import FINAL_STATES, LIVE_STATES, AnalysisRow, BaselineRow, FinalState, ReportRow, State
 from service.analyses.verdicts import judge
 from service.blobs.table import BlobRow
 from service.database.notifications import announce
+from service.webhooks import repository as webhooks
+
+_IS_BASELINE = exists().where(BaselineRow.analysis == AnalysisRow.id)
 
 
 async def find(session: AsyncSession, analysis: UUID, tenant: str) -> AnalysisRow | None:
@@ -180,6 +184,7 @@ async def succeed(session: AsyncSession, analysis: UUID, report: str) -> Analysi
         values = {"analysis": analysis, "body": report, "sha256": digest}
         await session.execute(insert(ReportRow).values(values).on_conflict_do_nothing())
         row.verdict = await judge(session, row, report)
+        await _tell(session, row, report)
     return row
 
 
@@ -188,25 +193,35 @@ async def fail(
 ) -> AnalysisRow | None:
     """End the analysis with an error; None if it is being cancelled or has ended."""
     state: FinalState = "timed_out" if timed_out else "failed"
-    return await _change(session, analysis, ("queued", "running"), state=state, error=error, finished_at=func.now())
+    row = await _change(session, analysis, ("queued", "running"), state=state, error=error, finished_at=func.now())
+    if row is not None:
+        await _tell(session, row)
+    return row
 
 
 async def cancelled(
     session: AsyncSession, analysis: UUID, *, allowed: Sequence[State] = LIVE_STATES
 ) -> AnalysisRow | None:
     """End the analysis as cancelled."""
-    return await _change(session, analysis, allowed, state="cancelled", finished_at=func.now())
+    row = await _change(session, analysis, allowed, state="cancelled", finished_at=func.now())
+    if row is not None:
+        await _tell(session, row)
+    return row
 
 
 async def delete_ended(session: AsyncSession, analysis: UUID) -> bool:
-    """Delete an analysis and its report; return whether it existed and had ended."""
-    query = delete(AnalysisRow).where(AnalysisRow.id == analysis, AnalysisRow.state.in_(FINAL_STATES))
+    """Delete an analysis and its report; return whether it existed, had ended, and was no baseline."""
+    query = delete(AnalysisRow).where(AnalysisRow.id == analysis, AnalysisRow.state.in_(FINAL_STATES), ~_IS_BASELINE)
     return await session.scalar(query.returning(AnalysisRow.id)) is not None
 
 
 async def delete_ended_before(session: AsyncSession, moment: datetime, *, limit: int) -> int:
-    """Delete at most ``limit`` analyses that ended before a moment, oldest first; return their number."""
-    old = select(AnalysisRow.id).where(AnalysisRow.state.in_(FINAL_STATES), AnalysisRow.finished_at < moment)
+    """Delete at most ``limit`` analyses that ended before a moment and are no baselines; return their number.
+
+    The oldest come first.
+    """
+    ended = (AnalysisRow.state.in_(FINAL_STATES), AnalysisRow.finished_at < moment, ~_IS_BASELINE)
+    old = select(AnalysisRow.id).where(*ended)
     old = old.order_by(AnalysisRow.finished_at).limit(limit).with_for_update(skip_locked=True)
     deleted = await session.scalars(delete(AnalysisRow).where(AnalysisRow.id.in_(old)).returning(AnalysisRow.id))
     return len(deleted.all())
@@ -234,3 +249,24 @@ async def _change(session: AsyncSession, analysis: UUID, allowed: Sequence[State
     if row is not None:
         await announce(session, analysis, ended=row.state in FINAL_STATES)
     return row
+
+
+async def _tell(session: AsyncSession, row: AnalysisRow, report: str | None = None) -> None:
+    """Have the tenant's webhooks told that an analysis has ended, once the transaction commits."""
+
+    def message() -> dict[str, Any]:
+        enclosure = None if report is None else json.loads(report).get("enclosure")
+        ends = None if enclosure is None else {name: enclosure["lambda_max"][name] for name in ("lower", "upper")}
+        url = f"/v1/analyses/{row.id}"
+        data = {
+            "id": str(row.id),
+            "state": row.state,
+            "error": None if row.error is None else row.error.get("code"),
+            "verdict": None if row.verdict is None else row.verdict["outcome"],
+            "lambda_max": ends,
+            "links": {"self": url, "report": None if report is None else f"{url}/report"},
+        }
+        return {"type": event, "timestamp": datetime.now(UTC).isoformat(), "data": data}
+
+    event = f"analysis.{row.state}"
+    await webhooks.record(session, row.tenant, event, message)

@@ -53,7 +53,9 @@ class AnalysisSettings(BaseModel):
     )
     policy: Policy | None = Field(None, description="Rules for the report; the analysis then has a verdict.")
     baseline: ReportReference | None = Field(
-        None, description="Baseline for rules about increases: the identifier of an analysis, or a report."
+        None,
+        description="What rules about increases compare with: the name of a baseline, the identifier of an analysis, or"
+        " a report.",
     )
     fresh: bool = Field(
         False, description="Run the analysis even if a report of the same model, batch and options exists."

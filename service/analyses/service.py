@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.analyses import repository
 from service.analyses.errors import (
     AnalysisFinalError,
+    AnalysisIsBaselineError,
     AnalysisLiveError,
     NoReportError,
     ReportNotReadyError,
@@ -21,7 +22,11 @@ from service.analyses.errors import (
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
 from service.context import Context
 from service.database import queue
+from service.database.engine import lock
 from service.errors import InternalError
+
+BASELINE_LOCK = "baselines"
+"""Held by whoever promotes or deletes an analysis, so that none is deleted while it becomes a baseline."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -159,10 +164,16 @@ async def delete(context: Context, tenant: str, analysis: UUID) -> None:
     Raises:
         AnalysisNotFoundError: also for an analysis of another tenant.
         AnalysisLiveError: if it has not ended.
+        AnalysisIsBaselineError: if it is a baseline.
     """
     async with context.database.transaction() as session:
+        await lock(session, BASELINE_LOCK)
         row = await find(session, tenant, analysis)
-        if not await repository.delete_ended(session, analysis):
-            raise AnalysisLiveError(
-                f"The analysis is {row.state}.", advice="Cancel it, or wait until it has ended.", analysis=str(row.id)
-            )
+        if await repository.delete_ended(session, analysis):
+            return
+        if row.state in FINAL_STATES:
+            advice = "Promote another analysis, or delete the baseline first."
+            raise AnalysisIsBaselineError("The analysis is a baseline.", advice=advice, analysis=str(row.id))
+        raise AnalysisLiveError(
+            f"The analysis is {row.state}.", advice="Cancel it, or wait until it has ended.", analysis=str(row.id)
+        )

@@ -72,3 +72,15 @@ class IdempotencyRow(Base):
     fingerprint: Mapped[str] = mapped_column(Text)
     """Fingerprint of the first request with the key."""
     analysis: Mapped[UUID] = mapped_column(ForeignKey("analyses.id", ondelete="CASCADE"))
+
+
+class BaselineRow(Base):
+    """The analysis that a tenant compares others with, under a name."""
+
+    __tablename__ = "baselines"
+
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    analysis: Mapped[UUID] = mapped_column(ForeignKey("analyses.id"))
+    """Can't be deleted meanwhile."""
+    promoted_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

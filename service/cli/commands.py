@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -164,6 +164,7 @@ ModelFile = Annotated[
 ]
 BatchFile = Annotated[Path, typer.Argument(exists=True, readable=True, help=".npz or .safetensors.")]
 Server = Annotated[str | None, typer.Option(help="URL of a server to analyse on instead of this machine.")]
+PromoteOn = Literal["pass", "warn"]
 Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock limit in seconds.")]
 
 
@@ -202,7 +203,7 @@ def analyze(
         _end("--stop decided needs a policy: use wsb check, or leave it out. [policy_missing]", Exit.INVALID)
     if compare_with is not None:
         typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
-    report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout)
+    report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout).report
     if not wanted.uses_stdout:
         typer.echo(summarize(report))
     with _ending_if_unwritable():
@@ -221,6 +222,13 @@ def check(
     baseline: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Report to compare with, written by --json.")
     ] = None,
+    baseline_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Baseline of the server to compare with, if it exists yet.")
+    ] = None,
+    promote_on: Annotated[
+        PromoteOn | None,
+        typer.Option(help="Make this analysis the baseline --baseline-name if it passes, or if it passes or warns."),
+    ] = None,
     url: Server = None,
     timeout: Seconds = None,
     *,
@@ -232,24 +240,45 @@ def check(
     Exit codes: 0 passed, 1 a rule failed, 2 invalid input, policy or baseline, 3 not evaluated.
     """
     from service.cli.outputs import Outputs, UnusableError, describe, read_baseline, read_policy
-    from service.cli.running import evaluated
+    from service.cli.running import evaluated, named_baseline, promote
     from service.policies import evaluate
 
-    wanted = Outputs(outputs)
+    wanted, settings = Outputs(outputs), read_settings()
     _check(wanted)
+    _check_baseline(baseline, baseline_name, promote_on, url, options)
     try:
-        rules = read_policy(policy, with_baseline=baseline is not None)
-        base = None if baseline is None else read_baseline(baseline, rules)
+        base = None
+        if baseline_name is not None and url is not None:
+            read_policy(policy, with_baseline=True)  # before the server is asked
+            base = named_baseline(baseline_name, url, settings=settings)
+        rules = read_policy(policy, with_baseline=baseline is not None or base is not None)
+        if baseline is not None:
+            base = read_baseline(baseline, rules)
     except UnusableError as error:
         _end(str(error), Exit.INVALID)
-    report = evaluated(
-        *(model, batch, options), settings=read_settings(), url=url, timeout=timeout, policy=rules, baseline=base
-    )
-    found = evaluate(rules, report, base, options.learning_rate)
-    typer.echo(describe(found, report), err=wanted.uses_stdout)
+    run = evaluated(*(model, batch, options), settings=settings, url=url, timeout=timeout, policy=rules, baseline=base)
+    found = evaluate(rules, run.report, base, options.learning_rate)
+    typer.echo(describe(found, run.report), err=wanted.uses_stdout)
     with _ending_if_unwritable():
-        wanted.write(report, found)
+        wanted.write(run.report, found, base)
+    if promote_on is not None and found.outcome in ("pass", promote_on) and run.analysis and baseline_name and url:
+        typer.echo(promote(baseline_name, run.analysis, url, settings=settings), err=True)
     raise typer.Exit(_exit_of(found))
+
+
+def _check_baseline(
+    baseline: Path | None, name: str | None, promote_on: str | None, url: str | None, options: Options
+) -> None:
+    """End the command if its flags about the baseline do not go together."""
+    if name is not None and url is None:
+        _end("--baseline-name is a baseline of a server: give its --url.", Exit.INVALID)
+    if name is not None and baseline is not None:
+        _end("Give either --baseline or --baseline-name.", Exit.INVALID)
+    if promote_on is not None and name is None:
+        _end("--promote-on needs a --baseline-name to promote to.", Exit.INVALID)
+    if promote_on is not None and options.stop == "decided":
+        text = "An analysis that stops when it is decided can't be a baseline: leave out --stop or --promote-on."
+        _end(f"{text} [baseline_decided]", Exit.INVALID)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 import os
 import signal
 import tempfile
@@ -18,6 +17,7 @@ from service.analyses.error_codes import is_limit, is_service_failure
 from service.child.entry import DATA_FILES_ENTRY, ENTRY, ESTIMATE_ENTRY, PRELOAD_ONCE
 from service.child.protections import required
 from service.cli.progress import ProgressSink
+from service.client.files import may_have_data_files
 from service.kit.devices import has_gpu
 from service.sandbox import IS_SUPPORTED, Job, Outcome, SandboxError
 from service.settings import Settings
@@ -25,10 +25,6 @@ from wsb_engine.costs import Estimate
 from wsb_engine.formats.foreign import folder_batch, folder_model
 from wsb_engine.options import Options
 from wsb_engine.report import Report
-
-_ARCHIVE = b"PK"
-_LOCATION = b"location"
-"""Contained in every ONNX file that refers to data files: the key of a data file's name."""
 
 
 class InvalidInputError(Exception):
@@ -135,15 +131,6 @@ def require_files(model: Path, batch: Path) -> None:
         if not path.is_file():
             advice = "Save its content as a file and give the path of that."
             raise failure("not_a_file", f"{path} is not a regular file.", advice, broke_down=False)
-
-
-def may_have_data_files(model: Path) -> bool:
-    """Whether a model file may refer to data files; False for certain without reading its structure."""
-    try:
-        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content[: len(_ARCHIVE)] != _ARCHIVE and content.find(_LOCATION) >= 0
-    except (OSError, ValueError):
-        return False  # empty or unreadable, which the engine reports
 
 
 def _result(outcome: Outcome) -> str:

@@ -30,6 +30,7 @@ def with_outputs(*, of_verdicts: bool) -> Callable[[Callable[..., None]], Callab
     offered = {"json": "Write the report here; - for stdout."}
     if of_verdicts:
         offered["verdict"] = "Write the verdict as JSON."
+        offered["comment"] = "Write Markdown for a pull request: λ_max before and after."
     offered |= {each.name: each.help for each in RENDERINGS if of_verdicts or not each.of_verdicts}
     flags = [
         inspect.Parameter(

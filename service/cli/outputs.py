@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from service.cli.summary import doubts
 from service.policies import Policy, PolicyError, Verdict, load_policy
 from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
+from service.rendering.comment import render_comment
 from service.rendering.registry import MARKDOWN, RENDERINGS
 from wsb_engine.report import SCHEMA_VERSION, Report
 
@@ -42,14 +43,14 @@ class Outputs:
             if path != STDOUT and not os.access(path if path.exists() else path.parent, os.W_OK):
                 raise UnusableError(f"{path} can't be written.")
 
-    def write(self, report: Report, verdict: Verdict | None = None) -> None:
+    def write(self, report: Report, verdict: Verdict | None = None, baseline: Report | None = None) -> None:
         """Write the requested outputs and, with a verdict, the step summary of GitHub Actions.
 
         Raises:
             OSError: if a file can't be written.
         """
         for name, path in self.paths.items():
-            write_text(path, _written(name, report, verdict))
+            write_text(path, _written(name, report, verdict, baseline))
         if verdict is not None and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
             with open(summary, "a", encoding="utf-8") as file:
                 file.write(MARKDOWN.render(report, verdict) + "\n")
@@ -63,11 +64,13 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _written(name: str, report: Report, verdict: Verdict | None) -> str:
+def _written(name: str, report: Report, verdict: Verdict | None, baseline: Report | None) -> str:
     if name == "json":
         return report.model_dump_json(indent=2) + "\n"
     if name == "verdict":
         return "" if verdict is None else verdict.model_dump_json(indent=2) + "\n"
+    if name == "comment":
+        return "" if verdict is None else render_comment(report, verdict, baseline)
     return next(each for each in RENDERINGS if each.name == name).render(report, verdict)
 
 
@@ -86,7 +89,7 @@ def read_policy(path: Path, *, with_baseline: bool) -> Policy:
     if not with_baseline and (rule := policy.unmet_baseline()) is not None:
         raise UnusableError(
             f"{path}: rule {policy.rule.index(rule) + 1} compares {rule.metric} with a baseline: give one with "
-            '--baseline, or set on_missing = "pass" in the rule until there is one.'
+            '--baseline or --baseline-name, or set on_missing = "pass" in the rule until there is one.'
         )
     return policy
 

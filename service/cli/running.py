@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from service.cli.ending import Exit, end
 from service.cli.evaluate import InvalidInputError, NotEvaluatedError, estimate_here, evaluate_here, require_files
 from service.cli.progress import shown_progress
-from service.cli.remote import evaluate_there
+from service.cli.remote import connected, evaluate_there
+from service.client.errors import ClientError
 from service.policies import Policy, terms
 from service.settings import Settings
 from wsb_engine.costs import Estimate
 from wsb_engine.options import Options
 from wsb_engine.report import Report
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A report, and the identifier of its analysis if a server has it."""
+
+    report: Report
+    analysis: str | None = None
 
 
 def evaluated(
@@ -28,21 +38,22 @@ def evaluated(
     timeout: float | None,
     policy: Policy | None = None,
     baseline: Report | None = None,
-) -> Report:
+) -> Evaluated:
     """Analyse here, or on a server if there is a URL; end the command if there is no report."""
     asked = terms(policy, baseline, options)
     with _ending_on_errors():
         require_files(model, batch)
         with shown_progress() as progress:
             if url is not None:
-                parts = {"policy": policy, "baseline": baseline} if asked else {}
-                return evaluate_there(
-                    *(url, model, batch, options),
-                    seconds=timeout,
-                    progress=progress,
-                    key=settings.api_key,
-                    judged={name: part.model_dump(mode="json") for name, part in parts.items() if part is not None},
-                )
+                with connected(url, settings.api_key) as client:
+                    analysis, report = evaluate_there(
+                        *(client, model, batch, options),
+                        seconds=timeout,
+                        progress=progress,
+                        policy=policy if asked else None,
+                        baseline=baseline if asked else None,
+                    )
+                    return Evaluated(report, str(analysis.id))
             here = evaluate_here(
                 *(model, batch, options),
                 settings=settings,
@@ -50,7 +61,31 @@ def evaluated(
                 progress=progress,
                 terms=asked,
             )
-            return asyncio.run(here)
+            return Evaluated(asyncio.run(here))
+
+
+def named_baseline(name: str, url: str, *, settings: Settings) -> Report | None:
+    """Fetch a server's baseline of this name; None if there is none yet. End the command if that fails."""
+    with _ending_on_errors(), connected(url, settings.api_key) as client:
+        try:
+            return client.report(client.baseline(name).analysis)
+        except ClientError as error:
+            if error.code != "baseline_not_found":
+                raise
+            return None
+
+
+def promote(name: str, analysis: str, url: str, *, settings: Settings) -> str:
+    """Make an analysis a server's baseline; return what has happened. End the command if that fails."""
+    with _ending_on_errors(), connected(url, settings.api_key) as client:
+        try:
+            made = client.promote(name, analysis)
+        except ClientError as error:
+            if error.code != "baseline_newer":
+                raise
+            return f"Not promoted: {error.detail} [{error.code}]"
+        instead = "" if made.replaced is None else f" in place of {made.replaced}"
+        return f"Baseline {name} is now {analysis}{instead}."
 
 
 def estimated(model: Path, batch: Path, options: Options, *, settings: Settings, timeout: float | None) -> Estimate:

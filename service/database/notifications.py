@@ -40,11 +40,11 @@ class Notifications:
         """For each analysis, the event of each waiter and whether it waits for every change."""
 
     @contextmanager
-    def subscribe(self, analysis: UUID, *, every_change: bool = False) -> Iterator[asyncio.Event]:
+    def subscribe(self, analysis: UUID | str, *, every_change: bool = False) -> Iterator[asyncio.Event]:
         """Yield an event that is set when the analysis ends, or may have ended unnoticed; the waiter clears it.
 
         Args:
-            analysis: Identifier of the analysis.
+            analysis: Identifier of the analysis, or the name of another topic that is announced on the channel.
             every_change: True to set the event at each change of state or progress too. Changes are not queued: several
                 before the waiter clears the event are one.
         """

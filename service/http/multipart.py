@@ -19,9 +19,7 @@ _ROOM_FOR_HEADERS = 1 << 16
 class InvalidFormError(ServiceError, status=422, code="invalid_form", title="The form has the wrong parts"):
     """A part is missing, unexpected, repeated, one too many, or has a file name that can't be used: see the code."""
 
-    code_schema = {  # noqa: RUF012
-        "enum": ["missing_part", "unexpected_part", "duplicate_part", "too_many_parts", "invalid_file_name"]
-    }
+    codes = ("missing_part", "unexpected_part", "duplicate_part", "too_many_parts", "invalid_file_name")
 
 
 class Writer(Protocol):

@@ -11,16 +11,23 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.errors import (
-    MEDIA_TYPE,
     DatabaseUnavailableError,
     InternalError,
     Problem,
     declare,
-    every_error,
 )
-from service.http.security import PUBLIC_PATHS, ScopeMissingError, UnauthorizedError, openapi_scheme
+from service.http.security import ScopeMissingError, UnauthorizedError, is_public, openapi_scheme
 
 _REFERENCE = "#/components/schemas/{model}"
+_REQUEST_ID = {
+    # Every route takes it. At uploads it is declared because openapi-python-client writes a module that does not load
+    # for an operation with two kinds of body and no parameter.
+    "name": "X-Request-ID",
+    "in": "header",
+    "required": False,
+    "description": "Identifier of the request in the service's log, which the response repeats.",
+    "schema": {"type": "string"},
+}
 
 
 def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -28,7 +35,10 @@ def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict
     content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     if form is not None:
         content["multipart/form-data"] = {"schema": form}
-    return {"requestBody": {"required": True, "description": description, "content": content}}
+    return {
+        "requestBody": {"required": True, "description": description, "content": content},
+        "parameters": [_REQUEST_ID],
+    }
 
 
 def install(app: FastAPI, *, extra_models: tuple[type[BaseModel], ...]) -> None:
@@ -66,9 +76,9 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
     forbidden = declare(ScopeMissingError)[403]
     away = declare(DatabaseUnavailableError)[503]
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             responses = operation["responses"]
-            if path not in PUBLIC_PATHS:
+            if not is_public(method.upper(), path):
                 # The empty alternative stands for a service without keys.
                 operation["security"] = [{name: []} for name in openapi_scheme()] + [{}]
                 responses["401"], responses["403"] = unauthorized, forbidden
@@ -86,9 +96,6 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
     models: list[type[BaseModel]] = [Problem, *extra_models]
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     schemas.update(definitions["$defs"])
-    text = json.dumps(document)
-    problems = {error.schema_name(): error.json_schema() for error in every_error()}
-    schemas.update({name: schema for name, schema in problems.items() if f'"#/components/schemas/{name}"' in text})
     return document
 
 
@@ -117,7 +124,5 @@ def _properties(document: dict[str, Any], response: dict[str, Any]) -> dict[str,
 
 def _either(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Merge two responses that ``declare`` made for the same status."""
-    schemas = [response["content"][MEDIA_TYPE]["schema"] for response in (first, second)]
-    every = [reference for schema in schemas for reference in schema.get("anyOf", [schema])]
     description = f"{first['description'].removesuffix('.')}; {second['description']}"
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": every}}}}
+    return {**first, "description": description, "x-codes": [*first["x-codes"], *second["x-codes"]]}

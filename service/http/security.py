@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -24,11 +25,15 @@ PUBLIC_PATHS = frozenset(
         *(f"/static/{name}" for name in ("docs.js", "swagger-ui.css", "swagger-ui-bundle.js")),
     }
 )
-"""Paths that need no key; every other path needs one, whether or not it exists."""
+"""Paths that need no key; every other path but those of badges needs one, whether or not it exists."""
+_BADGE = re.compile(r"/v1/series/.+/badge\.svg")
+"""Needs a token of its own, which its route checks."""
 METRICS = "/metrics"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CHANGING_NOTHING = frozenset({"/v1/comparisons", "/sign-out"})
 """Paths that are posted to without changing data."""
+_SENDING_OUT = ("/v1/webhooks", "/v1/badges")
+"""Paths below which a change has results sent, or shown, to others."""
 
 
 class UnauthorizedError(ServiceError, status=401, code="unauthorized", title="An API key is required"):
@@ -63,7 +68,7 @@ class Authentication:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
+        if scope["type"] == "http" and not is_public(scope["method"], scope["path"]):
             try:
                 session = scope.get("state", {}).get("session")
                 authorization = Headers(scope=scope).get("authorization")
@@ -96,6 +101,11 @@ class Authentication:
         return found
 
 
+def is_public(method: str, path: str) -> bool:
+    """Whether a request needs no key."""
+    return path in PUBLIC_PATHS or (method in _SAFE_METHODS and _BADGE.fullmatch(path) is not None)
+
+
 def is_change(method: str, path: str) -> bool:
     """Whether a request changes data."""
     return method not in _SAFE_METHODS and path not in _CHANGING_NOTHING
@@ -104,6 +114,8 @@ def is_change(method: str, path: str) -> bool:
 def scope_of(method: str, path: str) -> KeyScope:
     """Return the scope that a request needs."""
     if path == METRICS or method == "DELETE" or path.endswith("/delete"):
+        return "admin"
+    if is_change(method, path) and path.startswith(_SENDING_OUT):
         return "admin"
     return "submit" if is_change(method, path) else "read"
 

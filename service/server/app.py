@@ -12,11 +12,14 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 import wsb_engine
-from service.analyses import comparisons, events
+from service.analyses import baseline_endpoints, comparisons, events
 from service.analyses import endpoints as analyses
+from service.analyses.baseline_endpoints import BaselinePromotion
 from service.analyses.comparison_schemas import ComparisonRequest
 from service.analyses.repository import uses_blob
 from service.analyses.schemas import AnalysisRequest, FormRequest
+from service.badges import endpoints as badges
+from service.badges.endpoints import BadgeRequest
 from service.blobs.endpoints import blob_router
 from service.context import Context
 from service.database.engine import Database
@@ -38,6 +41,9 @@ from service.web import api_docs, comparison, series, sign_in
 from service.web import endpoints as web
 from service.web.browsers import Browsers
 from service.web.middleware import WebMiddleware
+from service.webhooks import endpoints as webhooks
+from service.webhooks.deliveries import deliveries
+from service.webhooks.endpoints import WebhookRequest
 
 _DESCRIPTION = """\
 Certified sharpness of a trained classifier: proven bounds on the largest and smallest eigenvalue of the Hessian of the
@@ -50,8 +56,11 @@ One request is enough: `POST /v1/analyses` as multipart/form-data with the parts
 _TAGS = [
     {"name": "analyses", "description": "Request an analysis, follow it, fetch its report."},
     {"name": "comparisons", "description": "Apply a policy to reports, alone or against a baseline."},
+    {"name": "baselines", "description": "Names for analyses that others are compared with."},
     {"name": "models", "description": "Trained classifiers: ONNX files, PyTorch 2 and TorchScript archives."},
     {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
+    {"name": "webhooks", "description": "Signed messages when analyses end."},
+    {"name": "badges", "description": "Pictures with the certified λ_max of a series."},
     {"name": "service", "description": "Capabilities, health and metrics of the service."},
 ]
 
@@ -105,10 +114,12 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
     app.add_middleware(WebMiddleware, root_path=settings.root_path)
     files = (blob_router("models", uses_blob), blob_router("batches", uses_blob))
     pages = (sign_in.router, api_docs.router, web.router, comparison.router, series.router)
-    for router in (analyses.router, events.router, comparisons.router, *files, monitoring.router, *pages):
+    results = (analyses.router, events.router, comparisons.router, baseline_endpoints.router)
+    for router in (*results, *files, webhooks.router, badges.router, monitoring.router, *pages):
         app.include_router(router)
     problems.install(app)
-    openapi.install(app, extra_models=(AnalysisRequest, FormRequest, ComparisonRequest))
+    asking = (AnalysisRequest, FormRequest, ComparisonRequest)
+    openapi.install(app, extra_models=(*asking, BaselinePromotion, WebhookRequest, BadgeRequest))
     return app
 
 
@@ -140,6 +151,7 @@ async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIter
             stopping=stopping,
         )
         await stack.enter_async_context(retention(context))
+        await stack.enter_async_context(deliveries(context))
         yield context
 
 

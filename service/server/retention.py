@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.analyses import repository
+from service.analyses.service import BASELINE_LOCK
 from service.blobs import leftovers
 from service.blobs import repository as blobs
 from service.blobs.errors import BlobInUseError, BlobNotFoundError
@@ -52,6 +53,7 @@ async def _sweep_for_ever(context: Context) -> None:
 async def sweep(context: Context, moment: datetime) -> None:
     """Delete analyses that ended before a moment, then files last sent before it that no analysis mentions.
 
+    Analyses that are baselines stay.
     Processes that sweep at the same time take turns, one batch each.
     """
     analyses, files = 0, 0
@@ -67,6 +69,7 @@ async def sweep(context: Context, moment: datetime) -> None:
 async def _sweep_analyses(context: Context, moment: datetime) -> int:
     async with context.database.transaction() as session:
         await lock(session, "retention")
+        await lock(session, BASELINE_LOCK)
         return await repository.delete_ended_before(session, moment, limit=_BATCH)
 
 

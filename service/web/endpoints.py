@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from service import rendering
-from service.analyses import representations, service
+from service.analyses import baselines, representations, service
+from service.analyses.baseline_endpoints import check_name
 from service.analyses.endpoints import AnalysisId, Cursor
 from service.analyses.schemas import LABEL, Analysis
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
@@ -95,6 +96,7 @@ async def show_analysis(request: Request, analysis: AnalysisId, context: InConte
     row, stored = await service.fetch(context, tenant, analysis)
     async with context.database.transaction() as session:
         _, *data_files = await stored_files(session, tenant, "models", row.model)
+        names = await baselines.names_of(session, analysis)
     live = row.state not in FINAL_STATES
     report = None if stored is None else await run_in_threadpool(_sections, row, stored)
     return page(
@@ -102,6 +104,7 @@ async def show_analysis(request: Request, analysis: AnalysisId, context: InConte
         "analysis.html",
         analysis=Analysis.of(row),
         data_files=data_files,
+        baselines=names,
         live=live,
         report=report,
         events=f"{request.scope['root_path']}/v1/analyses/{analysis}/events",
@@ -130,6 +133,15 @@ async def download_report(analysis: AnalysisId, context: InContext, tenant: InTe
 async def cancel(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
     await read_post(request)
     await service.cancel(context, tenant, analysis)
+    return see(request, "show_analysis", analysis_id=analysis)
+
+
+@router.post("/analyses/{analysis_id}/promote")
+async def promote(request: Request, analysis: AnalysisId, context: InContext, tenant: InTenant) -> Response:
+    fields = await read_post(request)
+    name = fields.get("name", "").strip()
+    check_name(name)
+    await baselines.promote(context, tenant, name, analysis, allow_older="allow_older" in fields)
     return see(request, "show_analysis", analysis_id=analysis)
 
 

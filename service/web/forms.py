@@ -12,7 +12,13 @@ from uuid import UUID
 from fastapi import Request
 from pydantic import ValidationError
 
-from service.analyses.errors import AnalysisNotFoundError, DeviceUnavailableError, NoReportError, ReportNotReadyError
+from service.analyses.errors import (
+    AnalysisNotFoundError,
+    BaselineNotFoundError,
+    DeviceUnavailableError,
+    NoReportError,
+    ReportNotReadyError,
+)
 from service.analyses.schemas import FormRequest
 from service.analyses.submission import Caller, accept
 from service.blobs.errors import BlobNotFoundError
@@ -159,7 +165,7 @@ async def _submitted(context: Context, tenant: str, files: Mapping[str, Received
         # The file was sent with an earlier form and has been deleted since.
         filled.values |= dict.fromkeys(_KEPT, "")
         filled.refuse_for(error)
-    except (AnalysisNotFoundError, ReportNotReadyError, NoReportError) as error:
+    except (AnalysisNotFoundError, BaselineNotFoundError, ReportNotReadyError, NoReportError) as error:
         filled.refuse_for(error, "baseline")
     except ServiceError as error:
         filled.refuse_for(error)

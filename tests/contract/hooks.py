@@ -25,6 +25,7 @@ MODELS = [onnx_mlp((4, 3, 3), seed=seed) for seed in range(8)]
 DEPENDENT = ("time_limit", "memory_limit", "output", "parameters", "head", "moments", "stop", "basis", "devices")
 """Options whose values can be right for one model, machine or policy and wrong for another."""
 POLICY = {"rule": [{"metric": "loss.value", "op": "<=", "limit": 1.0}]}
+WEBHOOK = {"url": "http://127.0.0.1:9/", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
 BATCHES = [npz_batch(samples=4, seed=seed) for seed in range(8)]
 
 
@@ -69,6 +70,8 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
         case.body = Binary(MODELS[pick])
     elif case.operation.path == "/v1/batches":
         case.body = Binary(BATCHES[pick])
+    elif case.operation.path == "/v1/webhooks":
+        case.body = WEBHOOK
     elif case.operation.path == "/v1/comparisons" and isinstance(case.body, dict):
         case.body = {**case.body, "policy": POLICY}
     elif is_form:

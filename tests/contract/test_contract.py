@@ -54,6 +54,10 @@ def test_nothing_that_a_client_can_send_makes_the_service_break_its_specificatio
         "WSB_API_KEYS": f"fuzz:{hash_key(key)}",
         "WSB_MAX_QUEUE": "100000",
         "WSB_MAX_QUEUE_PER_TENANT": "100000",
+        "WSB_MAX_BASELINES": "100000",
+        "WSB_MAX_BADGES": "100000",
+        "WSB_MAX_WEBHOOKS": "10000",
+        "WSB_WEBHOOKS_PRIVATE": "true",
     }
     with served(**settings, WSB_JOB_THREADS="1", WSB_LOG_LEVEL="error") as service:
         output = fuzz(service.url, tmp_path, key, examples=examples, reports=reports)

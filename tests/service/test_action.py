@@ -93,6 +93,94 @@ def executable(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+GH = """#!/usr/bin/env bash
+# Stands in for the GitHub CLI: comments are files.
+given="$*"
+printf '%s\\n' "$given" >>asked
+[ "$GH_TOKEN" = refused ] && exit 1
+case "$given" in
+  *--jq*)
+    marker=$(sed -n 's/.*startswith("\\(.*\\)")) | .id$/\\1/p' <<<"$given")
+    grep -l -- "^$marker$" comments/* | xargs -r -n 1 basename ;;
+  *"--method PATCH repos/me/it/issues/comments/"*)
+    number=${given#*issues/comments/}
+    cp "${given##*body=@}" "comments/${number%% *}" ;;
+  *"--method POST repos/me/it/issues/12/comments"*)
+    cp "${given##*body=@}" "comments/$(($(ls comments | wc -l) + 1))" ;;
+  *) exit 2 ;;
+esac
+"""
+CHECK = """#!/usr/bin/env bash
+# Stands in for wsb: writes the comment, and says what it knows of the token.
+echo "token: ${GH_TOKEN-none}" >>tokens
+while [ $# -gt 0 ]; do
+  [ "$1" = --comment ] && echo "$WSB_TEST_COMMENT" >"$2"
+  shift
+done
+exit 1
+"""
+
+
+@pytest.fixture
+def pull_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which steps of a pull request run, with stand-ins of wsb and of the GitHub CLI."""
+    (folder / "comments").mkdir()
+    (folder / "tools").mkdir()
+    executable(folder / "tools" / "gh", GH)
+    executable(folder / "tools" / "wsb", CHECK)
+    monkeypatch.setenv("GITHUB_REF", "refs/pull/12/merge")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "me/it")
+    return folder
+
+
+def step(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch, **inputs: str) -> int:
+    """Runs the action where the check writes this comment; its exit code."""
+    monkeypatch.setenv("WSB_TEST_COMMENT", text)
+    given = {"model": "model.onnx", "batch": "b", "policy": "p", "github-token": "secret", **inputs}
+    code, _, _ = run_action(folder, path=f"{folder / 'tools'}{os.pathsep}{os.environ['PATH']}", **given)
+    return code
+
+
+def comments(folder: Path) -> list[str]:
+    return [path.read_text().partition("\n")[2].strip() for path in sorted((folder / "comments").iterdir())]
+
+
+def test_a_comment_is_added_once_and_then_updated(pull_request: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (pull_request / "comments" / "1").write_text("\nlooks good")
+    assert step(pull_request, "first", monkeypatch) == 1
+    assert step(pull_request, "of another", monkeypatch, model="other.onnx") == 1
+    assert step(pull_request, "second", monkeypatch) == 1
+    assert comments(pull_request) == ["looks good", "second", "of another"]
+    asked = (pull_request / "asked").read_text()
+    assert (asked.count("--method POST"), asked.count("--method PATCH")) == (2, 1)
+    assert "secret" not in asked
+    assert set((pull_request / "tokens").read_text().splitlines()) == {"token: none"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "ref"),
+    [
+        ({"github-token": ""}, "refs/pull/12/merge"),
+        ({}, "refs/heads/main"),
+        ({"github-token": "refused"}, "refs/pull/1/head"),
+    ],
+)
+def test_without_a_token_that_may_comment_the_check_still_decides(
+    pull_request: Path, monkeypatch: pytest.MonkeyPatch, inputs: dict[str, str], ref: str
+) -> None:
+    monkeypatch.setenv("GITHUB_REF", ref)
+    assert step(pull_request, "text", monkeypatch, **inputs) == 1
+    assert comments(pull_request) == []
+    assert (pull_request / "asked").exists() == (inputs == {"github-token": "refused"})
+
+
+def test_no_input_gets_into_the_filter_of_comments(pull_request: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step(pull_request, "text", monkeypatch, model='")) | .id, "$(touch ran)" --> `touch ran`')
+    [line, _] = (pull_request / "asked").read_text().splitlines()
+    assert re.search(r'startswith\("<!-- wsb:[0-9a-f]{16} -->"\)\) \| \.id$', line)
+    assert not (pull_request / "ran").exists()
+
+
 def test_wsb_is_installed_from_the_action_where_it_is_missing(folder: Path) -> None:
     tools = folder / "tools"
     tools.mkdir()

@@ -101,7 +101,7 @@ def test_a_baseline_of_another_model_is_a_mismatch(service: Service, files: File
         ({"policy": policy({**rule(op="<=", limit=1), "metric": "loss.valu"})}, "/policy/rule/0/metric", "has no"),
         ({"policy": NOT_RISEN}, "", "needs a baseline"),
         ({"baseline": str(uuid4())}, "", "there is none"),
-        ({"policy": NOT_RISEN, "baseline": "latest"}, "/baseline/analysis", "UUID"),
+        ({"policy": NOT_RISEN, "baseline": "last week"}, "/baseline/named", "pattern"),
         ({"policy": NOT_RISEN, "baseline": {"loss": 1}}, "/baseline/report/engine", "required"),
     ],
 )

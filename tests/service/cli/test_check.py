@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 from support.command import wsb
@@ -199,6 +200,42 @@ def test_a_gate_on_a_server_stops_as_soon_as_it_is_decided(
     assert condition["baseline"]["upper"] > condition["baseline"]["lower"]
 
 
+def test_a_passing_check_becomes_the_baseline_of_the_next(server: str, files: tuple[str, str], tmp_path: Path) -> None:
+    text = '[[rule]]\nmetric = "loss.value"\nmax_increase = 0.1\non_missing = "pass"\n'
+    flags = ("--policy", policy(tmp_path, text), "--url", server, "--baseline-name", "main", "--promote-on", "pass")
+    first = wsb("check", *files, *flags)
+    assert (first.returncode, "Baseline main is now" in first.stderr) == (0, True), first.stdout + first.stderr
+    second = wsb("check", *files, *flags)
+    assert (second.returncode, "in place of" in second.stderr) == (0, True), second.stderr
+    assert "it has not risen by more than 0.1" in second.stdout
+
+
+@pytest.mark.slow
+def test_a_failing_check_promotes_nothing(server: str, files: tuple[str, str], tmp_path: Path) -> None:
+    flags = ("--policy", policy(tmp_path, FAILING), "--url", server, "--baseline-name", "n", "--promote-on", "warn")
+    result = wsb("check", *files, *flags)
+    assert (result.returncode, "Baseline" in result.stderr) == (1, False)
+    assert httpx.get(f"{server}/v1/baselines/n").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--baseline-name", "main"), "give its --url"),
+        full(("--url", "http://127.0.0.1:9", "--promote-on", "pass"), "needs a --baseline-name"),
+        full(
+            ("--url", "http://127.0.0.1:9", "--baseline-name=a", "--promote-on=pass", "--stop=decided"),
+            "[baseline_decided]",
+        ),
+    ],
+)
+def test_flags_about_the_baseline_that_do_not_go_together_end_with_2(
+    files: tuple[str, str], tmp_path: Path, flags: tuple[str, ...], told: str
+) -> None:
+    result = wsb("check", *files, "--policy", policy(tmp_path, PASSING), *flags)
+    assert (result.returncode, told in result.stderr) == (2, True), result.stderr
+
+
 def test_without_a_policy_there_is_nothing_to_decide(files: tuple[str, str]) -> None:
     result = wsb("analyze", *files, "--stop", "decided")
     assert (result.returncode, "[policy_missing]" in result.stderr) == (2, True)
@@ -238,6 +275,7 @@ def test_the_learning_rate_is_an_option(files: tuple[str, str], tmp_path: Path) 
 
 def test_everything_that_is_asked_for_is_written(server: str, files: tuple[str, str], tmp_path: Path) -> None:
     names = {"json": "r.json", "verdict": "v.json", "junit": "j.xml", "markdown": "m.md", "html": "h.html"}
+    names["comment"] = "c.md"
     flags = [f"--{flag}={tmp_path / name}" for flag, name in names.items()]
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
@@ -247,6 +285,7 @@ def test_everything_that_is_asked_for_is_written(server: str, files: tuple[str, 
     assert Verdict.model_validate_json((tmp_path / "v.json").read_text()).outcome == "fail"
     assert ElementTree.parse(tmp_path / "j.xml").getroot().find(".//failure") is not None  # noqa: S314 - our own file
     assert "loss.value" in (tmp_path / "m.md").read_text()
+    assert "Sharpness: failed" in (tmp_path / "c.md").read_text()
     assert (tmp_path / "h.html").read_text().lower().startswith("<!doctype html>")
     assert summary.read_text() == "before\n" + (tmp_path / "m.md").read_text() + "\n"
 

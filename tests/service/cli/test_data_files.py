@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from support.command import wsb
 from support.external import DATA, combined, external_mlp
 from support.forms import full
 from support.service import Service, npz_batch, onnx_mlp
 
-from service.cli import remote
-from service.cli.evaluate import NotEvaluatedError, may_have_data_files, within
-from wsb_engine.options import Options
+from service.cli.evaluate import NotEvaluatedError, within
+from service.client.files import may_have_data_files
 
 NAMES = (DATA, "part/second.bin")
 MODEL, FILES = external_mlp(*NAMES)
@@ -117,50 +114,3 @@ def test_a_missing_data_file_is_named_before_anything_is_sent(
     result = wsb("analyze", *files, "--url", api.url)
     assert (result.returncode, "[external_data_missing]" in result.stderr) == (2, True)
     assert api.sql("SELECT count(*) FROM blobs") == [(0,)]
-
-
-class Server:
-    """Says that it has every file, and loses them before it is asked for the analysis."""
-
-    def __init__(self) -> None:
-        self.posted: list[bytes] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.method == "HEAD":
-            return httpx.Response(200)
-        self.posted.append(request.read())
-        if len(self.posted) == 1:
-            return httpx.Response(404, json={"code": "blob_not_found", "detail": "There is no model."})
-        return httpx.Response(422, json={"code": "told", "detail": "Enough."})
-
-
-def test_files_that_a_server_loses_are_sent_after_all(files: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    server, seen = Server(), list[dict[str, Any]]()
-    client = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **more: client(**more, transport=httpx.MockTransport(server)))
-    model, batch = map(Path, files)
-    with pytest.raises(Exception, match="Enough"):
-        remote.evaluate_there("http://x", model, batch, Options(), seconds=None, progress=seen.append)
-    first, second = server.posted
-    assert combined(MODEL, FILES).encode() in first
-    assert not any(content in first for content in FILES.values())
-    assert all(content in second for content in [MODEL, *FILES.values(), batch.read_bytes()])
-    assert b'name="model_data"; filename="part/second.bin"' in second
-
-
-def test_the_progress_of_a_large_upload_is_shown(files: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def serve(request: httpx.Request) -> httpx.Response:
-        request.read()
-        return httpx.Response(404 if request.method == "HEAD" else 422, json={"code": "told", "detail": "Enough."})
-
-    seen: list[dict[str, Any]] = []
-    client = httpx.Client
-    monkeypatch.setattr(httpx, "Client", lambda **more: client(**more, transport=httpx.MockTransport(serve)))
-    model, batch = map(Path, files)
-    batch.write_bytes(bytes(5 << 20))
-    with pytest.raises(Exception, match="Enough"):
-        remote.evaluate_there("http://x", model, batch, Options(), seconds=None, progress=seen.append)
-    fractions = [message["fraction"] for message in seen]
-    assert len(fractions) == 5
-    assert fractions == sorted(fractions)
-    assert 0.9 < fractions[-1] <= 1

@@ -50,11 +50,31 @@ def test_every_operation_has_a_summary_and_an_identifier_of_its_own(specificatio
     assert len(identifiers) == len(set(identifiers))
 
 
-def test_every_error_is_declared_as_a_problem(specification: dict[str, Any]) -> None:
-    for path, method, operation in operations(specification):
-        for status, response in operation["responses"].items():
-            if int(status) >= 400:
-                assert list(response["content"]) == ["application/problem+json"], (path, method, status)
+def errors(specification: dict[str, Any]) -> list[tuple[tuple[str, str, str], dict[str, Any]]]:
+    return [
+        ((path, method, status), response)
+        for path, method, operation in operations(specification)
+        for status, response in operation["responses"].items()
+        if int(status) >= 400
+    ]
+
+
+def test_every_error_is_declared_as_the_one_problem(specification: dict[str, Any]) -> None:
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    declared = errors(specification)
+    assert len(declared) > 50
+    assert [place for place, response in declared if response["content"] != problem] == []
+    assert [name for name in specification["components"]["schemas"] if name.endswith("Problem")] == ["Problem"]
+    assert {"code", "detail", "errors", "advice"} < specification["components"]["schemas"]["Problem"][
+        "properties"
+    ].keys()
+
+
+def test_every_error_names_its_codes(specification: dict[str, Any]) -> None:
+    codes = {place: response.get("x-codes") for place, response in errors(specification)}
+    assert [place for place, found in codes.items() if not found] == []
+    assert codes[("/v1/analyses/{analysis_id}/events", "get", "503")] == ["too_many_streams", "database_unavailable"]
+    assert {"invalid_request", "missing_part", "idempotency_mismatch"} < set(codes[("/v1/analyses", "post", "422")])
 
 
 def test_creating_an_analysis_declares_each_status_it_can_give(specification: dict[str, Any]) -> None:

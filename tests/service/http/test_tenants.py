@@ -27,6 +27,11 @@ NO_ID = {
     ("post", "/v1/models"),
     ("post", "/v1/batches"),
     ("get", "/v1/analyses"),
+    ("get", "/v1/baselines"),
+    ("get", "/v1/badges"),
+    ("post", "/v1/badges"),
+    ("get", "/v1/webhooks"),
+    ("post", "/v1/webhooks"),
     ("get", "/v1/capabilities"),
 }
 """Routes of the interface that name nothing of anyone's; what they do for another tenant is tested on its own."""
@@ -53,6 +58,15 @@ def tenants(start_service: StartService, model_bytes: bytes, batch_bytes: bytes)
     with client(service, "ours") as ours, client(service, "theirs") as theirs:
         analysis = ours.post("/v1/analyses", files={"model": model_bytes, "batch": batch_bytes}).json()
         ids = {"model_id": analysis["model"], "batch_id": analysis["batch"], "analysis_id": analysis["id"]}
+        ids["webhook_id"] = "11111111-1111-1111-1111-111111111111"
+        service.sql(
+            "INSERT INTO webhooks (id, tenant, url, events, secret) VALUES (%s, 'ours', 'https://x', '[]', '')",
+            ids["webhook_id"],
+        )
+        ids["label"], ids["badge_id"] = "run", "11111111-1111-1111-1111-111111111111"
+        service.sql("INSERT INTO badges VALUES (%s, 'ours', 'run', '')", ids["badge_id"])
+        ids["name"] = "our-baseline"
+        service.sql("INSERT INTO baselines VALUES ('ours', %s, %s)", ids["name"], ids["analysis_id"])
         yield Tenants(service, ours, theirs, ids)
 
 
@@ -60,6 +74,10 @@ UNKNOWN = {
     "model_id": "sha256:" + "0" * 64,
     "batch_id": "sha256:" + "1" * 64,
     "analysis_id": "00000000-0000-0000-0000-000000000000",
+    "webhook_id": "22222222-2222-2222-2222-222222222222",
+    "label": "walk",
+    "badge_id": "22222222-2222-2222-2222-222222222222",
+    "name": "no-baseline",
 }
 
 
@@ -70,7 +88,8 @@ def bodies(ids: dict[str, str]) -> dict[tuple[str, str], list[Any]]:
     report = {"candidate": ids["analysis_id"], "baseline": ids["analysis_id"], "policy": rule}
     return {
         ("post", "/v1/analyses"): [{**own_model, **own_batch}],
-        ("post", "/v1/comparisons"): [report],
+        ("post", "/v1/comparisons"): [report, {**report, "candidate": ids["name"], "baseline": ids["name"]}],
+        ("put", "/v1/baselines/{name}"): [{"analysis": ids["analysis_id"]}],
     }
 
 
@@ -82,7 +101,9 @@ def requests(specification: dict[str, Any], ids: dict[str, str]) -> Iterator[tup
             continue
         for method in operations:
             if "{" in path:
-                yield method, re.sub(r"\{(\w+)\}", lambda match: ids[match[1]], path), None
+                [body] = named.get((method, path), [None])
+                query = "?token=wsbb_unknown" if path.endswith("/badge.svg") else ""
+                yield method, re.sub(r"\{(\w+)\}", lambda match: ids[match[1]], path) + query, body
             elif (method, path) not in NO_ID:
                 for body in named[(method, path)]:
                     yield method, path, body
@@ -122,6 +143,8 @@ def test_nothing_of_it_changed_and_its_owner_still_has_it(tenants: Tenants) -> N
 
 def test_lists_show_nothing_of_another_tenant(tenants: Tenants) -> None:
     assert tenants.theirs.get("/v1/analyses").json() == {"items": [], "next": None}
+    assert tenants.theirs.get("/v1/baselines").json() == {"items": []}
+    assert len(tenants.ours.get("/v1/baselines").json()["items"]) == 1
     assert len(tenants.ours.get("/v1/analyses").json()["items"]) == 1
 
 

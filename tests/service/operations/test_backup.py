@@ -186,8 +186,8 @@ def test_a_backup_of_earlier_tables_is_migrated(
     api: Service, files: Files, elsewhere: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.client.post("/v1/models", content=files["model"])
-    api.sql("DROP TABLE leftovers")
-    api.sql("DROP TABLE turns")
+    for table in ("badges", "deliveries", "webhooks", "baselines", "leftovers", "turns"):
+        api.sql(f"DROP TABLE {table}")
     api.sql("UPDATE alembic_version SET version_num = '0006'")
     monkeypatch.setattr(backup, "latest_revision", lambda: "0006")
     assert saved(api, tmp_path / "backup").revision == "0006"

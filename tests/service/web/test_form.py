@@ -66,7 +66,7 @@ def test_a_switch_that_is_off_is_off(api: Service, visit: Visit) -> None:
         ("policy", '[[rule]]\nmetric = "loss.valu"\nop = "<="\nlimit = 1', "rule 1 (line 1), metric: loss has no"),
         ("policy", "[[rule]\n<b>", "It is no TOML"),
         ("policy", '[[rule]]\nmetric = "loss.value"\nmax_increase = 1', "needs a baseline"),
-        ("baseline", "last-week", "valid UUID"),
+        ("baseline", "last week", "should match pattern"),
         ("timeout_s", "1e6", "limit is 3600 seconds"),
         ("stop", "decided", "There is no policy to decide"),
     ],

@@ -1,0 +1,116 @@
+"""Named baselines: promoting an analysis, and finding the one that a name stands for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+from sqlalchemy import exists, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.analyses.errors import BaselineDecidedError, BaselineNewerError, BaselineNotFoundError, BaselinesFullError
+from service.analyses.service import BASELINE_LOCK, find_report
+from service.analyses.table import AnalysisRow, BaselineRow
+from service.context import Context
+from service.database.engine import lock
+from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
+from service.policies.policy import stopped_when_decided
+from wsb_engine.report import Report
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A baseline that an analysis has just become."""
+
+    row: BaselineRow
+    replaced: UUID | None
+    """The analysis that was the baseline before; None if there was none, or the same."""
+    is_new: bool
+
+
+async def promote(context: Context, tenant: str, name: str, analysis: UUID, *, allow_older: bool) -> Promotion:
+    """Make an analysis the tenant's baseline of this name, in one transaction.
+
+    Raises:
+        AnalysisNotFoundError, ReportNotReadyError, NoReportError: if the analysis has no report, or not yet.
+        BaselineDecidedError: if it stopped as soon as its policy was decided.
+        BaselineNewerError: if the baseline was requested later, unless ``allow_older``.
+        BaselinesFullError: if the tenant has as many baselines as it may have.
+    """
+    async with context.database.transaction() as session:
+        await lock(session, BASELINE_LOCK)
+        row, stored = await find_report(session, tenant, analysis)
+        if stopped_when_decided(await asyncio.to_thread(Report.model_validate_json, stored.body)):
+            raise BaselineDecidedError(BASELINE_DECIDED, advice=PRODUCE_AGAIN, analysis=str(analysis))
+        known = await session.get(BaselineRow, (tenant, name))
+        if known is None:
+            await _check_room(session, context, tenant)
+            known = BaselineRow(tenant=tenant, name=name, analysis=analysis)
+            session.add(known)
+            await session.flush()
+            await session.refresh(known)
+            _note(name, analysis, None)
+            return Promotion(known, None, is_new=True)
+        before = known.analysis
+        if not allow_older:
+            await _check_age(session, name, before, row)
+        if before != analysis:
+            known.analysis, known.promoted_at = analysis, func.now()
+            await session.flush()
+            await session.refresh(known)
+        replaced = None if before == analysis else before
+    _note(name, analysis, replaced)
+    return Promotion(known, replaced, is_new=False)
+
+
+async def find(session: AsyncSession, tenant: str, name: str) -> BaselineRow:
+    """Find the tenant's baseline of this name.
+
+    Raises:
+        BaselineNotFoundError: also for a name of another tenant.
+    """
+    row = await session.get(BaselineRow, (tenant, name))
+    if row is None:
+        raise BaselineNotFoundError(
+            f"There is no baseline {name[:80]!r}.", advice="Promote an analysis with PUT /v1/baselines/NAME."
+        )
+    return row
+
+
+async def listed(session: AsyncSession, tenant: str) -> Sequence[BaselineRow]:
+    """List the tenant's baselines by name."""
+    query = select(BaselineRow).where(BaselineRow.tenant == tenant).order_by(BaselineRow.name)
+    return (await session.scalars(query)).all()
+
+
+async def names_of(session: AsyncSession, analysis: UUID) -> Sequence[str]:
+    """List the names for which an analysis is the baseline."""
+    query = select(BaselineRow.name).where(BaselineRow.analysis == analysis).order_by(BaselineRow.name)
+    return (await session.scalars(query)).all()
+
+
+async def _check_room(session: AsyncSession, context: Context, tenant: str) -> None:
+    limit = context.settings.max_baselines
+    query = select(func.count()).select_from(BaselineRow).where(BaselineRow.tenant == tenant)
+    if (await session.scalar(query) or 0) >= limit:
+        raise BaselinesFullError(f"The limit on baselines, {limit}, is reached.", advice="Delete one that is not used.")
+
+
+async def _check_age(session: AsyncSession, name: str, before: UUID, row: AnalysisRow) -> None:
+    newer = exists().where(AnalysisRow.id == before, AnalysisRow.sequence > row.sequence)
+    if await session.scalar(select(newer)):
+        raise BaselineNewerError(
+            f"The baseline {name!r} is a newer analysis than this one.",
+            advice="Keep it, or set allow_older to go back on purpose.",
+            analysis=str(before),
+        )
+
+
+def _note(name: str, analysis: UUID, replaced: UUID | None) -> None:
+    """Add to the audit line of the request which analysis has become which baseline."""
+    structlog.contextvars.bind_contextvars(
+        baseline=name, promoted=str(analysis), replaced=None if replaced is None else str(replaced)
+    )

@@ -1,0 +1,264 @@
+"""What a client does, call by call: each function is a flow that ``Client`` and ``AsyncClient`` run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ValidationError
+
+from service.client.effects import STORE_SECONDS, Call, Event, Flow, Reply, Send
+from service.client.errors import ClientError
+from service.client.files import File, Source, batch_file, model_file
+from service.client.following import follow
+from service.client.resources import Analysis, Baseline
+from service.client.retries import Deadline, Session, request
+from service.policies import Policy, Verdict, load_policy
+from wsb_engine.options import Options
+from wsb_engine.report import Report
+
+Rules: TypeAlias = Policy | Mapping[str, Any] | str | os.PathLike[str]
+"""A policy, or the path of its file."""
+Reference: TypeAlias = Report | Analysis | UUID | str
+"""A report, or the analysis that has it."""
+ProgressSink: TypeAlias = Callable[[dict[str, Any]], object]
+"""Called with ``phase`` and ``fraction``, and while an analysis runs with what is certified so far."""
+
+Resource = TypeVar("Resource", bound=BaseModel)
+
+_PROGRESS_BYTES = 1 << 20
+"""Shortest distance between two messages about the progress of an upload."""
+
+
+def ignore(message: dict[str, Any]) -> None:
+    """The progress that nobody asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """An analysis to ask for; the fields are those of the request of the HTTP API."""
+
+    model: Source
+    batch: Source
+    options: Options | Mapping[str, Any] | None = None
+    policy: Rules | None = None
+    baseline: Reference | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    timeout_s: float | None = None
+    fresh: bool = False
+
+    def files(self) -> tuple[File, File]:
+        return model_file(self.model), batch_file(self.batch)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the JSON of the request, without its files."""
+        given = {
+            "options": _document(self.options),
+            "policy": None if self.policy is None else policy_document(self.policy),
+            "baseline": None if self.baseline is None else reference(self.baseline),
+            "labels": dict(self.labels) or None,
+            "priority": self.priority or None,
+            "timeout_s": self.timeout_s,
+            "fresh": self.fresh or None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def submit(
+    session: Session, wanted: Wanted, *, key: str | None, deadline: Deadline, progress: ProgressSink
+) -> Flow[Analysis]:
+    """Send the files that the server does not have, and ask for the analysis."""
+    # The same for every attempt: one whose response was lost is not repeated by the server.
+    headers = {"Idempotency-Key": key or uuid4().hex, "Content-Type": "application/json"}
+    files = yield Call(wanted.files)
+    settings = yield Call(wanted.settings)
+    for attempt in (1, 2):
+        total = 0
+        sent = _Sent(progress)
+        missing = []
+        for file in files:
+            if file.content is not None and not (yield from _has(session, file, deadline)):
+                missing.append(file)
+                total += file.size
+        sent.total = total
+        for file in missing:
+            yield from _upload(session, file, deadline, sent)
+        names = dict(zip(("model", "batch"), (file.identifier for file in files), strict=True))
+        body = json.dumps({**settings, **names}).encode()
+        try:
+            reply = yield from request(session, Send("POST", "/v1/analyses", headers, body), deadline)
+        except ClientError as error:
+            if error.code != "blob_not_found" or attempt == 2:
+                raise  # else deleted in between
+        else:
+            return _analysis(reply)
+    raise AssertionError("the second attempt returns or raises")
+
+
+def wait(session: Session, analysis: str, deadline: Deadline, progress: ProgressSink) -> Flow[Analysis]:
+    """Wait until an analysis has ended."""
+
+    def told(event: Event) -> Flow[None]:
+        found = event.data if event.name == "progress" else event.data.get("progress")
+        if found:
+            progress(found)
+        yield from ()
+
+    yield from follow(session, analysis, None, deadline, told)
+    return (yield from get(session, analysis, deadline))
+
+
+def get(session: Session, analysis: str, deadline: Deadline) -> Flow[Analysis]:
+    return _analysis((yield from request(session, Send("GET", f"/v1/analyses/{analysis}"), deadline)))
+
+
+def cancel(session: Session, analysis: str, deadline: Deadline) -> Flow[Analysis]:
+    return _analysis((yield from request(session, Send("POST", f"/v1/analyses/{analysis}/cancel"), deadline)))
+
+
+def report(session: Session, analysis: Analysis | UUID | str, deadline: Deadline) -> Flow[Report]:
+    """Fetch a report; of an analysis that has ended without one, raise its error."""
+    if isinstance(analysis, Analysis) and analysis.has_ended and analysis.state != "succeeded":
+        raise without_report(analysis)
+    path, headers = f"/v1/analyses/{identifier(analysis)}/report", {"Accept": "application/json"}
+    reply = yield from request(session, Send("GET", path, headers), deadline)
+    return _parsed(Report, reply)
+
+
+def finished(session: Session, analysis: str, deadline: Deadline, progress: ProgressSink) -> Flow[Report]:
+    """Wait for an analysis and return its report."""
+    ended = yield from wait(session, analysis, deadline, progress)
+    return (yield from report(session, ended, deadline))
+
+
+def compare(
+    session: Session,
+    candidate: Reference,
+    baseline: Reference | None,
+    policy: Rules,
+    learning_rate: float | None,
+    deadline: Deadline,
+) -> Flow[Verdict]:
+    rules = yield Call(lambda: policy_document(policy))
+    given = {
+        "candidate": reference(candidate),
+        "baseline": None if baseline is None else reference(baseline),
+        "policy": rules,
+        "learning_rate": learning_rate,
+    }
+    body = json.dumps({name: value for name, value in given.items() if value is not None}).encode()
+    headers = {"Content-Type": "application/json"}
+    reply = yield from request(session, Send("POST", "/v1/comparisons", headers, body), deadline)
+    return Verdict.model_validate(reply.json()["verdict"])
+
+
+def baseline(session: Session, name: str, deadline: Deadline) -> Flow[Baseline]:
+    reply = yield from request(session, Send("GET", f"/v1/baselines/{quote(name, safe='')}"), deadline)
+    return _parsed(Baseline, reply)
+
+
+def promote(session: Session, name: str, analysis: str, allow_older: bool, deadline: Deadline) -> Flow[Baseline]:
+    body = json.dumps({"analysis": analysis, "allow_older": allow_older}).encode()
+    send = Send("PUT", f"/v1/baselines/{quote(name, safe='')}", {"Content-Type": "application/json"}, body)
+    return _parsed(Baseline, (yield from request(session, send, deadline)))
+
+
+def identifier(analysis: Analysis | UUID | str) -> str:
+    """Return the identifier of an analysis."""
+    return str(analysis.id if isinstance(analysis, Analysis) else analysis)
+
+
+def reference(given: Reference) -> Any:
+    """Return a report, or the identifier of its analysis, as requests have it."""
+    return given.model_dump(mode="json") if isinstance(given, Report) else identifier(given)
+
+
+def policy_document(policy: Rules) -> dict[str, Any]:
+    """Return a policy as JSON.
+
+    Raises:
+        PolicyError: if its file is not valid.
+        OSError: if the file can't be read.
+    """
+    if isinstance(policy, str | os.PathLike):
+        policy = load_policy(Path(policy))
+    return _document(policy)
+
+
+def without_report(ended: Analysis) -> ClientError:
+    """Return the error of an analysis that ended without a report."""
+    error, state = ended.error, ended.state
+    return ClientError(
+        f"The analysis has {state.replace('_', ' ')}." if error is None else error.message,
+        code=state if error is None else error.code,
+        advice="" if error is None else error.advice,
+        analysis=str(ended.id),
+        state=state,
+        details={} if error is None else error.details,
+    )
+
+
+def _document(given: BaseModel | Mapping[str, Any] | None) -> dict[str, Any]:
+    if isinstance(given, BaseModel):
+        return given.model_dump(mode="json")
+    return dict(given or {})
+
+
+def _has(session: Session, file: File, deadline: Deadline) -> Flow[bool]:
+    """Ask whether the server has the file; not by HEAD, whose errors say nothing."""
+    try:
+        yield from request(session, Send("GET", f"/v1/{file.kind}/{file.identifier}"), deadline)
+    except ClientError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+def _upload(session: Session, file: File, deadline: Deadline, sent: _Sent) -> Flow[None]:
+    send = Send("POST", f"/v1/{file.kind}", file=file, progress=sent.add, seconds=STORE_SECONDS)
+    reply = yield from request(session, send, deadline)
+    if reply.json()["id"] != file.identifier:
+        raise ClientError(
+            "A file has changed while it was being sent.", code="file_changed", advice="Send it when it is complete."
+        )
+
+
+class _Sent:
+    """Reports how much of an upload has been sent.
+
+    Args:
+        progress: Called from time to time.
+    """
+
+    def __init__(self, progress: ProgressSink) -> None:
+        self.total = 0
+        """Bytes of all files."""
+        self._progress = progress
+        self._sent = self._reported = 0
+
+    def add(self, size: int) -> None:
+        self._sent += size
+        if self._sent >= self._reported + _PROGRESS_BYTES:
+            self._reported = self._sent
+            # More than all is sent if a request is repeated.
+            self._progress({"phase": "upload", "fraction": min(1.0, self._sent / self.total)})
+
+
+def _analysis(reply: Reply) -> Analysis:
+    return _parsed(Analysis, reply)
+
+
+def _parsed(schema: type[Resource], reply: Reply) -> Resource:
+    try:
+        return schema.model_validate_json(reply.body)
+    except ValidationError as error:
+        text = f"The server's answer can't be read: {error.errors()[0]['msg']}"
+        raise ClientError(text, code="unreadable_response", status=reply.status) from error

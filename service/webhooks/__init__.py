@@ -1,0 +1,1 @@
+"""Webhooks: signed messages about analyses that have ended (https://www.standardwebhooks.com)."""
