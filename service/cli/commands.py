@@ -195,6 +195,7 @@ def analyze(
     from service.cli.running import evaluated
     from service.cli.summary import summarize
     from service.rendering import wording
+    from service.rendering.headline import Yardstick
 
     wanted = Outputs(outputs)
     _check(wanted)
@@ -203,10 +204,11 @@ def analyze(
     if compare_with is not None:
         typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
     report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout)
+    yardstick = Yardstick(options.learning_rate)
     if not wanted.uses_stdout:
-        typer.echo(summarize(report))
+        typer.echo(summarize(report, yardstick))
     with _ending_if_unwritable():
-        wanted.write(report)
+        wanted.write(report, yardstick=yardstick)
     if doubts := wording.doubts(report):
         _end("\n".join([f"{wording.UNRELIABLE} [check_failed]", *doubts]), Exit.NOT_EVALUATED)
 
@@ -233,7 +235,9 @@ def check(
     """
     from service.cli.outputs import Outputs, UnusableError, describe, read_baseline, read_policy
     from service.cli.running import evaluated
+    from service.cli.summary import summarize
     from service.policies import evaluate
+    from service.rendering.headline import yardstick_of
 
     wanted = Outputs(outputs)
     _check(wanted)
@@ -246,9 +250,10 @@ def check(
         *(model, batch, options), settings=read_settings(), url=url, timeout=timeout, policy=rules, baseline=base
     )
     found = evaluate(rules, report, base, options.learning_rate)
-    typer.echo(describe(found, report), err=wanted.uses_stdout)
+    yardstick = yardstick_of(rules.rate(options.learning_rate), base, found)
+    typer.echo(f"{summarize(report, yardstick)}\n\n{describe(found)}", err=wanted.uses_stdout)
     with _ending_if_unwritable():
-        wanted.write(report, found)
+        wanted.write(report, found, yardstick)
     raise typer.Exit(_exit_of(found))
 
 
