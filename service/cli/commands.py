@@ -164,6 +164,14 @@ ModelFile = Annotated[
 ]
 BatchFile = Annotated[Path, typer.Argument(exists=True, readable=True, help=".npz or .safetensors.")]
 Server = Annotated[str | None, typer.Option(help="URL of a server to analyse on instead of this machine.")]
+Name = Annotated[str | None, typer.Option(help="What to call the analysis on the server.")]
+Label = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME:VALUE",
+        help="Label of the analysis on the server; repeatable. In a CI run, commit, branch and run are set otherwise.",
+    ),
+]
 Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock limit in seconds.")]
 
 
@@ -174,6 +182,8 @@ def analyze(
     model: ModelFile,
     batch: BatchFile,
     url: Server = None,
+    name: Name = None,
+    label: Label = None,
     timeout: Seconds = None,
     compare_with: Annotated[
         str | None,
@@ -192,7 +202,7 @@ def analyze(
     Exit codes: 0 done, 2 invalid input, 3 not evaluated, or a check of the report failed.
     """
     from service.cli.outputs import Outputs
-    from service.cli.running import evaluated
+    from service.cli.running import about, evaluated
     from service.cli.summary import summarize
     from service.rendering import wording
     from service.rendering.headline import Yardstick
@@ -203,7 +213,8 @@ def analyze(
         _end("--stop decided needs a policy: use wsb check, or leave it out. [policy_missing]", Exit.INVALID)
     if compare_with is not None:
         typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
-    report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout)
+    told = about(name, label or [], url)
+    report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout, told=told)
     yardstick = Yardstick(options.learning_rate)
     if not wanted.uses_stdout:
         typer.echo(summarize(report, yardstick))
@@ -224,6 +235,8 @@ def check(
         Path | None, typer.Option(exists=True, dir_okay=False, help="Report to compare with, written by --json.")
     ] = None,
     url: Server = None,
+    name: Name = None,
+    label: Label = None,
     timeout: Seconds = None,
     *,
     outputs: dict[str, Path],
@@ -234,7 +247,7 @@ def check(
     Exit codes: 0 passed, 1 a rule failed, 2 invalid input, policy or baseline, 3 not evaluated.
     """
     from service.cli.outputs import Outputs, UnusableError, describe, read_baseline, read_policy
-    from service.cli.running import evaluated
+    from service.cli.running import about, evaluated
     from service.cli.summary import summarize
     from service.policies import evaluate
     from service.rendering.headline import yardstick_of
@@ -247,7 +260,13 @@ def check(
     except UnusableError as error:
         _end(str(error), Exit.INVALID)
     report = evaluated(
-        *(model, batch, options), settings=read_settings(), url=url, timeout=timeout, policy=rules, baseline=base
+        *(model, batch, options),
+        settings=read_settings(),
+        url=url,
+        timeout=timeout,
+        told=about(name, label or [], url),
+        policy=rules,
+        baseline=base,
     )
     found = evaluate(rules, report, base, options.learning_rate)
     yardstick = yardstick_of(rules.rate(options.learning_rate), base, found)

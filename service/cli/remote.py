@@ -40,7 +40,7 @@ def evaluate_there(
     seconds: float | None,
     progress: ProgressSink,
     key: SecretStr | None = None,
-    judged: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Report:
     """Send both files to a server and follow the analysis until it ends; an interrupt cancels it there.
 
@@ -52,14 +52,14 @@ def evaluate_there(
         seconds: Wall-clock limit that the server applies; None for the server's default.
         progress: Called with the progress of the analysis.
         key: API key, if the server requires one.
-        judged: Policy and baseline as JSON, if the analysis depends on them.
+        more: Further fields of the request: names, labels, and policy and baseline if the analysis depends on them.
 
     Raises:
         InvalidInputError, NotEvaluatedError: with a message for the user.
     """
     import httpx
 
-    request: dict[str, Any] = {"options": options.model_dump(mode="json"), **(judged or {})}
+    request: dict[str, Any] = {"options": options.model_dump(mode="json"), **(more or {})}
     if seconds is not None:
         request["timeout_s"] = seconds
     data = _data_files(model)

@@ -89,17 +89,17 @@ class Certain(NamedTuple):
     """The interval is within this distance of ``value``; empty if the interval is that number alone."""
 
 
-def certain(interval: Ends) -> Certain | None:
-    """Write an interval as the digits that all of it shares; None if fewer than ``FEWEST_CERTAIN`` are.
+def certain(interval: Ends, *, most: int = MAX_DIGITS) -> Certain | None:
+    """Write an interval as the digits that all of it shares, at most ``most``; None if fewer than ``FEWEST_CERTAIN``.
 
-    Both ends round to the same number with so many digits and to different ones with more, up to ``MAX_DIGITS``.
+    Both ends round to the same number with so many digits, and to different ones with one more.
     """
     lower, upper = Decimal(interval.lower), Decimal(interval.upper)
-    exact = Context(prec=MAX_DIGITS).create_decimal(lower)
+    exact = Context(prec=most).create_decimal(lower)
     if exact == lower == upper:
-        return Certain(number(interval.lower, MAX_DIGITS), "")
+        return Certain(number(interval.lower, most), "")
     largest = max(abs(lower), abs(upper)).adjusted()
-    for digits in range(MAX_DIGITS, FEWEST_CERTAIN - 1, -1):
+    for digits in range(most, FEWEST_CERTAIN - 1, -1):
         unit, context = Decimal((0, (1,), largest - digits + 1)), Context(prec=MAX_DIGITS + 1)
         value = lower.quantize(unit, context=context)
         if value == upper.quantize(unit, context=context):
@@ -114,6 +114,12 @@ def certain(interval: Ends) -> Certain | None:
 def interval(value: Ends) -> str:
     lower, upper = ends(value)
     return f"[{lower}, {upper}]"
+
+
+def within(value: Ends) -> str:
+    """Write an interval in the few characters of a table's cell: the digits that are certain, else both ends."""
+    shown = certain(value, most=DIGITS)
+    return " to ".join(ends(value, fewest=FEWEST_CERTAIN)) if shown is None else shown.value
 
 
 def middle(value: Ends) -> float:
