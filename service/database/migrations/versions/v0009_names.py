@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -22,35 +26,42 @@ _COLUMNS = {
     "reliable": sa.Boolean,
 }
 
-# OFFSET 0 keeps a report from being parsed once for each column. Devices are taken if they are plain text: anything
-# else could hold what a text of Postgres can't.
-_FILL = """
-UPDATE analyses SET
-    lambda_max_lower = coalesce(
-        doc #>> '{enclosure,lambda_max,lower}', doc #>> '{bounds,wolkowicz_styan,lambda_max,lower}'
-    )::double precision,
-    lambda_max_upper = coalesce(
-        doc #>> '{enclosure,lambda_max,upper}', doc #>> '{bounds,wolkowicz_styan,lambda_max,upper}'
-    )::double precision,
-    loss = (doc #>> '{loss,value}')::double precision,
-    accuracy = (doc #>> '{loss,accuracy}')::double precision,
-    parameters = (doc #>> '{model,parameters,count}')::bigint,
-    device = CASE
-        WHEN (doc #> '{engine,device}')::text ~ '^"[a-zA-Z0-9:+._-]{1,64}"$' THEN doc #>> '{engine,device}'
-    END,
-    seconds = (doc #>> '{timings,total}')::double precision,
-    reliable = NOT EXISTS (SELECT FROM json_array_elements(doc -> 'checks') AS item WHERE item ->> 'passed' = 'false')
-FROM (SELECT analysis, body::json AS doc FROM reports OFFSET 0) AS stored
-WHERE stored.analysis = analyses.id
-"""
+_PLAIN_DEVICE = re.compile(r"[a-zA-Z0-9:+._-]{1,64}")
 
 
 def upgrade() -> None:
     for name, kind in _COLUMNS.items():
         op.add_column("analyses", sa.Column(name, kind, nullable=True))
-    op.execute(sa.text(_FILL.replace(":", r"\:")))
+    _fill(op.get_bind())
 
 
 def downgrade() -> None:
     for name in _COLUMNS:
         op.drop_column("analyses", name)
+
+
+def _fill(connection: sa.Connection) -> None:
+    """Copy the numbers of stored reports; not in SQL, since Postgres refuses JSON with a null character in a text."""
+    body = sa.text("SELECT body FROM reports WHERE analysis = :analysis")
+    for analysis in connection.execute(sa.text("SELECT analysis FROM reports")).scalars().all():
+        numbers = _numbers(json.loads(connection.execute(body, {"analysis": analysis}).scalar_one()))
+        settings = ", ".join(f"{name} = :{name}" for name in numbers)
+        update = sa.text(f"UPDATE analyses SET {settings} WHERE id = :analysis")  # noqa: S608 - names from this file
+        connection.execute(update, {"analysis": analysis, **numbers})
+
+
+def _numbers(report: dict[str, Any]) -> dict[str, Any]:
+    bounds = report.get("bounds") or {}
+    part = report.get("enclosure") or bounds.get("wolkowicz_styan") or {}
+    closest, loss = part.get("lambda_max") or {}, report.get("loss") or {}
+    device = (report.get("engine") or {}).get("device") or ""
+    return {
+        "lambda_max_lower": closest.get("lower"),
+        "lambda_max_upper": closest.get("upper"),
+        "loss": loss.get("value"),
+        "accuracy": loss.get("accuracy"),
+        "parameters": ((report.get("model") or {}).get("parameters") or {}).get("count"),
+        "device": device if _PLAIN_DEVICE.fullmatch(device) else None,
+        "seconds": (report.get("timings") or {}).get("total"),
+        "reliable": all(check["passed"] for check in report.get("checks") or ()),
+    }
