@@ -12,13 +12,24 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.analyses import errors, representations, service
+from service.analyses.listing import CURSOR, NEWEST, Listing, Sort, listed
 from service.analyses.representations import NotAcceptableError, negotiated, represent
-from service.analyses.schemas import LABEL_KEY, LABEL_VALUE, Analysis, AnalysisPage, AnalysisRequest, FormRequest
+from service.analyses.schemas import (
+    LABEL_KEY,
+    LABEL_VALUE,
+    PLAIN,
+    Analysis,
+    AnalysisPage,
+    AnalysisRequest,
+    FormRequest,
+)
 from service.analyses.submission import Caller, submit
 from service.analyses.table import FINAL_STATES, State
 from service.analyses.waiting import wait_until_ended
+from service.analyses.yardsticks import yardstick_of
 from service.blobs.errors import UPLOAD_ERRORS, BlobNotFoundError
 from service.blobs.parts import PART_SCHEMAS
+from service.blobs.repository import IDENTIFIER, hex_digest
 from service.context import InContext
 from service.errors import InternalError, InvalidRequestError, declare
 from service.http.headers import described, matches, preferred_wait
@@ -81,9 +92,31 @@ Labels = Annotated[
         max_length=32,
     ),
 ]
+NameFilter = Annotated[
+    str | None,
+    Query(
+        alias="name",
+        description="Return only analyses whose name, or a file name of which, contains this text in any case.",
+        pattern=f"^{PLAIN}$",
+    ),
+]
+ModelFilter = Annotated[
+    str | None, Query(alias="model", description="Return only analyses of this model.", pattern=IDENTIFIER.pattern)
+]
+BatchFilter = Annotated[
+    str | None, Query(alias="batch", description="Return only analyses on this batch.", pattern=IDENTIFIER.pattern)
+]
+Order = Annotated[
+    Sort,
+    Query(
+        alias="sort",
+        description="Order: by creation, or by a number of the report (of `lambda_max`, its upper end); `-` puts the"
+        " largest first. Analyses without the number come last, and of equals the newest first.",
+    ),
+]
 PageSize = Annotated[int, Query(ge=1, le=200, description="Largest number of analyses on a page.")]
 Cursor = Annotated[
-    str | None, Query(pattern="^[1-9][0-9]{0,17}$", description="Cursor from `next` of the previous page.")
+    str | None, Query(pattern=f"^{CURSOR}$", description="Cursor from `next` of the previous page, in the same order.")
 ]
 
 
@@ -193,20 +226,33 @@ async def create_analysis(
     return JSONResponse(Analysis.of(row).model_dump(mode="json"), HTTPStatus.ACCEPTED, headers)
 
 
-@router.get("", summary="List analyses, newest first", responses=declare(InvalidRequestError))
+@router.get("", summary="List analyses", responses=declare(InvalidRequestError))
 async def list_analyses(
     context: InContext,
     tenant: InTenant,
     state: States = None,
     label: Labels = None,
+    name: NameFilter = None,
+    model: ModelFilter = None,
+    batch: BatchFilter = None,
+    sort: Order = NEWEST,
     limit: PageSize = 50,
     after: Cursor = None,
 ) -> AnalysisPage:
-    states, labels = state or (), label or ()
-    page = await service.newest(context, tenant, states=states, labels=labels, limit=limit, after=after)
+    listing = Listing(
+        states=state or (),
+        labels=label or (),
+        name=name or "",
+        model=hex_digest(model),
+        batch=hex_digest(batch),
+        sort=sort,
+    )
+    page = await listed(context, tenant, listing, limit=limit, after=after)
     following = None
     if page.after is not None:
-        query = [*(("state", item) for item in states), *(("label", item) for item in labels)]
+        query = [*(("state", item) for item in listing.states), *(("label", item) for item in listing.labels)]
+        query += [(key, value) for key, value in (("name", name), ("model", model), ("batch", batch)) if value]
+        query += [("sort", sort)] if sort != NEWEST else []
         following = f"/v1/analyses?{urlencode([*query, ('limit', str(limit)), ('after', page.after)])}"
     return AnalysisPage(items=[Analysis.of(row) for row in page.rows], next=following)
 
@@ -263,7 +309,8 @@ async def get_report(
     kind = negotiated(accept)
     async with context.database.transaction() as session:
         row, report = await service.find_report(session, tenant, analysis)
-    return await represent(row, report, kind, if_none_match=if_none_match)
+        yardstick = None if kind == representations.JSON else await yardstick_of(session, row)
+    return await represent(row, report, kind, yardstick, if_none_match=if_none_match)
 
 
 @router.post(

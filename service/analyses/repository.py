@@ -6,6 +6,7 @@ states it may leave, so that one that comes too late has no effect.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections import Counter
@@ -14,10 +15,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, and_, delete, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service.analyses.numbers import columns
 from service.analyses.table import FINAL_STATES, LIVE_STATES, AnalysisRow, BaselineRow, FinalState, ReportRow, State
 from service.analyses.verdicts import judge
 from service.blobs.table import BlobRow
@@ -106,38 +108,26 @@ def _of_blob(blob: BlobRow) -> Select[UUID]:
     return select(AnalysisRow.id).where(AnalysisRow.tenant == blob.tenant, column == blob.sha256).limit(1)
 
 
-async def newest(
-    session: AsyncSession,
-    tenant: str,
-    *,
-    states: Sequence[State],
-    labels: Sequence[dict[str, str]],
-    label_keys: Sequence[str],
-    before: int | None,
-    limit: int,
-) -> Sequence[AnalysisRow]:
-    """List the tenant's analyses, newest first.
+async def earlier(session: AsyncSession, row: AnalysisRow, *series: ColumnElement[bool]) -> AnalysisRow | None:
+    """Find the last analysis before this one, of the same tenant and series, whose λ_max can be compared with its.
 
     Args:
         session: Session to read with.
-        tenant: Owner of the analyses.
-        states: States to include; none includes all.
-        labels: Labels that an analysis must have, each with its value.
-        label_keys: Labels that it must have, with any value.
-        before: Sequence number that it must be below.
-        limit: Largest number of analyses.
+        row: An analysis that has its report.
+        series: Conditions that make the series.
     """
-    query = select(AnalysisRow).where(AnalysisRow.tenant == tenant)
-    query = query.order_by(AnalysisRow.sequence.desc()).limit(limit)
-    if states:
-        query = query.where(AnalysisRow.state.in_(states))
-    for label in labels:
-        query = query.where(AnalysisRow.labels.contains(label))
-    for key in label_keys:
-        query = query.where(AnalysisRow.labels.has_key(key))
-    if before is not None:
-        query = query.where(AnalysisRow.sequence < before)
-    return (await session.scalars(query)).all()
+    query = select(AnalysisRow).where(
+        AnalysisRow.tenant == row.tenant,
+        AnalysisRow.sequence < row.sequence,
+        AnalysisRow.state == "succeeded",
+        AnalysisRow.batch == row.batch,
+        AnalysisRow.parameters == row.parameters,
+        AnalysisRow.lambda_max_lower.is_not(None),
+        AnalysisRow.reliable.is_not(False),
+        *series,
+    )
+    found: AnalysisRow | None = await session.scalar(query.order_by(AnalysisRow.sequence.desc()).limit(1))
+    return found
 
 
 async def start(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:
@@ -183,6 +173,8 @@ async def succeed(session: AsyncSession, analysis: UUID, report: str) -> Analysi
         digest = hashlib.sha256(report.encode()).hexdigest()
         values = {"analysis": analysis, "body": report, "sha256": digest}
         await session.execute(insert(ReportRow).values(values).on_conflict_do_nothing())
+        for name, value in (await asyncio.to_thread(columns, report)).items():
+            setattr(row, name, value)
         row.verdict = await judge(session, row, report)
         await _tell(session, row, report)
     return row

@@ -15,6 +15,7 @@ from service.analyses.table import AnalysisRow, ReportRow
 from service.errors import ServiceError
 from service.http.headers import matches
 from service.policies import Verdict
+from service.rendering.headline import Yardstick
 from service.rendering.registry import RENDERINGS
 from wsb_engine.report import Report
 
@@ -67,9 +68,21 @@ def _quality(kind: str, ranges: list[tuple[str, float]]) -> float:
 
 
 async def represent(
-    row: AnalysisRow, report: ReportRow, kind: str, *, if_none_match: str | None = None, status: int = HTTPStatus.OK
+    row: AnalysisRow,
+    report: ReportRow,
+    kind: str,
+    yardstick: Yardstick | None = None,
+    *,
+    if_none_match: str | None = None,
 ) -> Response:
     """Respond with the report as ``kind``, including the verdict if its analysis has one.
+
+    Args:
+        row: The analysis.
+        report: Its report.
+        kind: Media type.
+        yardstick: What the report's first sentence compares with.
+        if_none_match: Entity tags of the client's copies.
 
     Raises:
         NotAcceptableError: if the report is of an older version, of which only JSON is available.
@@ -77,7 +90,7 @@ async def represent(
     if kind == JSON:
         body, etag = report.body.encode(), report.sha256
     else:
-        body = await run_in_threadpool(_rendered, row, report, kind)
+        body = await run_in_threadpool(_rendered, row, report, kind, yardstick)
         etag = hashlib.sha256(body).hexdigest()
     headers = {
         "ETag": f'"{etag}"',
@@ -89,7 +102,7 @@ async def represent(
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     if kind in _RENDERINGS:
         headers |= _RENDERINGS[kind].headers
-    return Response(body, status, headers, media_type=kind)
+    return Response(body, headers=headers, media_type=kind)
 
 
 def parsed(report: str) -> Report | None:
@@ -104,11 +117,11 @@ def verdict_of(row: AnalysisRow) -> Verdict | None:
     return None if row.verdict is None else Verdict.model_validate(row.verdict)
 
 
-def _rendered(row: AnalysisRow, stored: ReportRow, kind: str) -> bytes:
+def _rendered(row: AnalysisRow, stored: ReportRow, kind: str, yardstick: Yardstick | None) -> bytes:
     report = parsed(stored.body)
     if report is None:
         raise NotAcceptableError("An older version produced the report; it is available only as application/json.")
-    return _RENDERINGS[kind].render(report, verdict_of(row)).encode()
+    return _RENDERINGS[kind].render(report, verdict_of(row), yardstick).encode()
 
 
 def described() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.analyses.numbers import Numbers, numbers_of
 from service.analyses.references import ReportReference
 from service.analyses.table import FINAL_STATES, AnalysisRow, State
 from service.blobs.repository import identifier
@@ -23,11 +24,17 @@ LABEL_VALUE = r"[^\x00-\x1f\x7f]{0,256}"
 LABEL = re.compile(f"{LABEL_KEY}(:{LABEL_VALUE})?")
 """A label to look for: ``key:value``, or ``key`` with any value."""
 
+MAX_NAME = 200
+"""Most characters of a name that a client gives."""
+PLAIN = rf"[^\x00-\x1f\x7f]{{1,{MAX_NAME}}}"
+"""A name: nothing in it moves a cursor."""
+
 MAX_PROGRESS_BYTES = 16 << 10
 """Size of the progress that is kept of an analysis, as JSON."""
 
 LabelKey = Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=f"^{LABEL_VALUE}$")]
+Name = Annotated[str, StringConstraints(pattern=f"^{PLAIN}$")]
 
 _EXAMPLE_ID = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _EXAMPLE_BATCH = "sha256:60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
@@ -44,6 +51,15 @@ class AnalysisSettings(BaseModel):
         max_length=32,
         description="Names and values for finding the analysis.",
         json_schema_extra={"additionalProperties": False},
+    )
+    name: Name | None = Field(
+        None, description="What to call the analysis; need not be unique.", examples=["digits, epoch 12"]
+    )
+    model_name: Name | None = Field(
+        None, description="Name of the model's file, to show; the default is the file name of the part `model`."
+    )
+    batch_name: Name | None = Field(
+        None, description="Name of the batch's file, to show; the default is the file name of the part `batch`."
     )
     priority: int = Field(
         0, ge=-100, le=100, description="Order of the tenant's own analyses: higher ones leave the queue first."
@@ -145,6 +161,9 @@ class Analysis(BaseModel):
     state: State
     model: str
     batch: str
+    name: str | None = Field(description="What the client called it.")
+    model_name: str | None = Field(description="Name of the model's file, as it was sent.")
+    batch_name: str | None = Field(description="Name of the batch's file, as it was sent.")
     options: Options
     labels: dict[str, str]
     priority: int
@@ -155,6 +174,7 @@ class Analysis(BaseModel):
         description="Expected cost of the whole analysis, counted before it began; null until its files are read."
     )
     error: AnalysisError | None
+    numbers: Numbers | None = Field(description="Main numbers of the report; null without one.")
     verdict: Verdict | None = Field(description="Verdict of the policy on the report; null if either is missing.")
     reused_from: UUID | None = Field(
         description="The analysis that produced the report, if an equal one existed; it may have been deleted."
@@ -164,12 +184,18 @@ class Analysis(BaseModel):
     finished_at: datetime | None
     links: Links
 
+    @property
+    def title(self) -> str:
+        """What to call it: its name, or else that of its model's file; empty if it has neither."""
+        return self.name or self.model_name or ""
+
     @classmethod
     def of(cls, row: AnalysisRow) -> Analysis:
         url = f"/v1/analyses/{row.id}"
         return cls.model_validate(
             {
                 **{name: getattr(row, name) for name in cls.model_fields if hasattr(row, name)},
+                "numbers": numbers_of(row),
                 "estimate": (row.progress or {}).get("estimate"),
                 "model": identifier(row.model),
                 "batch": identifier(row.batch),
@@ -183,7 +209,7 @@ class Analysis(BaseModel):
 
 
 class AnalysisPage(BaseModel):
-    """One page of analyses, newest first."""
+    """One page of analyses."""
 
     items: list[Analysis]
     next: str | None = Field(description="URL of the next page; null on the last page.")

@@ -1,10 +1,8 @@
-"""Finds, lists, cancels and deletes analyses; the API, the pages and comparisons share these functions."""
+"""Finds, cancels and deletes analyses; the API, the pages and comparisons share these functions."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,7 +17,7 @@ from service.analyses.errors import (
     ended,
     not_found,
 )
-from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
+from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow
 from service.context import Context
 from service.database import queue
 from service.database.engine import lock
@@ -31,51 +29,9 @@ BASELINE_LOCK = "baselines"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-@dataclass(frozen=True)
-class Page:
-    """One page of analyses, newest first."""
-
-    rows: Sequence[AnalysisRow]
-    after: str | None
-    """Cursor of the next page; None on the last one."""
-
-
 def parse_id(text: str) -> UUID | None:
     """Parse the identifier of an analysis; None for anything but a UUID in canonical form."""
     return UUID(text) if _UUID.fullmatch(text) else None
-
-
-async def newest(
-    context: Context,
-    tenant: str,
-    *,
-    states: Sequence[State] = (),
-    labels: Sequence[str] = (),
-    limit: int,
-    after: str | None = None,
-) -> Page:
-    """List the tenant's analyses.
-
-    Args:
-        context: Context of the request.
-        tenant: Owner of the analyses.
-        states: States to include; none includes all.
-        labels: ``key:value``, or ``key`` with any value; an analysis must have all of them.
-        limit: Largest number of analyses.
-        after: Cursor of an earlier page.
-    """
-    pairs = [text.partition(":") for text in labels]
-    async with context.database.transaction() as session:
-        rows = await repository.newest(
-            session,
-            tenant,
-            states=states,
-            labels=[{key: value} for key, colon, value in pairs if colon],
-            label_keys=[key for key, colon, _ in pairs if not colon],
-            before=None if after is None else int(after),
-            limit=limit + 1,
-        )
-    return Page(rows[:limit], str(rows[limit - 1].sequence) if len(rows) > limit else None)
 
 
 async def find(session: AsyncSession, tenant: str, analysis: UUID) -> AnalysisRow:

@@ -42,6 +42,9 @@ from wsb_engine.report import Report
 
 Wanted = TypeVar("Wanted", bound=BaseModel)
 
+NAMES = ("name", "model_name", "batch_name")
+"""Fields of a request that change nothing in the report."""
+
 _EXACT = 2**53
 """Largest integer up to which float64 holds every integer."""
 
@@ -118,7 +121,10 @@ async def accept(
         for name, kind in FILES.items()
     }
     key = caller.idempotency_key
-    request = fingerprint(**inputs, settings=wanted.model_dump(mode="json", exclude=set(FILES)))
+    # Fields that are not given do not count, so that a request keeps its fingerprint when there are new ones.
+    unnamed = {field for field in NAMES if getattr(wanted, field) is None}
+    request = fingerprint(**inputs, settings=wanted.model_dump(mode="json", exclude={*FILES, *unnamed}))
+    names = {f"{name}_name": file.name for name, file in files.items()}
     # Locks are always taken in the same order, so that no two requests deadlock: the key, the model, the batch, the
     # queue.
     async with context.database.transaction() as session:
@@ -131,7 +137,7 @@ async def accept(
                 await register(session, context, caller.tenant, files[name], formats[name])
             else:
                 await hold(session, caller.tenant, kind, identifier(inputs[name]))
-        analysis = await _analysis(session, context, caller.tenant, wanted, inputs)
+        analysis = await _analysis(session, context, caller.tenant, wanted, inputs, names)
         if key is not None:
             idempotency.remember(session, caller.tenant, key, request, analysis)
     return Submission(analysis)
@@ -188,7 +194,12 @@ def _whole(value: Any) -> Any:
 
 
 async def _analysis(
-    session: AsyncSession, context: Context, tenant: str, wanted: AnalysisSettings, inputs: dict[str, str]
+    session: AsyncSession,
+    context: Context,
+    tenant: str,
+    wanted: AnalysisSettings,
+    inputs: Mapping[str, str],
+    names: Mapping[str, str | None],
 ) -> UUID:
     """Create an analysis: queue it, or give it the report of an equal one."""
     baseline = await _baseline(session, tenant, wanted)
@@ -198,6 +209,9 @@ async def _analysis(
         batch=inputs["batch"],
         options=wanted.options.model_dump(mode="json"),
         labels=wanted.labels,
+        name=wanted.name,
+        model_name=wanted.model_name or names.get("model_name"),
+        batch_name=wanted.batch_name or names.get("batch_name"),
         priority=wanted.priority,
         timeout_s=_timeout(context, wanted),
         state="queued",

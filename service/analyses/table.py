@@ -6,7 +6,20 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 from uuid import UUID, uuid4
 
-from sqlalchemy import JSON, BigInteger, DateTime, Float, ForeignKey, Identity, Integer, Text, Uuid, func
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    Double,
+    Float,
+    ForeignKey,
+    Identity,
+    Integer,
+    Text,
+    Uuid,
+    func,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -33,6 +46,10 @@ class AnalysisRow(Base):
     # JSON and not JSONB: text from a client may contain \u0000, which JSONB rejects.
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
     labels: Mapped[dict[str, str]] = mapped_column(JSONB)
+    name: Mapped[str | None] = mapped_column(Text)
+    model_name: Mapped[str | None] = mapped_column(Text)
+    """Name of the file as it was sent; shown, and never a path."""
+    batch_name: Mapped[str | None] = mapped_column(Text)
     priority: Mapped[int] = mapped_column(Integer)
     timeout_s: Mapped[float] = mapped_column(Float)
     policy: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
@@ -48,6 +65,16 @@ class AnalysisRow(Base):
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    lambda_max_lower: Mapped[float | None] = mapped_column(Double)
+    """This and the next are numbers of the report, which lists show; null without one."""
+    lambda_max_upper: Mapped[float | None] = mapped_column(Double)
+    loss: Mapped[float | None] = mapped_column(Double)
+    accuracy: Mapped[float | None] = mapped_column(Double)
+    parameters: Mapped[int | None] = mapped_column(BigInteger)
+    device: Mapped[str | None] = mapped_column(Text)
+    seconds: Mapped[float | None] = mapped_column(Double)
+    reliable: Mapped[bool | None] = mapped_column(Boolean)
+    """False if a check of the report has failed."""
     job_id: Mapped[int | None] = mapped_column(BigInteger)
     revision: Mapped[int] = mapped_column(Integer, default=1)
     """Number of changes of this row, used in the entity tag."""

@@ -17,7 +17,7 @@ from wsb_engine.report import Report
 
 async def judge(session: AsyncSession, row: AnalysisRow, report: str) -> dict[str, Any] | None:
     """Apply the analysis's policy to its report; None without a policy."""
-    policy, baseline = await _stored(session, row)
+    policy, baseline = await stored_policy_and_baseline(session, row)
     if policy is None:
         return None
     return await asyncio.to_thread(verdict_document, policy, baseline, row.options.get("learning_rate"), report)
@@ -25,7 +25,7 @@ async def judge(session: AsyncSession, row: AnalysisRow, report: str) -> dict[st
 
 async def stored_terms(session: AsyncSession, row: AnalysisRow) -> dict[str, Any]:
     """Return what the analysis has to know of its policy, as ``service.policies.terms`` does."""
-    policy, baseline = await _stored(session, row)
+    policy, baseline = await stored_policy_and_baseline(session, row)
     if policy is None:
         return {}
     return await asyncio.to_thread(_terms, policy, baseline, row.options)
@@ -41,7 +41,9 @@ def _terms(policy: dict[str, Any], baseline: dict[str, Any] | None, options: dic
         return {}  # as in ``verdict_document``, which says so
 
 
-async def _stored(session: AsyncSession, row: AnalysisRow) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+async def stored_policy_and_baseline(
+    session: AsyncSession, row: AnalysisRow
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Load the policy and the baseline, which are large and not loaded with the row."""
     query = select(AnalysisRow.policy, AnalysisRow.baseline).where(AnalysisRow.id == row.id)
     policy, baseline = (await session.execute(query)).one()

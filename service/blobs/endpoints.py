@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -13,10 +14,10 @@ from service.blobs import repository
 from service.blobs.errors import UPLOAD_ERRORS, BlobInUseError, BlobNotFoundError
 from service.blobs.parts import MODEL_DATA, PART_SCHEMAS, Parts, missing_part
 from service.blobs.repository import Received, identifier, max_bytes
-from service.blobs.schemas import Blob
+from service.blobs.schemas import Blob, BlobPage
 from service.blobs.table import NOUNS, BlobRow
 from service.context import InContext
-from service.errors import declare
+from service.errors import InvalidRequestError, declare
 from service.http.bodies import receive
 from service.http.headers import media_type
 from service.http.multipart import InvalidFormError
@@ -30,6 +31,10 @@ _CONTENT: dict[Kind, str] = {
     " files.",
     "batches": "The raw bytes of an .npz or .safetensors file with arrays x and y.",
 }
+PageSize = Annotated[int, Query(ge=1, le=200, description="Largest number of items on a page.")]
+Cursor = Annotated[
+    str | None, Query(pattern=f"^{repository.CURSOR}$", description="Cursor from `next` of the previous page.")
+]
 _FORM = {
     "type": "object",
     "properties": {name: PART_SCHEMAS[name] for name in ("model", MODEL_DATA)},
@@ -79,6 +84,18 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
         response.status_code = HTTPStatus.CREATED if is_new else HTTPStatus.OK
         response.headers["Location"] = f"/v1/{kind}/{identifier(row.sha256)}"
         return Blob.of(row)
+
+    @router.get(
+        "",
+        name=f"list_{kind}",
+        summary=f"List {kind}, the newest first",
+        description=f"`created_at`, when a {noun} was first stored, is what counts.",
+        responses=declare(InvalidRequestError),
+    )
+    async def newest(context: InContext, tenant: InTenant, limit: PageSize = 50, after: Cursor = None) -> BlobPage:
+        rows, cursor = await repository.newest(context, tenant, kind, limit=limit, after=after)
+        following = None if cursor is None else f"/v1/{kind}?limit={limit}&after={cursor}"
+        return BlobPage(items=[Blob.of(row) for row in rows], next=following)
 
     @router.get(one, name=f"get_{noun}", summary=f"Describe a {noun}", responses=declare(BlobNotFoundError))
     @router.head(

@@ -15,6 +15,7 @@ from service.blobs.repository import Received, max_bytes
 from service.blobs.table import NOUNS
 from service.context import Context
 from service.http.multipart import Allowance, InvalidFormError, LimitedWriter, Writer, read_form
+from service.kit.file_names import shown_file_name
 from service.storage.store import Kind, Upload
 from wsb_engine.formats.commands import EXPORT_WITH_DATA
 
@@ -67,6 +68,8 @@ class Parts:
         self._whole_model = Allowance(context.settings.whole_model_bytes, "model with its data files")
         self._fields: dict[str, BytesIO] = {}
         self._files: dict[str, Upload] = {}
+        self._names: dict[str, str | None] = {}
+        """Names of the files to show, by the name of their part."""
         self._data: dict[str, Upload] = {}
         """Data files by file name."""
         self._latest: Upload | None = None
@@ -104,7 +107,10 @@ class Parts:
 
     def received(self) -> dict[str, Received]:
         """Return the models and batches, by the name of their part."""
-        return {name: Received(upload, self._data if name == "model" else {}) for name, upload in self._files.items()}
+        return {
+            part: Received(upload, self._data if part == "model" else {}, self._names[part])
+            for part, upload in self._files.items()
+        }
 
     def open(self, name: str, file_name: str | None) -> Writer:
         """Return the writer for a part; called as the part begins."""
@@ -120,6 +126,7 @@ class Parts:
             field = self._fields[name] = BytesIO()
             return LimitedWriter(field, Allowance(self._limits[name], f"{name} part"))
         upload = self._files[name] = self._upload(FILES[name])
+        self._names[name] = shown_file_name(file_name)
         shared = (self._whole_model,) if name == "model" else ()
         return LimitedWriter(upload, Allowance(self._limits[name], name), *shared)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, cast
 
 import anyio.to_thread
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.blobs import leftovers
@@ -32,10 +33,12 @@ class Received:
     Args:
         file: The file itself.
         data: Data files of a model, by the names by which it refers to them.
+        name: Name of the file as the client gave it, to show; None without one.
     """
 
     file: Upload
     data: Mapping[str, Upload] = field(default_factory=dict)
+    name: str | None = None
 
     @property
     def uploads(self) -> list[Upload]:
@@ -69,6 +72,12 @@ def digest(blob_id: str, kind: Kind) -> str:
     if match is None:
         raise not_found(blob_id, kind)
     return match[1]
+
+
+def hex_digest(blob_id: str | None) -> str:
+    """Return the hex digest in a well-formed identifier; empty for anything else."""
+    match = IDENTIFIER.fullmatch(blob_id or "")
+    return "" if match is None else match[1]
 
 
 def not_found(blob_id: str, kind: Kind) -> BlobNotFoundError:
@@ -175,6 +184,37 @@ async def stored(session: AsyncSession, tenant: str) -> dict[Kind, Stored]:
     query = select(BlobRow.kind, func.count(), func.sum(BlobRow.size)).where(BlobRow.tenant == tenant)
     rows = (await session.execute(query.group_by(BlobRow.kind))).all()
     return dict.fromkeys(NOUNS, Stored()) | {cast(Kind, kind): Stored(count, int(size)) for kind, count, size in rows}
+
+
+CURSOR = r"[0-9]{1,17}-[0-9a-f]{64}"
+"""Cursor of a list: when the last blob of a page was first stored, in microseconds, and its digest."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+async def newest(
+    context: Context, tenant: str, kind: Kind, *, limit: int, after: str | None = None
+) -> tuple[Sequence[BlobRow], str | None]:
+    """List the tenant's blobs, those that were stored last first; return a page and the cursor of the next one.
+
+    Args:
+        context: Context of the request.
+        tenant: Owner of the blobs.
+        kind: Kind of the blobs.
+        limit: Largest number of blobs.
+        after: Cursor of an earlier page, which matches ``CURSOR``.
+    """
+    place = tuple_(BlobRow.created_at, BlobRow.sha256)
+    query = select(BlobRow).where(BlobRow.tenant == tenant, BlobRow.kind == kind)
+    if after is not None:
+        microseconds, _, sha256 = after.partition("-")
+        query = query.where(place < tuple_(literal(_EPOCH + int(microseconds) * _MICROSECOND), literal(sha256)))
+    query = query.order_by(BlobRow.created_at.desc(), BlobRow.sha256.desc()).limit(limit + 1)
+    async with context.database.transaction() as session:
+        rows = (await session.scalars(query)).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    cursor = None if last is None else f"{(last.created_at - _EPOCH) // _MICROSECOND}-{last.sha256}"
+    return rows[:limit], cursor
 
 
 async def find(context: Context, tenant: str, kind: Kind, blob_id: str) -> BlobRow:

@@ -65,3 +65,10 @@ class Blob(BaseModel):
             created_at=row.created_at,
             files=[BlobFile.model_validate(file) for file in row.files],
         )
+
+
+class BlobPage(BaseModel):
+    """One page of models or batches, newest first."""
+
+    items: list[Blob]
+    next: str | None = Field(description="URL of the next page; null on the last page.")

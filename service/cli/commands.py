@@ -165,6 +165,14 @@ ModelFile = Annotated[
 BatchFile = Annotated[Path, typer.Argument(exists=True, readable=True, help=".npz or .safetensors.")]
 Server = Annotated[str | None, typer.Option(help="URL of a server to analyse on instead of this machine.")]
 PromoteOn = Literal["pass", "warn"]
+Name = Annotated[str | None, typer.Option(help="What to call the analysis on the server.")]
+Label = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME:VALUE",
+        help="Label of the analysis on the server; repeatable. In a CI run, commit, branch and run are set otherwise.",
+    ),
+]
 Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock limit in seconds.")]
 
 
@@ -175,6 +183,8 @@ def analyze(
     model: ModelFile,
     batch: BatchFile,
     url: Server = None,
+    name: Name = None,
+    label: Label = None,
     timeout: Seconds = None,
     compare_with: Annotated[
         str | None,
@@ -193,9 +203,10 @@ def analyze(
     Exit codes: 0 done, 2 invalid input, 3 not evaluated, or a check of the report failed.
     """
     from service.cli.outputs import Outputs
-    from service.cli.running import evaluated
+    from service.cli.running import about, evaluated
     from service.cli.summary import summarize
     from service.rendering import wording
+    from service.rendering.headline import Yardstick
 
     wanted = Outputs(outputs)
     _check(wanted)
@@ -203,11 +214,13 @@ def analyze(
         _end("--stop decided needs a policy: use wsb check, or leave it out. [policy_missing]", Exit.INVALID)
     if compare_with is not None:
         typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
-    report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout).report
+    told = about(name, label or [], url)
+    report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout, told=told).report
+    yardstick = Yardstick(options.learning_rate)
     if not wanted.uses_stdout:
-        typer.echo(summarize(report))
+        typer.echo(summarize(report, yardstick))
     with _ending_if_unwritable():
-        wanted.write(report)
+        wanted.write(report, yardstick=yardstick)
     if doubts := wording.doubts(report):
         _end("\n".join([f"{wording.UNRELIABLE} [check_failed]", *doubts]), Exit.NOT_EVALUATED)
 
@@ -230,6 +243,8 @@ def check(
         typer.Option(help="Make this analysis the baseline --baseline-name if it passes, or if it passes or warns."),
     ] = None,
     url: Server = None,
+    name: Name = None,
+    label: Label = None,
     timeout: Seconds = None,
     *,
     outputs: dict[str, Path],
@@ -240,8 +255,10 @@ def check(
     Exit codes: 0 passed, 1 a rule failed, 2 invalid input, policy or baseline, 3 not evaluated.
     """
     from service.cli.outputs import Outputs, UnusableError, describe, read_baseline, read_policy
-    from service.cli.running import evaluated, named_baseline, promote
+    from service.cli.running import about, evaluated, named_baseline, promote
+    from service.cli.summary import summarize
     from service.policies import evaluate
+    from service.rendering.headline import yardstick_of
 
     wanted, settings = Outputs(outputs), read_settings()
     _check(wanted)
@@ -256,11 +273,20 @@ def check(
             base = read_baseline(baseline, rules)
     except UnusableError as error:
         _end(str(error), Exit.INVALID)
-    run = evaluated(*(model, batch, options), settings=settings, url=url, timeout=timeout, policy=rules, baseline=base)
+    run = evaluated(
+        *(model, batch, options),
+        settings=settings,
+        url=url,
+        timeout=timeout,
+        told=about(name, label or [], url),
+        policy=rules,
+        baseline=base,
+    )
     found = evaluate(rules, run.report, base, options.learning_rate)
-    typer.echo(describe(found, run.report), err=wanted.uses_stdout)
+    yardstick = yardstick_of(rules.rate(options.learning_rate), base, found)
+    typer.echo(f"{summarize(run.report, yardstick)}\n\n{describe(found)}", err=wanted.uses_stdout)
     with _ending_if_unwritable():
-        wanted.write(run.report, found, base)
+        wanted.write(run.report, found, base, yardstick)
     if promote_on is not None and found.outcome in ("pass", promote_on) and run.analysis and baseline_name and url:
         typer.echo(promote(baseline_name, run.analysis, url, settings=settings), err=True)
     raise typer.Exit(_exit_of(found))

@@ -113,7 +113,9 @@ async def _run_here(
             )
 
         try:
+            progress({"phase": "start"})
             async with _sandbox() as run:
+                progress({"phase": "load"})
                 data: list[Path] = []
                 if may_have_data_files(model):
                     data = within(model.parent, _result(await run(job(DATA_FILES_ENTRY), progress)))

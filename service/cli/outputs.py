@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.cli.summary import doubts
 from service.policies import Policy, PolicyError, Verdict, load_policy
 from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
 from service.rendering.comment import render_comment
+from service.rendering.headline import Yardstick
 from service.rendering.registry import MARKDOWN, RENDERINGS
 from wsb_engine.report import SCHEMA_VERSION, Report
 
@@ -43,17 +43,23 @@ class Outputs:
             if path != STDOUT and not os.access(path if path.exists() else path.parent, os.W_OK):
                 raise UnusableError(f"{path} can't be written.")
 
-    def write(self, report: Report, verdict: Verdict | None = None, baseline: Report | None = None) -> None:
+    def write(
+        self,
+        report: Report,
+        verdict: Verdict | None = None,
+        baseline: Report | None = None,
+        yardstick: Yardstick | None = None,
+    ) -> None:
         """Write the requested outputs and, with a verdict, the step summary of GitHub Actions.
 
         Raises:
             OSError: if a file can't be written.
         """
         for name, path in self.paths.items():
-            write_text(path, _written(name, report, verdict, baseline))
+            write_text(path, _written(name, report, verdict, baseline, yardstick))
         if verdict is not None and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
             with open(summary, "a", encoding="utf-8") as file:
-                file.write(MARKDOWN.render(report, verdict) + "\n")
+                file.write(MARKDOWN.render(report, verdict, yardstick) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,14 +70,16 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _written(name: str, report: Report, verdict: Verdict | None, baseline: Report | None) -> str:
+def _written(
+    name: str, report: Report, verdict: Verdict | None, baseline: Report | None, yardstick: Yardstick | None
+) -> str:
     if name == "json":
         return report.model_dump_json(indent=2) + "\n"
     if name == "verdict":
         return "" if verdict is None else verdict.model_dump_json(indent=2) + "\n"
     if name == "comment":
         return "" if verdict is None else render_comment(report, verdict, baseline)
-    return next(each for each in RENDERINGS if each.name == name).render(report, verdict)
+    return next(each for each in RENDERINGS if each.name == name).render(report, verdict, yardstick)
 
 
 def read_policy(path: Path, *, with_baseline: bool) -> Policy:
@@ -122,10 +130,9 @@ def read_baseline(path: Path, policy: Policy) -> Report:
     return report
 
 
-def describe(verdict: Verdict, report: Report) -> str:
-    """Describe the verdict in a few lines, after any reasons to distrust the report."""
-    rows: list[tuple[str, str, str | None]] = [(name, text, None) for name, text in doubts(report)]
-    rows += [
+def describe(verdict: Verdict) -> str:
+    """Describe the verdict, a line for each rule and one for their outcome."""
+    rows: list[tuple[str, str, str | None]] = [
         (rule.outcome.upper() if rule.outcome != "pass" else "pass", rule.message, rule.advice)
         for rule in verdict.rules
     ]

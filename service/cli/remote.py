@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -52,6 +53,7 @@ def evaluate_there(
     progress: ProgressSink,
     policy: Policy | None = None,
     baseline: Report | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> tuple[Analysis, Report]:
     """Analyse on a server and return the analysis and its report; an interrupt cancels it there.
 
@@ -64,11 +66,14 @@ def evaluate_there(
         progress: Called with the progress of the upload and the analysis.
         policy: Policy, if the analysis depends on it.
         baseline: Its baseline.
+        told: Name and labels of the analysis, as ``Client.submit`` takes them.
 
     Raises:
         ClientError, EngineError: as ``Client.submit``, or if the analysis ends without a report.
     """
-    analysis = client.submit(model, batch, options, policy, baseline=baseline, timeout_s=seconds, progress=progress)
+    analysis = client.submit(
+        *(model, batch, options, policy), baseline=baseline, timeout_s=seconds, progress=progress, **(told or {})
+    )
     try:
         found = client.wait(analysis, progress=progress)
     except KeyboardInterrupt:

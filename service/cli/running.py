@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from service.cli import ci
 from service.cli.ending import Exit, end
 from service.cli.evaluate import InvalidInputError, NotEvaluatedError, estimate_here, evaluate_here, require_files
 from service.cli.progress import shown_progress
@@ -36,10 +39,23 @@ def evaluated(
     settings: Settings,
     url: str | None,
     timeout: float | None,
+    told: Mapping[str, Any],
     policy: Policy | None = None,
     baseline: Report | None = None,
 ) -> Evaluated:
-    """Analyse here, or on a server if there is a URL; end the command if there is no report."""
+    """Analyse here, or on a server if there is a URL; end the command if there is no report.
+
+    Args:
+        model: Model file.
+        batch: Batch file.
+        options: Options of the engine.
+        settings: Settings for threads, memory, sandbox and the API key.
+        url: URL of the server; None to analyse here.
+        timeout: Wall-clock limit in seconds; None for the default.
+        told: Further fields of the request to a server, from ``about``.
+        policy: Rules that the report will be judged by.
+        baseline: Report that they compare with.
+    """
     asked = terms(policy, baseline, options)
     with _ending_on_errors():
         require_files(model, batch)
@@ -52,6 +68,7 @@ def evaluated(
                         progress=progress,
                         policy=policy if asked else None,
                         baseline=baseline if asked else None,
+                        told=told,
                     )
                     return Evaluated(report, str(analysis.id))
             here = evaluate_here(
@@ -86,6 +103,22 @@ def promote(name: str, analysis: str, url: str, *, settings: Settings) -> str:
             return f"Not promoted: {error.detail} [{error.code}]"
         instead = "" if made.replaced is None else f" in place of {made.replaced}"
         return f"Baseline {name} is now {analysis}{instead}."
+
+
+def about(name: str | None, labels: Sequence[str], url: str | None) -> dict[str, Any]:
+    """Return what a server is told of an analysis besides its inputs; end the command if there is no server.
+
+    Args:
+        name: Name of the analysis.
+        labels: ``name:value`` each; they replace those that a CI system sets.
+        url: URL of the server.
+    """
+    if url is None:
+        if name is not None or labels:
+            end("--name and --label are for an analysis on a server: add --url, or leave them out.", Exit.INVALID)
+        return {}
+    pairs = [label.partition(":") for label in labels]
+    return {"name": name, "labels": {**ci.labels(os.environ), **{key: value for key, _, value in pairs}}}
 
 
 def estimated(model: Path, batch: Path, options: Options, *, settings: Settings, timeout: float | None) -> Estimate:

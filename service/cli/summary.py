@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from service.rendering import bounds, wording
+from service.rendering.headline import Yardstick, headline
 from service.rendering.numbers import interval
 from wsb_engine.report import Report
 
 
-def summarize(report: Report) -> str:
-    """Summarise what was analysed, the bounds, what confirms them, and warnings."""
-    rows = doubts(report)
-    rows += [
+def summarize(report: Report, yardstick: Yardstick | None = None) -> str:
+    """Summarise a report: doubts, the headline, what was analysed, the bounds, what confirms them, and warnings."""
+    lines = [f"{name:<10}{text}" for name, text in _doubts(report)]
+    lines += [*headline(report, yardstick), "", *(f"{name:<10}{text}" for name, text in _rows(report))]
+    return "\n".join(lines)
+
+
+def _rows(report: Report) -> list[tuple[str, str]]:
+    rows = [
         ("model", _model(report)),
         ("batch", f"{report.batch.samples} samples, {report.batch.classes} classes"),
         (
@@ -30,7 +36,7 @@ def summarize(report: Report) -> str:
     rows += [("warning", f"{warning.message} [{warning.code}]") for warning in wording.cautions(report)]
     if "total" in report.timings:
         rows.append(("time", f"{report.timings['total']:.3g} s on {report.engine.device} in {report.engine.dtype}"))
-    return "\n".join(f"{name:<10}{text}" for name, text in rows)
+    return rows
 
 
 def _model(report: Report) -> str:
@@ -65,7 +71,6 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
-def doubts(report: Report) -> list[tuple[str, str]]:
-    """Return rows that say why the numbers are unreliable; empty if every check passed."""
+def _doubts(report: Report) -> list[tuple[str, str]]:
     told = wording.doubts(report)
     return [("IN DOUBT", wording.UNRELIABLE), *(("", text) for text in told)] if told else []

@@ -79,6 +79,7 @@ class Client:
         policy: Rules | None = None,
         *,
         baseline: Reference | None = None,
+        name: str | None = None,
         labels: Mapping[str, str] | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
@@ -100,6 +101,7 @@ class Client:
         analysis = self.submit(
             *(model, batch, options, policy),
             baseline=baseline,
+            name=name,
             labels=labels,
             priority=priority,
             timeout_s=timeout_s,
@@ -118,6 +120,7 @@ class Client:
         policy: Rules | None = None,
         *,
         baseline: Reference | None = None,
+        name: str | None = None,
         labels: Mapping[str, str] | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
@@ -135,6 +138,7 @@ class Client:
             options: Options of the engine.
             policy: Policy, or the path of its file; the analysis then has a verdict.
             baseline: What the policy compares with: a report, an analysis, or the name of a baseline.
+            name: What to call the analysis.
             labels: Names and values for finding the analysis.
             priority: Order among the analyses of the same key.
             timeout_s: Wall-clock limit of the analysis.
@@ -155,6 +159,7 @@ class Client:
             options=options,
             policy=policy,
             baseline=baseline,
+            name=name,
             labels=labels or {},
             priority=priority,
             timeout_s=timeout_s,

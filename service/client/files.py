@@ -22,6 +22,7 @@ Source: TypeAlias = str | os.PathLike[str] | bytes
 """A path, the content itself, or the identifier (``sha256:…``) of a file that the server has."""
 
 _IDENTIFIER = re.compile(r"sha256:[0-9a-f]{64}")
+_NAME_CHARACTERS = 200
 _ARCHIVE = b"PK"
 _LOCATION = b"location"
 """Contained in every ONNX file that refers to data files: the key of a data file's name."""
@@ -86,6 +87,13 @@ def batch_file(source: Source) -> File:
         return File("batches", named, None)
     content = _content(source)
     return File("batches", f"sha256:{_size_and_digest(content)[1]}", content)
+
+
+def name_of(source: Source) -> str | None:
+    """Return the name of a file as a server accepts it, to show; None if the file is not given by its path."""
+    if isinstance(source, bytes) or _named(source):
+        return None
+    return "".join(filter(str.isprintable, Path(source).name)).strip()[:_NAME_CHARACTERS] or None
 
 
 def may_have_data_files(model: Path) -> bool:

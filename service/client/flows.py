@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.client.effects import STORE_SECONDS, Call, Event, Flow, Reply, Send
 from service.client.errors import ClientError
-from service.client.files import File, Source, batch_file, model_file
+from service.client.files import File, Source, batch_file, model_file, name_of
 from service.client.following import follow
 from service.client.resources import Analysis, Baseline
 from service.client.retries import Deadline, Session, request
@@ -49,6 +49,7 @@ class Wanted:
     options: Options | Mapping[str, Any] | None = None
     policy: Rules | None = None
     baseline: Reference | None = None
+    name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
     timeout_s: float | None = None
@@ -63,6 +64,9 @@ class Wanted:
             "options": _document(self.options),
             "policy": None if self.policy is None else policy_document(self.policy),
             "baseline": None if self.baseline is None else reference(self.baseline),
+            "name": self.name,
+            "model_name": name_of(self.model),
+            "batch_name": name_of(self.batch),
             "labels": dict(self.labels) or None,
             "priority": self.priority or None,
             "timeout_s": self.timeout_s,

@@ -33,6 +33,7 @@ class Analysis(_Resource):
     state: State
     model: str
     batch: str
+    name: str | None = None
     labels: dict[str, str]
     error: Failure | None
     verdict: Verdict | None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -42,8 +45,15 @@ def check_metric(metric: str) -> None:
     """Check that a report can have a number at this path.
 
     Raises:
-        ValueError: a part of the path is wrong; the message lists what exists there.
+        ValueError: a part of the path is wrong; the message lists what exists there, and suggests the nearest path.
     """
+    try:
+        _check(metric)
+    except ValueError as error:
+        raise ValueError(f"{error}{_suggestion(metric)}") from error
+
+
+def _check(metric: str) -> None:
     if metric == STABILITY_RATIO:
         return
     kind: Any = Report
@@ -55,6 +65,42 @@ def check_metric(metric: str) -> None:
             raise ValueError(f"{metric} is no number; it has {', '.join(kind.model_fields)}")
     elif kind not in (int, float, bool):
         raise ValueError(f"{metric} is no number")
+
+
+def _suggestion(metric: str) -> str:
+    """Suggest a path that ends like the one given, or else one that is written like it."""
+    within = [path for path in known_metrics() if metric and path.endswith(f".{metric}")]
+    return f"; did you mean '{min(within, key=len)}'?" if within else did_you_mean(metric, known_metrics())
+
+
+@cache
+def known_metrics() -> tuple[str, ...]:
+    """List the paths of numbers that a report can have; of lists, the first entry, and of seconds, the total."""
+    return (STABILITY_RATIO, *_paths(Report, ""))
+
+
+def _paths(kind: Any, path: str) -> Iterator[str]:
+    below = f"{path}." if path else ""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if set(_ENDS) <= set(kind.model_fields):
+            yield path
+        for name, field in kind.model_fields.items():
+            yield from _paths(_bare(field.annotation), f"{below}{name}")
+    elif kind == list[NamedBound]:
+        for bound in registry.BOUNDS:
+            yield from _paths(NamedBound, f"{below}{bound.name}")
+    elif get_origin(kind) is list:
+        yield from _paths(_bare(get_args(kind)[0]), f"{below}0")
+    elif get_origin(kind) is dict and path == "timings":
+        yield f"{below}total"
+    elif kind in (int, float, bool):
+        yield path
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a suggestion to append to a message, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def measure(report: Report, metric: str, learning_rate: float | None = None) -> Measurement | None:

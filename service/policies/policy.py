@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from service.fields import FieldError, field_errors
-from service.policies.metrics import about_moments, check_metric
+from service.policies.metrics import about_moments, check_metric, did_you_mean
 from service.policies.schemas import Operator, Severity
 from wsb_engine.report import Report
 
@@ -170,12 +169,6 @@ def parse_toml(content: bytes) -> Policy:
         raise PolicyError([FieldError(pointer="", detail=f"It is no TOML: {error}")]) from error
     # Python's types include some of TOML that JSON lacks (dates); the schema rejects those.
     return _validated(lambda: Policy.model_validate(document), source)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a suggestion to append to a message, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _validated(validate: Any, source: str | None = None) -> Policy:

@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from service.policies.schemas import Verdict
-from service.rendering import bounds, numbers, text, wording
+from service.rendering import bounds, checks, numbers, text, wording
+from service.rendering.headline import Yardstick, headline
 from service.rendering.report_plots import report_plots, shown_layers
 from wsb_engine.report import Report
 
@@ -20,13 +21,19 @@ MAX_ROWS = 50
 
 
 def render_html(
-    report: Report, verdict: Verdict | None = None, *, title: str | None = None, reproduce: str | None = None
+    report: Report,
+    verdict: Verdict | None = None,
+    yardstick: Yardstick | None = None,
+    *,
+    title: str | None = None,
+    reproduce: str | None = None,
 ) -> str:
     """Render the whole page.
 
     Args:
         report: The report.
         verdict: What a policy says about it.
+        yardstick: What the first sentence compares λ_max with.
         title: Heading of the page.
         reproduce: Command to show in place of ``wording.command``.
     """
@@ -37,6 +44,7 @@ def render_html(
         .render(
             report=report,
             verdict=verdict,
+            headline=headline(report, yardstick),
             title=title or "Sharpness report",
             reproduce=reproduce or wording.command(report),
             style=Markup(style),  # noqa: S704 - static
@@ -47,13 +55,14 @@ def render_html(
     )
 
 
-def render_sections(report: Report, verdict: Verdict | None = None) -> Markup:
+def render_sections(report: Report, verdict: Verdict | None = None, yardstick: Yardstick | None = None) -> Markup:
     """Render the sections between header and footer, for a page that links ``stylesheet``."""
     template = _environment().get_template("sections.html")
     plots = report_plots(report, verdict)
     rendered = template.render(
         report=report,
         verdict=verdict,
+        headline=headline(report, yardstick),
         reproduce=wording.command(report),
         plots=plots,
         layers=shown_layers(report),
@@ -74,7 +83,7 @@ def stylesheet() -> str:
 @cache
 def _environment() -> Environment:
     environment = templates("service.rendering", _shown)
-    environment.globals.update(bounds=bounds, wording=wording, MAX_ROWS=MAX_ROWS)
+    environment.globals.update(bounds=bounds, checks=checks, wording=wording, MAX_ROWS=MAX_ROWS)
     environment.filters.update(
         cut=text.cut,
         ends=numbers.ends,

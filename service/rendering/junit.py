@@ -6,7 +6,8 @@ from collections import Counter
 from xml.etree import ElementTree
 
 from service.policies.schemas import RuleResult, Verdict
-from service.rendering import wording
+from service.rendering import checks, wording
+from service.rendering.headline import Yardstick, headline
 from service.rendering.numbers import number
 from service.rendering.text import clean
 from service.rendering.text import name as shown_name
@@ -16,8 +17,10 @@ MAX_CASE_NAME = 250
 """Most characters of the name of a case."""
 
 
-def render_junit(report: Report, verdict: Verdict | None = None, *, name: str = "wsb") -> str:
-    """Render one suite; failed checks come first, since they void the rest.
+def render_junit(
+    report: Report, verdict: Verdict | None = None, yardstick: Yardstick | None = None, *, name: str = "wsb"
+) -> str:
+    """Render one suite; failed checks come first, since they void the rest, and the headline is the suite's output.
 
     A rule that warns passes with a note in its output; an undecided one is an error.
     """
@@ -37,9 +40,9 @@ def render_junit(report: Report, verdict: Verdict | None = None, *, name: str = 
     root = ElementTree.Element("testsuites", {"name": title, **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": title, **counts, "skipped": "0"})
     suite.extend(cases)
-    if report.warnings:
-        lines = [f"{clean(warning.message)} [{shown_name(warning.code)}]" for warning in report.warnings]
-        ElementTree.SubElement(suite, "system-out").text = "\n".join(lines)
+    lines = [clean(line) for line in headline(report, yardstick)]
+    lines += [f"{clean(warning.message)} [{shown_name(warning.code)}]" for warning in report.warnings]
+    ElementTree.SubElement(suite, "system-out").text = "\n".join(lines)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -77,7 +80,8 @@ def _shows(verdict: Verdict) -> bool:
 
 
 def _check(check: Check) -> ElementTree.Element:
-    case = _case("checks", check.name)
+    known = f"{checks.words(check.name)} [{check.name}]"
+    case = _case("checks", known if check.name in checks.WORDS else check.name)
     if not check.passed:
         told = f"The check failed: {number(check.value)} where at most {number(check.tolerance)} was expected."
         _spoil(case, "fail", "check_failed", [told])

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from service.policies.schemas import Difference, RuleResult, Verdict
-from service.rendering import wording
+from service.rendering import checks, wording
+from service.rendering.headline import Yardstick, headline
 from service.rendering.numbers import number, percent
 from service.rendering.text import MAX_NAME, MAX_TEXT, Item, clean, cut, name
 from wsb_engine.report import Check, LayerCurvature, Report
@@ -23,9 +24,9 @@ _NUMBERED = re.compile(r"^(\d+)(?=[.)](\s|$))")
 Row = tuple[str, ...]
 
 
-def render_markdown(report: Report, verdict: Verdict | None = None) -> str:
-    """Render doubts and the verdict first, then the numbers, then warnings; details are folded."""
-    parts = [*_doubts(report), *_verdict(verdict), *_numbers(report)]
+def render_markdown(report: Report, verdict: Verdict | None = None, yardstick: Yardstick | None = None) -> str:
+    """Render doubts, the headline and the verdict first, then the numbers, then warnings; details are folded."""
+    parts = [*_doubts(report), *_headline(report, yardstick), *_verdict(verdict), *_numbers(report)]
     parts += [*_wary(report), *_details(report), *_origin(report)]
     return "\n\n".join(parts) + "\n"
 
@@ -33,6 +34,11 @@ def render_markdown(report: Report, verdict: Verdict | None = None) -> str:
 def _doubts(report: Report) -> list[str]:
     mark, doubts = wording.MARKS["fail"], wording.doubts(report)
     return [f"## {mark} {wording.UNRELIABLE}", _list(doubts, lambda text: f"{mark} {plain(text)}")] if doubts else []
+
+
+def _headline(report: Report, yardstick: Yardstick | None) -> list[str]:
+    found = headline(report, yardstick)
+    return [f"**{plain(found.value)}**", plain(found.sentence)]
 
 
 def _verdict(verdict: Verdict | None) -> list[str]:
@@ -101,7 +107,12 @@ def _layer(layer: LayerCurvature) -> Row:
 
 def _check(check: Check) -> Row:
     outcome = "passed" if check.passed else "**failed**"
-    return code_span(check.name), outcome, number(check.value, 3), number(check.tolerance, 3)
+    return (
+        f"{plain(checks.words(check.name))} ({code_span(check.name)})",
+        outcome,
+        number(check.value, 3),
+        number(check.tolerance, 3),
+    )
 
 
 def _origin(report: Report) -> list[str]:

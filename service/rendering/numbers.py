@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 import sys
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 DIGITS = 6
 """Significant digits of a number, and the fewest of the ends of an interval."""
 MAX_DIGITS = 17
 """Significant digits that distinguish any two float64 numbers."""
+
+
+FEWEST_CERTAIN = 3
+"""Significant digits that both ends of an interval must share for it to be shown as one number."""
+
+_SMALLEST = -4
+"""Smallest decimal exponent of a number that is shown without a power of ten."""
 
 
 class Ends(Protocol):
@@ -57,16 +64,62 @@ def _short(value: float) -> str:
     return number(value, 3) if value < 100 else number(round(value))
 
 
-def ends(interval: Ends) -> tuple[str, str]:
-    """Format both ends with enough digits to show their difference, rounded outwards."""
-    lower, upper = interval.lower, interval.upper
-    digits = _digits(lower, upper)
-    return _rounded(lower, digits, ROUND_FLOOR), _rounded(upper, digits, ROUND_CEILING)
+def at_least(value: float, digits: int = DIGITS) -> str:
+    """Format a number to ``digits`` significant digits, rounded down."""
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def at_most(value: float, digits: int = DIGITS) -> str:
+    """Format a number to ``digits`` significant digits, rounded up."""
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def ends(interval: Ends, *, fewest: int = DIGITS) -> tuple[str, str]:
+    """Format both ends with enough digits to show their difference, at least ``fewest``, rounded outwards."""
+    digits = _digits(interval.lower, interval.upper, fewest)
+    return _rounded(interval.lower, digits, ROUND_FLOOR), _rounded(interval.upper, digits, ROUND_CEILING)
+
+
+class Certain(NamedTuple):
+    """A number that stands for an interval."""
+
+    value: str
+    """Every number of the interval rounds to this."""
+    radius: str
+    """The interval is within this distance of ``value``; empty if the interval is that number alone."""
+
+
+def certain(interval: Ends, *, most: int = MAX_DIGITS) -> Certain | None:
+    """Write an interval as the digits that all of it shares, at most ``most``; None if fewer than ``FEWEST_CERTAIN``.
+
+    Both ends round to the same number with so many digits, and to different ones with one more.
+    """
+    lower, upper = Decimal(interval.lower), Decimal(interval.upper)
+    exact = Context(prec=most).create_decimal(lower)
+    if exact == lower == upper:
+        return Certain(number(interval.lower, most), "")
+    largest = max(abs(lower), abs(upper)).adjusted()
+    for digits in range(most, FEWEST_CERTAIN - 1, -1):
+        unit, context = Decimal((0, (1,), largest - digits + 1)), Context(prec=MAX_DIGITS + 1)
+        value = lower.quantize(unit, context=context)
+        if value == upper.quantize(unit, context=context):
+            upwards = Context(prec=1, rounding=ROUND_CEILING)
+            radius = max(upwards.subtract(upper, value), upwards.subtract(value, lower))
+            return Certain(
+                _written(value), f"{radius:f}" if 0 < radius.adjusted() < FEWEST_CERTAIN else _written(radius)
+            )
+    return None
 
 
 def interval(value: Ends) -> str:
     lower, upper = ends(value)
     return f"[{lower}, {upper}]"
+
+
+def within(value: Ends) -> str:
+    """Write an interval in the few characters of a table's cell: the digits that are certain, else both ends."""
+    shown = certain(value, most=DIGITS)
+    return " to ".join(ends(value, fewest=FEWEST_CERTAIN)) if shown is None else shown.value
 
 
 def middle(value: Ends) -> float:
@@ -77,21 +130,36 @@ def width(value: Ends) -> float:
     return min(value.upper - value.lower, sys.float_info.max)
 
 
-def _digits(lower: float, upper: float) -> int:
-    """Count two digits more than the ends have in common."""
+def _digits(lower: float, upper: float, fewest: int) -> int:
+    """Count two digits more than the ends have in common, at least ``fewest``."""
     largest = max(abs(lower), abs(upper))
     gap = abs(upper / largest - lower / largest) if largest > 0 else 0.0
     if gap == 0:
         return DIGITS
-    return min(MAX_DIGITS, max(DIGITS, math.ceil(-math.log10(gap)) + 2))
+    return min(MAX_DIGITS, max(fewest, math.ceil(-math.log10(gap)) + 2))
 
 
 def _rounded(value: float, digits: int, rounding: str) -> str:
-    rounded = float(Context(prec=digits, rounding=rounding).create_decimal(Decimal(value)))
-    if not math.isfinite(rounded):  # the largest float64 numbers, rounded upwards
-        return number(value, MAX_DIGITS)
+    if value == 0:
+        return "0"
+    found = Context(prec=digits, rounding=rounding).create_decimal(Decimal(value))
+    unit = Decimal((0, (1,), found.adjusted() - digits + 1))
+    written = _written(found.quantize(unit, context=Context(prec=digits)))
     # Trailing zeros give long ends one length, so that they compare at a glance.
-    return _tidy(f"{rounded:#.{digits}g}") if digits > DIGITS else number(rounded, digits)
+    return written if digits > DIGITS else _without_zeros(written)
+
+
+def _written(value: Decimal) -> str:
+    """Write all digits of a number and no others, with a power of ten if it is small or they end before the point."""
+    size, (_, _, exponent) = value.adjusted(), value.as_tuple()
+    if isinstance(exponent, int) and size >= _SMALLEST and exponent <= 0:
+        return f"{value:f}"
+    return f"{value.scaleb(-size):f}e{size}"
+
+
+def _without_zeros(text: str) -> str:
+    mantissa, mark, exponent = text.partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}{mark}{exponent}"
 
 
 def _tidy(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from service.policies import Verdict
+    from service.rendering.headline import Yardstick
     from wsb_engine.report import Report
 
 DOCUMENT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -26,15 +27,15 @@ class Rendering:
     help: str
     """Help text of the flag."""
     source: str
-    """``module:function`` of (report, verdict or None) → text; imported on first use."""
+    """``module:function`` of (report, verdict or None, yardstick or None) → text; imported on first use."""
     of_verdicts: bool = False
     """True if it says little without a verdict, so that only ``wsb check`` offers it."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Further headers over HTTP."""
 
-    def render(self, report: Report, verdict: Verdict | None) -> str:
+    def render(self, report: Report, verdict: Verdict | None, yardstick: Yardstick | None = None) -> str:
         module, function = self.source.split(":")
-        text: str = getattr(importlib.import_module(module), function)(report, verdict)
+        text: str = getattr(importlib.import_module(module), function)(report, verdict, yardstick)
         return text
 
 

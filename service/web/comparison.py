@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
 from service import rendering
 from service.analyses import representations, service
+from service.analyses.errors import not_found
+from service.analyses.listing import Listing, listed
 from service.analyses.schemas import Analysis
 from service.context import Context, InContext
 from service.http.security import InTenant
@@ -23,13 +26,18 @@ from service.policies.policy import parse_toml
 from service.rendering import bounds, plots, wording
 from service.rendering.numbers import ends, interval, number
 from service.rendering.svg import Caption
-from service.web.pages import page
+from service.web.pages import page, see
 from wsb_engine.report import Interval, Report
 
 MAX_CHOICES = 100
 """Analyses to choose from: the newest that have a report."""
 
+_COMPARED = 2
+
 router = APIRouter(include_in_schema=False)
+
+Picked = Annotated[Sequence[str], Query(max_length=MAX_CHOICES)]
+"""Analyses that were ticked in the list."""
 
 _NUMBERS = (
     ("λ_max", "enclosure.lambda_max"),
@@ -73,10 +81,19 @@ class Chosen:
 
 @router.get("/compare")
 async def compare_analyses(
-    request: Request, context: InContext, tenant: InTenant, a: str = "", b: str = "", policy: str = ""
+    request: Request,
+    context: InContext,
+    tenant: InTenant,
+    a: str = "",
+    b: str = "",
+    policy: str = "",
+    pick: Picked = (),
 ) -> Response:
-    choices = await service.newest(context, tenant, states=["succeeded"], limit=MAX_CHOICES)
-    errors: dict[str, str] = {}
+    if len(pick) == _COMPARED:
+        first_id, second_id = await _by_age(context, tenant, pick)
+        return see(request, "compare_analyses", query={"a": first_id, "b": second_id})
+    choices = await listed(context, tenant, Listing(states=["succeeded"]), limit=MAX_CHOICES)
+    errors: dict[str, str] = {"a": f"Tick two analyses to compare, not {len(pick)}."} if pick else {}
     first = await _chosen(context, tenant, a, errors, "a")
     second = await _chosen(context, tenant, b, errors, "b")
     rules = _policy(policy, errors)
@@ -86,6 +103,22 @@ async def compare_analyses(
     status = HTTPStatus(422) if errors else HTTPStatus.OK
     shown = _offered([Analysis.of(row) for row in choices.rows], first, second)
     return page(request, "compare.html", status, choices=shown, first=first, second=second, **compared)
+
+
+async def _by_age(context: Context, tenant: str, picked: Sequence[str]) -> list[str]:
+    """Order two analyses of the list: the older is the baseline.
+
+    Raises:
+        AnalysisNotFoundError: if the tenant has no such analysis.
+    """
+    found = []
+    async with context.database.transaction() as session:
+        for text in picked:
+            analysis = service.parse_id(text)
+            if analysis is None:
+                raise not_found(text)
+            found.append(await service.find(session, tenant, analysis))
+    return [str(row.id) for row in sorted(found, key=lambda row: row.sequence)]
 
 
 async def _chosen(context: Context, tenant: str, text: str, errors: dict[str, str], name: str) -> Chosen | None:

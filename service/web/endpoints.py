@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, get_args
-from urllib.parse import urlencode
+from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from service import rendering
 from service.analyses import baselines, representations, service
 from service.analyses.baseline_endpoints import check_name
-from service.analyses.endpoints import AnalysisId, Cursor
-from service.analyses.schemas import LABEL, Analysis
+from service.analyses.endpoints import AnalysisId
+from service.analyses.listing import listed
+from service.analyses.schemas import Analysis
 from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
+from service.analyses.yardsticks import yardstick_of
 from service.blobs.repository import stored_files
 from service.context import Context, InContext
 from service.errors import NotFoundError
 from service.http.security import InTenant
+from service.rendering.headline import Yardstick
 from service.rendering.registry import RENDERINGS
+from service.web.filters import Filters
 from service.web.forms import OPTION_FIELDS, Filled, empty_form, kept, submit_form
 from service.web.pages import STATIC_TYPES, page, see, static
 from service.web.urlencoded import read_post
 
 PAGE_SIZE = 20
+REFRESH_SECONDS = 5
+"""Shortest interval at which the list of analyses refreshes itself, in a page that is visible."""
 RELOAD_SECONDS = 2
 """Interval at which browsers without scripts reload the page of a running analysis."""
 
@@ -39,41 +43,25 @@ async def show_home(
     request: Request,
     context: InContext,
     tenant: InTenant,
-    state: str = "",
-    label: str = "",
-    after: Cursor = None,
+    filters: Annotated[Filters, Depends()],
     model: str = "",
     batch: str = "",
 ) -> Response:
     form = empty_form()
     form.values |= {"model_id": model, "batch_id": batch}
-    return await _home(request, context, tenant, form, {"state": state, "label": label, "after": after})
+    return await _home(request, context, tenant, form, filters)
 
 
 @router.post("/analyses")
 async def submit_analysis(request: Request, context: InContext, tenant: InTenant) -> Response:
     outcome = await submit_form(request, context, tenant, request.state.session)
     if isinstance(outcome, Filled):
-        return await _home(request, context, tenant, outcome, {})
+        return await _home(request, context, tenant, outcome, Filters())
     return see(request, "show_analysis", analysis_id=outcome)
 
 
-async def _home(
-    request: Request, context: Context, tenant: str, form: Filled, filters: Mapping[str, str | None]
-) -> Response:
-    state, label = filters.get("state") or "", (filters.get("label") or "").strip()
-    known = label if LABEL.fullmatch(label) else ""
-    found = await service.newest(
-        context,
-        tenant,
-        states=[wanted for wanted in get_args(State) if wanted == state],
-        labels=[known] if known else [],
-        limit=PAGE_SIZE,
-        after=filters.get("after"),
-    )
-    following = None
-    if found.after is not None:
-        following = "?" + urlencode({"state": state, "label": label, "after": found.after})
+async def _home(request: Request, context: Context, tenant: str, form: Filled, filters: Filters) -> Response:
+    found = await listed(context, tenant, filters.listing, limit=PAGE_SIZE, after=filters.after)
     return page(
         request,
         "home.html",
@@ -81,12 +69,10 @@ async def _home(
         form=form,
         kept=kept(form.values),
         analyses=[Analysis.of(row) for row in found.rows],
-        following=following,
+        following=None if found.after is None else filters.query(after=found.after),
         states=get_args(State),
-        state=state,
-        label=label,
-        label_error="" if known == label else "A label is a name, or name:value.",
-        is_first=filters.get("after") is None,
+        filters=filters,
+        refresh=REFRESH_SECONDS,
         options=OPTION_FIELDS,
     )
 
@@ -97,8 +83,9 @@ async def show_analysis(request: Request, analysis: AnalysisId, context: InConte
     async with context.database.transaction() as session:
         _, *data_files = await stored_files(session, tenant, "models", row.model)
         names = await baselines.names_of(session, analysis)
+        yardstick = None if stored is None else await yardstick_of(session, row)
     live = row.state not in FINAL_STATES
-    report = None if stored is None else await run_in_threadpool(_sections, row, stored)
+    report = None if stored is None else await run_in_threadpool(_sections, row, stored, yardstick)
     return page(
         request,
         "analysis.html",
@@ -112,10 +99,10 @@ async def show_analysis(request: Request, analysis: AnalysisId, context: InConte
     )
 
 
-def _sections(row: AnalysisRow, stored: ReportRow) -> Any:
+def _sections(row: AnalysisRow, stored: ReportRow, yardstick: Yardstick | None) -> Any:
     """Render the sections of a report; empty if its version can no longer be read."""
     report = representations.parsed(stored.body)
-    return "" if report is None else rendering.render_sections(report, representations.verdict_of(row))
+    return "" if report is None else rendering.render_sections(report, representations.verdict_of(row), yardstick)
 
 
 @router.get("/analyses/{analysis_id}/report.{form}")
@@ -123,7 +110,9 @@ async def download_report(analysis: AnalysisId, context: InContext, tenant: InTe
     row, stored = await service.fetch(context, tenant, analysis)
     if stored is None or form not in _FORMS:
         raise NotFoundError(f"There is no report.{form[:80]} of this analysis.")
-    response = await representations.represent(row, stored, _FORMS[form])
+    async with context.database.transaction() as session:
+        yardstick = await yardstick_of(session, row)
+    response = await representations.represent(row, stored, _FORMS[form], yardstick)
     shown = "inline" if form == "html" else "attachment"
     response.headers["Content-Disposition"] = f'{shown}; filename="wsb-{str(row.id)[:8]}.{form}"'
     return response

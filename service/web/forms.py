@@ -39,7 +39,9 @@ MAX_FIELD_BYTES = 1 << 16
 
 _KEPT = {"model_id": "model", "batch_id": "batch"}
 """Fields that name a file sent earlier, and the file that each stands for."""
-_PLAIN = ("priority", "timeout_s", "baseline")
+_FILE_NAMES = {f"{file}_name": file for file in FILES}
+"""Fields that say what a file sent earlier is called."""
+_PLAIN = ("name", *_FILE_NAMES, "priority", "timeout_s", "baseline")
 _TYPED = ("csrf", *_KEPT, *Options.model_fields, "labels", "policy", "fresh", *_PLAIN)
 _FILE_FIELDS = (*FILES, MODEL_DATA)
 _FIELDS = frozenset({*_FILE_FIELDS, *_TYPED})
@@ -188,6 +190,7 @@ async def _keep(context: Context, tenant: str, files: Mapping[str, Received], fi
             filled.refuse_for(error, name)
         else:
             filled.values[f"{name}_id"] = identifier(received.sha256)
+            filled.values[f"{name}_name"] = received.name or ""
 
 
 def _request(filled: Filled) -> FormRequest | None:

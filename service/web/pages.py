@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from jinja2 import Environment
 from markupsafe import escape
@@ -19,7 +21,7 @@ from service import rendering
 from service.http.security import ANONYMOUS
 from service.rendering import wording
 from service.rendering.html import symbols, templates
-from service.rendering.numbers import amount, duration, interval, number, percent
+from service.rendering.numbers import amount, duration, interval, number, percent, within
 from service.rendering.text import clean
 
 PAGE_POLICY = (
@@ -86,9 +88,10 @@ def address(request: Request, name: str, **parameters: Any) -> str:
     return f"{request.scope.get('root_path', '')}{path}"
 
 
-def see(request: Request, name: str, **parameters: Any) -> Response:
-    """Redirect the browser to a page after a change (303 See Other)."""
-    return RedirectResponse(address(request, name, **parameters), HTTPStatus.SEE_OTHER)
+def see(request: Request, name: str, *, query: Mapping[str, str] | None = None, **parameters: Any) -> Response:
+    """Redirect the browser to a page (303 See Other)."""
+    suffix = f"?{urlencode(query)}" if query else ""
+    return RedirectResponse(address(request, name, **parameters) + suffix, HTTPStatus.SEE_OTHER)
 
 
 @cache
@@ -111,6 +114,7 @@ def _environment() -> Environment:
     environment = templates("service.web", _shown)
     environment.globals.update(wording=wording, ANONYMOUS=ANONYMOUS)
     environment.filters.update(amount=amount, duration=duration, interval=interval, number=number, percent=percent)
+    environment.filters.update(within=within)
     environment.filters.update(moment=_moment, short=_short, symbols=symbols, typed=escape)
     return environment
 

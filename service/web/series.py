@@ -12,7 +12,9 @@ from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
-from service.analyses import repository, service
+from service.analyses import repository
+from service.analyses.listing import Listing, listed
+from service.analyses.positions import position
 from service.analyses.representations import parsed
 from service.analyses.schemas import LABEL
 from service.analyses.table import AnalysisRow
@@ -25,9 +27,6 @@ from service.web.pages import page
 
 MAX_CHECKPOINTS = 200
 """Analyses in a series: the newest that have a report."""
-
-POSITIONS = ("epoch", "step")
-"""Labels that position a checkpoint in its run; the first that an analysis has counts."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -76,7 +75,8 @@ async def show_series(request: Request, context: InContext, tenant: InTenant, la
 
 async def _rows(context: Context, tenant: str, label: str) -> tuple[Sequence[tuple[AnalysisRow, str]], bool]:
     """The newest analyses with this label and their reports, and whether there are older ones too."""
-    found = await service.newest(context, tenant, states=["succeeded"], labels=[label], limit=MAX_CHECKPOINTS)
+    listing = Listing(states=["succeeded"], labels=[label])
+    found = await listed(context, tenant, listing, limit=MAX_CHECKPOINTS)
     async with context.database.transaction() as session:
         bodies = await repository.report_bodies(session, [row.id for row in found.rows])
     return [(row, bodies[row.id]) for row in found.rows if row.id in bodies], found.after is not None
@@ -102,15 +102,12 @@ def _checkpoint(row: AnalysisRow, body: str) -> Checkpoint | None:
 
 def _position(row: AnalysisRow) -> tuple[float, str]:
     """Position in the run, as a number to sort by and as text to show."""
-    for name in POSITIONS:
-        text = row.labels.get(name)
-        if text is None:
-            continue
+    if (found := position(row.labels)) is not None:
         try:
-            value = float(text)
+            value = float(found[1])
         except ValueError:
             value = math.inf
-        return (value if math.isfinite(value) else math.inf), text
+        return (value if math.isfinite(value) else math.inf), found[1]
     return -math.inf, str(row.id)[:8]
 
 

@@ -18,7 +18,33 @@ from service.keys import hash_key, new_key
 OpenVisit = Callable[..., Visit]
 
 KEY = new_key()
-PAGES = ("home", "form", "list", "report", "failed", "running", "cancelled", "compare", "series", "missing", "sign-in")
+PAGES = (
+    "home",
+    "form",
+    "list",
+    "report",
+    "failed",
+    "running",
+    "cancelled",
+    "compare",
+    "compared",
+    "series",
+    "missing",
+    "sign-in",
+)
+
+
+# What is wider than its card, and not in a region of it that scrolls.
+CUT_OFF = """() => [...document.querySelectorAll("main section *")].filter(each => {
+    if (each.closest(".scroll, .hidden") !== null || each.parentElement.closest("svg") !== null) return false
+    const card = each.closest("section").getBoundingClientRect(), box = each.getBoundingClientRect()
+    return box.width > 0 && (box.right > card.right + 1 || box.left < card.left - 1)
+}).map(each => `cut off: ${each.outerHTML.slice(0, 100)}`)"""
+# Height in pixels of the text of each plot as it is on the screen.
+PLOT_TEXT = """() => [...document.querySelectorAll("svg.plot")].map(plot => {
+    const scale = plot.getBoundingClientRect().width / plot.viewBox.baseVal.width
+    return parseFloat(getComputedStyle(plot).fontSize) * scale
+})"""
 
 
 @dataclass
@@ -72,6 +98,7 @@ def site() -> Iterator[Site]:
             "running": slow,
             "cancelled": cancelled,
             "compare": f"/compare?a={first}&b={second}&policy=%5B%5Brule%5D",
+            "compared": f"/compare?a={first}&b={second}",
             "series": "/series?label=run:digits",
             "missing": "/nothing",
             "sign-in": "/sign-in",
@@ -99,6 +126,8 @@ def test_no_page_shuts_anybody_out(site: Site, visit: OpenVisit, axe: str, theme
         ]
         if page.evaluate("document.documentElement.scrollWidth") > width:
             found[name].append("it is wider than the screen")
+        found[name] += page.evaluate(CUT_OFF)
+        found[name] += [f"text of {size:.1f} pixels in a plot" for size in page.evaluate(PLOT_TEXT) if size < 11]
         if name == "sign-in":
             page.get_by_label("API key").fill(KEY)
             page.keyboard.press("Enter")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,57 @@ def test_two_are_compared(service: Served, visit: OpenVisit, files: dict[str, Pa
     expect(page.get_by_role("img", name="max along run:compared")).to_be_visible()
     expect(page.get_by_role("row")).to_have_count(3)
     photograph(page, "series")
+
+
+def test_the_list_refreshes_itself_and_two_that_are_ticked_are_compared(
+    service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph
+) -> None:
+    opened = visit(service.url)
+    page, client = opened.page, service.client
+
+    def listed(seed: int) -> str:
+        request = json.dumps({"name": f"ticked {seed}", "options": {"seed": seed}})
+        sent = {"model": files["small.onnx"].read_bytes(), "batch": files["small.npz"].read_bytes()}
+        answer = client.post("/v1/analyses", files={**sent, "request": (None, request)}, headers={"Prefer": "wait=60"})
+        assert answer.status_code == 201, answer.text
+        return str(answer.headers["location"]).rpartition("/")[2]
+
+    def refreshed() -> None:
+        """Lets time pass until the list has been asked for once more."""
+        count = page.evaluate("asked.length")
+        while page.evaluate("asked.length") == count:
+            page.clock.run_for(500)
+
+    older, start = listed(1), datetime(2026, 1, 1, tzinfo=UTC)
+    page.add_init_script("const ask = fetch; asked = []; fetch = (...all) => (asked.push(Date.now()), ask(...all));")
+    page.clock.install(time=start)
+    page.goto("/?name=ticked")
+    page.clock.pause_at(start + timedelta(hours=1))
+    compare = page.get_by_role("button", name="Compare the two that are ticked")
+    page.get_by_label("Compare ticked 1").check()
+    expect(compare).to_be_disabled()
+    newer = listed(2)
+    for _ in range(2):
+        refreshed()
+    expect(page.get_by_role("link", name="ticked 2")).to_be_visible()
+    expect(page.get_by_label("Compare ticked 1")).to_be_checked()
+    # What nobody sees is not asked for.
+    hide = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+    hide += " document.dispatchEvent(new Event('visibilitychange')); }"
+    page.evaluate(hide, True)
+    seen = page.evaluate("asked.length")
+    page.clock.run_for(60_000)
+    assert page.evaluate("asked.length") == seen
+    page.evaluate(hide, False)
+    refreshed()
+    times = page.evaluate("asked")
+    assert min(later - earlier for earlier, later in itertools.pairwise(times)) >= 5000
+    page.get_by_label("Compare ticked 2").check()
+    expect(compare).to_be_enabled()
+    photograph(page, "ticked")
+    compare.click()
+    expect(page).to_have_url(f"{service.url}/compare?a={older}&b={newer}")
+    expect(page.get_by_role("heading", name="Not decided")).to_be_visible()
 
 
 def test_the_main_path_needs_no_mouse(service: Served, visit: OpenVisit, files: dict[str, Path]) -> None:

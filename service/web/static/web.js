@@ -1,4 +1,4 @@
-// Optional enhancements: live progress, local times, highlighting a field while a file is dragged over it.
+// Optional enhancements: live progress, a list that stays current, local times, highlighting a field while a file is dragged over it.
 
 // An end of an interval with as many digits as show its width, rounded outwards.
 function end(value, width, up) {
@@ -64,12 +64,73 @@ function follow(section) {
   addEventListener("pagehide", () => source.close());
 }
 
-for (const section of document.querySelectorAll("[data-events]")) follow(section);
-
-for (const time of document.querySelectorAll("time[datetime]")) {
-  time.title = time.textContent;
-  time.textContent = new Date(time.dateTime).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+function localise(root) {
+  for (const time of root.querySelectorAll("time[datetime]")) {
+    time.title = time.textContent;
+    time.textContent = new Date(time.dateTime).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  }
 }
+
+// Two analyses can be compared, no other number of them.
+function limitTicks(list) {
+  const button = list.querySelector("form.pick button");
+  if (button) button.disabled = list.querySelectorAll("[name=pick]:checked").length !== 2;
+}
+
+// What an element of the list is, whichever refresh made it.
+const keyOf = (element) => element.value || element.getAttribute("href") || element.className || element.textContent;
+
+// Puts a fresh list in the place of the old one; ticks, the focus and the place stay.
+function replaceList(list, fresh) {
+  const ticked = new Set([...list.querySelectorAll("[name=pick]:checked")].map((box) => box.value));
+  const focused = list.contains(document.activeElement) ? keyOf(document.activeElement) : null;
+  const place = list.querySelector(".scroll")?.scrollLeft ?? 0;
+  list.replaceChildren(...fresh.childNodes);
+  localise(list);
+  for (const box of list.querySelectorAll("[name=pick]")) box.checked = ticked.has(box.value);
+  const scroll = list.querySelector(".scroll");
+  if (scroll) scroll.scrollLeft = place;
+  if (focused) [...list.querySelectorAll("a, input, button, .scroll")].find((each) => keyOf(each) === focused)?.focus();
+  limitTicks(list);
+}
+
+// The list asks for itself again as long as the page is visible.
+function refresh(list) {
+  const wait = Math.max(5, Number(list.dataset.refresh)) * 1000;
+  let last = list.innerHTML;
+  let timer = null;
+
+  const plan = () => {
+    if (!document.hidden && timer === null) timer = setTimeout(ask, wait);
+  };
+  const ask = async () => {
+    timer = null;
+    try {
+      const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const fresh = page.getElementById(list.id);
+      if (answer.ok && fresh && fresh.innerHTML !== last) {
+        last = fresh.innerHTML;
+        replaceList(list, fresh);
+      }
+    } catch {
+      // The server may be away for a moment.
+    }
+    plan();
+  };
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(timer);
+    timer = null;
+    plan();
+  });
+  list.addEventListener("change", () => limitTicks(list));
+  limitTicks(list);
+  plan();
+}
+
+for (const section of document.querySelectorAll("[data-events]")) follow(section);
+for (const list of document.querySelectorAll("[data-refresh]")) refresh(list);
+localise(document);
 
 for (const field of document.querySelectorAll(".drop")) {
   const over = (on) => () => field.classList.toggle("over", on);

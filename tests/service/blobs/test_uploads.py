@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from support.service import DEADLINE, Service, StartService, until
+from support.service import DEADLINE, Service, StartService, npz_batch, until
 
 KINDS = ["models", "batches"]
 
@@ -159,3 +159,22 @@ def test_uploads_and_deletions_of_the_same_content_at_the_same_time_never_lose_i
     assert len(api.stored()) == known
     api.client.post("/v1/models", content=model_bytes)
     assert [file.read_bytes() for file in api.stored()] == [model_bytes]
+
+
+def test_stored_files_are_listed_newest_first_on_pages_that_follow_each_other(api: Service, model_bytes: bytes) -> None:
+    sent = [api.client.post("/v1/batches", content=npz_batch(seed=seed)).json() for seed in range(5)]
+    api.client.post("/v1/models", content=model_bytes)
+    # Two that were stored at the same moment are on one page or the other.
+    api.sql("UPDATE blobs SET created_at = '2026-01-01' WHERE sha256 = ANY(%s)", [each["id"][7:] for each in sent[1:3]])
+    api.client.post("/v1/batches", content=npz_batch(seed=0))  # sent again, which changes no order
+    listed = api.client.get("/v1/batches").json()
+    assert [item["id"] for item in listed["items"][:3]] == [sent[i]["id"] for i in (4, 3, 0)]
+    for limit in (1, 2):
+        seen, path = [], f"/v1/batches?limit={limit}"
+        while path is not None:
+            page = api.client.get(path).json()
+            seen, path = [*seen, *page["items"]], page["next"]
+        assert seen == listed["items"]
+    assert [item["format"] for item in api.client.get("/v1/models").json()["items"]] == ["onnx"]
+    for query in ("after=x", "after=1-" + "0" * 63, "limit=0"):
+        assert api.client.get(f"/v1/models?{query}").json()["code"] == "invalid_request"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from support.command import wsb
 from support.service import StartService
 
 import service
+from service.analyses.numbers import columns
 from service.database.engine import Database, latest_revision
 
 MODEL, BATCH = "a" * 64, "b" * 64
@@ -70,6 +72,27 @@ def test_what_the_first_version_stored_belongs_to_the_tenant_of_a_service_withou
     assert (analysis["model"], analysis["labels"], analysis["reused_from"]) == (f"sha256:{MODEL}", {"run": "a"}, None)
     assert api.client.get(f"/v1/models/sha256:{MODEL}").json()["size"] == 5
     assert api.client.get(f"/v1/analyses/{ANALYSIS}/report").text == "{}"
+
+
+def test_lists_have_the_numbers_of_reports_that_were_stored_before(database_url: str) -> None:
+    move(database_url, "0008")
+    cases = Path(__file__).parents[1] / "rendering" / "cases"
+    reports = {name: json.loads((cases / f"{name}.json").read_text())["report"] for name in ("perceptron", "doubtful")}
+    bounds = {**reports["perceptron"], "enclosure": None, "engine": {**reports["perceptron"]["engine"], "device": "\0"}}
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for number, report in enumerate((*reports.values(), bounds)):
+            values = {"id": f"{number}" * 8 + ANALYSIS[8:], "body": json.dumps(report)}
+            connection.execute(
+                "INSERT INTO analyses (id, tenant, model, batch, options, labels, priority, timeout_s, state)"
+                " VALUES (%(id)s, 'default', 'm', 'b', '{}', '{}', 0, 1, 'succeeded')",
+                values,
+            )
+            connection.execute("INSERT INTO reports (analysis, body, sha256) VALUES (%(id)s, %(body)s, 'c')", values)
+        move(database_url, str(latest_revision()))
+        names = "lambda_max_lower, lambda_max_upper, loss, accuracy, parameters, device, seconds, reliable"
+        found = connection.execute(f"SELECT {names} FROM analyses ORDER BY id").fetchall()  # noqa: S608 - ours
+    expected = [tuple(columns(json.dumps(report)).values()) for report in (*reports.values(), bounds)]
+    assert found == [*expected[:2], (*expected[2][:5], None, *expected[2][6:])]
 
 
 def test_a_row_that_does_not_say_whose_it_is_is_refused(database_url: str) -> None:

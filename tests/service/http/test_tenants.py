@@ -26,6 +26,8 @@ ENTRIES = ",".join(f"{name}:{hash_key(key)}" for name, key in KEYS.items())
 NO_ID = {
     ("post", "/v1/models"),
     ("post", "/v1/batches"),
+    ("get", "/v1/models"),
+    ("get", "/v1/batches"),
     ("get", "/v1/analyses"),
     ("get", "/v1/baselines"),
     ("get", "/v1/badges"),
@@ -142,10 +144,11 @@ def test_nothing_of_it_changed_and_its_owner_still_has_it(tenants: Tenants) -> N
 
 
 def test_lists_show_nothing_of_another_tenant(tenants: Tenants) -> None:
-    assert tenants.theirs.get("/v1/analyses").json() == {"items": [], "next": None}
+    for path in ("/v1/analyses", "/v1/models", "/v1/batches"):
+        assert tenants.theirs.get(path).json() == {"items": [], "next": None}
+        assert len(tenants.ours.get(path).json()["items"]) == 1
     assert tenants.theirs.get("/v1/baselines").json() == {"items": []}
     assert len(tenants.ours.get("/v1/baselines").json()["items"]) == 1
-    assert len(tenants.ours.get("/v1/analyses").json()["items"]) == 1
 
 
 def test_a_cursor_of_another_tenant_leads_to_nothing_of_theirs(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.policies import Policy, PolicyError, load_policy
+from service.policies.metrics import check_metric, known_metrics
 from service.policies.policy import MAX_POLICY_BYTES, MAX_RULES, parse_toml
 
 RULE = '[[rule]]\nmetric = "loss.value"\nop = "<="\nlimit = 1.0\n'
@@ -97,6 +98,29 @@ def test_a_path_to_a_number_is_a_metric(metric: str) -> None:
 def test_a_path_that_no_report_has_is_refused(metric: str, told: str) -> None:
     found = refused(RULE.replace("loss.value", metric))
     assert found.startswith(f"rule 1 (line 1), metric: {told}")
+
+
+@pytest.mark.parametrize(
+    ("metric", "near"),
+    [
+        ("lambda_max", "enclosure.lambda_max"),
+        ("lambda_max.upper", "enclosure.lambda_max.upper"),
+        ("enclosure.lamda_max", "enclosure.lambda_max"),
+        ("trace", "moments.trace"),
+        ("loss.valu", "loss.value"),
+        ("stability", "stability_ratio"),
+        ("bounds_list.wolkowitz_styan.lambda_max.upper", "bounds_list.wolkowicz_styan.lambda_max.upper"),
+        ("spectrum.eigenvalue.0", "spectrum.eigenvalues.0"),
+    ],
+)
+def test_the_nearest_metric_is_suggested(metric: str, near: str) -> None:
+    assert refused(RULE.replace("loss.value", metric)).endswith(f"; did you mean '{near}'?")
+
+
+def test_what_is_suggested_is_a_metric() -> None:
+    assert len(known_metrics()) > 50
+    for metric in known_metrics():
+        check_metric(metric)
 
 
 @pytest.mark.parametrize(

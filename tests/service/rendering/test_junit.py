@@ -79,11 +79,11 @@ def test_a_failure_says_what_was_found_and_what_to_do(general: Any) -> None:
 
 def test_a_check_is_a_case(general: Any) -> None:
     checks = [
-        Check(name="one", passed=True, value=0.0, tolerance=1.0),
+        Check(name="parity", passed=True, value=0.0, tolerance=1.0),
         Check(name="two", passed=False, value=2.0, tolerance=1.0),
     ]
     suite = suite_of(general.report.model_copy(update={"checks": checks}))
-    assert cases_of(suite) == {"one": "passed", "two": "failure"}
+    assert cases_of(suite) == {"logits agree with another runtime [parity]": "passed", "two": "failure"}
 
 
 def test_a_verdict_that_no_rule_explains_is_a_case_of_its_own(general: Any) -> None:

@@ -19,8 +19,9 @@ def parsed(text: str) -> list[Any]:
     return MarkdownIt("commonmark").enable("table").parse(text)
 
 
-def test_the_verdict_and_its_rules_come_first(perceptron: Any) -> None:
-    text = render_markdown(perceptron.report, perceptron.verdict)
+def test_the_headline_comes_first_and_then_the_verdict_with_its_rules(perceptron: Any) -> None:
+    first, _, text = render_markdown(perceptron.report, perceptron.verdict).split("\n\n", 2)
+    assert first == r"**λ\_max = 0.837802378916 (certified, ± 3e-13)**"
     assert text.startswith(
         "## ✗ Sharpness: failed\n\n1 of 3 rules failed.\n\nTrain longer, or raise the limit.\n\n| Outcome |"
     )
@@ -29,8 +30,8 @@ def test_the_verdict_and_its_rules_come_first(perceptron: Any) -> None:
     assert "| ✓ Passed | `loss.accuracy` ≥ 0.25 |" in text
 
 
-def test_without_a_verdict_the_numbers_come_first(perceptron: Any) -> None:
-    assert render_markdown(perceptron.report).startswith("### Numbers\n")
+def test_without_a_verdict_the_numbers_follow_the_headline(perceptron: Any) -> None:
+    assert render_markdown(perceptron.report).split("\n\n", 3)[2] == "### Numbers"
 
 
 def test_what_a_model_of_rounding_says_is_not_called_certified(perceptron: Any) -> None:

@@ -181,18 +181,49 @@ def test_the_list_is_filtered_and_has_pages(api: Service, visit: Visit) -> None:
     other = visitor.asked(labels="run: b", fresh="on")
 
     def listed(response: httpx.Response) -> list[str]:
-        return re.findall(r'<th scope="row"><a href="/analyses/([^"]+)"', response.text)
+        return re.findall(r'<th scope="row" class="named"><a href="/analyses/([^"]+)"', response.text)
 
     assert listed(visitor.get("/", params={"label": "run:b"})) == [other]
     assert listed(visitor.get("/", params={"label": "run:a", "state": "running"})) == []
     first = visitor.get("/", params={"label": "run:a", "state": "queued"})
     assert listed(first) == analyses[:4:-1]
-    following = re.search(r'href="/(\?[^"]+)#list">Older', first.text)
+    following = re.search(r'href="/(\?[^"]+)#list">Next page', first.text)
     assert following
     second = visitor.get("/" + following[1].replace("&amp;", "&"))
     assert listed(second) == analyses[4::-1]
-    assert "Older analyses" not in second.text
+    assert "Next page" not in second.text
     assert "New analysis" not in second.text
+
+
+def test_the_list_says_what_each_report_found_and_is_sorted_by_it(api: Service, visit: Visit) -> None:
+    visitor = visit(api)
+    analyses = [visitor.asked(name=f"<run> {i}", fresh="on") for i in range(3)]
+    for loss, analysis in zip((0.5, 0.25, None), analyses, strict=True):
+        api.sql(
+            "UPDATE analyses SET state = CASE WHEN %s::float8 IS NULL THEN 'queued' ELSE 'succeeded' END, loss = %s,"
+            " accuracy = 0.5, parameters = 12345, device = 'cpu', seconds = 90, reliable = %s, lambda_max_lower = 1.25,"
+            " lambda_max_upper = 1.2500000001 WHERE id = %s",
+            *(loss, loss, loss == 0.25, analysis),
+        )
+    text = visitor.get("/", params={"sort": "loss"}).text
+    found = re.findall(r'<a href="/analyses/([^"]+)">&lt;run&gt; \d</a><span class="note">on b.npz</span>', text)
+    assert found == [analyses[1], analyses[0], analyses[2]]
+    for cell in ("1.25000", "0.25", "50 %", "12,345", "1.5 min"):
+        assert f'<td class="number">{cell}' in text, cell
+    assert text.count("Not reliable") == 1
+    assert re.search(r'aria-sort="ascending"><a href="/\?sort=-loss#list">Loss', text)
+    assert re.findall(r'name="pick" value="([^"]+)"', text) == [analyses[1], analyses[0]]
+    assert "&lt;run&gt; 2" not in visitor.get("/", params={"name": "RUN> 1"}).text
+
+
+def test_two_ticked_analyses_are_compared_the_older_one_as_the_baseline(service: Service, visit: Visit) -> None:
+    visitor = visit(service)
+    older, newer = (planted(service, visitor, "perceptron", n=name) for name in "12")
+    for picked in ([newer, older], [older, newer]):
+        response = visitor.get("/compare", params={"pick": picked})
+        assert (response.status_code, response.headers["location"]) == (303, f"/compare?a={older}&b={newer}")
+    assert "Tick two analyses to compare, not 1." in visitor.get("/compare", params={"pick": older}).text
+    assert visitor.get("/compare", params={"pick": [older, NOBODYS]}).status_code == 404
 
 
 def test_a_filter_that_is_no_label_is_told_at_its_field(api: Service, visit: Visit) -> None:
