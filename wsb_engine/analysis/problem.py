@@ -168,8 +168,10 @@ class Problem:
         """Return whether tracing pays at the nominal rate; blocks of columns multiply by all of the identity."""
         objective, footprint = self.objective, self.footprint
         seconds = footprint.operations * self.samples / nominal_rate(objective.device, objective.dtype)
+        scratch = self._autodiff(objective, columns)
+        reverse = scratch.reverse and scratch.columns == 1
         products = objective.parameters if columns > 1 else self.expected
-        return pays(seconds, footprint.operators, products)
+        return pays(seconds, footprint.operators, products, reverse=reverse)
 
     def _autodiff(self, objective: Objective, columns: int) -> AutodiffProduct:
         product = AutodiffProduct(objective, columns)
