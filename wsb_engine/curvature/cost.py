@@ -36,6 +36,9 @@ CPU_RATE = 1.5e10
 GPU_RATE = 3e11
 """Nominal operations per second of one multiprocessor of a GPU in float32."""
 
+LAUNCH_SECONDS = 1e-5
+"""Seconds that starting a kernel takes: what calls it, and the GPU itself."""
+
 MEASURED_SIZE, MEASURED_SIZE_GPU, MEASUREMENTS = 512, 4096, 5
 """Order of the matrices by which a rate is measured, and the number of products, of which the fastest counts."""
 EFFICIENCY = 0.5
@@ -51,6 +54,11 @@ def nominal_rate(device: torch.device, dtype: torch.dtype) -> float:
         return CPU_RATE * torch.get_num_threads() * (2 if dtype == torch.float32 else 1)
     found = devices.properties(device)
     return GPU_RATE * found.multiprocessors * (1 if dtype == torch.float32 else found.double_rate)
+
+
+def launch_operations(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations that a device could do while it starts a kernel; 0 for a CPU, which starts none."""
+    return LAUNCH_SECONDS * nominal_rate(device, dtype) if devices.is_gpu(device) else 0.0
 
 
 @cache
