@@ -209,6 +209,17 @@ def test_two_gpus_give_the_numbers_of_one(net: str, gpus: simulated.Devices) -> 
     assert "split" in {warning.code for warning in two.warnings}
 
 
+def test_two_gpus_give_the_eigenvectors_of_one(gpus: simulated.Devices) -> None:
+    classifier, batch = case("mlp")
+    one, two = (
+        wsb.eigenpairs(classifier, batch, wsb.Options(top=2, max_products=60, **where))
+        for where in ({"device": "cuda:0"}, {"devices": ("cuda:0", "cuda:1")})
+    )
+    assert gpus.counts(1).launches > 0
+    torch.testing.assert_close(two.eigenvalues, one.eigenvalues, rtol=1e-9, atol=0)
+    torch.testing.assert_close((two.eigenvectors * one.eigenvectors).sum(dim=0).abs(), torch.ones(2).double())
+
+
 def test_answers_of_gpus_are_added_one_at_a_time(gpus: simulated.Devices) -> None:
     classifier, batch = case("mlp")
     problem = posed(classifier, batch, devices=("cuda:0", "cuda:1"))
