@@ -17,6 +17,10 @@ BLOCK = 512
 """Rows and columns of a block that is symmetrised at a time."""
 
 
+_UNSOLVED = (NotImplementedError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+"""Errors of a solver that is not there, or does not converge."""
+
+
 @dataclass(frozen=True)
 class DenseSpectrum:
     """All eigenvalues of H, and the moments of the same matrix."""
@@ -95,8 +99,7 @@ def _solved(H: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor | None]:
     try:
         return _solved_here(H, eigenvectors)
     except (NotImplementedError, RuntimeError) as error:  # a solver's own failures are RuntimeErrors too
-        lacking = isinstance(error, (NotImplementedError, torch.linalg.LinAlgError)) or devices.lacks(error)
-        if not lacking and not ran_out(error):
+        if not (isinstance(error, _UNSOLVED) or devices.lacks(error) or ran_out(error)):
             raise
     devices.release(H.device)
     return _solved_here(H.cpu(), eigenvectors)

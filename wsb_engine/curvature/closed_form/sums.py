@@ -104,9 +104,9 @@ def underflow(net: Network, source: TileSource, samples: int, tile: int) -> floa
         largest = [torch.stack([_longest(each) for each in rows]).amax() for rows in (passes.a, passes.delta)]
         slopes = [slope.abs().amax().double() for slope in passes.phi1]
         found.append(torch.stack([*largest, torch.stack([torch.zeros_like(largest[0]), *slopes]).amax()]))
-    longest, D, steepest = torch.stack(found).amax(dim=0).tolist()
+    longest, D, steepest = (float(each) for each in torch.stack(found).amax(dim=0).tolist())
     K = 1 + longest
-    norms = torch.stack([layer.W.double().square().sum() for layer in net.layers]).tolist()[1:]
+    norms: list[float] = torch.stack([layer.W.double().square().sum() for layer in net.layers]).tolist()[1:]
     J = math.prod(max(1.0, norm * steepest**2) for norm in norms)
     terms = max(triangle(max(layer.d_in + 1, layer.d_out)) for layer in net.layers)
     return SMALLEST_NORMAL * terms * (1 + K) ** 2 * (1 + D + J)

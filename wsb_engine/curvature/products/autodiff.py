@@ -78,6 +78,8 @@ class Objective:
     device: torch.device
     fits: int = sys.maxsize
     """Number of samples whose gradients fit in memory at once."""
+    fits_in_double: int = sys.maxsize
+    """The same in float64, in which convolutions on a CPU take more memory than twice that of float32."""
     memory_format: torch.memory_format = torch.preserve_format
     """Memory format of four-dimensional tensors; it changes neither their values nor their order in H."""
     coupled: bool = False
@@ -106,7 +108,7 @@ class Objective:
             selected={name: tensor.double() for name, tensor in self.selected.items()},
             fixed={name: tensor.double() for name, tensor in self.fixed.items()},
             dtype=torch.float64,
-            fits=max(1, self.fits * self.dtype.itemsize // torch.float64.itemsize),
+            fits=max(1, min(self.fits * self.dtype.itemsize // torch.float64.itemsize, self.fits_in_double)),
         )
 
     def pause(self) -> None:
