@@ -599,6 +599,31 @@ def test_memory_that_runs_out_leads_to_smaller_products(gpus: simulated.Devices)
     torch.testing.assert_close(found.cpu(), want.cpu(), rtol=1e-12, atol=1e-14)
 
 
+BYTES_FOR_EACH_PARAMETER = {"float32": 104, "float64": 140}
+"""Of which ``benchmarks/gpu/billion.py`` counts on the larger one."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", BYTES_FOR_EACH_PARAMETER)
+def test_three_vectors_of_a_large_model_hold_what_is_counted_on(
+    dtype: Any, gpus: simulated.Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsb_engine.random_vectors.LARGE_TILE", 1 << 12)  # as small beside this model as beside others
+    torch.manual_seed(0)
+    layers = (nn.LayerNorm(1024), nn.Linear(1024, 256), nn.SiLU(), nn.Linear(256, CLASSES))
+    module = nn.Sequential(nn.Embedding(20, 256), nn.Flatten(), *layers).to(devices.numbered(0))
+    classifier = wsb.from_module(module)
+    parameters = sum(tensor.numel() for tensor in module.parameters())
+    del module, layers
+    batch, held = wsb.Batch(torch.arange(12).view(3, 4), np.arange(3)), BYTES_FOR_EACH_PARAMETER[dtype] * parameters
+    run = {"basis": "three_vectors", "moments": "none", "ends": "largest", "max_products": 5, "relative_gap": 0.1}
+    gpus.reset()
+    options = wsb.Options(device="cuda:0", dtype=dtype, failure_probability=0.1, memory_limit=held, **run)
+    report = wsb.analyze(classifier, batch, options)
+    assert report.enclosure is not None
+    assert parameters * 40 < gpus.counts().peak <= held
+
+
 @pytest.mark.parametrize(
     ("error", "ran_out", "failed"),
     [
