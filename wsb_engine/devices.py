@@ -25,7 +25,7 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(
-    r"cublas_status_(not_supported|invalid_value|arch_mismatch)|cudnn_status_(not_supported|bad_param)"
+    r"(cublas|cusolver)_status_(not_supported|invalid_value|arch_mismatch)|cudnn_status_(not_supported|bad_param)"
     r"|cuda error: invalid (configuration )?argument",
     re.IGNORECASE,
 )
@@ -105,6 +105,11 @@ def _module() -> Any:
 def ran_out(error: BaseException) -> bool:
     """Return True if an error says that a GPU's memory ran out."""
     return isinstance(error, torch.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def lacks(error: BaseException) -> bool:
+    """Return True if an error says that a GPU's libraries do not do this, of these sizes or types."""
+    return bool(_REFUSAL.search(str(error)))
 
 
 def has_failed(error: BaseException | None) -> bool:

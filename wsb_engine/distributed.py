@@ -52,8 +52,8 @@ def analyze(
     Args:
         classifier: From ``load_model`` or ``from_module``; the same in every process.
         batch: All N labelled samples, in every process.
-        options: The same in every process; ``auto`` and ``cuda`` use the process's current GPU, if there is one, and
-            ``devices`` has no effect.
+        options: The same in every process; ``auto`` and ``cuda`` use the process's current GPU, if there is one. Each
+            process has one device, so ``devices`` is refused.
         progress: Called only in the first process; raising in it stops the analysis in all processes.
         decided: As in ``wsb_engine.analyze``; called only in the first process.
         group: The processes; by default, all. Its timeout must cover the longest stage that the first one runs alone.
@@ -63,7 +63,7 @@ def analyze(
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: in every process, whichever failed; ``process_failed`` or
-            ``process_lost`` if another process failed in some other way.
+            ``process_lost`` if another process failed in some other way; ``devices_in_group`` for ``devices``.
     """
     options = _current(options or Options())
     callback, seconds = None if dist.get_rank(group) else progress, classifier.load_seconds + batch.load_seconds
@@ -77,6 +77,7 @@ def _analyze(
 ) -> Report:
     processes = Processes(group, monitor)
     with processes.together(), monitor.phase("setup"):
+        _require_one_device(options)
         problem = pose(classifier, batch, options, monitor)
         processes.member = Member(problem, processes.rank, processes.size, problem.objective.device)
         facts = _facts(problem)
@@ -89,6 +90,21 @@ def _analyze(
         report = report_on(shared, classifier, batch, options, monitor)
     processes.end(report)
     return report
+
+
+def _require_one_device(options: Options) -> None:
+    """Refuse several devices in one process of a group.
+
+    Raises:
+        OptionsError: ``devices_in_group``.
+    """
+    if options.devices is not None:
+        raise OptionsError(
+            "each process of a group computes on one device, so the option devices does not apply",
+            code="devices_in_group",
+            advice="Leave devices out, and start a process for each GPU: it uses the one that torch.cuda.set_device "
+            "selects.",
+        )
 
 
 def _current(options: Options) -> Options:

@@ -14,8 +14,6 @@ from torch._C import CompilationUnit, ModuleDict, ParameterDict, ScriptModule
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack as outside_transforms
 from torch._ops import OpOverload
 from torch.autograd.function import BackwardCFunction
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
@@ -25,7 +23,6 @@ __all__ = [
     "TO_COPY",
     "UNSAFE_VIEW",
     "BackwardCFunction",
-    "CSEPass",
     "CompilationUnit",
     "DispatchMode",
     "ModuleDict",
@@ -40,7 +37,6 @@ __all__ = [
     "import_compiler",
     "import_ir_module",
     "is_frozen",
-    "make_fx",
     "memory_of",
     "outside_transforms",
     "schema_of",

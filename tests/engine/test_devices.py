@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,15 +21,19 @@ from torch import Tensor, nn
 
 import wsb_engine as wsb
 from wsb_engine import devices, memory
-from wsb_engine.analysis import estimate
+from wsb_engine.analysis import estimate, moments
 from wsb_engine.analysis.inputs import EXPECTED_PRODUCTS, FORWARD_PASSES
 from wsb_engine.analysis.krylov import krylov
 from wsb_engine.analysis.members import Devices
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.arithmetic import exact
+from wsb_engine.curvature.closed_form.layout import LAUNCHES_BLOCK, LAUNCHES_LAYER, LAUNCHES_PAIR, Layout
+from wsb_engine.curvature.closed_form.sums import closed_form
 from wsb_engine.curvature.cost import logits_footprint, nominal_rate
+from wsb_engine.curvature.gauss_newton import ROWS, mlp_trace, rows_of
 from wsb_engine.curvature.team import Multiply
+from wsb_engine.spectrum.dense import BLOCK, dense_spectrum
 
 simulated.load()
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning")
@@ -204,6 +209,17 @@ def test_two_gpus_give_the_numbers_of_one(net: str, gpus: simulated.Devices) -> 
     assert "split" in {warning.code for warning in two.warnings}
 
 
+def test_two_gpus_give_the_eigenvectors_of_one(gpus: simulated.Devices) -> None:
+    classifier, batch = case("mlp")
+    one, two = (
+        wsb.eigenpairs(classifier, batch, wsb.Options(top=2, max_products=60, **where))
+        for where in ({"device": "cuda:0"}, {"devices": ("cuda:0", "cuda:1")})
+    )
+    assert gpus.counts(1).launches > 0
+    torch.testing.assert_close(two.eigenvalues, one.eigenvalues, rtol=1e-9, atol=0)
+    torch.testing.assert_close((two.eigenvectors * one.eigenvectors).sum(dim=0).abs(), torch.ones(2).double())
+
+
 def test_answers_of_gpus_are_added_one_at_a_time(gpus: simulated.Devices) -> None:
     classifier, batch = case("mlp")
     problem = posed(classifier, batch, devices=("cuda:0", "cuda:1"))
@@ -259,6 +275,112 @@ def test_a_step_of_the_enclosure_waits_a_few_times_whatever_the_chunks(
         found.add(gpus.counts().synchronisations)
     assert len(found) == 1
     assert found.pop() <= 12
+
+
+def summed(problem: Problem, layout: Layout, gpus: simulated.Devices) -> tuple[float, simulated.Counts]:
+    assert problem.structure is not None
+    gpus.reset()
+    with torch.no_grad():
+        found = closed_form(problem.structure.net, problem.tile, problem.objective.targets.weights, layout)
+    return found.frobenius_squared, gpus.counts()
+
+
+def test_moments_start_few_kernels_for_a_tile_and_a_pair_and_wait_for_neither(gpus: simulated.Devices) -> None:
+    problem = posed(*case("mlp"))
+    assert problem.structure is not None
+    layout = moments._layout(problem, problem.structure)
+    whole, *others = [summed(problem, replace(layout, tile=SAMPLES // tiles, kept=tiles), gpus) for tiles in (1, 2, 4)]
+    assert {counts.synchronisations for _, counts in (whole, *others)} == {whole[1].synchronisations}
+    assert whole[1].synchronisations <= 8
+    assert [value for value, _ in others] == pytest.approx([whole[0]] * 2, rel=1e-13)
+    one, two, four = (counts.launches for _, counts in (whole, *others))
+    pair = ((four - two) - 2 * (two - one)) / 3  # there are 1, 3 and 10 pairs
+    assert pair <= LAUNCHES_PAIR + LAUNCHES_BLOCK * len(layout.forms)
+    assert two - one - 2 * pair <= LAUNCHES_LAYER * len(layout.learning)
+
+
+def test_tiles_of_a_gpu_are_as_large_as_its_memory_allows(gpus: simulated.Devices) -> None:
+    launches, values = [], []
+    for room in (1 << 30, 100 << 10, 48 << 10):
+        problem = replace(posed(*case("mlp")), memory=room)
+        assert problem.structure is not None
+        layout = moments._layout(problem, problem.structure)
+        value, counts = summed(problem, layout, gpus)
+        launches.append(counts.launches)
+        values.append(value)
+        assert (layout.tile == SAMPLES) == (room == 1 << 30)
+    assert launches == sorted(set(launches))
+    assert values == pytest.approx(values[:1] * 3, rel=1e-13)
+    problem = replace(problem, memory=1 << 30, team=cast(Any, SimpleNamespace(size=2)))
+    assert problem.structure is not None
+    assert moments._layout(problem, problem.structure).tile == SAMPLES // 4  # every GPU has its share of pairs
+
+
+def test_a_gpu_takes_all_samples_that_fit_for_the_gauss_newton_trace(gpus: simulated.Devices) -> None:
+    problem = posed(*case("mlp"))
+    assert problem.structure is not None
+    net, weights = problem.structure.net, problem.objective.targets.weights
+    found = []
+    for room in (1 << 30, 1 << 12):
+        gpus.reset()
+        rows = rows_of(net, problem.objective.device, room)
+        trace = mlp_trace(net, problem.tile, weights, rows=rows)
+        found.append((trace, gpus.counts()))
+    (one, few), (other, many) = found
+    assert one == pytest.approx(other, rel=1e-13)
+    assert few.launches < many.launches / 2
+    assert few.synchronisations == many.synchronisations == 1
+    assert rows_of(net, torch.device("cpu"), 1 << 30) == ROWS
+
+
+# --- dense spectra ----------------------------------------------------------------------------------------------------
+
+
+def symmetric(size: int) -> Tensor:
+    H = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return H + H.T
+
+
+def test_a_gpu_solves_the_dense_spectrum_itself_and_hands_over_the_eigenvalues(gpus: simulated.Devices) -> None:
+    there = symmetric(BLOCK + 3).to(devices.numbered(0))
+    gpus.reset()
+    found = dense_spectrum(there)
+    assert gpus.counts().to_host < 2 * 8 * len(there)
+    assert gpus.counts().synchronisations <= 8
+    torch.testing.assert_close(found.eigenvalues, dense_spectrum(there.cpu()).eigenvalues, rtol=0, atol=1e-12)
+
+
+REFUSALS = [
+    NotImplementedError("Could not run 'aten::_linalg_eigh.eigenvalues' with arguments from this backend"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_INVALID_VALUE, when calling `cusolverDnXsyevd_bufferSize`"),
+    torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge"),
+]
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: type(error).__name__)
+def test_the_cpu_solves_what_a_gpu_has_no_solver_or_no_memory_for(
+    error: Exception, gpus: simulated.Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solve = torch.linalg.eigvalsh
+
+    def refusing(H: Tensor) -> Tensor:
+        if H.device.type != "cpu":
+            raise error
+        return solve(H)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", refusing)
+    found = dense_spectrum(symmetric(20).to(devices.numbered(0))).eigenvalues
+    assert torch.equal(found, dense_spectrum(symmetric(20)).eigenvalues)
+
+
+def test_a_gpu_that_fails_in_its_solver_has_failed(gpus: simulated.Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(H: Tensor) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", failing)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        dense_spectrum(symmetric(20).to(devices.numbered(0)))
 
 
 # --- exact arithmetic -------------------------------------------------------------------------------------------------
@@ -475,6 +597,31 @@ def test_memory_that_runs_out_leads_to_smaller_products(gpus: simulated.Devices)
     found = replace(problem, warn=lambda code, _: told.append(code)).hessian_product(1)(v)
     assert told == ["memory_step_down"]
     torch.testing.assert_close(found.cpu(), want.cpu(), rtol=1e-12, atol=1e-14)
+
+
+BYTES_FOR_EACH_PARAMETER = {"float32": 104, "float64": 140}
+"""Of which ``benchmarks/gpu/billion.py`` counts on the larger one."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", BYTES_FOR_EACH_PARAMETER)
+def test_three_vectors_of_a_large_model_hold_what_is_counted_on(
+    dtype: Any, gpus: simulated.Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsb_engine.random_vectors.LARGE_TILE", 1 << 12)  # as small beside this model as beside others
+    torch.manual_seed(0)
+    layers = (nn.LayerNorm(1024), nn.Linear(1024, 256), nn.SiLU(), nn.Linear(256, CLASSES))
+    module = nn.Sequential(nn.Embedding(20, 256), nn.Flatten(), *layers).to(devices.numbered(0))
+    classifier = wsb.from_module(module)
+    parameters = sum(tensor.numel() for tensor in module.parameters())
+    del module, layers
+    batch, held = wsb.Batch(torch.arange(12).view(3, 4), np.arange(3)), BYTES_FOR_EACH_PARAMETER[dtype] * parameters
+    run = {"basis": "three_vectors", "moments": "none", "ends": "largest", "max_products": 5, "relative_gap": 0.1}
+    gpus.reset()
+    options = wsb.Options(device="cuda:0", dtype=dtype, failure_probability=0.1, memory_limit=held, **run)
+    report = wsb.analyze(classifier, batch, options)
+    assert report.enclosure is not None
+    assert parameters * 40 < gpus.counts().peak <= held
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from wsb_engine.analysis.enclosure_part import continued
 from wsb_engine.analysis.estimate import estimate_of, placed
 from wsb_engine.analysis.inputs import device as device_of
 from wsb_engine.analysis.inputs import several
-from wsb_engine.analysis.members import Devices
+from wsb_engine.analysis.members import split
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.rounding import Measuring
@@ -82,10 +82,7 @@ def analyze(
             problem = pose(classifier, batch, options, monitor)
         if progress is not None:
             monitor.estimate = estimate_of(problem, options, needs)
-        if len(chosen) > 1 and not problem.objective.coupled:
-            problem = replace(problem, team=stack.enter_context(Devices(problem, chosen)))
-            names = ", ".join(map(devices.name, chosen))
-            monitor.warn("split", f"products and pairs of samples were split over {names}")
+        problem = split(problem, chosen, stack, monitor)
         return report_on(problem, classifier, batch, options, monitor, needs)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from wsb_engine import devices
 from wsb_engine.analysis import krylov
-from wsb_engine.analysis.inputs import device
+from wsb_engine.analysis.inputs import device, several
+from wsb_engine.analysis.members import split
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import pose
 from wsb_engine.arithmetic import exact
@@ -59,10 +61,13 @@ def eigenpairs(
         0.8378
     """
     options = (options or Options()).model_copy(update={"spectrum": "top"})
+    chosen = several(options) or [device(options)]
+    options = options.model_copy(update={"device": devices.name(chosen[0])})
     monitor = Monitor(options, progress, classifier.load_seconds + batch.load_seconds)
-    with devices.faults_as_errors(), exact(gpus=devices.is_gpu(device(options))):
+    with devices.faults_as_errors(), ExitStack() as stack:
+        stack.enter_context(exact(gpus=any(map(devices.is_gpu, chosen))))
         with monitor.phase("setup"):
-            problem = pose(classifier, batch, options, monitor)
+            problem = split(pose(classifier, batch, options, monitor), chosen, stack, monitor)
         with monitor.phase("spectrum"):
             shared = krylov.krylov(problem, problem.hessian_product(columns=1), options, monitor)
             premises = Premises(Rounding("measured", 0.0), None, options.failure_probability, options.relative_gap)

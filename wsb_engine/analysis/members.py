@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from wsb_engine import devices
+from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.sums import Sums, add_terms, no_sums
@@ -91,17 +94,33 @@ def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:
     return replace(problem.at(objective), count=lambda _: None)
 
 
+def split(problem: Problem, chosen: Sequence[torch.device], stack: ExitStack, monitor: Monitor) -> Problem:
+    """Share a problem among several devices; the same problem if there is one, or the samples can't be divided.
+
+    Args:
+        problem: The whole analysis, posed on the first device.
+        chosen: The devices.
+        stack: Ends their threads when it closes.
+        monitor: Receives the warning that says so.
+    """
+    if len(chosen) <= 1 or problem.objective.coupled:
+        return problem
+    names = ", ".join(map(devices.name, chosen))
+    monitor.warn("split", f"products and pairs of samples were split over {names}")
+    return replace(problem, team=stack.enter_context(Devices(problem, chosen)))
+
+
 class Devices(Team):
     """Several devices of this process, each with its thread; a context manager whose exit ends the threads.
 
     Args:
         problem: The whole analysis, posed on the first device.
-        devices: One for each member.
+        chosen: One device for each member.
     """
 
-    def __init__(self, problem: Problem, devices: Sequence[torch.device]) -> None:
-        self.size = len(devices)
-        self._members = [Member(problem, index, self.size, device) for index, device in enumerate(devices)]
+    def __init__(self, problem: Problem, chosen: Sequence[torch.device]) -> None:
+        self.size = len(chosen)
+        self._members = [Member(problem, index, self.size, device) for index, device in enumerate(chosen)]
         self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="wsb-device")
         self._begun: set[Multiply] = set()
 

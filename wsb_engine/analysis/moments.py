@@ -19,8 +19,8 @@ from wsb_engine.bounds.certificates import CertifiedNorm, ExactMoments, KnownMom
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.closed_form.layout import MIN_TILES, Layout, cheapest_layout
 from wsb_engine.curvature.closed_form.sums import ClosedForm, closed_form, underflow
-from wsb_engine.curvature.cost import nominal_rate
-from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace
+from wsb_engine.curvature.cost import launch_operations, nominal_rate
+from wsb_engine.curvature.gauss_newton import general_trace, mlp_trace, rows_of
 from wsb_engine.curvature.products.basis import basis_moments
 from wsb_engine.curvature.team import split_closed_form
 from wsb_engine.errors import OptionsError, ResourceError, finite
@@ -37,6 +37,8 @@ FIRST_SHARE = 0.25
 """Share of the time limit that a closed form before the enclosure may take at the nominal rate."""
 LEFT_SHARE = 0.5
 """Share of the time left that moments before the enclosure leave to it, if they turn out to take longer."""
+GAUSS_NEWTON_SHARE = 0.25
+"""Share of the memory limit for tr G on a GPU."""
 CHEAP_SHARE = 0.5
 """``auto`` takes moments other than the closed form if they need at most this share of the enclosure's products."""
 PARTS = frozenset({"moments", "bounds", "bounds_list", "layers", "blocks", "orthogonality"})
@@ -283,7 +285,9 @@ def with_gauss_newton(found: MomentsResult, problem: Problem) -> MomentsResult:
         trace = general_trace(problem.objective, problem.logits.classes)
     else:
         with torch.no_grad():
-            trace = mlp_trace(problem.structure.net, problem.tile, problem.objective.targets.weights)
+            net, device = problem.structure.net, problem.objective.device
+            rows = rows_of(net, device, int(GAUSS_NEWTON_SHARE * problem.memory))
+            trace = mlp_trace(net, problem.tile, problem.objective.targets.weights, rows=rows)
     if trace is None:
         return found
     part = found.part.model_copy(update={"gauss_newton_trace": finite(trace, "the Gauss-Newton trace")})
@@ -343,10 +347,19 @@ def _probed(
 
 
 def _layout(problem: Problem, structure: Structure) -> Layout:
-    itemsize = problem.objective.dtype.itemsize
-    # Enough pairs of tiles for all members.
-    tiles = MIN_TILES if problem.team is None else max(MIN_TILES, 2 * problem.team.size)
-    return cheapest_layout(structure.net, problem.samples, memory=problem.memory, itemsize=itemsize, tiles=tiles)
+    device, dtype = problem.objective.device, problem.objective.dtype
+    launch = launch_operations(device, dtype)
+    tiles = 1 if launch else MIN_TILES
+    if problem.team is not None:  # enough pairs of tiles for all members
+        tiles = max(tiles, 2 * problem.team.size)
+    return cheapest_layout(
+        structure.net,
+        problem.samples,
+        memory=problem.memory,
+        itemsize=dtype.itemsize,
+        tiles=tiles,
+        launch=launch,
+    )
 
 
 def _closed_form(problem: Problem, layout: Layout, monitor: Monitor) -> ClosedForm:

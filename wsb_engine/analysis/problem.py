@@ -168,8 +168,10 @@ class Problem:
         """Return whether tracing pays at the nominal rate; blocks of columns multiply by all of the identity."""
         objective, footprint = self.objective, self.footprint
         seconds = footprint.operations * self.samples / nominal_rate(objective.device, objective.dtype)
+        scratch = self._autodiff(objective, columns)
+        reverse = scratch.reverse and scratch.columns == 1
         products = objective.parameters if columns > 1 else self.expected
-        return pays(seconds, footprint.operators, products)
+        return pays(seconds, footprint.operators, products, reverse=reverse)
 
     def _autodiff(self, objective: Objective, columns: int) -> AutodiffProduct:
         product = AutodiffProduct(objective, columns)
@@ -395,8 +397,8 @@ def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objectiv
     Raises:
         ResourceError: ``samples_coupled`` if coupled samples don't fit.
     """
-    needed = footprint.held * (torch.float64.itemsize // objective.dtype.itemsize) * objective.samples
-    needed = math.ceil(needed / WORKING_SHARE)
+    double = footprint.in_double()
+    needed = math.ceil(double.held * objective.samples / WORKING_SHARE)
     if objective.coupled and needed > memory:
         raise ResourceError(
             f"the logits of a sample depend on the other samples, and all {objective.samples} of them together need "
@@ -407,7 +409,7 @@ def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objectiv
             needed=needed,
             limit=memory,
         )
-    return replace(objective, fits=footprint.fits(memory))
+    return replace(objective, fits=footprint.fits(memory), fits_in_double=double.fits(memory))
 
 
 def _evaluated(

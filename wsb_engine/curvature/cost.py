@@ -36,6 +36,9 @@ CPU_RATE = 1.5e10
 GPU_RATE = 3e11
 """Nominal operations per second of one multiprocessor of a GPU in float32."""
 
+LAUNCH_SECONDS = 1e-5
+"""Seconds that starting a kernel takes: what calls it, and the GPU itself."""
+
 MEASURED_SIZE, MEASURED_SIZE_GPU, MEASUREMENTS = 512, 4096, 5
 """Order of the matrices by which a rate is measured, and the number of products, of which the fastest counts."""
 EFFICIENCY = 0.5
@@ -51,6 +54,11 @@ def nominal_rate(device: torch.device, dtype: torch.dtype) -> float:
         return CPU_RATE * torch.get_num_threads() * (2 if dtype == torch.float32 else 1)
     found = devices.properties(device)
     return GPU_RATE * found.multiprocessors * (1 if dtype == torch.float32 else found.double_rate)
+
+
+def launch_operations(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations that a device could do while it starts a kernel; 0 for a CPU, which starts none."""
+    return LAUNCH_SECONDS * nominal_rate(device, dtype) if devices.is_gpu(device) else 0.0
 
 
 @cache
@@ -75,13 +83,20 @@ class Footprint:
     """Multiplications and additions of matrix products, plus a charge per number written."""
     operators: int = 0
     """Operators that run, for any number of samples."""
-    workspace: int = 0
-    """Bytes of the largest buffer that an operator takes for itself."""
+    unfolded: int = 0
+    """Bytes of the largest buffer that an operator takes for itself in float64; it takes none in float32."""
+    itemsize: int = 8
+    """Bytes of a number in the dtype that was counted."""
 
     @property
     def held(self) -> int:
         """Bytes to reckon with when samples have to fit in memory."""
-        return self.bytes + self.workspace
+        return self.bytes + (self.unfolded if self.itemsize == torch.float64.itemsize else 0)
+
+    def in_double(self) -> Footprint:
+        """Return the footprint in float64, in which the same values are computed to check those in float32."""
+        double = torch.float64.itemsize
+        return replace(self, bytes=self.bytes * double // self.itemsize, itemsize=double)
 
     def fits(self, memory: int) -> int:
         """Return the number of samples that fit in a memory limit together; at least 1."""
@@ -89,21 +104,21 @@ class Footprint:
 
 
 class _Counts(NamedTuple):
-    """Bytes, operations and workspace of some samples."""
+    """Bytes, operations and unfolded bytes of some samples."""
 
     bytes: int
     operations: float
-    workspace: int
+    unfolded: int
 
 
 class _Counter(OperatorWatch):
     def __init__(self) -> None:
         super().__init__()
-        self.bytes, self.operations, self.operators, self.workspace = 0, 0.0, 0, 0
+        self.bytes, self.operations, self.operators, self.unfolded = 0, 0.0, 0, 0
 
     def ran(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         self.operators += 1
-        self.workspace = max(self.workspace, _unfolded(operator, args, result))
+        self.unfolded = max(self.unfolded, _unfolded(operator, args, result))
         if operator in flop_registry:
             self.operations += flop_registry[operator](*args, **kwargs, out_val=result)
         for leaf in tree_leaves(result):
@@ -120,10 +135,10 @@ def _unfolded(operator: Any, args: tuple[Any, ...], result: Any) -> int:
         y, x, weight, transposed = args[0], args[1], args[2], args[7]
     else:
         return 0
-    if x.device.type != "cpu" or x.dtype != torch.float64 or weight.shape[2:].numel() == 1:
+    if x.device.type != "cpu" or not x.is_floating_point() or weight.shape[2:].numel() == 1:
         return 0
     positions = (x if transposed else y).shape[2:].numel()
-    unfolded: int = len(x) * weight.shape[1:].numel() * positions * x.itemsize
+    unfolded: int = len(x) * weight.shape[1:].numel() * positions * torch.float64.itemsize
     return unfolded
 
 
@@ -149,28 +164,28 @@ def _footprint(objective: Objective, function: Callable[[Objective, Rows], objec
         with _Counter() as counter:
             function(counted, rows)
         operators = counter.operators
-        return _Counts(counter.bytes, counter.operations, counter.workspace)
+        return _Counts(counter.bytes, counter.operations, counter.unfolded)
 
     if objective.coupled:
         found = _share(count, objective.samples)
     else:
         found = _one_more(count, objective.samples, objective.group)
-    return replace(found, operators=operators)
+    return replace(found, operators=operators, itemsize=objective.dtype.itemsize)
 
 
 def _one_more(count: Callable[[int], _Counts], samples: int, group: int) -> Footprint:
     """Return the difference between three groups of samples and two, without costs independent of their number."""
     # Not one sample if there are more: operators on whole batches may refuse a single one.
     fewer, more = (count(2 * group), count(3 * group)) if samples > group else (_Counts(0, 0.0, 0), count(group))
-    size, operations, workspace = (max(b - a, 0) for a, b in zip(fewer, more, strict=True))
-    return Footprint(int(size) // group, operations / group, workspace=int(workspace) // group)
+    size, operations, unfolded = (max(b - a, 0) for a, b in zip(fewer, more, strict=True))
+    return Footprint(int(size) // group, operations / group, unfolded=int(unfolded) // group)
 
 
 def _share(count: Callable[[int], _Counts], samples: int) -> Footprint:
     """Return one sample's share of the whole batch, extrapolated quadratically from a few samples."""
     counts = [count(samples)] if samples <= 3 * COUNTED else [count(times * COUNTED) for times in (1, 2, 3)]
-    size, operations, workspace = (_continued(each, samples / COUNTED) / samples for each in zip(*counts, strict=True))
-    return Footprint(ceil(size), operations, workspace=ceil(workspace))
+    size, operations, unfolded = (_continued(each, samples / COUNTED) / samples for each in zip(*counts, strict=True))
+    return Footprint(ceil(size), operations, unfolded=ceil(unfolded))
 
 
 def _continued(values: Sequence[float], x: float) -> float:

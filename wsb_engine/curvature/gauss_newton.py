@@ -23,18 +23,21 @@ from wsb_engine.model import Tensors
 WORK = 4 << 30
 """Entries of all samples' Jacobians beyond which a general model's trace is not computed."""
 ROWS = 64
-"""Samples of an MLP at a time."""
+"""Samples of an MLP at a time, on a CPU."""
+HELD = 4
+"""Arrays of the size of a layer's factors that are held at once, in float64."""
 ENTRIES = 1 << 24
 """Of Jacobians held at a time, for other models."""
 
 
-def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float | None:
+def mlp_trace(net: Network, source: TileSource, weights: Tensor, *, rows: int = ROWS) -> float | None:
     """Compute tr G of an MLP, by one backward recursion of F J for each sample.
 
     Args:
         net: The network, in the working dtype.
         source: Gives tiles of a_0 and targets.
         weights: (N,) float64, of sum 1.
+        rows: Samples at a time.
 
     Returns:
         None if the loss is not convex.
@@ -42,8 +45,8 @@ def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float | None
     if not net.loss.convex:
         return None
     total = weights.new_zeros(())
-    for start in range(0, len(weights), ROWS):
-        w = weights[start : start + ROWS]
+    for start in range(0, len(weights), rows):
+        w = weights[start : start + rows]
         passes = forward_backward(net, *source(start, start + len(w)))
         factor = (math.sqrt(net.scale) * passes.loss.factor()).to(passes.z.dtype)
         for l in range(len(net.layers) - 1, -1, -1):
@@ -53,6 +56,14 @@ def mlp_trace(net: Network, source: TileSource, weights: Tensor) -> float | None
             if l > 0:
                 factor = step_down(net, passes, l - 1, factor)
     return float(total)
+
+
+def rows_of(net: Network, device: torch.device, memory: int) -> int:
+    """Return the samples of an MLP to take at a time: on a GPU as many as fit in some memory."""
+    if device.type == "cpu":
+        return ROWS
+    widest = max(max(layer.d_in, layer.d_out) for layer in net.layers)
+    return max(1, memory // (HELD * 8 * net.classes * widest))
 
 
 def general_trace(objective: Objective, classes: int) -> float | None:

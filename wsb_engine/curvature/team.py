@@ -100,7 +100,7 @@ def split_closed_form(
             total.layer_traces + part.layer_traces,
             total.shares + part.shares,
             total.self_share + part.self_share,
-            max(total.coherence, part.coherence),
+            torch.maximum(total.coherence, part.coherence),
         )
     return finish(total, plan)
 
@@ -113,7 +113,7 @@ def packed(sums: Sums) -> Tensor:
             sums.layer_traces,
             sums.shares,
             sums.self_share.reshape(1),
-            sums.shares.new_tensor([sums.coherence]),
+            sums.coherence.reshape(1),
         ]
     )
 
@@ -121,4 +121,4 @@ def packed(sums: Sums) -> Tensor:
 def unpacked(row: Tensor, layers: int, samples: int) -> Sums:
     """Inverse of ``packed``."""
     squares, traces, shares, self_share, coherence = row.split([layers**2, layers, samples, 1, 1])
-    return Sums(squares.view(layers, layers), traces, shares, self_share[0], float(coherence))
+    return Sums(squares.view(layers, layers), traces, shares, self_share[0], coherence[0])

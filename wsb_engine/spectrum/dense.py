@@ -8,11 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wsb_engine import devices
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.errors import ResourceError, finite
+from wsb_engine.memory import ran_out
 
 BLOCK = 512
 """Rows and columns of a block that is symmetrised at a time."""
+
+
+_UNSOLVED = (NotImplementedError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+"""Errors of a solver that is not there, or does not converge."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ def dense_spectrum(H: Tensor, *, eigenvectors: bool = False) -> DenseSpectrum:
     """Compute the eigenvalues of (H + Hᵀ)/2; overwrites H.
 
     Args:
-        H: (P, P) float64.
+        H: (P, P) float64. Its device solves the problem, or else the CPU: if the device has no solver, or no memory for
+            it.
         eigenvectors: True to compute eigenvectors too, which takes several times as long.
 
     Raises:
@@ -75,7 +82,7 @@ def dense_spectrum(H: Tensor, *, eigenvectors: bool = False) -> DenseSpectrum:
     largest = float(torch.linalg.vector_norm(H, torch.inf))
     difference = _symmetrise(H)
     asymmetry = difference / largest if largest else 0.0
-    values, vectors = torch.linalg.eigh(H) if eigenvectors else (torch.linalg.eigvalsh(H), None)
+    values, vectors = _solved(H, eigenvectors)
     return DenseSpectrum(
         eigenvalues=values.flip(0).cpu(),
         trace=float(H.trace()),
@@ -85,15 +92,35 @@ def dense_spectrum(H: Tensor, *, eigenvectors: bool = False) -> DenseSpectrum:
     )
 
 
+def _solved(H: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor | None]:
+    """Return ascending eigenvalues and, if asked for, eigenvectors in columns."""
+    if H.device.type == "cpu":
+        return _solved_here(H, eigenvectors)
+    try:
+        return _solved_here(H, eigenvectors)
+    except (NotImplementedError, RuntimeError) as error:  # a solver's own failures are RuntimeErrors too
+        if not (isinstance(error, _UNSOLVED) or devices.lacks(error) or ran_out(error)):
+            raise
+    devices.release(H.device)
+    return _solved_here(H.cpu(), eigenvectors)
+
+
+def _solved_here(H: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor | None]:
+    if not eigenvectors:
+        return torch.linalg.eigvalsh(H), None
+    values, vectors = torch.linalg.eigh(H)
+    return values, vectors
+
+
 def _symmetrise(H: Tensor) -> float:
     """Overwrite H with (H + Hᵀ)/2, in pairs of blocks that fit in caches; return max |H − Hᵀ| of the original."""
-    starts, difference = range(0, len(H), BLOCK), 0.0
+    starts, difference = range(0, len(H), BLOCK), H.new_zeros(())
     for i in starts:
         for j in starts[i // BLOCK :]:
             upper, lower = H[i : i + BLOCK, j : j + BLOCK], H[j : j + BLOCK, i : i + BLOCK]
             mirrored = lower.T.clone()
-            difference = max(difference, float(torch.linalg.vector_norm(upper - mirrored, torch.inf)))
+            difference = torch.maximum(difference, torch.linalg.vector_norm(upper - mirrored, torch.inf))
             mean = mirrored.add_(upper).mul_(0.5)
             upper.copy_(mean)
             lower.copy_(mean.T)
-    return difference
+    return float(difference)

@@ -40,12 +40,22 @@ def network(first: nn.Module) -> nn.Module:
 )
 def test_the_patches_that_a_convolution_unfolds_count(first: nn.Module, unfolded: int) -> None:
     footprint = posed(network(first), "float64").footprint
-    assert footprint.workspace == 8 * unfolded
+    assert footprint.unfolded == 8 * unfolded
     assert footprint.held == footprint.bytes + 8 * unfolded
 
 
-def test_convolutions_in_single_precision_unfold_nothing() -> None:
-    assert posed(network(nn.Conv2d(6, 2, 5)), "float32").footprint.workspace == 0
+def test_convolutions_in_single_precision_unfold_nothing_but_in_their_checks() -> None:
+    single, double = (posed(network(nn.Conv2d(6, 2, 5)), dtype).footprint for dtype in ("float32", "float64"))
+    assert single.held == single.bytes
+    assert single.unfolded == double.unfolded > 0
+    assert double.held <= single.in_double().held < 1.1 * double.held  # the loss is in float64 in both
+
+
+def test_checks_of_float32_in_float64_stay_within_their_share_of_the_memory_limit() -> None:
+    single, double = (
+        posed(network(nn.Conv2d(6, 2, 9, padding=4)), dtype).objective for dtype in ("float32", "float64")
+    )
+    assert single.in_double().fits <= double.fits < single.fits // 2
 
 
 def test_a_chunk_of_a_wide_kernel_stays_within_its_share_of_the_memory_limit() -> None:

@@ -204,7 +204,7 @@ def case(folder: Path, name: str, trouble: str | None = None) -> dict[str, Any]:
     return {"model": model, "batches": [batch], "options": options, "trouble": trouble}
 
 
-TROUBLES = ["product", "term", "callback", "time", "other_batch", "other_shape", "none", "death"]
+TROUBLES = ["product", "term", "callback", "time", "other_batch", "other_shape", "devices", "none", "death"]
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +213,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Group:
     folder = tmp_path_factory.mktemp("two")
     cases = {trouble: case(folder, "mlp_tight", trouble) for trouble in TROUBLES}
     cases["time"]["options"]["time_limit"] = 1e6
+    cases["devices"]["options"]["devices"] = ["cpu", "cpu"]
     for trouble, arrays in (("other_batch", data(300, 5)), ("other_shape", data(301, 4))):
         np.savez(folder / f"{trouble}.npz", **arrays)
         cases[trouble]["batches"].append(str(folder / f"{trouble}.npz"))
@@ -270,6 +271,10 @@ def test_the_first_process_alone_decides_that_time_is_up(two: Group) -> None:
 
 def test_processes_with_different_batches_refuse(two: Group) -> None:
     assert two.ends(number_of("other_batch")) == ["processes_differ", "processes_differ"]
+
+
+def test_several_devices_in_a_process_of_a_group_are_refused(two: Group) -> None:
+    assert two.ends(number_of("devices")) == ["devices_in_group", "devices_in_group"]
 
 
 def test_a_batch_that_fails_in_one_process_ends_both(two: Group) -> None:

@@ -26,9 +26,10 @@ def trace(net: Network, layout: Layout, tile: Tile, l: int) -> Tensor:
         trace = (diagonal + v).double().sum(dim=1)
     else:
         d = net.layers[l].d_out
-        rows, columns = torch.triu_indices(d, d, device=tile.w.device)
-        trace = tile.packed[l, l].index_select(1, (rows == columns).nonzero().squeeze(1)).double().sum(dim=1)
-    norm = net.layers[l].augmented(tile.passes.a[l]).double().square().sum(dim=1)
+        row = torch.arange(d, device=tile.w.device)
+        diagonal = row * (2 * d + 1 - row) // 2  # where the packed rows begin
+        trace = tile.packed[l, l].index_select(1, diagonal).double().sum(dim=1)
+    norm = tile.augmented[l].double().square().sum(dim=1)
     return (tile.w * norm * trace).sum()
 
 
@@ -38,15 +39,15 @@ def products(
     """Yield ⟨h_s, h_t⟩ by block (l, k), l ≤ k, for s in ``first`` and t in ``second``, (B, B′) float64 each."""
     for l, k in layout.pairs:
         if l == k:
-            yield (l, k), K[l].square() * _square_products(layout, l, first, second)
+            yield (l, k), _square_products(layout, l, first, second).mul_(K[l]).mul_(K[l])
         else:
-            yield (l, k), K[l] * _cross_products(net, l, k, K[k], first, second)
+            yield (l, k), _cross_products(net, l, k, K[k], first, second).mul_(K[l])
 
 
-def input_grams(net: Network, layout: Layout, first: Tile, second: Tile) -> dict[int, Tensor]:
+def input_grams(layout: Layout, first: Tile, second: Tile) -> dict[int, Tensor]:
     """Return K_l of the layers that pairs need, and of the first for its coherence, (B, B′) float64 each."""
     needed = sorted({index for block in layout.pairs for index in block} | {layout.learning[0]})
-    return {l: _gram(*(net.layers[l].augmented(tile.passes.a[l]) for tile in (first, second))) for l in needed}
+    return {l: _gram(first.augmented[l], second.augmented[l]) for l in needed}
 
 
 def _square_products(layout: Layout, l: int, first: Tile, second: Tile) -> Tensor:
@@ -62,11 +63,11 @@ def _square_products(layout: Layout, l: int, first: Tile, second: Tile) -> Tenso
 
 def _cross_products(net: Network, l: int, k: int, K: Tensor, first: Tile, second: Tile) -> Tensor:
     """Return K_k ⟨A, A⟩ + (δ·δ) ⟨J, J⟩ + c(s,t) + c(t,s) of block (l, k), (B, B′) float64."""
-    products = K * _gram(first.packed[l, k], second.packed[l, k])
+    products = _gram(first.packed[l, k], second.packed[l, k]).mul_(K)
     if not net.layers[k].learns_weight:
         return products
     J = [tile.jacobian[l, k] if l < k - 1 else tile.passes.phi1[l] for tile in (first, second)]
-    products += _gram(first.passes.delta[k], second.passes.delta[k]) * _gram(*J)
+    products.addcmul_(_gram(first.passes.delta[k], second.passes.delta[k]), _gram(*J))
     products += _mixed(l, k, first, second)
     products += _mixed(l, k, second, first).T
     return products

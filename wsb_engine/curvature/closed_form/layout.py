@@ -12,9 +12,10 @@ Costs are floating-point operations plus a charge for memory traffic; they rank 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from wsb_engine.curvature.closed_form.mlp import Network
 from wsb_engine.errors import ResourceError
@@ -27,6 +28,8 @@ MIN_TILE = 64
 """Smaller tiles cost more in calls than they save; only a lack of memory calls for them."""
 MIN_TILES = 4
 """Tiles to aim for: the symmetry in (s, t) saves up to half of the work only between different tiles."""
+LAUNCHES_LAYER, LAUNCHES_PAIR, LAUNCHES_BLOCK = 60.0, 14.0, 16.0
+"""Kernels that a GPU starts for each layer of a tile, for a pair of tiles, and for each block of a pair."""
 TRAFFIC = 12.0
 """Operations that touching a number once costs, relative to one multiply-add of a matrix product."""
 TILES_SHARE = 7 / 8
@@ -79,6 +82,7 @@ def cheapest_layout(
     itemsize: int,
     prefer: Literal["auto", "pairs", "block"] = "auto",
     tiles: int = MIN_TILES,
+    launch: float = 0.0,
 ) -> Layout:
     """Choose the cheapest form for each block and the largest useful tile.
 
@@ -89,15 +93,17 @@ def cheapest_layout(
         itemsize: Item size of the working dtype, in bytes.
         prefer: Forces blocks by pairs, or formed blocks.
         tiles: Number of tiles to aim for.
+        launch: Operations that starting a kernel costs; 0 on a CPU. Elsewhere tiles are as large as memory allows,
+            unless smaller ones cost less.
 
     Raises:
         ResourceError: ``memory_limit`` if not even single samples fit.
     """
-    layout = _plan(net, samples, memory, itemsize, prefer, tiles)
+    layout = _plan(net, samples, memory, itemsize, prefer, tiles, launch)
     if layout is not None:
         return layout
     needed = memory
-    while _plan(net, samples, needed, itemsize, prefer, tiles) is None:
+    while _plan(net, samples, needed, itemsize, prefer, tiles, launch) is None:
         needed += needed // 4 + 1
     raise ResourceError(
         f"the closed form needs {needed:,} bytes for single samples, the memory limit is {memory:,}",
@@ -109,12 +115,18 @@ def cheapest_layout(
 
 
 def _plan(
-    net: Network, samples: int, memory: int, itemsize: int, prefer: Literal["auto", "pairs", "block"], tiles: int
+    net: Network,
+    samples: int,
+    memory: int,
+    itemsize: int,
+    prefer: Literal["auto", "pairs", "block"],
+    tiles: int,
+    launch: float,
 ) -> Layout | None:
     """Return the cheapest layout; None if not even single samples fit."""
     learning = [index for index, layer in enumerate(net.layers) if layer.width]
     forms: dict[tuple[int, int], Form] = {}
-    cost = 0.0
+    cost = of_pairs = 0.0
     for l in learning:
         for k in learning:
             if k < l:
@@ -126,7 +138,9 @@ def _plan(
             best = min(allowed or costs, key=costs.__getitem__)
             forms[l, k] = best
             cost += costs[best]
-    tiling = _tiling(net, forms, samples, memory, itemsize, tiles)
+            of_pairs += costs[best] * (best != "block")
+    starting = _Starting(launch, of_pairs)
+    tiling = _tiling(net, forms, samples, memory, itemsize, tiles, starting)
     if tiling is None:
         return None
     tile, kept, overhead = tiling
@@ -234,8 +248,32 @@ def _pair_bytes(net: Network, forms: dict[tuple[int, int], Form]) -> int:
     return 8 * numbers
 
 
+class _Starting(NamedTuple):
+    """What the size of tiles decides besides reading them, where starting kernels takes time."""
+
+    launch: float
+    """Operations that starting a kernel costs."""
+    of_pairs: float
+    """Operations of all pairs of samples, each counted once."""
+
+    def cost(self, n: int, tile: int, forms: Collection[tuple[int, int]]) -> float:
+        """Count the operations of pairs that are computed twice, within a tile, and those of starting kernels."""
+        if not self.launch:
+            return 0.0
+        count, layers = math.ceil(n / tile), sum(l == k for l, k in forms)
+        pair = LAUNCHES_PAIR + LAUNCHES_BLOCK * len(forms)
+        kernels = count * LAUNCHES_LAYER * layers + count * (count + 1) / 2 * pair
+        return self.of_pairs * tile / n + self.launch * kernels
+
+
 def _tiling(
-    net: Network, forms: dict[tuple[int, int], Form], n: int, memory: int, itemsize: int, tiles: int
+    net: Network,
+    forms: dict[tuple[int, int], Form],
+    n: int,
+    memory: int,
+    itemsize: int,
+    tiles: int,
+    starting: _Starting,
 ) -> tuple[int, int, float] | None:
     """Choose the samples in a tile and the tiles to hold; count the operations of computing and reading them.
 
@@ -248,7 +286,9 @@ def _tiling(
     passing = 2 if blocks else 1
     build, again = _build_cost(net, forms), sum(_build_cost(net, {block: "block"}) for block in blocks)
     choices = []
-    tile = min(n, MAX_TILE, max(MIN_TILE, math.ceil(n / tiles)))
+    tile = math.ceil(n / tiles)
+    if not starting.launch:
+        tile = min(n, MAX_TILE, max(MIN_TILE, tile))
     while tile:
         count = math.ceil(n / tile)
         fitting = int((budget - transient * tile - pair * tile * tile) // (size * tile))
@@ -256,7 +296,7 @@ def _tiling(
         if kept > 0:
             made = build * (math.ceil(count / kept) + 1) / 2 + (2 * again if kept < count else 0)
             read = TRAFFIC * size / itemsize * n / tile if len(blocks) < len(forms) else 0
-            choices.append((n * (made + read), tile, kept))
+            choices.append((n * (made + read) + starting.cost(n, tile, forms), tile, kept))
         tile //= 2
     if not choices:
         return None

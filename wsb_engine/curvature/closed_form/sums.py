@@ -60,7 +60,7 @@ class Sums:
     shares: Tensor
     """(N,)"""
     self_share: Tensor
-    coherence: float = 0.0
+    coherence: Tensor
 
 
 def closed_form(
@@ -98,24 +98,31 @@ def underflow(net: Network, source: TileSource, samples: int, tile: int) -> floa
         samples: N.
         tile: Samples at a time.
     """
-    K = D = steepest = 0.0
+    found = []
     for start in range(0, samples, tile):
         passes = forward_backward(net, *source(start, min(start + tile, samples)))
-        for a, delta in zip(passes.a, passes.delta, strict=True):
-            K = max(K, 1 + float(a.double().square().sum(dim=1).max()))
-            D = max(D, float(delta.double().square().sum(dim=1).max()))
-        steepest = max(steepest, *(float(slope.abs().max()) for slope in passes.phi1), 0.0)
-    norms = [float(layer.W.double().square().sum()) for layer in net.layers[1:]]
+        largest = [torch.stack([_longest(each) for each in rows]).amax() for rows in (passes.a, passes.delta)]
+        slopes = [slope.abs().amax().double() for slope in passes.phi1]
+        found.append(torch.stack([*largest, torch.stack([torch.zeros_like(largest[0]), *slopes]).amax()]))
+    longest, D, steepest = (float(each) for each in torch.stack(found).amax(dim=0).tolist())
+    K = 1 + longest
+    norms: list[float] = torch.stack([layer.W.double().square().sum() for layer in net.layers]).tolist()[1:]
     J = math.prod(max(1.0, norm * steepest**2) for norm in norms)
     terms = max(triangle(max(layer.d_in + 1, layer.d_out)) for layer in net.layers)
     return SMALLEST_NORMAL * terms * (1 + K) ** 2 * (1 + D + J)
 
 
+def _longest(rows: Tensor) -> Tensor:
+    """Return the largest squared norm of a row."""
+    return rows.double().square().sum(dim=1).amax()
+
+
 def no_sums(net: Network, weights: Tensor) -> Sums:
     """Return accumulators at 0, on the device of the weights."""
     layers, samples = len(net.layers), len(weights)
+    zero = weights.new_zeros(())
     return Sums(
-        weights.new_zeros(layers, layers), weights.new_zeros(layers), weights.new_zeros(samples), weights.new_zeros(())
+        weights.new_zeros(layers, layers), weights.new_zeros(layers), weights.new_zeros(samples), zero.clone(), zero
     )
 
 
@@ -237,7 +244,7 @@ def differentiable_moments(net: Network, a0: Tensor, y: Tensor, layout: Layout) 
     w = torch.full((len(a0),), 1 / len(a0), dtype=torch.float64, device=a0.device)
     tile = make_tile(net, layout, 0, forward_backward(net, a0, y), w)
     t = sum((inner_products.trace(net, layout, tile, l) for l in layout.learning), w.new_zeros(()))
-    grams = inner_products.input_grams(net, layout, tile, tile)
+    grams = inner_products.input_grams(layout, tile, tile)
     q = sum(
         (
             (1 if l == k else 2) * (w @ products @ w)
@@ -258,7 +265,7 @@ def finish(sums: Sums, layout: Layout) -> ClosedForm:
         block_squares=squares.cpu(),
         sample_shares=sums.shares.cpu(),
         self_share=float(sums.self_share),
-        coherence=sums.coherence if _visits_pairs(layout, len(sums.shares)) else None,
+        coherence=min(float(sums.coherence), 1.0) if _visits_pairs(layout, len(sums.shares)) else None,
     )
 
 
@@ -268,29 +275,34 @@ def _add_traces(net: Network, layout: Layout, tile: Tile, sums: Sums) -> None:
 
 
 def _add_pairs(net: Network, layout: Layout, first: Tile, second: Tile, sums: Sums) -> None:
+    """Add all pairs of samples of two tiles; nothing waits for the device."""
     same = first is second or first.start == second.start
-    total = first.w.new_zeros(len(first.w), len(second.w))
-    K = inner_products.input_grams(net, layout, first, second)
+    K = inner_products.input_grams(layout, first, second)
+    rows, columns, self_shares = [], [], []
     for (l, k), products in inner_products.products(net, layout, first, second, K):
-        square = first.w @ products @ second.w
-        sums.block_squares[l, k] += square if same else 2 * square
-        total += products if l == k else 2 * products
-    sums.shares[first.rows] += first.w * (total @ second.w)
-    if same:
-        sums.self_share += (first.w.square() * total.diagonal()).sum()
-    else:
-        sums.shares[second.rows] += second.w * (first.w @ total)
-    l = layout.learning[0]
-    _add_coherence(net, l, K[l], first, second, same, sums)
+        factor = 1 if l == k else 2
+        rows.append(factor * (products @ second.w))
+        if same:
+            self_shares.append(factor * products.diagonal())
+        else:
+            columns.append(factor * (first.w @ products))
+    if rows:
+        by_block = torch.stack(rows)
+        for (l, k), square in zip(layout.pairs, (by_block @ first.w).unbind(), strict=True):
+            sums.block_squares[l, k].add_(square, alpha=(1 if same else 2) / (1 if l == k else 2))
+        sums.shares[first.rows].addcmul_(first.w, by_block.sum(dim=0))
+    if self_shares:
+        sums.self_share += torch.stack(self_shares).sum(dim=0) @ first.w.square()
+    if columns:
+        sums.shares[second.rows].addcmul_(second.w, torch.stack(columns).sum(dim=0))
+    _add_coherence(K[layout.learning[0]], first, second, same, sums)
 
 
-def _add_coherence(net: Network, l: int, K: Tensor, first: Tile, second: Tile, same: bool, sums: Sums) -> None:
-    norms = [net.layers[l].augmented(tile.passes.a[l]).double().square().sum(dim=1) for tile in (first, second)]
-    scale = (norms[0].unsqueeze(1) * norms[1]).sqrt()
-    cosine = torch.where(scale > 0, K.abs() / scale, 0.0)
+def _add_coherence(K: Tensor, first: Tile, second: Tile, same: bool, sums: Sums) -> None:
+    cosine = K.div_(torch.outer(first.lengths, second.lengths).sqrt_()).abs_()
     if same:
         cosine.fill_diagonal_(0)
-    sums.coherence = max(sums.coherence, min(float(cosine.max()), 1.0))
+    sums.coherence = torch.maximum(sums.coherence, cosine.amax())
 
 
 def _add_block(

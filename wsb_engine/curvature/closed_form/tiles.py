@@ -36,6 +36,10 @@ class Tile:
     """Rᵀ (B, C, d), diag R Rᵀ (B, d), v (B, d)."""
     jacobian: dict[Block, Tensor]
     """J_lkᵀ (B, d_{k−1}, d_l) for l < k − 1."""
+    augmented: dict[int, Tensor]
+    """ã_l of the layers that learn, (B, width)."""
+    lengths: Tensor
+    """‖ã‖² of the first of them, (B,) float64; inf for 0, which coheres with nothing."""
 
     @property
     def rows(self) -> slice:
@@ -62,7 +66,14 @@ def make_tile(net: Network, layout: Layout, start: int, passes: Passes, w: Tenso
             top = passes.phi1[k - 1].unsqueeze(2) * net.layers[k - 1].W * passes.phi1[k - 2].unsqueeze(1)
             chain = [(k - 2, top), *_descend(net, passes, top, k - 2, min(wanted))]
             jacobian |= {(l, k): X for l, X in chain if l in wanted}
-    return Tile(start, w, passes, packed, factor, jacobian)
+    augmented = {l: net.layers[l].augmented(passes.a[l]) for l in layout.learning or _learning(net)}
+    lengths = next(iter(augmented.values())).double().square().sum(dim=1)
+    lengths = lengths.masked_fill(lengths == 0, math.inf)
+    return Tile(start, w, passes, packed, factor, jacobian, augmented, lengths)
+
+
+def _learning(net: Network) -> list[int]:
+    return [l for l, layer in enumerate(net.layers) if layer.width]
 
 
 def _descend(net: Network, passes: Passes, top: Tensor, level: int, lowest: int) -> Iterator[tuple[int, Tensor]]:

@@ -35,7 +35,7 @@ PRODUCT_SAMPLES = 128
 """Samples in a chunk of a block of products, which holds the intermediates of each column."""
 COLUMNS = 64
 """Vectors multiplied at once."""
-_TURN = threading.Lock()
+FORWARD_MODE = threading.Lock()
 """torch counts levels of forward-mode differentiation for all threads together, so products from scratch take turns;
 those in reverse mode as well: their work is small, and a model's function may keep what threads share."""
 
@@ -78,6 +78,8 @@ class Objective:
     device: torch.device
     fits: int = sys.maxsize
     """Number of samples whose gradients fit in memory at once."""
+    fits_in_double: int = sys.maxsize
+    """The same in float64, in which convolutions on a CPU take more memory than twice that of float32."""
     memory_format: torch.memory_format = torch.preserve_format
     """Memory format of four-dimensional tensors; it changes neither their values nor their order in H."""
     coupled: bool = False
@@ -106,7 +108,7 @@ class Objective:
             selected={name: tensor.double() for name, tensor in self.selected.items()},
             fixed={name: tensor.double() for name, tensor in self.fixed.items()},
             dtype=torch.float64,
-            fits=max(1, self.fits * self.dtype.itemsize // torch.float64.itemsize),
+            fits=max(1, min(self.fits * self.dtype.itemsize // torch.float64.itemsize, self.fits_in_double)),
         )
 
     def pause(self) -> None:
@@ -223,13 +225,11 @@ class Objective:
             varying = {name: part for name, part in varying.items() if part.requires_grad}
             if not varying:
                 continue
-            second = torch.autograd.grad(
-                list(varying.values()),
-                list(point.values()),
-                [direction[name] for name in varying],
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            # One number, because torch imports a library of symbols to look at more, which takes half a second.
+            with torch.enable_grad():
+                slopes = [torch.dot(part.flatten(), direction[name].flatten()) for name, part in varying.items()]
+                slope = torch.stack(slopes).sum()
+            second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
             self.add(total, dict(zip(point, second, strict=True)))
         return total
 
@@ -340,7 +340,7 @@ class AutodiffProduct(HessianProduct):
             return torch.cat([self(some) for some in V.split(self.columns, dim=1)], dim=1)
         if self.reverse and V.shape[1] == 1:
             try:
-                with _TURN:
+                with FORWARD_MODE:
                     return objective.twice_backward(V[:, 0], self.samples).unsqueeze(1)
             except RuntimeError as error:
                 if interrupted(error) or ran_out(error):
@@ -356,7 +356,7 @@ class AutodiffProduct(HessianProduct):
                 return tangent
 
             # Without vmap a single product costs half as much.
-            with _TURN:
+            with FORWARD_MODE:
                 parts = product(V[:, 0]) if V.shape[1] == 1 else vmap(product, in_dims=1, out_dims=-1)(V)
             objective.add(total, parts)
             del parts  # before the next chunk's take their place

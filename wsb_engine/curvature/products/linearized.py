@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad
 
 from wsb_engine.curvature.products.autodiff import (
+    FORWARD_MODE,
     GRADIENT_SAMPLES,
     AutodiffProduct,
     Chunk,
@@ -26,28 +27,34 @@ WORTHWHILE = 64 << 20
 """Bytes of intermediates of one gradient below which products from scratch stay in the caches."""
 PRODUCT_GRADIENTS = 2.0
 """Time of a linearised product relative to a gradient's."""
-TRACING_SECONDS = 0.012
+TRACING_SECONDS = 1e-3
 """Seconds of tracing for each operator of the gradient."""
+SAVED_SECONDS, SAVED_SECONDS_REVERSE = 4e-5, 2.5e-5
+"""Seconds by which a linearised product calls faster than one from scratch in forward or in reverse mode, for each
+operator of the gradient, besides its work."""
 CALLING_SECONDS = 1.5e-4
-"""Seconds by which differentiating from scratch takes longer for each operator of the gradient, besides its work."""
+"""Seconds by which differentiating in forward mode takes longer for each operator of the gradient, besides its work."""
 
 REVERSE_GRADIENTS = 2.0
 """Calls take so many times as long as the work of a gradient where products in reverse mode are surely faster: the
 second derivatives of convolutions are slower in that mode."""
 
 
-def pays(gradient_seconds: float, operators: int, products: int) -> bool:
+def pays(gradient_seconds: float, operators: int, products: int, *, reverse: bool) -> bool:
     """Return whether tracing takes less time than it saves.
 
-    A product from scratch repeats the gradient; a trace runs one more product, and costs time for each operator.
+    A product from scratch repeats the gradient; a trace runs two more gradients and two more products, and costs time
+    for each operator.
 
     Args:
         gradient_seconds: Time of a gradient of all samples.
         operators: Operators of a gradient of one chunk.
         products: Products that follow.
+        reverse: True if products from scratch are in reverse mode.
     """
-    saved = products * (gradient_seconds + CALLING_SECONDS * operators)
-    return saved >= PRODUCT_GRADIENTS * gradient_seconds + TRACING_SECONDS * operators
+    calling = (SAVED_SECONDS_REVERSE if reverse else SAVED_SECONDS) * operators
+    spent = 2 * (1 + PRODUCT_GRADIENTS) * gradient_seconds + TRACING_SECONDS * operators
+    return products * (gradient_seconds + calling) >= spent
 
 
 def calls_dominate(gradient_seconds: float, operators: int) -> bool:
@@ -118,7 +125,9 @@ class LinearizedProduct(HessianProduct):
         objective, size = self.objective, len(chunk.y)
         try:
             if size not in traces:
-                traces[size] = linearize(grad(objective.value), dict(objective.selected), chunk, check=objective.pause)
+                with FORWARD_MODE:
+                    gradient = grad(objective.value)
+                    traces[size] = linearize(gradient, dict(objective.selected), chunk, check=objective.pause)
             return traces[size](chunk)
         except Exception as error:  # tracing fails with errors of any kind
             if interrupted(error):

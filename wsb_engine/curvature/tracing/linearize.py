@@ -7,6 +7,7 @@ evaluated.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,10 +18,17 @@ from torch import Tensor, fx
 from torch.func import functionalize, jvp
 
 from wsb_engine.curvature.tracing.direct import called_directly
-from wsb_engine.curvature.tracing.dispatch import OperatorWatch
-from wsb_engine.curvature.tracing.simplify import multiply_by_slopes, simplify, without_repetitions, zeros
-from wsb_engine.internals import TreeSpec, make_fx, schema_of, tree_flatten, tree_leaves, tree_unflatten
+from wsb_engine.curvature.tracing.record import FORM, Recording, record
+from wsb_engine.curvature.tracing.simplify import (
+    multiply_by_slopes,
+    simplify,
+    without_repetitions,
+    without_unused,
+    zeros,
+)
+from wsb_engine.internals import TreeSpec, schema_of, tree_flatten, tree_leaves, tree_unflatten
 from wsb_engine.model import Tensors
+from wsb_engine.random_vectors import gaussian
 
 
 class WrittenInPlaceError(Exception):
@@ -29,20 +37,20 @@ class WrittenInPlaceError(Exception):
 
 Product = Callable[[Tensors], Tensors]
 
+STREAM = 1 << 34
+"""Separates the direction of a trace from other random vectors."""
+MULTIPLE = -2.0
+"""Factor of that direction at which a trace is tried; a power of two, which rounds nothing."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
+"""Relative difference that rounding may make, far more than it does."""
+
+
+class NotReproducedError(Exception):
+    """The trace does not give the derivative that the function itself has."""
+
 
 class ShapeFollowsValuesError(Exception):
     """Intermediate tensors have other shapes than in the trace."""
-
-
-class _Checked(OperatorWatch):
-    """Calls a check after each operator; what it raises ends the trace."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        super().__init__()
-        self._check = check
-
-    def ran(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        self._check()
 
 
 def linearize(
@@ -54,6 +62,9 @@ def linearize(
 ) -> Callable[[Any], Product]:
     """Trace v ↦ J v at ``point`` once, for data of one shape, and return data ↦ (v ↦ J v), exact.
 
+    The trace has a random direction, and is tried at a multiple of it: what the trace took for constant although it
+    follows the direction would show.
+
     Args:
         function: Function from a dictionary of tensors and data to a dictionary of tensors.
         point: Point of the derivative; it must not change afterwards.
@@ -62,6 +73,8 @@ def linearize(
 
     Raises:
         WrittenInPlaceError: if a tensor that depends on v, or that such a tensor reads, is written in place.
+        NumberReadError: if the function follows numbers that it reads out of its data.
+        NotReproducedError: if the trace does not give the function's own derivative.
     """
     primals, spec = tree_flatten(dict(point))
     given, data_spec = tree_flatten(data)
@@ -76,16 +89,9 @@ def linearize(
 
     # Functionalised, because derivatives of some operators are accumulated in place.
     pure = functionalize(tangent, remove="mutations")
-    with _Checked(check):
-        traced = make_fx(pure)(*(torch.zeros_like(primal) for primal in primals), *given)
-    lay_out_pools(traced.graph)
-    multiply_by_slopes(traced.graph, len(primals))
-    if not any(_written(node) for node in traced.graph.nodes):
-        traced = without_repetitions(traced)
-    # Operators whose shapes follow values stay, so that other shapes are noticed.
-    traced.graph.eliminate_dead_code(lambda node: node.is_impure() or _follows_values(node))
-    check()
-    partially = PartialEvaluation(traced, len(primals))
+    direction = _random_direction(primals)
+    traced, expected = record(pure, [*direction, *given], check)
+    partially = _prepared(traced, len(primals), check)
     rest = called_directly(partially.rest)
 
     def at(data: Any) -> Product:
@@ -99,7 +105,40 @@ def linearize(
 
         return product
 
-    return at
+    first = at(data)
+    found = tree_leaves(first(tree_unflatten([MULTIPLE * each for each in direction], spec)))
+    _require_multiple(found, expected)
+    return lambda other: first if other is data else at(other)
+
+
+def _prepared(traced: Recording, free: int, check: Callable[[], None]) -> PartialEvaluation:
+    """Divide a trace of the first ``free`` arguments and of data into what follows the former and what does not."""
+    graph = traced.graph
+    lay_out_pools(graph)
+    multiply_by_slopes(graph, free)
+    if not any(_written(node) for node in graph.nodes):
+        without_repetitions(graph)
+    # Operators whose shapes follow values stay, so that other shapes are noticed.
+    without_unused(graph, _follows_values)
+    check()
+    return PartialEvaluation(traced, free)
+
+
+def _random_direction(primals: Sequence[Tensor]) -> list[Tensor]:
+    count = sum(primal.numel() for primal in primals)
+    flat = gaussian(count, 0, STREAM, primals[0].device)
+    pieces = flat.split([primal.numel() for primal in primals])
+    return [piece.view_as(primal).to(primal.dtype) for piece, primal in zip(pieces, primals, strict=True)]
+
+
+def _require_multiple(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raise NotReproducedError unless one is ``MULTIPLE`` times the other, up to rounding."""
+    off = size = 0.0
+    for one, other in zip(found, expected, strict=True):
+        off = math.hypot(off, float(torch.linalg.vector_norm(one - MULTIPLE * other)))
+        size = math.hypot(size, float(torch.linalg.vector_norm(one)))
+    if off > TOLERANCE[expected[0].dtype] * size:  # what is not finite is found by those who multiply
+        raise NotReproducedError(f"a trace is off by {off:.2g} of {size:.2g}")
 
 
 def _call(function: Callable[[Tensors, Any], Tensors], data: Any, point: Tensors) -> Tensors:
@@ -110,17 +149,12 @@ def lay_out_pools(graph: fx.Graph) -> None:
     """Give a pool's gradient the layout of its input: ten times faster on a CPU than mixed layouts (torch 2.13)."""
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.avg_pool2d_backward.default):
         gradient, pooled = node.args[:2]
-        if _memory_format(pooled) == torch.channels_last != _memory_format(gradient):
+        if pooled.meta[FORM].is_channels_last and not gradient.meta[FORM].is_channels_last:
             with graph.inserting_before(node):
                 copy = graph.call_function(
                     torch.ops.aten.clone.default, (gradient,), {"memory_format": torch.channels_last}
                 )
             node.replace_input_with(gradient, copy)
-
-
-def _memory_format(node: fx.Node) -> torch.memory_format | None:
-    traced: torch.memory_format | None = node.meta["tensor_meta"].memory_format
-    return traced
 
 
 class PartialEvaluation:
@@ -130,12 +164,12 @@ class PartialEvaluation:
         WrittenInPlaceError: as for ``linearize``.
     """
 
-    def __init__(self, module: fx.GraphModule, free: int) -> None:
-        self._interpreter = fx.Interpreter(module)
-        self._nodes = nodes = list(module.graph.nodes)
+    def __init__(self, traced: Recording, free: int) -> None:
+        self._interpreter = fx.Interpreter(traced.constants, graph=traced.graph)
+        self._nodes = nodes = list(traced.graph.nodes)
         self._place = {node: index for index, node in enumerate(nodes)}
-        self._given = module.graph.find_nodes(op="placeholder")[free:]
-        self._varying: set[fx.Node] = set(module.graph.find_nodes(op="placeholder")[:free])
+        arguments = traced.graph.find_nodes(op="placeholder")
+        self._given, self._varying = arguments[free:], set[fx.Node](arguments[:free])
         self._constants: list[fx.Node] = []
         for node in nodes:
             if node.op == "output" or any(source in self._varying for source in node.all_input_nodes):
@@ -143,7 +177,7 @@ class PartialEvaluation:
                 if _written(node):
                     raise WrittenInPlaceError(str(node.target))
         self.rest = self._rest()
-        """Function of the first arguments and the constants."""
+        """The graph of the first arguments and the constants."""
 
     def constants(self, given: Sequence[Tensor], check: Callable[[], None] = lambda: None) -> list[Any]:
         """Evaluate what the rest reads.
@@ -160,7 +194,7 @@ class PartialEvaluation:
                         self._refuse_readers(target, node)
                     check()
                     env[node] = self._interpreter.run_node(node)
-                    traced = node.meta.get("tensor_meta")
+                    traced = node.meta.get(FORM)
                     if isinstance(env[node], Tensor) and traced is not None and env[node].shape != traced.shape:
                         raise ShapeFollowsValuesError(str(node.target))
                 for source in node.all_input_nodes:
@@ -180,7 +214,7 @@ class PartialEvaluation:
     def _is_read_after(self, source: fx.Node, node: fx.Node) -> bool:
         return any(user in self._varying or self._place[user] > self._place[node] for user in source.users)
 
-    def _rest(self) -> fx.GraphModule:
+    def _rest(self) -> fx.Graph:
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         writes = any(_written(node) for node in self._nodes)
         zero = set() if writes else zeros(self._nodes)
@@ -197,9 +231,8 @@ class PartialEvaluation:
                 graph.output(fx.map_arg(node.args[0], copies.__getitem__))
             elif node in self._varying and node.op != "placeholder":
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-        return simplify(
-            fx.GraphModule(torch.nn.Module(), graph), [copies[node] for node in self._constants if node in zero]
-        )
+        simplify(graph, [copies[node] for node in self._constants if node in zero])
+        return graph
 
 
 def _follows_values(node: fx.Node) -> bool:

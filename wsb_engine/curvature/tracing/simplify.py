@@ -7,13 +7,14 @@ a tensor is accumulated in that tensor if nothing else reads it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from wsb_engine.internals import EFFICIENT_ZERO, TO_COPY, UNSAFE_VIEW, CSEPass
+from wsb_engine.curvature.tracing.record import FORM, TensorForm
+from wsb_engine.internals import EFFICIENT_ZERO, TO_COPY, UNSAFE_VIEW, schema_of
 
 aten = torch.ops.aten
 
@@ -119,42 +120,78 @@ def _is_zero_gradient(node: Node, index: int, zero: set[Node]) -> bool:
     return gradient in zero or (inputs if index else kernel) in zero
 
 
-def simplify(module: fx.GraphModule, zero: Iterable[Node] = ()) -> fx.GraphModule:
-    """Return the same function with less work; it never writes to its arguments.
+def simplify(graph: fx.Graph, zero: Iterable[Node] = ()) -> None:
+    """Give a graph the same values with less work; it never writes to its arguments.
 
     Args:
-        module: A trace of ``make_fx`` without writes in place; changed.
+        graph: A recorded graph without writes in place; changed.
         zero: Inputs that are always 0.
     """
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if node.target in _RESHAPES:
             _skip_reshapes(node)
         elif node.target == aten.copy.default:
             _copy_once(node)
-    module = without_repetitions(module, set(zero))
-    module.graph.eliminate_dead_code()
-    for node in module.graph.find_nodes(op="call_function", target=aten.add.Tensor):
+    without_repetitions(graph, set(zero))
+    without_unused(graph)
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
         _stack(node)
-    for node in module.graph.find_nodes(op="call_function", target=aten.clone.default):
+    for node in graph.find_nodes(op="call_function", target=aten.clone.default):
         _stack_as_copied(node)
-    module.graph.eliminate_dead_code()
-    for node in module.graph.nodes:
+    without_unused(graph)
+    for node in graph.nodes:
         if node.target in _IN_PLACE and not node.kwargs and not _accumulate(node):
             _write_over(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
+    without_unused(graph)
 
 
-def without_repetitions(module: fx.GraphModule, zero: Collection[Node] = ()) -> fx.GraphModule:
-    """Return the same function without repeated expressions and identities; arguments as for ``simplify``."""
-    for node in module.graph.nodes:
+def without_repetitions(graph: fx.Graph, zero: Collection[Node] = ()) -> None:
+    """Compute repeated expressions once and leave identities out; arguments as for ``simplify``."""
+    first: dict[Any, Node] = {}
+    for node in graph.nodes:
         for source in _same_values(node, zero):
             if _form(source) == _form(node) is not None:
                 node.replace_all_uses_with(source)
                 break
-    once: fx.GraphModule = CSEPass()(module).graph_module  # type: ignore[union-attr]
-    return once
+        else:
+            same = first.setdefault(_expression(node), node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+
+
+def without_unused(graph: fx.Graph, is_needed: Callable[[Node], bool] = lambda node: False) -> None:
+    """Leave out what nothing reads, except for arguments and writes.
+
+    Args:
+        graph: The graph; changed.
+        is_needed: Returns True for what has to stay.
+    """
+    for node in reversed(graph.nodes):
+        if node.users or node.op in ("placeholder", "output") or is_needed(node):
+            continue
+        schema = schema_of(node.target)
+        if schema is None or not schema.is_mutable:
+            graph.erase_node(node)
+
+
+def _expression(node: Node) -> Any:
+    """Return what two nodes have in common that compute the same; the node itself if it is unlike any other."""
+    schema = schema_of(node.target)
+    is_known = schema is not None or node.target is operator.getitem
+    if node.op != "call_function" or not is_known or (schema is not None and schema.is_mutable):
+        return node
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return node
+    return node.target, _hashable(node.args), _hashable(node.kwargs)
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return tuple((name, _hashable(each)) for name, each in sorted(value.items()))
+    # 1, 1.0 and True are equal, but do not compute the same; nor do 0.0 and -0.0.
+    return value if isinstance(value, fx.Node) else (type(value), repr(value))
 
 
 def _same_values(node: Node, zero: Collection[Node]) -> Iterator[Node]:
@@ -173,15 +210,15 @@ def _same_values(node: Node, zero: Collection[Node]) -> Iterator[Node]:
         yield node
 
 
-def _form(node: Node) -> tuple[Any, ...] | None:
-    """Return the properties that two tensors must share to be interchangeable."""
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return (value.shape, value.dtype, value.device, value.stride()) if isinstance(value, Tensor) else None
+def _form(node: Node) -> TensorForm | None:
+    """Return the properties that two tensors must share to be interchangeable; None for what is no tensor."""
+    form: TensorForm | None = node.meta.get(FORM) if isinstance(node, fx.Node) else None
+    return form
 
 
 def _type(node: Node) -> tuple[Any, ...] | None:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return (value.dtype, value.device) if isinstance(value, Tensor) else None
+    form = _form(node)
+    return None if form is None else (form.dtype, form.device)
 
 
 def _is_spent(node: Node, reader: Node) -> bool:
@@ -206,14 +243,14 @@ def _copy_once(node: Node) -> None:
         _replace(node, aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
 
 
-def _shape(node: Node) -> torch.Size | None:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return value.shape if isinstance(value, Tensor) else None
+def _shape(node: Node) -> tuple[int, ...] | None:
+    form = _form(node)
+    return None if form is None else form.shape
 
 
 def _is_contiguous(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_contiguous()
+    form = _form(node)
+    return form is not None and form.is_contiguous
 
 
 def _stack(node: Node) -> None:
@@ -232,15 +269,22 @@ def _stack_as_copied(node: Node) -> None:
     source = node.args[0]
     while source.target in _VIEWS:
         source = source.args[0]
-    if source.target != aten.stack.default or not isinstance(node.meta.get("val"), Tensor):
+    stacked, wanted, copied = _form(source), _form(node.args[0]), _form(node)
+    if source.target != aten.stack.default or stacked is None or wanted is None or copied is None:
         return
     parts, dim = (*source.args, 0)[:2]
-    wanted = node.args[0].meta["val"]
-    for place in range(source.meta["val"].ndim):
-        moved = source.meta["val"].movedim(dim, place)
-        if (moved.shape, moved.stride()) == (wanted.shape, wanted.stride()) and node.meta["val"].is_contiguous():
+    for place in range(len(stacked.shape)):
+        moved = [_moved(each, dim, place) for each in (stacked.shape, stacked.stride)]
+        if moved == [wanted.shape, wanted.stride] and copied.is_contiguous:
             _replace(node, aten.stack.default, (parts, place), {})
             return
+
+
+def _moved(sizes: tuple[int, ...], dim: int, place: int) -> tuple[int, ...]:
+    """Move an axis, which may be counted from the end."""
+    left = list(sizes)
+    left.insert(place, left.pop(dim))
+    return tuple(left)
 
 
 def _terms(node: Node) -> Iterator[Node]:

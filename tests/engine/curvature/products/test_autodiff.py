@@ -249,12 +249,17 @@ def test_a_linearised_product_is_taken_where_it_pays_and_fits(monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("gradient_seconds", "operators", "products", "traced"),
-    [(0.06, 427, 30, False), (0.06, 427, 60, True), (3.0, 427, 30, True), (3.0, 427, 3, False), (0.0, 9, 10**6, True)],
+    [(0.06, 427, 5, False), (0.06, 427, 30, True), (3.0, 427, 30, True), (3.0, 427, 3, False), (0.0, 9, 10**6, True)],
 )
 def test_tracing_pays_if_the_products_that_follow_save_its_time(
     gradient_seconds: float, operators: int, products: int, traced: bool
 ) -> None:
-    assert pays(gradient_seconds, operators, products) == traced
+    assert pays(gradient_seconds, operators, products, reverse=False) == traced
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_tracing_saves_less_where_products_from_scratch_are_in_reverse_mode(reverse: bool) -> None:
+    assert pays(0.0, 427, 30, reverse=reverse) != reverse
 
 
 def test_a_gradient_of_many_short_operators_is_not_traced_for_few_products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx
 
 from wsb_engine.curvature.tracing import direct
-from wsb_engine.internals import make_fx, memory_of, tree_flatten, tree_unflatten
+from wsb_engine.curvature.tracing.record import record
+from wsb_engine.internals import memory_of, tree_flatten, tree_unflatten
 
 aten = torch.ops.aten
 A, B, V = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((3, 3), (3, 3), (3,)))
@@ -37,7 +38,7 @@ def test_a_direct_call_gives_the_same_bits_in_the_same_memory(operator: Any, dty
     graph.output([graph.call_function(operator, args, {"out": args[0]} if name.endswith(".out") else {})])
     module = fx.GraphModule(torch.nn.Module(), graph)
     results = []
-    for way in (module, direct.called_directly(module)):
+    for way in (module, direct.called_directly(graph)):
         tensors = [value.clone() for value in given if isinstance(value, Tensor)]
         [result] = way(*tensors)
         shared = [memory_of(result) == memory_of(tensor) for tensor in tensors]
@@ -56,4 +57,5 @@ def test_other_operators_are_called_as_they_are() -> None:
         return [torch.cat([gradient, gradient]).to(torch.float32), aten.mean.dim(x, [2], True), x / 3]
 
     inputs = [torch.randn(2, 3, 5, 5, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)]
-    assert all(map(torch.equal, direct.called_directly(make_fx(function)(*inputs))(*inputs), function(*inputs)))
+    (graph, _), _ = record(function, inputs)
+    assert all(map(torch.equal, direct.called_directly(graph)(*inputs), function(*inputs)))

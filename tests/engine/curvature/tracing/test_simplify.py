@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from wsb_engine.curvature.tracing.direct import called_directly
+from wsb_engine.curvature.tracing.record import record
 from wsb_engine.curvature.tracing.simplify import multiply_by_slopes, simplify, zeros
 
 aten = torch.ops.aten
@@ -22,25 +22,30 @@ def several(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> lis
     return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
 
 
-def traced(function: Callable[..., Any], inputs: list[Tensor]) -> fx.GraphModule:
-    return make_fx(lambda *values: [function(*values)])(*inputs)
+def traced(function: Callable[..., Any], inputs: list[Tensor]) -> fx.Graph:
+    (graph, _), _ = record(lambda *values: [function(*values)], inputs)
+    return graph
 
 
-def counts(module: fx.GraphModule) -> Counter[str]:
-    return Counter(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+def values(graph: fx.Graph, inputs: list[Tensor]) -> list[Tensor]:
+    return fx.GraphModule(torch.nn.Module(), graph)(*inputs)  # type: ignore[no-any-return]
+
+
+def counts(graph: fx.Graph) -> Counter[str]:
+    return Counter(str(node.target) for node in graph.nodes if node.op == "call_function")
 
 
 def simplified(function: Callable[..., Any], inputs: list[Tensor], zero: tuple[int, ...] = ()) -> Counter[str]:
     """Operators that are left; checks values, the inputs, and that direct calls give the same bits."""
-    module = traced(function, inputs)
-    given = module.graph.find_nodes(op="placeholder")
-    left = simplify(module, [given[index] for index in zero])
-    kept = [tensor.clone() for tensor in inputs]
-    [value] = left(*inputs)
+    graph = traced(function, inputs)
+    given = graph.find_nodes(op="placeholder")
+    simplify(graph, [given[index] for index in zero])
+    left, kept = counts(graph), [tensor.clone() for tensor in inputs]
+    [value] = values(graph, inputs)
     torch.testing.assert_close(value, function(*inputs), rtol=1e-13, atol=1e-13)
-    assert torch.equal(value, called_directly(left)(*inputs)[0])
+    assert torch.equal(value, called_directly(graph)(*inputs)[0])
     assert all(map(torch.equal, inputs, kept))
-    return counts(left)
+    return left
 
 
 def test_a_repeated_computation_is_done_once() -> None:
@@ -172,25 +177,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_slope_of_an_activation_is_evaluated_apart_from_what_it_multiplies(name: str) -> None:
     x, v = several((5, 3), (5, 3))
-    module = traced(lambda v, x: torch.func.vjp(ACTIVATIONS[name], x)[1](v)[0], [v, x])
-    (expected,) = module(v, x)
-    multiply_by_slopes(module.graph, free=1)
-    module.recompile()
-    given = module.graph.find_nodes(op="placeholder")[0]
+    graph = traced(lambda v, x: torch.func.vjp(ACTIVATIONS[name], x)[1](v)[0], [v, x])
+    (expected,) = values(graph, [v, x])
+    multiply_by_slopes(graph, free=1)
+    given = graph.find_nodes(op="placeholder")[0]
     assert [str(node.target) for node in given.users] == ["aten.mul.Tensor"]
-    torch.testing.assert_close(module(v, x), [expected], rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(values(graph, [v, x]), [expected], rtol=1e-14, atol=1e-15)
 
 
 def test_the_slope_where_a_direction_leads_is_left_as_it_is() -> None:
-    module = traced(lambda v: aten.tanh_backward.default(v, v), several((3,)))
-    multiply_by_slopes(module.graph, free=1)
-    assert counts(module) == {"aten.tanh_backward.default": 1}
+    graph = traced(lambda v: aten.tanh_backward.default(v, v), several((3,)))
+    multiply_by_slopes(graph, free=1)
+    assert counts(graph) == {"aten.tanh_backward.default": 1}
 
 
 def zero_outputs(function: Callable[..., Any], inputs: list[Tensor]) -> list[bool]:
-    module = make_fx(function)(*inputs)
-    found = zeros(module.graph.nodes)
-    return [output in found for output in list(module.graph.nodes)[-1].args[0]]
+    (graph, _), _ = record(function, inputs)
+    found = zeros(graph.nodes)
+    return [output in found for output in list(graph.nodes)[-1].args[0]]
 
 
 def test_zeros_are_found_through_what_is_linear_in_them() -> None:
