@@ -137,6 +137,9 @@ def _request_body() -> dict[str, Any]:
             *UPLOAD_ERRORS,
             *(
                 BlobNotFoundError,
+                errors.AnalysisNotFoundError,
+                errors.ReportNotReadyError,
+                errors.NoReportError,
                 InvalidRequestError,
                 InvalidFormError,
                 errors.PolicyMissingError,

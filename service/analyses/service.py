@@ -22,6 +22,7 @@ from service.analyses.table import FINAL_STATES, AnalysisRow, ReportRow, State
 from service.context import Context
 from service.database import queue
 from service.errors import InternalError
+from service.kit import audit
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -148,6 +149,8 @@ async def cancel(context: Context, tenant: str, analysis: UUID) -> AnalysisRow:
         if changed is not None and changed.job_id is not None:
             await queue.abort(session, context.queue, changed.job_id)
         row = changed or await find(session, tenant, analysis)
+    if changed is not None:
+        audit.note(analysis=str(analysis))
     if row.state not in ("cancelling", "cancelled"):
         raise AnalysisFinalError(f"The analysis has {row.state.replace('_', ' ')}.", analysis=str(row.id))
     return row
@@ -166,3 +169,4 @@ async def delete(context: Context, tenant: str, analysis: UUID) -> None:
             raise AnalysisLiveError(
                 f"The analysis is {row.state}.", advice="Cancel it, or wait until it has ended.", analysis=str(row.id)
             )
+    audit.note(analysis=str(analysis))

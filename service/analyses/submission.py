@@ -35,6 +35,7 @@ from service.fields import FieldError, field_errors
 from service.http.bodies import read
 from service.http.headers import media_type
 from service.http.multipart import InvalidFormError
+from service.kit import audit
 from service.kit.devices import kind_of, owned
 from service.policies import terms
 from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
@@ -44,6 +45,10 @@ Wanted = TypeVar("Wanted", bound=BaseModel)
 
 _EXACT = 2**53
 """Largest integer up to which float64 holds every integer."""
+_SMALL_BYTES = 1 << 14
+"""Size of a JSON body up to which its errors may cost what they like."""
+MAX_MEMBERS = 200
+"""Members of one JSON object: more than any has, and few enough that naming each error takes no time."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,8 @@ async def accept(
         analysis = await _analysis(session, context, caller.tenant, wanted, inputs)
         if key is not None:
             idempotency.remember(session, caller.tenant, key, request, analysis)
+    stored = [identifier(inputs[name]) for name in files]
+    audit.note(resource=f"/v1/analyses/{analysis}", analysis=str(analysis), **({"files": stored} if stored else {}))
     return Submission(analysis)
 
 
@@ -167,22 +174,40 @@ def parse(schema: type[Wanted], content: bytes) -> Wanted:
     """
     try:
         # In JSON 3 and 3.0 are the same number; strict validation tells them apart.
-        content = to_json(_whole(from_json(content)))
+        document = _whole(from_json(content))
+        content = to_json(document)
     except ValueError as error:
         raise MalformedRequestError(f"The request is not JSON: {error}") from error
     try:
+        if len(content) > _SMALL_BYTES:
+            # What is wrong in here is wrong in JSON too, where each error would copy all that it is about.
+            schema.model_validate(document)
         return schema.model_validate_json(content, strict=True)
     except ValidationError as error:
-        raise InvalidRequestError("The request has invalid values.", errors=field_errors(error)) from error
+        raise _invalid(error) from error
+
+
+def _invalid(error: ValidationError) -> InvalidRequestError:
+    """Return the error of a request with invalid values, with what is wrong in each field."""
+    errors = field_errors(error)
+    more = error.error_count() - len(errors)
+    text = "The request has invalid values." + (f" {more} errors more are not listed." if more else "")
+    return InvalidRequestError(text, errors=errors)
 
 
 def _whole(value: Any) -> Any:
-    """Replace whole numbers by integers, at any depth, if floats hold them exactly."""
+    """Replace whole numbers by integers, at any depth, if floats hold them exactly.
+
+    Raises:
+        ValueError: if an object is too large.
+    """
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
         return int(value)
     if isinstance(value, list):
         return [_whole(item) for item in value]
     if isinstance(value, dict):
+        if len(value) > MAX_MEMBERS:
+            raise ValueError(f"an object has more than {MAX_MEMBERS} members")
         return {name: _whole(item) for name, item in value.items()}
     return value
 

@@ -18,6 +18,7 @@ from service.blobs.table import NOUNS, BlobRow, StoredFile, blob_lock, files_of
 from service.context import Context
 from service.database.engine import lock
 from service.errors import EmptyBodyError
+from service.kit import audit
 from service.settings import Settings
 from service.storage.store import Kind, Upload
 from wsb_engine.formats.digest import model_digest
@@ -111,7 +112,9 @@ async def store(context: Context, tenant: str, received: Received) -> tuple[Blob
     """
     format_name = await sniff(received)
     async with context.database.transaction() as session:
-        return await register(session, context, tenant, received, format_name)
+        stored = await register(session, context, tenant, received, format_name)
+    audit.note(resource=f"/v1/{received.file.kind}/{identifier(received.sha256)}")
+    return stored
 
 
 async def register(

@@ -15,12 +15,14 @@ from service.errors import (
     DatabaseUnavailableError,
     InternalError,
     Problem,
+    ServiceError,
     declare,
     every_error,
 )
 from service.http.security import PUBLIC_PATHS, ScopeMissingError, UnauthorizedError, openapi_scheme
 
 _REFERENCE = "#/components/schemas/{model}"
+_READS = ("get", "head")
 
 
 def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -31,17 +33,25 @@ def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict
     return {"requestBody": {"required": True, "description": description, "content": content}}
 
 
-def install(app: FastAPI, *, extra_models: tuple[type[BaseModel], ...]) -> None:
+def install(
+    app: FastAPI,
+    *,
+    extra_models: tuple[type[BaseModel], ...],
+    every: tuple[type[ServiceError], ...],
+    changes: tuple[type[ServiceError], ...],
+) -> None:
     """Replace the specification of an application.
 
     Args:
         app: Application with all its routes.
         extra_models: Schemas that only ``openapi_extra`` refers to.
+        every: Errors of middleware, which any request may get.
+        changes: The same for requests that are no reads.
     """
 
     def specification() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _build(app, extra_models)
+            app.openapi_schema = _build(app, extra_models, every, changes)
         return app.openapi_schema
 
     app.openapi = specification  # type: ignore[method-assign]
@@ -52,7 +62,12 @@ def render(app: FastAPI) -> str:
     return json.dumps(app.openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str, Any]:
+def _build(
+    app: FastAPI,
+    extra_models: tuple[type[BaseModel], ...],
+    every: tuple[type[ServiceError], ...],
+    changes: tuple[type[ServiceError], ...],
+) -> dict[str, Any]:
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -62,17 +77,18 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
         tags=app.openapi_tags,
         license_info=app.license_info,
     )
-    failure, unauthorized = declare(InternalError)[500], declare(UnauthorizedError)[401]
-    forbidden = declare(ScopeMissingError)[403]
-    away = declare(DatabaseUnavailableError)[503]
+    failure = declare(InternalError)[500]
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             responses = operation["responses"]
+            guards = [*every, *(() if method in _READS else changes)]
             if path not in PUBLIC_PATHS:
                 # The empty alternative stands for a service without keys.
                 operation["security"] = [{name: []} for name in openapi_scheme()] + [{}]
-                responses["401"], responses["403"] = unauthorized, forbidden
-                responses["503"] = _either(responses["503"], away) if "503" in responses else away
+                guards += [UnauthorizedError, ScopeMissingError, DatabaseUnavailableError]
+            for status, response in declare(*guards).items():
+                known = responses.get(str(status))
+                responses[str(status)] = response if known is None else _either(known, response)
             if "application/json" in responses.get("422", {}).get("content", {}):  # FastAPI's own
                 del responses["422"]
             if "500" not in responses:
@@ -119,5 +135,7 @@ def _either(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Merge two responses that ``declare`` made for the same status."""
     schemas = [response["content"][MEDIA_TYPE]["schema"] for response in (first, second)]
     every = [reference for schema in schemas for reference in schema.get("anyOf", [schema])]
+    if len({str(reference) for reference in every}) < len(every):
+        return first  # the route has declared it too
     description = f"{first['description'].removesuffix('.')}; {second['description']}"
     return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": every}}}}
