@@ -269,7 +269,10 @@ def _timeout(context: Context, wanted: AnalysisSettings) -> float:
 
 
 async def _queue(session: AsyncSession, context: Context, row: AnalysisRow) -> None:
-    # Held until the transaction ends, so that the next request counts this analysis too.
+    await _check_room(session, context, row.tenant)
+    # Held until the transaction ends, so that the next request counts this analysis too. The tenant's own comes first:
+    # of all its requests, one at a time competes with those of others.
+    await lock(session, f"queue {row.tenant}")
     await lock(session, "queue")
     await _check_room(session, context, row.tenant)
     session.add(row)

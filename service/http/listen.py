@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ _BODY_PIECE_BYTES = 2 << 20
 """The same within a body: every read costs one turn of the event loop, whatever its size."""
 SPARE_DESCRIPTORS = 200
 """Descriptors that are not for connections: those of uploads, of the database, of the program itself."""
+_RESET = struct.pack("ii", 1, 0)
+"""Makes closing a connection drop what has not been sent."""
 _PARSED_BYTES = 64 << 10
 """Bytes that h11 parses at once: it copies them several times, which is much faster within the processor's cache."""
 
@@ -106,6 +109,8 @@ class _Protocol(Protocol):
     def _check_response(self, before: int) -> None:
         # While writing is paused nothing is added: what is missing has been taken.
         if before - self.transport.get_write_buffer_size() < max(self.least_bytes, 1):
+            with suppress(OSError):  # otherwise the kernel would keep what the client does not take, too
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
         else:
             self._time_response()
