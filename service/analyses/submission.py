@@ -47,6 +47,8 @@ _EXACT = 2**53
 """Largest integer up to which float64 holds every integer."""
 _SMALL_BYTES = 1 << 14
 """Size of a JSON body up to which its errors may cost what they like."""
+MAX_CONTAINERS = 20_000
+"""Lists and objects of a JSON body: more than a report has that fits into one."""
 MAX_MEMBERS = 200
 """Members of one JSON object: more than any has, and few enough that naming each error takes no time."""
 
@@ -172,6 +174,8 @@ def parse(schema: type[Wanted], content: bytes) -> Wanted:
         MalformedRequestError: if it is not JSON.
         InvalidRequestError: if it does not match the schema.
     """
+    if content.count(b"[") + content.count(b"{") > MAX_CONTAINERS:
+        raise MalformedRequestError(f"The request has more than {MAX_CONTAINERS} lists and objects.")
     try:
         # In JSON 3 and 3.0 are the same number; strict validation tells them apart.
         document = _whole(from_json(content))

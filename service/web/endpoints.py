@@ -21,7 +21,7 @@ from service.errors import NotFoundError
 from service.http.security import InTenant
 from service.rendering.registry import RENDERINGS
 from service.web.forms import OPTION_FIELDS, Filled, empty_form, kept, submit_form
-from service.web.pages import STATIC_TYPES, page, see, static
+from service.web.pages import STATIC_TYPES, page_on_thread, see, static
 from service.web.urlencoded import read_post
 
 PAGE_SIZE = 20
@@ -73,13 +73,14 @@ async def _home(
     following = None
     if found.after is not None:
         following = "?" + urlencode({"state": state, "label": label, "after": found.after})
-    return page(
+    analyses = await run_in_threadpool(lambda: [Analysis.of(row) for row in found.rows])
+    return await page_on_thread(
         request,
         "home.html",
         form.status if form.errors else HTTPStatus.OK,
         form=form,
         kept=kept(form.values),
-        analyses=[Analysis.of(row) for row in found.rows],
+        analyses=analyses,
         following=following,
         states=get_args(State),
         state=state,
@@ -97,7 +98,7 @@ async def show_analysis(request: Request, analysis: AnalysisId, context: InConte
         _, *data_files = await stored_files(session, tenant, "models", row.model)
     live = row.state not in FINAL_STATES
     report = None if stored is None else await run_in_threadpool(_sections, row, stored)
-    return page(
+    return await page_on_thread(
         request,
         "analysis.html",
         analysis=Analysis.of(row),

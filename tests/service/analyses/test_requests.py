@@ -14,7 +14,7 @@ from service.analyses.submission import parse
 from service.errors import InvalidRequestError
 from service.fields import MAX_ERRORS
 
-MANY = 20_000
+MANY = 9_000
 
 
 def refused(schema: type[Any], document: dict[str, Any]) -> tuple[InvalidRequestError, ValidationError]:

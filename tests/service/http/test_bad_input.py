@@ -238,6 +238,7 @@ FORMS = [
     raw("json-nan", request(timeout_s=float("nan")), 422, "invalid_request"),
     raw("json-infinite", posted('{"timeout_s": 1e999}'), 422, "invalid_request"),
     raw("json-label-with-null", request(labels={"a": "\x00"}), 422, "invalid_request"),
+    raw("json-lists-many", posted('{"options": [' + "[]," * 20_000 + "0]}"), 400, "malformed_request"),
     raw("json-members-many", request(**{str(i): 0 for i in range(201)}), 400, "malformed_request"),
     raw("json-labels-many", request(labels={str(i): "" for i in range(33)}), 422, "invalid_request"),
     raw("json-option-unknown", request(options={"exec": "ls"}), 422, "invalid_request"),
