@@ -22,6 +22,9 @@ from service.analyses.verdicts import judge
 from service.blobs.table import BlobRow
 from service.database.notifications import announce
 
+_AT_ONCE = 30
+"""Rows that are read at once: with verdicts on hundreds of rules, reading two hundred would stop the event loop."""
+
 
 async def find(session: AsyncSession, analysis: UUID, tenant: str) -> AnalysisRow | None:
     """Find an analysis of the tenant; None if there is none."""
@@ -133,7 +136,10 @@ async def newest(
         query = query.where(AnalysisRow.labels.has_key(key))
     if before is not None:
         query = query.where(AnalysisRow.sequence < before)
-    return (await session.scalars(query)).all()
+    if limit <= _AT_ONCE:
+        return (await session.scalars(query)).all()
+    found = await session.stream_scalars(query.execution_options(yield_per=_AT_ONCE))
+    return await found.all()
 
 
 async def start(session: AsyncSession, analysis: UUID) -> AnalysisRow | None:

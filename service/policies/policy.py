@@ -18,6 +18,8 @@ from service.policies.schemas import Operator, Severity
 from wsb_engine.report import Report
 
 MAX_RULES = 200
+_LONGEST_WORD = 100
+"""Characters of a word that suggestions are searched for; with a megabyte, that takes a second."""
 MAX_POLICY_BYTES = 1 << 20
 MAX_DOTS = 100
 """Dots in a line of a policy in TOML: the time to parse a dotted key grows with the square of its parts."""
@@ -184,7 +186,7 @@ def _line_of_long_key(source: str) -> int | None:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a suggestion to append to a message, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = difflib.get_close_matches(word[:_LONGEST_WORD], list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
