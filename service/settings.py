@@ -101,6 +101,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Lowest rate over upload_idle_seconds; a slower upload is aborted; 0: no limit.",
     )
+    max_stored_bytes_per_tenant: int | None = Field(
+        None, ge=1, description="Bytes of models and batches that one tenant may keep; beyond it, 507; unset: no limit."
+    )
     download_idle_seconds: float = Field(
         30.0, gt=0, le=3600, description="Time in which a client must take some of its response; else it is cut off."
     )

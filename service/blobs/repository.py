@@ -12,7 +12,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.blobs import leftovers
-from service.blobs.errors import BlobInUseError, BlobNotFoundError
+from service.blobs.errors import BlobInUseError, BlobNotFoundError, TenantStorageFullError
 from service.blobs.formats import read_format
 from service.blobs.table import NOUNS, BlobRow, StoredFile, blob_lock, files_of
 from service.context import Context
@@ -127,8 +127,15 @@ async def register(
     """Keep what has passed ``sniff``; return the tenant's row and whether the content is new to the tenant.
 
     The digest stays locked until the transaction ends, so that no file can be deleted before the row exists.
+
+    Raises:
+        TenantStorageFullError: if the tenant would keep more than it may.
     """
     kind, sha256 = received.file.kind, received.sha256
+    limit = context.settings.max_stored_bytes_per_tenant
+    if limit is not None:
+        # Before the digest's, which another upload of the tenant may hold while it waits for this one.
+        await lock(session, f"stored {tenant}")
     await lock(session, blob_lock(kind, sha256))
     row = await session.scalar(_query(tenant, kind, sha256))
     kept = row or BlobRow(
@@ -139,6 +146,8 @@ async def register(
         format=format,
         model_files=received.model_files,
     )
+    if row is None and limit is not None:
+        await _check_share(session, tenant, kept.size, limit)
     for upload in received.uploads:
         await context.blobs.keep(upload, model=kept.shared_model)
     if row is not None:
@@ -147,6 +156,16 @@ async def register(
     session.add(kept)
     await session.flush()
     return kept, True
+
+
+async def _check_share(session: AsyncSession, tenant: str, size: int, limit: int) -> None:
+    known = sum(part.size for part in (await stored(session, tenant)).values())
+    if known + size > limit:
+        raise TenantStorageFullError(
+            f"Of the {limit} bytes that a tenant may keep, {known} are taken, and {size} more are needed.",
+            advice="Delete models and batches that are no longer needed.",
+            details={"limit": limit},
+        )
 
 
 async def hold(session: AsyncSession, tenant: str, kind: Kind, blob_id: str) -> None:

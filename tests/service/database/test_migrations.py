@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
+from structlog.testing import capture_logs
 from support.command import wsb
 from support.service import StartService
 
@@ -70,6 +72,21 @@ def test_what_the_first_version_stored_belongs_to_the_tenant_of_a_service_withou
     assert (analysis["model"], analysis["labels"], analysis["reused_from"]) == (f"sha256:{MODEL}", {"run": "a"}, None)
     assert api.client.get(f"/v1/models/sha256:{MODEL}").json()["size"] == 5
     assert api.client.get(f"/v1/analyses/{ANALYSIS}/report").text == "{}"
+
+
+def test_a_migration_leaves_a_line_that_says_who_made_it(database_url: str) -> None:
+    async def migrate() -> None:
+        database = Database(database_url)
+        await database.migrate()
+        await database.close()
+
+    move(database_url, "0001")
+    with capture_logs() as lines:
+        for _ in range(2):  # the second one changes nothing
+            asyncio.run(migrate())
+    (line,) = [line for line in lines if line["event"] == "change"]
+    assert (line["operation"], line["before"], line["after"]) == ("migrate", "0001", latest_revision())
+    assert line["host"] == socket.gethostname()
 
 
 def test_a_row_that_does_not_say_whose_it_is_is_refused(database_url: str) -> None:
