@@ -137,6 +137,7 @@ def _read_npz(file: _File, pages: _Pages | None, max_bytes: int) -> dict[str, ND
         OSError,
         NotImplementedError,
         RuntimeError,
+        UnicodeDecodeError,  # a member's name
     ) as error:
         raise _damaged(str(error) or type(error).__name__) from error
 
