@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from fastapi.exceptions import RequestValidationError
 
 
+MAX_ERRORS = 100
+"""Errors that a response names."""
+
+
 class FieldError(BaseModel):
     """An error in one field of the request."""
 
@@ -18,9 +22,9 @@ class FieldError(BaseModel):
 
 
 def field_errors(error: ValidationError | RequestValidationError) -> list[FieldError]:
-    """Convert pydantic's errors to JSON pointers with a sentence each."""
+    """Convert pydantic's errors to JSON pointers with a sentence each; at most ``MAX_ERRORS``."""
     result = []
-    for item in error.errors():
+    for item in error.errors()[:MAX_ERRORS]:
         path = [str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]]
         result.append(FieldError(pointer="/" + "/".join(path) if path else "", detail=item["msg"]))
     return result

@@ -17,6 +17,10 @@ from service.sandbox import JobLimits, usable_memory_bytes
 MIB = 1 << 20
 GIB = 1 << 30
 
+DATABASE_CONNECTIONS, RESERVED_CONNECTIONS = 15, 3
+CONNECTION_SECONDS = 30.0
+"""Defaults of the settings of these names, for commands that open a database without settings."""
+
 _PREFIX = re.compile(r"((?!/(?:v1|docs|static|analyses)(?:/|$))(/[A-Za-z0-9_.~\-]+)+)?")
 
 
@@ -37,6 +41,18 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         None, description="postgresql://… of a Postgres; unset starts an embedded one in the data folder."
+    )
+    database_connections: int = Field(
+        DATABASE_CONNECTIONS,
+        ge=2,
+        le=1000,
+        description="Most connections of one process to the database, shared by tenants; others wait for one.",
+    )
+    database_reserved_connections: int = Field(
+        RESERVED_CONNECTIONS, ge=1, lt=1000, description="How many of them one tenant alone can't take."
+    )
+    database_connection_seconds: float = Field(
+        CONNECTION_SECONDS, gt=0, le=3600, description="Longest wait for one of them; then 503."
     )
     blob_url: str | None = Field(
         None,
@@ -106,6 +122,20 @@ class Settings(BaseSettings):
         1024,
         ge=0,
         description="Lowest rate over upload_idle_seconds; a slower upload is aborted; 0: no limit.",
+    )
+    max_stored_bytes_per_tenant: int | None = Field(
+        None, ge=1, description="Bytes of models and batches that one tenant may keep; beyond it, 507; unset: no limit."
+    )
+    download_idle_seconds: float = Field(
+        30.0, gt=0, le=3600, description="Time in which a client must take some of its response; else it is cut off."
+    )
+    download_min_bytes_per_second: int = Field(
+        1024, ge=0, description="Lowest rate over download_idle_seconds at which a client takes a response."
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        description="Connections of clients to one process; unset: 200 fewer than the files that it may open.",
     )
     min_free_bytes: int = Field(GIB, ge=0, description="Free space that uploads must leave on the blobs' disk.")
     max_event_streams: int = Field(1000, ge=1, description="Open event streams of one process, shared by tenants.")
@@ -225,6 +255,12 @@ class Settings(BaseSettings):
     def _heartbeats_fit(self) -> Settings:
         if self.stalled_seconds < 3 * self.heartbeat_seconds:
             raise ValueError("stalled_seconds must be at least three times heartbeat_seconds")
+        return self
+
+    @model_validator(mode="after")
+    def _connections_fit(self) -> Settings:
+        if self.database_reserved_connections >= self.database_connections:
+            raise ValueError("database_reserved_connections must be less than database_connections")
         return self
 
     @property

@@ -28,7 +28,7 @@ def _as_typed(given: object) -> object:
 
 OneDevice = Annotated[str, Field(pattern=r"^(cpu|cuda:\d{1,3})$", max_length=16)]
 Devices = Annotated[
-    Annotated[tuple[OneDevice, ...], Field(min_length=1, max_length=64)] | Literal["all"],
+    Annotated[tuple[OneDevice, ...], Field(min_length=1, max_length=64, fail_fast=True)] | Literal["all"],
     BeforeValidator(_as_typed),
 ]
 Glob = Annotated[str, Field(min_length=1, max_length=512)]
@@ -133,6 +133,7 @@ class Options(BaseModel):
         ("*",),
         min_length=1,
         max_length=256,
+        fail_fast=True,
         description="Globs over parameter names; a leading ! excludes. Select layers to see which of them dominate "
         "λ_max. A glob that matches no parameter, but a stored tensor that was left out, includes that tensor.",
     )

@@ -25,11 +25,12 @@ Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Item = TypeVar("Item")
-Few = Annotated[list[Item], Field(max_length=1000)]
+# fail_fast: a hostile list of a hundred thousand wrong items would otherwise cost a second, and as many errors.
+Few = Annotated[list[Item], Field(max_length=1000, fail_fast=True)]
 """A list of what there are at most a few hundred of."""
-Many = Annotated[list[Item], Field(max_length=100_000)]
+Many = Annotated[list[Item], Field(max_length=100_000, fail_fast=True)]
 """A list with an entry for each tensor or eigenvalue."""
-Steps = Annotated[list[Item], Field(max_length=MAX_STEPS)]
+Steps = Annotated[list[Item], Field(max_length=MAX_STEPS, fail_fast=True)]
 
 
 class _Part(BaseModel):

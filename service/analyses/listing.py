@@ -35,6 +35,8 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 CURSOR = r"[1-9][0-9]{0,17}(:(null|-?[0-9]{1,19}(\.[0-9]{1,20})?(e[-+][0-9]{1,3})?))?"
 """A cursor: the sequence number of the last analysis of a page and, if the order is by a number, that number."""
 
+_AT_ONCE = 30
+"""Rows that are read at once: with verdicts on hundreds of rules, reading two hundred would stop the event loop."""
 _COLUMNS: dict[str, InstrumentedAttribute[Any]] = {
     "lambda_max": AnalysisRow.lambda_max_upper,
     "loss": AnalysisRow.loss,
@@ -93,7 +95,8 @@ async def listed(context: Context, tenant: str, listing: Listing, *, limit: int,
     newest_first = column is not None or falls
     query = query.order_by(AnalysisRow.sequence.desc() if newest_first else AnalysisRow.sequence.asc())
     async with context.database.transaction() as session:
-        rows = (await session.scalars(query.limit(limit + 1))).all()
+        found = await session.stream_scalars(query.limit(limit + 1).execution_options(yield_per=_AT_ONCE))
+        rows = await found.all()
     return Page(rows[:limit], _cursor(column, rows[limit - 1]) if len(rows) > limit else None)
 
 

@@ -22,6 +22,7 @@ from service.context import Context
 from service.database import queue
 from service.database.engine import lock
 from service.errors import InternalError
+from service.kit import audit
 
 BASELINE_LOCK = "baselines"
 """Held by whoever promotes or deletes an analysis, so that none is deleted while it becomes a baseline."""
@@ -109,6 +110,8 @@ async def cancel(context: Context, tenant: str, analysis: UUID) -> AnalysisRow:
         if changed is not None and changed.job_id is not None:
             await queue.abort(session, context.queue, changed.job_id)
         row = changed or await find(session, tenant, analysis)
+    if changed is not None:
+        audit.note(analysis=str(analysis))
     if row.state not in ("cancelling", "cancelled"):
         raise AnalysisFinalError(f"The analysis has {row.state.replace('_', ' ')}.", analysis=str(row.id))
     return row
@@ -125,11 +128,11 @@ async def delete(context: Context, tenant: str, analysis: UUID) -> None:
     async with context.database.transaction() as session:
         await lock(session, BASELINE_LOCK)
         row = await find(session, tenant, analysis)
-        if await repository.delete_ended(session, analysis):
-            return
-        if row.state in FINAL_STATES:
-            advice = "Promote another analysis, or delete the baseline first."
-            raise AnalysisIsBaselineError("The analysis is a baseline.", advice=advice, analysis=str(row.id))
-        raise AnalysisLiveError(
-            f"The analysis is {row.state}.", advice="Cancel it, or wait until it has ended.", analysis=str(row.id)
-        )
+        if not await repository.delete_ended(session, analysis):
+            if row.state in FINAL_STATES:
+                advice = "Promote another analysis, or delete the baseline first."
+                raise AnalysisIsBaselineError("The analysis is a baseline.", advice=advice, analysis=str(row.id))
+            raise AnalysisLiveError(
+                f"The analysis is {row.state}.", advice="Cancel it, or wait until it has ended.", analysis=str(row.id)
+            )
+    audit.note(analysis=str(analysis))

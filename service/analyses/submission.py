@@ -35,6 +35,7 @@ from service.fields import FieldError, field_errors
 from service.http.bodies import read
 from service.http.headers import media_type
 from service.http.multipart import InvalidFormError
+from service.kit import audit
 from service.kit.devices import kind_of, owned
 from service.policies import terms
 from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
@@ -47,6 +48,12 @@ NAMES = ("name", "model_name", "batch_name")
 
 _EXACT = 2**53
 """Largest integer up to which float64 holds every integer."""
+_SMALL_BYTES = 1 << 14
+"""Size of a JSON body up to which its errors may cost what they like."""
+MAX_CONTAINERS = 20_000
+"""Lists and objects of a JSON body: more than a report has that fits into one."""
+MAX_MEMBERS = 200
+"""Members of one JSON object: more than any has, and few enough that naming each error takes no time."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,8 @@ async def accept(
         analysis = await _analysis(session, context, caller.tenant, wanted, inputs, names)
         if key is not None:
             idempotency.remember(session, caller.tenant, key, request, analysis)
+    stored = [identifier(inputs[name]) for name in files]
+    audit.note(resource=f"/v1/analyses/{analysis}", analysis=str(analysis), **({"files": stored} if stored else {}))
     return Submission(analysis)
 
 
@@ -171,24 +180,44 @@ def parse(schema: type[Wanted], content: bytes) -> Wanted:
         MalformedRequestError: if it is not JSON.
         InvalidRequestError: if it does not match the schema.
     """
+    if content.count(b"[") + content.count(b"{") > MAX_CONTAINERS:
+        raise MalformedRequestError(f"The request has more than {MAX_CONTAINERS} lists and objects.")
     try:
         # In JSON 3 and 3.0 are the same number; strict validation tells them apart.
-        content = to_json(_whole(from_json(content)))
+        document = _whole(from_json(content))
+        content = to_json(document)
     except ValueError as error:
         raise MalformedRequestError(f"The request is not JSON: {error}") from error
     try:
+        if len(content) > _SMALL_BYTES:
+            # What is wrong in here is wrong in JSON too, where each error would copy all that it is about.
+            schema.model_validate(document)
         return schema.model_validate_json(content, strict=True)
     except ValidationError as error:
-        raise InvalidRequestError("The request has invalid values.", errors=field_errors(error)) from error
+        raise _invalid(error) from error
+
+
+def _invalid(error: ValidationError) -> InvalidRequestError:
+    """Return the error of a request with invalid values, with what is wrong in each field."""
+    errors = field_errors(error)
+    more = error.error_count() - len(errors)
+    text = "The request has invalid values." + (f" {more} errors more are not listed." if more else "")
+    return InvalidRequestError(text, errors=errors)
 
 
 def _whole(value: Any) -> Any:
-    """Replace whole numbers by integers, at any depth, if floats hold them exactly."""
+    """Replace whole numbers by integers, at any depth, if floats hold them exactly.
+
+    Raises:
+        ValueError: if an object is too large.
+    """
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
         return int(value)
     if isinstance(value, list):
         return [_whole(item) for item in value]
     if isinstance(value, dict):
+        if len(value) > MAX_MEMBERS:
+            raise ValueError(f"an object has more than {MAX_MEMBERS} members")
         return {name: _whole(item) for name, item in value.items()}
     return value
 
@@ -258,7 +287,10 @@ def _timeout(context: Context, wanted: AnalysisSettings) -> float:
 
 
 async def _queue(session: AsyncSession, context: Context, row: AnalysisRow) -> None:
-    # Held until the transaction ends, so that the next request counts this analysis too.
+    await _check_room(session, context, row.tenant)
+    # Held until the transaction ends, so that the next request counts this analysis too. The tenant's own comes first:
+    # of all its requests, one at a time competes with those of others.
+    await lock(session, f"queue {row.tenant}")
     await lock(session, "queue")
     await _check_room(session, context, row.tenant)
     session.add(row)

@@ -23,6 +23,7 @@ from service.http.headers import media_type
 from service.http.multipart import InvalidFormError
 from service.http.openapi import binary_body
 from service.http.security import InTenant
+from service.kit import audit
 from service.storage.store import Kind
 
 _CONTENT: dict[Kind, str] = {
@@ -114,5 +115,6 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
     )
     async def delete(context: InContext, tenant: InTenant, blob_id: str = path_id) -> None:
         await repository.delete(context, tenant, kind, blob_id, is_needed)
+        audit.note()
 
     return router

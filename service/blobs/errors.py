@@ -28,6 +28,11 @@ class BlobInUseError(
 ): ...
 
 
+class TenantStorageFullError(
+    ServiceError, status=507, code="tenant_storage_full", title="The tenant's models and batches have no more room"
+): ...
+
+
 UPLOAD_ERRORS = (
     MalformedRequestError,
     BodyTooLargeError,
@@ -38,6 +43,7 @@ UPLOAD_ERRORS = (
     UploadTooSlowError,
     TooManyUploadsError,
     InsufficientStorageError,
+    TenantStorageFullError,
     StorageUnavailableError,
 )
 """Every problem that receiving and storing a file can end in."""

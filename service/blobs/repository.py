@@ -13,12 +13,13 @@ from sqlalchemy import Select, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.blobs import leftovers
-from service.blobs.errors import BlobInUseError, BlobNotFoundError
+from service.blobs.errors import BlobInUseError, BlobNotFoundError, TenantStorageFullError
 from service.blobs.formats import read_format
 from service.blobs.table import NOUNS, BlobRow, StoredFile, blob_lock, files_of
 from service.context import Context
 from service.database.engine import lock
 from service.errors import EmptyBodyError
+from service.kit import audit
 from service.settings import Settings
 from service.storage.store import Kind, Upload
 from wsb_engine.formats.digest import model_digest
@@ -120,7 +121,9 @@ async def store(context: Context, tenant: str, received: Received) -> tuple[Blob
     """
     format_name = await sniff(received)
     async with context.database.transaction() as session:
-        return await register(session, context, tenant, received, format_name)
+        stored = await register(session, context, tenant, received, format_name)
+    audit.note(resource=f"/v1/{received.file.kind}/{identifier(received.sha256)}")
+    return stored
 
 
 async def register(
@@ -133,8 +136,15 @@ async def register(
     """Keep what has passed ``sniff``; return the tenant's row and whether the content is new to the tenant.
 
     The digest stays locked until the transaction ends, so that no file can be deleted before the row exists.
+
+    Raises:
+        TenantStorageFullError: if the tenant would keep more than it may.
     """
     kind, sha256 = received.file.kind, received.sha256
+    limit = context.settings.max_stored_bytes_per_tenant
+    if limit is not None:
+        # Before the digest's, which another upload of the tenant may hold while it waits for this one.
+        await lock(session, f"stored {tenant}")
     await lock(session, blob_lock(kind, sha256))
     row = await session.scalar(_query(tenant, kind, sha256))
     kept = row or BlobRow(
@@ -145,6 +155,8 @@ async def register(
         format=format,
         model_files=received.model_files,
     )
+    if row is None and limit is not None:
+        await _check_share(session, tenant, kept.size, limit)
     for upload in received.uploads:
         await context.blobs.keep(upload, model=kept.shared_model)
     if row is not None:
@@ -153,6 +165,16 @@ async def register(
     session.add(kept)
     await session.flush()
     return kept, True
+
+
+async def _check_share(session: AsyncSession, tenant: str, size: int, limit: int) -> None:
+    known = sum(part.size for part in (await stored(session, tenant)).values())
+    if known + size > limit:
+        raise TenantStorageFullError(
+            f"Of the {limit} bytes that a tenant may keep, {known} are taken, and {size} more are needed.",
+            advice="Delete models and batches that are no longer needed.",
+            details={"limit": limit},
+        )
 
 
 async def hold(session: AsyncSession, tenant: str, kind: Kind, blob_id: str) -> None:

@@ -40,7 +40,7 @@ def backup(
         end(f"{file} exists; give the backup another name, or delete it first.", Exit.INVALID)
     with _ending_on_errors(), _database(settings) as url:
         manifest = asyncio.run(back_up(settings, url, file))
-    _audit("backup", file, manifest)
+    _note("backup", file, manifest)
     typer.echo(f"{file}: {_contents(manifest)}")
     if manifest.damaged:
         shown = "\n".join(manifest.damaged[:_SHOWN])
@@ -78,7 +78,7 @@ def restore(
             with embedded_postgres(settings.data_dir) as url:
                 asyncio.run(load(settings, url, archive, replace=replace))
         manifest = archive.manifest
-    _audit("restore", file, manifest)
+    _note("restore", file, manifest)
     typer.echo(f"Restored {_contents(manifest)}, as of {manifest.created_at:%Y-%m-%d %H:%M:%S} UTC.")
 
 
@@ -157,19 +157,9 @@ def _contents(manifest: Manifest) -> str:
     return f"{analyses} analyses, {reports} reports, {manifest.files} files of models and batches"
 
 
-def _audit(operation: str, file: Path, manifest: Manifest) -> None:
+def _note(operation: str, file: Path, manifest: Manifest) -> None:
     """Log who did what with which installation; the log adds the time."""
-    import getpass
-    import socket
+    from service.kit import audit
 
-    import structlog
-
-    structlog.get_logger("service.audit").info(
-        "change",
-        operation=operation,
-        user=getpass.getuser(),
-        host=socket.gethostname(),
-        file=str(file.resolve()),
-        analyses=manifest.rows("analyses"),
-        files=manifest.files,
-    )
+    analyses, files = manifest.rows("analyses"), manifest.files
+    audit.note_by_operator(operation, file=str(file.resolve()), analyses=analyses, files=files)

@@ -23,15 +23,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
+from service.kit import audit
 from service.kit.gate import TENANT, Gate
+from service.settings import CONNECTION_SECONDS, DATABASE_CONNECTIONS, RESERVED_CONNECTIONS, Settings
 
 _MIGRATION_LOCK = 0x777362
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 2.0
-_CONNECTIONS = 15
-_RESERVED_CONNECTIONS = 3
-"""Connections that no single tenant may take."""
-_CONNECTION_SECONDS = 30.0
-"""Longest wait for a connection."""
+_KEPT_CONNECTIONS = 5
+"""Idle connections that stay open."""
 
 T = TypeVar("T")
 
@@ -68,21 +67,42 @@ class Database:
 
     Args:
         url: postgresql://…, as in ``Settings.database_url``.
+        connections: Most connections at a time.
+        reserved: How many of them no single tenant may take.
+        seconds: Longest wait for a connection.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections: int = DATABASE_CONNECTIONS,
+        reserved: int = RESERVED_CONNECTIONS,
+        seconds: float = CONNECTION_SECONDS,
+    ) -> None:
         self.conninfo = url
         address = "postgresql+psycopg://" + url.split("://", 1)[1]
         self.engine: AsyncEngine = create_async_engine(
             address,
             pool_pre_ping=True,
             hide_parameters=True,
-            pool_size=5,
-            max_overflow=_CONNECTIONS - 5,
-            pool_timeout=_CONNECTION_SECONDS,
+            pool_size=min(_KEPT_CONNECTIONS, connections),
+            max_overflow=max(connections - _KEPT_CONNECTIONS, 0),
+            pool_timeout=seconds,
         )
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
-        self._gate = Gate(_CONNECTIONS, reserve=_RESERVED_CONNECTIONS)
+        self._gate = Gate(connections, reserve=reserved)
+        self._seconds = seconds
+
+    @classmethod
+    def configured(cls, url: str, settings: Settings) -> Database:
+        """Open a database as the settings say."""
+        return cls(
+            url,
+            connections=settings.database_connections,
+            reserved=settings.database_reserved_connections,
+            seconds=settings.database_connection_seconds,
+        )
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
@@ -91,11 +111,11 @@ class Database:
         Requests of different tenants take turns if all connections are in use.
 
         Raises:
-            sqlalchemy.exc.TimeoutError: if no connection becomes free for half a minute.
+            sqlalchemy.exc.TimeoutError: if no connection becomes free in time.
         """
         async with AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(self._gate.passed(TENANT.get(), seconds=_CONNECTION_SECONDS))
+                await stack.enter_async_context(self._gate.passed(TENANT.get(), seconds=self._seconds))
             except TimeoutError as error:
                 raise PoolTimeoutError("no connection to the database became free") from error
             yield await stack.enter_async_context(self._sessions.begin())
@@ -110,7 +130,9 @@ class Database:
             NewerDatabaseError: if a later version of the service has migrated them; nothing is changed then.
         """
         async with self.engine.begin() as connection:
-            await migrate(connection)
+            before = await migrate(connection)
+        if before != latest_revision():
+            audit.note_by_operator("migrate", before=before, after=latest_revision())
 
     async def is_current(self) -> bool:
         """Whether the tables are of this version, or of a newer one, on which a running process keeps working."""
@@ -122,12 +144,13 @@ class Database:
             return revision == latest_revision() or (revision is not None and is_newer(revision))
 
 
-async def migrate(connection: AsyncConnection) -> None:
-    """Migrate in the connection's transaction; raises as ``Database.migrate``."""
+async def migrate(connection: AsyncConnection) -> str | None:
+    """Migrate in the connection's transaction; return the earlier revision. Raises as ``Database.migrate``."""
     await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-    await connection.run_sync(_refuse_newer)
+    before = await connection.run_sync(_known_revision)
     await _migrate_queue(connection)
     await connection.run_sync(_migrate_tables)
+    return before
 
 
 async def step_back(connection: AsyncConnection, revision: str) -> None:
@@ -219,10 +242,12 @@ def _alembic_config() -> Config:
     return config
 
 
-def _refuse_newer(connection: Connection) -> None:
+def _known_revision(connection: Connection) -> str | None:
+    """Return the revision of the tables; None if there are none. Raises NewerDatabaseError."""
     revision = MigrationContext.configure(connection).get_current_revision()
     if revision is not None and is_newer(revision):
         raise NewerDatabaseError(revision)
+    return revision
 
 
 def _migrate_tables(connection: Connection, back_to: str | None = None) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
@@ -12,7 +15,7 @@ import h11
 import uvicorn
 from fastapi import FastAPI
 
-from service.errors import MalformedRequestError
+from service.errors import MalformedRequestError, ServiceError
 from service.internals.http import Protocol
 from service.settings import Settings
 
@@ -20,6 +23,10 @@ _PIECE_BYTES = 256 << 10
 """Bytes read from a connection at once; asyncio's default."""
 _BODY_PIECE_BYTES = 2 << 20
 """The same within a body: every read costs one turn of the event loop, whatever its size."""
+SPARE_DESCRIPTORS = 200
+"""Descriptors that are not for connections: those of uploads, of the database, of the program itself."""
+_RESET = struct.pack("ii", 1, 0)
+"""Makes closing a connection drop what has not been sent."""
 _PARSED_BYTES = 64 << 10
 """Bytes that h11 parses at once: it copies them several times, which is much faster within the processor's cache."""
 
@@ -36,6 +43,9 @@ def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None
     class Limited(_Protocol):
         head_bytes = settings.max_request_head_bytes
         head_seconds = settings.request_head_seconds
+        idle_seconds = settings.download_idle_seconds
+        least_bytes = settings.download_min_bytes_per_second * settings.download_idle_seconds
+        most_connections = settings.max_connections or _offered_connections()
 
     return uvicorn.Config(
         app,
@@ -50,20 +60,60 @@ def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None
     )
 
 
-class _Protocol(Protocol):
-    """Limits the size of a request's line and headers, and closes connections on which they arrive too late.
+class TooManyConnectionsError(
+    ServiceError, status=503, code="too_many_connections", title="Too many connections are open"
+): ...
 
-    uvicorn itself limits only the time before the first byte of a request, and only after an earlier request on the
-    same connection. ``service.http.bodies`` limits bodies.
+
+_TOO_MANY = TooManyConnectionsError(
+    "The server has no room for another connection.", advice="Try again later.", headers={"Retry-After": "5"}
+)
+
+
+class _Protocol(Protocol):
+    """Limits the size of a request's line and headers, and closes connections that make the server wait.
+
+    Those are the ones on which a head arrives too late, or whose client does not take its response. uvicorn itself
+    limits only the time before the first byte of a request, and only after an earlier request on the same connection.
+    ``service.http.bodies`` limits bodies.
     """
 
     head_bytes: ClassVar[int]
     head_seconds: ClassVar[float]
+    idle_seconds: ClassVar[float]
+    least_bytes: ClassVar[float]
+    """Bytes of a response that a client must take within ``idle_seconds``."""
+    most_connections: ClassVar[int]
     _head_timer: asyncio.TimerHandle | None = None
+    _response_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.most_connections:
+            self._refuse(_TOO_MANY, b"Service Unavailable")
+            return
         self._time_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._time_response()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _cancel(self._response_timer)
+
+    def _time_response(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._response_timer = self.loop.call_later(self.idle_seconds, self._check_response, left)
+
+    def _check_response(self, before: int) -> None:
+        # While writing is paused nothing is added: what is missing has been taken.
+        if before - self.transport.get_write_buffer_size() < max(self.least_bytes, 1):
+            with suppress(OSError):  # otherwise the kernel would keep what the client does not take, too
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.transport.abort()
+        else:
+            self._time_response()
 
     def data_received(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -80,19 +130,16 @@ class _Protocol(Protocol):
             self.transport.max_size = size  # type: ignore[attr-defined]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        _cancel(self._head_timer)
+        _cancel(self._response_timer)
         super().connection_lost(exc)
 
     def _time_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:
-            self._stop_timer()
+            _cancel(self._head_timer)
+            self._head_timer = None
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_seconds, self._head_missing)
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
 
     def _head_missing(self) -> None:
         self._head_timer = None
@@ -101,16 +148,31 @@ class _Protocol(Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer invalid HTTP with a problem, like every other error."""
-        problem = MalformedRequestError(msg).response()
+        self._refuse(MalformedRequestError(msg), b"Bad Request")
+
+    def _refuse(self, error: ServiceError, reason: bytes) -> None:
+        """Answer without a request that the application could see, and close the connection."""
+        problem = error.response()
         headers = [*problem.raw_headers, (b"connection", b"close")]
         events: list[Any] = [
-            h11.Response(status_code=problem.status_code, headers=headers, reason=b"Bad Request"),
+            h11.Response(status_code=problem.status_code, headers=headers, reason=reason),
             h11.Data(data=bytes(problem.body)),
             h11.EndOfMessage(),
         ]
         for event in events:
             self.transport.write(self.conn.send(event))
         self.transport.close()
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+def _offered_connections() -> int:
+    """Return how many connections leave descriptors for the database and for files."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(files - SPARE_DESCRIPTORS, files // 2)
 
 
 class Server(uvicorn.Server):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from http import HTTPStatus
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 from uuid import uuid4
 
 import structlog
@@ -13,8 +13,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import InternalError
-from service.http.security import is_change
+from service.errors import InternalError, MalformedRequestError
+from service.kit import audit
 from service.traces import PROBES, trace_id
 
 REQUEST_ID = "X-Request-ID"
@@ -25,7 +25,13 @@ _ACCEPTABLE = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 _ANALYSIS = re.compile(r"/v1/analyses/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:/|$)")
 
 log = structlog.get_logger(__name__)
-audit = structlog.get_logger("service.audit")
+
+
+_TWO_LENGTHS = MalformedRequestError(
+    "The request has both Content-Length and Transfer-Encoding.",
+    advice="Send one of them: a proxy could otherwise take a part of the body for another request.",
+    headers={"Connection": "close"},
+)
 
 
 class Count(Protocol):
@@ -49,7 +55,11 @@ class RequestLog:
         # What is bound during the request, such as the tenant, is cleared at its end.
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(**exchange.context())
+        caller = audit.CALLER.set(partial(_caller, scope))
         try:
+            if _has_two_lengths(scope):
+                await _TWO_LENGTHS.response()(scope, receive, exchange.send)
+                return
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = 499  # never sent; the number that proxies log
@@ -63,6 +73,7 @@ class RequestLog:
             await problem.response()(scope, receive, exchange.send)
         finally:
             self._note(exchange)
+            audit.CALLER.reset(caller)
             structlog.contextvars.clear_contextvars()
 
     def _note(self, exchange: _Exchange) -> None:
@@ -77,29 +88,27 @@ class RequestLog:
             received=exchange.received,
         )
         named = {} if exchange.analysis is None else {"analysis": exchange.analysis}
-        if status < HTTPStatus.BAD_REQUEST and is_change(scope["method"], scope["path"]):
-            self._audit(exchange, status, named)
         # Probes come every few seconds and would hide the rest.
         note = log.debug if scope["path"] in PROBES else log.info
         milliseconds = round((now - exchange.started) * 1000, 1)
         note("request", method=scope["method"], path=scope["path"], status=status, milliseconds=milliseconds, **named)
 
-    @staticmethod
-    def _audit(exchange: _Exchange, status: int, named: dict[str, str]) -> None:
-        """Log who has changed what, from where; the log adds the tenant, the request and the time."""
-        scope = exchange.scope
-        key, client = scope.get("state", {}).get("key"), scope.get("client")
-        audit.info(
-            "change",
-            key=None if key is None else key.identifier or None,
-            client=None if client is None else client[0],
-            operation=getattr(scope.get("route"), "name", OTHER),
-            method=scope["method"],
-            path=scope["path"],
-            status=status,
-            resource=exchange.location or None,
-            **named,
-        )
+
+def _has_two_lengths(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers and "content-length" in headers
+
+
+def _caller(scope: Scope) -> dict[str, Any]:
+    """Describe who has sent a request, for the lines about what it changes; its key may not be known yet."""
+    key, client = scope.get("state", {}).get("key"), scope.get("client")
+    return {
+        "key": None if key is None else key.identifier or None,
+        "client": None if client is None else client[0],
+        "operation": getattr(scope.get("route"), "name", OTHER),
+        "method": scope["method"],
+        "path": scope["path"],
+    }
 
 
 class _Exchange:

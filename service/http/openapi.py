@@ -14,6 +14,7 @@ from service.errors import (
     DatabaseUnavailableError,
     InternalError,
     Problem,
+    ServiceError,
     declare,
 )
 from service.http.security import ScopeMissingError, UnauthorizedError, is_public, openapi_scheme
@@ -28,6 +29,7 @@ _REQUEST_ID = {
     "description": "Identifier of the request in the service's log, which the response repeats.",
     "schema": {"type": "string"},
 }
+_READS = ("get", "head")
 
 
 def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -41,17 +43,25 @@ def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict
     }
 
 
-def install(app: FastAPI, *, extra_models: tuple[type[BaseModel], ...]) -> None:
+def install(
+    app: FastAPI,
+    *,
+    extra_models: tuple[type[BaseModel], ...],
+    every: tuple[type[ServiceError], ...],
+    changes: tuple[type[ServiceError], ...],
+) -> None:
     """Replace the specification of an application.
 
     Args:
         app: Application with all its routes.
         extra_models: Schemas that only ``openapi_extra`` refers to.
+        every: Errors of middleware, which any request may get.
+        changes: The same for requests that are no reads.
     """
 
     def specification() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _build(app, extra_models)
+            app.openapi_schema = _build(app, extra_models, every, changes)
         return app.openapi_schema
 
     app.openapi = specification  # type: ignore[method-assign]
@@ -62,7 +72,12 @@ def render(app: FastAPI) -> str:
     return json.dumps(app.openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str, Any]:
+def _build(
+    app: FastAPI,
+    extra_models: tuple[type[BaseModel], ...],
+    every: tuple[type[ServiceError], ...],
+    changes: tuple[type[ServiceError], ...],
+) -> dict[str, Any]:
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -72,17 +87,18 @@ def _build(app: FastAPI, extra_models: tuple[type[BaseModel], ...]) -> dict[str,
         tags=app.openapi_tags,
         license_info=app.license_info,
     )
-    failure, unauthorized = declare(InternalError)[500], declare(UnauthorizedError)[401]
-    forbidden = declare(ScopeMissingError)[403]
-    away = declare(DatabaseUnavailableError)[503]
+    failure = declare(InternalError)[500]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             responses = operation["responses"]
+            guards = [*every, *(() if method in _READS else changes)]
             if not is_public(method.upper(), path):
                 # The empty alternative stands for a service without keys.
                 operation["security"] = [{name: []} for name in openapi_scheme()] + [{}]
-                responses["401"], responses["403"] = unauthorized, forbidden
-                responses["503"] = _either(responses["503"], away) if "503" in responses else away
+                guards += [UnauthorizedError, ScopeMissingError, DatabaseUnavailableError]
+            for status, response in declare(*guards).items():
+                known = responses.get(str(status))
+                responses[str(status)] = response if known is None else _either(known, response)
             if "application/json" in responses.get("422", {}).get("content", {}):  # FastAPI's own
                 del responses["422"]
             if "500" not in responses:
@@ -124,5 +140,8 @@ def _properties(document: dict[str, Any], response: dict[str, Any]) -> dict[str,
 
 def _either(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Merge two responses that ``declare`` made for the same status."""
+    codes = [*first["x-codes"], *(code for code in second["x-codes"] if code not in first["x-codes"])]
+    if codes == first["x-codes"]:
+        return first  # the route has declared it too
     description = f"{first['description'].removesuffix('.')}; {second['description']}"
-    return {**first, "description": description, "x-codes": [*first["x-codes"], *second["x-codes"]]}
+    return {**first, "description": description, "x-codes": codes}

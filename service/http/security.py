@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.keys import ApiKey, KeyScope, find_key
-from service.kit.gate import TENANT
+from service.kit.gate import TENANT, Turns
 
 ANONYMOUS = "default"
 """The only tenant if no keys are configured."""
@@ -66,6 +66,7 @@ class Authentication:
     def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
         self._app = app
         self._keys = keys
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_public(scope["method"], scope["path"]):
@@ -83,6 +84,7 @@ class Authentication:
             except ServiceError as error:
                 await error.response()(scope, receive, send)
                 return
+            await self._turns.taken(key.tenant)
         await self._app(scope, receive, send)
 
     def _authenticate(self, authorization: str | None) -> ApiKey:

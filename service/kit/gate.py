@@ -1,4 +1,4 @@
-"""Lets a limited number of callers in at once; the others wait, and tenants take turns."""
+"""Makes tenants take turns: where a limited number of callers may be at once, and in the event loop."""
 
 from __future__ import annotations
 
@@ -84,3 +84,38 @@ class Gate:
                 self._waiting[tenant] = callers
             return True
         return False
+
+
+class Turns:
+    """Lets one caller of each tenant go on in each pass of the event loop.
+
+    A hundred requests that arrive together would otherwise all begin within one pass, and everyone else would wait.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        """Callers that wait, for each tenant of which one has gone on in this pass."""
+
+    async def taken(self, tenant: str) -> None:
+        """Wait until it is this caller's turn."""
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting.get(tenant)
+        if waiting is None:
+            if not self._waiting:
+                loop.call_soon(self._next_pass, loop)
+            self._waiting[tenant] = deque()
+            return
+        turn: asyncio.Future[None] = loop.create_future()
+        waiting.append(turn)
+        await turn
+
+    def _next_pass(self, loop: asyncio.AbstractEventLoop) -> None:
+        for tenant, waiting in list(self._waiting.items()):
+            while waiting and waiting[0].done():  # gave up
+                waiting.popleft()
+            if waiting:
+                waiting.popleft().set_result(None)
+            else:
+                del self._waiting[tenant]
+        if self._waiting:
+            loop.call_soon(self._next_pass, loop)

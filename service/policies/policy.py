@@ -18,6 +18,8 @@ from wsb_engine.report import Report
 
 MAX_RULES = 200
 MAX_POLICY_BYTES = 1 << 20
+MAX_DOTS = 100
+"""Dots in a line of a policy in TOML: the time to parse a dotted key grows with the square of its parts."""
 
 OnMissing = Literal["error", "pass", "fail"]
 Mismatch = Literal["method", "parameters", "batch", "loss", "dtype"]
@@ -164,11 +166,19 @@ def parse_toml(content: bytes) -> Policy:
     """
     try:
         source = content.decode()
+        if (line := _line_of_long_key(source)) is not None:
+            raise PolicyError([FieldError(pointer="", detail=f"Line {line} has more than {MAX_DOTS} dots")])
         document = tomllib.loads(source)
     except (ValueError, RecursionError) as error:
         raise PolicyError([FieldError(pointer="", detail=f"It is no TOML: {error}")]) from error
     # Python's types include some of TOML that JSON lacks (dates); the schema rejects those.
     return _validated(lambda: Policy.model_validate(document), source)
+
+
+def _line_of_long_key(source: str) -> int | None:
+    """Return the number of the first line that may have a dotted key of too many parts; None if there is none."""
+    lines = enumerate(source.splitlines(), start=1)
+    return next((number for number, line in lines if line.count(".") > MAX_DOTS and line.lstrip()[:1] != "#"), None)
 
 
 def _validated(validate: Any, source: str | None = None) -> Policy:

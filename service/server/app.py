@@ -25,6 +25,7 @@ from service.context import Context
 from service.database.engine import Database
 from service.database.notifications import Notifications
 from service.database.queue import open_queue
+from service.errors import MalformedRequestError
 from service.http import openapi, problems
 from service.http.middleware import RequestLog
 from service.http.security import Authentication
@@ -39,7 +40,7 @@ from service.storage.factory import open_blobs
 from service.traces import Tracing
 from service.web import api_docs, comparison, series, sign_in
 from service.web import endpoints as web
-from service.web.browsers import Browsers
+from service.web.browsers import Browsers, CrossSiteError, MisdirectedError
 from service.web.middleware import WebMiddleware
 from service.webhooks import endpoints as webhooks
 from service.webhooks.deliveries import deliveries
@@ -105,6 +106,7 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
         generate_unique_id_function=_operation_id,
         docs_url=None,  # FastAPI's own loads its program from another host
         redoc_url=None,
+        redirect_slashes=False,  # the redirect would lead to whatever host name the request has
         telemetry=tracing.telemetry(),
     )
     # The one added last sees a request first, so that rejected requests are logged too.
@@ -119,7 +121,12 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
         app.include_router(router)
     problems.install(app)
     asking = (AnalysisRequest, FormRequest, ComparisonRequest)
-    openapi.install(app, extra_models=(*asking, BaselinePromotion, WebhookRequest, BadgeRequest))
+    openapi.install(
+        app,
+        extra_models=(*asking, BaselinePromotion, WebhookRequest, BadgeRequest),
+        every=(MalformedRequestError, MisdirectedError),
+        changes=(CrossSiteError,),
+    )
     return app
 
 
@@ -132,7 +139,7 @@ async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIter
             embedded = embedded_postgres(settings.data_dir)
             url = await run_in_threadpool(embedded.__enter__)
             stack.push_async_callback(run_in_threadpool, embedded.__exit__, None, None, None)
-        database = Database(url)
+        database = Database.configured(url, settings)
         stack.push_async_callback(database.close)
         await database.migrate()
         blobs = stack.enter_context(open_blobs(settings))

@@ -21,6 +21,7 @@ from service.blobs.repository import identifier
 from service.blobs.table import BlobRow
 from service.context import Context
 from service.database.engine import lock
+from service.kit import audit
 from service.kit.background import background
 from service.storage.store import Kind
 
@@ -28,7 +29,6 @@ _BATCH = 100
 """Rows deleted per transaction, so that no lock is held for long."""
 
 log = structlog.get_logger(__name__)
-audit = structlog.get_logger("service.audit")
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ async def sweep(context: Context, moment: datetime) -> None:
         files += deleted
     if analyses or files:
         log.info("retention_swept", analyses=analyses, files=files)
-        audit.info("change", operation="retention", analyses=analyses, files=files, before=moment.isoformat())
+        audit.note(operation="retention", analyses=analyses, files=files, before=moment.isoformat())
 
 
 async def _sweep_analyses(context: Context, moment: datetime) -> int:

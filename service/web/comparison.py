@@ -26,7 +26,7 @@ from service.policies.policy import parse_toml
 from service.rendering import bounds, plots, wording
 from service.rendering.numbers import ends, interval, number
 from service.rendering.svg import Caption
-from service.web.pages import page, see
+from service.web.pages import page_on_thread, see
 from wsb_engine.report import Interval, Report
 
 MAX_CHOICES = 100
@@ -96,13 +96,14 @@ async def compare_analyses(
     errors: dict[str, str] = {"a": f"Tick two analyses to compare, not {len(pick)}."} if pick else {}
     first = await _chosen(context, tenant, a, errors, "a")
     second = await _chosen(context, tenant, b, errors, "b")
-    rules = _policy(policy, errors)
+    rules = await run_in_threadpool(_policy, policy, errors)
     compared: dict[str, Any] = {"rows": None, "verdict": None, "policy": policy, "errors": errors}
     if first is not None and second is not None:
         compared |= await run_in_threadpool(_compared, first, second, rules)
     status = HTTPStatus(422) if errors else HTTPStatus.OK
-    shown = _offered([Analysis.of(row) for row in choices.rows], first, second)
-    return page(request, "compare.html", status, choices=shown, first=first, second=second, **compared)
+    newest = await run_in_threadpool(lambda: [Analysis.of(row) for row in choices.rows])
+    shown = _offered(newest, first, second)
+    return await page_on_thread(request, "compare.html", status, choices=shown, first=first, second=second, **compared)
 
 
 async def _by_age(context: Context, tenant: str, picked: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ from service.rendering.headline import Yardstick
 from service.rendering.registry import RENDERINGS
 from service.web.filters import Filters
 from service.web.forms import OPTION_FIELDS, Filled, empty_form, kept, submit_form
-from service.web.pages import STATIC_TYPES, page, see, static
+from service.web.pages import STATIC_TYPES, page_on_thread, see, static
 from service.web.urlencoded import read_post
 
 PAGE_SIZE = 20
@@ -62,13 +62,14 @@ async def submit_analysis(request: Request, context: InContext, tenant: InTenant
 
 async def _home(request: Request, context: Context, tenant: str, form: Filled, filters: Filters) -> Response:
     found = await listed(context, tenant, filters.listing, limit=PAGE_SIZE, after=filters.after)
-    return page(
+    analyses = await run_in_threadpool(lambda: [Analysis.of(row) for row in found.rows])
+    return await page_on_thread(
         request,
         "home.html",
         form.status if form.errors else HTTPStatus.OK,
         form=form,
         kept=kept(form.values),
-        analyses=[Analysis.of(row) for row in found.rows],
+        analyses=analyses,
         following=None if found.after is None else filters.query(after=found.after),
         states=get_args(State),
         filters=filters,
@@ -86,7 +87,7 @@ async def show_analysis(request: Request, analysis: AnalysisId, context: InConte
         yardstick = None if stored is None else await yardstick_of(session, row)
     live = row.state not in FINAL_STATES
     report = None if stored is None else await run_in_threadpool(_sections, row, stored, yardstick)
-    return page(
+    return await page_on_thread(
         request,
         "analysis.html",
         analysis=Analysis.of(row),

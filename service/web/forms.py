@@ -11,6 +11,7 @@ from uuid import UUID
 
 from fastapi import Request
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from service.analyses.errors import (
     AnalysisNotFoundError,
@@ -156,7 +157,7 @@ def _text(content: bytes) -> str:
 async def _submitted(context: Context, tenant: str, files: Mapping[str, Received], filled: Filled) -> UUID | Filled:
     # Files first: even if the rest is refused, they need not be sent again.
     await _keep(context, tenant, files, filled)
-    wanted = _request(filled)
+    wanted = await run_in_threadpool(_request, filled)
     if wanted is None or filled.errors:
         return filled
     try:

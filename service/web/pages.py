@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment
 from markupsafe import escape
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -80,6 +81,11 @@ def page(
     cache_control = "private, no-cache" if session is None else "no-store"
     headers = {"Content-Security-Policy": content_policy, "Cache-Control": cache_control}
     return HTMLResponse(content, status, headers)
+
+
+async def page_on_thread(request: Request, template: str, status: int = HTTPStatus.OK, **values: Any) -> Response:
+    """Render a page as ``page`` does, on a thread: for pages whose length a client determines."""
+    return await run_in_threadpool(page, request, template, status, **values)
 
 
 def address(request: Request, name: str, **parameters: Any) -> str:

@@ -23,7 +23,7 @@ from service.http.security import InTenant
 from service.rendering import plots, wording
 from service.rendering.numbers import Ends, interval, middle, number
 from service.rendering.svg import Caption
-from service.web.pages import page
+from service.web.pages import page_on_thread
 
 MAX_CHECKPOINTS = 200
 """Analyses in a series: the newest that have a report."""
@@ -57,7 +57,7 @@ async def show_series(request: Request, context: InContext, tenant: InTenant, la
         rows, is_cut = await _rows(context, tenant, label)
         checkpoints = await run_in_threadpool(_checkpoints, rows)
         skipped = len(rows) - len(checkpoints)
-    return page(
+    return await page_on_thread(
         request,
         "series.html",
         HTTPStatus(422) if error else HTTPStatus.OK,

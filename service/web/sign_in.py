@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse
 
 from service.context import InContext
 from service.keys import find_key, hash_key
+from service.kit import audit
 from service.web import sessions
 from service.web.pages import page, see
 from service.web.urlencoded import read_fields, read_post
@@ -44,6 +45,7 @@ async def sign_in(request: Request, context: InContext) -> Response:
     # For the line in the log that says who has begun a session.
     request.state.key = found
     structlog.contextvars.bind_contextvars(tenant=found.tenant)
+    audit.note()
     response = _onward(request, following)
     sessions.set_cookie(request, response, token, hours=settings.session_hours)
     return response
@@ -55,6 +57,7 @@ async def sign_out(request: Request, context: InContext) -> Response:
     if (token := sessions.token_in(request)) is not None:
         async with context.database.transaction() as transaction:
             await sessions.end(transaction, token)
+        audit.note()
     response = see(request, "get_sign_in")
     sessions.clear_cookie(request, response)
     return response

@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 from procrastinate import JobContext
 from pydantic import ValidationError
+from pydantic_core import from_json
 from sqlalchemy.exc import DataError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -27,6 +28,7 @@ from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE
 from service.database import counters
 from service.database.counters import Event
 from service.database.engine import Database, patiently
+from service.fields import field_errors
 from service.internals.queue import AbortReason
 from service.kit.background import background
 from service.kit.devices import engine_names
@@ -349,8 +351,8 @@ class Runner:
                     await repository.cancelled(session, row.id, allowed=("cancelling",))
 
             await self._store(succeed)
-        except (ValidationError, DataError) as invalid:  # a hostile child's, or what no column holds
-            log.error("invalid_report", errors=str(invalid)[:2000])
+        except (ValueError, DataError) as invalid:  # a hostile child's, or what no column holds
+            log.error("invalid_report", errors=_told(invalid)[:2000])
             message = "The analysis did not produce a valid report."
             await self._fail(row, AnalysisError(code="invalid_report", message=message))
 
@@ -394,11 +396,19 @@ def worker_lost(attempts: int) -> dict[str, Any]:
     ).model_dump(mode="json")
 
 
+def _told(invalid: Exception) -> str:
+    """Describe an invalid report, without what it contains."""
+    if isinstance(invalid, ValidationError):
+        return "; ".join(f"{error.pointer}: {error.detail}" for error in field_errors(invalid))
+    return str(invalid)
+
+
 def _checked(outcome: Outcome) -> tuple[str, dict[str, float]]:
     """Validate a child's report; return it as this process serialises it, and its known timings.
 
     No timing exceeds the time that the child had, as this process measured it.
     """
-    report = Report.model_validate_json(outcome.result or "")
+    # Not model_validate_json, whose errors copy what they are about: a gigabyte for each, if a hostile child wants so.
+    report = Report.model_validate(from_json(outcome.result or ""))
     known = [name for name in outcomes.TIMINGS if name in report.timings]
     return report.model_dump_json(), {name: min(report.timings[name], outcome.seconds) for name in known}

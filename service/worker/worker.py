@@ -79,7 +79,7 @@ async def work(
             ``device_failed`` if the device does not work, at the start or from some analysis on.
     """
     structlog.contextvars.bind_contextvars(device=device)
-    database, tracing = Database(database_url), Tracing(settings.otlp_endpoint)
+    database, tracing = Database.configured(database_url, settings), Tracing(settings.otlp_endpoint)
     patience = settings.database_patience_seconds
     queue = open_queue(database_url, patience=patience)
     group = delegated_group()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
+from support.hostile import safetensors, tensor
 
 import wsb_engine as wsb
 
@@ -25,7 +26,7 @@ def npz(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
-def npy_header(shape: tuple[int, ...], dtype: str = "<f8") -> bytes:
+def npy_header(shape: tuple[int, ...], dtype: Any = "<f8") -> bytes:
     text = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
@@ -141,6 +142,8 @@ def test_a_batch_in_memory_has_no_digest() -> None:
         (archive(x=npy_header((0, 2**70)), y=npy_header((3,)) + bytes(24)), "batch_invalid"),
         (save({"x": torch.zeros(3, 2).to(torch.float8_e4m3fn), "y": torch.arange(3)}), "unsupported_array_dtype"),
         (save({"x": torch.zeros(3, 2).to(torch.complex64), "y": torch.arange(3)}), "unsupported_array_dtype"),
+        (archive(x=npy_header((3,), ("<f8", (4,))) + bytes(96), y=npy_header((3,)) + bytes(24)), "batch_invalid"),
+        (safetensors({"x": tensor("F64", [1] * 65, 0, 8), "y": tensor("I64", [1], 8, 16)}, bytes(16)), "batch_invalid"),
         (archive(x=b"\x93NUMPY\x09\x00" + bytes(60), y=b""), "batch_invalid"),
         (archive(x=b"not an array", y=b""), "batch_invalid"),
         (archive(**{f"a{i}": b"" for i in range(300)}), "batch_too_large"),

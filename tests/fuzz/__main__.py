@@ -23,8 +23,8 @@ def main() -> int:
     asked = parser.parse_args()
     found = 0
     for kind in asked.only:
-        lines = attack(kind, seconds=60 * asked.minutes, seed=asked.seed, keep=True)
-        print(f"{kind}: {len(lines)} found", *lines, sep="\n  ", flush=True)
+        tried, lines = attack(kind, seconds=60 * asked.minutes, seed=asked.seed, keep=True)
+        print(f"{kind}: {tried} files tried, {len(lines)} found", *lines, sep="\n  ", flush=True)
         found += len(lines)
     return 1 if found else 0
 

@@ -8,7 +8,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fuzz.corpus import BATCHES, FOUND, pairs
 from fuzz.mutations import mutated
@@ -20,10 +20,19 @@ OPTIONS = {"moments": "none", "max_products": 2, "device": "cpu"}
 AT_ONCE = 2
 
 
+class Attack(NamedTuple):
+    """What came of it."""
+
+    tried: int
+    """Number of files."""
+    found: list[str]
+    """What ended otherwise than with a report or a code."""
+
+
 def attack(
     kind: str, *, runs: int | None = None, seconds: float = float("inf"), seed: str, keep: bool = False
-) -> list[str]:
-    """Return what ended otherwise than with a report or a code; with ``keep``, write these files to ``FOUND``.
+) -> Attack:
+    """Give changed files to a reader; with ``keep``, write those that it does not answer properly to ``FOUND``.
 
     Args:
         kind: Suffix of the files to change.
@@ -35,11 +44,13 @@ def attack(
     return asyncio.run(_attack(kind, runs, time.monotonic() + seconds, seed, keep))
 
 
-async def _attack(kind: str, runs: int | None, until: float, seed: str, keep: bool) -> list[str]:
+async def _attack(kind: str, runs: int | None, until: float, seed: str, keep: bool) -> Attack:
     found: list[str] = []
+    tried = 0
     numbers = iter(range(runs if runs is not None else 1 << 62))
 
     async def one_after_another(zygote: Zygote) -> None:
+        nonlocal tried
         for number in numbers:
             if time.monotonic() > until:
                 return
@@ -47,6 +58,7 @@ async def _attack(kind: str, runs: int | None, until: float, seed: str, keep: bo
             content, other = source.choice(pairs(kind))
             changed = mutated(content, kind, source)
             told = wrong(await run(zygote, changed, other, kind))
+            tried += 1
             if told:
                 found.append(f"{kind} {seed} {number}: {told}")
                 if keep:
@@ -55,7 +67,7 @@ async def _attack(kind: str, runs: int | None, until: float, seed: str, keep: bo
 
     async with Zygote(PRELOAD) as zygote:
         await asyncio.gather(*(one_after_another(zygote) for _ in range(AT_ONCE)))
-    return found
+    return Attack(tried, found)
 
 
 async def run(zygote: Zygote, content: bytes, other: bytes, kind: str) -> Outcome:

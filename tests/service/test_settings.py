@@ -35,6 +35,7 @@ def test_blobs_are_in_the_data_folder_unless_another_is_named(tmp_path: Path) ->
         ("max_queue", 0),
         ("job_seconds", 0),
         ("stalled_seconds", 1.0),
+        ("database_reserved_connections", 15),
         ("log_format", "xml"),
     ],
 )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from wsb_engine import devices
 from wsb_engine import report as r
@@ -70,7 +73,7 @@ def parity(problem: Problem, classifier: Classifier, monitor: Monitor) -> r.Pari
         return None
     objective = problem.objective
     rows = slice(0, problem.samples if objective.coupled else PARITY_SAMPLES)
-    arrays = {name: objective.rows(name, rows).numpy() for name in objective.inputs}
+    arrays = {name: _array(objective.rows(name, rows)) for name in objective.inputs}
     try:
         expected = model.reference(arrays)
     except ModelError as error:
@@ -88,6 +91,11 @@ def parity(problem: Problem, classifier: Classifier, monitor: Monitor) -> r.Pari
         return None
     difference = np.abs(theirs - ours)[comparable]
     return r.Parity(reference=model.reference_name, max_abs_error=float(difference.max()))
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """Return the same numbers for numpy, which has no bfloat16."""
+    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 def engine(problem: Problem, options: Options) -> r.Engine:

@@ -137,6 +137,7 @@ def _read_npz(file: _File, pages: _Pages | None, max_bytes: int) -> dict[str, ND
         OSError,
         NotImplementedError,
         RuntimeError,
+        UnicodeDecodeError,  # a member's name
     ) as error:
         raise _damaged(str(error) or type(error).__name__) from error
 
@@ -172,6 +173,10 @@ _DTYPES = {**_WIDTHS, **_WHOLE_NUMBERS, "BOOL": torch.bool}
 """Dtypes of mapped arrays by their names in .safetensors files."""
 
 
+_MOST_DIMENSIONS = 64
+"""Dimensions of an array that torch computes with."""
+
+
 def _read_safetensors(file: _File, pages: _Pages | None, max_bytes: int) -> dict[str, NDArray[Any] | Tensor]:
     import safetensors
     import safetensors.torch
@@ -180,7 +185,7 @@ def _read_safetensors(file: _File, pages: _Pages | None, max_bytes: int) -> dict
     file.seek(0)
     try:
         if pages is None or size < MAPPED_FROM:
-            return dict(safetensors.torch.load(file.read()))
+            return {name: _narrow(name, read) for name, read in safetensors.torch.load(file.read()).items()}
         with safetensors.safe_open(pages.path, "np") as checked:  # which checks that the header fits the file
             names = checked.keys()
         length = int.from_bytes(file.read(8), "little")
@@ -204,10 +209,17 @@ def _read_safetensors(file: _File, pages: _Pages | None, max_bytes: int) -> dict
                 _require_size(held, MAX_BYTES, "Send fewer samples.")
                 file.seek(first + start)
                 content = _read(file, stop - start)
-            arrays[name] = torch.from_numpy(content).view(dtype).reshape(entry["shape"])
+            arrays[name] = _narrow(name, torch.from_numpy(content).view(dtype).reshape(entry["shape"]))
         return arrays
     except (safetensors.SafetensorError, ValueError, KeyError, EOFError) as error:
         raise _damaged(first_line(error)) from error
+
+
+def _narrow(name: str, tensor: Tensor) -> Tensor:
+    """Return the tensor, if torch computes with so many dimensions."""
+    if tensor.ndim > _MOST_DIMENSIONS:
+        raise _damaged(f"array {name!r} has {tensor.ndim} dimensions")
+    return tensor
 
 
 def _require_size(size: int, limit: int, advice: str) -> None:

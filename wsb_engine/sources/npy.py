@@ -38,7 +38,7 @@ def read_header(
         raise damaged(name, first_line(error), code) from error
     if dtype.hasobject:
         raise object_array(name)
-    if any(extent < 0 for extent in shape) or not dtype.itemsize:
+    if any(extent < 0 for extent in shape) or not dtype.itemsize or dtype.subdtype is not None:
         raise damaged(name, f"it has shape {list(shape)} of {dtype}", code)
     held, count = size - (stream.tell() - start), math.prod(shape)
     if count * dtype.itemsize != held:

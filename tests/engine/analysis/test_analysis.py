@@ -590,6 +590,19 @@ def test_an_analysis_leaves_the_number_of_threads_as_it_was() -> None:
         torch.set_num_threads(before)
 
 
+def test_numbers_in_bfloat16_are_those_in_float32() -> None:
+    x = torch.from_numpy(np.asarray(GOLDEN.x)).bfloat16()
+    classifier, options = wsb.load_model(GOLDEN.onnx()), wsb.Options(max_products=5)
+    short, long = (
+        wsb.analyze(classifier, wsb.Batch(given, GOLDEN.y), options).model_dump(
+            exclude={"timings": True, "batch": {"sha256"}}
+        )
+        for given in (x, x.float())
+    )
+    assert short == long
+    assert short["model"]["parity"] is not None
+
+
 @pytest.mark.parametrize("kind", ["uint8", "int64", "bool"])
 def test_integers_for_a_floating_input_stay_as_stored_and_count_as_the_same_numbers(kind: str) -> None:
     x = np.random.default_rng(0).integers(0, 2 if kind == "bool" else 9, GOLDEN.x.shape).astype(kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
+from structlog.testing import capture_logs
 from support.command import wsb
 from support.service import StartService
 
@@ -93,6 +95,21 @@ def test_lists_have_the_numbers_of_reports_that_were_stored_before(database_url:
         found = connection.execute(f"SELECT {names} FROM analyses ORDER BY id").fetchall()  # noqa: S608 - ours
     expected = [tuple(columns(json.dumps(report)).values()) for report in (*reports.values(), bounds)]
     assert found == [*expected[:2], (*expected[2][:5], None, *expected[2][6:])]
+
+
+def test_a_migration_leaves_a_line_that_says_who_made_it(database_url: str) -> None:
+    async def migrate() -> None:
+        database = Database(database_url)
+        await database.migrate()
+        await database.close()
+
+    move(database_url, "0001")
+    with capture_logs() as lines:
+        for _ in range(2):  # the second one changes nothing
+            asyncio.run(migrate())
+    (line,) = [line for line in lines if line["event"] == "change"]
+    assert (line["operation"], line["before"], line["after"]) == ("migrate", "0001", latest_revision())
+    assert line["host"] == socket.gethostname()
 
 
 def test_a_row_that_does_not_say_whose_it_is_is_refused(database_url: str) -> None:

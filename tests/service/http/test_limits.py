@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -181,6 +182,42 @@ def test_a_slow_body_that_keeps_the_least_rate_is_taken(
         time.sleep(0.06)  # the client's own slowness is what is tested
     assert time.monotonic() - started > 1
     assert connection.answer()[0] == 201
+
+
+def test_a_client_that_does_not_take_its_response_is_cut_off(
+    start_service: StartService, connections: list[Connection]
+) -> None:
+    api = start_service(worker=False, download_idle_seconds=0.2)
+    stuck = connect(api, connections)
+    with suppress(ConnectionError):  # which is what the client sees in the end
+        for _ in range(1000):  # as many as the buffers between them hold, and more
+            stuck.send(b"GET /static/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
+        stuck.socket.settimeout(DEADLINE)
+        until(lambda: stuck.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    assert api.client.get("/healthz").status_code == 200
+
+
+def test_a_client_that_takes_its_response_slowly_gets_all_of_it(
+    start_service: StartService, connections: list[Connection]
+) -> None:
+    api = start_service(worker=False, download_idle_seconds=0.1, download_min_bytes_per_second=1)
+    path = "/static/swagger-ui-bundle.js"
+    slow = connect(api, connections)
+    slow.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 7)
+    slow.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    received = 0
+    while data := slow.socket.recv(1 << 20):
+        received += len(data)
+        time.sleep(0.02)  # the client's own slowness is what is tested
+    assert received > 8 * len(api.client.get(path).content)
+
+
+def test_a_connection_too_many_is_refused(start_service: StartService, connections: list[Connection]) -> None:
+    api = start_service(worker=False, max_connections=2)
+    for _ in range(2):
+        connect(api, connections).send(b"GET")
+    status, headers, problem = connect(api, connections).answer()
+    assert (status, problem["code"], headers["connection"]) == (503, "too_many_connections", "close")
 
 
 @pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])

@@ -79,8 +79,27 @@ def test_every_error_names_its_codes(specification: dict[str, Any]) -> None:
 
 def test_creating_an_analysis_declares_each_status_it_can_give(specification: dict[str, Any]) -> None:
     responses = specification["paths"]["/v1/analyses"]["post"]["responses"]
-    expected = "201 202 400 401 403 404 408 409 413 415 422 429 500 503 504 507"
+    expected = "201 202 400 401 403 404 408 409 413 415 421 422 429 500 503 504 507"
     assert sorted(responses) == expected.split()
+
+
+def problems(operation: dict[str, Any], status: str) -> set[str]:
+    schema = operation["responses"][status]["content"]["application/problem+json"]["schema"]
+    return {choice["$ref"].rpartition("/")[2] for choice in schema.get("anyOf", [schema])}
+
+
+def test_every_operation_declares_what_is_refused_before_it_is_reached(specification: dict[str, Any]) -> None:
+    for path, method, operation in operations(specification):
+        assert problems(operation, "400") == {"MalformedRequestProblem"}, (path, method)
+        assert problems(operation, "421") == {"MisdirectedProblem"}
+        if method in ("post", "delete"):
+            assert problems(operation, "403") == {"ScopeMissingProblem", "CrossSiteProblem"}
+
+
+def test_creating_an_analysis_declares_the_problems_of_a_baseline(specification: dict[str, Any]) -> None:
+    operation = specification["paths"]["/v1/analyses"]["post"]
+    assert "AnalysisNotFoundProblem" in problems(operation, "404")
+    assert {"ReportNotReadyProblem", "NoReportProblem"} <= problems(operation, "409")
 
 
 def test_every_reference_leads_somewhere(specification: dict[str, Any]) -> None:

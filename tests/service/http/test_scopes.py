@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -146,6 +148,46 @@ def test_the_line_of_a_change_names_what_was_created_and_who_has_signed_in(scope
         ("sign_in", hash_key(KEYS["read"])[:12], "ci"),
     ]
     assert changes[0]["resource"] == uploaded.headers["location"]
+
+
+def changes(lines: Any, count: int) -> list[Any]:
+    """Lines about changes, once there are so many."""
+    until(lambda: len([line for line in lines if line["event"] == "change"]) >= count)
+    return [line for line in lines if line["event"] == "change"]
+
+
+def test_signing_out_leaves_a_line(scoped: Service) -> None:
+    scoped.client.post("/sign-in", data={"key": KEYS["read"]})
+    csrf = re.search(r'name="csrf" value="(\w+)"', scoped.client.get("/").text)
+    assert csrf is not None
+    with capture_logs() as lines:
+        assert scoped.client.post("/sign-out", data={"csrf": csrf[1]}).status_code == 303
+    assert [(line["operation"], line["key"]) for line in changes(lines, 1)] == [
+        ("sign_out", hash_key(KEYS["read"])[:12])
+    ]
+
+
+def test_a_change_leaves_a_line_however_its_request_ends(service: Service, files: Files) -> None:
+    request = json.dumps({"options": {"output": "crash"}}).encode()
+    with capture_logs() as lines:
+        failed = service.client.post("/v1/analyses", files={**files, "request": request}, headers={"Prefer": "wait=60"})
+        kept = service.client.post("/analyses", files={"model": files["model"]}, data={"priority": "x"})
+    assert (failed.status_code, kept.status_code) == (500, 422)
+    submitted, stored = changes(lines, 2)
+    assert submitted["analysis"] == failed.json()["analysis"]
+    assert submitted["files"] == [f"sha256:{hashlib.sha256(files[name]).hexdigest()}" for name in ("model", "batch")]
+    assert stored["resource"] == f"/v1/models/sha256:{hashlib.sha256(files['model']).hexdigest()}"
+
+
+def test_what_changes_nothing_leaves_no_line(api: Service, files: Files) -> None:
+    key = {"Idempotency-Key": "once"}
+    with capture_logs() as lines:
+        address = api.client.post("/v1/analyses", files=files, headers=key).headers["location"]
+        for _ in range(2):
+            assert api.client.post("/v1/analyses", files=files, headers=key).status_code == 202
+            assert api.client.post(f"{address}/cancel").status_code == 202
+        until(lambda: len([line for line in lines if line["event"] == "request"]) == 5)
+    assert [line["operation"] for line in changes(lines, 2)] == ["create_analysis", "cancel_analysis"]
 
 
 def test_the_capabilities_say_what_the_tenant_uses(scoped: Service, files: Files) -> None:

@@ -224,6 +224,18 @@ def test_one_tenant_cannot_fill_the_queue_for_another(
         assert (full.status_code, full.json()["code"]) == (429, "queue_full")
 
 
+def test_one_tenant_cannot_fill_the_disk(start_service: StartService, model_bytes: bytes, batch_bytes: bytes) -> None:
+    limit = len(model_bytes) + len(batch_bytes) - 1
+    service = start_service(worker=False, api_keys=ENTRIES, max_stored_bytes_per_tenant=limit)
+    with client(service, "ours") as ours, client(service, "theirs") as theirs:
+        full = ours.post("/v1/analyses", files={"model": model_bytes, "batch": batch_bytes})
+        assert (full.status_code, full.json()["code"]) == (507, "tenant_storage_full")
+        assert ours.post("/v1/models", content=model_bytes).status_code == 201  # nothing of it was kept
+        assert ours.post("/v1/models", content=model_bytes).status_code == 200
+        assert ours.post("/v1/batches", content=batch_bytes).status_code == 507
+        assert theirs.post("/v1/batches", content=batch_bytes).status_code == 201
+
+
 def test_requests_of_one_tenant_that_wait_leave_room_for_another(
     start_service: StartService, model_bytes: bytes, batch_bytes: bytes
 ) -> None:
@@ -259,7 +271,8 @@ def test_requests_of_one_tenant_that_wait_leave_room_for_another(
 def test_requests_of_one_tenant_that_hold_connections_leave_some_for_another(
     start_service: StartService, model_bytes: bytes, batch_bytes: bytes
 ) -> None:
-    service = start_service(worker=False, api_keys=ENTRIES)
+    limits = {"database_connections": 7, "database_reserved_connections": 2}
+    service = start_service(worker=False, api_keys=ENTRIES, **limits)
     with client(service, "ours") as ours, client(service, "theirs") as theirs, ThreadPoolExecutor(20) as pool:
         names = {
             "model": ours.post("/v1/models", content=model_bytes).json()["id"],
@@ -268,7 +281,7 @@ def test_requests_of_one_tenant_that_hold_connections_leave_some_for_another(
         with psycopg.connect(str(service.settings.database_url), autocommit=True) as connection:
             connection.execute("SELECT pg_advisory_lock(%s)", [lock_key("queue")])
             posts = [pool.submit(ours.post, "/v1/analyses", json=names) for _ in range(20)]
-            until(lambda: service.sql(WAITING) == [(12,)])
+            until(lambda: service.sql(WAITING) == [(5,)])
             assert theirs.get("/v1/analyses").status_code == 200
             assert not any(post.done() for post in posts)
         assert {post.result(60).status_code for post in posts} == {202}

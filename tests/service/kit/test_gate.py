@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.kit.gate import Gate
+from service.kit.gate import Gate, Turns
 
 
 async def settle() -> None:
@@ -110,3 +110,31 @@ def test_a_wait_ends_in_a_timeout() -> None:
         assert crowd.inside == ["a", "a"]
 
     play(act, limit=1, reserve=0)
+
+
+def test_in_a_pass_of_the_loop_one_caller_of_each_tenant_goes_on() -> None:
+    async def run() -> list[str]:
+        turns, gone = Turns(), []
+
+        async def go(tenant: str) -> None:
+            await turns.taken(tenant)
+            gone.append(tenant)
+
+        tasks = [asyncio.create_task(go(tenant)) for tenant in "aaaaa"]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        tasks += [asyncio.create_task(go("b"))]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return gone
+
+    assert asyncio.run(run()) == list("abaaa")
+
+
+def test_who_comes_alone_does_not_wait() -> None:
+    async def run() -> None:
+        turns = Turns()
+        for _ in range(3):
+            await turns.taken("a")
+            await settle()
+
+    asyncio.run(run())

@@ -178,3 +178,8 @@ def test_an_endless_policy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_bytes(b"#" * (MAX_POLICY_BYTES + 1))
     with pytest.raises(PolicyError, match="larger than"):
         load_policy(tmp_path / "p.toml")
+
+
+def test_a_line_of_so_many_dots_that_parsing_it_would_take_long_is_refused() -> None:
+    with pytest.raises(PolicyError, match="Line 2 has more than 100 dots"):
+        parse_toml(b"# " + b"." * 500 + b"\n" + b"a." * 30_000 + b"a = 1")

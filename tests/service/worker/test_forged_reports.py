@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +53,15 @@ def test_a_report_beyond_the_limits_of_its_schema_is_invalid(
 ) -> None:
     ended = forged(service, files, fields)
     assert (ended["state"], ended["error"]["code"], ended["attempts"]) == ("failed", "invalid_report", 1)
+
+
+def test_what_is_wrong_with_a_forged_report_takes_no_more_room_than_the_report() -> None:
+    result = json.dumps({"warnings": [{}] * 20_000})
+    with pytest.raises(ValidationError) as caught:
+        runner._checked(SimpleNamespace(result=result, seconds=1.0))  # type: ignore[arg-type]
+    missing = [error for error in caught.value.errors() if len(error["loc"]) == 1]
+    assert len({id(error["input"]) for error in missing}) == 1  # the report itself, not a copy for each error
+    assert len(runner._told(caught.value)) < 10_000
 
 
 def test_timings_add_no_more_to_the_totals_than_the_time_that_passed(service: Service, files: Files) -> None:
