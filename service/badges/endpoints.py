@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.concurrency import run_in_threadpool
 
 from service.analyses import representations, service
+from service.analyses.listing import Listing, listed
 from service.analyses.schemas import LABEL_KEY, LABEL_VALUE
 from service.analyses.submission import parse
 from service.badges.table import BadgeRow
@@ -177,7 +178,7 @@ async def get_series_badge(
 
 
 async def _image(context: Context, row: BadgeRow) -> bytes:
-    page = await service.newest(context, row.tenant, states=["succeeded"], labels=[row.label], limit=1)
+    page = await listed(context, row.tenant, Listing(states=["succeeded"], labels=[row.label]), limit=1)
     stored = None
     if page.rows:
         _, stored = await service.fetch(context, row.tenant, page.rows[0].id)
