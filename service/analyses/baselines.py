@@ -11,14 +11,20 @@ import structlog
 from sqlalchemy import exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.analyses.errors import BaselineDecidedError, BaselineNewerError, BaselineNotFoundError, BaselinesFullError
+from service.analyses.errors import (
+    BaselineDecidedError,
+    BaselineNewerError,
+    BaselineNotFoundError,
+    BaselinesFullError,
+    NoReportError,
+)
+from service.analyses.representations import parsed
 from service.analyses.service import BASELINE_LOCK, find_report
 from service.analyses.table import AnalysisRow, BaselineRow
 from service.context import Context
 from service.database.engine import lock
 from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
 from service.policies.policy import stopped_when_decided
-from wsb_engine.report import Report
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,11 @@ async def promote(context: Context, tenant: str, name: str, analysis: UUID, *, a
     async with context.database.transaction() as session:
         await lock(session, BASELINE_LOCK)
         row, stored = await find_report(session, tenant, analysis)
-        if stopped_when_decided(await asyncio.to_thread(Report.model_validate_json, stored.body)):
+        report = await asyncio.to_thread(parsed, stored.body)
+        if report is None:
+            text = "An older version produced the report, and this one can't compare with it."
+            raise NoReportError(text, advice="Analyse the same files again.", analysis=str(analysis))
+        if stopped_when_decided(report):
             raise BaselineDecidedError(BASELINE_DECIDED, advice=PRODUCE_AGAIN, analysis=str(analysis))
         known = await session.get(BaselineRow, (tenant, name))
         if known is None:

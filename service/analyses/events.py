@@ -78,8 +78,9 @@ async def _subscribed(analysis: AnalysisId, context: InContext, tenant: InTenant
     responses={
         200: {
             "headers": described({"Cache-Control": "no-store."}),
-            # OpenAPI 3.1 can't describe a stream of events, and generated clients read it as text.
-            "content": {EventStream.media_type: {"schema": {"type": "string"}}},
+            # OpenAPI 3.1 can't describe a stream of events: some tools take the schema for that of an event, others for
+            # that of the whole text.
+            "content": {EventStream.media_type: {"schema": {"description": "Events, as described above."}}},
         },
         **declare(AnalysisNotFoundError, TooManyStreamsError),
     },

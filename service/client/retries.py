@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -15,6 +15,8 @@ from service.client.errors import DEADLINE, UNREACHABLE, ClientError, problem
 AGAIN = frozenset({429, 502, 503, 504})
 """Statuses of a service, or of a proxy before it, that is busy or away."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0
+_LEAST_SECONDS = 0.1
+"""Time for a request, however little is left of the call's."""
 
 
 @dataclass
@@ -91,7 +93,7 @@ def request(session: Session, send: Send, deadline: Deadline) -> Flow[Reply]:
         deadline.check()
         attempt += 1
         try:
-            reply: Reply = yield send
+            reply: Reply = yield replace(send, seconds=min(send.seconds, max(deadline.left, _LEAST_SECONDS)))
         except LostError as lost:
             error, wanted = unreachable(session, lost), None
             again = session.answered

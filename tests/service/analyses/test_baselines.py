@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 from support.forms import full
 from support.service import Files, Service, StartService, submit, until
@@ -39,13 +40,14 @@ def put(service: Service, name: str, analysis: str, **fields: Any) -> Any:
 
 def test_an_analysis_becomes_a_baseline_and_a_newer_one_replaces_it(service: Service, files: Files) -> None:
     older, newer = analysed(service, files, count=2)
-    with capture_logs() as lines:
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         made = put(service, "main", older)
         until(lambda: [line for line in lines if line["event"] == "change"])
     assert (made.status_code, made.headers["location"]) == (201, "/v1/baselines/main")
     assert made.json()["links"]["report"] == f"/v1/analyses/{older}/report"
     [audited] = [line for line in lines if line["event"] == "change"]
     assert (audited["operation"], audited["resource"]) == ("put_baseline", "/v1/baselines/main")
+    assert (audited["promoted"], audited["replaced"]) == (older, None)
 
     replaced = put(service, "main", newer)
     assert (replaced.status_code, replaced.json()["replaced"]) == (200, older)
@@ -91,6 +93,13 @@ def test_an_analysis_that_stopped_when_it_was_decided_is_refused(service: Servic
     assert service.ended(analysis)["error"] is None
     answer = put(service, "main", analysis)
     assert (answer.status_code, answer.json()["code"]) == (422, "baseline_decided")
+
+
+def test_a_report_that_this_version_can_not_read_is_refused(service: Service, files: Files) -> None:
+    [analysis] = analysed(service, files)
+    service.sql("UPDATE reports SET body = '{}'")
+    answer = put(service, "main", analysis)
+    assert (answer.status_code, answer.json()["code"]) == (409, "no_report")
 
 
 @pytest.mark.parametrize("name", ["a" * 65, "-a", "a%2Fb", NOTHING, full(NOTHING.upper())])

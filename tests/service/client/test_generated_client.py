@@ -15,6 +15,10 @@ from wsb import Client, ClientError
 ROOT = Path(__file__).parents[3]
 PYTHON = Path(os.environ.get("WSB_TEST_GENERATOR", ROOT / ".generator")) / "bin" / "python"
 FLOW = ROOT / "tests" / "support" / "generated_flow.py"
+CONFIGURATION = """
+post_hooks: []
+content_type_overrides: {image/svg+xml: application/octet-stream}
+"""
 
 
 @pytest.fixture
@@ -25,7 +29,7 @@ def generated(tmp_path: Path) -> Path:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    (tmp_path / "config.yml").write_text("post_hooks: []\n")
+    (tmp_path / "config.yml").write_text(CONFIGURATION)
     command = [
         *(PYTHON.with_name("openapi-python-client"), "generate", "--meta", "none", "--fail-on-warning"),
         *("--path", ROOT / "openapi" / "openapi.json", "--config", tmp_path / "config.yml"),

@@ -206,6 +206,13 @@ def test_without_streams_the_client_polls(server: Scripted, pauses: list[float],
     assert len(server.requests(EVENTS)) == 2
 
 
+def test_a_request_takes_no_longer_than_the_call_may(server: Scripted) -> None:
+    called("blocking", server, "submit", MODEL, BATCH, within=5)
+    called("blocking", server, "submit", MODEL, BATCH)
+    first, second = (request.extensions["timeout"]["read"] for request in server.requests(POST))
+    assert first <= 5 < second
+
+
 def test_waiting_ends_with_the_time_that_it_has(server: Scripted) -> None:
     server.on(EVENTS, stream(": hello", ": hello", complete=True))
     server.on(GET, httpx.Response(200, json=analysis("running")))

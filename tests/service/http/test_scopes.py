@@ -50,6 +50,10 @@ def scoped(start_service: StartService) -> Service:
         ("DELETE", "/v1/models/sha256:0", "admin"),
         ("POST", "/analyses/1/delete", "admin"),
         ("GET", "/metrics", "admin"),
+        ("PUT", "/v1/baselines/main", "submit"),
+        ("POST", "/v1/webhooks", "admin"),
+        ("POST", "/v1/badges", "admin"),
+        ("GET", "/v1/webhooks", "read"),
     ],
 )
 def test_every_request_needs_one_scope(scoped: Service, method: str, path: str, scope: str) -> None:
