@@ -95,6 +95,7 @@ def test_an_analysis_that_stopped_when_it_was_decided_is_refused(service: Servic
     assert (answer.status_code, answer.json()["code"]) == (422, "baseline_decided")
 
 
+@pytest.mark.slow
 def test_a_report_that_this_version_can_not_read_is_refused(service: Service, files: Files) -> None:
     [analysis] = analysed(service, files)
     service.sql("UPDATE reports SET body = '{}'")
@@ -102,13 +103,14 @@ def test_a_report_that_this_version_can_not_read_is_refused(service: Service, fi
     assert (answer.status_code, answer.json()["code"]) == (409, "no_report")
 
 
-@pytest.mark.parametrize("name", ["a" * 65, "-a", "a%2Fb", NOTHING, full(NOTHING.upper())])
-def test_a_name_that_can_not_be_is_refused(api: Service, name: str) -> None:
-    answer = put(api, name, NOTHING)
-    assert answer.status_code in (404, 422)
-    assert answer.json()["code"] in ("not_found", "invalid_request")
+def test_a_name_that_can_not_be_is_refused(api: Service) -> None:
+    for name in ("a" * 65, "-a", "a%2Fb", NOTHING, NOTHING.upper()):
+        answer = put(api, name, NOTHING)
+        assert answer.status_code in (404, 422), name
+        assert answer.json()["code"] in ("not_found", "invalid_request"), name
 
 
+@pytest.mark.slow
 def test_there_is_a_limit_on_names(start_service: StartService, files: Files) -> None:
     service = start_service(max_baselines=1)
     [analysis] = analysed(service, files)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from support.client import connect
 from support.service import Files, Service, StartService
 
@@ -63,13 +62,10 @@ def test_a_token_shows_one_series_until_it_is_revoked(start_service: StartServic
     assert ask(service, "GET", url, None).json()["code"] == "badge_not_found"
 
 
-@pytest.mark.parametrize("label", ["", "a b:c", "run:\n"])
-def test_a_label_that_can_not_be_is_refused(api: Service, label: str) -> None:
-    assert api.client.post("/v1/badges", json={"label": label}).json()["code"] == "invalid_request"
-
-
 def test_there_is_a_limit_on_badges_and_without_a_token_there_is_none(start_service: StartService) -> None:
     service = start_service(worker=False, max_badges=1)
+    for label in ("", "a b:c", "run:\n"):
+        assert service.client.post("/v1/badges", json={"label": label}).json()["code"] == "invalid_request"
     assert service.client.post("/v1/badges", json={"label": "run"}).status_code == 201
     assert service.client.post("/v1/badges", json={"label": "run"}).json()["code"] == "badges_full"
     assert service.client.get("/v1/series/run/badge.svg").json()["code"] == "invalid_request"

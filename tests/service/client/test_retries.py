@@ -25,6 +25,7 @@ ID = "7b0f5c1e-52cf-4c3e-9d5b-0f8a1b5b7a55"
 EVENTS, GET, POST = f"GET /v1/analyses/{ID}/events", f"GET /v1/analyses/{ID}", "POST /v1/analyses"
 MODEL, BATCH = b"model", b"batch"
 BOTH = pytest.mark.parametrize("kind", ["blocking", "asynchronous"])
+EITHER = pytest.mark.parametrize("kind", [full("blocking"), "asynchronous"])
 
 
 def named(content: bytes) -> str:
@@ -100,7 +101,7 @@ def test_a_server_that_stays_busy_is_given_up_within_the_limit(
     assert pauses == []
 
 
-@BOTH
+@EITHER
 def test_a_server_that_has_never_answered_is_not_waited_for(pauses: list[float], kind: Kind) -> None:
     server = Scripted()
     server.on(GET, httpx.ConnectError("connection refused"))
@@ -139,7 +140,7 @@ def test_an_answer_that_is_no_problem_is_an_error_all_the_same(server: Scripted)
         called("blocking", server, "get", ID)
 
 
-@BOTH
+@EITHER
 def test_files_that_a_server_loses_are_sent_after_all(server: Scripted, kind: Kind, tmp_path: Path) -> None:
     model, data = external_mlp("m.onnx.data", "part/second.bin")
     for name, content in {"m.onnx": model, **data}.items():
@@ -157,7 +158,7 @@ def test_files_that_a_server_loses_are_sent_after_all(server: Scripted, kind: Ki
     assert len(server.requests(POST)) == 2
 
 
-@BOTH
+@EITHER
 def test_the_progress_of_a_large_upload_is_told(server: Scripted, kind: Kind, tmp_path: Path) -> None:
     large = bytes(5 << 20)
     (tmp_path / "batch").write_bytes(large)
@@ -221,7 +222,7 @@ def test_waiting_ends_with_the_time_that_it_has(server: Scripted) -> None:
     assert (caught.value.code, caught.value.analysis) == ("deadline_exceeded", ID)
 
 
-@BOTH
+@EITHER
 def test_an_analysis_without_a_report_is_an_error_with_its_code(server: Scripted, kind: Kind) -> None:
     error = {"code": "unsupported_operator", "message": "node 3", "advice": "Export again.", "details": {"node": 3}}
     server.on(EVENTS, stream("event: end", 'data: {"state": "failed"}', "id: 3", "", complete=True))

@@ -77,6 +77,7 @@ def test_each_end_is_told_once_and_signed(start_service: StartService, there: Re
     assert bodies[("analysis.failed", analyses["fail"])]["data"]["error"] == "unsupported_operator"
 
 
+@pytest.mark.slow
 def test_with_a_key_the_database_does_not_tell_the_secret(
     start_service: StartService, there: Receiver, files: Files
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_receiver_that_always_fails_or_is_gone_is_disabled(
     assert service.sql("SELECT count(*) FROM deliveries") == [(0,)]
 
 
+@pytest.mark.slow
 def test_after_the_last_retry_a_delivery_is_given_up(
     start_service: StartService, there: Receiver, files: Files
 ) -> None:
@@ -194,15 +196,16 @@ def test_nothing_is_sent_to_loopback_unless_it_is_allowed(
     assert there.received == []
 
 
-@pytest.mark.parametrize(
-    ("fields", "pointer"),
-    [({"secret": "whsec_c2hvcnQ="}, "/secret"), ({"events": ["analysis.paused"]}, "/events/0"), ({"more": 1}, "/more")],
-)
-def test_an_invalid_request_is_told_without_its_secret(api: Service, fields: dict[str, Any], pointer: str) -> None:
-    refused = register(api, "https://1.1.1.1/", **fields)
-    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
-    assert refused.json()["errors"][0]["pointer"] == pointer
-    assert fields.get("secret", SECRET) not in refused.text
+def test_an_invalid_request_is_told_without_its_secret(api: Service) -> None:
+    for pointer, fields in {
+        "/secret": {"secret": "whsec_c2hvcnQ="},
+        "/events/0": {"events": ["analysis.paused"]},
+        "/more": {"more": 1},
+    }.items():
+        refused = register(api, "https://1.1.1.1/", **fields)
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+        assert refused.json()["errors"][0]["pointer"] == pointer
+        assert str(fields.get("secret", SECRET)) not in refused.text
 
 
 def test_webhooks_need_an_administrator_are_limited_and_belong_to_a_tenant(start_service: StartService) -> None:
