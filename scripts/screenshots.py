@@ -41,10 +41,11 @@ def submit(url: str) -> list[str]:
             nn.functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()
             optimizer.step()
         export(model, x, path)
-        request = {"labels": {"run": "digits", "epoch": str(epoch)}, "policy": POLICY}
+        told = {"run": "digits", "epoch": str(epoch)}
+        request = {"name": f"digits, epoch {epoch}", "labels": told, "policy": POLICY}
         answer = httpx.post(
             f"{url}/v1/analyses",
-            files={"model": path.read_bytes(), "batch": batch.getvalue()},
+            files={"model": (f"epoch-{epoch}.onnx", path.read_bytes()), "batch": ("digits.npz", batch.getvalue())},
             data={"request": json.dumps(request)},
             headers={"Prefer": "wait=60"},
             timeout=90,

@@ -143,7 +143,7 @@ def test_limits_of_the_policy_are_drawn(perceptron: Any) -> None:
 
 def test_the_headline_has_the_digits_that_are_certain(general: Any) -> None:
     [text] = [text for attributes, text in page_of(general).all("p") if attributes.get("class") == "hero"]
-    assert text == "λmax = 2.39550897090 (certified except with probability 1e-9, ± 5e-12)"
+    assert text == "λmax = 2.39550897090 (certified except with probability 1e-9, ±\u00a05e-12)"
 
 
 def test_text_of_strangers_stays_text(hostile: Any) -> None:
