@@ -30,7 +30,7 @@ from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.arithmetic import exact
 from wsb_engine.curvature.closed_form.layout import LAUNCHES_BLOCK, LAUNCHES_LAYER, LAUNCHES_PAIR, Layout
 from wsb_engine.curvature.closed_form.sums import closed_form
-from wsb_engine.curvature.cost import logits_footprint, nominal_rate
+from wsb_engine.curvature.cost import logits_footprint, nominal_rate, solver_operations
 from wsb_engine.curvature.gauss_newton import ROWS, mlp_trace, rows_of
 from wsb_engine.curvature.team import Multiply
 from wsb_engine.spectrum.dense import BLOCK, dense_spectrum
@@ -348,6 +348,13 @@ def test_a_gpu_solves_the_dense_spectrum_itself_and_hands_over_the_eigenvalues(g
     assert gpus.counts().to_host < 2 * 8 * len(there)
     assert gpus.counts().synchronisations <= 8
     torch.testing.assert_close(found.eigenvalues, dense_spectrum(there.cpu()).eigenvalues, rtol=0, atol=1e-12)
+
+
+def test_an_estimate_counts_a_dense_spectrum_at_the_rate_of_the_solver(gpus: simulated.Devices) -> None:
+    here, there = (solver_operations(8000, torch.device(device)) for device in ("cpu", f"{simulated.NAME}:0"))
+    gpus.properties.multi_processor_count = 132
+    assert 0.1 < there / nominal_rate(devices.numbered(0), torch.float64) < 1  # an H200 took 0.48 s
+    assert here == 4 / 3 * 8000**3
 
 
 REFUSALS = [

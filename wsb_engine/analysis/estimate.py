@@ -19,7 +19,13 @@ from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
 from wsb_engine.batch import Batch
 from wsb_engine.costs import Estimate, PhaseEstimate
 from wsb_engine.curvature.closed_form.layout import Layout, held_bytes
-from wsb_engine.curvature.cost import COUNTED, gradient_footprint, measured_rate, nominal_rate
+from wsb_engine.curvature.cost import (
+    COUNTED,
+    gradient_footprint,
+    measured_rate,
+    nominal_rate,
+    solver_operations,
+)
 from wsb_engine.curvature.products.autodiff import (
     COLUMNS,
     GRADIENT_SAMPLES,
@@ -204,7 +210,7 @@ def _phases(
         yield "enclosure", enclosing * one, memory.enclosure(way, kept, is_measured=not (is_proven or is_single))
     spectrum, held = 0.0, memory.resident
     if options.spectrum == "dense":
-        spectrum, held = P * one + 4 / 3 * P**3, memory.resident + 3 * DOUBLE * P * P
+        spectrum, held = P * one + solver_operations(P, problem.objective.device), memory.resident + 3 * DOUBLE * P * P
     elif options.spectrum == "top":
         more = min(options.max_products, P)
         spectrum, held = (

@@ -39,6 +39,9 @@ GPU_RATE = 3e11
 LAUNCH_SECONDS = 1e-5
 """Seconds that starting a kernel takes: what calls it, and the GPU itself."""
 
+SOLVER_SHARE_GPU = 1 / 14
+"""Share of the nominal rate at which a GPU's eigensolver computes; on a CPU it computes at that rate."""
+
 MEASURED_SIZE, MEASURED_SIZE_GPU, MEASUREMENTS = 512, 4096, 5
 """Order of the matrices by which a rate is measured, and the number of products, of which the fastest counts."""
 EFFICIENCY = 0.5
@@ -59,6 +62,11 @@ def nominal_rate(device: torch.device, dtype: torch.dtype) -> float:
 def launch_operations(device: torch.device, dtype: torch.dtype) -> float:
     """Return the operations that a device could do while it starts a kernel; 0 for a CPU, which starts none."""
     return LAUNCH_SECONDS * nominal_rate(device, dtype) if devices.is_gpu(device) else 0.0
+
+
+def solver_operations(order: int, device: torch.device) -> float:
+    """Return the operations, at the nominal rate, that all eigenvalues of a dense matrix take."""
+    return 4 / 3 * order**3 / (SOLVER_SHARE_GPU if devices.is_gpu(device) else 1)
 
 
 @cache

@@ -129,14 +129,13 @@ def test_a_trace_stops_at_any_operator() -> None:
     torch.testing.assert_close(product(v), want, rtol=0, atol=0)
 
 
-def test_the_trace_of_a_perceptron_stops_between_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsb_engine.curvature.gauss_newton.ROWS", 7)
+def test_the_trace_of_a_perceptron_stops_between_tiles() -> None:
     clock = Clock(3)
     problem = posed(clock)
     assert problem.structure is not None
     weights = problem.objective.targets.weights
     with pytest.raises(StoppedError):
-        mlp_trace(problem.structure.net, problem.tile, weights)
+        mlp_trace(problem.structure.net, problem.tile, weights, rows=7)
     assert clock.calls == 3
 
 
