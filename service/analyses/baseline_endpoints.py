@@ -28,6 +28,7 @@ from service.errors import (
 from service.fields import FieldError
 from service.http.bodies import UploadTooSlowError, read
 from service.http.security import InTenant
+from service.kit import audit
 
 router = APIRouter(prefix="/v1/baselines", tags=["baselines"])
 
@@ -130,6 +131,7 @@ async def put_baseline(
 async def delete_baseline(name: Name, context: InContext, tenant: InTenant) -> None:
     async with context.database.transaction() as session:
         await session.delete(await baselines.find(session, tenant, name))
+    audit.note()
 
 
 def check_name(name: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-import structlog
 from sqlalchemy import exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,6 +22,7 @@ from service.analyses.service import BASELINE_LOCK, find_report
 from service.analyses.table import AnalysisRow, BaselineRow
 from service.context import Context
 from service.database.engine import lock
+from service.kit import audit
 from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
 from service.policies.policy import stopped_when_decided
 
@@ -56,24 +56,23 @@ async def promote(context: Context, tenant: str, name: str, analysis: UUID, *, a
         if stopped_when_decided(report):
             raise BaselineDecidedError(BASELINE_DECIDED, advice=PRODUCE_AGAIN, analysis=str(analysis))
         known = await session.get(BaselineRow, (tenant, name))
+        before = None if known is None else known.analysis
         if known is None:
             await _check_room(session, context, tenant)
             known = BaselineRow(tenant=tenant, name=name, analysis=analysis)
             session.add(known)
-            await session.flush()
-            await session.refresh(known)
-            _note(name, analysis, None)
-            return Promotion(known, None, is_new=True)
-        before = known.analysis
-        if not allow_older:
-            await _check_age(session, name, before, row)
-        if before != analysis:
-            known.analysis, known.promoted_at = analysis, func.now()
-            await session.flush()
-            await session.refresh(known)
-        replaced = None if before == analysis else before
-    _note(name, analysis, replaced)
-    return Promotion(known, replaced, is_new=False)
+        else:
+            if not allow_older:
+                await _check_age(session, name, known.analysis, row)
+            if before != analysis:
+                known.analysis, known.promoted_at = analysis, func.now()
+        await session.flush()
+        await session.refresh(known)
+    replaced = None if before == analysis else before
+    if before != analysis:
+        told = None if replaced is None else str(replaced)
+        audit.note(resource=f"/v1/baselines/{name}", promoted=str(analysis), replaced=told)
+    return Promotion(known, replaced, is_new=before is None)
 
 
 async def find(session: AsyncSession, tenant: str, name: str) -> BaselineRow:
@@ -117,10 +116,3 @@ async def _check_age(session: AsyncSession, name: str, before: UUID, row: Analys
             advice="Keep it, or set allow_older to go back on purpose.",
             analysis=str(before),
         )
-
-
-def _note(name: str, analysis: UUID, replaced: UUID | None) -> None:
-    """Add to the audit line of the request which analysis has become which baseline."""
-    structlog.contextvars.bind_contextvars(
-        baseline=name, promoted=str(analysis), replaced=None if replaced is None else str(replaced)
-    )

@@ -36,6 +36,7 @@ from service.http.bodies import UploadTooSlowError, read
 from service.http.headers import described, matches
 from service.http.security import InTenant
 from service.keys import hash_key
+from service.kit import audit
 from service.rendering.badge import MEDIA_TYPE, NOTHING, badge_of, render_badge
 
 router = APIRouter(tags=["badges"])
@@ -116,6 +117,7 @@ async def create_badge(request: Request, response: Response, context: InContext,
         await session.flush()
         await session.refresh(row)
     response.headers["Location"] = f"/v1/badges/{row.id}"
+    audit.note(resource=response.headers["Location"])
     url = f"{request.scope['root_path']}/v1/series/{quote(row.label, safe='/:')}/badge.svg?token={token}"
     return NewBadge(id=row.id, label=row.label, created_at=row.created_at, token=token, url=url)
 
@@ -140,6 +142,7 @@ async def delete_badge(badge_id: BadgeId, context: InContext, tenant: InTenant) 
         if row is None or row.tenant != tenant:
             raise BadgeNotFoundError(f"There is no badge {badge_id}.")
         await session.delete(row)
+    audit.note()
 
 
 @router.get(

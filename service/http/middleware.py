@@ -82,7 +82,7 @@ class RequestLog:
         status = exchange.status or 499
         self._count(
             scope["method"],
-            getattr(scope.get("route"), "path", OTHER),
+            getattr(scope.get("route"), "path_format", OTHER),
             status,
             seconds=(exchange.answered or now) - exchange.started,
             received=exchange.received,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Literal, get_args
@@ -23,6 +24,7 @@ from service.errors import (
 from service.fields import FieldError, field_errors
 from service.http.bodies import UploadTooSlowError, read
 from service.http.security import InTenant
+from service.kit import audit
 from service.webhooks import repository
 from service.webhooks.addresses import MOST_CHARACTERS, UnusableUrlError, resolved
 from service.webhooks.sealing import sealed
@@ -128,12 +130,14 @@ WebhookId = Annotated[UUID, Path(description="Identifier of the webhook.")]
 async def create_webhook(request: Request, response: Response, context: InContext, tenant: InTenant) -> Webhook:
     wanted, settings = _parsed(await read(request, context.settings.max_request_bytes)), context.settings
     try:
-        await resolved(wanted.url, private=settings.webhooks_private)
-    except UnusableUrlError as error:
+        async with asyncio.timeout(settings.webhook_seconds):
+            await resolved(wanted.url, private=settings.webhooks_private)
+    except (UnusableUrlError, TimeoutError) as error:
+        why = str(error) or "The name of the host could not be resolved in time."
         raise WebhookRefusedError(
-            str(error),
+            why,
             advice="Give a URL that anyone can reach; the operator can allow others by WSB_WEBHOOKS_PRIVATE.",
-            errors=[FieldError(pointer="/url", detail=str(error))],
+            errors=[FieldError(pointer="/url", detail=why)],
         ) from error
     identifier = uuid4()
     row = WebhookRow(
@@ -148,6 +152,7 @@ async def create_webhook(request: Request, response: Response, context: InContex
             text = f"The limit on webhooks, {settings.max_webhooks}, is reached."
             raise WebhooksFullError(text, advice="Delete one that is not used.")
     response.headers["Location"] = f"/v1/webhooks/{row.id}"
+    audit.note(resource=response.headers["Location"])
     return Webhook.of(row)
 
 
@@ -173,6 +178,7 @@ async def get_webhook(webhook_id: WebhookId, context: InContext, tenant: InTenan
 async def delete_webhook(webhook_id: WebhookId, context: InContext, tenant: InTenant) -> None:
     async with context.database.transaction() as session:
         await session.delete(_existing(await repository.find(session, tenant, webhook_id), webhook_id))
+    audit.note()
 
 
 def _existing(row: WebhookRow | None, webhook: UUID) -> WebhookRow:

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection
 from structlog.testing import capture_logs
 from support.command import wsb
+from support.migrations import move
 from support.service import StartService
 
-import service
 from service.analyses.numbers import columns
 from service.database.engine import Database, latest_revision
 
@@ -31,26 +28,6 @@ FIRST_ROWS = (
     "INSERT INTO reports (analysis, body, sha256) VALUES (%(analysis)s, '{}', 'c')",
 )
 VALUES = {"model": MODEL, "batch": BATCH, "analysis": ANALYSIS}
-
-
-def move(url: str, revision: str) -> None:
-    """Brings the database's tables to a revision, older or newer."""
-
-    def run(connection: Connection) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(Path(service.__file__).parent / "database" / "migrations"))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        known = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-        (command.downgrade if str(known) > revision else command.upgrade)(config, revision)
-
-    async def act() -> None:
-        database = Database(url)
-        async with database.engine.begin() as connection:
-            await connection.run_sync(run)
-        await database.close()
-
-    asyncio.run(act())
 
 
 @pytest.fixture

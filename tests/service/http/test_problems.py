@@ -153,7 +153,7 @@ def test_an_unknown_path_is_not_found(api: Service, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("PUT", "/v1/models", "POST"),
+        ("PUT", "/v1/models", "GET, POST"),
         ("DELETE", "/v1/analyses", "GET, POST"),
         ("OPTIONS", "/v1/models/sha256:0", "DELETE, GET, HEAD"),
         ("POST", "/healthz", "GET"),

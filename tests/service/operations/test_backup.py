@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from support.external import external_mlp
+from support.migrations import move
 from support.service import Files, Service, StartService, submit, until
 
 from service.blobs import leftovers
@@ -186,9 +187,7 @@ def test_a_backup_of_earlier_tables_is_migrated(
     api: Service, files: Files, elsewhere: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.client.post("/v1/models", content=files["model"])
-    for table in ("badges", "deliveries", "webhooks", "baselines", "leftovers", "turns"):
-        api.sql(f"DROP TABLE {table}")
-    api.sql("UPDATE alembic_version SET version_num = '0006'")
+    move(str(api.settings.database_url), "0006")
     monkeypatch.setattr(backup, "latest_revision", lambda: "0006")
     assert saved(api, tmp_path / "backup").revision == "0006"
     load(elsewhere, tmp_path / "backup")

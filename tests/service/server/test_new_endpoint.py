@@ -84,9 +84,9 @@ def test_it_is_counted_by_its_template(toys: Service) -> None:
 def test_the_specification_has_its_errors_its_security_and_the_link_to_it(toys: Service) -> None:
     paths: dict[str, Any] = toys.client.get("/openapi.json").json()["paths"]
     create, get = paths["/v1/toys"]["post"], paths["/v1/toys/{toy_id}"]["get"]
-    assert get["responses"].keys() == {"200", "401", "403", "404", "422", "500", "503"}
+    assert get["responses"].keys() == {"200", "400", "401", "403", "404", "421", "422", "500", "503"}
     assert get["security"] == [{"ApiKey": []}, {}]
     assert get["responses"]["404"]["x-codes"] == ["not_found"]
-    assert create["responses"].keys() == {"201", "401", "403", "500", "503"}
+    assert create["responses"].keys() == {"201", "400", "401", "403", "421", "500", "503"}
     links = create["responses"]["201"]["links"]
     assert links == {"get_toy": {"operationId": "get_toy", "parameters": {"toy_id": "$response.body#/id"}}}
