@@ -92,10 +92,10 @@ class Settings(BaseSettings):
     webhooks_private: bool = Field(
         False, description="Send webhooks to private addresses and loopback too, and over http as well as https."
     )
-    webhooks_key: SecretStr | None = Field(
-        None,
-        min_length=32,
-        description="Random text with which secrets of webhooks are sealed in the database; unset: they are not.",
+    webhooks_key: Annotated[tuple[Annotated[SecretStr, Field(min_length=32)], ...], NoDecode] = Field(
+        (),
+        description="Random texts, separated by commas, that seal the secrets of webhooks in the database: the first"
+        " seals, all of them open; unset: secrets are not sealed.",
     )
     webhook_seconds: float = Field(10.0, gt=0, le=300, description="Time limit of one attempt at a delivery.")
     webhook_deliveries: int = Field(8, ge=1, le=1000, description="Deliveries of one process at a time.")
@@ -206,6 +206,11 @@ class Settings(BaseSettings):
     @classmethod
     def _weights(cls, value: object) -> object:
         return parse_weights(value) if isinstance(value, str) else value
+
+    @field_validator("webhooks_key", mode="before")
+    @classmethod
+    def _webhook_keys(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("webhook_retry_seconds", mode="before")
     @classmethod

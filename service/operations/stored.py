@@ -23,6 +23,8 @@ from service.settings import Settings
 from service.storage.factory import open_blobs
 from service.storage.scratch import ScratchFolder
 from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, Kind, require_room
+from service.webhooks.sealing import SealedError, opened
+from service.webhooks.table import WebhookRow
 
 _OLDEST_POSTGRES = 13
 _API_CONNECTIONS, _WORKER_CONNECTIONS, _OTHER_CONNECTIONS = 1, 5, 14
@@ -102,9 +104,21 @@ async def _content(session: AsyncSession, settings: Settings) -> AsyncIterator[F
     if lost := await repository.without_job(session):
         told = f"{len(lost)} analyses that have not ended are missing from the queue."
         yield warning("workers", told, "A running worker ends them as worker_lost; send them again.")
+    async for finding in _webhooks(session, settings):
+        yield finding
     if leftovers := await session.scalar(select(func.count()).select_from(LeftoverRow)):
         told = f"Files of {leftovers} deleted models and batches are still to be removed."
         yield ok("storage", f"{told} A running service does that.")
+
+
+async def _webhooks(session: AsyncSession, settings: Settings) -> AsyncIterator[Finding]:
+    """Webhooks whose secret this installation can't open."""
+    for row in await session.scalars(select(WebhookRow).where(WebhookRow.disabled_at.is_(None))):
+        try:
+            opened(row.secret, settings.webhooks_key, row.id)
+        except SealedError:
+            told = f"No key in WSB_WEBHOOKS_KEY opens the secret of webhook {row.id} ({row.tenant})."
+            yield warning("keys", told, "Add that key after the present ones, or have the webhook registered again.")
 
 
 async def storage(settings: Settings) -> list[Finding]:

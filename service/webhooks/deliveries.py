@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.context import Context
 from service.database.notifications import first_of
+from service.kit import audit
 from service.kit.background import background
 from service.webhooks import repository
 from service.webhooks.addresses import UnusableUrlError, resolved
@@ -32,8 +33,20 @@ log = structlog.get_logger(__name__)
 @asynccontextmanager
 async def deliveries(context: Context) -> AsyncIterator[None]:
     """Deliver while the block runs; what is under way at its end is delivered again later."""
+    if context.settings.webhooks_key:
+        await _reseal(context)
     async with background(_deliver_for_ever(context), "deliveries"):
         yield
+
+
+async def _reseal(context: Context) -> None:
+    """Seal secrets with the first key, so that the others can be removed."""
+    async with context.database.transaction() as session:
+        done, unknown = await repository.reseal(session, context.settings.webhooks_key)
+    if done:
+        audit.note(operation="reseal_webhooks", webhooks=done)
+    for webhook in unknown:
+        log.warning("webhook_sealed", webhook=str(webhook), error=str(SealedError()))
 
 
 async def _deliver_for_ever(context: Context) -> None:

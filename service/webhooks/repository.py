@@ -11,12 +11,14 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from pydantic import SecretStr
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.database.engine import lock
 from service.database.notifications import CHANNEL
 from service.settings import Settings
+from service.webhooks.sealing import SealedError, resealed
 from service.webhooks.table import DeliveryRow, WebhookRow
 
 TOPIC = "deliveries"
@@ -76,6 +78,25 @@ async def listed(session: AsyncSession, tenant: str) -> Sequence[WebhookRow]:
 async def find(session: AsyncSession, tenant: str, webhook: UUID) -> WebhookRow | None:
     row = await session.get(WebhookRow, webhook)
     return row if row is not None and row.tenant == tenant else None
+
+
+async def reseal(session: AsyncSession, keys: Sequence[SecretStr]) -> tuple[int, list[UUID]]:
+    """Seal with the first key every secret that is stored in the clear, or sealed with a later one.
+
+    Returns:
+        The number of secrets that were sealed, and the webhooks whose secret none of the keys opens.
+    """
+    done, unknown = 0, []
+    # Processes that start together wait for each other here.
+    for row in await session.scalars(select(WebhookRow).order_by(WebhookRow.id).with_for_update()):
+        try:
+            again = resealed(row.secret, keys, row.id)
+        except SealedError:
+            unknown.append(row.id)
+        else:
+            if again is not None:
+                row.secret, done = again, done + 1
+    return done, unknown
 
 
 async def record(session: AsyncSession, tenant: str, event: str, payload: Callable[[], dict[str, Any]]) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 from support.command import wsb
+from support.receiver import SECRET
 from support.service import Files, Service
 
 from service.keys import hash_key, new_key
@@ -19,6 +21,7 @@ from service.operations import doctor, host
 from service.operations.findings import Finding
 from service.sandbox import SandboxError
 from service.settings import Settings
+from service.webhooks.sealing import sealed
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +127,19 @@ def test_keys_that_end_and_weights_without_a_key_are_told(service: Service) -> N
     told = [finding.detail for finding in host.keys(of) if finding.level != "ok"]
     assert [text.rpartition(" of ")[2].split()[:2] for text in told[:2]] == [["gone", "expired"], ["soon", "expires"]]
     assert told[2] == "WSB_TENANT_WEIGHTS names no, which has no key."
+
+
+def test_webhooks_whose_secret_no_key_opens_are_told(service: Service) -> None:
+    key, other = "k" * 32, "o" * 32
+    [[webhook]] = service.sql(
+        "INSERT INTO webhooks (id, tenant, url, events, secret, failures) VALUES (gen_random_uuid(), 'default',"
+        " 'https://example.com', '[]', '', 0) RETURNING id"
+    )
+    service.sql("UPDATE webhooks SET secret = %s", sealed(SECRET, (SecretStr(key),), webhook))
+    assert found(service.settings.model_copy(update={"webhooks_key": (SecretStr(other), SecretStr(key))})) == set()
+    [finding] = examined(service.settings.model_copy(update={"webhooks_key": (SecretStr(other),)}))
+    assert (finding.check, finding.level) == ("keys", "warning")
+    assert str(webhook) in finding.detail
 
 
 def test_limits_of_the_machine_that_are_too_low_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

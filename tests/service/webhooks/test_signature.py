@@ -18,13 +18,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import SecretStr
 from support.receiver import SECRET, receiver
 
 from service.webhooks import deliveries
 from service.webhooks.addresses import UnusableUrlError, is_public, resolved
 from service.webhooks.repository import Delivery
-from service.webhooks.sealing import SealedError, opened, sealed
 from service.webhooks.signature import decoded, headers
 
 PRIVATE = (
@@ -96,18 +94,6 @@ def test_a_name_is_resolved_once_and_every_address_of_it_is_checked(monkeypatch:
     addresses.append("10.0.0.1")
     with pytest.raises(UnusableUrlError, match="not public"):
         asyncio.run(resolved("https://hooks.example/", private=False))
-
-
-@pytest.mark.parametrize("size", [24, 64])
-def test_a_sealed_secret_opens_only_with_its_key(size: int) -> None:
-    secret, webhook = f"whsec_{base64.b64encode(bytes(range(size))).decode()}", uuid4()
-    key, other = SecretStr("a" * 32), SecretStr("b" * 32)
-    stored = sealed(secret, key, webhook)
-    assert opened(stored, key, webhook) == secret
-    assert len({opened(stored, other, webhook), opened(stored, key, uuid4()), secret}) == 3
-    with pytest.raises(SealedError, match="WSB_WEBHOOKS_KEY"):
-        opened(stored, None, webhook)
-    assert opened(sealed(secret, None, webhook), key, webhook) == secret
 
 
 def authority(folder: Path, name: str) -> Path:
