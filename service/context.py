@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from service.database.engine import Database
 from service.database.notifications import Notifications
+from service.kit.resolver import Resolver
 from service.kit.slots import Slots
 from service.settings import Settings
 from service.storage.store import BlobStore
@@ -29,6 +30,8 @@ class Context:
     """Limits the open event streams."""
     waits: Slots
     """Limits the requests that wait for an analysis."""
+    resolver: Resolver
+    """Resolves the names of hosts that clients give."""
     stopping: asyncio.Event
     """Set when the server is about to stop: requests that wait respond at once."""
 

@@ -99,6 +99,12 @@ class Settings(BaseSettings):
     )
     webhook_seconds: float = Field(10.0, gt=0, le=300, description="Time limit of one attempt at a delivery.")
     webhook_deliveries: int = Field(8, ge=1, le=1000, description="Deliveries of one process at a time.")
+    webhook_resolutions: int = Field(
+        8, ge=1, le=1000, description="Names of hosts in webhooks that one process resolves at a time."
+    )
+    webhook_resolution_seconds: float = Field(
+        5.0, gt=0, le=300, description="Time limit for resolving such a name, in a delivery or when one is registered."
+    )
     webhook_retry_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
         (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
         max_length=100,

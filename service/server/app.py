@@ -31,6 +31,7 @@ from service.errors import MalformedRequestError
 from service.http import openapi, problems
 from service.http.middleware import RequestLog
 from service.http.security import Authentication
+from service.kit.resolver import Resolver
 from service.kit.slots import Slots
 from service.monitoring import endpoints as monitoring
 from service.monitoring.metrics import Metrics, SnapshotReader
@@ -157,6 +158,7 @@ async def open_context(settings: Settings, stopping: asyncio.Event) -> AsyncIter
             uploads=Slots(settings.max_uploads, tenants=tenants),
             streams=Slots(settings.max_event_streams, tenants=tenants),
             waits=Slots(settings.max_waiting_requests, tenants=tenants),
+            resolver=stack.enter_context(Resolver(settings.webhook_resolutions, settings.webhook_resolution_seconds)),
             stopping=stopping,
         )
         await stack.enter_async_context(retention(context))

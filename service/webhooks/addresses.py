@@ -5,11 +5,11 @@ Otherwise a client could have the service send requests into the operator's own 
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from urllib.parse import urlsplit
+
+from service.kit.resolver import Resolver
 
 _NAT64 = IPv6Network("64:ff9b::/96")
 _PORTS = {"https": 443, "http": 80}
@@ -32,22 +32,24 @@ class Destination:
     """Name for which a certificate must be."""
 
 
-async def resolved(url: str, *, private: bool) -> Destination:
+async def resolved(url: str, resolver: Resolver, *, private: bool) -> Destination:
     """Resolve the name in a URL and check where it leads.
 
     Args:
         url: URL of the webhook.
+        resolver: Resolver of its name.
         private: True to allow ``http:`` and addresses that are not public.
 
     Raises:
-        UnusableUrlError: if nothing may be sent there, or the name is unknown.
+        UnusableUrlError: if nothing may be sent there, or the name is unknown or not resolved in time.
     """
     scheme, name, port = _checked(url, private=private)
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
+        addresses = await resolver.addresses(name, port)
+    except TimeoutError as error:
+        raise UnusableUrlError(f"The name {name} could not be resolved in time.") from error
+    except OSError as error:
         raise UnusableUrlError(f"The name {name} can't be resolved.") from error
-    addresses = [ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     # All of them: which one is taken must not depend on their order.
     if not addresses or not (private or all(map(is_public, addresses))):
         raise UnusableUrlError(f"{name} leads to an address that is not public.")

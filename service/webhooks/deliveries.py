@@ -17,6 +17,7 @@ from service.context import Context
 from service.database.notifications import first_of
 from service.kit import audit
 from service.kit.background import background
+from service.kit.resolver import Resolver
 from service.webhooks import repository
 from service.webhooks.addresses import UnusableUrlError, resolved
 from service.webhooks.repository import Delivery
@@ -92,7 +93,7 @@ async def _attempt(context: Context, delivery: Delivery) -> None:
     try:
         async with asyncio.timeout(settings.webhook_seconds):
             secret = opened(delivery.secret, settings.webhooks_key, delivery.webhook)
-            status = await send(delivery, secret, private=settings.webhooks_private)
+            status = await send(delivery, secret, context.resolver, private=settings.webhooks_private)
         why, gone = None if 200 <= status < 300 else f"The receiver answered {status}.", status == _GONE
     except TimeoutError:
         why = f"The receiver did not answer within {settings.webhook_seconds:g} seconds."
@@ -108,14 +109,14 @@ async def _attempt(context: Context, delivery: Delivery) -> None:
         log.warning("deliveries_paused", error=str(error).partition("\n")[0])
 
 
-async def send(delivery: Delivery, secret: str, *, private: bool) -> int:
+async def send(delivery: Delivery, secret: str, resolver: Resolver, *, private: bool) -> int:
     """Send a message; return the status of the response, whose body is not read.
 
     Raises:
         UnusableUrlError: if nothing may be sent to the URL.
         httpx.HTTPError: if there is no response.
     """
-    to, payload = await resolved(delivery.url, private=private), delivery.payload.encode()
+    to, payload = await resolved(delivery.url, resolver, private=private), delivery.payload.encode()
     signed = headers(secret, f"msg_{delivery.id.hex}", int(time.time()), payload)
     # Neither a proxy of the environment nor a redirection leads anywhere else than to the address that was checked.
     async with (

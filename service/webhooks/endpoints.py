@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Literal, get_args
@@ -130,14 +129,12 @@ WebhookId = Annotated[UUID, Path(description="Identifier of the webhook.")]
 async def create_webhook(request: Request, response: Response, context: InContext, tenant: InTenant) -> Webhook:
     wanted, settings = _parsed(await read(request, context.settings.max_request_bytes)), context.settings
     try:
-        async with asyncio.timeout(settings.webhook_seconds):
-            await resolved(wanted.url, private=settings.webhooks_private)
-    except (UnusableUrlError, TimeoutError) as error:
-        why = str(error) or "The name of the host could not be resolved in time."
+        await resolved(wanted.url, context.resolver, private=settings.webhooks_private)
+    except UnusableUrlError as error:
         raise WebhookRefusedError(
-            why,
+            str(error),
             advice="Give a URL that anyone can reach; the operator can allow others by WSB_WEBHOOKS_PRIVATE.",
-            errors=[FieldError(pointer="/url", detail=why)],
+            errors=[FieldError(pointer="/url", detail=str(error))],
         ) from error
     identifier = uuid4()
     row = WebhookRow(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import socket
 import ssl
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -20,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.receiver import SECRET, receiver
 
+from service.kit.resolver import Resolver
 from service.webhooks import deliveries
 from service.webhooks.addresses import UnusableUrlError, is_public, resolved
 from service.webhooks.repository import Delivery
@@ -60,6 +59,19 @@ def test_only_public_addresses_are_public() -> None:
     assert [text for text in PUBLIC if not is_public(ip_address(text))] == []
 
 
+class Known(Resolver):
+    """A resolver whose names all have these addresses."""
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__(1, 60)
+        self.found = list(map(ip_address, addresses))
+        self.asked: list[str] = []
+
+    async def addresses(self, name: str, port: int) -> list[IPv4Address | IPv6Address]:
+        self.asked.append(name)
+        return self.found
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -75,25 +87,17 @@ def test_only_public_addresses_are_public() -> None:
     ],
 )
 def test_a_url_to_which_nothing_may_be_sent_is_refused(url: str) -> None:
-    with pytest.raises(UnusableUrlError):
-        asyncio.run(resolved(url, private=False))
+    with Resolver(1, 60) as resolver, pytest.raises(UnusableUrlError):
+        asyncio.run(resolved(url, resolver, private=False))
 
 
-def test_a_name_is_resolved_once_and_every_address_of_it_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    addresses = ["1.1.1.1"]
-
-    async def getaddrinfo(self: Any, host: str, port: int, **_: Any) -> list[Any]:
-        asked.append(host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
-
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
-    found = asyncio.run(resolved("https://hooks.example:8443/a?b=c", private=False))
+def test_a_name_is_resolved_once_and_every_address_of_it_is_checked() -> None:
+    known = Known("1.1.1.1")
+    found = asyncio.run(resolved("https://hooks.example:8443/a?b=c", known, private=False))
     assert (found.url, found.host, found.name) == ("https://1.1.1.1:8443/a?b=c", "hooks.example:8443", "hooks.example")
-    assert asked == ["hooks.example"]
-    addresses.append("10.0.0.1")
+    assert known.asked == ["hooks.example"]
     with pytest.raises(UnusableUrlError, match="not public"):
-        asyncio.run(resolved("https://hooks.example/", private=False))
+        asyncio.run(resolved("https://hooks.example/", Known("1.1.1.1", "10.0.0.1"), private=False))
 
 
 def authority(folder: Path, name: str) -> Path:
@@ -121,18 +125,13 @@ def test_over_https_the_certificate_must_be_for_the_name_and_not_for_the_address
 ) -> None:
     pem = authority(tmp_path, "hooks.example")
     monkeypatch.setattr(deliveries, "_certificates", lambda: ssl.create_default_context(cafile=str(pem)))
-
-    async def getaddrinfo(self: Any, host: str, port: int, **_: Any) -> list[Any]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
-
     with receiver(pem=pem) as there:
         port = urlsplit(there.url).port
         delivery = Delivery(uuid4(), uuid4(), f"https://{name}:{port}/", SECRET, "{}", 1)
-        with monkeypatch.context() as patched:
-            patched.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
-            if name == "hooks.example":
-                assert asyncio.run(deliveries.send(delivery, SECRET, private=True)) == 204
-            else:
-                with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
-                    asyncio.run(deliveries.send(delivery, SECRET, private=True))
+        sending = deliveries.send(delivery, SECRET, Known("127.0.0.1"), private=True)
+        if name == "hooks.example":
+            assert asyncio.run(sending) == 204
+        else:
+            with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+                asyncio.run(sending)
     assert [message.headers["host"] for message in there.received] == ([f"{name}:{port}"] if name[0] == "h" else [])
