@@ -23,17 +23,10 @@ from service.analyses.schemas import LABEL_KEY, LABEL_VALUE
 from service.badges.table import BadgeRow
 from service.context import Context, InContext
 from service.database.engine import lock
-from service.errors import (
-    BodyTooLargeError,
-    InvalidRequestError,
-    MalformedRequestError,
-    NotFoundError,
-    ServiceError,
-    declare,
-)
-from service.http.bodies import UploadTooSlowError, read
-from service.http.documents import parse
+from service.errors import InvalidRequestError, NotFoundError, ServiceError, declare
+from service.http.documents import DOCUMENT_ERRORS, read_document
 from service.http.headers import described, matches
+from service.http.openapi import json_body
 from service.http.security import InTenant
 from service.keys import hash_key
 from service.kit import audit
@@ -95,18 +88,11 @@ IfNoneMatch = Annotated[str | None, Header(description="Entity tag of the client
     status_code=HTTPStatus.CREATED,
     summary="Make a badge of a series",
     description="The token reads the badge of this series and nothing else, until the badge is deleted.",
-    responses=declare(
-        *(MalformedRequestError, BodyTooLargeError, UploadTooSlowError, InvalidRequestError, BadgesFullError)
-    ),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{BadgeRequest.__name__}"}}},
-        }
-    },
+    responses=declare(*DOCUMENT_ERRORS, BadgesFullError),
+    openapi_extra=json_body(BadgeRequest),
 )
 async def create_badge(request: Request, response: Response, context: InContext, tenant: InTenant) -> NewBadge:
-    wanted = parse(BadgeRequest, await read(request, context.settings.max_request_bytes))
+    wanted = await read_document(request, BadgeRequest)
     token, limit = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES), context.settings.max_badges
     row = BadgeRow(tenant=tenant, label=wanted.label, sha256=hash_key(token))
     async with context.database.transaction() as session:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
-from service.errors import InvalidRequestError, MalformedRequestError
+from service.context import Context
+from service.errors import BodyTooLargeError, InvalidRequestError, MalformedRequestError, UnsupportedMediaTypeError
 from service.fields import field_errors
+from service.http.bodies import UploadTooSlowError, read
 
 Wanted = TypeVar("Wanted", bound=BaseModel)
+
+DOCUMENT_ERRORS = (
+    MalformedRequestError,
+    UploadTooSlowError,
+    BodyTooLargeError,
+    UnsupportedMediaTypeError,
+    InvalidRequestError,
+)
+"""What ``read_document`` raises."""
 
 _EXACT = 2**53
 """Largest integer up to which float64 holds every integer."""
@@ -20,6 +32,12 @@ MAX_CONTAINERS = 20_000
 """Lists and objects of a JSON body: more than a report has that fits into one."""
 MAX_MEMBERS = 200
 """Members of one JSON object: more than any has, and few enough that naming each error takes no time."""
+
+
+async def read_document(request: Request, schema: type[Wanted]) -> Wanted:
+    """Read and parse a JSON body; raises ``DOCUMENT_ERRORS``."""
+    context: Context = request.state.context
+    return parse(schema, await read(request, context.settings.max_request_bytes))
 
 
 def parse(schema: type[Wanted], content: bytes) -> Wanted:

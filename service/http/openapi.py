@@ -43,6 +43,12 @@ def binary_body(description: str, *, form: dict[str, Any] | None = None) -> dict
     }
 
 
+def json_body(schema: type[BaseModel]) -> dict[str, Any]:
+    """Return ``openapi_extra`` for a route that reads a JSON body itself; ``install`` needs its schema too."""
+    content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=schema.__name__)}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def install(
     app: FastAPI,
     *,

@@ -8,20 +8,14 @@ from typing import Annotated, Literal, get_args
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from service.context import InContext
-from service.errors import (
-    BodyTooLargeError,
-    InvalidRequestError,
-    MalformedRequestError,
-    NotFoundError,
-    ServiceError,
-    declare,
-)
-from service.fields import FieldError, field_errors
-from service.http.bodies import UploadTooSlowError, read
+from service.errors import InvalidRequestError, NotFoundError, ServiceError, declare
+from service.fields import FieldError
+from service.http.documents import DOCUMENT_ERRORS, read_document
+from service.http.openapi import json_body
 from service.http.security import InTenant
 from service.kit import audit
 from service.webhooks import repository
@@ -115,19 +109,11 @@ WebhookId = Annotated[UUID, Path(description="Identifier of the webhook.")]
     summary="Register a webhook",
     description="When an analysis ends, a message is sent to the URL, signed as Standard Webhooks specifies, at least"
     " once and with retries.",
-    responses=declare(
-        *(MalformedRequestError, BodyTooLargeError, UploadTooSlowError, InvalidRequestError),
-        *(WebhookRefusedError, WebhooksFullError),
-    ),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{WebhookRequest.__name__}"}}},
-        }
-    },
+    responses=declare(*DOCUMENT_ERRORS, WebhookRefusedError, WebhooksFullError),
+    openapi_extra=json_body(WebhookRequest),
 )
 async def create_webhook(request: Request, response: Response, context: InContext, tenant: InTenant) -> Webhook:
-    wanted, settings = _parsed(await read(request, context.settings.max_request_bytes)), context.settings
+    wanted, settings = await read_document(request, WebhookRequest), context.settings
     try:
         await resolved(wanted.url, context.resolver, private=settings.webhooks_private)
     except UnusableUrlError as error:
@@ -182,12 +168,3 @@ def _existing(row: WebhookRow | None, webhook: UUID) -> WebhookRow:
     if row is None:
         raise WebhookNotFoundError(f"There is no webhook {webhook}.")
     return row
-
-
-def _parsed(content: bytes) -> WebhookRequest:
-    try:
-        return WebhookRequest.model_validate_json(content, strict=True)
-    except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            raise MalformedRequestError("The request is not JSON.") from error
-        raise InvalidRequestError("The request has invalid values.", errors=field_errors(error)) from error

@@ -5,24 +5,17 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from service import errors
 from service.analyses.baselines.comparison_schemas import Comparison, ComparisonRequest
 from service.analyses.baselines.references import resolve
 from service.analyses.errors import AnalysisNotFoundError, BaselineNotFoundError, NoReportError, ReportNotReadyError
 from service.context import InContext
-from service.http.bodies import UploadTooSlowError, read
-from service.http.documents import parse
+from service.errors import declare
+from service.http.documents import DOCUMENT_ERRORS, read_document
+from service.http.openapi import json_body
 from service.http.security import InTenant
 from service.policies import evaluate
 
 router = APIRouter(prefix="/v1/comparisons", tags=["comparisons"])
-
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{ComparisonRequest.__name__}"}}},
-    }
-}
 
 
 @router.post(
@@ -30,15 +23,13 @@ _BODY = {
     response_model=Comparison,
     summary="Judge a report, alone or against a baseline",
     description="Nothing is analysed or stored. A failed rule is part of the verdict, not an error.",
-    responses=errors.declare(
-        *(errors.MalformedRequestError, errors.BodyTooLargeError, errors.UnsupportedMediaTypeError, UploadTooSlowError),
-        *(errors.InvalidRequestError, AnalysisNotFoundError, BaselineNotFoundError, ReportNotReadyError, NoReportError),
-        errors.InternalError,
+    responses=declare(
+        *(*DOCUMENT_ERRORS, AnalysisNotFoundError, BaselineNotFoundError, ReportNotReadyError, NoReportError)
     ),
-    openapi_extra=_BODY,
+    openapi_extra=json_body(ComparisonRequest),
 )
 async def create_comparison(request: Request, context: InContext, tenant: InTenant) -> Comparison:
-    wanted = parse(ComparisonRequest, await read(request, context.settings.max_request_bytes))
+    wanted = await read_document(request, ComparisonRequest)
     baseline = None
     async with context.database.transaction() as session:
         candidate, row = await resolve(session, tenant, wanted.candidate)

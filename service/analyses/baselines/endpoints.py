@@ -17,17 +17,10 @@ from service.analyses.baselines.references import NAME
 from service.analyses.service import parse_id
 from service.analyses.table import BaselineRow
 from service.context import InContext
-from service.errors import (
-    BodyTooLargeError,
-    InternalError,
-    InvalidRequestError,
-    MalformedRequestError,
-    UnsupportedMediaTypeError,
-    declare,
-)
+from service.errors import InvalidRequestError, declare
 from service.fields import FieldError
-from service.http.bodies import UploadTooSlowError, read
-from service.http.documents import parse
+from service.http.documents import DOCUMENT_ERRORS, read_document
+from service.http.openapi import json_body
 from service.http.security import InTenant
 from service.kit import audit
 
@@ -99,22 +92,16 @@ async def get_baseline(name: Name, context: InContext, tenant: InTenant) -> Base
     responses={
         201: {"model": Baseline, "description": "The baseline is new."},
         **declare(
-            *(MalformedRequestError, BodyTooLargeError, UnsupportedMediaTypeError, UploadTooSlowError, InternalError),
-            *(InvalidRequestError, errors.AnalysisNotFoundError, errors.ReportNotReadyError, errors.NoReportError),
+            *(*DOCUMENT_ERRORS, errors.AnalysisNotFoundError, errors.ReportNotReadyError, errors.NoReportError),
             *(errors.BaselineDecidedError, errors.BaselineNewerError, errors.BaselinesFullError),
         ),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{BaselinePromotion.__name__}"}}},
-        }
-    },
+    openapi_extra=json_body(BaselinePromotion),
 )
 async def put_baseline(
     name: Name, request: Request, response: Response, context: InContext, tenant: InTenant
 ) -> Baseline:
-    wanted = parse(BaselinePromotion, await read(request, context.settings.max_request_bytes))
+    wanted = await read_document(request, BaselinePromotion)
     check_name(name)
     made = await promotion.promote(context, tenant, name, wanted.analysis, allow_older=wanted.allow_older)
     response.status_code = HTTPStatus.CREATED if made.is_new else HTTPStatus.OK
