@@ -31,7 +31,7 @@ class Step(NamedTuple):
     fraction: float | None
     """Fraction of the phase that is done; None if the message does not say."""
     detail: str
-    """Products so far, and an estimate of what is left; empty if neither is known."""
+    """Why nothing goes on, products so far, and an estimate of what is left; empty if none of these is known."""
 
 
 class Follower:
@@ -45,14 +45,15 @@ class Follower:
         """When the current phase began."""
 
     def step(self, message: dict[str, Any]) -> Step:
-        """Take the next message (phase, fraction, hessian_vector_products, estimate)."""
+        """Take the next message (phase, fraction, reason, hessian_vector_products, estimate)."""
         phase, fraction = str(message.get("phase", "")), message.get("fraction")
         done = float(fraction) if isinstance(fraction, int | float) else None
         if phase not in self._begun:
             self._begun.append(phase)
             self._since = time.monotonic()
         self._estimate = self._estimate or _estimate(message)
-        parts = [*self._products(message, phase), *self._rest(phase, done or 0.0)]
+        reason = [str(message["reason"])] if "reason" in message else []
+        parts = [*reason, *self._products(message, phase), *self._rest(phase, done or 0.0)]
         return Step(f"{self._place(phase)}{phase}", done, ", ".join(parts))
 
     def _place(self, phase: str) -> str:

@@ -61,7 +61,8 @@ def evaluated(
         require_files(model, batch)
         with shown_progress() as progress:
             if url is not None:
-                with connected(url, settings.api_key) as client:
+                patience = timeout or settings.job_seconds
+                with connected(url, settings.api_key, busy_seconds=patience) as client:
                     analysis, report = evaluate_there(
                         *(client, model, batch, options),
                         seconds=timeout,
@@ -83,7 +84,7 @@ def evaluated(
 
 def named_baseline(name: str, url: str, *, settings: Settings) -> Report | None:
     """Fetch a server's baseline of this name; None if there is none yet. End the command if that fails."""
-    with _ending_on_errors(), connected(url, settings.api_key) as client:
+    with _ending_on_errors(), connected(url, settings.api_key, busy_seconds=settings.job_seconds) as client:
         try:
             return client.report(client.baseline(name).analysis)
         except ClientError as error:
@@ -94,7 +95,7 @@ def named_baseline(name: str, url: str, *, settings: Settings) -> Report | None:
 
 def promote(name: str, analysis: str, url: str, *, settings: Settings) -> str:
     """Make an analysis a server's baseline; return what has happened. End the command if that fails."""
-    with _ending_on_errors(), connected(url, settings.api_key) as client:
+    with _ending_on_errors(), connected(url, settings.api_key, busy_seconds=settings.job_seconds) as client:
         try:
             made = client.promote(name, analysis)
         except ClientError as error:

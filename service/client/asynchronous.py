@@ -7,13 +7,24 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from uuid import UUID
 
 from service.client import connection, flows
-from service.client.effects import Call, Effect, Event, Flow, LostError, Open, Reply, Send, Sleep, advanced
+from service.client.effects import (
+    Call,
+    Effect,
+    Event,
+    Flow,
+    Open,
+    ProgressSink,
+    ReadLine,
+    Reply,
+    Run,
+    Send,
+    Sleep,
+    ignore,
+)
 from service.client.files import Source
-from service.client.flows import ProgressSink, Reference, Rules
-from service.client.following import follow, handed_out
+from service.client.flows import Named, Reference, Rules
 from service.client.resources import Analysis, Baseline
 from service.client.retries import Deadline, Session
 from service.policies import Verdict
@@ -37,14 +48,18 @@ class AsyncClient:
     """
 
     def __init__(
-        self, url: str, key: str | None = None, *, retry_seconds: float = 60.0, http: httpx.AsyncClient | None = None
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        retry_seconds: float = 60.0,
+        busy_seconds: float | None = None,
+        http: httpx.AsyncClient | None = None,
     ) -> None:
-        headers = connection.authorization(key)
+        self._session = connection.open_session(url, key, retry_seconds, busy_seconds)
         import httpx
 
         self._http, self._owned = http or httpx.AsyncClient(), http is None
-        self._url, self._headers = url.rstrip("/"), headers
-        self._session = Session(self._url, retry_seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,23 +89,13 @@ class AsyncClient:
         fresh: bool = False,
         idempotency_key: str | None = None,
         within: float | None = None,
-        progress: ProgressSink = flows.ignore,
+        progress: ProgressSink = ignore,
     ) -> Report:
         """As ``Client.analyze``."""
+        wanted = flows.Wanted(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh)
         deadline = Deadline(within)
-        analysis = await self.submit(
-            *(model, batch, options, policy),
-            baseline=baseline,
-            name=name,
-            labels=labels,
-            priority=priority,
-            timeout_s=timeout_s,
-            fresh=fresh,
-            idempotency_key=idempotency_key,
-            within=within,
-            progress=progress,
-        )
-        return await self._run(flows.finished(self._session, str(analysis.id), deadline, progress))
+        flow = flows.analyze(self._session, wanted, key=idempotency_key, deadline=deadline, progress=progress)
+        return await self._run(flow)
 
     async def submit(
         self,
@@ -107,46 +112,35 @@ class AsyncClient:
         fresh: bool = False,
         idempotency_key: str | None = None,
         within: float | None = None,
-        progress: ProgressSink = flows.ignore,
+        progress: ProgressSink = ignore,
     ) -> Analysis:
         """As ``Client.submit``; files are read by threads."""
-        wanted = flows.Wanted(
-            model=model,
-            batch=batch,
-            options=options,
-            policy=policy,
-            baseline=baseline,
-            name=name,
-            labels=labels or {},
-            priority=priority,
-            timeout_s=timeout_s,
-            fresh=fresh,
-        )
+        wanted = flows.Wanted(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh)
         flow = flows.submit(self._session, wanted, key=idempotency_key, deadline=Deadline(within), progress=progress)
         return await self._run(flow)
 
     async def wait(
         self,
-        analysis: Analysis | UUID | str,
+        analysis: Named,
         *,
         within: float | None = None,
-        progress: ProgressSink = flows.ignore,
+        progress: ProgressSink = ignore,
     ) -> Analysis:
         """As ``Client.wait``."""
-        flow = flows.wait(self._session, flows.identifier(analysis), Deadline(within), progress)
+        flow = flows.wait(self._session, analysis, Deadline(within), progress)
         return await self._run(flow)
 
-    async def get(self, analysis: Analysis | UUID | str) -> Analysis:
+    async def get(self, analysis: Named) -> Analysis:
         """As ``Client.get``."""
-        return await self._run(flows.get(self._session, flows.identifier(analysis), Deadline()))
+        return await self._run(flows.get(self._session, analysis))
 
-    async def report(self, analysis: Analysis | UUID | str) -> Report:
+    async def report(self, analysis: Named) -> Report:
         """As ``Client.report``."""
-        return await self._run(flows.report(self._session, analysis, Deadline()))
+        return await self._run(flows.report(self._session, analysis))
 
-    async def cancel(self, analysis: Analysis | UUID | str) -> Analysis:
+    async def cancel(self, analysis: Named) -> Analysis:
         """As ``Client.cancel``."""
-        return await self._run(flows.cancel(self._session, flows.identifier(analysis), Deadline()))
+        return await self._run(flows.cancel(self._session, analysis))
 
     async def compare(
         self,
@@ -157,45 +151,35 @@ class AsyncClient:
         learning_rate: float | None = None,
     ) -> Verdict:
         """As ``Client.compare``."""
-        return await self._run(flows.compare(self._session, candidate, baseline, policy, learning_rate, Deadline()))
+        return await self._run(flows.compare(self._session, candidate, baseline, policy, learning_rate))
 
     async def baseline(self, name: str) -> Baseline:
         """As ``Client.baseline``."""
-        return await self._run(flows.baseline(self._session, name, Deadline()))
+        return await self._run(flows.baseline(self._session, name))
 
-    async def promote(self, name: str, analysis: Analysis | UUID | str, *, allow_older: bool = False) -> Baseline:
+    async def promote(self, name: str, analysis: Named, *, allow_older: bool = False) -> Baseline:
         """As ``Client.promote``."""
-        flow = flows.promote(self._session, name, flows.identifier(analysis), allow_older, Deadline())
-        return await self._run(flow)
+        return await self._run(flows.promote(self._session, name, analysis, allow_older))
 
     async def events(
-        self, analysis: Analysis | UUID | str, *, last_event_id: str | None = None, within: float | None = None
+        self, analysis: Named, *, last_event_id: str | None = None, within: float | None = None
     ) -> AsyncIterator[Event]:
         """As ``Client.events``."""
-        flow = follow(self._session, flows.identifier(analysis), last_event_id, Deadline(within), handed_out)
-        async with _Performer(self._http, self._url, self._headers) as performer:
-            outcome: object = None
-            while True:
-                try:
-                    effect = advanced(flow, outcome)
-                except StopIteration:
-                    return
+        run = Run(flows.events(self._session, analysis, last_event_id, Deadline(within)))
+        async with _Performer(self._http, self._session) as performer:
+            effect = run.after(None)
+            while effect is not None:
                 if isinstance(effect, Event):
                     yield effect
-                    outcome = None
-                else:
-                    outcome = await performer.outcome(effect)
+                effect = run.after(await performer.outcome(effect))
 
     async def _run(self, flow: Flow[T]) -> T:
-        async with _Performer(self._http, self._url, self._headers) as performer:
-            outcome: object = None
-            while True:
-                try:
-                    effect = advanced(flow, outcome)
-                except StopIteration as done:
-                    result: T = done.value
-                    return result
-                outcome = await performer.outcome(effect)
+        run = Run(flow)
+        async with _Performer(self._http, self._session) as performer:
+            effect = run.after(None)
+            while effect is not None:
+                effect = run.after(await performer.outcome(effect))
+        return run.result
 
 
 class _Performer:
@@ -203,14 +187,12 @@ class _Performer:
 
     Args:
         http: Client of httpx.
-        url: Address of the server.
-        headers: Headers of every request.
+        session: Session of the client.
     """
 
-    def __init__(self, http: httpx.AsyncClient, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, http: httpx.AsyncClient, session: Session) -> None:
         self._http = http
-        self._url = url
-        self._headers = headers
+        self._session = session
         self._stream = AsyncExitStack()
         self._lines: AsyncIterator[str] | None = None
 
@@ -235,33 +217,25 @@ class _Performer:
                     return await self._sent(effect)
                 case Open():
                     return await self._opened(effect)
-                case _:
+                case ReadLine():
                     return None if self._lines is None else await anext(self._lines, None)
+                case Event():
+                    return None
         except httpx.TransportError as error:
-            return LostError(str(error) or type(error).__name__)
+            return connection.lost(error)
 
     async def _sent(self, send: Send) -> Reply:
         with ExitStack() as stack:
-            more: dict[str, Any] = {"content": send.content}
-            if send.file is not None and send.file.data:
-                more = {"files": send.file.opened(stack, send.progress)}
-            elif send.file is not None:
-                more = {"content": _chunks(send.file.chunks(send.progress))}
-            response = await self._http.request(
-                send.method,
-                self._url + send.path,
-                headers={**self._headers, **connection.headers(send)},
-                timeout=send.seconds,
-                **more,
-            )
+            wanted = connection.request(self._session, send, stack)
+            if isinstance(wanted.get("content"), Iterator):
+                wanted["content"] = _chunks(wanted["content"])
+            response = await self._http.request(**wanted)
         return connection.reply(response, response.content)
 
     async def _opened(self, stream: Open) -> Reply:
         await self._stream.aclose()
         self._lines = None
-        headers = {**self._headers, **stream.headers}
-        request = self._http.stream("GET", self._url + stream.path, headers=headers, timeout=stream.seconds)
-        response = await self._stream.enter_async_context(request)
+        response = await self._stream.enter_async_context(self._http.stream(**connection.stream(self._session, stream)))
         if response.status_code == 200:
             self._lines = response.aiter_lines()
             return connection.reply(response)

@@ -7,13 +7,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from uuid import UUID
 
 from service.client import connection, flows
-from service.client.effects import Call, Effect, Event, Flow, LostError, Open, Reply, Send, Sleep, advanced
+from service.client.effects import (
+    Call,
+    Effect,
+    Event,
+    Flow,
+    Open,
+    ProgressSink,
+    ReadLine,
+    Reply,
+    Run,
+    Send,
+    Sleep,
+    ignore,
+)
 from service.client.files import Source
-from service.client.flows import ProgressSink, Reference, Rules
-from service.client.following import follow, handed_out
+from service.client.flows import Named, Reference, Rules
 from service.client.resources import Analysis, Baseline
 from service.client.retries import Deadline, Session
 from service.policies import Verdict
@@ -29,13 +40,17 @@ T = TypeVar("T")
 class Client:
     """A client of a service, which blocks; a context manager.
 
-    Requests are repeated while the server is busy (429, 503) or has been lost, with growing, random pauses, for
-    ``retry_seconds``; an analysis is not asked for twice. A server that has never answered is not waited for.
+    Requests are repeated while the server is busy or has been lost, as ``Retry-After`` says or else after growing,
+    random pauses; an analysis is not asked for twice. A server that has never answered is not waited for. What a server
+    of an earlier version does not know of a request, and what changes nothing in the report, is left out with an
+    ``OlderServerWarning``.
 
     Args:
         url: Address of the server.
         key: API key, if the server requires one.
-        retry_seconds: How long a request is repeated.
+        retry_seconds: How long a request is repeated while the server is away (502, 503, 504, or no connection).
+        busy_seconds: How long it is repeated while the server has too much to do (429), such as a full queue; None for
+            ``retry_seconds``.
         http: Client of httpx to use, such as one with a proxy or certificates; it is not closed.
 
     Examples:
@@ -49,14 +64,18 @@ class Client:
     """
 
     def __init__(
-        self, url: str, key: str | None = None, *, retry_seconds: float = 60.0, http: httpx.Client | None = None
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        retry_seconds: float = 60.0,
+        busy_seconds: float | None = None,
+        http: httpx.Client | None = None,
     ) -> None:
-        headers = connection.authorization(key)
+        self._session = connection.open_session(url, key, retry_seconds, busy_seconds)
         import httpx
 
         self._http, self._owned = http or httpx.Client(), http is None
-        self._url, self._headers = url.rstrip("/"), headers
-        self._session = Session(self._url, retry_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +105,7 @@ class Client:
         fresh: bool = False,
         idempotency_key: str | None = None,
         within: float | None = None,
-        progress: ProgressSink = flows.ignore,
+        progress: ProgressSink = ignore,
     ) -> Report:
         """Analyse on the server and return the report.
 
@@ -97,20 +116,10 @@ class Client:
             ClientError: if a request fails, the analysis ends without a report, or the time is up: it then goes on.
             EngineError, OSError: as ``submit``.
         """
+        wanted = flows.Wanted(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh)
         deadline = Deadline(within)
-        analysis = self.submit(
-            *(model, batch, options, policy),
-            baseline=baseline,
-            name=name,
-            labels=labels,
-            priority=priority,
-            timeout_s=timeout_s,
-            fresh=fresh,
-            idempotency_key=idempotency_key,
-            within=within,
-            progress=progress,
-        )
-        return self._run(flows.finished(self._session, str(analysis.id), deadline, progress))
+        flow = flows.analyze(self._session, wanted, key=idempotency_key, deadline=deadline, progress=progress)
+        return self._run(flow)
 
     def submit(
         self,
@@ -127,7 +136,7 @@ class Client:
         fresh: bool = False,
         idempotency_key: str | None = None,
         within: float | None = None,
-        progress: ProgressSink = flows.ignore,
+        progress: ProgressSink = ignore,
     ) -> Analysis:
         """Ask for an analysis and return it, queued or, if an equal one has a report, ended.
 
@@ -153,27 +162,16 @@ class Client:
             PolicyError: if the policy's file is not valid.
             OSError: if a file can't be read.
         """
-        wanted = flows.Wanted(
-            model=model,
-            batch=batch,
-            options=options,
-            policy=policy,
-            baseline=baseline,
-            name=name,
-            labels=labels or {},
-            priority=priority,
-            timeout_s=timeout_s,
-            fresh=fresh,
-        )
+        wanted = flows.Wanted(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh)
         flow = flows.submit(self._session, wanted, key=idempotency_key, deadline=Deadline(within), progress=progress)
         return self._run(flow)
 
     def wait(
         self,
-        analysis: Analysis | UUID | str,
+        analysis: Named,
         *,
         within: float | None = None,
-        progress: ProgressSink = flows.ignore,
+        progress: ProgressSink = ignore,
     ) -> Analysis:
         """Wait until an analysis has ended, in whatever state, and return it.
 
@@ -185,25 +183,25 @@ class Client:
         Raises:
             ClientError: if a request fails or the time is up.
         """
-        flow = flows.wait(self._session, flows.identifier(analysis), Deadline(within), progress)
+        flow = flows.wait(self._session, analysis, Deadline(within), progress)
         return self._run(flow)
 
-    def get(self, analysis: Analysis | UUID | str) -> Analysis:
+    def get(self, analysis: Named) -> Analysis:
         """Return an analysis as it is now; raises ClientError."""
-        return self._run(flows.get(self._session, flows.identifier(analysis), Deadline()))
+        return self._run(flows.get(self._session, analysis))
 
-    def report(self, analysis: Analysis | UUID | str) -> Report:
+    def report(self, analysis: Named) -> Report:
         """Return the report of an analysis that has succeeded.
 
         Raises:
             ClientError: ``report_not_ready`` or ``no_report`` if there is none; if ``wait`` has returned the analysis,
                 the error with which it ended.
         """
-        return self._run(flows.report(self._session, analysis, Deadline()))
+        return self._run(flows.report(self._session, analysis))
 
-    def cancel(self, analysis: Analysis | UUID | str) -> Analysis:
+    def cancel(self, analysis: Named) -> Analysis:
         """Cancel an analysis; raises ClientError ``analysis_final`` if it has ended in another way."""
-        return self._run(flows.cancel(self._session, flows.identifier(analysis), Deadline()))
+        return self._run(flows.cancel(self._session, analysis))
 
     def compare(
         self,
@@ -224,13 +222,13 @@ class Client:
         Raises:
             ClientError: if the request fails.
         """
-        return self._run(flows.compare(self._session, candidate, baseline, policy, learning_rate, Deadline()))
+        return self._run(flows.compare(self._session, candidate, baseline, policy, learning_rate))
 
     def baseline(self, name: str) -> Baseline:
         """Return the baseline of this name; raises ClientError ``baseline_not_found`` if there is none."""
-        return self._run(flows.baseline(self._session, name, Deadline()))
+        return self._run(flows.baseline(self._session, name))
 
-    def promote(self, name: str, analysis: Analysis | UUID | str, *, allow_older: bool = False) -> Baseline:
+    def promote(self, name: str, analysis: Named, *, allow_older: bool = False) -> Baseline:
         """Make an analysis the baseline of this name.
 
         Args:
@@ -241,11 +239,10 @@ class Client:
         Raises:
             ClientError: ``baseline_newer`` if the baseline was requested later; others if the analysis can't be one.
         """
-        flow = flows.promote(self._session, name, flows.identifier(analysis), allow_older, Deadline())
-        return self._run(flow)
+        return self._run(flows.promote(self._session, name, analysis, allow_older))
 
     def events(
-        self, analysis: Analysis | UUID | str, *, last_event_id: str | None = None, within: float | None = None
+        self, analysis: Named, *, last_event_id: str | None = None, within: float | None = None
     ) -> Iterator[Event]:
         """Yield the events of an analysis until it has ended; a broken stream is resumed.
 
@@ -257,30 +254,21 @@ class Client:
         Raises:
             ClientError: if the analysis does not exist, the server stays away, or the time is up.
         """
-        flow = follow(self._session, flows.identifier(analysis), last_event_id, Deadline(within), handed_out)
-        with _Performer(self._http, self._url, self._headers) as performer:
-            outcome: object = None
-            while True:
-                try:
-                    effect = advanced(flow, outcome)
-                except StopIteration:
-                    return
+        run = Run(flows.events(self._session, analysis, last_event_id, Deadline(within)))
+        with _Performer(self._http, self._session) as performer:
+            effect = run.after(None)
+            while effect is not None:
                 if isinstance(effect, Event):
                     yield effect
-                    outcome = None
-                else:
-                    outcome = performer.outcome(effect)
+                effect = run.after(performer.outcome(effect))
 
     def _run(self, flow: Flow[T]) -> T:
-        with _Performer(self._http, self._url, self._headers) as performer:
-            outcome: object = None
-            while True:
-                try:
-                    effect = advanced(flow, outcome)
-                except StopIteration as done:
-                    result: T = done.value
-                    return result
-                outcome = performer.outcome(effect)
+        run = Run(flow)
+        with _Performer(self._http, self._session) as performer:
+            effect = run.after(None)
+            while effect is not None:
+                effect = run.after(performer.outcome(effect))
+        return run.result
 
 
 class _Performer:
@@ -288,14 +276,12 @@ class _Performer:
 
     Args:
         http: Client of httpx.
-        url: Address of the server.
-        headers: Headers of every request.
+        session: Session of the client.
     """
 
-    def __init__(self, http: httpx.Client, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, http: httpx.Client, session: Session) -> None:
         self._http = http
-        self._url = url
-        self._headers = headers
+        self._session = session
         self._stream = ExitStack()
         self._lines: Iterator[str] | None = None
 
@@ -320,33 +306,23 @@ class _Performer:
                     return self._sent(effect)
                 case Open():
                     return self._opened(effect)
-                case _:
+                case ReadLine():
                     return None if self._lines is None else next(self._lines, None)
+                case Event():
+                    return None
         except httpx.TransportError as error:
-            return LostError(str(error) or type(error).__name__)
+            return connection.lost(error)
 
     def _sent(self, send: Send) -> Reply:
         with ExitStack() as stack:
-            more: dict[str, Any] = {"content": send.content}
-            if send.file is not None and send.file.data:
-                more = {"files": send.file.opened(stack, send.progress)}
-            elif send.file is not None:
-                more = {"content": send.file.chunks(send.progress)}
-            response = self._http.request(
-                send.method,
-                self._url + send.path,
-                headers={**self._headers, **connection.headers(send)},
-                timeout=send.seconds,
-                **more,
-            )
+            wanted = connection.request(self._session, send, stack)
+            response = self._http.request(**wanted)
         return connection.reply(response, response.content)
 
     def _opened(self, stream: Open) -> Reply:
         self._stream.close()
         self._lines = None
-        headers = {**self._headers, **stream.headers}
-        request = self._http.stream("GET", self._url + stream.path, headers=headers, timeout=stream.seconds)
-        response = self._stream.enter_context(request)
+        response = self._stream.enter_context(self._http.stream(**connection.stream(self._session, stream)))
         if response.status_code == 200:
             self._lines = response.iter_lines()
             return connection.reply(response)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from service.client.effects import Reply, Send
+from service.client.effects import LostError, Open, Reply, Send
+from service.client.retries import Session
 
 if TYPE_CHECKING:
     import httpx
 
 
-def authorization(key: str | None) -> dict[str, str]:
-    """Return the headers of every request, after checking that httpx is installed.
+def open_session(url: str, key: str | None, retry_seconds: float, busy_seconds: float | None) -> Session:
+    """Return what all requests of a client share, after checking that httpx is installed.
 
     Raises:
         ModuleNotFoundError: if httpx is not installed; the message says what to install.
@@ -24,15 +26,35 @@ def authorization(key: str | None) -> dict[str, str]:
     text = (key or "").strip()
     if not (text.isascii() and text.isprintable()):
         raise ValueError("The API key contains characters that no key has.")
-    return {"Authorization": f"Bearer {text}"} if text else {}
+    headers = {"Authorization": f"Bearer {text}"} if text else {}
+    return Session(url.rstrip("/"), retry_seconds, retry_seconds if busy_seconds is None else busy_seconds, headers)
 
 
-def headers(send: Send) -> dict[str, str]:
-    """Return the headers of a request, with the length of a file that is its whole body."""
-    found = dict(send.headers)
-    if send.file is not None and not send.file.data:
-        found |= {"Content-Type": "application/octet-stream", "Content-Length": str(send.file.size)}
-    return found
+def request(session: Session, send: Send, stack: ExitStack) -> dict[str, Any]:
+    """Return the arguments of httpx's ``request``.
+
+    Args:
+        session: Session of the client.
+        send: What to send.
+        stack: Closes the files of the request.
+    """
+    headers, body = {**session.headers, **send.headers}, dict[str, Any](content=send.content)
+    if send.file is not None and send.file.data:
+        body = {"files": send.file.opened(stack, send.progress)}
+    elif send.file is not None:
+        body = {"content": send.file.chunks(send.progress)}
+        headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(send.file.size)}
+    return {"method": send.method, "url": session.url + send.path, "headers": headers, "timeout": send.seconds, **body}
+
+
+def stream(session: Session, wanted: Open) -> dict[str, Any]:
+    """Return the arguments of httpx's ``stream``."""
+    headers = {**session.headers, **wanted.headers}
+    return {"method": "GET", "url": session.url + wanted.path, "headers": headers, "timeout": wanted.seconds}
+
+
+def lost(error: httpx.TransportError) -> LostError:
+    return LostError(str(error) or type(error).__name__)
 
 
 def reply(response: httpx.Response, body: bytes = b"") -> Reply:

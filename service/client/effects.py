@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from service.client.files import File
 
@@ -90,13 +90,42 @@ class Event:
     id: str
 
 
+ProgressSink: TypeAlias = Callable[[dict[str, Any]], object]
+"""Called with ``phase`` and ``fraction``, while an analysis runs with what is certified so far, and while the server is
+busy with its ``reason``."""
+
 Effect: TypeAlias = Call | Sleep | Send | Open | ReadLine | Event
-"""An ``Event`` is for the caller of ``events``."""
+"""An ``Event`` is for the caller of ``events``, and has no outcome."""
 
 T = TypeVar("T")
 Flow: TypeAlias = Generator[Effect, Any, T]
 
 
-def advanced(flow: Flow[Any], outcome: object) -> Effect:
-    """Send an outcome into a flow, or throw it if the connection was lost; return the next effect."""
-    return flow.throw(outcome) if isinstance(outcome, LostError) else flow.send(outcome)
+def ignore(message: dict[str, Any]) -> None:
+    """The progress that nobody asked for."""
+
+
+class Run(Generic[T]):
+    """A flow that a client goes through, effect by effect.
+
+    Args:
+        flow: The flow, which has not begun.
+    """
+
+    result: T
+    """What the flow returns; set once there is no effect left."""
+
+    def __init__(self, flow: Flow[T]) -> None:
+        self._flow = flow
+
+    def after(self, outcome: object) -> Effect | None:
+        """Return what to do after the last effect had this outcome, at first None; None at the end of the flow.
+
+        Raises:
+            What the flow raises.
+        """
+        try:
+            return self._flow.throw(outcome) if isinstance(outcome, LostError) else self._flow.send(outcome)
+        except StopIteration as done:
+            self.result = done.value
+            return None

@@ -26,6 +26,9 @@ class ClientError(Exception):
         state: Final state of that analysis, if it ended without a report.
         details: Facts for programs.
 
+    Attributes:
+        retry_after: Seconds after which the server wants to be asked again; None if it does not say.
+
     Examples:
         >>> raise ClientError("The queue is full.", code="queue_full", status=429)
         Traceback (most recent call last):
@@ -53,10 +56,15 @@ class ClientError(Exception):
         self.analysis = analysis
         self.state = state
         self.details = dict(details or {})
+        self.retry_after: float | None = None
 
     def __str__(self) -> str:
         fields = "".join(f"\n{item.pointer}: {item.detail}" for item in self.errors)
         return f"{self.detail}{fields} [{self.code}]" + (f"\n{self.advice}" if self.advice else "")
+
+
+class OlderServerWarning(UserWarning):
+    """A server does not know a part of a request, which was left out."""
 
 
 def problem(status: int, body: bytes) -> ClientError:

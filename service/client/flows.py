@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
@@ -13,12 +13,13 @@ from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ValidationError
 
-from service.client.effects import STORE_SECONDS, Call, Event, Flow, Reply, Send
+from service.client.effects import STORE_SECONDS, Call, Event, Flow, ProgressSink, Reply, Send
 from service.client.errors import ClientError
 from service.client.files import File, Source, batch_file, model_file, name_of
-from service.client.following import follow
+from service.client.following import follow, handed_out
+from service.client.older import is_about_unknown_fields, without_unknown_fields
 from service.client.resources import Analysis, Baseline
-from service.client.retries import Deadline, Session, request
+from service.client.retries import UNLIMITED, Deadline, Session, request
 from service.policies import Policy, Verdict, load_policy
 from wsb_engine.options import Options
 from wsb_engine.report import Report
@@ -27,8 +28,8 @@ Rules: TypeAlias = Policy | Mapping[str, Any] | str | os.PathLike[str]
 """A policy, or the path of its file."""
 Reference: TypeAlias = Report | Analysis | UUID | str
 """A report, or the analysis that has it."""
-ProgressSink: TypeAlias = Callable[[dict[str, Any]], object]
-"""Called with ``phase`` and ``fraction``, and while an analysis runs with what is certified so far."""
+Named: TypeAlias = Analysis | UUID | str
+"""An analysis, or its identifier."""
 
 Resource = TypeVar("Resource", bound=BaseModel)
 
@@ -36,13 +37,9 @@ _PROGRESS_BYTES = 1 << 20
 """Shortest distance between two messages about the progress of an upload."""
 
 
-def ignore(message: dict[str, Any]) -> None:
-    """The progress that nobody asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Wanted:
-    """An analysis to ask for; the fields are those of the request of the HTTP API."""
+    """An analysis to ask for: what ``Client.submit`` takes, in its order."""
 
     model: Source
     batch: Source
@@ -50,7 +47,7 @@ class Wanted:
     policy: Rules | None = None
     baseline: Reference | None = None
     name: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] | None = None
     priority: int = 0
     timeout_s: float | None = None
     fresh: bool = False
@@ -67,7 +64,7 @@ class Wanted:
             "name": self.name,
             "model_name": name_of(self.model),
             "batch_name": name_of(self.batch),
-            "labels": dict(self.labels) or None,
+            "labels": dict(self.labels or {}) or None,
             "priority": self.priority or None,
             "timeout_s": self.timeout_s,
             "fresh": self.fresh or None,
@@ -83,30 +80,35 @@ def submit(
     headers = {"Idempotency-Key": key or uuid4().hex, "Content-Type": "application/json"}
     files = yield Call(wanted.files)
     settings = yield Call(wanted.settings)
-    for attempt in (1, 2):
-        total = 0
-        sent = _Sent(progress)
-        missing = []
-        for file in files:
-            if file.content is not None and not (yield from _has(session, file, deadline)):
-                missing.append(file)
-                total += file.size
-        sent.total = total
-        for file in missing:
-            yield from _upload(session, file, deadline, sent)
-        names = dict(zip(("model", "batch"), (file.identifier for file in files), strict=True))
+    names = dict(zip(("model", "batch"), (file.identifier for file in files), strict=True))
+    yield from _send_missing(session, files, deadline, progress)
+    was_lost = was_refused = False
+    while True:
         body = json.dumps({**settings, **names}).encode()
         try:
-            reply = yield from request(session, Send("POST", "/v1/analyses", headers, body), deadline)
+            reply = yield from request(session, Send("POST", "/v1/analyses", headers, body), deadline, progress)
+            return _parsed(Analysis, reply)
         except ClientError as error:
-            if error.code != "blob_not_found" or attempt == 2:
-                raise  # else deleted in between
-        else:
-            return _analysis(reply)
-    raise AssertionError("the second attempt returns or raises")
+            if error.code == "blob_not_found" and not was_lost:  # deleted in between
+                was_lost = True
+                yield from _send_missing(session, files, deadline, progress)
+            elif is_about_unknown_fields(error) and not was_refused:
+                was_refused = True
+                settings = yield from without_unknown_fields(session, settings, error, deadline)
+            else:
+                raise
 
 
-def wait(session: Session, analysis: str, deadline: Deadline, progress: ProgressSink) -> Flow[Analysis]:
+def analyze(
+    session: Session, wanted: Wanted, *, key: str | None, deadline: Deadline, progress: ProgressSink
+) -> Flow[Report]:
+    """Ask for an analysis, wait until it has ended, and return its report."""
+    analysis = yield from submit(session, wanted, key=key, deadline=deadline, progress=progress)
+    ended = yield from wait(session, analysis, deadline, progress)
+    return (yield from report(session, ended, deadline))
+
+
+def wait(session: Session, analysis: Named, deadline: Deadline, progress: ProgressSink) -> Flow[Analysis]:
     """Wait until an analysis has ended."""
 
     def told(event: Event) -> Flow[None]:
@@ -115,19 +117,26 @@ def wait(session: Session, analysis: str, deadline: Deadline, progress: Progress
             progress(found)
         yield from ()
 
-    yield from follow(session, analysis, None, deadline, told)
+    yield from follow(session, identifier(analysis), None, deadline, told)
     return (yield from get(session, analysis, deadline))
 
 
-def get(session: Session, analysis: str, deadline: Deadline) -> Flow[Analysis]:
-    return _analysis((yield from request(session, Send("GET", f"/v1/analyses/{analysis}"), deadline)))
+def events(session: Session, analysis: Named, last_event_id: str | None, deadline: Deadline) -> Flow[None]:
+    """Give the caller the events of an analysis until it has ended."""
+    return follow(session, identifier(analysis), last_event_id, deadline, handed_out)
 
 
-def cancel(session: Session, analysis: str, deadline: Deadline) -> Flow[Analysis]:
-    return _analysis((yield from request(session, Send("POST", f"/v1/analyses/{analysis}/cancel"), deadline)))
+def get(session: Session, analysis: Named, deadline: Deadline = UNLIMITED) -> Flow[Analysis]:
+    send = Send("GET", f"/v1/analyses/{identifier(analysis)}")
+    return _parsed(Analysis, (yield from request(session, send, deadline)))
 
 
-def report(session: Session, analysis: Analysis | UUID | str, deadline: Deadline) -> Flow[Report]:
+def cancel(session: Session, analysis: Named) -> Flow[Analysis]:
+    send = Send("POST", f"/v1/analyses/{identifier(analysis)}/cancel")
+    return _parsed(Analysis, (yield from request(session, send, UNLIMITED)))
+
+
+def report(session: Session, analysis: Named, deadline: Deadline = UNLIMITED) -> Flow[Report]:
     """Fetch a report; of an analysis that has ended without one, raise its error."""
     if isinstance(analysis, Analysis) and analysis.has_ended and analysis.state != "succeeded":
         raise without_report(analysis)
@@ -136,19 +145,8 @@ def report(session: Session, analysis: Analysis | UUID | str, deadline: Deadline
     return _parsed(Report, reply)
 
 
-def finished(session: Session, analysis: str, deadline: Deadline, progress: ProgressSink) -> Flow[Report]:
-    """Wait for an analysis and return its report."""
-    ended = yield from wait(session, analysis, deadline, progress)
-    return (yield from report(session, ended, deadline))
-
-
 def compare(
-    session: Session,
-    candidate: Reference,
-    baseline: Reference | None,
-    policy: Rules,
-    learning_rate: float | None,
-    deadline: Deadline,
+    session: Session, candidate: Reference, baseline: Reference | None, policy: Rules, learning_rate: float | None
 ) -> Flow[Verdict]:
     rules = yield Call(lambda: policy_document(policy))
     given = {
@@ -159,22 +157,22 @@ def compare(
     }
     body = json.dumps({name: value for name, value in given.items() if value is not None}).encode()
     headers = {"Content-Type": "application/json"}
-    reply = yield from request(session, Send("POST", "/v1/comparisons", headers, body), deadline)
+    reply = yield from request(session, Send("POST", "/v1/comparisons", headers, body), UNLIMITED)
     return Verdict.model_validate(reply.json()["verdict"])
 
 
-def baseline(session: Session, name: str, deadline: Deadline) -> Flow[Baseline]:
-    reply = yield from request(session, Send("GET", f"/v1/baselines/{quote(name, safe='')}"), deadline)
-    return _parsed(Baseline, reply)
+def baseline(session: Session, name: str) -> Flow[Baseline]:
+    send = Send("GET", f"/v1/baselines/{quote(name, safe='')}")
+    return _parsed(Baseline, (yield from request(session, send, UNLIMITED)))
 
 
-def promote(session: Session, name: str, analysis: str, allow_older: bool, deadline: Deadline) -> Flow[Baseline]:
-    body = json.dumps({"analysis": analysis, "allow_older": allow_older}).encode()
+def promote(session: Session, name: str, analysis: Named, allow_older: bool) -> Flow[Baseline]:
+    body = json.dumps({"analysis": identifier(analysis), "allow_older": allow_older}).encode()
     send = Send("PUT", f"/v1/baselines/{quote(name, safe='')}", {"Content-Type": "application/json"}, body)
-    return _parsed(Baseline, (yield from request(session, send, deadline)))
+    return _parsed(Baseline, (yield from request(session, send, UNLIMITED)))
 
 
-def identifier(analysis: Analysis | UUID | str) -> str:
+def identifier(analysis: Named) -> str:
     """Return the identifier of an analysis."""
     return str(analysis.id if isinstance(analysis, Analysis) else analysis)
 
@@ -215,6 +213,17 @@ def _document(given: BaseModel | Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
+def _send_missing(session: Session, files: Sequence[File], deadline: Deadline, progress: ProgressSink) -> Flow[None]:
+    """Send the files that the server does not have."""
+    missing = []
+    for file in files:
+        if file.content is not None and not (yield from _has(session, file, deadline)):
+            missing.append(file)
+    sent = _Sent(progress, sum(file.size for file in missing))
+    for file in missing:
+        yield from _upload(session, file, deadline, sent)
+
+
 def _has(session: Session, file: File, deadline: Deadline) -> Flow[bool]:
     """Ask whether the server has the file; not by HEAD, whose errors say nothing."""
     try:
@@ -240,12 +249,12 @@ class _Sent:
 
     Args:
         progress: Called from time to time.
+        total: Bytes of all files.
     """
 
-    def __init__(self, progress: ProgressSink) -> None:
-        self.total = 0
-        """Bytes of all files."""
+    def __init__(self, progress: ProgressSink, total: int) -> None:
         self._progress = progress
+        self._total = total
         self._sent = self._reported = 0
 
     def add(self, size: int) -> None:
@@ -253,11 +262,7 @@ class _Sent:
         if self._sent >= self._reported + _PROGRESS_BYTES:
             self._reported = self._sent
             # More than all is sent if a request is repeated.
-            self._progress({"phase": "upload", "fraction": min(1.0, self._sent / self.total)})
-
-
-def _analysis(reply: Reply) -> Analysis:
-    return _parsed(Analysis, reply)
+            self._progress({"phase": "upload", "fraction": min(1.0, self._sent / self._total)})
 
 
 def _parsed(schema: type[Resource], reply: Reply) -> Resource:

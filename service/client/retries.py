@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from service.client.effects import Flow, LostError, Open, Reply, Send, Sleep
+from service.client.effects import Flow, LostError, Open, ProgressSink, Reply, Send, Sleep, ignore
 from service.client.errors import DEADLINE, UNREACHABLE, ClientError, problem
 
-AGAIN = frozenset({429, 502, 503, 504})
+BUSY = 429
+AGAIN = frozenset({BUSY, 502, 503, 504})
 """Statuses of a service, or of a proxy before it, that is busy or away."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0
 _LEAST_SECONDS = 0.1
@@ -24,12 +26,16 @@ class Session:
     """What the requests of one client share.
 
     Args:
-        url: Address of the server, for messages.
-        retry_seconds: How long a request is repeated.
+        url: Address of the server.
+        retry_seconds: How long a request is repeated while the server is away.
+        busy_seconds: How long it is repeated while the server has too much to do (429).
+        headers: Headers of every request.
     """
 
     url: str
     retry_seconds: float
+    busy_seconds: float
+    headers: Mapping[str, str]
     answered: bool = False
     """True once the server has answered: before, an address that does not answer is taken to be wrong."""
 
@@ -60,6 +66,9 @@ class Deadline:
             raise ClientError(text, code=DEADLINE, advice=advice, analysis=analysis)
 
 
+UNLIMITED = Deadline()
+
+
 def delay(attempt: int, wanted: float | None = None) -> float:
     """Return the seconds before the next attempt.
 
@@ -82,30 +91,38 @@ def retry_after(reply: Reply) -> float | None:
     return None
 
 
-def request(session: Session, send: Send, deadline: Deadline) -> Flow[Reply]:
+def request(session: Session, send: Send, deadline: Deadline, progress: ProgressSink = ignore) -> Flow[Reply]:
     """Send until the server answers with something other than "later"; return a response below 400.
+
+    Args:
+        session: What requests share.
+        send: The request.
+        deadline: When to give up, however patient the session is.
+        progress: Called before each pause.
 
     Raises:
         ClientError: if the response is an error, or there is none in time.
     """
-    patience, attempt = Deadline(session.retry_seconds), 0
+    patience, busy, attempt = Deadline(session.retry_seconds), Deadline(session.busy_seconds), 0
     while True:
         deadline.check()
         attempt += 1
         try:
             reply: Reply = yield replace(send, seconds=min(send.seconds, max(deadline.left, _LEAST_SECONDS)))
         except LostError as lost:
-            error, wanted = unreachable(session, lost), None
-            again = session.answered
+            error = unreachable(session, lost)
+            again, left = session.answered, patience.left
         else:
             session.answered = True
             if reply.status < 400:
                 return reply
-            error, wanted = problem(reply.status, reply.body), retry_after(reply)
-            again = reply.status in AGAIN
-        pause = delay(attempt, wanted)
-        if not again or pause > min(patience.left, deadline.left):
+            error = problem(reply.status, reply.body)
+            error.retry_after = retry_after(reply)
+            again, left = reply.status in AGAIN, (busy if reply.status == BUSY else patience).left
+        pause = delay(attempt, error.retry_after)
+        if not again or pause > min(left, deadline.left):
             raise error
+        progress({"phase": "busy", "reason": error.detail})
         yield Sleep(pause)
 
 

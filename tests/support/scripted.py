@@ -82,7 +82,7 @@ class Scripted:
         return [request for request in self.seen if f"{request.method} {request.url.path}" == line]
 
 
-def called(kind: Kind, server: Scripted, name: str, *values: Any, **options: Any) -> Any:
+def called(kind: Kind, server: Scripted, name: str, /, *values: Any, **options: Any) -> Any:
     """The outcome of a method of a client that talks to the server; of ``events``, their list."""
 
     async def act() -> Any:

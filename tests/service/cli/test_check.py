@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from support.command import wsb
 from support.forms import full
-from support.service import npz_batch, onnx_mlp, running_service
+from support.service import StartService, npz_batch, onnx_mlp, running_service, submit
 
 from service.policies import Verdict
 from service.settings import Settings
@@ -101,6 +101,20 @@ def test_an_analysis_without_a_report_ends_as_analyze_does(
     flags = ("--url", server, "--output", output, "--timeout", "1")
     result = wsb("check", *files, "--policy", policy(tmp_path, PASSING), *flags)
     assert (result.returncode, result.stdout) == (code, "")
+
+
+def test_a_server_that_stays_busy_ends_with_3_and_says_what_to_do(
+    start_service: StartService, files: tuple[str, str], tmp_path: Path
+) -> None:
+    service = start_service(worker=False, max_queue=1)
+    content = {name: Path(path).read_bytes() for name, path in zip(("model", "batch"), files, strict=True)}
+    submit(service, content)
+    flags = ("--policy", policy(tmp_path, PASSING), "--url", service.url, "--timeout", "6")
+    result = wsb("check", *files, *flags, "--seed", "1")
+    assert result.returncode == 3, result.stderr
+    assert "busy, The limit on queued analyses, 1, is reached." in result.stderr
+    for told in ("[queue_full]", "no longer than 6 seconds", "again in 5 seconds", "longer --timeout", "WSB_MAX_QUEUE"):
+        assert told in result.stderr
 
 
 @pytest.mark.slow

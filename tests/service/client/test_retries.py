@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
+import json
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -79,6 +81,35 @@ def test_a_busy_or_lost_server_is_asked_again_for_the_same_analysis(
     assert all(0.5 <= other <= 4 for other in others)
 
 
+@EITHER
+def test_what_a_call_is_given_is_what_the_server_gets(server: Scripted, kind: Kind) -> None:
+    settings = {
+        "labels": {"run": "a"},
+        "name": "mine",
+        "priority": 3,
+        "timeout_s": 7.5,
+        "fresh": True,
+        "baseline": "main",
+    }
+    rules = {"rule": [{"metric": "loss.value", "op": "<=", "limit": 1}]}
+    called(kind, server, "submit", MODEL, BATCH, {"seed": 4}, rules, **settings)
+    expected = {"model": named(MODEL), "batch": named(BATCH), "options": {"seed": 4}, "policy": rules, **settings}
+    assert json.loads(server.requests(POST)[0].content) == expected
+
+
+def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
+    def methods(client: type) -> dict[str, dict[str, Any]]:
+        found = {name: value for name, value in vars(client).items() if not name.startswith("_") and callable(value)}
+        return {
+            name.removeprefix("a") if name == "aclose" else name: dict(inspect.signature(value).parameters)
+            for name, value in found.items()
+        }
+
+    assert methods(Client) == methods(AsyncClient)
+    own = inspect.signature(Client).parameters.keys()
+    assert own == inspect.signature(AsyncClient).parameters.keys()
+
+
 def test_two_analyses_have_keys_of_their_own_unless_one_is_given(server: Scripted) -> None:
     for key in (None, None, "mine"):
         called("blocking", server, "submit", MODEL, BATCH, idempotency_key=key)
@@ -99,6 +130,29 @@ def test_a_server_that_stays_busy_is_given_up_within_the_limit(
     with pytest.raises(ClientError, match="Not so"):
         called("blocking", server, "submit", MODEL, BATCH, within=5)
     assert pauses == []
+
+
+def test_a_busy_server_may_be_given_more_time_than_one_that_is_away(server: Scripted, pauses: list[float]) -> None:
+    busy = problem(429, "queue_full", **{"retry-after": "90"})
+    seen: list[dict[str, Any]] = []
+    with (
+        httpx.Client(transport=httpx.MockTransport(server.sync)) as http,
+        Client("http://there", http=http, busy_seconds=100) as client,
+    ):
+        server.on(POST, busy, busy, httpx.Response(202, json=analysis()))
+        assert str(client.submit(MODEL, BATCH, progress=seen.append).id) == ID
+        assert [pause // 1 for pause in pauses] == [90, 90]
+        assert [message for message in seen if message["phase"] == "busy"] == 2 * [
+            {"phase": "busy", "reason": "Not so."}
+        ]
+        server.on(POST, problem(429, "queue_full", **{"retry-after": "101"}))
+        with pytest.raises(ClientError, match="Not so") as caught:
+            client.submit(MODEL, BATCH)
+        assert caught.value.retry_after == 101
+        server.on(POST, problem(503, "database_unavailable", **{"retry-after": "61"}))
+        with pytest.raises(ClientError, match="Not so"):
+            client.submit(MODEL, BATCH)
+    assert len(pauses) == 2
 
 
 @EITHER
