@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from service.analyses.table import AnalysisRow, State
@@ -85,19 +85,30 @@ async def listed(context: Context, tenant: str, listing: Listing, *, limit: int,
     Raises:
         InvalidRequestError: if the cursor is of another order.
     """
-    query = _filtered(listing).where(AnalysisRow.tenant == tenant)
-    column = _COLUMNS.get(listing.sort.removeprefix("-"))
-    falls = listing.sort.startswith("-")
-    if after is not None:
-        query = query.where(_beyond(column, after, falls=falls))
-    if column is not None:
-        query = query.order_by((column.desc() if falls else column.asc()).nulls_last())
-    newest_first = column is not None or falls
-    query = query.order_by(AnalysisRow.sequence.desc() if newest_first else AnalysisRow.sequence.asc())
+    rows: list[AnalysisRow] = []
     async with context.database.transaction() as session:
-        found = await session.stream_scalars(query.limit(limit + 1).execution_options(yield_per=_AT_ONCE))
-        rows = await found.all()
-    return Page(rows[:limit], _cursor(column, rows[limit - 1]) if len(rows) > limit else None)
+        for part in queries(tenant, listing, after):
+            wanted = part.limit(limit + 1 - len(rows)).execution_options(yield_per=_AT_ONCE)
+            rows += await (await session.stream_scalars(wanted)).all()
+            if len(rows) > limit:
+                break
+    return Page(rows[:limit], _cursor(listing, rows[limit - 1]) if len(rows) > limit else None)
+
+
+def queries(tenant: str, listing: Listing, after: str | None) -> list[Select[AnalysisRow]]:
+    """Return the queries whose rows, one query after the other, are what comes after a cursor.
+
+    Raises:
+        InvalidRequestError: if the cursor is of another order.
+    """
+    query = _filtered(listing).where(AnalysisRow.tenant == tenant)
+    column, falls = _column(listing), listing.sort.startswith("-")
+    return _by_age(query, after, falls=falls) if column is None else _by_number(query, column, after, falls=falls)
+
+
+def _column(listing: Listing) -> InstrumentedAttribute[Any] | None:
+    """Return the column of the number that the list is ordered by; None if it is ordered by age."""
+    return _COLUMNS.get(listing.sort.removeprefix("-"))
 
 
 def _filtered(listing: Listing) -> Select[AnalysisRow]:
@@ -116,24 +127,54 @@ def _filtered(listing: Listing) -> Select[AnalysisRow]:
     return query
 
 
-def _cursor(column: InstrumentedAttribute[Any] | None, row: AnalysisRow) -> str:
+def _cursor(listing: Listing, row: AnalysisRow) -> str:
+    column = _column(listing)
     if column is None:
         return str(row.sequence)
     value = getattr(row, column.key)
     return f"{row.sequence}:{'null' if value is None else repr(value)}"
 
 
-def _beyond(column: InstrumentedAttribute[Any] | None, after: str, *, falls: bool) -> ColumnElement[bool]:
-    """Return the condition of being on a later page."""
+def _by_age(query: Select[AnalysisRow], after: str | None, *, falls: bool) -> list[Select[AnalysisRow]]:
+    """Return the query of what comes after a cursor, in order of creation."""
+    if after is not None:
+        sequence, _ = _place(after, numbers=False)
+        query = query.where(AnalysisRow.sequence < sequence if falls else AnalysisRow.sequence > sequence)
+    return [query.order_by(AnalysisRow.sequence.desc() if falls else AnalysisRow.sequence.asc())]
+
+
+def _by_number(
+    query: Select[AnalysisRow], column: InstrumentedAttribute[Any], after: str | None, *, falls: bool
+) -> list[Select[AnalysisRow]]:
+    """Return the queries of what comes after a cursor: of the analyses with the number, then of those without.
+
+    Two queries, because each of them is a range of an index, and both together are not: without a range, a page would
+    take as long as reading all analyses.
+    """
+    known, unknown = query.where(column.is_not(None)), query.where(column.is_(None))
+    known = known.order_by(column.desc() if falls else column.asc(), AnalysisRow.sequence.desc())
+    unknown = unknown.order_by(AnalysisRow.sequence.desc())
+    if after is None:
+        return [known, unknown]
+    sequence, value = _place(after, numbers=True)
+    older = AnalysisRow.sequence < sequence
+    if value is None:
+        return [unknown.where(older)]
+    # The first of the two conditions is what an index finds the range by.
+    later, equal_or_later = (column < value, column <= value) if falls else (column > value, column >= value)
+    return [known.where(equal_or_later, or_(later, older)), unknown]
+
+
+def _place(after: str, *, numbers: bool) -> tuple[int, float | None]:
+    """Return the sequence number and the number in a cursor.
+
+    Raises:
+        InvalidRequestError: if the cursor is of a list that is, or is not, ordered by numbers.
+    """
     place, colon, text = after.partition(":")
-    if bool(colon) != (column is not None):
+    if bool(colon) != numbers:
         error = FieldError(pointer="/query/after", detail="The cursor is of a list in another order.")
         raise InvalidRequestError("The request has invalid values.", errors=[error])
-    sequence = int(place)
-    if column is None:
-        return AnalysisRow.sequence < sequence if falls else AnalysisRow.sequence > sequence
-    older = AnalysisRow.sequence < sequence
-    if text == "null":
-        return and_(column.is_(None), older)
-    value = int(text) if text.lstrip("-").isdigit() else float(text)
-    return or_(column < value if falls else column > value, and_(column == value, older), column.is_(None))
+    if text in ("", "null"):
+        return int(place), None
+    return int(place), int(text) if text.lstrip("-").isdigit() else float(text)
