@@ -16,7 +16,7 @@ from service.blobs.parts import MODEL_DATA, PART_SCHEMAS, Parts, missing_part
 from service.blobs.repository import Received, identifier, max_bytes
 from service.blobs.schemas import Blob, BlobPage
 from service.blobs.table import NOUNS, BlobRow
-from service.context import InContext
+from service.context import Context, InContext
 from service.errors import InvalidRequestError, declare
 from service.http.bodies import receive
 from service.http.headers import media_type
@@ -72,16 +72,9 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
     )
     async def upload(request: Request, response: Response, context: InContext, tenant: InTenant) -> Blob:
         if is_model and media_type(request.headers) == "multipart/form-data":
-            with Parts(context, {}, files=("model",), advice="Send parts model and model_data.") as parts:
-                await parts.receive(request)
-                files = parts.received()
-                if "model" not in files:
-                    raise missing_part("model")
-                row, is_new = await repository.store(context, tenant, files["model"])
+            row, is_new = await _store_form(request, context, tenant)
         else:
-            with context.blobs.receive(kind) as file:
-                await receive(request, file, max_bytes(context.settings, kind), noun)
-                row, is_new = await repository.store(context, tenant, Received(file))
+            row, is_new = await _store_body(request, context, tenant, kind)
         response.status_code = HTTPStatus.CREATED if is_new else HTTPStatus.OK
         response.headers["Location"] = f"/v1/{kind}/{identifier(row.sha256)}"
         return Blob.of(row)
@@ -118,3 +111,20 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
         audit.note()
 
     return router
+
+
+async def _store_form(request: Request, context: Context, tenant: str) -> tuple[BlobRow, bool]:
+    """Store the model in a form, with its data files; return its row, and whether it is new."""
+    with Parts(context, {}, files=("model",), advice="Send parts model and model_data.") as parts:
+        await parts.receive(request)
+        files = parts.received()
+        if "model" not in files:
+            raise missing_part("model")
+        return await repository.store(context, tenant, files["model"])
+
+
+async def _store_body(request: Request, context: Context, tenant: str, kind: Kind) -> tuple[BlobRow, bool]:
+    """Store the file that is the whole body; return its row, and whether it is new."""
+    with context.blobs.receive(kind) as file:
+        await receive(request, file, max_bytes(context.settings, kind), NOUNS[kind])
+        return await repository.store(context, tenant, Received(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,14 +15,17 @@ from service.cli.batch import batch
 from service.cli.ending import Exit
 from service.cli.ending import end as _end
 from service.cli.flags import with_options, with_outputs
-from service.cli.needs import needs_linux, needs_the_server, read_settings
+from service.cli.needs import needs_the_server, read_settings
 from service.cli.operations import backup, doctor, restore
+from service.cli.processes import serve, worker
 from wsb_engine.options import Options
 
 # What the help doesn't need is imported where it is used; otherwise it would take half of its time.
 if TYPE_CHECKING:
     from service.cli.outputs import Outputs
-    from service.policies import Verdict
+    from service.policies import Policy, Verdict
+    from service.settings import Settings
+    from wsb_engine.report import Report
 
 # Without rich's markup, whose import takes longer than all other imports of the help.
 app = typer.Typer(
@@ -52,111 +54,8 @@ def main(
     """Certified sharpness of trained classifiers: bounds on the largest eigenvalue of the cross-entropy Hessian."""
 
 
-@app.command()
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    workers: Annotated[
-        int | None, typer.Option(min=0, max=256, help="Number of worker processes.", show_default="one per device")
-    ] = None,
-) -> None:
-    """Run everything: the API, the database (embedded, unless WSB_DATABASE_URL is set) and the workers.
-
-    Prints one line with the URL to stdout when it is ready, and logs to stderr.
-    """
-    needs_linux()
-    from service.sandbox import SandboxError
-
-    with needs_the_server():
-        from service.http.bind_address import UnsafeBindAddressError
-        from service.server.postgres import DataFolderInUseError
-        from service.server.serve import DatabaseUnusableError
-        from service.server.serve import serve as run
-
-    settings = read_settings()
-    try:
-        run(settings, host=host, port=port, workers=workers, announce=_announce)
-    except (DataFolderInUseError, UnsafeBindAddressError, SandboxError, OSError) as error:
-        _end(str(error), Exit.INVALID)
-    except DatabaseUnusableError as error:
-        _end(str(error), Exit.NOT_EVALUATED)
-
-
-@app.command()
-def worker(
-    device: Annotated[
-        str,
-        typer.Option(
-            help="cpu, cuda:N, MIG-…, or all for one process per device.",
-            show_default="the first device",
-        ),
-    ] = "",
-    devices: Annotated[
-        str,
-        typer.Option(
-            help="GPUs that one worker owns, such as cuda:0,cuda:1, or all: it also takes analyses of several devices."
-        ),
-    ] = "",
-    supervised: Annotated[
-        bool, typer.Option(hidden=True, help="Read the database's URL from stdin, and stop when stdin closes.")
-    ] = False,
-) -> None:
-    """Run a worker for the database in WSB_DATABASE_URL.
-
-    A device runs one analysis at a time, or several small ones.
-    """
-    import asyncio
-
-    needs_linux()
-    from service.child.entry import PRELOAD
-    from service.kit.devices import UnknownDeviceError, chosen_devices, see_only, several_devices
-    from service.sandbox import SandboxError, Zygote
-
-    settings = read_settings()
-    if settings.database_url is None and not supervised:
-        _end("A worker needs a database: set WSB_DATABASE_URL, or use wsb serve.", Exit.INVALID)
-    if device and devices:
-        _end("Give either --device or --devices.", Exit.INVALID)
-
-    async def run() -> None:
-        names = [several_devices(devices)] if devices else chosen_devices(device)
-        if device != "all":
-            see_only(names[0])
-        zygote = Zygote(PRELOAD)
-        starting = None if device == "all" else asyncio.create_task(zygote.start())
-        await asyncio.sleep(0)
-        # Meanwhile the zygote imports, on another core.
-        with needs_the_server():
-            from service.server.supervision import supervise
-            from service.worker.worker import stop_on_signals, work
-
-        # Until the database is known, a signal ends this process at once.
-        url = settings.database_url if not supervised else await asyncio.to_thread(sys.stdin.readline)
-        if not url:
-            return
-        stop, hurry = asyncio.Event(), asyncio.Event()
-        stop_on_signals(stop, hurry, supervised=supervised)
-        if starting is None:
-            await supervise(settings, names, stop, hurry)
-        else:
-            await starting
-            await work(settings, url.strip(), device=names[0], stop=stop, zygote=zygote, hurry=hurry)
-
-    try:
-        asyncio.run(run())
-    except (SandboxError, UnknownDeviceError) as error:
-        _end(str(error), Exit.INVALID)
-    except Exception as error:
-        from sqlalchemy.exc import OperationalError
-
-        from service.database.engine import NewerDatabaseError
-
-        if isinstance(error, NewerDatabaseError):
-            _end(str(error), Exit.NOT_EVALUATED)
-        if not isinstance(error, OperationalError):
-            raise
-        _end(f"The database can't be used: {error.orig}", Exit.NOT_EVALUATED)
-
+app.command()(serve)
+app.command()(worker)
 
 ModelFile = Annotated[
     Path,
@@ -254,8 +153,8 @@ def check(
 
     Exit codes: 0 passed, 1 a rule failed, 2 invalid input, policy or baseline, 3 not evaluated.
     """
-    from service.cli.outputs import Outputs, UnusableError, describe, read_baseline, read_policy
-    from service.cli.running import about, evaluated, named_baseline, promote
+    from service.cli.outputs import Outputs, describe
+    from service.cli.running import about, evaluated, promote
     from service.cli.summary import summarize
     from service.policies import evaluate
     from service.rendering.headline import yardstick_of
@@ -263,16 +162,7 @@ def check(
     wanted, settings = Outputs(outputs), read_settings()
     _check(wanted)
     _check_baseline(baseline, baseline_name, promote_on, url, options)
-    try:
-        base = None
-        if baseline_name is not None and url is not None:
-            read_policy(policy, with_baseline=True)  # before the server is asked
-            base = named_baseline(baseline_name, url, settings=settings)
-        rules = read_policy(policy, with_baseline=baseline is not None or base is not None)
-        if baseline is not None:
-            base = read_baseline(baseline, rules)
-    except UnusableError as error:
-        _end(str(error), Exit.INVALID)
+    rules, base = _rules(policy, baseline, baseline_name, url, settings)
     run = evaluated(
         *(model, batch, options),
         settings=settings,
@@ -305,6 +195,26 @@ def _check_baseline(
     if promote_on is not None and options.stop == "decided":
         text = "An analysis that stops when it is decided can't be a baseline: leave out --stop or --promote-on."
         _end(f"{text} [baseline_decided]", Exit.INVALID)
+
+
+def _rules(
+    policy: Path, baseline: Path | None, baseline_name: str | None, url: str | None, settings: Settings
+) -> tuple[Policy, Report | None]:
+    """Read the policy and the report that it compares with, if there is one; end the command if that fails."""
+    from service.cli.outputs import UnusableError, read_baseline, read_policy
+    from service.cli.running import named_baseline
+
+    try:
+        base = None
+        if baseline_name is not None and url is not None:
+            read_policy(policy, with_baseline=True)  # before the server is asked
+            base = named_baseline(baseline_name, url, settings=settings)
+        rules = read_policy(policy, with_baseline=baseline is not None or base is not None)
+        if baseline is not None:
+            base = read_baseline(baseline, rules)
+    except UnusableError as error:
+        _end(str(error), Exit.INVALID)
+    return rules, base
 
 
 @app.command()
@@ -412,11 +322,6 @@ def openapi() -> None:
         from service.server.app import create_app
 
     typer.echo(render(create_app(read_settings())), nl=False)
-
-
-def _announce(url: str) -> None:
-    sys.stdout.write(f"wsb serves {url}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 _SERVER_PACKAGES = (
+    "cryptography",
     "fastapi",
     "fastapi_offline",
     "sqlalchemy",

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +23,6 @@ from service.analyses.table import FINAL_STATES, AnalysisRow
 from service.analyses.verdicts import stored_terms
 from service.blobs.repository import stored_files
 from service.blobs.table import StoredFile
-from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE
 from service.database import counters
 from service.database.counters import Event
 from service.database.engine import Database, patiently
@@ -39,15 +37,14 @@ from service.storage.store import (
     BlobMissingError,
     BlobStore,
     InsufficientStorageError,
-    Kind,
     StorageUnavailableError,
     full_disk_as_problem,
-    require_room,
 )
 from service.traces import Tracing
 from service.worker.children import Children
 from service.worker.device import Device, options_here
 from service.worker.elsewhere import leave_to_others, unavailable
+from service.worker.files import copy_files
 from service.worker.memory import MemoryBudget, shortage
 from wsb_engine.report import Report
 
@@ -58,9 +55,6 @@ _CHILD_LINES = 100
 
 DEVICE_FAILED = "device_failed"
 """Code of the engine's error."""
-
-_COPIES = 8
-"""Files that one job copies at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,47 +242,13 @@ class Runner:
         Raises:
             InsufficientStorageError: if the disk of the job folder is full.
             SandboxError: if no child can be forked.
-            BlobMissingError, BlobCorruptError, StorageUnavailableError: as ``_copy_files``.
+            BlobMissingError, BlobCorruptError, StorageUnavailableError: as ``copy_files``.
         """
         async with AsyncExitStack() as stack:
             with full_disk_as_problem():
                 child = await stack.enter_async_context(self.children.one())
-                await self._copy_files(row, model_files, child.place.folder)
+                await copy_files(self.blobs, row, model_files, child.place.folder)
             yield child
-
-    async def _copy_files(self, row: AnalysisRow, model_files: Sequence[StoredFile], folder: Path) -> None:
-        """Copy the files of an analysis to the folder of its job.
-
-        Raises:
-            BlobMissingError, BlobCorruptError: with the name of the file.
-            StorageUnavailableError: if the storage does not respond.
-        """
-        turns = asyncio.Semaphore(_COPIES)
-        model = row.model if len(model_files) > 1 else None
-
-        async def copy(kind: Kind, sha256: str, place: Path, what: str, model: str | None = None) -> None:
-            async with turns:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    await self.blobs.copy(kind, sha256, place, model=model)
-                except (BlobMissingError, BlobCorruptError) as error:
-                    raise type(error)(what) from error
-
-        require_room(folder, sum(file["size"] for file in model_files), 0)
-        data = folder / DATA_FOLDER
-        data.mkdir()
-        first, *others = model_files
-        try:
-            async with asyncio.TaskGroup() as copies:
-                what = f"The model sha256:{row.model}"
-                copies.create_task(copy("models", first["sha256"], folder / MODEL_FILE, what, model))
-                what = f"The batch sha256:{row.batch}"
-                copies.create_task(copy("batches", row.batch, folder / BATCH_FILE, what))
-                for file in others:
-                    what = f"The model's data file {file['name']!r}"
-                    copies.create_task(copy("models", file["sha256"], data / file["name"], what, model))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
 
     @asynccontextmanager
     async def _writing_progress(self, analysis: UUID, latest: dict[str, Any]) -> AsyncIterator[None]:

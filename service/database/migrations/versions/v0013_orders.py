@@ -18,8 +18,8 @@ def upgrade() -> None:
     for name in _NUMBERS:
         op.create_index(f"ix_analyses_tenant_{name}", "analyses", ["tenant", name, "sequence"])
     for name in _FEW_VALUES:
-        columns = ["tenant", name, sa.text("sequence DESC")]
-        op.create_index(f"ix_analyses_tenant_{name}_newest", "analyses", columns)
+        newest = sa.text("sequence DESC")
+        op.create_index(f"ix_analyses_tenant_{name}_newest", "analyses", ["tenant", name, newest])
 
 
 def downgrade() -> None:
