@@ -106,7 +106,7 @@ def request(session: Session, send: Send, deadline: Deadline, progress: Progress
     patience, busy, attempt = Deadline(session.retry_seconds), Deadline(session.busy_seconds), 0
     while True:
         deadline.check()
-        attempt += 1
+        attempt, is_busy = attempt + 1, False
         try:
             reply: Reply = yield replace(send, seconds=min(send.seconds, max(deadline.left, _LEAST_SECONDS)))
         except LostError as lost:
@@ -118,12 +118,15 @@ def request(session: Session, send: Send, deadline: Deadline, progress: Progress
                 return reply
             error = problem(reply.status, reply.body)
             error.retry_after = retry_after(reply)
-            again, left = reply.status in AGAIN, (busy if reply.status == BUSY else patience).left
+            is_busy = reply.status == BUSY
+            again, left = reply.status in AGAIN, (busy if is_busy else patience).left
         pause = delay(attempt, error.retry_after)
         if not again or pause > min(left, deadline.left):
             raise error
         progress({"phase": "busy", "reason": error.detail})
         yield Sleep(pause)
+        if is_busy:  # and so is not away
+            patience = Deadline(session.retry_seconds)
 
 
 def opened(session: Session, stream: Open) -> Flow[Reply | None]:

@@ -155,6 +155,22 @@ def test_a_busy_server_may_be_given_more_time_than_one_that_is_away(server: Scri
     assert len(pauses) == 2
 
 
+def test_the_time_that_a_server_was_busy_does_not_count_once_it_is_away(
+    server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[float] = []
+    monkeypatch.setattr(time, "sleep", passed.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(passed))
+    busy = problem(429, "queue_full", **{"retry-after": "90"})
+    server.on(POST, busy, busy, httpx.ReadError("lost"), httpx.Response(202, json=analysis()))
+    with (
+        httpx.Client(transport=httpx.MockTransport(server.sync)) as http,
+        Client("http://there", http=http, busy_seconds=1000) as client,
+    ):
+        assert str(client.submit(MODEL, BATCH).id) == ID
+    assert len(passed) == 3
+
+
 @EITHER
 def test_a_server_that_has_never_answered_is_not_waited_for(pauses: list[float], kind: Kind) -> None:
     server = Scripted()
