@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -9,10 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from support.command import wsb
@@ -20,6 +23,8 @@ from support.examples import EXAMPLES, load
 from support.policies import report
 from support.served import served
 from support.service import npz_batch, onnx_mlp
+
+import wsb_engine
 
 
 def test_the_pytest_example_passes_and_fails_by_its_policy() -> None:
@@ -174,3 +179,68 @@ def test_own_data_becomes_a_report_by_the_commands_of_the_readme(tmp_path: Path)
         if command[0] == "analyze":
             assert "λ_max" in result.stdout
             assert f"{100 if 'flowers.npz' in command else 60} samples, 3 classes" in result.stdout
+
+
+README = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+SCRIPT = EXAMPLES.parent / "scripts" / "first_steps.py"
+
+
+def test_a_clone_comes_to_a_gate_by_the_commands_of_the_readme() -> None:
+    result = subprocess.run([sys.executable, str(SCRIPT), "--reuse"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    times = re.findall(r"^ *([\d.]+) s  (.*)$", result.stdout, re.MULTILINE)
+    assert [command for _, command in times][:2] == [
+        "git clone https://github.com/OWNER/wsb && cd wsb",
+        next(line for line in README.splitlines() if line.startswith("./scripts/demo")),
+    ]
+    assert all(command in README for _, command in times[:-1])
+    assert times[-1][1] == f"for {len(times) - 1} commands"
+
+
+@pytest.fixture
+def first_steps() -> Any:
+    spec = importlib.util.spec_from_file_location("first_steps", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("step", ["clone", "demo", "export", "analysis", "gate"])
+def test_a_step_that_the_readme_lacks_is_named(first_steps: Any, step: str) -> None:
+    listed = first_steps.commands(README)
+    kept = [command for command in listed if not re.search(first_steps.STEPS[step], command)]
+    assert (first_steps.missing(listed), first_steps.missing(kept)) == ([], [step])
+
+
+def test_steps_in_another_order_are_noticed(first_steps: Any) -> None:
+    assert first_steps.missing(first_steps.commands(README)[::-1]) == list(first_steps.STEPS)
+
+
+def test_the_first_steps_are_at_most_six_commands(first_steps: Any) -> None:
+    assert len(first_steps.commands(README)) <= first_steps.MAX_COMMANDS == 6
+
+
+def test_a_command_ends_where_the_text_that_it_is_given_ends(first_steps: Any) -> None:
+    text = "## First steps\n```sh\na <<'X'\n## First steps\nb\nX\nc \\\n  d\ne # f\n```\n## More\n```sh\ng\n```\n"
+    assert first_steps.commands(text.replace("## First steps\nb", "b")) == ["a <<'X'\nb\nX", "c \\\n  d", "e # f"]
+
+
+def test_the_recipe_for_scikit_learn_makes_files_that_can_be_analysed(tmp_path: Path) -> None:
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "skl2onnx" in block]
+    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
+    result = wsb("analyze", "model.onnx", "batch.npz", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "200 samples, 3 classes" in result.stdout
+
+
+def test_the_recipe_for_batch_normalisation_keeps_its_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "model.pt2" in block]
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    exec(block, {"torch": torch, "model": model, "x": torch.randn(9, 4)})  # noqa: S102
+    names = wsb_engine.load_model("model.pt2").parameters
+    assert {"1.weight", "1.bias"} <= set(names)

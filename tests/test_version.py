@@ -55,8 +55,9 @@ def checkout(plain: Path) -> Path:
     return plain
 
 
-def test_a_tagged_commit_has_the_version_of_its_tag(checkout: Path) -> None:
-    git(checkout, "tag", "v1.2.3")
+def test_a_tagged_commit_has_the_version_of_its_tag_whatever_other_tags_it_has(checkout: Path) -> None:
+    for tag in ("v1.2.3", "v1", "before-4"):
+        git(checkout, "tag", tag)
     assert version(checkout) == "1.2.3"
 
 
@@ -72,6 +73,7 @@ def test_a_clone_without_tags_names_its_commit(checkout: Path) -> None:
 
 def test_an_archive_by_git_has_the_version_of_its_commit(checkout: Path, tmp_path: Path) -> None:
     git(checkout, "tag", "v1.2.3")
+    git(checkout, "tag", "v1")
     git(checkout, "archive", "--output", str(tmp_path / "it.tar"), "HEAD")
     with tarfile.open(tmp_path / "it.tar") as archive:
         archive.extractall(tmp_path / "archive", filter="data")
