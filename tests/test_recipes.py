@@ -241,6 +241,6 @@ def test_the_recipe_for_batch_normalisation_keeps_its_parameters(
     [block] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "model.pt2" in block]
     monkeypatch.chdir(tmp_path)
     model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-    exec(block, {"torch": torch, "model": model, "x": torch.randn(9, 4)})  # noqa: S102
+    exec(block, {"torch": torch, "model": model.eval(), "example_inputs": (torch.randn(2, 4),)})  # noqa: S102
     names = wsb_engine.load_model("model.pt2").parameters
     assert {"1.weight", "1.bias"} <= set(names)
