@@ -30,6 +30,8 @@ RUN --mount=type=bind,from=wheels,target=/mnt/wheels \
 
 FROM dependencies AS build
 ARG PIP_EXTRA_INDEX_URL=
+# Such as 1.2.3: the history that says it is not sent to the builder.
+ARG VERSION=0.0.0
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY wsb wsb
@@ -37,11 +39,14 @@ COPY wsb_engine wsb_engine
 COPY service service
 RUN --mount=type=bind,from=wheels,target=/mnt/wheels \
     if ls /mnt/wheels/*.whl >/dev/null 2>&1; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/mnt/wheels; fi; \
+    SETUPTOOLS_SCM_PRETEND_VERSION="$VERSION" \
     /opt/wsb/bin/pip wheel --no-cache-dir --disable-pip-version-check --no-deps --wheel-dir /dist .
 
 # The layer of the dependencies is large and seldom changes; that of the service, on top of it, is small.
 FROM dependencies
+ARG VERSION=0.0.0
 LABEL org.opencontainers.image.title="wsb" \
+      org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.description="Certified sharpness of trained classifiers over HTTP" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN --mount=type=bind,from=build,source=/dist,target=/mnt/dist \

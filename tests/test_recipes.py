@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from support.command import wsb
@@ -18,6 +23,8 @@ from support.examples import EXAMPLES, load
 from support.policies import report
 from support.served import served
 from support.service import npz_batch, onnx_mlp
+
+import wsb_engine
 
 
 def test_the_pytest_example_passes_and_fails_by_its_policy() -> None:
@@ -37,49 +44,91 @@ def test_the_mlflow_example_says_so_where_mlflow_is_not_installed(tmp_path: Path
 
 
 class Client:
-    """What of MLflow's client the example uses, over two runs of which one is done."""
+    """What of MLflow's client the example uses, with the runs and artifacts that it is given."""
 
-    def __init__(self, done: str) -> None:
-        self.logged: dict[str, dict[str, float]] = {"fresh": {}, "done": {done: 1.0}}
+    def __init__(self, metrics: dict[str, dict[str, float]], artifacts: dict[str, dict[str, bytes]]) -> None:
+        self.metrics = metrics
+        self.stored = artifacts
         self.texts: list[tuple[str, str]] = []
 
-    def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
-        return SimpleNamespace(experiment_id="7") if name == "digits" else None
+    def module(self) -> SimpleNamespace:
+        """The module `mlflow`."""
+        return SimpleNamespace(
+            MlflowClient=lambda: self,
+            artifacts=SimpleNamespace(download_artifacts=self._download),
+            get_experiment_by_name=lambda name: SimpleNamespace() if name == "digits" else None,
+            search_runs=self._search,
+        )
 
-    def search_runs(self, experiments: list[str]) -> list[SimpleNamespace]:
-        assert experiments == ["7"]
+    def _search(self, *, experiment_names: list[str], output_format: str) -> list[SimpleNamespace]:
+        assert (experiment_names, output_format) == (["digits"], "list")
         return [
             SimpleNamespace(info=SimpleNamespace(run_id=run), data=SimpleNamespace(metrics=metrics))
-            for run, metrics in self.logged.items()
+            for run, metrics in self.metrics.items()
+        ]
+
+    def _download(self, *, run_id: str, artifact_path: str, dst_path: str) -> str:
+        path = Path(dst_path) / artifact_path.rpartition("/")[2]
+        path.write_bytes(self.stored[run_id][artifact_path])
+        return str(path)
+
+    def list_artifacts(self, run: str, path: str | None) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(path=name, is_dir=False)
+            for name in self.stored[run]
+            if name.rpartition("/")[0] == (path or "")
         ]
 
     def log_metric(self, run: str, name: str, value: float) -> None:
-        self.logged[run][name] = value
+        self.metrics[run][name] = value
 
     def log_text(self, run: str, _text: str, path: str) -> None:
         self.texts.append((run, path))
 
 
-def test_the_mlflow_example_logs_to_the_runs_that_have_not_been_done(tmp_path: Path) -> None:
-    example = load("mlflow_checkpoints")
-    client = Client(example.DONE)
+@pytest.fixture
+def batch(tmp_path: Path) -> str:
     (tmp_path / "batch.npz").write_bytes(npz_batch())
+    return str(tmp_path / "batch.npz")
 
-    def download(*, run_id: str, artifact_path: str, dst_path: str) -> str:
-        assert (run_id, artifact_path) == ("fresh", "net.onnx")
-        path = Path(dst_path) / artifact_path
-        path.write_bytes(onnx_mlp())
-        return str(path)
 
-    artifacts = SimpleNamespace(download_artifacts=download)
-    mlflow = SimpleNamespace(MlflowClient=lambda: client, artifacts=artifacts)
-    example.log_sharpness(mlflow, "digits", str(tmp_path / "batch.npz"), "net.onnx")
-    fresh = client.logged["fresh"]
+def test_the_mlflow_example_logs_to_the_runs_that_have_not_been_done(batch: str) -> None:
+    example = load("mlflow_checkpoints")
+    client = Client({"fresh": {}, "done": {example.DONE: 1.0}}, {"fresh": {"net.onnx": onnx_mlp()}, "done": {}})
+    assert example.log_sharpness(client.module(), "digits", batch, "net.onnx") == 0
+    fresh = client.metrics["fresh"]
     assert fresh["wsb.lambda_max_lower"] <= fresh[example.DONE] <= fresh["wsb.wolkowicz_styan_upper"]
-    assert client.logged["done"] == {example.DONE: 1.0}
+    assert client.metrics["done"] == {example.DONE: 1.0}
     assert client.texts == [("fresh", "wsb-report.json")]
     with pytest.raises(SystemExit, match="no experiment"):
-        example.log_sharpness(mlflow, "other", str(tmp_path / "batch.npz"), "net.onnx")
+        example.log_sharpness(client.module(), "other", batch, "net.onnx")
+
+
+def test_the_mlflow_example_goes_on_after_runs_without_the_artifact_and_models_that_it_can_not_read(
+    batch: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = load("mlflow_checkpoints")
+    stored = {"without": {"model": b""}, "broken": {"a/net.onnx": b"?"}, "good": {"a/net.onnx": onnx_mlp()}}
+    client = Client({run: {} for run in stored}, stored)
+    assert example.log_sharpness(client.module(), "digits", batch, "a/net.onnx") == 1
+    assert [run for run, metrics in client.metrics.items() if example.DONE in metrics] == ["good"]
+    printed = capsys.readouterr()
+    assert "without: skipped, since it has no artifact a/net.onnx" in printed.out
+    assert "broken: not analysed: " in printed.err
+    assert "[model_unrecognized]" in printed.err
+
+
+def test_the_mlflow_example_fetches_the_data_files_of_a_model(batch: str) -> None:
+    example = load("mlflow_checkpoints")
+    proto = onnx.load_model_from_string(onnx_mlp())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        onnx.save_model(proto, path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
+        stored = {"run": {f"a/{file.name}": file.read_bytes() for file in Path(folder).iterdir()}}
+    assert set(stored["run"]) == {"a/net.onnx", "a/net.onnx.data"}
+    client = Client({"run": {}}, stored)
+    assert example.log_sharpness(client.module(), "digits", batch, "a/net.onnx") == 0
+    assert example.DONE in client.metrics["run"]
 
 
 @pytest.mark.slow
@@ -130,3 +179,68 @@ def test_own_data_becomes_a_report_by_the_commands_of_the_readme(tmp_path: Path)
         if command[0] == "analyze":
             assert "λ_max" in result.stdout
             assert f"{100 if 'flowers.npz' in command else 60} samples, 3 classes" in result.stdout
+
+
+README = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+SCRIPT = EXAMPLES.parent / "scripts" / "first_steps.py"
+
+
+def test_a_clone_comes_to_a_gate_by_the_commands_of_the_readme() -> None:
+    result = subprocess.run([sys.executable, str(SCRIPT), "--reuse"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    times = re.findall(r"^ *([\d.]+) s  (.*)$", result.stdout, re.MULTILINE)
+    assert [command for _, command in times][:2] == [
+        "git clone https://github.com/OWNER/wsb && cd wsb",
+        next(line for line in README.splitlines() if line.startswith("./scripts/demo")),
+    ]
+    assert all(command in README for _, command in times[:-1])
+    assert times[-1][1] == f"for {len(times) - 1} commands"
+
+
+@pytest.fixture
+def first_steps() -> Any:
+    spec = importlib.util.spec_from_file_location("first_steps", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("step", ["clone", "demo", "export", "analysis", "gate"])
+def test_a_step_that_the_readme_lacks_is_named(first_steps: Any, step: str) -> None:
+    listed = first_steps.commands(README)
+    kept = [command for command in listed if not re.search(first_steps.STEPS[step], command)]
+    assert (first_steps.missing(listed), first_steps.missing(kept)) == ([], [step])
+
+
+def test_steps_in_another_order_are_noticed(first_steps: Any) -> None:
+    assert first_steps.missing(first_steps.commands(README)[::-1]) == list(first_steps.STEPS)
+
+
+def test_the_first_steps_are_at_most_six_commands(first_steps: Any) -> None:
+    assert len(first_steps.commands(README)) <= first_steps.MAX_COMMANDS == 6
+
+
+def test_a_command_ends_where_the_text_that_it_is_given_ends(first_steps: Any) -> None:
+    text = "## First steps\n```sh\na <<'X'\nb\nX\nc \\\n  d\ne # f\n```\n## More\n```sh\ng\n```\n"
+    assert first_steps.commands(text) == ["a <<'X'\nb\nX", "c \\\n  d", "e # f"]
+
+
+def test_the_recipe_for_scikit_learn_makes_files_that_can_be_analysed(tmp_path: Path) -> None:
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "skl2onnx" in block]
+    subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
+    result = wsb("analyze", "model.onnx", "batch.npz", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "200 samples, 3 classes" in result.stdout
+
+
+def test_the_recipe_for_batch_normalisation_keeps_its_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "model.pt2" in block]
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    exec(block, {"torch": torch, "model": model.eval(), "example_inputs": (torch.randn(2, 4),)})  # noqa: S102
+    names = wsb_engine.load_model("model.pt2").parameters
+    assert {"1.weight", "1.bias"} <= set(names)

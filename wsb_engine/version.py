@@ -1,3 +1,8 @@
-"""The version, in a module that imports nothing."""
+"""The version, in a module that imports nothing heavy."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("wsb-sharpness")
+except PackageNotFoundError:  # a checkout on the path, which nobody has installed
+    __version__ = "0.0.0"

@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
-import wsb_engine
 from service.analyses import endpoints as analyses
 from service.analyses import events
 from service.analyses.baselines import comparisons
@@ -49,6 +48,8 @@ from service.webhooks import endpoints as webhooks
 from service.webhooks.deliveries import deliveries
 from service.webhooks.endpoints import WebhookRequest
 
+_INTERFACE = "1"
+"""Version of the interface, as in /v1: the specification is the same for all builds of it."""
 _DESCRIPTION = """\
 Certified sharpness of a trained classifier: proven bounds on the largest and smallest eigenvalue of the Hessian of the
 cross-entropy, for a model and a batch that you upload.
@@ -100,7 +101,7 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
 
     app = FastAPI(
         title="wsb",
-        version=wsb_engine.__version__,
+        version=_INTERFACE,
         summary="Certified sharpness of trained classifiers.",
         description=_DESCRIPTION,
         openapi_tags=_TAGS,

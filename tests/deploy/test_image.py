@@ -31,3 +31,11 @@ def test_what_makes_packages_is_in_the_part_of_pyproject_that_makes_a_new_image(
     tables = r"^\[(build-system|project[^\]]*|tool\.hatch[^\]]*)\]$"
     assert {"build-system", "project"} <= set(re.findall(tables, first, re.MULTILINE))
     assert re.findall(tables, rest, re.MULTILINE) == []
+
+
+def test_the_version_that_is_given_is_that_of_the_packages_and_of_the_label() -> None:
+    *_, build, last = DOCKERFILE.split("\nFROM ")
+    for stage in (build, last):
+        assert re.findall(r"^ARG VERSION=(.*)$", stage, re.MULTILINE) == ["0.0.0"]
+    assert 'SETUPTOOLS_SCM_PRETEND_VERSION="$VERSION"' in build
+    assert 'org.opencontainers.image.version="$VERSION"' in last

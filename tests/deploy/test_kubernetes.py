@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,13 @@ def documents(*folders: str) -> list[dict[str, Any]]:
     ]
 
 
+def kustomization(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((FOLDER / folder / "kustomization.yaml").read_text())
+    return found
+
+
 BASE = documents("base")
+OVERLAYS = ["overlays/cpu", "overlays/gpu"]
 DEPLOYMENTS = [document for document in BASE if document["kind"] == "Deployment"]
 WORKERS = [document for document in DEPLOYMENTS if "worker" in document["metadata"]["name"]]
 
@@ -66,11 +75,11 @@ def test_a_misspelt_field_is_noticed(schemas: Any) -> None:
         schemas.validate(document, VERSION, strict=True)
 
 
-@pytest.mark.parametrize("folder", ["base", "keda"])
+@pytest.mark.parametrize("folder", ["base", "ingress", "keda"])
 def test_every_file_is_applied(folder: str) -> None:
-    listed = yaml.safe_load((FOLDER / folder / "kustomization.yaml").read_text())["resources"]
+    made = kustomization(folder)
     files = {path.name for path in (FOLDER / folder).glob("*.yaml")} - {"kustomization.yaml"}
-    assert {entry for entry in listed if not entry.startswith("..")} == files
+    assert {*made["resources"], *(patch["path"] for patch in made.get("patches", ()))} == files
 
 
 @pytest.mark.parametrize("deployment", named(DEPLOYMENTS))
@@ -143,3 +152,85 @@ def test_the_scaled_deployment_is_one_of_the_base() -> None:
     (scaled,) = documents("keda")
     assert scaled["spec"]["scaleTargetRef"]["name"] in {worker["metadata"]["name"] for worker in WORKERS}
     assert scaled["spec"]["minReplicaCount"] >= 1
+
+
+@pytest.mark.parametrize("document", named(documents("ingress")))
+def test_a_manifest_of_the_ingress_is_valid(document: dict[str, Any], schemas: Any) -> None:
+    assert schemas.validate(document, VERSION, strict=True) == VERSION
+
+
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_an_overlay_is_made_of_what_there_is(folder: str) -> None:
+    made = kustomization(folder)
+    for place in (*made["resources"], *made["components"]):
+        assert (FOLDER / folder / place / "kustomization.yaml").resolve().is_file()
+    present = {(document["kind"], document["metadata"]["name"]) for document in documents("base", "ingress")}
+    targets = {(patch["target"]["kind"], patch["target"]["name"]) for patch in made["patches"] if "target" in patch}
+    files = documents(folder, "nvidia", "ingress")
+    assert targets | {(each["kind"], each["metadata"]["name"]) for each in files} <= present
+    scaled = {("Deployment", entry["name"]) for entry in made["replicas"]}
+    assert scaled <= present - {target for target in targets if target[0] == "Deployment"}
+
+
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_an_overlay_names_every_image_of_its_pods(folder: str) -> None:
+    made = kustomization(folder)
+    removed = {patch["target"]["name"] for patch in made["patches"] if "$patch: delete" in patch.get("patch", "")}
+    used = {container(each)["image"] for each in DEPLOYMENTS if each["metadata"]["name"] not in removed}
+    assert {image["name"] for image in made["images"]} == used
+    assert all(image["newTag"] not in ("", "latest") for image in made["images"])
+
+
+def test_the_base_leaves_images_to_overlays() -> None:
+    # After two images have got one name, an overlay can't tell them apart.
+    assert "images" not in kustomization("base")
+
+
+@cache
+def rendered(folder: str) -> list[dict[str, Any]]:
+    """What kubectl would apply."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl, which renders overlays, is not installed")
+    command = [kubectl, "kustomize", str(FOLDER / folder)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return list(yaml.safe_load_all(text))
+
+
+def of_kind(folder: str, kind: str) -> dict[str, dict[str, Any]]:
+    return {each["metadata"]["name"]: each for each in rendered(folder) if each["kind"] == kind}
+
+
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_what_an_overlay_renders_is_valid(folder: str, schemas: Any) -> None:
+    assert {schemas.validate(document, VERSION, strict=True) for document in rendered(folder)} == {VERSION}
+    assert {each["metadata"].get("namespace", "wsb") for each in rendered(folder)} == {"wsb"}
+
+
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_the_ingress_leads_to_the_port_of_the_api_and_nothing_passes_it(folder: str) -> None:
+    [ingress] = of_kind(folder, "Ingress").values()
+    [rule] = ingress["spec"]["rules"]
+    [path] = rule["http"]["paths"]
+    service = of_kind(folder, "Service")[path["backend"]["service"]["name"]]
+    assert path["backend"]["service"]["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    assert [rule["host"]] == ingress["spec"]["tls"][0]["hosts"]
+    [admitted] = of_kind(folder, "NetworkPolicy")["wsb-api"]["spec"]["ingress"]
+    # Anyone who could reach the API beside the controller could say which address a request came from.
+    assert admitted["from"]
+    assert of_kind(folder, "ConfigMap")["wsb-settings"]["data"]["FORWARDED_ALLOW_IPS"] == "*"
+
+
+def test_each_overlay_has_the_workers_and_images_that_it_is_for() -> None:
+    images = {
+        folder: {
+            name: container(deployment)["image"].rpartition("-")[2]
+            for name, deployment in of_kind(folder, "Deployment").items()
+        }
+        for folder in OVERLAYS
+    }
+    assert images["overlays/cpu"] == {"wsb-api": "cpu", "wsb-cpu-worker": "cpu"}
+    assert images["overlays/gpu"] == {"wsb-api": "cpu", "wsb-cpu-worker": "cpu", "wsb-gpu-worker": "cuda"}
+    assert pod(of_kind("overlays/gpu", "Deployment")["wsb-gpu-worker"])["runtimeClassName"] == "nvidia"
+    for folder in OVERLAYS:
+        assert set(of_kind(folder, "PodDisruptionBudget")) == set(images[folder])

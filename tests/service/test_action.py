@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text())
 HERE = Path(sys.executable).parent
 
+MERGE, HEAD = "a" * 40, "b" * 40
 RULE = '[[rule]]\nmetric = "enclosure.lambda_max"\nop = "<="\nlimit = {}\n'
 
 
@@ -94,9 +97,12 @@ def executable(path: Path, text: str) -> None:
 
 
 GH = """#!/usr/bin/env bash
-# Stands in for the GitHub CLI: comments are files.
+# Stands in for the GitHub CLI: comments are files, and so are check runs.
 given="$*"
 printf '%s\\n' "$given" >>asked
+case "$given" in
+  *check-runs*) [ "$GH_TOKEN" = "no checks" ] && exit 1 ;;
+esac
 [ "$GH_TOKEN" = refused ] && exit 1
 case "$given" in
   *--jq*)
@@ -107,35 +113,47 @@ case "$given" in
     cp "${given##*body=@}" "comments/${number%% *}" ;;
   *"--method POST repos/me/it/issues/12/comments"*)
     cp "${given##*body=@}" "comments/$(($(ls comments | wc -l) + 1))" ;;
+  "api --silent --method POST repos/me/it/check-runs --input -")
+    cat >"checks/$(($(ls checks | wc -l) + 1))" ;;
   *) exit 2 ;;
 esac
 """
 CHECK = """#!/usr/bin/env bash
-# Stands in for wsb: writes the comment, and says what it knows of the token.
+# Stands in for wsb: writes the verdict and the comment, and says what it knows of the token.
 echo "token: ${GH_TOKEN-none}" >>tokens
-while [ $# -gt 0 ]; do
+while [ $# -gt 0 ] && [ -n "$WSB_TEST_OUTCOME" ]; do
   [ "$1" = --comment ] && echo "$WSB_TEST_COMMENT" >"$2"
+  [ "$1" = --verdict ] && echo "{\\"outcome\\": \\"$WSB_TEST_OUTCOME\\"}" >"$2"
   shift
 done
-exit 1
+exit "$WSB_TEST_CODE"
 """
 
 
 @pytest.fixture
 def pull_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which steps of a pull request run, with stand-ins of wsb and of the GitHub CLI."""
-    (folder / "comments").mkdir()
-    (folder / "tools").mkdir()
+    for name in ("comments", "checks", "tools"):
+        (folder / name).mkdir()
     executable(folder / "tools" / "gh", GH)
     executable(folder / "tools" / "wsb", CHECK)
     monkeypatch.setenv("GITHUB_REF", "refs/pull/12/merge")
     monkeypatch.setenv("GITHUB_REPOSITORY", "me/it")
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.example")
+    monkeypatch.setenv("GITHUB_RUN_ID", "77")
+    monkeypatch.setenv("GITHUB_SHA", MERGE)
+    (folder / "event.json").write_text(json.dumps({"head": "no", "pull_request": {"head": {"sha": HEAD}}}))
+    monkeypatch.setenv("GITHUB_EVENT_PATH", str(folder / "event.json"))
     return folder
 
 
-def step(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch, **inputs: str) -> int:
-    """Runs the action where the check writes this comment; its exit code."""
+def step(
+    folder: Path, text: str, monkeypatch: pytest.MonkeyPatch, *, outcome: str = "fail", code: int = 1, **inputs: str
+) -> int:
+    """Runs the action where the check comes to this verdict and writes this comment; its exit code."""
     monkeypatch.setenv("WSB_TEST_COMMENT", text)
+    monkeypatch.setenv("WSB_TEST_OUTCOME", outcome)
+    monkeypatch.setenv("WSB_TEST_CODE", str(code))
     given = {"model": "model.onnx", "batch": "b", "policy": "p", "github-token": "secret", **inputs}
     code, _, _ = run_action(folder, path=f"{folder / 'tools'}{os.pathsep}{os.environ['PATH']}", **given)
     return code
@@ -145,6 +163,10 @@ def comments(folder: Path) -> list[str]:
     return [path.read_text().partition("\n")[2].strip() for path in sorted((folder / "comments").iterdir())]
 
 
+def checks(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((folder / "checks").iterdir())]
+
+
 def test_a_comment_is_added_once_and_then_updated(pull_request: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (pull_request / "comments" / "1").write_text("\nlooks good")
     assert step(pull_request, "first", monkeypatch) == 1
@@ -152,7 +174,7 @@ def test_a_comment_is_added_once_and_then_updated(pull_request: Path, monkeypatc
     assert step(pull_request, "second", monkeypatch) == 1
     assert comments(pull_request) == ["looks good", "second", "of another"]
     asked = (pull_request / "asked").read_text()
-    assert (asked.count("--method POST"), asked.count("--method PATCH")) == (2, 1)
+    assert (asked.count("--method POST repos/me/it/issues"), asked.count("--method PATCH")) == (2, 1)
     assert "secret" not in asked
     assert set((pull_request / "tokens").read_text().splitlines()) == {"token: none"}
 
@@ -171,12 +193,72 @@ def test_without_a_token_that_may_comment_the_check_still_decides(
     monkeypatch.setenv("GITHUB_REF", ref)
     assert step(pull_request, "text", monkeypatch, **inputs) == 1
     assert comments(pull_request) == []
-    assert (pull_request / "asked").exists() == (inputs == {"github-token": "refused"})
+    asked = (pull_request / "asked").read_text() if (pull_request / "asked").exists() else ""
+    assert ("/issues/" in asked) == (inputs == {"github-token": "refused"})
+    assert bool(asked) == (inputs != {"github-token": ""})
+
+
+COMMENT = "### {} Sharpness: {}\n\n| λ_max | 1.0 ± 1e-9 | 1.5 ± 1e-9 | sharper, certainly |"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "conclusion", "title"),
+    [
+        ("pass", 0, "success", "✓ Sharpness: passed"),
+        ("warn", 0, "neutral", "! Sharpness: passed with warnings"),
+        ("fail", 1, "failure", "✗ Sharpness: failed"),
+        ("error", 3, "failure", "? Sharpness: not decided"),
+    ],
+)
+def test_the_commit_that_was_pushed_gets_a_check_run_with_both_intervals(
+    pull_request: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, code: int, conclusion: str, title: str
+) -> None:
+    text = COMMENT.format(*title.split(" Sharpness: "))
+    assert step(pull_request, text, monkeypatch, outcome=outcome, code=code) == code
+    [found] = checks(pull_request)
+    assert (found["conclusion"], found["output"]["title"]) == (conclusion, title)
+    assert found["output"]["summary"].strip() == text.partition("\n")[2].strip()
+    assert (found["name"], found["head_sha"], found["status"]) == ("wsb check model.onnx b p", HEAD, "completed")
+    assert found["details_url"] == "https://github.example/me/it/actions/runs/77"
+
+
+@pytest.mark.parametrize(("code", "why"), [(2, "invalid input"), (3, "could not be evaluated"), (130, "ended early")])
+def test_without_a_verdict_the_check_run_is_a_failure(
+    pull_request: Path, monkeypatch: pytest.MonkeyPatch, code: int, why: str
+) -> None:
+    assert step(pull_request, "", monkeypatch, outcome="", code=code) == code
+    [found] = checks(pull_request)
+    assert (found["conclusion"], found["output"]["title"]) == ("failure", f"Sharpness: {why}")
+
+
+def test_without_a_pull_request_the_check_run_is_on_the_commit_of_the_run(
+    pull_request: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_REF", "refs/heads/main")
+    (pull_request / "event.json").write_text('{"ref": "refs/heads/main"}')
+    step(pull_request, COMMENT, monkeypatch)
+    assert [found["head_sha"] for found in checks(pull_request)] == [MERGE]
+
+
+def test_a_token_that_may_only_comment_leaves_the_comment_and_a_notice(
+    pull_request: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert step(pull_request, "text", monkeypatch, **{"github-token": "no checks"}) == 1
+    assert (comments(pull_request), checks(pull_request)) == (["text"], [])
+    assert "::notice::No check run on the commit: it can't be added with this token" in capfd.readouterr().out
+
+
+def test_a_run_elsewhere_than_on_github_says_what_is_missing(
+    pull_request: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("GITHUB_RUN_ID")
+    assert step(pull_request, "text", monkeypatch) == 1
+    assert "variables of GitHub Actions are incomplete (KeyError: 'GITHUB_RUN_ID')" in capfd.readouterr().out
 
 
 def test_no_input_gets_into_the_filter_of_comments(pull_request: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step(pull_request, "text", monkeypatch, model='")) | .id, "$(touch ran)" --> `touch ran`')
-    [line, _] = (pull_request / "asked").read_text().splitlines()
+    [line, *_] = (pull_request / "asked").read_text().splitlines()
     assert re.search(r'startswith\("<!-- wsb:[0-9a-f]{16} -->"\)\) \| \.id$', line)
     assert not (pull_request / "ran").exists()
 
@@ -240,3 +322,25 @@ def test_the_workflow_uses_inputs_and_outputs_that_the_action_has() -> None:
     assert required <= set(step["with"])
     used = re.findall(r"steps\.wsb\.outputs\.([\w-]+)", (ROOT / "examples" / "ci" / "github-workflow.yml").read_text())
     assert set(used) <= set(ACTION["outputs"])
+
+
+def test_the_hook_of_pre_commit_gets_torch_for_cpus(tmp_path: Path) -> None:
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    for index, version in (("usual", "2.9.0"), ("cpu", "2.9.0+cpu")):
+        folder = tmp_path / index / "torch"
+        folder.mkdir(parents=True)
+        name = f"torch-{version}-py3-none-any.whl"
+        metadata = f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n"
+        with zipfile.ZipFile(folder / name, "w") as wheel:
+            wheel.writestr(f"torch-{version}.dist-info/METADATA", metadata)
+            wheel.writestr(f"torch-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        (folder / "index.html").write_text(f'<a href="{name}">{name}</a>')
+    [argument] = hook["additional_dependencies"]
+    flag, _, _ = argument.partition("=")
+    # In the order in which pre-commit gives them to pip, with a folder for each of the two indexes.
+    command = [sys.executable, "-m", "pip", "install", "torch>=2.6", f"{flag}={(tmp_path / 'cpu').as_uri()}"]
+    command += ["--isolated", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-"]
+    command += ["--index-url", (tmp_path / "usual").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    [chosen] = json.loads(done.stdout)["install"]
+    assert chosen["metadata"]["version"] == "2.9.0+cpu"
