@@ -206,7 +206,7 @@ def analyze(
     from service.cli.running import about, evaluated
     from service.cli.summary import summarize
     from service.rendering import wording
-    from service.rendering.headline import Yardstick
+    from wsb_engine.presentation.headline import Yardstick
 
     wanted = Outputs(outputs)
     _check(wanted)
@@ -258,7 +258,7 @@ def check(
     from service.cli.running import about, evaluated, named_baseline, promote
     from service.cli.summary import summarize
     from service.policies import evaluate
-    from service.rendering.headline import yardstick_of
+    from service.rendering.yardstick import yardstick_of
 
     wanted, settings = Outputs(outputs), read_settings()
     _check(wanted)

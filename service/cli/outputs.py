@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from service.policies import Policy, PolicyError, Verdict, load_policy
 from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
 from service.rendering.comment import render_comment
-from service.rendering.headline import Yardstick
 from service.rendering.registry import MARKDOWN, RENDERINGS
+from wsb_engine.presentation.headline import Yardstick
 from wsb_engine.report import SCHEMA_VERSION, Report
 
 STDOUT = Path("-")

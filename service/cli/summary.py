@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from service.rendering import bounds, wording
-from service.rendering.headline import Yardstick, headline
-from service.rendering.numbers import interval
+from wsb_engine.presentation import bounds, wording
+from wsb_engine.presentation.headline import Yardstick, headline
+from wsb_engine.presentation.numbers import interval
 from wsb_engine.report import Report
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from service.policies.schemas import Difference, RuleResult, Verdict
 from service.rendering import checks, wording
-from service.rendering.headline import Yardstick, headline
-from service.rendering.numbers import number, percent
-from service.rendering.text import MAX_NAME, MAX_TEXT, Item, clean, cut, name
+from wsb_engine.presentation.headline import Yardstick, headline
+from wsb_engine.presentation.numbers import number, percent
+from wsb_engine.presentation.text import MAX_NAME, MAX_TEXT, Item, clean, cut, name
 from wsb_engine.report import Check, LayerCurvature, Report
 
 MAX_ROWS = 50
