@@ -18,6 +18,7 @@ from service.cli.ending import end as _end
 from service.cli.flags import with_options, with_outputs
 from service.cli.needs import needs_linux, needs_the_server, read_settings
 from service.cli.operations import backup, doctor, restore
+from service.cli.plot import plot
 from wsb_engine.options import Options
 
 # What the help doesn't need is imported where it is used; otherwise it would take half of its time.
@@ -173,6 +174,7 @@ Label = Annotated[
         help="Label of the analysis on the server; repeatable. In a CI run, commit, branch and run are set otherwise.",
     ),
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print the theorems that the numbers rest on.")]
 Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock limit in seconds.")]
 
 
@@ -194,6 +196,7 @@ def analyze(
             " runs here.",
         ),
     ] = None,
+    verbose: Verbose = False,
     *,
     outputs: dict[str, Path],
     options: Options,
@@ -218,7 +221,7 @@ def analyze(
     report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout, told=told).report
     yardstick = Yardstick(options.learning_rate)
     if not wanted.uses_stdout:
-        typer.echo(summarize(report, yardstick))
+        typer.echo(summarize(report, yardstick, verbose=verbose))
     with _ending_if_unwritable():
         wanted.write(report, yardstick=yardstick)
     if doubts := wording.doubts(report):
@@ -246,6 +249,7 @@ def check(
     name: Name = None,
     label: Label = None,
     timeout: Seconds = None,
+    verbose: Verbose = False,
     *,
     outputs: dict[str, Path],
     options: Options,
@@ -284,7 +288,8 @@ def check(
     )
     found = evaluate(rules, run.report, base, options.learning_rate)
     yardstick = yardstick_of(rules.rate(options.learning_rate), base, found)
-    typer.echo(f"{summarize(run.report, yardstick)}\n\n{describe(found)}", err=wanted.uses_stdout)
+    summary = summarize(run.report, yardstick, verbose=verbose)
+    typer.echo(f"{summary}\n\n{describe(found)}", err=wanted.uses_stdout)
     with _ending_if_unwritable():
         wanted.write(run.report, found, base, yardstick)
     if promote_on is not None and found.outcome in ("pass", promote_on) and run.analysis and baseline_name and url:
@@ -335,7 +340,7 @@ def estimate(
             write_text(json, found.model_dump_json(indent=2) + "\n")
 
 
-for command in (batch, backup, restore, doctor):
+for command in (batch, plot, backup, restore, doctor):
     app.command()(command)
 
 

@@ -15,6 +15,7 @@ from wsb_engine.presentation.wording import looseness as looseness
 from wsb_engine.presentation.wording import source as source
 from wsb_engine.presentation.wording import stopping as stopping
 from wsb_engine.presentation.wording import subject as subject
+from wsb_engine.presentation.wording import supported as supported
 from wsb_engine.presentation.wording import withheld as withheld
 
 OUTCOMES: dict[Outcome, str] = {

@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 from wsb_engine.presentation import bounds
 from wsb_engine.presentation.numbers import interval, middle, number, percent
-from wsb_engine.report import CertifiedInterval, Enclosure, NamedBound, Report, ReportWarning
+from wsb_engine.presentation.text import cut, name
+from wsb_engine.report import CertifiedInterval, Citation, Enclosure, NamedBound, Report, ReportWarning
+
+MAX_PATHS = 10
+"""Most paths of a report that are named as resting on a source."""
 
 
 class Quantity(NamedTuple):
@@ -181,3 +185,14 @@ def command(report: Report) -> str:
         words += ["--spectrum", "dense"] if dense else ["--spectrum", "top", "--top", str(len(spectrum.eigenvalues))]
         words += ["--density"] if spectrum.density is not None else []
     return shlex.join(words)
+
+
+def cited(citation: Citation) -> str:
+    """Write a source in one line, with its address and what rests on it."""
+    return f"{citation.reference} {citation.url} ({supported(citation)})"
+
+
+def supported(citation: Citation) -> str:
+    """List what rests on a source."""
+    shown, rest = cut(citation.supports, MAX_PATHS)
+    return ", ".join(map(name, shown)) + (f" and {rest} more" if rest else "")
