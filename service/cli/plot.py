@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LAMBDA_MAX = "lambda_max"
 """The quantity of several reports by default: the enclosure of λ_max, or else the narrowest bound on it."""
+_LARGEST = (LAMBDA_MAX, "enclosure.lambda_max")
 _STEP = re.compile(r"(.*?)(\d{1,15})(\D*)", re.DOTALL)
 """The last number of a name."""
 
@@ -52,7 +53,7 @@ def plot(
         typer.Option("--log/--no-log", help="Logarithmic axis.", show_default="not for bounds and numbers"),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="Draw 2/η, and allow the quantity stability_ratio.")
+        float | None, typer.Option(min=1e-12, help="Draw 2/η beside λ_max; stability_ratio needs it.")
     ] = None,
     width: Annotated[float, typer.Option(min=1, max=40, help="Width in inches.")] = 5.0,
     height: Annotated[float, typer.Option(min=1, max=40, help="Height in inches.")] = 3.2,
@@ -73,7 +74,8 @@ def plot(
     if form is None:
         known = ", ".join(f".{each}" for each in FORMS)
         end(f"{out} has none of the suffixes {known}: name the file by its format. [figure_format]", Exit.INVALID)
-    wanted = _Wanted(quantity or (LAMBDA_MAX if len(reports) > 1 else ""), log, learning_rate)
+    along = len(reports) > 1 or learning_rate is not None
+    wanted = _Wanted(quantity or (LAMBDA_MAX if along else ""), log, learning_rate)
     try:
         require_matplotlib()
         Outputs({"out": out}).check()
@@ -99,8 +101,11 @@ def _check(wanted: _Wanted, count: int) -> None:
 
     if wanted.quantity == "bounds" and count > 1:
         end("bounds is a plot of one report; give one, or --quantity lambda_max. [quantity_invalid]", Exit.INVALID)
-    if wanted.quantity == STABILITY_RATIO and not wanted.learning_rate:
+    if wanted.quantity == STABILITY_RATIO and wanted.learning_rate is None:
         end("stability_ratio needs a --learning-rate, which reports do not record. [quantity_invalid]", Exit.INVALID)
+    if wanted.learning_rate is not None and wanted.quantity not in (STABILITY_RATIO, *_LARGEST):
+        known = f"{LAMBDA_MAX} or {STABILITY_RATIO}"
+        end(f"--learning-rate goes with --quantity {known}. [quantity_invalid]", Exit.INVALID)
     if wanted.quantity in ("", LAMBDA_MAX, *PLOTS):
         return
     try:
@@ -169,12 +174,12 @@ def _along(paths: Sequence[Path], names: Sequence[str], wanted: _Wanted, axes: A
 
 
 def _limit(wanted: _Wanted) -> tuple[str, float] | None:
-    """Return the line above which gradient descent is unstable; None for other quantities than λ_max."""
-    if not wanted.learning_rate:
+    """Return the line above which gradient descent is unstable, if there is a learning rate."""
+    if wanted.learning_rate is None:
         return None
-    if wanted.quantity in (LAMBDA_MAX, "enclosure.lambda_max"):
+    if wanted.quantity in _LARGEST:
         return r"$2/\eta$", 2 / wanted.learning_rate
-    return (r"$\lambda_{\max} = 2/\eta$", 1.0) if wanted.quantity == "stability_ratio" else None
+    return r"$\lambda_{\max} = 2/\eta$", 1.0
 
 
 def _point(report: Report, x: int, wanted: _Wanted) -> Point | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from wsb_engine.presentation.plots import drawable, literal, open_up
+from wsb_engine.presentation.plots import drawable, explain, literal, opening
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,49 +101,39 @@ def along(
     Returns:
         The number of points that were left out for that reason.
     """
-    left_out, has_bounds = 0, False
     if log:
         axes.set_yscale("log", nonpositive="clip")
-    for index, curve in enumerate(curves):
-        centres = drawable(point.lower / 2 + point.upper / 2 for point in curve.points)
-        drawn = [(p, c) for p, c in zip(curve.points, centres, strict=True) if not log or c > 0]
-        left_out += len(curve.points) - len(drawn)
-        marker, color = _MARKERS[index % len(_MARKERS)], f"C{index % len(_COLORS)}"
-        _draw(curve.label, drawn, axes, marker, color)
-        has_bounds = has_bounds or any(point.is_bound for point, _ in drawn)
-    if limit is not None:
-        axes.axhline(drawable([limit[1]])[0], color="0.4", linestyle="--", linewidth=1, label=limit[0])
-    if has_bounds:
+    drawn = [[point for point in curve.points if not log or _centre(point) > 0] for curve in curves]
+    with opening(axes):
+        for index, (curve, points) in enumerate(zip(curves, drawn, strict=True)):
+            _draw(curve.label, points, axes, _MARKERS[index % len(_MARKERS)], f"C{index % len(_COLORS)}")
+        if limit is not None:
+            axes.axhline(drawable([limit[1]])[0], color="0.4", linestyle="--", linewidth=1, label=limit[0])
+    if any(point.is_bound for points in drawn for point in points):
         axes.plot([], [], "o", markerfacecolor="white", markeredgecolor="0.4", label="a bound, not an enclosure")
     if names:
         lengthy = sum(len(name) for name in names) > 40
         shown = [literal(name) for name in names]
         axes.set_xticks(range(len(names)), shown, rotation=45 if lengthy else 0, ha="right" if lengthy else "center")
     axes.set(xlabel=literal(x_label), ylabel=y_label)
-    open_up(axes)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(framealpha=0.8, edgecolor="none", fontsize="small")
-    return left_out
+    explain(axes)
+    return sum(len(curve.points) - len(points) for curve, points in zip(curves, drawn, strict=True))
 
 
-def _draw(label: str, drawn: Sequence[tuple[Point, float]], axes: Axes, marker: str, color: str) -> None:
+def _draw(label: str, points: Sequence[Point], axes: Axes, marker: str, color: str) -> None:
     """Draw one curve with a bar for each interval; hollow markers stand for bounds."""
-    x, y = [point.x for point, _ in drawn], [centre for _, centre in drawn]
-    ends = [drawable([point.lower, point.upper]) for point, _ in drawn]
-    bars = [
-        [max(c - e[0], 0.0) for c, e in zip(y, ends, strict=True)],
-        [max(e[1] - c, 0.0) for c, e in zip(y, ends, strict=True)],
-    ]
-    axes.errorbar(x, y, yerr=bars, fmt="-", color=color, linewidth=1, capsize=2)
-    style: dict[str, Any] = {
-        "linestyle": "none",
-        "marker": marker,
-        "markersize": 4,
-        "markeredgecolor": color,
-        "zorder": 3,
-    }
+    x, y = [point.x for point in points], [_centre(point) for point in points]
+    below = [max(centre - drawable([point.lower])[0], 0.0) for point, centre in zip(points, y, strict=True)]
+    above = [max(drawable([point.upper])[0] - centre, 0.0) for point, centre in zip(points, y, strict=True)]
+    axes.errorbar(x, y, yerr=[below, above], fmt="-", color=color, linewidth=1, capsize=2)
+    style: dict[str, Any] = {"linestyle": "none", "marker": marker, "markersize": 4, "markeredgecolor": color}
     for is_bound, face in ((False, color), (True, "white")):
-        chosen = [(point.x, centre) for point, centre in drawn if point.is_bound == is_bound]
-        axes.plot([a for a, _ in chosen], [b for _, b in chosen], markerfacecolor=face, **style)
+        chosen = [point for point in points if point.is_bound == is_bound]
+        places = [point.x for point in chosen], [_centre(point) for point in chosen]
+        axes.plot(*places, markerfacecolor=face, zorder=3, **style)
     if label:
         axes.plot([], [], marker=marker, markersize=4, color=color, linewidth=1, label=literal(label))
+
+
+def _centre(point: Point) -> float:
+    return drawable([point.lower / 2 + point.upper / 2])[0]

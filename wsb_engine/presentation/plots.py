@@ -6,7 +6,9 @@ Every number of the schema can be drawn: those too large or too small for an axi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
 from wsb_engine.errors import OptionsError
@@ -61,10 +63,9 @@ def plot(
     if not _has(report, shown):
         raise OptionsError(f"This report has no {shown} to plot", code="plot_unavailable", advice=_ADVICE[shown])
     axes = new_axes() if ax is None else ax
-    _DRAW[shown](report, axes, log, literal(label))
-    open_up(axes)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(framealpha=0.8, edgecolor="none", fontsize="small")
+    with opening(axes):
+        _DRAW[shown](report, axes, log, literal(label))
+    explain(axes)
     return axes
 
 
@@ -226,11 +227,22 @@ def _mark_largest(report: Report, line: Callable[..., object], span: Callable[..
         line(drawable([bound.lambda_max.upper])[0], color="C1", linewidth=1, linestyle="--", label=f"{title} bound")
 
 
-def open_up(axes: Axes) -> None:
-    """Give a logarithmic axis whose numbers are all alike a range, where matplotlib may find none."""
-    low, high = axes.dataLim.minposy, axes.dataLim.y1
-    if axes.get_yscale() == "log" and 0 < low <= high < 1.1 * low:
-        axes.set_ylim(low / 2, high * 2)
+def explain(axes: Axes) -> None:
+    """Add a legend if there is anything to explain."""
+    if axes.get_legend_handles_labels()[1]:
+        # The default place, named: otherwise matplotlib warns on a busy machine that it took long to find.
+        axes.legend(loc="best", framealpha=0.8, edgecolor="none", fontsize="small")
+
+
+@contextmanager
+def opening(axes: Axes) -> Iterator[None]:
+    """Draw inside the block, and give a logarithmic axis whose numbers are all alike a range; matplotlib only warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempting to set identical low and high", UserWarning)
+        yield
+        low, high = axes.dataLim.minposy, axes.dataLim.y1
+        if axes.get_yscale() == "log" and 0 < low <= high < 1.1 * low:
+            axes.set_ylim(low / 2, high * 2)
 
 
 def drawable(values: Iterable[float]) -> list[float]:

@@ -134,6 +134,8 @@ def test_what_has_no_place_is_said(folder: Path) -> None:
         (("full.json", "--out", "f.pdf", "--quantity", "model.sha256"), "[quantity_invalid]"),
         (("full.json", "bare.json", "--out", "f.pdf", "--quantity", "bounds"), "[quantity_invalid]"),
         (("full.json", "--out", "f.pdf", "--quantity", "stability_ratio"), "--learning-rate"),
+        (("full.json", "--out", "f.pdf", "--quantity", "loss.value", "--learning-rate", "1"), "--learning-rate goes"),
+        (("full.json", "--out", "f.pdf", "--learning-rate", "0"), "--learning-rate"),
         (("bare.json", "--out", "f.pdf", "--quantity", "density"), "[plot_unavailable]\nAnalyse with density=True"),
         (("empty.json", "--out", "f.pdf"), "[plot_unavailable]"),
         (("empty.json", "empty.json", "--out", "f.pdf"), "[quantity_missing]"),
