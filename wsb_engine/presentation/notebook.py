@@ -13,9 +13,12 @@ from wsb_engine.report import Report
 MAX_ITEMS = 10
 """Most doubts, warnings and sources that are listed."""
 
-# Text inherits its colour, and lines have half of it, so that light and dark notebooks show both.
+# Text has the colour of the notebook, and lines are of a grey that shows on light and dark.
 _CELL = "padding: 2px 12px 2px 0; text-align: left; vertical-align: top; background: transparent;"
-_LINE = "border-top: 1px solid rgba(128, 128, 128, 0.5);"
+# A page without a document type would give the table colours and sizes other than those of the text around it.
+_TABLE = (
+    "border-collapse: collapse; border-top: 1px solid rgba(128, 128, 128, 0.5); color: inherit; font-size: inherit;"
+)
 _QUIET = "opacity: 0.75;"
 
 
@@ -29,7 +32,7 @@ def summary(report: Report) -> str:
         _paragraph(_text(found.sentence)),
         _list("Failed checks", wording.doubts(report), is_open=True),
         _paragraph(_text(wording.subject(report)), _QUIET),
-        f'<table style="border-collapse: collapse; {_LINE}"><tbody>{rows}</tbody></table>',
+        f'<table style="{_TABLE}"><tbody>{rows}</tbody></table>',
         _list("What to be wary of", (f"{each.message} [{each.code}]" for each in wording.cautions(report))),
         _list("Sources", map(wording.cited, report.citations or [])),
     ]

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from service.cli.commands import app
 from service.cli.outputs import MAX_REPORT_BYTES
-from service.cli.summary import summarize
 from wsb_engine.report import Report
 
 require_matplotlib()
@@ -190,11 +189,3 @@ def test_without_matplotlib_it_says_what_to_install(folder: Path, monkeypatch: p
         "Plots are drawn by matplotlib, which is not installed [matplotlib_missing]\n"
         "pip install 'wsb-sharpness[plot]'\n"
     )
-
-
-def test_verbose_lists_the_sources_of_a_report() -> None:
-    report = stored_report("perceptron")
-    assert "source" not in summarize(report)
-    lines = [line for line in summarize(report, verbose=True).splitlines() if line.startswith("source")]
-    assert len(lines) == len(report.citations or []) == 6
-    assert "https://doi.org/10.1016/0024-3795(80)90258-X (bounds_list.wolkowicz_styan, " in lines[1]
