@@ -137,8 +137,10 @@ def _overlaid(
 
     missing: OptionsError | None = None
     for path, name in zip(paths, names, strict=True):
+        report = read_report(path)
+        yield from _doubt(path, report)
         try:
-            draw(read_report(path), axes, show=show, log=log, label=name if len(paths) > 1 else "")
+            draw(report, axes, show=show, log=log, label=name if len(paths) > 1 else "")
         except OptionsError as error:
             missing = error
             yield f"{path} is left out: {error.message}."
@@ -154,7 +156,9 @@ def _along(paths: Sequence[Path], names: Sequence[str], wanted: _Wanted, axes: A
 
     points: list[Point | None] = []
     for index, path in enumerate(paths):
-        points.append(_point(read_report(path), index, wanted))
+        report = read_report(path)
+        yield from _doubt(path, report)
+        points.append(_point(report, index, wanted))
         if points[-1] is None:
             yield f"{path} is left out: it has no {wanted.quantity}."
     if not any(points):
@@ -171,6 +175,14 @@ def _along(paths: Sequence[Path], names: Sequence[str], wanted: _Wanted, axes: A
     )
     if left_out:
         yield f"{left_out} of {len(paths)} reports are left out: their {wanted.quantity} is not positive."
+
+
+def _doubt(path: Path, report: Report) -> Iterator[str]:
+    """Say if a check of the report has failed."""
+    from wsb_engine.presentation.wording import UNRELIABLE
+
+    if report.failed_checks:
+        yield f"{path}: {UNRELIABLE} [check_failed]"
 
 
 def _limit(wanted: _Wanted) -> tuple[str, float] | None:

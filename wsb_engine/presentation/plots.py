@@ -6,13 +6,14 @@ Every number of the schema can be drawn: those too large or too small for an axi
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
 from wsb_engine.errors import OptionsError
-from wsb_engine.presentation import bounds
+from wsb_engine.presentation import bounds, wording
 from wsb_engine.presentation.numbers import Ends, middle, width
 from wsb_engine.presentation.text import name
 from wsb_engine.report import CertifiedInterval, Interval, Plot, Report
@@ -28,8 +29,11 @@ DECADES = 6
 MAX_POINTS = 20_000
 """Most eigenvalues to draw; of more, evenly spread ones."""
 
-_LARGEST = 1e290
-_SMALLEST = 1e-290
+MAX_LABEL = 24
+"""Most characters of a name; longer ones would leave no room for the axes."""
+
+_LARGEST = 1e100
+_SMALLEST = 1e-100
 _DIAMOND = 0.01
 """Share of the axis below which an interval is drawn as a diamond."""
 _LAMBDA = {"max": r"$\lambda_{\max}$", "min": r"$\lambda_{\min}$"}
@@ -65,6 +69,8 @@ def plot(
     axes = new_axes() if ax is None else ax
     with opening(axes):
         _DRAW[shown](report, axes, log, literal(label))
+    if report.failed_checks and not label:
+        axes.set_title(wording.UNRELIABLE, fontsize="small", color="C3")
     explain(axes)
     return axes
 
@@ -95,7 +101,7 @@ def new_axes(size: tuple[float, float] = (WIDTH, HEIGHT)) -> Axes:
 
 def literal(text: str) -> str:
     """Return untrusted text so that matplotlib shows it as it is: no formula, and not left out of a legend."""
-    shown = name(text).replace("\\", "∖").replace("$", r"\$") if text else ""
+    shown = name(text, MAX_LABEL).replace("\\", "∖").replace("$", r"\$") if text else ""
     return f" {shown}" if shown.startswith("_") else shown
 
 
@@ -192,7 +198,7 @@ def _mark_moments(report: Report, axes: Axes) -> None:
     if moments is None or not moments.exact or count == 0:
         return
     m = moments.trace / count
-    s = math.sqrt(max(moments.frobenius_squared / count - min(m * m, _LARGEST), 0.0))
+    s = math.sqrt(max(moments.frobenius_squared / count - min(m * m, sys.float_info.max), 0.0))
     for places, style, text in (([m], "-", "$m$"), ([m - s, m + s], ":", r"$m \pm s$")):
         for index, place in enumerate(drawable(places)):
             axes.axvline(place, color="0.5", linestyle=style, linewidth=1, zorder=0, label=text if index == 0 else "")

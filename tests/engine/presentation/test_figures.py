@@ -83,7 +83,7 @@ def test_numbers_beyond_an_axis_are_drawn_at_its_end() -> None:
             assert encoded(axes, "png")
 
 
-@pytest.mark.parametrize("number", [1e290, 1e-200, 1e-12, 1.0])
+@pytest.mark.parametrize("number", [1e90, 1e-90, 1e-12, 1.0])
 def test_one_number_alone_has_a_logarithmic_axis(number: float) -> None:
     axes = new_axes()
     along([Curve("", [Point(0, number, number)])], axes, x_label="", y_label="q", log=True)

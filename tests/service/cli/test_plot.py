@@ -34,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "full": stored_report("perceptron"),
         "bare": stored_report("general"),
         "empty": stored_report("nothing"),
+        "doubtful": stored_report("doubtful"),
     }
     for name, report in reports.items():
         (tmp_path / f"{name}.json").write_text(report.model_dump_json(), encoding="utf-8")
@@ -120,6 +121,14 @@ def test_what_has_no_place_is_said(folder: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "empty.json is left out: it has no lambda_max.\n")
     result = run("full.json", "--out", "figure.svg", "--quantity", "enclosure.lambda_min", "--log")
     assert result.stderr == "1 of 1 reports are left out: their enclosure.lambda_min is not positive.\n"
+
+
+def test_a_report_with_a_failed_check_is_drawn_and_named(folder: Path) -> None:
+    result = run("doubtful.json", "--out", "figure.svg")
+    assert result.exit_code == 0
+    assert result.stderr == "doubtful.json: The numbers of this report can't be relied on. [check_failed]\n"
+    assert "The numbers of this report can't be relied on." in text_of(folder / "figure.svg")
+    assert "[check_failed]" in run("doubtful.json", "full.json", "--out", "figure.svg").stderr
 
 
 @pytest.mark.parametrize(
