@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from wsb_engine.errors import OptionsError
 from wsb_engine.presentation.plots import drawable, explain, literal, opening
 
 if TYPE_CHECKING:
@@ -66,14 +67,27 @@ def style() -> Iterator[None]:
 
 
 def encoded(axes: Axes, form: Form) -> bytes:
-    """Return the figure of these axes as a file."""
+    """Return the figure of these axes as a file.
+
+    Raises:
+        OptionsError: ``figure_too_small`` for its names and numbers.
+    """
     from matplotlib.figure import Figure
 
     figure = axes.get_figure(root=True)
     if not isinstance(figure, Figure):
         raise TypeError("the axes belong to no figure")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, metadata=_METADATA[form], dpi=DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "constrained_layout not applied", UserWarning)
+        try:
+            figure.savefig(buffer, format=form, metadata=_METADATA[form], dpi=DPI)
+        except UserWarning as error:
+            raise OptionsError(
+                "The names and numbers leave no room for the axes",
+                code="figure_too_small",
+                advice="Make the figure wider or higher (--width, --height), or the names of the files shorter.",
+            ) from error
     return buffer.getvalue()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from wsb_engine.errors import OptionsError
 from wsb_engine.presentation import bounds, wording
 from wsb_engine.presentation.numbers import Ends, middle, width
-from wsb_engine.presentation.text import name
+from wsb_engine.presentation.text import MAX_NAME, name
 from wsb_engine.report import CertifiedInterval, Interval, Plot, Report
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ DECADES = 6
 MAX_POINTS = 20_000
 """Most eigenvalues to draw; of more, evenly spread ones."""
 
-MAX_LABEL = 24
-"""Most characters of a name; longer ones would leave no room for the axes."""
+MAX_BOUND_NAME = 24
+"""Most characters of the name of a bound; longer ones would leave no room for the axes."""
 
 _LARGEST = 1e100
 _SMALLEST = 1e-100
@@ -99,9 +99,9 @@ def new_axes(size: tuple[float, float] = (WIDTH, HEIGHT)) -> Axes:
     return axes
 
 
-def literal(text: str) -> str:
+def literal(text: str, limit: int = MAX_NAME) -> str:
     """Return untrusted text so that matplotlib shows it as it is: no formula, and not left out of a legend."""
-    shown = name(text, MAX_LABEL).replace("\\", "∖").replace("$", r"\$") if text else ""
+    shown = name(text, limit).replace("\\", "∖").replace("$", r"\$") if text else ""
     return f" {shown}" if shown.startswith("_") else shown
 
 
@@ -187,7 +187,7 @@ def _rows(report: Report) -> list[tuple[str, Interval | CertifiedInterval]]:
         if report.enclosure is not None:
             rows.append((f"{_LAMBDA[end]}, enclosure", getattr(report.enclosure, f"lambda_{end}")))
         for bound in bounds.shown(report):
-            title = literal(bounds.words(bound.name).title)
+            title = literal(bounds.words(bound.name).title, MAX_BOUND_NAME)
             rows.append((f"{_LAMBDA[end]}, {title}", getattr(bound, f"lambda_{end}")))
     return rows
 
@@ -229,7 +229,7 @@ def _mark_largest(report: Report, line: Callable[..., object], span: Callable[..
         line(drawable([middle(report.enclosure.lambda_max)])[0], color="C3", linewidth=1, label=text)
         span(low, high, color="C3", alpha=0.2, linewidth=0)
     for bound in bounds.shown(report)[:1]:
-        title = literal(bounds.words(bound.name).title)
+        title = literal(bounds.words(bound.name).title, MAX_BOUND_NAME)
         line(drawable([bound.lambda_max.upper])[0], color="C1", linewidth=1, linestyle="--", label=f"{title} bound")
 
 

@@ -148,6 +148,7 @@ def test_a_report_with_a_failed_check_is_drawn_and_named(folder: Path) -> None:
         (("empty.json", "--out", "f.pdf"), "[plot_unavailable]"),
         (("empty.json", "empty.json", "--out", "f.pdf"), "[quantity_missing]"),
         (("full.json", "--out", "f.pdf", "--width", "0"), "--width"),
+        (("full.json", "--out", "f.pdf", "--quantity", "bounds", "--width", "1"), "[figure_too_small]"),
         (("full.json", "--out", "f.pdf", "--height", "1e9"), "--height"),
     ],
 )
@@ -188,6 +189,15 @@ def test_names_are_shown_as_they_are(folder: Path) -> None:
         (folder / f"{name}.json").write_bytes((folder / "full.json").read_bytes())
     result = run(r"$\frac{1$.json", "_hidden.json", "--out", "figure.svg", "--quantity", "density")
     assert (result.exit_code, result.output) == (0, "")
+
+
+def test_neither_a_long_name_nor_a_long_path_is_cut(folder: Path) -> None:
+    names = [f"resnet50-imagenet-adam-learning-rate-{rate}" for rate in ("small", "large")]
+    for name in names:
+        (folder / f"{name}.json").write_bytes((folder / "full.json").read_bytes())
+    quantity = "bounds_list.wolkowicz_styan.lambda_max.upper"
+    run(*(f"{name}.json" for name in names), "--out", "figure.svg", "--quantity", quantity)
+    assert {*names, quantity} <= set(text_of(folder / "figure.svg"))
 
 
 def test_without_matplotlib_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
