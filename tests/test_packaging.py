@@ -104,7 +104,7 @@ def test_its_metadata_say_what_it_is(wheel: Path) -> None:
     metadata = message_from_string(text)
     assert metadata["Name"] == "wsb-sharpness"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert {"demo", "dev", "images", "server", "traces"} == set(metadata.get_all("Provides-Extra"))
+    assert {"demo", "dev", "images", "plot", "server", "traces"} == set(metadata.get_all("Provides-Extra"))
     assert metadata["Requires-Python"] == ">=3.11"
 
 

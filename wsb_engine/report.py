@@ -6,13 +6,17 @@ report, ``timings`` aside. Symbols: t = tr H, q = ‖H‖_F², P the number of p
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from wsb_engine.options import LossKind
 
-SCHEMA_VERSION = "1.5"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SCHEMA_VERSION = "1.6"
 
 MAX_STEPS = 10_000
 """Largest number of steps whose recurrence is reported."""
@@ -302,6 +306,22 @@ class ReportWarning(_Part):
     message: Message
 
 
+class Citation(_Part):
+    """A publication that numbers of the report rest on."""
+
+    key: Name
+    """Stable identifier, such as ``wolkowicz_styan_1980``."""
+    reference: Message
+    """Authors, year, title and place, in one line."""
+    url: Name
+    supports: Few[Name]
+    """Paths of the report, such as ``enclosure.lambda_max``."""
+
+
+Plot = Literal["density", "spectrum", "bounds", "convergence"]
+"""What a plot of a report shows."""
+
+
 class Closest(NamedTuple):
     """The closest interval about λ_max in a report."""
 
@@ -351,6 +371,8 @@ class Report(_Part):
     products: Annotated[dict[Name, Count], Field(max_length=64)] | None = None
     """Hessian-vector products by phase, those of a second pass and of confirmations included; all that measure rounding
     by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
+    citations: Few[Citation] | None = None
+    """Sources of the theorems and methods used; null in reports before schema 1.6."""
 
     @property
     def named_bounds(self) -> list[NamedBound]:
@@ -403,3 +425,35 @@ class Report(_Part):
     def messages(self, code: str) -> list[str]:
         """Return the messages of the warnings with this code."""
         return [warning.message for warning in self.warnings if warning.code == code]
+
+    def plot(self, ax: Axes | None = None, *, show: Plot | None = None, log: bool | None = None) -> Axes:
+        """Plot the report with matplotlib, without pyplot: nothing is registered or shown.
+
+        Args:
+            ax: Axes to draw on; by default those of a new figure, ``report.plot().figure``.
+            show: ``density`` of the eigenvalues, their ``spectrum`` by rank, the ``bounds`` on both of its ends, or the
+                ``convergence`` of the enclosure; by default the first of the first three that the report has.
+            log: Whether the axis of the density, of |λ| or of the interval's width is logarithmic, as it is by default;
+                of ``bounds`` the eigenvalue's, symmetric about 0.
+
+        Raises:
+            OptionsError: ``plot_unavailable`` if the report lacks what ``show`` names, ``matplotlib_missing``.
+
+        Examples:
+            >>> import wsb
+            >>> report = wsb.analyze(wsb.load_model("model.onnx"), wsb.load_batch("batch.npz"))
+            >>> axes = report.plot()  # doctest: +SKIP
+            >>> axes.figure.savefig("bounds.pdf")  # doctest: +SKIP
+        """
+        axes: Axes = _presentation("plots").plot(self, ax, show=show, log=log)
+        return axes
+
+    def _repr_html_(self) -> str:
+        """Return a summary for notebooks."""
+        html: str = _presentation("notebook").summary(self)
+        return html
+
+
+def _presentation(name: str) -> Any:
+    """Import a module that presents reports: by name, since those modules import this one."""
+    return import_module(f"wsb_engine.presentation.{name}")

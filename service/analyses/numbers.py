@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from service.analyses.table import AnalysisRow
-from service.rendering.text import clean
+from wsb_engine.presentation.text import clean
 from wsb_engine.report import Interval, Report
 
 MAX_DEVICE = 64

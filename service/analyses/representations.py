@@ -15,8 +15,8 @@ from service.analyses.table import AnalysisRow, ReportRow
 from service.errors import ServiceError
 from service.http.headers import matches
 from service.policies import Verdict
-from service.rendering.headline import Yardstick
 from service.rendering.registry import RENDERINGS
+from wsb_engine.presentation.headline import Yardstick
 from wsb_engine.report import Report
 
 JSON = "application/json"

@@ -13,9 +13,9 @@ from service.analyses.positions import position
 from service.analyses.table import AnalysisRow
 from service.analyses.verdicts import stored_policy_and_baseline
 from service.policies import Policy, Verdict
-from service.rendering import headline
-from service.rendering.headline import Reference, Yardstick
-from service.rendering.text import name as shown
+from service.rendering import yardstick
+from wsb_engine.presentation.headline import Reference, Yardstick
+from wsb_engine.presentation.text import name as shown
 from wsb_engine.report import Interval, Report
 
 _RUN, _BRANCH = "run", "branch"
@@ -31,7 +31,7 @@ async def yardstick_of(session: AsyncSession, row: AnalysisRow) -> Yardstick:
         return Yardstick(rate)
     verdict = None if row.verdict is None else Verdict.model_validate(row.verdict)
     report = None if baseline is None or verdict is None else await asyncio.to_thread(_report, baseline)
-    return headline.yardstick_of(None, report, verdict, await _earlier(session, row))
+    return yardstick.yardstick_of(None, report, verdict, await _earlier(session, row))
 
 
 def _policy_rate(policy: dict[str, Any] | None) -> float | None:

@@ -17,6 +17,7 @@ from service.cli.ending import end as _end
 from service.cli.flags import with_options, with_outputs
 from service.cli.needs import needs_the_server, read_settings
 from service.cli.operations import backup, doctor, restore
+from service.cli.plot import plot
 from service.cli.processes import serve, worker
 from wsb_engine.options import Options
 
@@ -72,6 +73,7 @@ Label = Annotated[
         help="Label of the analysis on the server; repeatable. In a CI run, commit, branch and run are set otherwise.",
     ),
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print the theorems that the numbers rest on.")]
 Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock limit in seconds.")]
 
 
@@ -93,6 +95,7 @@ def analyze(
             " runs here.",
         ),
     ] = None,
+    verbose: Verbose = False,
     *,
     outputs: dict[str, Path],
     options: Options,
@@ -105,7 +108,7 @@ def analyze(
     from service.cli.running import about, evaluated
     from service.cli.summary import summarize
     from service.rendering import wording
-    from service.rendering.headline import Yardstick
+    from wsb_engine.presentation.headline import Yardstick
 
     wanted = Outputs(outputs)
     _check(wanted)
@@ -117,7 +120,7 @@ def analyze(
     report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout, told=told).report
     yardstick = Yardstick(options.learning_rate)
     if not wanted.uses_stdout:
-        typer.echo(summarize(report, yardstick))
+        typer.echo(summarize(report, yardstick, verbose=verbose))
     with _ending_if_unwritable():
         wanted.write(report, yardstick=yardstick)
     if doubts := wording.doubts(report):
@@ -145,6 +148,7 @@ def check(
     name: Name = None,
     label: Label = None,
     timeout: Seconds = None,
+    verbose: Verbose = False,
     *,
     outputs: dict[str, Path],
     options: Options,
@@ -157,7 +161,7 @@ def check(
     from service.cli.running import about, evaluated, promote
     from service.cli.summary import summarize
     from service.policies import evaluate
-    from service.rendering.headline import yardstick_of
+    from service.rendering.yardstick import yardstick_of
 
     wanted, settings = Outputs(outputs), read_settings()
     _check(wanted)
@@ -174,7 +178,8 @@ def check(
     )
     found = evaluate(rules, run.report, base, options.learning_rate)
     yardstick = yardstick_of(rules.rate(options.learning_rate), base, found)
-    typer.echo(f"{summarize(run.report, yardstick)}\n\n{describe(found)}", err=wanted.uses_stdout)
+    summary = summarize(run.report, yardstick, verbose=verbose)
+    typer.echo(f"{summary}\n\n{describe(found)}", err=wanted.uses_stdout)
     with _ending_if_unwritable():
         wanted.write(run.report, found, base, yardstick)
     if promote_on is not None and found.outcome in ("pass", promote_on) and run.analysis and baseline_name and url:
@@ -245,7 +250,7 @@ def estimate(
             write_text(json, found.model_dump_json(indent=2) + "\n")
 
 
-for command in (batch, backup, restore, doctor):
+for command in (batch, plot, backup, restore, doctor):
     app.command()(command)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.rendering.numbers import amount, duration
 from wsb_engine.costs import Estimate
+from wsb_engine.presentation.numbers import amount, duration
 
 
 def described(estimate: Estimate) -> str:

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from service.policies import Policy, PolicyError, Verdict, load_policy
 from service.policies.evaluation import BASELINE_DECIDED, PRODUCE_AGAIN
 from service.rendering.comment import render_comment
-from service.rendering.headline import Yardstick
 from service.rendering.registry import MARKDOWN, RENDERINGS
+from wsb_engine.presentation.headline import Yardstick
 from wsb_engine.report import SCHEMA_VERSION, Report
 
 STDOUT = Path("-")
-MAX_BASELINE_BYTES = 1 << 30
+MAX_REPORT_BYTES = 1 << 30
 
 
 class UnusableError(Exception):
@@ -103,30 +103,44 @@ def read_policy(path: Path, *, with_baseline: bool) -> Policy:
 
 
 def read_baseline(path: Path, policy: Policy) -> Report:
+    """Read a report to compare with.
+
+    Raises:
+        UnusableError: as ``read_report``, or if it is not one that the policy can compare with.
+    """
+    report = read_report(path)
+    if policy.refuses(report):
+        raise UnusableError(f"{path}: {BASELINE_DECIDED} [baseline_decided]\n{PRODUCE_AGAIN}")
+    return report
+
+
+def read_report(path: Path) -> Report:
     """Read a report that was written earlier.
 
     Raises:
-        UnusableError: if it is not a report, is of another version, or is not one that the policy can compare with.
+        UnusableError: if it can't be read, is larger than ``MAX_REPORT_BYTES``, is not a report, or is of another
+            version.
     """
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BASELINE_BYTES + 1)
+            content = file.read(MAX_REPORT_BYTES + 1)
     except OSError as error:
-        raise UnusableError(f"{path} can't be read: {error.strerror}") from error
-    if len(content) > MAX_BASELINE_BYTES:
-        raise UnusableError(f"{path} is larger than {MAX_BASELINE_BYTES} bytes.")
+        raise UnusableError(f"{path} can't be read: {error.strerror}. [report_unreadable]") from error
+    if len(content) > MAX_REPORT_BYTES:
+        raise UnusableError(f"{path} is larger than {MAX_REPORT_BYTES} bytes. [report_too_large]")
     try:
         report = Report.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UnusableError(f"{path} is not a report: {place + ': ' if place else ''}{first['msg']}") from error
-    if report.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise UnusableError(
-            f"{path} has report schema {report.schema_version}; this version reads {SCHEMA_VERSION.split('.')[0]}.x."
+            f"{path} is not a report: {place + ': ' if place else ''}{first['msg']}. [report_invalid]"
+        ) from error
+    if report.schema_version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        known = f"{SCHEMA_VERSION.split('.')[0]}.x"
+        raise UnusableError(
+            f"{path} has report schema {report.schema_version}; this version reads {known}. [report_version]"
         )
-    if policy.refuses(report):
-        raise UnusableError(f"{path}: {BASELINE_DECIDED} [baseline_decided]\n{PRODUCE_AGAIN}")
     return report
 
 

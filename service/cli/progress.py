@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from service.rendering.numbers import duration, interval
 from wsb_engine.costs import Estimate
+from wsb_engine.presentation.numbers import duration, interval
 from wsb_engine.progress import InterimEnclosure
 
 ProgressSink = Callable[[dict[str, Any]], None]

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from service.rendering import bounds, wording
-from service.rendering.headline import Yardstick, headline
-from service.rendering.numbers import interval
+from wsb_engine.presentation import bounds, wording
+from wsb_engine.presentation.headline import Yardstick, headline
+from wsb_engine.presentation.numbers import interval
+from wsb_engine.presentation.text import clean
 from wsb_engine.report import Report
 
+MAX_SOURCES = 50
+"""Most sources that are listed."""
 
-def summarize(report: Report, yardstick: Yardstick | None = None) -> str:
-    """Summarise a report: doubts, the headline, what was analysed, the bounds, what confirms them, and warnings."""
+
+def summarize(report: Report, yardstick: Yardstick | None = None, *, verbose: bool = False) -> str:
+    """Summarise a report: doubts, the headline, what was analysed, the bounds, what confirms them, and warnings.
+
+    Args:
+        report: The report.
+        yardstick: What the first sentence compares λ_max with.
+        verbose: True to add the sources that the numbers rest on.
+    """
     lines = [f"{name:<10}{text}" for name, text in _doubts(report)]
     lines += [*headline(report, yardstick), "", *(f"{name:<10}{text}" for name, text in _rows(report))]
+    if verbose:
+        lines += [
+            f"{'source':<10}{clean(wording.cited(citation))}" for citation in (report.citations or [])[:MAX_SOURCES]
+        ]
     return "\n".join(lines)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from service.policies.metrics import Measurement, exact
+from service.policies.metrics import Measurement
 from service.policies.policy import Rule
 from service.policies.schemas import Operator
+from wsb_engine.presentation.numbers import exact
 
 
 def holds(rule: Rule, number: Measurement, baseline: Measurement | None = None) -> bool | None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from service.policies.baseline import compare
 from service.policies.decision import holds
-from service.policies.metrics import BOUNDS_LIST, STABILITY_RATIO, Measurement, measure, rounded
+from service.policies.metrics import BOUNDS_LIST, STABILITY_RATIO, Measurement, measure
 from service.policies.policy import Policy, Rule, stopped_when_decided
 from service.policies.schemas import BaselineComparison, Outcome, Range, RuleResult, Verdict
+from wsb_engine.presentation.numbers import rounded
 from wsb_engine.report import Report
 
 _TIGHTEN = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from wsb_engine.bounds import registry
+from wsb_engine.presentation.numbers import exact, rounded
 from wsb_engine.report import CertifiedInterval, Interval, NamedBound, Report
 
 STABILITY_RATIO = "stability_ratio"
@@ -168,19 +168,6 @@ def eigenvalue(metric: str) -> Eigenvalue | None:
     names = (metric, metric.rpartition(".")[0] if metric.rpartition(".")[2] in _ENDS else "")
     known: tuple[Eigenvalue, ...] = get_args(Eigenvalue)
     return next((name for name in known if f"enclosure.{name}" in names), None)
-
-
-def exact(number: float) -> Fraction:
-    """Convert a number as its decimal digits read: 0.3 is three tenths, without rounding later."""
-    return Fraction(repr(float(number)))
-
-
-def rounded(number: Fraction) -> float:
-    """Round to the nearest finite float."""
-    try:
-        return float(number)
-    except OverflowError:
-        return sys.float_info.max if number > 0 else -sys.float_info.max
 
 
 def _child(value: Any, part: str) -> Any:

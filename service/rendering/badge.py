@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.rendering import wording
-from service.rendering.numbers import DIGITS, Ends, interval, number
 from service.rendering.svg import element
+from wsb_engine.presentation.numbers import DIGITS, Ends, interval, number
 from wsb_engine.report import Report
 
 MEDIA_TYPE = "image/svg+xml"

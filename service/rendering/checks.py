@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.rendering.text import name
+from wsb_engine.presentation.text import name
 
 WORDS = {
     "mlp_structure": "layers evaluate to the logits of the graph",

@@ -6,7 +6,7 @@ from __future__ import annotations
 from service.policies.schemas import RuleResult, Verdict
 from service.rendering import wording
 from service.rendering.markdown import code_span, plain
-from service.rendering.numbers import interval, number
+from wsb_engine.presentation.numbers import interval, number
 from wsb_engine.report import Report
 
 MAX_RULES = 20

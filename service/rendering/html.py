@@ -11,9 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from service.policies.schemas import Verdict
-from service.rendering import bounds, checks, numbers, text, wording
-from service.rendering.headline import Yardstick, headline
+from service.rendering import checks, wording
 from service.rendering.report_plots import report_plots, shown_layers
+from wsb_engine.presentation import bounds, numbers, text
+from wsb_engine.presentation.headline import Yardstick, headline
 from wsb_engine.report import Report
 
 MAX_ROWS = 50

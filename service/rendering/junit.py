@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 from service.policies.schemas import RuleResult, Verdict
 from service.rendering import checks, wording
-from service.rendering.headline import Yardstick, headline
-from service.rendering.numbers import number
-from service.rendering.text import clean
-from service.rendering.text import name as shown_name
+from wsb_engine.presentation.headline import Yardstick, headline
+from wsb_engine.presentation.numbers import number
+from wsb_engine.presentation.text import clean
+from wsb_engine.presentation.text import name as shown_name
 from wsb_engine.report import Check, Report
 
 MAX_CASE_NAME = 250

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from service.policies.schemas import Difference, RuleResult, Verdict
 from service.rendering import checks, wording
-from service.rendering.headline import Yardstick, headline
-from service.rendering.numbers import number, percent
-from service.rendering.text import MAX_NAME, MAX_TEXT, Item, clean, cut, name
-from wsb_engine.report import Check, LayerCurvature, Report
+from wsb_engine.presentation.headline import Yardstick, headline
+from wsb_engine.presentation.numbers import number, percent
+from wsb_engine.presentation.text import MAX_NAME, MAX_TEXT, Item, clean, cut, name
+from wsb_engine.report import Check, Citation, LayerCurvature, Report
 
 MAX_ROWS = 50
 """Most rows of a table: even with texts of full length, the whole stays below GitHub's limit."""
@@ -96,6 +96,8 @@ def _details(report: Report) -> list[str]:
     if report.checks:
         heads = ("Check", "Outcome", "Value", "Tolerance")
         parts.append(_folded("Checks", _table(heads, report.checks, _check)))
+    if report.citations:
+        parts.append(_folded("Sources", _table(("Source", "What rests on it"), report.citations, _citation)))
     return parts
 
 
@@ -113,6 +115,11 @@ def _check(check: Check) -> Row:
         number(check.value, 3),
         number(check.tolerance, 3),
     )
+
+
+def _citation(citation: Citation) -> Row:
+    source = f"{citation.reference} {citation.url}"
+    return (plain(source, MAX_MESSAGE), plain(wording.supported(citation), MAX_MESSAGE))
 
 
 def _origin(report: Report) -> list[str]:

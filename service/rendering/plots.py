@@ -13,7 +13,6 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from service.rendering.numbers import interval, middle, number
 from service.rendering.svg import (
     CHARACTER,
     LINE,
@@ -32,7 +31,8 @@ from service.rendering.svg import (
     span_of,
     text,
 )
-from service.rendering.text import name
+from wsb_engine.presentation.numbers import interval, middle, number
+from wsb_engine.presentation.text import name
 
 MAX_STEMS = 300
 """Most eigenvalues to draw; of more, evenly spread ones."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from service.policies import Verdict
-    from service.rendering.headline import Yardstick
+    from wsb_engine.presentation.headline import Yardstick
     from wsb_engine.report import Report
 
 DOCUMENT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from service.policies.schemas import Verdict
-from service.rendering import bounds
-from service.rendering.numbers import interval, number, percent, width
 from service.rendering.plots import LabelledInterval, Limit, Line, bars, curve, heat_map, lines, number_line, stem
 from service.rendering.svg import Caption
-from service.rendering.text import name
 from service.rendering.wording import condition
+from wsb_engine.presentation import bounds
+from wsb_engine.presentation.numbers import interval, number, percent, width
+from wsb_engine.presentation.text import name
 from wsb_engine.report import CertifiedInterval, Interval, Report
 
 MAX_LIMITS = 4

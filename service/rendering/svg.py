@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from service.rendering.numbers import number
-from service.rendering.text import clean, name
+from wsb_engine.presentation.numbers import number
+from wsb_engine.presentation.text import clean, name
 
 WIDTH = 400.0
 """Width of every plot in its units; text is 12 of them high, so that it is readable on a phone."""

@@ -1,14 +1,22 @@
-"""The words in which every rendering says what a report and a verdict hold."""
+"""The words in which every rendering says what a report and a verdict hold; those about a report are the engine's."""
 
 from __future__ import annotations
 
-import shlex
-from typing import NamedTuple
-
 from service.policies.schemas import Outcome, RuleResult
-from service.rendering import bounds
-from service.rendering.numbers import Ends, interval, middle, number, percent
-from wsb_engine.report import CertifiedInterval, Enclosure, NamedBound, Report, ReportWarning
+from wsb_engine.presentation.numbers import Ends, interval, number, percent
+from wsb_engine.presentation.wording import UNRELIABLE as UNRELIABLE
+from wsb_engine.presentation.wording import cautions as cautions
+from wsb_engine.presentation.wording import certainty as certainty
+from wsb_engine.presentation.wording import command as command
+from wsb_engine.presentation.wording import curvature as curvature
+from wsb_engine.presentation.wording import doubts as doubts
+from wsb_engine.presentation.wording import fit as fit
+from wsb_engine.presentation.wording import looseness as looseness
+from wsb_engine.presentation.wording import source as source
+from wsb_engine.presentation.wording import stopping as stopping
+from wsb_engine.presentation.wording import subject as subject
+from wsb_engine.presentation.wording import supported as supported
+from wsb_engine.presentation.wording import withheld as withheld
 
 OUTCOMES: dict[Outcome, str] = {
     "pass": "Passed",
@@ -20,165 +28,6 @@ RULE_OUTCOMES: dict[Outcome, str] = {**OUTCOMES, "warn": "Warning"}
 MARKS: dict[Outcome, str] = {"pass": "✓", "warn": "!", "fail": "✗", "error": "?"}
 """A sign next to the colour."""
 _SIGNS = {"<=": "≤", ">=": "≥", "==": "="}
-
-
-class Quantity(NamedTuple):
-    """A number of a report, as a row of a table."""
-
-    label: str
-    value: str
-    note: str = ""
-
-
-def subject(report: Report) -> str:
-    """Say what was analysed, in one line."""
-    model, batch = report.model, report.batch
-    kind = "MLP" if model.architecture == "mlp" else "General model"
-    activations = f" with {', '.join(model.activations[:4])}" if model.activations else ""
-    more = ", …" if len(model.activations) > 4 else ""
-    return (
-        f"{kind}{activations}{more}, {number(model.parameters.count)} parameters, "
-        f"on {number(batch.samples)} samples of {number(batch.classes)} classes"
-    )
-
-
-def source(report: Report) -> str:
-    """Say where the closest interval about λ_max comes from; empty without one."""
-    closest = report.lambda_max
-    if closest is None:
-        return ""
-    if report.enclosure is None:
-        return f"{bounds.words(closest.source).title} bounds"
-    return "enclosure up to measured rounding" if report.enclosure.is_measured else "enclosure"
-
-
-UNRELIABLE = "The numbers of this report can't be relied on."
-"""Heading of a report in which a check has failed."""
-
-
-def doubts(report: Report) -> list[str]:
-    """Say what failed checks mean; empty if all of them passed."""
-    told = report.messages("check_failed")
-    if told:
-        return told
-    # Reports before schema 1.2 have no such warnings.
-    return [
-        f"check {check.name}: {number(check.value)} where at most {number(check.tolerance)} was expected"
-        for check in report.failed_checks
-    ]
-
-
-def cautions(report: Report) -> list[ReportWarning]:
-    """Return the warnings other than those of failed checks."""
-    return [warning for warning in report.warnings if warning.code != "check_failed"]
-
-
-def withheld(report: Report) -> str:
-    """Say why an enclosure is withheld; empty if it is not."""
-    return next(iter(report.messages("enclosure_withheld")), "")
-
-
-def certainty(report: Report, found: CertifiedInterval) -> str:
-    """Say how certain an interval of the enclosure is: its failure probability, and how it accounts for rounding."""
-    rounding = None if report.enclosure is None else report.enclosure.rounding
-    chance = found.failure_probability
-    if rounding is None:  # a report before schema 1.2
-        holds = "it always holds" if chance is None else f"it holds but for a probability of {number(chance)}"
-        return f"{found.kind}: {holds}"
-    how = ", rounding included" if rounding.how == "proven" else " up to measured rounding"
-    but = "" if chance is None else f", but for a probability of {number(chance)}"
-    return f"{found.kind}: certified{how}{but}"
-
-
-_STOPPED = {
-    "decided": "every rule of the policy on it was decided",
-    "precision": "what is left is rounding",
-    "products": "the number of products allowed was reached",
-    "time": "the time limit passed",
-    "memory": "the memory limit holds no more products",
-}
-
-
-def stopping(report: Report) -> str:
-    """Say why an enclosure is no narrower; empty if it is as narrow as requested."""
-    reason = None if report.enclosure is None else report.enclosure.stopped_by
-    told = _STOPPED.get(reason or "", "")
-    limit = ": the limit of float32, float64 goes further" if report.engine.dtype == "float32" else ""
-    return told + (limit if reason == "precision" else "")
-
-
-def _recurrence(enclosure: Enclosure) -> list[Quantity]:
-    """Say which vectors the enclosure rests on, and what a model of rounding adds."""
-    rows = []
-    if enclosure.basis is not None:
-        floor = f"rounding limits the gap to {number(enclosure.floor, 2)}" if enclosure.floor else ""
-        kept = "three, without a basis" if enclosure.basis == "three_vectors" else "all, as a basis"
-        rows.append(Quantity("Vectors kept", kept, floor))
-    if enclosure.modelled is not None:
-        upper = number(enclosure.modelled.upper, 10)
-        rows.append(Quantity("λ_max, modelled", f"at most {upper}", "if rounding is isotropic: a model, not certified"))
-    return rows
-
-
-def looseness(report: Report, bound: NamedBound) -> str:
-    """Say how far a bound is from λ_max; empty if λ_max is unknown or not positive."""
-    upper, value = bound.lambda_max.upper, report.largest_eigenvalue
-    if report.enclosure is not None:
-        value = middle(report.enclosure.lambda_max)
-    # λ_max may be so small that the ratio overflows.
-    return f"{number(upper / value, 3)} times λ_max" if value is not None and value > abs(upper) * 1e-300 else ""
-
-
-def curvature(report: Report) -> list[Quantity]:
-    """List both ends of the spectrum and the moments."""
-    rows = []
-    if report.enclosure is not None:
-        for label, found in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
-            gap = f", relative gap {number(found.relative_gap, 2)}" if found.relative_gap is not None else ""
-            rows.append(Quantity(label, interval(found), f"{certainty(report, found)}{gap}"))
-        rows += _recurrence(report.enclosure)
-        if stopping(report):
-            products = number(report.enclosure.hessian_vector_products)
-            rows.append(Quantity("Stopped", f"after {products} products", stopping(report)))
-    for bound in bounds.shown(report):
-        title, loose = bounds.words(bound.name).title, looseness(report, bound)
-        chance = bound.failure_probability
-        notes = [f"upper end {loose}"] if loose else []
-        notes += [] if chance is None else [f"{bound.kind}, but for a probability of {number(chance)}"]
-        rows.append(Quantity(f"{title}, λ_max", interval(bound.lambda_max), ", ".join(notes)))
-        rows.append(Quantity(f"{title}, λ_min", interval(bound.lambda_min), bounds.assumptions(bound)))
-    if report.spectrum is not None and report.largest_eigenvalue is not None:
-        note = f"{report.spectrum.method} spectrum"
-        rows.append(Quantity("Largest eigenvalue", number(report.largest_eigenvalue, 10), note))
-    return rows + _moments(report)
-
-
-def fit(report: Report) -> list[Quantity]:
-    """List how well the classifier does on the batch."""
-    return [
-        Quantity("Loss", number(report.loss.value), report.loss.kind.replace("_", " ")),
-        Quantity("Gradient norm", number(report.loss.gradient_norm)),
-        Quantity("Accuracy", percent(report.loss.accuracy)),
-    ]
-
-
-def _moments(report: Report) -> list[Quantity]:
-    moments = report.moments
-    if moments is None:
-        return []
-    exact = "exact" if moments.exact else "estimated"
-    how = f"{moments.method.replace('_', ' ')}, {exact}"
-    if moments.failure_probability is not None:
-        how += f", but for a probability of {number(moments.failure_probability)}"
-    rows = [
-        Quantity("Trace, tr H", number(moments.trace), how),
-        Quantity("Frobenius norm, ‖H‖_F", number(max(moments.frobenius_squared, 0.0) ** 0.5), how),
-    ]
-    if moments.gauss_newton_trace is not None:
-        rows.append(
-            Quantity("Gauss-Newton trace, tr G", number(moments.gauss_newton_trace), "the curvature of the loss")
-        )
-    return rows
 
 
 def condition(rule: RuleResult) -> str:
@@ -207,17 +56,3 @@ def _interval_or_number(ends: Ends | None, value: float | None) -> str:
     if ends is not None:
         return interval(ends)
     return "—" if value is None else number(value, 10)
-
-
-def command(report: Report) -> str:
-    """Return a command that reproduces this report, as far as the report records its options."""
-    engine, spectrum = report.engine, report.spectrum
-    words = ["wsb", "analyze", "MODEL", "BATCH"]
-    words += ["--device", engine.device, "--dtype", engine.dtype, "--seed", str(engine.seed)]
-    if report.moments is not None:
-        words += ["--moments", report.moments.method]
-    if spectrum is not None:
-        dense = spectrum.method == "dense"
-        words += ["--spectrum", "dense"] if dense else ["--spectrum", "top", "--top", str(len(spectrum.eigenvalues))]
-        words += ["--density"] if spectrum.density is not None else []
-    return shlex.join(words)

@@ -21,12 +21,13 @@ from service.context import Context, InContext
 from service.http.security import InTenant
 from service.policies import Policy, PolicyError, evaluate
 from service.policies.baseline import compare
-from service.policies.metrics import Measurement, measure, rounded
+from service.policies.metrics import Measurement, measure
 from service.policies.policy import parse_toml
-from service.rendering import bounds, plots, wording
-from service.rendering.numbers import ends, interval, number
+from service.rendering import plots, wording
 from service.rendering.svg import Caption
 from service.web.pages import page_on_thread, see
+from wsb_engine.presentation import bounds
+from wsb_engine.presentation.numbers import ends, interval, number, rounded
 from wsb_engine.report import Interval, Report
 
 MAX_CHOICES = 100

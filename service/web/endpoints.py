@@ -21,12 +21,12 @@ from service.blobs.repository import stored_files
 from service.context import Context, InContext
 from service.errors import NotFoundError
 from service.http.security import InTenant
-from service.rendering.headline import Yardstick
 from service.rendering.registry import RENDERINGS
 from service.web.filters import Filters
 from service.web.forms import OPTION_FIELDS, Filled, empty_form, kept, submit_form
 from service.web.pages import STATIC_TYPES, page_on_thread, see, static
 from service.web.urlencoded import read_post
+from wsb_engine.presentation.headline import Yardstick
 
 PAGE_SIZE = 20
 REFRESH_SECONDS = 5

@@ -22,8 +22,8 @@ from service import rendering
 from service.http.security import ANONYMOUS
 from service.rendering import wording
 from service.rendering.html import symbols, templates
-from service.rendering.numbers import amount, duration, interval, number, percent, within
-from service.rendering.text import clean
+from wsb_engine.presentation.numbers import amount, duration, interval, number, percent, within
+from wsb_engine.presentation.text import clean
 
 PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self';"

@@ -21,9 +21,9 @@ from service.analyses.table import AnalysisRow
 from service.context import Context, InContext
 from service.http.security import InTenant
 from service.rendering import plots, wording
-from service.rendering.numbers import Ends, interval, middle, number
 from service.rendering.svg import Caption
 from service.web.pages import page_on_thread
+from wsb_engine.presentation.numbers import Ends, interval, middle, number
 
 MAX_CHECKPOINTS = 200
 """Analyses in a series: the newest that have a report."""

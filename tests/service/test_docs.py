@@ -5,10 +5,15 @@ import re
 from pathlib import Path
 
 import wsb_engine
+from service.cli import outputs
+from service.cli import plot as plot_module
 from service.cli.batch import batch
+from service.cli.plot import plot
 from service.errors import every_error
 from service.settings import Settings
 from wsb_engine.analysis.checks import FAILURES
+from wsb_engine.presentation import figures, plots
+from wsb_engine.presentation.plots import PLOTS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -47,3 +52,12 @@ def test_every_flag_of_batch_is_in_the_guide() -> None:
     guide = (DOCS / "batches.md").read_text(encoding="utf-8")
     parameters = inspect.signature(batch).parameters
     assert [name for name in parameters if name != "out" and f"--{name.replace('_', '-')}" not in guide] == []
+
+
+def test_every_flag_and_code_of_plot_is_in_the_guide() -> None:
+    guide = (DOCS / "figures.md").read_text(encoding="utf-8")
+    flags = [f"--{name.replace('_', '-')}" for name in inspect.signature(plot).parameters if name != "reports"]
+    codes = re.findall(r"\[(\w+)\]\"", inspect.getsource(plot_module) + inspect.getsource(outputs.read_report))
+    codes += re.findall(r'code="(\w+)"', inspect.getsource(plots) + inspect.getsource(figures))
+    assert len(set(codes)) >= 8
+    assert [each for each in [*flags, *PLOTS, *codes] if f"`{each}" not in guide] == []

@@ -28,6 +28,7 @@ from wsb_engine.arithmetic import exact
 from wsb_engine.batch import Batch
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
+from wsb_engine.citations import citations
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ModelError, ResourceError, overflow
 from wsb_engine.model import Classifier
@@ -176,7 +177,8 @@ def report_on(
         timings=monitor.timings(),
         products=monitor.products,
     )
-    return in_true_units(report, problem.objective.scale)
+    report = in_true_units(report, problem.objective.scale)
+    return report.model_copy(update={"citations": citations(report)})
 
 
 @dataclass(frozen=True)

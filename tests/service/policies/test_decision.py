@@ -9,8 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from service.policies.decision import increases_at_most, increases_relatively_at_most, satisfies
-from service.policies.metrics import Measurement, exact
+from service.policies.metrics import Measurement
 from service.policies.schemas import Operator
+from wsb_engine.presentation.numbers import exact
 
 # Small grids make equal ends, limits on an end and zeros frequent.
 numbers = st.one_of(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from xml.etree import ElementTree
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, JsonValue
 
 from service.policies.schemas import Verdict
 from service.rendering import render_html, render_junit, render_markdown
-from wsb_engine.report import Report
+from wsb_engine.errors import OptionsError
+from wsb_engine.presentation.plots import PLOTS
+from wsb_engine.report import Plot, Report
 
 SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     float: st.floats(allow_nan=False, allow_infinity=False),
@@ -53,3 +57,21 @@ def test_any_report_and_verdict_can_be_rendered(report: Report, verdict: Verdict
     assert render_html(report, verdict).endswith("</html>")
     assert render_markdown(report, verdict)
     ElementTree.fromstring(render_junit(report, verdict))  # noqa: S314 - ours
+    assert report._repr_html_().endswith("</div>")
+
+
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font:UserWarning")
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None, max_examples=20)
+@given(report=anything_for(Report), show=st.none() | st.sampled_from(PLOTS), log=st.none() | st.booleans())
+def test_any_report_can_be_plotted_or_lacks_what_is_asked_for(
+    report: Report, show: Plot | None, log: bool | None
+) -> None:
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    try:
+        axes = report.plot(show=show, log=log)
+    except OptionsError as error:
+        if error.code != "plot_unavailable":
+            raise
+        return
+    axes.figure.draw_without_rendering()

@@ -8,10 +8,11 @@ from support.golden import Golden
 import wsb_engine as wsb
 from service.cli.summary import summarize
 from service.policies import Policy, evaluate
-from service.rendering import bounds, render_html, render_markdown
-from service.rendering.bounds import MAX_BOUNDS, BoundWords
+from service.rendering import render_html, render_markdown
 from wsb_engine.bounds import registry
 from wsb_engine.bounds.bound import Bound, ExtremeBounds
+from wsb_engine.presentation import bounds
+from wsb_engine.presentation.bounds import MAX_BOUNDS, BoundWords
 
 
 def analysed() -> wsb.Report:

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from service.policies import Policy, evaluate
 from service.rendering import wording
 from service.rendering.comment import MAX_RULES, render_comment
-from service.rendering.numbers import interval
+from wsb_engine.presentation.numbers import interval
 from wsb_engine.report import Report
 
 RISE = {"metric": "enclosure.lambda_max", "max_increase": 0.1}

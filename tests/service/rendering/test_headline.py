@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from service.cli.summary import summarize
 from service.policies.schemas import BaselineComparison, Verdict
 from service.rendering import checks, render_html, render_junit, render_markdown
-from service.rendering.headline import Reference, Yardstick, headline, yardstick_of
 from service.rendering.html import symbols
 from service.rendering.markdown import plain
-from service.rendering.numbers import FEWEST_CERTAIN, MAX_DIGITS, certain, ends
+from service.rendering.yardstick import yardstick_of
 from wsb_engine.analysis.checks import FAILURES
+from wsb_engine.presentation.headline import Reference, Yardstick, headline
+from wsb_engine.presentation.numbers import FEWEST_CERTAIN, MAX_DIGITS, certain, ends
 from wsb_engine.report import CertifiedInterval, Interval, Report
 
 LARGEST = 1.7976931348623157e308

@@ -11,7 +11,7 @@ import pytest
 
 from service.rendering import render_html
 from service.rendering.html import MAX_ROWS
-from service.rendering.text import MAX_NAME
+from wsb_engine.presentation.text import MAX_NAME
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 OURS = (

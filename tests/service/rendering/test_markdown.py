@@ -12,7 +12,7 @@ from wsb_engine.report import Check, Modelled, ReportWarning
 
 GITHUB_LIMIT = 1024 * 1024
 FOLDS = {"<details>", "</details>", "<summary>Layers</summary>", "<summary>Samples with the largest shares</summary>"}
-FOLDS |= {"<summary>Checks</summary>", "<summary>How to reproduce it</summary>"}
+FOLDS |= {"<summary>Checks</summary>", "<summary>Sources</summary>", "<summary>How to reproduce it</summary>"}
 
 
 def parsed(text: str) -> list[Any]:

@@ -101,7 +101,7 @@ def largest_report() -> str:
     shares = [{"row": 1, "share": 0.1}] * 1000
     return json.dumps(
         {
-            "schema_version": "1.5",
+            "schema_version": "1.6",
             "engine": engine,
             "model": model,
             "batch": {"sha256": None, "samples": 1, "classes": 2},
@@ -117,6 +117,7 @@ def largest_report() -> str:
             "checks": [check] * 1000,
             "warnings": [{**WARNING, "message": "m" * 1000}] * 1000,
             "timings": {"total": 0.0},
+            "citations": [{"key": "k", "reference": "r" * 1000, "url": "u", "supports": ["s"] * 100}] * 100,
         }
     )
 

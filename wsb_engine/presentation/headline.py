@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from service.policies.metrics import exact, rounded
-from service.policies.schemas import Verdict
-from service.rendering import bounds, wording
-from service.rendering.numbers import at_least, at_most, certain, ends, number, percent
-from service.rendering.text import name
+from wsb_engine.presentation import bounds, wording
+from wsb_engine.presentation.numbers import at_least, at_most, certain, ends, exact, number, percent, rounded
+from wsb_engine.presentation.text import name
 from wsb_engine.report import CertifiedInterval, Interval, Report
 
 MIN_SHARE = 0.005
@@ -50,16 +48,6 @@ class Yardstick:
     learning_rate: float | None = None
     reference: Reference | None = None
     """The baseline, or the last analysis of the same series."""
-
-
-def yardstick_of(
-    learning_rate: float | None, baseline: Report | None, verdict: Verdict | None, earlier: Reference | None = None
-) -> Yardstick:
-    """Choose what to compare with: the baseline if the verdict found it comparable, or else the earlier analysis."""
-    is_comparable = verdict is not None and verdict.baseline is not None and verdict.baseline.compatible
-    if baseline is None or baseline.lambda_max is None or baseline.failed_checks or not is_comparable:
-        return Yardstick(learning_rate, earlier)
-    return Yardstick(learning_rate, Reference("the baseline", baseline.lambda_max.interval))
 
 
 def headline(report: Report, yardstick: Yardstick | None = None) -> Headline:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from service.rendering.text import clean, name
+from wsb_engine.presentation.text import clean, name
 from wsb_engine.report import NamedBound, Report
 
 MAX_BOUNDS = 10

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.rendering.numbers import amount, duration, ends, interval, number, percent
+from wsb_engine.presentation.numbers import amount, duration, ends, interval, number, percent
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

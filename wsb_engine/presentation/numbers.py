@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from fractions import Fraction
 from typing import NamedTuple, Protocol
 
 DIGITS = 6
@@ -128,6 +129,19 @@ def middle(value: Ends) -> float:
 
 def width(value: Ends) -> float:
     return min(value.upper - value.lower, sys.float_info.max)
+
+
+def exact(number: float) -> Fraction:
+    """Convert a number as its decimal digits read: 0.3 is three tenths, without rounding later."""
+    return Fraction(repr(float(number)))
+
+
+def rounded(number: Fraction) -> float:
+    """Round to the nearest finite float."""
+    try:
+        return float(number)
+    except OverflowError:
+        return sys.float_info.max if number > 0 else -sys.float_info.max
 
 
 def _digits(lower: float, upper: float, fewest: int) -> int:

@@ -1,0 +1,148 @@
+"""The published theorems and methods that the numbers of a report rest on.
+
+Only sources of what the report holds are cited. What follows from no publication is derived in mathematics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from wsb_engine.bounds.wolkowicz_styan import WOLKOWICZ_STYAN
+from wsb_engine.report import Citation, Enclosure, Kind, Report
+
+
+class Source(NamedTuple):
+    """A publication, and which parts of a report rest on it."""
+
+    key: str
+    """Stable identifier in reports."""
+    reference: str
+    url: str
+    supports: Callable[[Report], list[str]]
+    """Returns paths of the report, such as ``enclosure.lambda_max``; empty if it was not used."""
+
+
+def citations(report: Report) -> list[Citation]:
+    """List the sources of a report, those of the bounds first."""
+    found = ((source, source.supports(report)) for source in SOURCES)
+    return [
+        Citation(key=source.key, reference=source.reference, url=source.url, supports=paths)
+        for source, paths in found
+        if paths
+    ]
+
+
+def _closed_form(report: Report) -> list[str]:
+    """Mathematics.md, section 3, for any depth; the paper has networks of three layers."""
+    moments = ["moments"] if report.moments is not None and report.moments.method == "closed_form" else []
+    # These exist only in closed form.
+    return moments + [name for name in ("layers", "blocks", "orthogonality") if getattr(report, name) is not None]
+
+
+def _two_traces(report: Report) -> list[str]:
+    """Mathematics.md, sections 2 and 5."""
+    paths = [f"bounds_list.{bound.name}" for bound in report.named_bounds if bound.name == WOLKOWICZ_STYAN.name]
+    deflates = report.moments is not None and report.moments.exact and not _spans_everything(report)
+    if report.enclosure is not None and report.enclosure.basis != "three_vectors" and deflates:
+        # In float64 an end by exact moments is certain; in float32 the tighter of both bounds is reported.
+        certain: tuple[Kind, ...] = ("deterministic",)
+        kinds = certain if report.engine.dtype == "float64" else (*certain, "probabilistic")
+        paths += _ends(report.enclosure, kinds)
+    if report.spectrum is not None and any(report.spectrum.upper_bounds or []) and deflates:
+        paths.append("spectrum.upper_bounds")
+    return paths + (["layers"] if report.layers is not None else [])
+
+
+def _spans_everything(report: Report) -> bool:
+    """Return whether a Krylov basis may have spanned the whole space, so that nothing was left to bound."""
+    products = report.enclosure.hessian_vector_products if report.enclosure is not None else 0
+    return products >= report.model.parameters.count
+
+
+def _start_vector(report: Report) -> list[str]:
+    """Mathematics.md, section 6; the search of section 7 for missing eigenvalues ends by the same bound."""
+    paths = [] if report.enclosure is None else _ends(report.enclosure, ("probabilistic",))
+    # A density alone lists no eigenvalue.
+    searched = report.spectrum is not None and report.spectrum.method == "lanczos" and report.spectrum.eigenvalues
+    return paths + (["spectrum.eigenvalues"] if searched else [])
+
+
+def _ends(enclosure: Enclosure, kinds: Sequence[Kind]) -> list[str]:
+    """Return the paths of the ends of these kinds."""
+    ends = {"lambda_max": enclosure.lambda_max, "lambda_min": enclosure.lambda_min}
+    return [f"enclosure.{name}" for name, end in ends.items() if end.kind in kinds]
+
+
+def _products(report: Report) -> list[str]:
+    """Mathematics.md, section 4."""
+    moments = report.moments is not None and report.moments.method in ("basis", "probes")
+    used = {
+        "moments": moments,
+        "enclosure": report.enclosure is not None,
+        "spectrum": report.spectrum is not None,
+    }
+    return [name for name, is_used in used.items() if is_used]
+
+
+def _gauss_newton(report: Report) -> list[str]:
+    has_trace = report.moments is not None and report.moments.gauss_newton_trace is not None
+    return ["moments.gauss_newton_trace"] if has_trace else []
+
+
+def _density(report: Report) -> list[str]:
+    return ["spectrum.density"] if report.spectrum is not None and report.spectrum.density is not None else []
+
+
+SOURCES = (
+    Source(
+        "omae_2026",
+        "Omae et al. (2026). Wolkowicz-Styan Upper Bound on the Hessian Eigenspectrum for Cross-Entropy Loss in "
+        "Nonlinear Smooth Neural Networks. arXiv:2604.10202.",
+        "https://arxiv.org/abs/2604.10202",
+        _closed_form,
+    ),
+    Source(
+        "wolkowicz_styan_1980",
+        "Wolkowicz, H., Styan, G. P. H. (1980). Bounds for eigenvalues using traces. "
+        "Linear Algebra and its Applications 29, 471–506.",
+        "https://doi.org/10.1016/0024-3795(80)90258-X",
+        _two_traces,
+    ),
+    Source(
+        "van_dorsselaer_2000",
+        "van Dorsselaer, J. L. M., Hochstenbach, M. E., van der Vorst, H. A. (2000). Computing probabilistic bounds "
+        "for extreme eigenvalues of symmetric matrices with the Lanczos method. SIAM Journal on Matrix Analysis and "
+        "Applications 22, 837–852.",
+        "https://doi.org/10.1137/S0895479800366859",
+        _start_vector,
+    ),
+    Source(
+        "pearlmutter_1994",
+        "Pearlmutter, B. A. (1994). Fast exact multiplication by the Hessian. Neural Computation 6, 147–160.",
+        "https://doi.org/10.1162/neco.1994.6.1.147",
+        _products,
+    ),
+    Source(
+        "schraudolph_2002",
+        "Schraudolph, N. N. (2002). Fast curvature matrix-vector products for second-order gradient descent. "
+        "Neural Computation 14, 1723–1738.",
+        "https://doi.org/10.1162/08997660260028683",
+        _gauss_newton,
+    ),
+    Source(
+        "golub_meurant_2010",
+        "Golub, G. H., Meurant, G. (2010). Matrices, Moments and Quadrature with Applications. "
+        "Princeton University Press.",
+        "https://doi.org/10.1515/9781400833887",
+        _density,
+    ),
+    Source(
+        "ghorbani_2019",
+        "Ghorbani, B., Krishnan, S., Xiao, Y. (2019). An Investigation into Neural Net Optimization via Hessian "
+        "Eigenvalue Density. International Conference on Machine Learning, 2232–2241.",
+        "https://arxiv.org/abs/1901.10159",
+        _density,
+    ),
+)
+"""Every source, in the order of reports."""
