@@ -17,13 +17,20 @@ from wsb_engine.callbacks.tracker import OnError, Tracker
 from wsb_engine.callbacks.writers import writer
 from wsb_engine.errors import ModelError, OptionsError
 from wsb_engine.internals import keras_layers, keras_shortened
-from wsb_engine.options import Options
+from wsb_engine.options import Head, Options
 
 LOSSES = {
     *("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"),
     *("categorical_crossentropy", "CategoricalCrossentropy", "binary_crossentropy", "BinaryCrossentropy"),
 }
 """Names of Keras's cross-entropies."""
+HEADS: dict[tuple[bool, bool], Head] = {
+    (False, False): "probabilities",
+    (False, True): "logits",
+    (True, False): "binary_probability",
+    (True, True): "binary_logit",
+}
+"""By whether the classifier is binary, and whether its output is logits."""
 
 
 class KerasCallback(keras.callbacks.Callback):  # type: ignore[misc]
@@ -128,8 +135,9 @@ def _descents(optimizer: Any) -> list[Descent]:
 class _Stateless(nn.Module):
     """A model of Keras as a function of its trainable variables, which are parameters here, and its other variables."""
 
-    def __init__(self, model: Any, strip: Any) -> None:
+    def __init__(self, model: Any, strip: Any, binary: bool) -> None:
         super().__init__()
+        self._binary = binary
         self._names = [variable.path.replace(".", "_") for variable in model.trainable_variables]
         for name, variable in zip(self._names, model.trainable_variables, strict=True):
             self.register_parameter(name, nn.Parameter(variable.value.detach().clone()))
@@ -160,6 +168,12 @@ class _Stateless(nn.Module):
                 code="keras_dtype",
                 advice="Have custom layers cast to self.compute_dtype, not to a dtype by name.",
             )
+        if self._binary and z.shape[-1] != 1:
+            raise ModelError(
+                f"binary cross-entropy of {z.shape[-1]} outputs is that of several labels for each sample",
+                code="keras_multilabel",
+                advice="Measure a model with one output, or one class for each sample.",
+            )
         return z  # type: ignore[no-any-return]
 
 
@@ -187,25 +201,21 @@ def _as_module(model: Any, options: Options) -> tuple[nn.Module, Options]:
         raise ModelError(
             "the model is quantized", code="keras_quantized", advice="Measure the model before it is quantized."
         )
-    last = None
+    last, binary = None, False
     if options.head == "auto":
-        from_logits = _from_logits(model.loss)
+        binary, from_logits = _meaning(model.loss)
         last = None if from_logits else _activated(model)
-        single = model.output_shape[-1] == 1
-        if from_logits or last is not None:
-            head = "binary_logit" if single else "logits"
-        else:
-            head = "binary_probability" if single else "probabilities"
+        head = HEADS[binary, from_logits or last is not None]
         options = options.model_copy(update={"head": head})
     device = options.device
     if device == "auto" and options.devices is None:
         where = model.variables[0].value.device
         options = options.model_copy(update={"device": "cpu" if where.type == "cpu" else str(where)})
-    return _Stateless(model, last), options
+    return _Stateless(model, last, binary), options
 
 
-def _from_logits(loss: Any) -> bool:
-    """Return whether the loss takes the model's output for logits.
+def _meaning(loss: Any) -> tuple[bool, bool]:
+    """Return whether the loss takes the model's output for that of a binary classifier, and whether for logits.
 
     Raises:
         ModelError: ``keras_loss_unknown``.
@@ -217,7 +227,8 @@ def _from_logits(loss: Any) -> bool:
             code="keras_loss_unknown",
             advice="Compile it with a cross-entropy of Keras, or set head: options=wsb.Options(head='logits').",
         )
-    return bool(loss.get_config()["from_logits"]) if isinstance(loss, keras.losses.Loss) else False
+    from_logits = bool(loss.get_config()["from_logits"]) if isinstance(loss, keras.losses.Loss) else False
+    return name.lower().startswith("binary"), from_logits
 
 
 def _activated(model: Any) -> Any:

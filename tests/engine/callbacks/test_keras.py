@@ -145,6 +145,35 @@ def test_a_single_output_is_a_binary_classifier(keras: Any) -> None:
     assert callback.last.metrics["wsb/lambda_max"] == pytest.approx(largest, rel=1e-6)
 
 
+def test_several_labels_for_each_sample_are_refused(keras: Any) -> None:
+    from wsb_engine.callbacks.keras import _as_module
+    from wsb_engine.callbacks.measurement import measured
+
+    module, options = _as_module(model(keras, "sigmoid", "binary_crossentropy"), wsb.Options())
+    with pytest.raises(wsb.ModelError) as raised:
+        measured(module, batch(), options, 0, None)
+    assert raised.value.code == "keras_multilabel"
+
+
+def test_subclassed_models_and_several_inputs_are_measured(keras: Any) -> None:
+    from wsb_engine.callbacks import KerasCallback
+
+    class Network(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.out = keras.layers.Dense(4, "tanh"), keras.layers.Dense(3, "softmax")
+
+        def call(self, inputs: Any) -> Any:
+            return self.out(self.hidden(keras.ops.concatenate([inputs["a"], inputs["b"]], 1)))
+
+    made, inputs = Network(), {"a": X[:, :1].numpy(), "b": X[:, 1:].numpy()}
+    made.compile("sgd", "sparse_categorical_crossentropy")
+    callback = KerasCallback(wsb.Batch(inputs, Y), on_error="raise")
+    made.fit(inputs, Y.numpy(), epochs=1, verbose=0, callbacks=[callback])
+    assert callback.last is not None
+    assert callback.last.report.loss.value == pytest.approx(made.evaluate(inputs, Y.numpy(), verbose=0), rel=1e-5)
+
+
 def test_a_loss_that_is_no_cross_entropy_needs_the_option_head(keras: Any) -> None:
     from wsb_engine.callbacks import KerasCallback
     from wsb_engine.callbacks.keras import _as_module
