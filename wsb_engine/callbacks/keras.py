@@ -138,7 +138,12 @@ class _Stateless(nn.Module):
     def __init__(self, model: Any, strip: Any, binary: bool) -> None:
         super().__init__()
         self._binary = binary
-        self._names = [variable.path.replace(".", "_") for variable in model.trainable_variables]
+        self._names: list[str] = []
+        for variable in model.trainable_variables:
+            name = variable.path.replace(".", "_")
+            while name in self._names:  # layers may share a name
+                name += "_"
+            self._names.append(name)
         for name, variable in zip(self._names, model.trainable_variables, strict=True):
             self.register_parameter(name, nn.Parameter(variable.value.detach().clone()))
         self._kept = [f"kept_{index}" for index, _ in enumerate(model.non_trainable_variables)]

@@ -155,13 +155,14 @@ def test_several_labels_for_each_sample_are_refused(keras: Any) -> None:
     assert raised.value.code == "keras_multilabel"
 
 
-def test_subclassed_models_and_several_inputs_are_measured(keras: Any) -> None:
+def test_subclassed_models_several_inputs_and_layers_of_one_name_are_measured(keras: Any) -> None:
     from wsb_engine.callbacks import KerasCallback
 
     class Network(keras.Model):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.hidden, self.out = keras.layers.Dense(4, "tanh"), keras.layers.Dense(3, "softmax")
+            self.hidden = keras.layers.Dense(4, "tanh", name="dense")
+            self.out = keras.layers.Dense(3, "softmax", name="dense")
 
         def call(self, inputs: Any) -> Any:
             return self.out(self.hidden(keras.ops.concatenate([inputs["a"], inputs["b"]], 1)))
@@ -171,6 +172,7 @@ def test_subclassed_models_and_several_inputs_are_measured(keras: Any) -> None:
     callback = KerasCallback(wsb.Batch(inputs, Y), on_error="raise")
     made.fit(inputs, Y.numpy(), epochs=1, verbose=0, callbacks=[callback])
     assert callback.last is not None
+    assert callback.last.report.model.parameters.count == 5 * 4 + 5 * 3
     assert callback.last.report.loss.value == pytest.approx(made.evaluate(inputs, Y.numpy(), verbose=0), rel=1e-5)
 
 
