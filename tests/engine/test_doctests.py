@@ -14,7 +14,11 @@ import wsb_engine as wsb
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 EXAMPLES = {
     found.name: found
-    for name, public in [("wsb_engine", wsb), *((name, getattr(wsb, name)) for name in wsb.__all__)]
+    for name, public in [
+        ("wsb_engine", wsb),
+        *((name, getattr(wsb, name)) for name in wsb.__all__),
+        *((f"callbacks.{name}", getattr(wsb.callbacks, name)) for name in ("LoopCallback", "measure")),
+    ]
     for found in FINDER.find(public, name, globs={})
     if found.examples
 }
