@@ -171,7 +171,7 @@ def columns(
         element("path", d="".join(found), class_="cells", fill_opacity=round(level / levels, 3))
         for level, found in sorted(cells.items())
     ]
-    parts += [line(left, _BOTTOM, _RIGHT, _BOTTOM, "axis"), text(8, _TOP - 10, axes.y_label, kind="quiet")]
+    parts += [line(left, _BOTTOM, _RIGHT, _BOTTOM, "axis"), text(8, _TOP - 13, axes.y_label, kind="quiet")]
     room = max((len(name) for name in names), default=1) * CHARACTER + 10
     for i in range(0, len(names), max(1, math.ceil(room / wide))):
         at = left + wide * (i + 0.5)
@@ -246,7 +246,7 @@ class _Frame:
                 last = at + half
         parts.append(line(x.start, y.start, x.end, y.start, "axis"))
         parts.append(text(x.end, y.start + 34, axes.x_label, anchor="end", kind="quiet"))
-        parts.append(text(8, y.end - 10, axes.y_label, kind="quiet"))
+        parts.append(text(8, y.end - 13, axes.y_label, kind="quiet"))
         return Markup("").join(parts)
 
 
@@ -353,7 +353,7 @@ def _dot(style: int, x: float, y: float, kind: str) -> Markup:
 
 def _legend(runs: Sequence[Run], points: Sequence[Point]) -> tuple[list[Markup], float]:
     """Explain lines and signs below the axes, in two columns if they fit; also return the height of the picture."""
-    entries: list[tuple[str, Run | str]] = [(run.label, run) for run in runs]
+    entries: list[tuple[str, Run | str]] = [(run.label, run) for run in runs if _points([run])]
     if any(run.limits for run in runs):
         entries.append(("2/η of the run", "limit"))
     if any(point.value is None for point in points):

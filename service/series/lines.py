@@ -32,7 +32,7 @@ def lines_of(series: Sequence[Series], quantity: Quantity, drawing: Drawing) -> 
     axes = Axes(x_label(series, drawing), TITLES[quantity], "x" in drawing.log, "y" in drawing.log)
     caption = Caption(f"series-{quantity}", f"{TITLES[quantity]} along {_names(series)}", _said(series, quantity))
     drawn = overlay.overlay(runs, axes, caption=caption, limit=limit)
-    notes = [limits_note] if limits_note and drawn.svg is not None else []
+    notes = _lacking(series, quantity) + ([limits_note] if limits_note and drawn.svg is not None else [])
     if drawing.across == "position":
         notes += _unplaced(series, quantity)
     if drawn.left_out:
@@ -113,6 +113,14 @@ def _common_limit(series: Sequence[Series], quantity: Quantity, drawing: Drawing
     if limit <= highest * (_NEAR_LOG if "y" in drawing.log else _NEAR):
         return limit, ""
     return None, f"2/η = {number(limit)} is far above all of these numbers, and not drawn."
+
+
+def _lacking(series: Sequence[Series], quantity: Quantity) -> list[str]:
+    """Name the series without this quantity, if others have it."""
+    lacking = [one for one in series if not any(values_of(each, quantity) for each in one.checkpoints)]
+    if not lacking or len(lacking) == len(series):
+        return []
+    return [f"No report of {_names(lacking)} has it."]
 
 
 def _unplaced(series: Sequence[Series], quantity: Quantity) -> list[str]:

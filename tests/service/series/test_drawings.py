@@ -101,6 +101,13 @@ def test_what_a_report_lacks_is_a_gap() -> None:
     assert len(re.findall(r'<path [^>]*class="line s1"', drawn(lines_of([gap], "lambda_max", Drawing())))) == 2
 
 
+def test_a_run_that_lacks_the_quantity_is_named_and_not_in_the_legend() -> None:
+    both = [series(checkpoint("1", 1, enclosed(1))), series(checkpoint("1", 1), label="run:lacking")]
+    plot = lines_of(both, "lambda_max", Drawing())
+    assert plot.notes == ["No report of lacking has it."]
+    assert ">lacking<" not in drawn(plot)
+
+
 def test_a_quantity_that_no_report_has_is_no_plot() -> None:
     empty = series(checkpoint("1", 1))
     for quantity in QUANTITIES:

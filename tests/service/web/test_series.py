@@ -47,11 +47,11 @@ def test_a_series_is_in_the_order_of_its_checkpoints(service: Service, visit: Vi
     text = visitor.get("/series", params={"label": "run:digits"}).text
     found = table_rows(text)
     assert list(found) == ["1", "2", "10", "11", "last"]
-    assert found["2"][:4] == ["[42, 42.5]", "enclosure, deterministic", "0.5", "75 %"]
+    assert found["2"][:4] == ["42 to 42.5", "enclosure, deterministic", "0.5", "75 %"]
     assert found["last"][1] == "Wolkowicz-Styan bounds"
     assert found["11"][:3] == ["—", "—", "0.5"]
     assert "λ_max along digits" in text
-    assert "below 2 / learning rate = 40" in text
+    assert "η the learning rate: 40." in text
     assert "they have no number as epoch or step: 1 checkpoint." in text
 
 
