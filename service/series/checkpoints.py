@@ -66,8 +66,9 @@ class Checkpoint:
 
     @property
     def stability_limit(self) -> float | None:
-        """2 / learning rate, below which gradient descent is stable on the quadratic model."""
-        return 2 / self.learning_rate if self.learning_rate else None
+        """2/η, below which gradient descent is stable on the quadratic model; None without a learning rate η."""
+        limit = 2 / self.learning_rate if self.learning_rate else math.inf
+        return limit if math.isfinite(limit) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,10 @@ class Series:
         return value if key == RUN and value else self.label
 
     @property
-    def learning_rate(self) -> float | None:
-        """The learning rate, if all checkpoints share one."""
-        rates = {each.learning_rate for each in self.checkpoints}
-        return rates.pop() if len(rates) == 1 else None
+    def stability_limit(self) -> float | None:
+        """2/η, if all checkpoints share one learning rate."""
+        limits = {each.stability_limit for each in self.checkpoints}
+        return limits.pop() if len(limits) == 1 else None
 
 
 async def read_series(

@@ -97,9 +97,9 @@ def _limited(run: overlay.Run, series: Series, drawing: Drawing) -> overlay.Run:
 
 def _common_limit(series: Sequence[Series], quantity: Quantity, drawing: Drawing) -> tuple[float | None, str]:
     """Return 2/η if all series have the same learning rate and it is near, or what to say of one that is far."""
-    rates = {one.learning_rate for one in series if one.checkpoints}
-    rate = rates.pop() if len(rates) == 1 else None
-    if rate is None or quantity not in _STABILITY:
+    limits = {one.stability_limit for one in series if one.checkpoints}
+    limit = limits.pop() if len(limits) == 1 else None
+    if limit is None or quantity not in _STABILITY:
         return None, ""
     ends = [
         end
@@ -109,7 +109,7 @@ def _common_limit(series: Sequence[Series], quantity: Quantity, drawing: Drawing
         for end in (value.value, value.upper)
         if end is not None
     ]
-    limit, highest = 2 / rate, max(ends, default=0.0)
+    highest = max(ends, default=0.0)
     if limit <= highest * (_NEAR_LOG if "y" in drawing.log else _NEAR):
         return limit, ""
     return None, f"2/η = {number(limit)} is far above all of these numbers, and not drawn."

@@ -119,7 +119,7 @@ async def show_series(
         figures=[figure for figure in figures if figure.plot.svg is not None],
         without=[figure for figure in figures if figure.plot.svg is None],
         table=view.file(request.scope["root_path"], "csv", [one.label for one in having], QUANTITIES) if having else "",
-        limits=[(one.title, 2 / one.learning_rate) for one in having if one.learning_rate],
+        limits=[(one.title, one.stability_limit) for one in having if one.stability_limit is not None],
         doubtful=[(one.title, each.position) for one in series for each in one.checkpoints if not each.reliable],
         count=sum(len(one.checkpoints) for one in series),
         titles=TITLES,

@@ -116,8 +116,15 @@ def test_a_quantity_that_no_report_has_is_no_plot() -> None:
 
 @pytest.mark.parametrize(
     ("rates", "limit", "notes"),
-    [((0.5, 0.5), 1, 0), ((0.5, 0.4), 2, 0), ((0.5, None), 1, 0), ((1e-9, 1e-9), 0, 1), ((None, None), 0, 0)],
-    ids=["shared", "one each", "one without", "far above", "none"],
+    [
+        ((0.5, 0.5), 1, 0),
+        ((0.5, 0.4), 2, 0),
+        ((0.5, None), 1, 0),
+        ((1e-9, 1e-9), 0, 1),
+        ((None, None), 0, 0),
+        ((5e-324, 5e-324), 0, 0),
+    ],
+    ids=["shared", "one each", "one without", "far above", "none", "beyond all numbers"],
 )
 def test_twice_the_inverse_learning_rate_is_drawn_where_it_is_near(
     rates: Sequence[float | None], limit: int, notes: int
