@@ -39,7 +39,7 @@ Label = Annotated[
 ]
 MoreLabels = Annotated[
     list[Annotated[str, Query(pattern=_LABEL)]],
-    Query(alias="label", description="Label of a further series to put beside it. Repeatable.", max_length=32),
+    Query(alias="also", description="Label of a further series. Repeatable.", max_length=32),
 ]
 Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="Number of the largest eigenvalues to follow.")]
 Quantities = Annotated[
@@ -67,7 +67,7 @@ def _labels(context: InContext, label: Label, more: MoreLabels = ()) -> list[str
     labels = list(dict.fromkeys([label, *more]))
     if len(labels) > context.settings.max_series_runs:
         limit = context.settings.max_series_runs
-        error = FieldError(pointer="/query/label", detail=f"At most {limit} series go together, not {len(labels)}.")
+        error = FieldError(pointer="/query/also", detail=f"At most {limit} series go together, not {len(labels)}.")
         raise InvalidRequestError("The request has invalid values.", errors=[error])
     return labels
 
@@ -119,7 +119,7 @@ async def get_series_plot(
 ) -> Response:
     maps: list[Map] = [each for each in MAPS if each == quantity]
     if maps and len(labels) > 1:
-        error = FieldError(pointer="/query/label", detail=f"{quantity} is drawn of one series only.")
+        error = FieldError(pointer="/query/also", detail=f"{quantity} is drawn of one series only.")
         raise InvalidRequestError("The request has invalid values.", errors=[error])
     series = await _existing(context, tenant, labels, top=top if quantity == "eigenvalues" else 0, maps=maps)
     drawn = await run_in_threadpool(file_of, series, quantity, Drawing(across, frozenset(log)))

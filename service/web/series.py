@@ -73,7 +73,7 @@ class View:
 
     def file(self, root: str, form: str, labels: Sequence[str], quantities: Sequence[str]) -> str:
         """Return the address of series as a file."""
-        query = [("label", label) for label in labels[1:]] + [("quantity", each) for each in quantities]
+        query = [("also", label) for label in labels[1:]] + [("quantity", each) for each in quantities]
         if form == "svg":
             query += [("log", axis) for axis in sorted(self.drawing.log)]
             query += [("x", "order")] if self.drawing.across == "order" else []

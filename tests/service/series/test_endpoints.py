@@ -95,7 +95,7 @@ def test_runs_are_listed_with_their_checkpoints_the_newest_first(start_service: 
 def test_a_table_holds_several_series(service: Service) -> None:
     for run in ("a", "b"):
         stored(service, {"run": run, "epoch": "1"}, report(spectrum=spectrum(3.0, 2.0)))
-    response = get(service, "/run:a.csv", label="run:b", quantity=["loss", "eigenvalues"], top=1)
+    response = get(service, "/run:a.csv", also="run:b", quantity=["loss", "eigenvalues"], top=1)
     assert response.headers["content-type"] == "text/csv; charset=utf-8; header=present"
     rows = list(csv.DictReader(io.StringIO(response.text, newline="")))
     assert [(row["run"], row["step"], row["quantity"], row["value"]) for row in rows] == [
@@ -113,14 +113,14 @@ def test_a_plot_is_a_picture_that_can_load_and_run_nothing(service: Service) -> 
     )  # fmt: skip
     for run in ("a", "b"):
         stored(service, {"run": run, "epoch": "1"}, report(spectrum=spectrum(3.0, 2.0, density=density)))
-    asked = {"quantity": "eigenvalues", "label": "run:b", "log": ["x", "y"], "x": "order", "top": 2}
+    asked = {"quantity": "eigenvalues", "also": "run:b", "log": ["x", "y"], "x": "order", "top": 2}
     for parameters in ({}, asked, {"quantity": "spectrum"}, {"quantity": "density", "log": "y"}):
         response = get(service, "/run:a.svg", **parameters)
         assert (response.status_code, response.headers["content-type"]) == (200, "image/svg+xml")
         assert response.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'"
         assert ElementTree.fromstring(response.text).tag.endswith("svg")  # noqa: S314 - ours
-    twice = get(service, "/run:a.svg", quantity="spectrum", label="run:b")
-    assert (twice.status_code, twice.json()["errors"][0]["pointer"]) == (422, "/query/label")
+    twice = get(service, "/run:a.svg", quantity="spectrum", also="run:b")
+    assert (twice.status_code, twice.json()["errors"][0]["pointer"]) == (422, "/query/also")
 
 
 def test_what_no_report_has_is_said_in_the_picture(service: Service) -> None:
@@ -147,22 +147,22 @@ def test_series_are_cut_to_the_newest_reports_that_fit(start_service: StartServi
     assert ([each["position"] for each in found["checkpoints"]], found["complete"]) == (["2", "3"], False)
     # Two series share it, and each has its newest report at least.
     stored(service, {"run": "b", "epoch": "1"})
-    table = get(service, "/run:a.csv", label="run:b", quantity="loss").text
+    table = get(service, "/run:a.csv", also="run:b", quantity="loss").text
     assert [line.split(",")[:2] for line in table.splitlines()[1:]] == [["a", "3"], ["b", "1"]]
 
 
 def test_more_series_than_the_limit_are_refused(start_service: StartService) -> None:
     service = start_service(max_series_runs=2, worker=False)
-    refused = get(service, "/run:a.csv", label=["run:b", "run:c"])
+    refused = get(service, "/run:a.csv", also=["run:b", "run:c"])
     assert (refused.status_code, refused.json()["errors"]) == (
         422,
-        [{"pointer": "/query/label", "detail": "At most 2 series go together, not 3."}],
+        [{"pointer": "/query/also", "detail": "At most 2 series go together, not 3."}],
     )
-    assert get(service, "/run:a.csv", label=["run:a", "run:b"]).status_code == 404  # each counts once
+    assert get(service, "/run:a.csv", also=["run:a", "run:b"]).status_code == 404  # each counts once
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"quantity": "sharpness"}, {"log": "z"}, {"x": "time"}, {"top": 21}, {"label": "a b"}], ids=str
+    "parameters", [{"quantity": "sharpness"}, {"log": "z"}, {"x": "time"}, {"top": 21}, {"also": "a b"}], ids=str
 )
 def test_what_makes_no_sense_is_named(api: Service, parameters: dict[str, Any]) -> None:
     refused = get(api, "/run:a.svg", **parameters)
