@@ -22,6 +22,7 @@ import onnx
 import torch
 from demo import HELD_OUT, OUTPUT, export, service
 from onnx import numpy_helper
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from sklearn.datasets import load_digits
 from torch import nn
@@ -41,11 +42,8 @@ SERIES = {
     "quantity": ["lambda_max", "loss", "eigenvalues", "spectrum", "density"],
 }
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-IN_DOCS = {
-    "home-desktop-light": "pages-home",
-    "report-desktop-light": "pages-report",
-    "series-desktop-light": "pages-series",
-}
+IN_DOCS = {"home": 1900, "report": 1000, "series": 1560}
+"""Pictures of docs/web.md, from the desktop in the light theme, with their heights."""
 
 
 def checkpoints(rate: float) -> Iterator[bytes]:
@@ -116,6 +114,15 @@ def photograph(browser: Browser, url: str, analyses: list[str]) -> None:
             page.close()
 
 
+def illustrate() -> None:
+    """Renew the pictures of the documentation."""
+    for name, height in IN_DOCS.items():
+        with Image.open(SCREENSHOTS / f"{name}-desktop-light.png") as picture:
+            shown = picture.crop((0, 0, picture.width, min(height, picture.height)))
+            # Pages have few colours: a palette makes a third of the file.
+            shown.convert("RGB").quantize(128).save(IMAGES / f"pages-{name}.png", optimize=True)
+
+
 def main() -> None:
     for folder in (OUTPUT, SCREENSHOTS):
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,8 +131,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         photograph(browser, url, analyses)
         browser.close()
-    for picture, name in IN_DOCS.items():
-        shutil.copy(SCREENSHOTS / f"{picture}.png", IMAGES / f"{name}.png")
+    illustrate()
 
 
 if __name__ == "__main__":

@@ -317,7 +317,7 @@ def _joined(run: Run, points: Sequence[Point], kind: str, frame: _Frame, *, is_m
 
 
 def _bounds(points: Sequence[Point], kind: str, frame: _Frame) -> Iterator[Markup]:
-    """Draw bounds as bars with open ends: nothing is known of where in them the number lies."""
+    """Draw bounds as bars without a marker: nothing is known of where in them the number lies."""
     for point in points:
         if point.lower is None or point.upper is None:
             continue

@@ -38,7 +38,7 @@ def test_a_gap_breaks_the_line_and_is_no_zero() -> None:
     assert "0" not in texts(svg)
 
 
-def test_enclosures_have_a_band_and_bounds_only_a_bar_with_open_ends() -> None:
+def test_enclosures_have_a_band_and_bounds_only_a_bar() -> None:
     enclosed = Run("a", 1, [[Point(1, 2.0, 1.0, 3.0), Point(2, 2.0, 1.0, 3.0)]])
     bounded = Run("b", 2, [[Point(1, None, 1.0, 3.0), Point(2, None, 1.0, 3.0)]])
     both = kinds(svg_of(enclosed, bounded))
