@@ -88,6 +88,14 @@ class Settings(BaseSettings):
     max_baselines: int = Field(200, ge=1, le=100_000, description="Largest number of baselines of one tenant.")
     max_badges: int = Field(100, ge=0, le=100_000, description="Largest number of badges of one tenant.")
     badge_seconds: int = Field(60, ge=0, le=86_400, description="How long caches may show a badge.")
+    max_series_runs: int = Field(8, ge=1, le=8, description="Most runs that one plot of series overlays.")
+    max_series_points: int = Field(
+        200, ge=1, le=5000, description="Checkpoints of a series that are read: the newest that have a report."
+    )
+    max_series_report_bytes: int = Field(
+        64 * MIB, ge=1, description="Reports that one request about series reads, shared by its series; newest first."
+    )
+    max_series_listed: int = Field(200, ge=1, le=10_000, description="Runs that are listed: those with the newest.")
     max_webhooks: int = Field(20, ge=0, le=10_000, description="Largest number of webhooks of one tenant.")
     webhooks_private: bool = Field(
         False, description="Send webhooks to private addresses and loopback too, and over http as well as https."

@@ -115,9 +115,7 @@ def _filtered(listing: Listing) -> Select[AnalysisRow]:
     query = select(AnalysisRow)
     if listing.states:
         query = query.where(AnalysisRow.state.in_(listing.states))
-    for key, colon, value in (text.partition(":") for text in listing.labels):
-        labels = AnalysisRow.labels
-        query = query.where(labels.contains({key: value}) if colon else labels.has_key(key))
+    query = query.where(*map(labelled, listing.labels))
     if listing.name:
         names = (AnalysisRow.name, AnalysisRow.model_name, AnalysisRow.batch_name)
         query = query.where(or_(*(column.icontains(listing.name, autoescape=True) for column in names)))
@@ -125,6 +123,12 @@ def _filtered(listing: Listing) -> Select[AnalysisRow]:
         if digest:
             query = query.where(column == digest)
     return query
+
+
+def labelled(label: str) -> ColumnElement[bool]:
+    """Return the condition of having a label: ``key:value``, or ``key`` with any value."""
+    key, colon, value = label.partition(":")
+    return AnalysisRow.labels.contains({key: value}) if colon else AnalysisRow.labels.has_key(key)
 
 
 def _cursor(listing: Listing, row: AnalysisRow) -> str:

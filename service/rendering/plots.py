@@ -24,24 +24,23 @@ from service.rendering.svg import (
     decades_of,
     element,
     fitted,
+    inside,
     line,
     marker,
     path,
     picture,
+    some,
     span_of,
     text,
 )
 from wsb_engine.presentation.numbers import interval, middle, number
-from wsb_engine.presentation.text import name
 
 MAX_STEMS = 300
 """Most eigenvalues to draw; of more, evenly spread ones."""
 MAX_POINTS = 1000
-"""Most points of a curve, a line or a series."""
+"""Most points of a curve or a line."""
 MAX_NAMED_ROWS = 16
 """Most rows that a heat map names; if there are more, it numbers them."""
-MAX_LABEL = 12
-"""Most characters of the label of a checkpoint."""
 MOST_DECADES = 14
 """Most decades of a logarithmic axis; numbers that much smaller than the largest are rounding."""
 
@@ -107,7 +106,7 @@ def number_line(ranges: Sequence[LabelledInterval], limits: Sequence[Limit] = ()
         parts.append(_bar(left, right, y + 32, r.style))
     for value, label in x.ticks():
         parts.append(line(x(value), bottom, x(value), bottom + 4, "axis"))
-        parts.append(text(_inside(x(value), label), bottom + 17, label, anchor="middle"))
+        parts.append(text(inside(x(value), label), bottom + 17, label, anchor="middle"))
     parts.append(line(x.start, bottom, x.end, bottom, "axis"))
     return picture(caption, bottom + 24, parts)
 
@@ -119,7 +118,7 @@ def stem(values: Sequence[float], *, caption: Caption) -> Markup:
     y = LogScale(*size, height - _BOTTOM, _TOP)
     x = Scale(1 - 0.02 * len(values), len(values) * 1.02, _LEFT, _RIGHT)
     parts = [axes(x, y, x_label="rank, largest eigenvalue first", y_label="|λ|")]
-    for i in _some(len(values), MAX_STEMS):
+    for i in some(len(values), MAX_STEMS):
         at, value = (x(i + 1), y(abs(values[i]))), values[i]
         style = 2 if value < 0 else 1
         parts.append(line(at[0], y.start, *at, f"stem s{style}"))
@@ -132,7 +131,7 @@ def curve(
     x_values: Sequence[float], y_values: Sequence[float], *, x_label: str, y_label: str, caption: Caption
 ) -> Markup:
     """Draw a filled curve over a logarithmic axis."""
-    chosen = _some(len(x_values), MAX_POINTS)
+    chosen = some(len(x_values), MAX_POINTS)
     height = 240.0
     y = LogScale(*decades_of(y_values, most=CURVE_DECADES), height - _BOTTOM, _TOP)
     x = Scale(min(x_values), max(x_values), _LEFT, _RIGHT)
@@ -150,7 +149,7 @@ def lines(drawn: Sequence[Line], *, x_label: str, y_label: str, caption: Caption
     x = Scale(*span_of((a for a, _ in points), margin=0.02), _LEFT, _RIGHT)
     parts = [axes(x, y, x_label=x_label, y_label=y_label)]
     for each in drawn:
-        placed = [(x(a), y(b)) for a, b in (each.points[i] for i in _some(len(each.points), MAX_POINTS))]
+        placed = [(x(a), y(b)) for a, b in (each.points[i] for i in some(len(each.points), MAX_POINTS))]
         parts.append(path(placed, f"line s{each.style}"))
         parts += [marker(a, b, f"dot s{each.style}", shape=each.shape, size=2.5) for a, b in placed]
     parts.append(_legend([(each.label, f"s{each.style}", each.shape) for each in drawn]))
@@ -238,37 +237,6 @@ def heat_map(
     return picture(caption, bottom + 30, [*parts, _ramp(left, bottom + 12, largest)])
 
 
-def series(
-    points: Sequence[LabelledInterval], limits: Sequence[Limit] = (), *, y_label: str, caption: Caption
-) -> Markup:
-    """Draw intervals side by side in the given order, such as λ_max by checkpoint, joined by a line."""
-    height = 260.0
-    shown = [points[i] for i in _some(len(points), MAX_POINTS)]
-    values = [end for r in shown for end in (r.lower, r.upper)] + [limit.value for limit in limits]
-    y = Scale(*span_of(values), height - _BOTTOM, _TOP)
-    x = Scale(0.5, len(shown) + 0.5, _LEFT, _RIGHT)
-    parts = [line(_LEFT, y.start, _RIGHT, y.start, "axis"), text(8, _TOP - 10, y_label, kind="quiet")]
-    for value, label in y.ticks():
-        parts += [line(_LEFT, y(value), _RIGHT, y(value), "grid"), text(_LEFT - 6, y(value) + 4, label, anchor="end")]
-    for limit in limits:
-        parts.append(line(_LEFT, y(limit.value), _RIGHT, y(limit.value), "limit"))
-        parts.append(text(_RIGHT, y(limit.value) - 5, limit.label, anchor="end", kind="limit"))
-    placed = [(x(i + 1), y(middle(r))) for i, r in enumerate(shown)]
-    parts.append(path(placed, "line s1"))
-    longest = min(MAX_LABEL, max(len(r.label) for r in shown))
-    step = max(1, math.ceil((longest * CHARACTER + 8) * len(shown) / (_RIGHT - _LEFT)))
-    for i, (r, (at, centre)) in enumerate(zip(shown, placed, strict=True)):
-        low, high = y(r.lower), y(r.upper)
-        if low - high > 7:
-            parts += [line(at, low, at, high, "whisker s1")]
-            parts += [line(at - 4, end, at + 4, end, "whisker s1") for end in (low, high)]
-        parts.append(marker(at, centre, "dot s1", shape="diamond" if low - high <= 7 else "circle", size=3))
-        if i % step == 0:
-            label = name(r.label, MAX_LABEL)
-            parts.append(text(_inside(at, label), y.start + 17, label, anchor="middle"))
-    return picture(caption, height, parts)
-
-
 def _written(values: Sequence[Sequence[float]], side: float) -> list[list[str]] | None:
     """Format the numbers of a heat map with as many digits as fit; None if one does not fit."""
     for digits in (3, 2):
@@ -306,16 +274,3 @@ def _ramp(x: float, y: float, largest: float) -> Markup:
         for i in range(20)
     ]
     return Markup("").join([text(x, y + 9, "0"), *cells, text(x + 142, y + 9, number(largest, 3))])
-
-
-def _inside(x: float, label: str) -> float:
-    """Move the middle of a text so that it stays inside the picture."""
-    half = len(label) * CHARACTER / 2 + 2
-    return min(max(x, half), WIDTH - half)
-
-
-def _some(count: int, most: int) -> Sequence[int]:
-    """Select all of 0 … count − 1, or ``most`` of them evenly spread, with the first and the last."""
-    if count <= most:
-        return range(count)
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,9 +54,11 @@ def path(points: Iterable[tuple[float, float]], kind: str) -> Markup:
 
 
 def marker(x: float, y: float, kind: str, *, shape: str = "circle", size: float = 3.5) -> Markup:
-    """Draw a circle, a triangle or a diamond, so that points differ in more than colour."""
+    """Draw a circle, a triangle, a diamond or a square, so that points differ in more than colour."""
     if shape == "circle":
         return element("circle", cx=x, cy=y, r=size, class_=kind)
+    if shape == "square":
+        return element("rect", x=x - size, y=y - size, width=2 * size, height=2 * size, class_=kind)
     corners = [(x, y - size - 1), (x + size + 1, y), (x, y + size + 1), (x - size - 1, y)]
     if shape == "triangle":
         corners = [(x, y - size - 1), (x + size + 1, y + size), (x - size - 1, y + size)]
@@ -92,6 +94,19 @@ def fitted(label: str, width: float) -> str:
     """Cut a name to the width."""
     shown = name(label)
     return shown if len(shown) * CHARACTER <= width else name(label, max(1, int(width / _WIDE) - 1))
+
+
+def inside(x: float, label: str) -> float:
+    """Move the middle of a text so that it stays inside the picture."""
+    half = len(label) * CHARACTER / 2 + 2
+    return min(max(x, half), WIDTH - half)
+
+
+def some(count: int, most: int) -> Sequence[int]:
+    """Select all of 0 … count − 1, or ``most`` of them evenly spread, with the first and the last."""
+    if count <= most:
+        return range(count)
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
 @dataclass(frozen=True)

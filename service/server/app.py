@@ -35,6 +35,7 @@ from service.kit.slots import Slots
 from service.monitoring import endpoints as monitoring
 from service.monitoring.metrics import Metrics, SnapshotReader
 from service.monitoring.readiness import Readiness
+from service.series import endpoints as series_api
 from service.server.postgres import embedded_postgres
 from service.server.retention import retention
 from service.settings import Settings
@@ -65,6 +66,7 @@ _TAGS = [
     {"name": "models", "description": "Trained classifiers: ONNX files, PyTorch 2 and TorchScript archives."},
     {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
     {"name": "webhooks", "description": "Signed messages when analyses end."},
+    {"name": "series", "description": "Numbers along the checkpoints of training runs."},
     {"name": "badges", "description": "Pictures with the certified λ_max of a series."},
     {"name": "service", "description": "Capabilities, health and metrics of the service."},
 ]
@@ -121,7 +123,8 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
     files = (blob_router("models", uses_blob), blob_router("batches", uses_blob))
     pages = (sign_in.router, api_docs.router, web.router, comparison.router, series.router)
     results = (analyses.router, events.router, comparisons.router, baselines.router)
-    for router in (*results, *files, webhooks.router, badges.router, monitoring.router, *pages):
+    # Badges come before series: their paths are public.
+    for router in (*results, *files, webhooks.router, badges.router, series_api.router, monitoring.router, *pages):
         app.include_router(router)
     problems.install(app)
     asking = (AnalysisRequest, FormRequest, ComparisonRequest)

@@ -1,134 +1,151 @@
-"""λ_max over the checkpoints of a run: the analyses that share a label, ordered by epoch or step."""
+"""Training runs along their checkpoints: the runs to choose from, plots, heat maps and tables."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from uuid import UUID
+from typing import Annotated
+from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Request, Response
-from markupsafe import Markup
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.analyses import repository
-from service.analyses.listing import Listing, listed
-from service.analyses.positions import position
-from service.analyses.representations import parsed
 from service.analyses.schemas import LABEL
-from service.analyses.table import AnalysisRow
-from service.context import Context, InContext
+from service.context import InContext
 from service.http.security import InTenant
-from service.rendering import plots, wording
-from service.rendering.svg import Caption
+from service.series.checkpoints import Series, read_series
+from service.series.drawing import AXES, Drawing, Plot
+from service.series.endpoints import DEFAULT_TOP, MAX_TOP
+from service.series.heat import map_of
+from service.series.plots import plot_of
+from service.series.quantities import MAPS, QUANTITIES, TITLES, Map, Quantity, Shown
+from service.series.runs import Run, list_runs
 from service.web.pages import page_on_thread
-from wsb_engine.presentation.numbers import Ends, interval, middle, number
-
-MAX_CHECKPOINTS = 200
-"""Analyses in a series: the newest that have a report."""
 
 router = APIRouter(include_in_schema=False)
 
+_MANY = Query(max_length=100)
+
+
+@dataclass
+class View:
+    """What the page's address asks for; what makes no sense is named with an error and shown without."""
+
+    label: Annotated[Sequence[str], _MANY] = ()
+    quantity: Annotated[Sequence[str], _MANY] = ()
+    log: Annotated[Sequence[str], _MANY] = ()
+    x: str = ""
+    top: str = ""
+    errors: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.label = list(dict.fromkeys(text.strip() for text in self.label if text.strip()))
+        if not all(map(LABEL.fullmatch, self.label)):
+            self.errors["label"] = "A label is a name, or name:value."
+        if unknown := [each for each in self.quantity if each not in TITLES]:
+            self.errors["quantity"] = f"There is no quantity {unknown[0][:40]!r}."
+        if self.top and not (self.top.isascii() and self.top.isdigit() and 1 <= int(self.top[:9]) <= MAX_TOP):
+            self.errors["top"] = f"The number of eigenvalues is from 1 to {MAX_TOP}."
+
+    @property
+    def shown(self) -> list[Shown]:
+        """Quantities to show, in the order in which they are listed."""
+        return [name for name in TITLES if name in self.quantity] or ["lambda_max"]
+
+    @property
+    def lines(self) -> list[Quantity]:
+        return [name for name in QUANTITIES if name in self.shown]
+
+    @property
+    def maps(self) -> list[Map]:
+        return [name for name in MAPS if name in self.shown]
+
+    @property
+    def eigenvalues(self) -> int:
+        """Number of the largest eigenvalues to follow."""
+        return DEFAULT_TOP if not self.top or "top" in self.errors else int(self.top)
+
+    @property
+    def drawing(self) -> Drawing:
+        axes = frozenset(axis for axis in AXES if axis in self.log)
+        return Drawing("order" if self.x == "order" else "position", axes)
+
+    def file(self, root: str, form: str, labels: Sequence[str], quantities: Sequence[str]) -> str:
+        """Return the address of series as a file."""
+        query = [("also", label) for label in labels[1:]] + [("quantity", each) for each in quantities]
+        if form == "svg":
+            query += [("log", axis) for axis in sorted(self.drawing.log)]
+            query += [("x", "order")] if self.drawing.across == "order" else []
+        if "eigenvalues" in quantities:
+            query.append(("top", str(self.eigenvalues)))
+        return f"{root}/v1/series/{quote(labels[0], safe=':')}.{form}?{urlencode(query)}"
+
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One analysis of the series."""
+class Figure:
+    """A plot on the page."""
 
-    analysis: UUID
-    position: str
-    ends: Ends
-    """Interval that holds λ_max."""
-    how: str
-    is_doubtful: bool
-    """True if a check has failed, so that the numbers can't be relied on."""
-    loss: float
-    accuracy: float | None
-    learning_rate: float | None
+    title: str
+    plot: Plot
+    svg: str
+    """Address of the plot as a file."""
+    name: str
+    """Name of that file, without its suffix."""
 
 
 @router.get("/series")
-async def show_series(request: Request, context: InContext, tenant: InTenant, label: str = "") -> Response:
-    label, error, checkpoints = label.strip(), "", list[Checkpoint]()
-    skipped, is_cut = 0, False
-    if label and not LABEL.fullmatch(label):
-        error = "A label is a name, or name:value."
-    elif label:
-        rows, is_cut = await _rows(context, tenant, label)
-        checkpoints = await run_in_threadpool(_checkpoints, rows)
-        skipped = len(rows) - len(checkpoints)
+async def show_series(
+    request: Request, context: InContext, tenant: InTenant, view: Annotated[View, Depends()]
+) -> Response:
+    limit = context.settings.max_series_runs
+    if len(view.label) > limit:
+        view.errors["label"] = f"At most {limit} runs can be shown together; {len(view.label)} are ticked."
+    series = list[Series]()
+    if view.label and "label" not in view.errors:
+        top = view.eigenvalues if "eigenvalues" in view.shown else 0
+        series = await read_series(context, tenant, view.label, top=top, maps=view.maps)
+    runs, has_more = await list_runs(context, tenant)
+    figures = await run_in_threadpool(_figures, series, view, request.scope["root_path"])
+    having = [one for one in series if one.checkpoints]
     return await page_on_thread(
         request,
         "series.html",
-        HTTPStatus(422) if error else HTTPStatus.OK,
-        label=label,
-        error=error,
-        checkpoints=checkpoints,
-        plot=_plot(label, checkpoints),
-        stable=_stable(checkpoints),
-        doubtful=[each.position for each in checkpoints if each.is_doubtful],
-        skipped=skipped,
-        is_cut=is_cut,
-        most=MAX_CHECKPOINTS,
+        HTTPStatus(422) if view.errors else HTTPStatus.OK,
+        view=view,
+        runs=_offered(runs, series),
+        listed=len(runs) if has_more else None,
+        series=series,
+        figures=[figure for figure in figures if figure.plot.svg is not None],
+        without=[figure for figure in figures if figure.plot.svg is None],
+        table=view.file(request.scope["root_path"], "csv", [one.label for one in having], QUANTITIES) if having else "",
+        limits=[(one.title, one.stability_limit) for one in having if one.stability_limit is not None],
+        doubtful=[(one.title, each.position) for one in series for each in one.checkpoints if not each.reliable],
+        count=sum(len(one.checkpoints) for one in series),
+        titles=TITLES,
+        limit=limit,
+        max_top=MAX_TOP,
     )
 
 
-async def _rows(context: Context, tenant: str, label: str) -> tuple[Sequence[tuple[AnalysisRow, str]], bool]:
-    """The newest analyses with this label and their reports, and whether there are older ones too."""
-    listing = Listing(states=["succeeded"], labels=[label])
-    found = await listed(context, tenant, listing, limit=MAX_CHECKPOINTS)
-    async with context.database.transaction() as session:
-        bodies = await repository.report_bodies(session, [row.id for row in found.rows])
-    return [(row, bodies[row.id]) for row in found.rows if row.id in bodies], found.after is not None
+def _offered(runs: Sequence[Run], series: Sequence[Series]) -> list[tuple[str, str, int]]:
+    """Return label, name and number of checkpoints of the runs to choose from, and of those chosen that are no runs."""
+    listed = [(run.label, run.name, run.checkpoints) for run in runs]
+    known = {run.label for run in runs}
+    return [(one.label, one.title, len(one.checkpoints)) for one in series if one.label not in known] + listed
 
 
-def _checkpoints(rows: Sequence[tuple[AnalysisRow, str]]) -> list[Checkpoint]:
-    """Order checkpoints by position; those without one come first, oldest first."""
-    ordered = sorted(rows, key=lambda pair: (_position(pair[0])[0], pair[0].sequence))
-    return [found for row, body in ordered if (found := _checkpoint(row, body)) is not None]
-
-
-def _checkpoint(row: AnalysisRow, body: str) -> Checkpoint | None:
-    """Return a checkpoint; None if its report has no bound on λ_max or can't be read."""
-    report = parsed(body)
-    if report is None or report.lambda_max is None:
-        return None
-    ends, how = report.lambda_max.interval, wording.source(report)
-    if report.enclosure is not None:
-        how = f"enclosure, {ends.kind}{', up to measured rounding' if report.enclosure.is_measured else ''}"
-    rate, is_doubtful, loss = row.options.get("learning_rate"), bool(report.failed_checks), report.loss
-    return Checkpoint(row.id, _position(row)[1], ends, how, is_doubtful, loss.value, loss.accuracy, rate)
-
-
-def _position(row: AnalysisRow) -> tuple[float, str]:
-    """Position in the run, as a number to sort by and as text to show."""
-    if (found := position(row.labels)) is not None:
-        try:
-            value = float(found[1])
-        except ValueError:
-            value = math.inf
-        return (value if math.isfinite(value) else math.inf), found[1]
-    return -math.inf, str(row.id)[:8]
-
-
-def _stable(checkpoints: Sequence[Checkpoint]) -> float | None:
-    """2 / learning rate, if all checkpoints share one."""
-    rates = {each.learning_rate for each in checkpoints}
-    rate = rates.pop() if len(rates) == 1 else None
-    return None if rate is None else 2 / rate
-
-
-def _plot(label: str, checkpoints: Sequence[Checkpoint]) -> Markup | None:
-    if not checkpoints:
-        return None
-    points = [plots.LabelledInterval(each.position, each.ends.lower, each.ends.upper) for each in checkpoints]
-    stable, highest = _stable(checkpoints), max(each.ends.upper for each in checkpoints)
-    # A limit far above the points would flatten them.
-    limits = [plots.Limit("2 / learning rate", stable)] if stable is not None and stable <= 2 * highest else []
-    largest = max(checkpoints, key=lambda each: middle(each.ends))
-    description = (
-        f"λ_max of {number(len(checkpoints))} checkpoints, from {interval(checkpoints[0].ends)} to "
-        f"{interval(checkpoints[-1].ends)}; the largest, {interval(largest.ends)}, at {largest.position}."
-    )
-    caption = Caption("series", f"λ_max along {label}", description)
-    return plots.series(points, limits, y_label="λ_max", caption=caption)
+def _figures(series: Sequence[Series], view: View, root: str) -> list[Figure]:
+    having = [one for one in series if one.checkpoints]
+    if not having:
+        return []
+    labels, figures = [one.label for one in having], list[Figure]()
+    for quantity in view.lines:
+        address = view.file(root, "svg", labels, [quantity])
+        figures.append(Figure(TITLES[quantity], plot_of(having, quantity, view.drawing), address, f"series-{quantity}"))
+    for kind in view.maps:
+        for rank, one in enumerate(having, start=1):
+            plot = map_of(one, kind, view.drawing, key=f"map-{rank}")
+            address = view.file(root, "svg", [one.label], [kind])
+            figures.append(Figure(f"{TITLES[kind]}, {one.title}", plot, address, f"series-{kind}-{rank}"))
+    return figures

@@ -14,6 +14,7 @@ from support.service import npz_batch, onnx_mlp, until
 from support.visits import Visit
 
 from service.keys import hash_key, new_key
+from service.series.quantities import TITLES
 
 OpenVisit = Callable[..., Visit]
 
@@ -66,6 +67,9 @@ def site() -> Iterator[Site]:
         running.client.headers["Authorization"] = f"Bearer {KEY}"
         policy = {"rule": [{"metric": "enclosure.lambda_max", "op": "<=", "limit": 0.1}]}
         options = {"spectrum": "dense", "density": True, "learning_rate": 2.0}
+        analysed(running, onnx_mlp(seed=3), npz_batch(), options=options, labels={"run": "wide", "epoch": "1"})
+        bounds_only = {"enclosure": False, "learning_rate": 0.1}
+        analysed(running, onnx_mlp(seed=4), npz_batch(), options=bounds_only, labels={"run": "bounded", "epoch": "2"})
         runs = [
             analysed(
                 running,
@@ -99,7 +103,8 @@ def site() -> Iterator[Site]:
             "cancelled": cancelled,
             "compare": f"/compare?a={first}&b={second}&policy=%5B%5Brule%5D",
             "compared": f"/compare?a={first}&b={second}",
-            "series": "/series?label=run:digits",
+            "series": "/series?label=run:digits&label=run:wide&label=run:bounded"
+            + "".join(f"&quantity={name}" for name in TITLES),
             "missing": "/nothing",
             "sign-in": "/sign-in",
         }

@@ -8,8 +8,10 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 from support.external import external_mlp
 from support.served import Served, served
@@ -145,11 +147,49 @@ def test_two_are_compared(service: Served, visit: OpenVisit, files: dict[str, Pa
     expect(page.get_by_role("row", name=re.compile("^Loss"))).to_be_visible()
     photograph(page, "compare")
     page.get_by_role("link", name="Series").click()
-    page.get_by_label("Label").fill("run:compared")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("img", name="max along run:compared")).to_be_visible()
+    page.get_by_role("checkbox", name="compared 2 checkpoints").check()
+    page.get_by_role("checkbox", name="Loss").check()
+    page.get_by_role("checkbox", name="Vertical").check()
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("img", name="max along compared")).to_be_visible()
+    expect(page.get_by_role("img", name="Loss along compared")).to_be_visible()
     expect(page.get_by_role("row")).to_have_count(3)
     photograph(page, "series")
+    # The address is all that another person needs.
+    other = visit(service.url).page
+    other.goto(page.url)
+    expect(other.get_by_role("checkbox", name="Vertical")).to_be_checked()
+    expect(other.get_by_role("img")).to_have_count(2)
+
+
+def test_plots_and_numbers_along_training_are_saved(
+    service: Served, visit: OpenVisit, files: dict[str, Path], tmp_path: Path
+) -> None:
+    opened = visit(service.url)
+    analysed(opened, files, labels="run: saved\nepoch: 1")
+    page = opened.page
+    page.goto("/series?label=run:saved")
+
+    def saved(role: Literal["button", "link"], name: str) -> bytes:
+        with page.expect_download() as download:
+            page.get_by_role(role, name=name).click()
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+        return (tmp_path / download.value.suggested_filename).read_bytes()
+
+    pixels = saved("button", "PNG")
+    with Image.open(tmp_path / "series-lambda_max.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width == 1600
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
+    assert (0x00, 0x63, 0xA3) in colours  # that of the first run, so that the style sheet was applied
+    assert len(pixels) > 5000
+    assert saved("link", "SVG").startswith(b"<?xml")
+    assert saved("link", "CSV").startswith(b"run,step,quantity,lower,upper,value")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "series-lambda_max.png",
+        "series-lambda_max.svg",
+        "series.csv",
+    }
 
 
 def test_the_list_refreshes_itself_and_two_that_are_ticked_are_compared(

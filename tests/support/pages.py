@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 
 from support.client import connect
-from support.service import DEADLINE, npz_batch, onnx_mlp
+from support.policies import report
+from support.service import DEADLINE, Service, npz_batch, onnx_mlp
 
 # What the form has in it before anything is typed, switches that are on included.
 UNTOUCHED = {"spectrum": "none", "top": "10", "dtype": "auto", "moments": "auto", "head": "auto", "enclosure": "on"}
@@ -63,6 +64,23 @@ class Visitor:
         response = self.ask(**fields)
         assert response.status_code == 303, response.text
         return response.headers["location"].rpartition("/")[2]
+
+
+def analysed(service: Service, visitor: Visitor, labels: str = "", *, rate: str = "", **parts: Any) -> str:
+    """An analysis with a report of these numbers."""
+    analysis = visitor.asked(labels=labels, fresh="on", learning_rate=rate)
+    service.ended(analysis)
+    service.sql("UPDATE reports SET body = %s WHERE analysis = %s", report(**parts).model_dump_json(), analysis)
+    return analysis
+
+
+def table_rows(text: str) -> dict[str, list[str]]:
+    """Cells of the page's tables by what heads their row."""
+    found = {}
+    for head, cells in re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', text, re.DOTALL):
+        plain = [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells, re.DOTALL)]
+        found[re.sub(r"<[^>]+>", "", head)] = plain
+    return found
 
 
 def field_errors(text: str) -> dict[str, str]:

@@ -1,4 +1,5 @@
-// Optional enhancements: live progress, a list that stays current, local times, highlighting a field while a file is dragged over it.
+// Optional enhancements: live progress, a list that stays current, local times, plots as PNG, highlighting a field while a
+// file is dragged over it.
 
 // An end of an interval with as many digits as show its width, rounded outwards.
 function end(value, width, up) {
@@ -126,6 +127,34 @@ function refresh(list) {
   list.addEventListener("change", () => limitTicks(list));
   limitTicks(list);
   plan();
+}
+
+// Saves a plot as pixels. They are made here, from the plot as a file, which has its colours in it.
+async function savePixels(button) {
+  const picture = new Image();
+  picture.src = button.dataset.png;
+  try {
+    await picture.decode();
+  } catch {
+    button.textContent = "Failed: reload the page";
+    return;
+  }
+  const canvas = document.createElement("canvas");
+  canvas.width = 2 * picture.naturalWidth;
+  canvas.height = 2 * picture.naturalHeight;
+  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+  canvas.toBlob((pixels) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(pixels);
+    link.download = button.dataset.name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  }, "image/png");
+}
+
+for (const button of document.querySelectorAll("[data-png]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => savePixels(button));
 }
 
 for (const section of document.querySelectorAll("[data-events]")) follow(section);

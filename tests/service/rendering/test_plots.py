@@ -10,12 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from service.rendering import plots
+from service.rendering import overlay, plots
+from service.rendering.overlay import Axes, Point, Run
 from service.rendering.plots import LabelledInterval, Limit, Line
 from service.rendering.svg import Caption
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 named = {"caption": Caption("k", "A title", "What it shows.")}
+
+LOGARITHMIC = Axes("x", "y", log_x=True, log_y=True)
+
+
+def interval_at(x: int, value: float) -> Point:
+    return Point(x, value, value - abs(value) / 2, value + abs(value) / 2, is_doubtful=x % 2 == 1)
+
+
+def drawn(runs: list[Run], axes: Axes, limit: float | None = None) -> Markup:
+    """The plot of runs, or what stands for one that has nothing in it."""
+    found = overlay.overlay(runs, axes, limit=limit, **named).svg
+    return overlay.nothing(named["caption"]) if found is None else found
+
 
 PLOTS: dict[str, Callable[[list[float]], Markup]] = {
     "number_line": lambda v: plots.number_line(
@@ -27,8 +41,13 @@ PLOTS: dict[str, Callable[[list[float]], Markup]] = {
     "bars": lambda v: plots.bars([("<a>", each) for each in v], **named),
     "bars with an end": lambda v: plots.bars([("<a>", each) for each in v], maximum=1.0, **named),
     "heat_map": lambda v: plots.heat_map(["<a>"] * len(v), [v] * len(v), **named),
-    "series": lambda v: plots.series(
-        [LabelledInterval("<a>", each, each) for each in v], [Limit("limit", v[0])], y_label="y", **named
+    "overlay": lambda v: drawn([Run("<a>", 1, [list(map(interval_at, range(len(v)), v))])], Axes("x", "y"), v[0]),
+    "overlay of bounds": lambda v: drawn(
+        [Run("<a>", 8, [[Point(x, None, -abs(x), abs(x)) for x in v]])], Axes("x", "y")
+    ),
+    "overlay on logarithmic axes": lambda v: drawn([Run("<a>", 2, [[Point(x, x) for x in v]])], LOGARITHMIC),
+    "columns": lambda v: overlay.columns(
+        ["<a>"] * len(v), [v] * len(v), (min(v) - 1, max(v) + 1), Axes("x", "y"), ramp=("0", "1"), **named
     ),
 }
 
@@ -100,12 +119,3 @@ def test_negative_eigenvalues_have_another_shape() -> None:
     svg = plots.stem([2.0, 1.0, -1.0], **named)
     assert svg.count("<circle") == 3
     assert svg.count("<polygon") == 2
-
-
-def test_a_series_draws_each_checkpoint_in_order() -> None:
-    points = [LabelledInterval(f"epoch {i}", i, i + 0.5) for i in range(5)]
-    svg = plots.series(points, [Limit("limit", 4.0)], y_label="λ_max", **named)
-    root = ElementTree.fromstring(svg)  # noqa: S314 - ours
-    places = [float(element.attrib["cx"]) for element in root.iter("circle")]
-    assert places == sorted(places)
-    assert len(places) == 5

@@ -1,13 +1,12 @@
-"""Two reports side by side, and the series of a run."""
+"""Two reports side by side."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from support.pages import Visitor, field_errors
+from support.pages import Visitor, analysed, field_errors, table_rows
 from support.policies import report
 from support.service import Service
 
@@ -15,23 +14,6 @@ from service.web.comparison import decision
 from wsb_engine.report import Check, Report, ReportWarning
 
 Visit = Callable[..., Visitor]
-
-
-def analysed(service: Service, visitor: Visitor, labels: str = "", *, rate: str = "", **parts: Any) -> str:
-    """An analysis with a report of these numbers."""
-    analysis = visitor.asked(labels=labels, fresh="on", learning_rate=rate)
-    service.ended(analysis)
-    service.sql("UPDATE reports SET body = %s WHERE analysis = %s", report(**parts).model_dump_json(), analysis)
-    return analysis
-
-
-def rows(text: str) -> dict[str, list[str]]:
-    """Cells of the page's tables by what heads their row."""
-    found = {}
-    for head, cells in re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', text, re.DOTALL):
-        plain = [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", cells, re.DOTALL)]
-        found[re.sub(r"<[^>]+>", "", head)] = plain
-    return found
 
 
 @pytest.mark.parametrize(
@@ -86,17 +68,6 @@ def test_a_comparison_names_failed_checks_first_and_why_an_enclosure_was_withhel
     assert "is sharper" not in text
 
 
-def test_a_series_names_checkpoints_with_failed_checks_first(service: Service, visit: Visit) -> None:
-    visitor = visit(service)
-    analysed(service, visitor, "run: doubtful\nepoch: 1", checks=FAILED)
-    analysed(service, visitor, "run: doubtful\nepoch: 2")
-    text = visitor.get("/series", params={"label": "run:doubtful"}).text
-    assert text.index("The numbers of 1 of 2 checkpoints can't be relied on") < text.index("<svg")
-    found = rows(text)
-    assert found["1"][1].endswith("Not reliable")
-    assert "Not reliable" not in found["2"][1]
-
-
 def test_without_an_enclosure_the_bounds_decide() -> None:
     # The bounds of these reports are from 5 to 45.
     name, why = decision(report(None), report((50.0, 51.0)))
@@ -109,7 +80,7 @@ def test_numbers_stand_side_by_side_with_every_difference_that_they_can_have(ser
     a = analysed(service, visitor, lambda_max=(40.0, 41.0))
     b = analysed(service, visitor, lambda_max=(44.0, 44.5), moments=None)
     response = visitor.get("/compare", params={"a": a, "b": b})
-    found = rows(response.text)
+    found = table_rows(response.text)
     assert found["λmax"] == ["[40, 41]", "[44, 44.5]", "[3, 4.5] +9.26 %"]
     assert found["λmin"][2].endswith("sign not certain")
     assert found["Loss"] == ["0.5", "0.5", "0 the same"]
@@ -152,31 +123,3 @@ def test_an_analysis_without_a_report_is_told_at_its_field(service: Service, vis
         "a": "This analysis has no report that can be read.",
         "b": "This is not the identifier of an analysis.",
     }
-
-
-def test_a_series_is_in_the_order_of_its_checkpoints(service: Service, visit: Visit) -> None:
-    visitor = visit(service)
-    for epoch in (10, 2, 1):
-        labels = f"run: digits\nepoch: {epoch}"
-        analysed(service, visitor, labels, rate="0.05", lambda_max=(epoch + 40.0, epoch + 40.5))
-    analysed(service, visitor, "run: digits\nepoch: last", rate="0.05", lambda_max=None)
-    analysed(service, visitor, "run: digits\nepoch: 11", rate="0.05", lambda_max=None, bounds=None)
-    analysed(service, visitor, "run: other\nepoch: 3")
-    text = visitor.get("/series", params={"label": "run:digits"}).text
-    found = rows(text)
-    assert list(found) == ["1", "2", "10", "last"]
-    assert found["2"][:4] == ["[42, 42.5]", "enclosure, deterministic", "0.5", "75 %"]
-    assert found["last"][1] == "Wolkowicz-Styan bounds"
-    assert "1 more have no bound" in text
-    assert 'aria-labelledby="series-title"' in text
-    assert "2 / learning rate" in text
-
-
-@pytest.mark.parametrize("label", ["a b", "run:\x00", "x" * 65])
-def test_what_is_no_label_is_told_at_the_field(api: Service, visit: Visit, label: str) -> None:
-    response = visit(api).get("/series", params={"label": label})
-    assert (response.status_code, field_errors(response.text)["label"]) == (422, "A label is a name, or name:value.")
-
-
-def test_a_series_of_nothing_says_so(api: Service, visit: Visit) -> None:
-    assert "No analysis with this label" in visit(api).get("/series", params={"label": "run:none"}).text

@@ -1,0 +1,1 @@
+"""Numbers along training runs: which runs there are, what their reports say, as JSON, CSV and SVG."""
