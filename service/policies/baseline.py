@@ -13,6 +13,8 @@ from wsb_engine.report import Report
 
 NAMED_TENSORS = 5
 """Most tensors that a difference names."""
+LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index")
+"""What makes a loss another one."""
 
 
 def compare(policy: Policy, report: Report, baseline: Report) -> BaselineComparison:
@@ -45,12 +47,18 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
         ("batch", "batch.sha256", report.batch.sha256, baseline.batch.sha256),
         ("batch", "batch.samples", report.batch.samples, baseline.batch.samples),
         ("batch", "batch.classes", report.batch.classes, baseline.batch.classes),
-        ("loss", "loss.kind", report.loss.kind, baseline.loss.kind),
+        ("batch", "batch.positions", report.batch.positions, baseline.batch.positions),
+        *(("loss", f"loss.{name}", *_settings(name, report, baseline)) for name in LOSS_SETTINGS),
         ("dtype", "engine.dtype", report.engine.dtype, baseline.engine.dtype),
     ]
     for name, path, ours, theirs in pairs:
         if ours != theirs:
             yield Difference(name=name, path=path, candidate=ours, baseline=theirs)
+
+
+def _settings(name: str, report: Report, baseline: Report) -> tuple[JsonValue, JsonValue]:
+    ours, theirs = (getattr(each.loss, name) for each in (report, baseline))
+    return ours, theirs
 
 
 def _tensors(report: Report, baseline: Report) -> tuple[JsonValue, JsonValue]:

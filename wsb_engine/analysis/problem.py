@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wsb_engine.analysis import coupling
 from wsb_engine.analysis import inputs as prepare
+from wsb_engine.analysis import targets as labelled
 from wsb_engine.analysis.logits import BatchLogits, evaluated
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
@@ -26,7 +27,7 @@ from wsb_engine.curvature.cost import (
     logits_footprint,
     nominal_rate,
 )
-from wsb_engine.curvature.losses import Targets, automatic
+from wsb_engine.curvature.losses import LOSSES, Output, Targets, automatic, configured
 from wsb_engine.curvature.losses.base import LARGEST_EXPONENT, power_of_four
 from wsb_engine.curvature.products.autodiff import (
     COLUMNS,
@@ -45,6 +46,7 @@ from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.curvature.tracing.indices import indices_in_range
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 from wsb_engine.errors import BatchError, ModelError, ResourceError
+from wsb_engine.formats.graph.logits import several_rows
 from wsb_engine.model import MLP, Classifier, LogitModel
 from wsb_engine.options import Options
 
@@ -228,7 +230,9 @@ def pose(
     """
     device = prepare.device(options)
     include = prepare.included(classifier, options.parameters)
-    model = classifier.resolve(head=options.head, output=options.output, include=include)
+    wanted = labelled.wanted(batch, options)
+    loss = automatic(0) if wanted == "auto" else LOSSES[wanted]
+    model = classifier.resolve(head=options.head, output=options.output, include=include, form=loss.form)
     for code, message in model.warnings:
         monitor.warn(code, message)
     inputs = prepare.match_inputs(classifier.inputs, batch)
@@ -242,8 +246,8 @@ def pose(
         fixed={name: tensor for name, tensor in tensors.items() if name not in names},
         inputs=inputs,
         widened=prepare.widened(classifier.inputs, inputs),
-        # Both are set once the number of logits is known.
-        loss=automatic(0),
+        # Both are set once the shape of the logits is known.
+        loss=loss,
         targets=Targets(torch.zeros(0), torch.ones(1).expand(len(batch))),
         dtype=dtype,
         device=device,
@@ -259,21 +263,33 @@ def pose(
         objective = replace(objective, selected=selected, fixed=fixed, dtype=torch.float32)
         forward = logits_footprint(objective)
     takes_any = objective.function is model.function
+    if loss.form != "row":
+        objective = _flattened(objective, batch, options, model, monitor)
     objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread), indices_in_range(device):
         objective, logits = _evaluated(objective, classifier, memory, monitor)
         if options.head == "auto" and model.head == "none" and logits.are_probabilities:
-            model = classifier.resolve(head="probabilities", output=options.output, include=include)
+            model = classifier.resolve(head="probabilities", output=options.output, include=include, form=loss.form)
             monitor.warn(
                 "head_probed", "every output row is a probability distribution: logits are taken as its logarithm"
             )
             function = model.function if takes_any else coupling.grouped(model.function, objective.group)
+            function = function if loss.form == "row" else labelled.flattened(function)
             objective = replace(objective, function=function)
             objective, logits = _evaluated(objective, classifier, memory, monitor)
-    loss = automatic(logits.classes)
-    targets = prepare.targets(batch, loss, logits.classes, model.classes, device)
-    objective = replace(objective, loss=loss, targets=targets)
+    if loss.form == "labels" and options.head == "auto" and model.head == "none" and logits.are_shares:
+        monitor.warn(
+            "head_assumed",
+            "every output is between 0 and 1 and was taken for a logit: if it is a probability, set head to "
+            "binary_probability",
+        )
+    if loss.form == "row":
+        kind = automatic(logits.classes).kind if wanted == "auto" else wanted
+        objective = replace(objective, loss=configured(kind, options, Output((logits.classes,))))
+    loss = objective.loss
+    targets = labelled.targets(batch, loss, logits.classes, model.classes, options, device)
+    objective = replace(objective, targets=targets)
     with threads_of(device, one=one_thread):
         sizes = loss.sizes(logits.compared(objective))
     objective = replace(objective, scale=sizes.scale)
@@ -323,6 +339,27 @@ def _first_forward(objective: Objective, monitor: Monitor) -> tuple[Objective, F
     monitor.warn(*coupling.told_of_groups(size))
     objective = replace(objective, function=coupling.grouped(objective.function, size), group=size)
     return objective, logits_footprint(objective)
+
+
+def _flattened(objective: Objective, batch: Batch, options: Options, model: LogitModel, monitor: Monitor) -> Objective:
+    """Return the objective with an output of any shape as one row for each sample, and the loss for that shape."""
+    rows = torch.arange(max(2, objective.group)) % objective.samples
+    with torch.no_grad():
+        shape = tuple(objective.logits(rows if objective.samples > 1 else rows[:1]).shape)
+    if not shape or shape[0] != min(len(rows), objective.samples) or 0 in shape:
+        raise several_rows("the model's output", shape, "unsupported_output")
+    sizes, axis, is_open = shape[1:], -1, False
+    if objective.loss.form == "positions":
+        axis, is_open = labelled.class_axis(sizes, batch.y.shape[1:], model.class_axis)
+    if is_open:
+        monitor.warn(
+            "class_axis_assumed",
+            f"an output {list(shape)} may have its classes on the last axis or on the second: they are taken to be on "
+            f"axis {axis + 1}",
+        )
+    output = Output(sizes, axis, math.prod(sizes) // max(1, sizes[axis]))
+    loss = configured(objective.loss.kind, options, output)
+    return replace(objective, function=labelled.flattened(objective.function), loss=loss)
 
 
 def _rescaled(problem: Problem) -> Problem:
@@ -453,6 +490,8 @@ def _structure(model: LogitModel, objective: Objective, logits: BatchLogits, mon
             tolerance = max(tolerance, _sensitivity(objective, rows))
         if error <= tolerance:
             return Structure(model.mlp, net, error, tolerance)
+    elif objective.loss.form != "row":
+        return None  # an MLP of each position
     monitor.warn(
         "structure_mismatch", "the network looked like an MLP but does not evaluate as one: treated as general"
     )
