@@ -13,6 +13,8 @@ from wsb_engine.report import Report
 
 NAMED_TENSORS = 5
 """Most tensors that a difference names."""
+NAMED_NUMBERS = 20
+"""Most numbers of a list that a difference spells out."""
 LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index")
 """What makes a loss another one."""
 
@@ -58,7 +60,16 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
 
 def _settings(name: str, report: Report, baseline: Report) -> tuple[JsonValue, JsonValue]:
     ours, theirs = (getattr(each.loss, name) for each in (report, baseline))
-    return ours, theirs
+    if not isinstance(ours, list) or not isinstance(theirs, list) or len(ours) <= NAMED_NUMBERS or ours == theirs:
+        return ours, theirs
+    differing = (i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other)
+    first = next(differing, min(len(ours), len(theirs)))
+    return _from(ours, first), _from(theirs, first)
+
+
+def _from(numbers: list[float], first: int) -> JsonValue:
+    """Say how many numbers there are, and which is the first that differs."""
+    return f"{len(numbers)} numbers" + (f", number {first} is {numbers[first]!r}" if first < len(numbers) else "")
 
 
 def _tensors(report: Report, baseline: Report) -> tuple[JsonValue, JsonValue]:

@@ -62,7 +62,7 @@ def case(name: str) -> Case:
     y, tokens, pixels = torch.arange(SAMPLES) % 3, torch.randint(7, (SAMPLES, 5)), torch.randint(3, (3, 4, 5))
     v, samples = torch.tensor([0.5, 2.0, 0.0]).double(), torch.rand(SAMPLES).double()
     text = torch.randint(7, (SAMPLES, 5))
-    soft = torch.rand(SAMPLES, 3).softmax(1).double()
+    soft = torch.rand(SAMPLES, 3).double().softmax(1)
     three, one = perceptron(3), perceptron(1)
     CE, BCE = nn.CrossEntropyLoss, nn.BCEWithLogitsLoss
     marked, padded, masked = y.clone(), tokens.clone(), pixels.clone()
@@ -169,7 +169,7 @@ def hessian(given: Case) -> tuple[Tensor, float]:
         values = {n: v.view_as(p) for (n, p), v in zip(module.named_parameters(), pieces, strict=True)}
         return given.criterion(torch.func.functional_call(module, values, (x,)))
 
-    return torch.autograd.functional.hessian(loss, theta), float(loss(theta))
+    return torch.autograd.functional.hessian(loss, theta), loss(theta).item()
 
 
 def batch_of(given: Case) -> wsb.Batch:
@@ -304,7 +304,7 @@ def test_a_square_output_has_its_classes_last_and_a_warning_says_so() -> None:
     report = wsb.analyze(wsb.from_module(layer), data)
     assert "class_axis_assumed" in [warning.code for warning in report.warnings]
     want = nn.CrossEntropyLoss()(layer(data.x["x"]).flatten(0, 1), torch.from_numpy(data.y).flatten())
-    assert report.loss.value == pytest.approx(float(want), rel=1e-12)
+    assert report.loss.value == pytest.approx(want.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("end", [nn.LogSoftmax(1), nn.Softmax(1), nn.LogSoftmax(2), nn.Softmax(2)])
@@ -315,7 +315,7 @@ def test_a_softmax_of_positions_is_taken_off_and_tells_the_axis_of_classes(end: 
     x, y = torch.randn(2, 5, 4).double(), torch.randint(5, (2, 5))
     report = wsb.analyze(wsb.from_module(nn.Sequential(body, end)), wsb.Batch(x, y))
     z = body(x) if axis == 2 else body(x).transpose(1, 2)
-    assert report.loss.value == pytest.approx(float(nn.CrossEntropyLoss()(z.flatten(0, 1), y.flatten())), rel=1e-12)
+    assert report.loss.value == pytest.approx(nn.CrossEntropyLoss()(z.flatten(0, 1), y.flatten()).item(), rel=1e-12)
 
 
 def test_a_sigmoid_of_each_label_is_taken_off() -> None:
@@ -407,4 +407,4 @@ def test_outputs_between_zero_and_one_are_logits_with_a_warning() -> None:
     told = wsb.Options(loss="multilabel", head="binary_probability")
     report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, np.ones((3, 3))), told)
     p = module(torch.from_numpy(X))
-    assert report.loss.value == pytest.approx(float(nn.BCELoss()(p, torch.ones_like(p))), rel=1e-12)
+    assert report.loss.value == pytest.approx(nn.BCELoss()(p, torch.ones_like(p)).item(), rel=1e-12)
