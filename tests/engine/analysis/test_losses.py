@@ -358,7 +358,7 @@ T = np.random.default_rng(0).standard_normal((3, 2, 4))
         (3, T, np.full((3, 2), -100), {}, "labels_ignored"),
         (3, T, np.array([[0, 1], [2, -1], [0, 1]]), {}, "labels_out_of_range"),
         (3, T, np.array([[0, 1], [2, 3], [0, 1]]), {}, "labels_out_of_range"),
-        (3, T, np.zeros((3, 3), int) + 2, {}, "labels_shape"),
+        (3, T, np.zeros((3, 4), int) + 2, {}, "labels_shape"),
         (3, T, np.full((3, 2), 0.5), {"loss": "token_cross_entropy"}, "labels_not_classes"),
         (3, T, [0, 1, 2], {}, "per_token_output"),
         (3, X, np.array([[1, 1, 0]] * 3), {}, "labels_shape"),

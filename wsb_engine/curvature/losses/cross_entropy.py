@@ -201,10 +201,12 @@ class SoftmaxDerivatives(LossDerivatives):
         relative = torch.expm1(3 * distance.amax(dim=1, keepdim=True)) + (4 * classes + 32) * UNIT
         # The last term is for targets that were themselves rounded.
         each = relative * self.total * self.p + 2 * UNIT * self.gradient.abs() + TARGET * UNIT * y
-        others = each.sum(dim=1, keepdim=True) + 2 * classes * UNIT * self.gradient.abs().sum(dim=1, keepdim=True)
+        # Summed without the pivot, next to which the others may be nothing.
+        others = each.scatter(1, k, 0.0).sum(dim=1, keepdim=True)
+        others = others + 2 * classes * UNIT * self.gradient.abs().sum(dim=1, keepdim=True)
         # At the pivot g is the sum of the others, or a difference; the first has the smaller radius if y_k > s/2.
         right = y.gather(1, k) > self.total / 2
-        at_pivot = torch.where(right, others - each.gather(1, k), each.gather(1, k))
+        at_pivot = torch.where(right, others, each.gather(1, k))
         return LossRounding(
             gradient=each.scatter(1, k, at_pivot),
             curvature=of_product(relative).squeeze(1),
