@@ -10,8 +10,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.analyses.baselines.references import ReportReference
 from service.analyses.numbers import Numbers, numbers_of
-from service.analyses.references import ReportReference
 from service.analyses.table import FINAL_STATES, AnalysisRow, State
 from service.blobs.repository import identifier
 from service.policies import Policy, Verdict

@@ -20,7 +20,6 @@ from starlette.concurrency import run_in_threadpool
 from service.analyses import representations, service
 from service.analyses.listing import Listing, listed
 from service.analyses.schemas import LABEL_KEY, LABEL_VALUE
-from service.analyses.submission import parse
 from service.badges.table import BadgeRow
 from service.context import Context, InContext
 from service.database.engine import lock
@@ -33,6 +32,7 @@ from service.errors import (
     declare,
 )
 from service.http.bodies import UploadTooSlowError, read
+from service.http.documents import parse
 from service.http.headers import described, matches
 from service.http.security import InTenant
 from service.keys import hash_key

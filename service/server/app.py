@@ -12,10 +12,12 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 import wsb_engine
-from service.analyses import baseline_endpoints, comparisons, events
 from service.analyses import endpoints as analyses
-from service.analyses.baseline_endpoints import BaselinePromotion
-from service.analyses.comparison_schemas import ComparisonRequest
+from service.analyses import events
+from service.analyses.baselines import comparisons
+from service.analyses.baselines import endpoints as baselines
+from service.analyses.baselines.comparison_schemas import ComparisonRequest
+from service.analyses.baselines.endpoints import BaselinePromotion
 from service.analyses.repository import uses_blob
 from service.analyses.schemas import AnalysisRequest, FormRequest
 from service.badges import endpoints as badges
@@ -116,7 +118,7 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
     app.add_middleware(WebMiddleware, root_path=settings.root_path)
     files = (blob_router("models", uses_blob), blob_router("batches", uses_blob))
     pages = (sign_in.router, api_docs.router, web.router, comparison.router, series.router)
-    results = (analyses.router, events.router, comparisons.router, baseline_endpoints.router)
+    results = (analyses.router, events.router, comparisons.router, baselines.router)
     for router in (*results, *files, webhooks.router, badges.router, monitoring.router, *pages):
         app.include_router(router)
     problems.install(app)

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from service import rendering
-from service.analyses import baselines, representations, service
-from service.analyses.baseline_endpoints import check_name
+from service.analyses import representations, service
+from service.analyses.baselines import promotion
+from service.analyses.baselines.endpoints import check_name
 from service.analyses.endpoints import AnalysisId
 from service.analyses.listing import listed
 from service.analyses.schemas import Analysis
@@ -83,7 +84,7 @@ async def show_analysis(request: Request, analysis: AnalysisId, context: InConte
     row, stored = await service.fetch(context, tenant, analysis)
     async with context.database.transaction() as session:
         _, *data_files = await stored_files(session, tenant, "models", row.model)
-        names = await baselines.names_of(session, analysis)
+        names = await promotion.names_of(session, analysis)
         yardstick = None if stored is None else await yardstick_of(session, row)
     live = row.state not in FINAL_STATES
     report = None if stored is None else await run_in_threadpool(_sections, row, stored, yardstick)
@@ -131,7 +132,7 @@ async def promote(request: Request, analysis: AnalysisId, context: InContext, te
     fields = await read_post(request)
     name = fields.get("name", "").strip()
     check_name(name)
-    await baselines.promote(context, tenant, name, analysis, allow_older="allow_older" in fields)
+    await promotion.promote(context, tenant, name, analysis, allow_older="allow_older" in fields)
     return see(request, "show_analysis", analysis_id=analysis)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.analyses.comparison_schemas import ComparisonRequest
+from service.analyses.baselines.comparison_schemas import ComparisonRequest
 from service.analyses.schemas import AnalysisRequest
-from service.analyses.submission import parse
 from service.errors import InvalidRequestError
 from service.fields import MAX_ERRORS
+from service.http.documents import parse
 
 MANY = 9_000
 

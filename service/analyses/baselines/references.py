@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Discriminator, StringConstraints, Tag
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.analyses import baselines
+from service.analyses.baselines import promotion
 from service.analyses.service import find_report, parse_id
 from service.analyses.table import AnalysisRow
 from wsb_engine.report import Report
@@ -37,6 +37,6 @@ async def resolve(session: AsyncSession, tenant: str, reference: str | Report) -
         return reference, None
     analysis = parse_id(reference.lower())
     if analysis is None:
-        analysis = (await baselines.find(session, tenant, reference)).analysis
+        analysis = (await promotion.find(session, tenant, reference)).analysis
     row, stored = await find_report(session, tenant, analysis)
     return Report.model_validate_json(stored.body), row

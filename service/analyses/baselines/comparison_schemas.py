@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.analyses.references import ReportReference
+from service.analyses.baselines.references import ReportReference
 from service.policies import Policy, Verdict
 
 

@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from service import errors
-from service.analyses.comparison_schemas import Comparison, ComparisonRequest
+from service.analyses.baselines.comparison_schemas import Comparison, ComparisonRequest
+from service.analyses.baselines.references import resolve
 from service.analyses.errors import AnalysisNotFoundError, BaselineNotFoundError, NoReportError, ReportNotReadyError
-from service.analyses.references import resolve
-from service.analyses.submission import parse
 from service.context import InContext
 from service.http.bodies import UploadTooSlowError, read
+from service.http.documents import parse
 from service.http.security import InTenant
 from service.policies import evaluate
 

@@ -11,10 +11,10 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.analyses import baselines, errors
-from service.analyses.references import NAME
+from service.analyses import errors
+from service.analyses.baselines import promotion
+from service.analyses.baselines.references import NAME
 from service.analyses.service import parse_id
-from service.analyses.submission import parse
 from service.analyses.table import BaselineRow
 from service.context import InContext
 from service.errors import (
@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.fields import FieldError
 from service.http.bodies import UploadTooSlowError, read
+from service.http.documents import parse
 from service.http.security import InTenant
 from service.kit import audit
 
@@ -76,7 +77,7 @@ class BaselineList(BaseModel):
 @router.get("", summary="List the baselines")
 async def list_baselines(context: InContext, tenant: InTenant) -> BaselineList:
     async with context.database.transaction() as session:
-        return BaselineList(items=[Baseline.of(row) for row in await baselines.listed(session, tenant)])
+        return BaselineList(items=[Baseline.of(row) for row in await promotion.listed(session, tenant)])
 
 
 @router.get(
@@ -86,7 +87,7 @@ async def list_baselines(context: InContext, tenant: InTenant) -> BaselineList:
 )
 async def get_baseline(name: Name, context: InContext, tenant: InTenant) -> Baseline:
     async with context.database.transaction() as session:
-        return Baseline.of(await baselines.find(session, tenant, name))
+        return Baseline.of(await promotion.find(session, tenant, name))
 
 
 @router.put(
@@ -115,7 +116,7 @@ async def put_baseline(
 ) -> Baseline:
     wanted = parse(BaselinePromotion, await read(request, context.settings.max_request_bytes))
     check_name(name)
-    made = await baselines.promote(context, tenant, name, wanted.analysis, allow_older=wanted.allow_older)
+    made = await promotion.promote(context, tenant, name, wanted.analysis, allow_older=wanted.allow_older)
     response.status_code = HTTPStatus.CREATED if made.is_new else HTTPStatus.OK
     response.headers["Location"] = f"/v1/baselines/{name}"
     return Baseline.of(made.row, made.replaced)
@@ -130,7 +131,7 @@ async def put_baseline(
 )
 async def delete_baseline(name: Name, context: InContext, tenant: InTenant) -> None:
     async with context.database.transaction() as session:
-        await session.delete(await baselines.find(session, tenant, name))
+        await session.delete(await promotion.find(session, tenant, name))
     audit.note()
 
 
