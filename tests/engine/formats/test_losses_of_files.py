@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import wsb_engine as wsb
 from wsb_engine.model import Classifier
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
 
 def pt2(module: nn.Module, example: Tensor) -> Classifier:
     return wsb.load_model(exported(module.double(), example))

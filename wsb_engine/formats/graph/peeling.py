@@ -8,6 +8,8 @@ from wsb_engine.formats.graph.logits import Head
 from wsb_engine.formats.graph.operators import ML
 
 _LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
+_KEEPING = frozenset({"Cast", "Dropout", "Identity"})
+"""Wrappers that keep the shape as well."""
 
 
 def producer(graph: Graph, name: str) -> Node | None:
@@ -51,9 +53,11 @@ def peel(graph: Graph, output: str) -> Head | None:
 def peel_positions(graph: Graph, output: str) -> Head | None:
     """Take off a softmax of each position of a sample; None if the output does not end in one.
 
-    Only a softmax that makes the output itself: its axis is one of the output's.
+    Only a softmax that makes the output in its final shape: its axis is one of the output's.
     """
     node = graph.producers.get(output)
+    while node is not None and _is(node, *_KEEPING):
+        node = graph.producers.get(node.inputs[0])
     if node is None or not _is(node, "Softmax", "LogSoftmax"):
         return None
     axis = int(node.attributes.get("axis", 1 if node.version < 13 else -1))
