@@ -40,7 +40,7 @@ def subject(report: Report) -> str:
     kind = "MLP" if model.architecture == "mlp" else "General model"
     activations = f" with {', '.join(model.activations[:4])}" if model.activations else ""
     more = ", …" if len(model.activations) > 4 else ""
-    return f"{kind}{activations}{more}, {number(model.parameters.count)} parameters, on {samples(report)}"
+    return f"{kind}{activations}{more}, {number(model.parameters.count)} parameters, on {' of '.join(samples(report))}"
 
 
 def samples(report: Report) -> list[str]:

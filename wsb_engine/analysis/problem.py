@@ -46,7 +46,6 @@ from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.curvature.tracing.indices import indices_in_range
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 from wsb_engine.errors import BatchError, ModelError, ResourceError
-from wsb_engine.formats.graph.logits import several_rows
 from wsb_engine.model import MLP, Classifier, LogitModel
 from wsb_engine.options import Options
 
@@ -264,7 +263,7 @@ def pose(
         forward = logits_footprint(objective)
     takes_any = objective.function is model.function
     if loss.form != "row":
-        objective = _flattened(objective, batch, options, model, monitor)
+        objective = labelled.in_rows(objective, batch, options, model.class_axis, monitor.warn)
     objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread), indices_in_range(device):
@@ -339,27 +338,6 @@ def _first_forward(objective: Objective, monitor: Monitor) -> tuple[Objective, F
     monitor.warn(*coupling.told_of_groups(size))
     objective = replace(objective, function=coupling.grouped(objective.function, size), group=size)
     return objective, logits_footprint(objective)
-
-
-def _flattened(objective: Objective, batch: Batch, options: Options, model: LogitModel, monitor: Monitor) -> Objective:
-    """Return the objective with an output of any shape as one row for each sample, and the loss for that shape."""
-    rows = torch.arange(max(2, objective.group)) % objective.samples
-    with torch.no_grad():
-        shape = tuple(objective.logits(rows if objective.samples > 1 else rows[:1]).shape)
-    if not shape or shape[0] != min(len(rows), objective.samples) or 0 in shape:
-        raise several_rows("the model's output", shape, "unsupported_output")
-    sizes, axis, is_open = shape[1:], -1, False
-    if objective.loss.form == "positions":
-        axis, is_open = labelled.class_axis(sizes, batch.y.shape[1:], model.class_axis)
-    if is_open:
-        monitor.warn(
-            "class_axis_assumed",
-            f"an output {list(shape)} may have its classes on the last axis or on the second: they are taken to be on "
-            f"axis {axis + 1}",
-        )
-    output = Output(sizes, axis, math.prod(sizes) // max(1, sizes[axis]))
-    loss = configured(objective.loss.kind, options, output)
-    return replace(objective, function=labelled.flattened(objective.function), loss=loss)
 
 
 def _rescaled(problem: Problem) -> Problem:

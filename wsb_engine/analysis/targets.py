@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsb_engine.batch import Batch
-from wsb_engine.curvature.losses import Loss, Targets
-from wsb_engine.curvature.products.autodiff import Logits
+from wsb_engine.curvature.losses import Loss, Output, Targets, configured
+from wsb_engine.curvature.products.autodiff import Logits, Objective
 from wsb_engine.errors import BatchError, ModelError
+from wsb_engine.formats.graph.logits import several_rows
 from wsb_engine.model import Form, Tensors
 from wsb_engine.options import LossOption, Options
 
@@ -63,6 +64,40 @@ def flattened(function: Logits) -> Logits:
         return z.reshape(len(z), -1)
 
     return logits
+
+
+def in_rows(
+    objective: Objective, batch: Batch, options: Options, told: int | None, warn: Callable[[str, str], None]
+) -> Objective:
+    """Return the objective with an output of any shape as one row for each sample, and the loss for that shape.
+
+    Args:
+        objective: Its loss has another form than a row.
+        batch, options: Of the analysis.
+        told: Axis over which the model's softmax normalises; None if unknown.
+        warn: Adds a code and a message to the report.
+
+    Raises:
+        ModelError: ``unsupported_output``, and those of ``class_axis``.
+        BatchError, OptionsError: as ``class_axis`` and ``Loss.configured``.
+    """
+    # Not one sample if there are more: operators on whole batches may refuse a single one.
+    rows = torch.arange(objective.group if objective.group > 1 else min(2, objective.samples))
+    with torch.no_grad():
+        shape = tuple(objective.logits(rows % objective.samples).shape)
+    sizes, of_positions = shape[1:], objective.loss.form == "positions"
+    if shape[:1] != (len(rows),) or 0 in sizes or (of_positions and not sizes):
+        raise several_rows("the model's output", shape, "unsupported_output")
+    axis, is_open = class_axis(sizes, batch.y.shape[1:], told) if of_positions else (-1, False)
+    if is_open:
+        warn(
+            "class_axis_assumed",
+            f"an output {list(shape)} may have its classes on the last axis or on the second: they are taken to be on "
+            f"axis {axis + 1}",
+        )
+    output = Output(sizes, axis, prod(sizes) // sizes[axis] if of_positions else 1)
+    loss = configured(objective.loss.kind, options, output)
+    return replace(objective, function=flattened(objective.function), loss=loss)
 
 
 def class_axis(sizes: Sequence[int], labels: Sequence[int], told: int | None) -> tuple[int, bool]:
