@@ -21,7 +21,7 @@ from wsb_engine.model import Form, Tensors
 from wsb_engine.options import LossOption, Options
 
 SIMPLEX_TOLERANCE = 1e-4
-"""Largest distance of a row's sum of probabilities from 1 (float16 and float32 files round); rows are rescaled."""
+"""Largest distance of a row's sum of probabilities from 1 (float16 and float32 files round); the loss rescales rows."""
 TORCH_IGNORES = -100
 """Label that torch's cross-entropy ignores by default, and that collators mark padding with."""
 
@@ -226,7 +226,9 @@ def _classes(batch: Batch, count: int, declared: tuple[int | str, ...] | None, i
             advice="Give integer labels [N], or probabilities [N, C].",
         )
     if y.dtype.kind == "f" or y.ndim == 2:
-        return _Read(_simplex(y.astype(np.float64)), weights)
+        y = y.astype(np.float64, copy=False)
+        _require_probabilities(y)
+        return _Read(y, weights)
     skipped = np.zeros(len(y), dtype=bool) if ignored is None or y.dtype.kind == "U" else y == ignored
     counted = ~skipped if weights is None else ~skipped & (weights > 0)
     if not counted.any():
@@ -350,8 +352,8 @@ def _unlabelled(label: int, positions: int) -> str:
     )
 
 
-def _simplex(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rows rescaled to sum 1; a column of single probabilities stays as it is."""
+def _require_probabilities(y: NDArray[np.float64]) -> None:
+    """Raise BatchError ``labels_not_probabilities`` unless all are, and rows of several sum to 1."""
     sums = y.sum(axis=1) if y.ndim == 2 else np.ones(len(y))
     outside = (y < 0).any() or (y > 1 + SIMPLEX_TOLERANCE).any()
     if outside or (np.abs(sums - 1) > SIMPLEX_TOLERANCE).any():
@@ -362,4 +364,3 @@ def _simplex(y: NDArray[np.float64]) -> NDArray[np.float64]:
             advice="Floating y must hold rows of non-negative numbers that sum to 1; cast class labels to integers.",
             row=row,
         )
-    return y / sums[:, None] if y.ndim == 2 else y

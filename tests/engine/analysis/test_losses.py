@@ -393,7 +393,7 @@ def test_a_softmax_does_not_go_with_labels_by_themselves() -> None:
 def test_rows_of_probabilities_are_rescaled_to_sum_one_exactly() -> None:
     y = np.array([[0.3, 0.7], [0.1, 0.9], [0.5, 0.5]], dtype=np.float32)
     problem = posed(Case(nn.Linear(4, 2), torch.from_numpy(X), torch.from_numpy(y), torch.sum))
-    assert float((problem.objective.targets.y.sum(dim=1) - 1).abs().max()) < 1e-15
+    assert float((problem.objective.targets.rows(slice(None)).sum(dim=1) - 1).abs().max()) < 1e-15
 
 
 def test_outputs_between_zero_and_one_are_logits_with_a_warning() -> None:

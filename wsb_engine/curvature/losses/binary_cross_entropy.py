@@ -92,7 +92,7 @@ class BinaryCrossEntropy(Loss):
         if y.ndim == 1 or y.shape[1] == 1:
             rows = y.reshape(-1, 1).double()
         elif y.shape[1] == 2:
-            rows = y[:, 1:].double()
+            rows = y[:, 1:].double() / y.double().sum(dim=1, keepdim=True)
         else:
             raise mismatched(y.shape[1], 2)
         return rows if self.pos_weight is None else self._sides(rows)
