@@ -25,7 +25,7 @@ def _as_typed(given: object) -> object:
     """Take a list of words, as commands and forms pass them on, for the devices that they name."""
     if isinstance(given, (list, tuple)) and all(isinstance(word, str) for word in given):
         names = [name for word in given for name in word.split(",")]
-        return "all" if names == ["all"] else names
+        return "all" if names == ["all"] else tuple(names)
     return given
 
 
@@ -34,8 +34,9 @@ def _as_numbers(given: object) -> object:
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         return (given,)
     if isinstance(given, (list, tuple)) and given and all(isinstance(word, str) for word in given):
-        return [number for word in given for number in word.split(",")]
-    return given
+        return tuple(number for word in given for number in word.split(","))
+    # Strict validation takes a list for a tuple only in JSON itself.
+    return tuple(given) if isinstance(given, list) else given
 
 
 OneDevice = Annotated[str, Field(pattern=r"^(cpu|cuda:\d{1,3})$", max_length=16)]
