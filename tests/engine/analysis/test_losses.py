@@ -408,3 +408,10 @@ def test_outputs_between_zero_and_one_are_logits_with_a_warning() -> None:
     report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, np.ones((3, 3))), told)
     p = module(torch.from_numpy(X))
     assert report.loss.value == pytest.approx(nn.BCELoss()(p, torch.ones_like(p)).item(), rel=1e-12)
+
+
+def test_lists_are_taken_from_strict_json_and_from_words() -> None:
+    given = '{"class_weights": [1, 2.5], "pos_weight": 3, "devices": ["cpu", "cpu"]}'
+    options = wsb.Options.model_validate_json(given, strict=True)
+    assert (options.class_weights, options.pos_weight, options.devices) == ((1, 2.5), (3,), ("cpu", "cpu"))
+    assert wsb.Options.model_validate({"class_weights": ["1,2.5", "3"]}).class_weights == (1, 2.5, 3)
