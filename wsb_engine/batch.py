@@ -26,9 +26,6 @@ from wsb_engine.sources.batch_file import MAX_MAPPED_BYTES, read_batch_file
 from wsb_engine.sources.npy import object_array
 from wsb_engine.sources.samples import MAX_BYTES
 
-SIMPLEX_TOLERANCE = 1e-4
-"""Largest distance of a row's sum of probabilities from 1 (float16 and float32 files round); rows are rescaled."""
-
 _BLOCK_BYTES = 4 << 20
 """Bytes of an array that are checked at once."""
 
@@ -47,12 +44,13 @@ class Batch:
     Args:
         x: One array (N, …), or a mapping from input name to array.
         y: Integer labels (N,), or probabilities (N, C); for one logit also (N,) or (N, 1) in [0, 1]. Strings are
-            allowed if the model declares its classes.
+            allowed if the model declares its classes. Integer labels (N, T) or (N, H, W) of tokens or pixels. What y
+            may be is checked against the loss of the analysis.
         weights: (N,) non-negative, not all 0; the loss is Σ w_s ℓ_s / Σ w_s. None weights all samples equally.
 
     Raises:
         BatchError: ``empty_batch``, ``row_count_mismatch``, ``no_features``, ``batch_not_finite``, ``object_array``,
-            ``unsupported_array_dtype``, ``labels_shape``, ``labels_not_probabilities``, ``weights_invalid``.
+            ``unsupported_array_dtype``, ``labels_shape``, ``weights_invalid``.
 
     Examples:
         >>> import numpy as np
@@ -368,7 +366,7 @@ def _require_finite(name: str, finite: bool) -> None:
 
 
 def _labels(y: ArrayLike) -> NDArray[Any]:
-    """Return int64 (N,), str (N,), or float64 (N,) or (N, C) probabilities."""
+    """Return int64 or finite float64 (N, …), or str (N,); whole numbers (N,) are integers, whatever their dtype."""
     array: NDArray[Any] = (
         (y.detach().cpu().double() if y.is_floating_point() else y.detach().cpu()).numpy()
         if isinstance(y, Tensor)
@@ -380,37 +378,19 @@ def _labels(y: ArrayLike) -> NDArray[Any]:
         raise _unsupported_dtype("y", str(array.dtype))
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if array.ndim not in (1, 2) or (array.ndim == 2 and (array.dtype.kind == "U" or array.shape[1] == 0)):
+    if array.ndim == 0 or 0 in array.shape[1:] or (array.ndim > 1 and array.dtype.kind == "U"):
         raise BatchError(
             f"y has shape {array.shape}",
             code="labels_shape",
-            advice="Give integer labels [N], or probabilities [N, C].",
+            advice="Give integer labels [N], probabilities [N, C], or integer labels [N, T] of tokens or pixels.",
         )
     if len(array) == 0:
         raise BatchError("the batch has no samples", code="empty_batch", advice="Send at least one row.")
     if array.dtype.kind == "f":
         _require_finite("y", bool(np.isfinite(array).all()))
-        if array.ndim == 1 and bool((array == np.floor(array)).all()):
-            return array.astype(np.int64)
-        return _simplex(array.astype(np.float64))
-    if array.ndim == 2:
-        return _simplex(array.astype(np.float64))
+        whole = array.ndim == 1 and bool((array == np.floor(array)).all())
+        return array.astype(np.int64 if whole else np.float64)
     return array if array.dtype.kind == "U" else array.astype(np.int64)
-
-
-def _simplex(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rows rescaled to sum 1; a column of single probabilities stays as it is."""
-    sums = y.sum(axis=1) if y.ndim == 2 else np.ones(len(y))
-    outside = (y < 0).any() or (y > 1 + SIMPLEX_TOLERANCE).any()
-    if outside or (np.abs(sums - 1) > SIMPLEX_TOLERANCE).any():
-        row = int(np.argmax(np.abs(sums - 1))) if not outside else int(np.argwhere((y < 0) | (y > 1))[0][0])
-        raise BatchError(
-            f"row {row} of y is not a probability distribution",
-            code="labels_not_probabilities",
-            advice="Floating y must hold rows of non-negative numbers that sum to 1; cast class labels to integers.",
-            row=row,
-        )
-    return y / sums[:, None] if y.ndim == 2 else y
 
 
 def _weights(weights: ArrayLike, samples: int) -> NDArray[np.float64]:

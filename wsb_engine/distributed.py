@@ -126,6 +126,7 @@ def _facts(problem: Problem) -> dict[str, Any]:
         "dtype": str(objective.dtype),
         "parameters": [(name, tuple(tensor.shape)) for name, tensor in objective.selected.items()],
         "closed form": problem.structure is not None,
+        "loss": repr(objective.loss),
         "numbers": digest.hexdigest(),
     }
 

@@ -20,6 +20,10 @@ from torch import Tensor
 from wsb_engine.options import Head
 
 Tensors = Mapping[str, Tensor]
+Form = Literal["row", "positions", "labels", "values"]
+"""What a loss takes for logits: one row of them for each sample; one for each position (token, pixel) of a sample; a
+logit for each label of a sample, by itself; or the output as it is.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,8 @@ class LogitModel:
     """The logits as a function of (parameters, inputs), twice differentiable, under vmap and in forward mode too."""
 
     function: Callable[[Tensors, Tensors], Tensor]
-    """(parameters, inputs) → z of shape (N, C), or (N, 1) for one binary logit; no side effects."""
+    """(parameters, inputs) → z of shape (N, C), or (N, 1) for one binary logit; no side effects. In other forms than
+    a row, z has the shape of the output."""
     parameters: Tensors
     """Every trainable tensor that z depends on, as stored, in the file's order."""
     mlp: MLP | None
@@ -89,6 +94,8 @@ class LogitModel:
     """What was stripped from the output to reach z: "none", "softmax", "log_softmax", "sigmoid", …"""
     classes: tuple[int | str, ...] | None = None
     """Class labels that the file declares, in the order of the logits; None for 0..C−1."""
+    class_axis: int | None = None
+    """Axis of the output over which a softmax was stripped, for positions; None if none was, or if it is unknown."""
     reference: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
     """Inputs by name → the same logits from an independent runtime, in the file's precision; None if there is none."""
     reference_name: str | None = None
@@ -131,13 +138,16 @@ class Classifier(ABC):
     """Seconds spent reading the file."""
 
     @abstractmethod
-    def resolve(self, *, head: Head = "auto", output: str | None = None, include: tuple[str, ...] = ()) -> LogitModel:
+    def resolve(
+        self, *, head: Head = "auto", output: str | None = None, include: tuple[str, ...] = (), form: Form = "row"
+    ) -> LogitModel:
         """Select the output, strip its head and return the logits as a pure function.
 
         Args:
             head: Meaning of the output; ``auto`` infers it from the graph.
             output: Name of the output; None selects the only one, or the one that leads to logits.
             include: Names of ``constants`` to take for parameters.
+            form: What the loss takes for logits.
 
         Raises:
             ModelError: ``unknown_output``, ``ambiguous_head``, ``unsupported_head``, …

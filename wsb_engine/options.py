@@ -12,8 +12,11 @@ Ends = Literal["both", "largest"]
 Spectrum = Literal["none", "top", "dense"]
 Basis = Literal["auto", "full", "three_vectors"]
 DType = Literal["auto", "float64", "float32"]
-LossKind = Literal["cross_entropy", "binary_cross_entropy"]
+LossKind = Literal["cross_entropy", "token_cross_entropy", "binary_cross_entropy", "multilabel", "squared_error"]
 """Each names a module of ``wsb_engine.curvature.losses``."""
+LossOption = Literal["auto", LossKind]
+MAX_NUMBERS = 10_000
+"""Most class weights; a request with more would be larger than a form takes."""
 Head = Literal["auto", "logits", "log_probabilities", "probabilities", "binary_logit", "binary_probability"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", max_length=16)]
 
@@ -22,8 +25,18 @@ def _as_typed(given: object) -> object:
     """Take a list of words, as commands and forms pass them on, for the devices that they name."""
     if isinstance(given, (list, tuple)) and all(isinstance(word, str) for word in given):
         names = [name for word in given for name in word.split(",")]
-        return "all" if names == ["all"] else names
+        return "all" if names == ["all"] else tuple(names)
     return given
+
+
+def _as_numbers(given: object) -> object:
+    """Take one number for a list of one, and words, as commands and forms pass them on, for the numbers they list."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return (given,)
+    if isinstance(given, (list, tuple)) and given and all(isinstance(word, str) for word in given):
+        return tuple(number for word in given for number in word.split(","))
+    # Strict validation takes a list for a tuple only in JSON itself.
+    return tuple(given) if isinstance(given, list) else given
 
 
 OneDevice = Annotated[str, Field(pattern=r"^(cpu|cuda:\d{1,3})$", max_length=16)]
@@ -32,6 +45,11 @@ Devices = Annotated[
     BeforeValidator(_as_typed),
 ]
 Glob = Annotated[str, Field(min_length=1, max_length=512)]
+NotNegative = Annotated[float, Field(ge=0)]
+Numbers = Annotated[
+    Annotated[tuple[NotNegative, ...], Field(min_length=1, max_length=MAX_NUMBERS, fail_fast=True)],
+    BeforeValidator(_as_numbers),
+]
 
 
 class Options(BaseModel):
@@ -141,6 +159,35 @@ class Options(BaseModel):
         "auto",
         description="Meaning of the model's output. auto infers it. Set it if an error says that the output is "
         "ambiguous.",
+    )
+    loss: LossOption = Field(
+        "auto",
+        description="Loss of the batch. auto is the cross-entropy of one label a sample, binary for one logit, or of "
+        "one label for each token or pixel if y has several a sample. Set it if the model was trained with another.",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of each label that cross-entropies spread evenly over all classes. Set it to the value of "
+        "the training.",
+    )
+    class_weights: Numbers | None = Field(
+        None,
+        description="Weight of each class in cross-entropies, in the order of the logits; the mean divides by the "
+        "weights of the labels. Set it to the weights of the training.",
+    )
+    ignore_index: int | None = Field(
+        None,
+        ge=-(2**63),
+        lt=2**63,
+        description="Label that does not count in cross-entropies; by default -100 if samples have several labels, "
+        "else none. Set it to the label that marks padding or unlabelled pixels.",
+    )
+    pos_weight: Numbers | None = Field(
+        None,
+        description="Weight of positive labels in binary cross-entropies: one number, or one for each logit. Set it to "
+        "the value of the training.",
     )
     output: str | None = Field(
         None, max_length=512, description="Name of the model's output to use. Set it if there are several."

@@ -76,7 +76,7 @@ def _targets(y: Tensor, samples: int, loss: Loss, logits: int) -> Tensor:
         )
     if y.ndim == 2:
         return loss.targets(y.double(), logits)
-    classes = loss.classes(logits)
+    classes = loss.classes(logits) or 0
     integers = samples and not y.is_floating_point()
     if y.ndim != 1 or (integers and not 0 <= int(y.min()) <= int(y.max()) < classes):
         raise BatchError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wsb_engine.options import LossKind
+from wsb_engine.options import MAX_NUMBERS, LossKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +34,7 @@ Few = Annotated[list[Item], Field(max_length=1000, fail_fast=True)]
 """A list of what there are at most a few hundred of."""
 Many = Annotated[list[Item], Field(max_length=100_000, fail_fast=True)]
 """A list with an entry for each tensor or eigenvalue."""
+Weights = Annotated[list[float], Field(max_length=MAX_NUMBERS, fail_fast=True)]
 Steps = Annotated[list[Item], Field(max_length=MAX_STEPS, fail_fast=True)]
 
 
@@ -94,16 +95,27 @@ class Model(_Part):
 class BatchSummary(_Part):
     sha256: Name | None
     samples: Count
-    classes: Count
-    """Number of classes; 2 for one binary logit."""
+    classes: Count | None
+    """Number of classes; 2 for one binary logit, the number of labels of ``multilabel``, null of ``squared_error``."""
+    positions: Count | None = None
+    """Number of labels of each sample (tokens, pixels); null if a sample has one."""
 
 
 class Loss(_Part):
     kind: LossKind
     value: float
     gradient_norm: float
-    accuracy: float
-    """Weighted share of samples whose most probable class is that of the label."""
+    accuracy: float | None
+    """Weighted share of samples (of positions that count) whose most probable class is that of the label; null if the
+    loss predicts no classes."""
+    ignored: Count | None = None
+    """Number of labels that do not count, by ``ignore_index``; null if all do."""
+    ignore_index: int | None = None
+    """Label that does not count; null if there is none."""
+    label_smoothing: float | None = None
+    """As the option of that name was set, and null if it was not, as for those that follow."""
+    class_weights: Weights | None = None
+    pos_weight: Weights | None = None
 
 
 MomentsMethod = Literal["closed_form", "basis", "probes"]

@@ -19,7 +19,7 @@ class Numbers(BaseModel):
 
     lambda_max: Interval | None = Field(description="The closest interval about λ_max in the report.")
     loss: float
-    accuracy: float
+    accuracy: float | None = Field(description="Null if the loss predicts no classes.")
     parameters: int = Field(description="Number of parameters of the model, P.")
     device: str
     seconds: float | None = Field(description="Duration of the analysis, from reading the files to the report.")
@@ -47,7 +47,7 @@ def columns(report: str) -> dict[str, Any]:
 
 def numbers_of(row: AnalysisRow) -> Numbers | None:
     """Return the numbers of an analysis; None without a readable report."""
-    if row.loss is None or row.accuracy is None or row.parameters is None:
+    if row.loss is None or row.parameters is None:
         return None
     lower, upper = row.lambda_max_lower, row.lambda_max_upper
     return Numbers(

@@ -32,12 +32,8 @@ def summarize(report: Report, yardstick: Yardstick | None = None, *, verbose: bo
 def _rows(report: Report) -> list[tuple[str, str]]:
     rows = [
         ("model", _model(report)),
-        ("batch", f"{report.batch.samples} samples, {report.batch.classes} classes"),
-        (
-            "loss",
-            f"{report.loss.kind.replace('_', ' ')} {report.loss.value:.6g}, accuracy {report.loss.accuracy:.4g}, "
-            f"gradient norm {report.loss.gradient_norm:.6g}",
-        ),
+        ("batch", ", ".join(wording.samples(report))),
+        ("loss", _loss(report)),
     ]
     if report.moments is not None:
         moments = report.moments
@@ -51,6 +47,13 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     if "total" in report.timings:
         rows.append(("time", f"{report.timings['total']:.3g} s on {report.engine.device} in {report.engine.dtype}"))
     return rows
+
+
+def _loss(report: Report) -> str:
+    kind, *settings = wording.loss(report).split(", ")
+    accuracy = [] if report.loss.accuracy is None else [f"accuracy {report.loss.accuracy:.4g}"]
+    norm = f"gradient norm {report.loss.gradient_norm:.6g}"
+    return ", ".join([f"{kind} {report.loss.value:.6g}", *accuracy, norm, *settings])
 
 
 def _model(report: Report) -> str:

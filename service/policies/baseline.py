@@ -13,6 +13,10 @@ from wsb_engine.report import Report
 
 NAMED_TENSORS = 5
 """Most tensors that a difference names."""
+NAMED_NUMBERS = 20
+"""Most numbers of a list that a difference spells out."""
+LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index")
+"""What makes a loss another one."""
 
 
 def compare(policy: Policy, report: Report, baseline: Report) -> BaselineComparison:
@@ -45,12 +49,27 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
         ("batch", "batch.sha256", report.batch.sha256, baseline.batch.sha256),
         ("batch", "batch.samples", report.batch.samples, baseline.batch.samples),
         ("batch", "batch.classes", report.batch.classes, baseline.batch.classes),
-        ("loss", "loss.kind", report.loss.kind, baseline.loss.kind),
+        ("batch", "batch.positions", report.batch.positions, baseline.batch.positions),
+        *(("loss", f"loss.{name}", *_settings(name, report, baseline)) for name in LOSS_SETTINGS),
         ("dtype", "engine.dtype", report.engine.dtype, baseline.engine.dtype),
     ]
     for name, path, ours, theirs in pairs:
         if ours != theirs:
             yield Difference(name=name, path=path, candidate=ours, baseline=theirs)
+
+
+def _settings(name: str, report: Report, baseline: Report) -> tuple[JsonValue, JsonValue]:
+    ours, theirs = (getattr(each.loss, name) for each in (report, baseline))
+    if not isinstance(ours, list) or not isinstance(theirs, list) or len(ours) <= NAMED_NUMBERS or ours == theirs:
+        return ours, theirs
+    differing = (i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other)
+    first = next(differing, min(len(ours), len(theirs)))
+    return _from(ours, first), _from(theirs, first)
+
+
+def _from(numbers: list[float], first: int) -> JsonValue:
+    """Say how many numbers there are, and which is the first that differs."""
+    return f"{len(numbers)} numbers" + (f", number {first} is {numbers[first]!r}" if first < len(numbers) else "")
 
 
 def _tensors(report: Report, baseline: Report) -> tuple[JsonValue, JsonValue]:

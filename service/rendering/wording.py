@@ -12,6 +12,8 @@ from wsb_engine.presentation.wording import curvature as curvature
 from wsb_engine.presentation.wording import doubts as doubts
 from wsb_engine.presentation.wording import fit as fit
 from wsb_engine.presentation.wording import looseness as looseness
+from wsb_engine.presentation.wording import loss as loss
+from wsb_engine.presentation.wording import samples as samples
 from wsb_engine.presentation.wording import source as source
 from wsb_engine.presentation.wording import stopping as stopping
 from wsb_engine.presentation.wording import subject as subject

@@ -89,9 +89,9 @@ def test_a_column_of_labels_is_flattened() -> None:
     assert wsb.Batch(X, Y[:, None]).y.shape == (3,)
 
 
-def test_rows_of_probabilities_are_rescaled_to_sum_one_exactly() -> None:
-    y = np.array([[0.3, 0.7], [0.1, 0.9], [0.5, 0.5]], dtype=np.float32)
-    assert np.abs(wsb.Batch(X, y).y.sum(axis=1) - 1).max() < 1e-15
+@pytest.mark.parametrize("y", [np.zeros((3, 2, 2)), np.array([[1.5, -0.5]] * 3), np.arange(12).reshape(3, 2, 2)])
+def test_labels_of_any_shape_stay_as_they_are(y: np.ndarray) -> None:
+    assert np.array_equal(wsb.Batch(X, y).y, y)
 
 
 def test_tensors_that_require_gradients_are_detached() -> None:
@@ -125,11 +125,8 @@ def test_a_batch_in_memory_has_no_digest() -> None:
         (npz(x=X, y=np.array([1, "a", None], dtype=object)), "object_array"),
         (npz(x=X.astype(complex), y=Y), "unsupported_array_dtype"),
         (npz(x=X, y=np.array(["2020", "2021", "2022"], dtype="datetime64[Y]")), "unsupported_array_dtype"),
-        (npz(x=X, y=np.zeros((3, 2, 2))), "labels_shape"),
         (npz(x=X, y=np.zeros((3, 0))), "labels_shape"),
-        (npz(x=X, y=np.array([[0.5, 0.6], [1, 0], [0, 1]])), "labels_not_probabilities"),
-        (npz(x=X, y=np.array([[1.5, -0.5], [1, 0], [0, 1]])), "labels_not_probabilities"),
-        (npz(x=X, y=np.array([0.5, 1.5, 0.2])), "labels_not_probabilities"),
+        (npz(x=X, y=np.array([["a", "b"], ["c", "d"], ["e", "f"]])), "labels_shape"),
         (npz(x=X, y=Y, weights=[1, -1, 1]), "weights_invalid"),
         (npz(x=X, y=Y, weights=[0, 0, 0]), "weights_invalid"),
         (npz(x=X, y=Y, weights=[1, 1]), "weights_invalid"),

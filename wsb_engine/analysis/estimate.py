@@ -16,6 +16,7 @@ from wsb_engine.analysis.logits import kept_bytes
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
+from wsb_engine.analysis.targets import counting_rows, wanted
 from wsb_engine.batch import Batch
 from wsb_engine.costs import Estimate, PhaseEstimate
 from wsb_engine.curvature.closed_form.layout import Layout, held_bytes
@@ -131,8 +132,9 @@ def _counted(classifier: Classifier, batch: Batch, options: Options) -> Problem:
 
 def _few_posed(classifier: Classifier, batch: Batch, options: Options, count: int) -> Problem:
     """Pose the analysis of the first rows that have a weight."""
-    counted = np.arange(len(batch)) if batch.weights is None else np.flatnonzero(batch.weights)
-    rows = counted[:count]
+    options = options.model_copy(update={"loss": wanted(batch, options)})
+    rows = counting_rows(batch, options)[:count]
+    rows = rows if len(rows) else np.arange(min(count, len(batch)))
     few = Batch({name: tensor[torch.from_numpy(rows)] for name, tensor in batch.x.items()}, batch.y[rows])
     quiet = options.model_copy(update={"time_limit": None})
     return pose(classifier, few, quiet, Monitor(quiet, None, 0.0), samples=len(batch))
@@ -260,7 +262,7 @@ class _Memory:
         copies = (is_cast + is_laid_out) * self._copy * self._item
         batch = sum(tensor.numel() * tensor.itemsize for tensor in objective.inputs.values())
         logits = kept_bytes(problem.samples, problem.logits.classes, problem.memory)
-        labels = 2 * DOUBLE * problem.samples
+        labels = 2 * DOUBLE * problem.samples * objective.targets.y.shape[1:].numel()
         self.resident = model + copies + batch + logits + labels + LIBRARIES
         """What every stage holds."""
 

@@ -1,20 +1,17 @@
-"""From options, a classifier and a batch to a well-posed problem: device, dtype, parameters, inputs and targets."""
+"""From options, a classifier and a batch to a well-posed problem: device, dtype, parameters and inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from functools import partial
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wsb_engine import devices
 from wsb_engine.batch import Batch
 from wsb_engine.curvature.cost import nominal_rate
-from wsb_engine.curvature.losses import Loss, Targets
 from wsb_engine.errors import BatchError, OptionsError
 from wsb_engine.memory import total_memory, working_memory
 from wsb_engine.model import Classifier, Input, Tensors
@@ -297,86 +294,3 @@ def _reshaping(entry: Input, shape: tuple[int, ...]) -> str | None:
 
 def _name(kind: torch.dtype) -> str:
     return str(kind).removeprefix("torch.")
-
-
-def targets(batch: Batch, loss: Loss, logits: int, classes: tuple[int | str, ...] | None, on: torch.device) -> Targets:
-    """Return the labels as class indices or probabilities, and weights of sum 1.
-
-    Args:
-        batch: The batch, for its y and weights.
-        loss: The loss.
-        logits: C, or 1 for one binary logit.
-        classes: Labels that the model declares, in logit order.
-        on: Device of the targets.
-
-    Raises:
-        BatchError: ``labels_out_of_range``, ``labels_unknown``, ``label_classes_mismatch``.
-    """
-    labels = batch.y
-    if labels.dtype.kind != "f":
-        counted = None if batch.weights is None else batch.weights > 0
-        labels = _class_indices(labels, counted, loss.classes(logits), classes)
-    y = torch.from_numpy(labels)
-    loss.targets(y[:1], logits)  # raises before any long computation
-    return Targets(y.to(on), _normalised(batch, on), partial(loss.targets, logits=logits))
-
-
-def _normalised(batch: Batch, on: torch.device) -> Tensor:
-    """Return weights of sum 1, (N,) float64; equal ones take the memory of a single number."""
-    if batch.weights is None:
-        return torch.tensor(1 / len(batch), dtype=torch.float64, device=on).expand(len(batch))
-    weights = torch.from_numpy(batch.weights).to(on, torch.float64)
-    return weights / weights.sum()
-
-
-def _class_indices(
-    y: np.ndarray, counted: np.ndarray | None, count: int, classes: tuple[int | str, ...] | None
-) -> np.ndarray:
-    """Return positions 0..C−1 of labels; 0 where the weight is 0, whatever the label.
-
-    Args:
-        y: (N,) labels.
-        counted: (N,) False where the weight is 0; None if no weight is.
-        count: C.
-        classes: Labels that the model declares, in logit order.
-    """
-    if classes is not None:
-        positions: Mapping[int | str, int] = {label: index for index, label in enumerate(classes)}
-        values = [value.item() for value in y]
-        unknown = (i for i, value in enumerate(values) if value not in positions)
-        row = next((i for i in unknown if counted is None or counted[i]), None)
-        if row is not None:
-            raise BatchError(
-                f"label {values[row]!r} in row {row} is none of the model's classes {list(classes)[:20]}",
-                code="labels_unknown",
-                advice="Use the class labels that the model was trained with.",
-                label=values[row],
-                row=row,
-            )
-        return np.array([positions.get(value, 0) for value in values], dtype=np.int64)
-    if y.dtype.kind == "U":
-        raise BatchError(
-            "y holds strings, but the model declares no class labels",
-            code="labels_unknown",
-            advice="Give integer labels, counted from 0 in the order of the logits.",
-        )
-    outside = (y < 0) | (y >= count)
-    bad = np.flatnonzero(outside if counted is None else outside & counted)
-    if len(bad):
-        label = int(y[bad[0]])
-        raise BatchError(
-            f"label {label} in row {int(bad[0])} is outside 0..{count - 1}; {len(bad)} rows are",
-            code="labels_out_of_range",
-            advice=_UNLABELLED if label < 0 else "Count labels from 0, one for each logit of the model.",
-            row=int(bad[0]),
-            label=label,
-            classes=count,
-        )
-    return y if counted is None else np.where(counted, y, 0)
-
-
-_UNLABELLED = (
-    "A negative label (-100, -1) often marks a sample without one. Drop these rows: keep = y >= 0; x, y = x[keep], "
-    "y[keep]. Or give them weight 0: weights = (y >= 0).astype(float). If the classes are counted from another number, "
-    "count them from 0."
-)

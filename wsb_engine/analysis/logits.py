@@ -37,6 +37,8 @@ class BatchLogits:
     """The first row that is not finite; None if all are."""
     are_probabilities: bool
     """True if every row is positive and sums to 1 as probabilities do."""
+    are_shares: bool
+    """True if all are from 0 to 1."""
     kept: Tensor | None
     """(N, C) float64 on the CPU; None if they are computed again."""
 
@@ -90,7 +92,7 @@ def evaluated(objective: Objective, memory: int, progress: Callable[[float], Non
         ModelError: ``unsupported_output``.
     """
     kept: Tensor | None = None
-    classes, largest, infinite_row, are_probabilities = 0, 0.0, None, True
+    classes, largest, infinite_row, are_probabilities, are_shares = 0, 0.0, None, True, True
     with torch.no_grad():
         for rows in objective.chunks():
             z = objective.logits(rows)
@@ -108,6 +110,10 @@ def evaluated(objective: Objective, memory: int, progress: Callable[[float], Non
             if infinite_row is None and not bool(finite.all()):
                 infinite_row = rows.start + int(torch.nonzero(~finite)[0])
             largest = max(largest, float(z.abs().max()))
-            are_probabilities = are_probabilities and looks_like_probabilities(z)
+            distributions = objective.loss.distributions(z)
+            are_probabilities = (
+                are_probabilities and distributions is not None and looks_like_probabilities(distributions)
+            )
+            are_shares = are_shares and bool(((z >= 0) & (z <= 1)).all())
             progress(rows.stop / objective.samples)
-    return BatchLogits(classes, largest, infinite_row, are_probabilities, kept)
+    return BatchLogits(classes, largest, infinite_row, are_probabilities, are_shares, kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -35,19 +34,22 @@ TOP_SHARES = 10
 
 def batch(batch: Batch, problem: Problem) -> r.BatchSummary:
     """Summarise the batch."""
-    classes = problem.objective.loss.classes(problem.logits.classes)
-    return r.BatchSummary(sha256=batch.sha256, samples=len(batch), classes=classes)
+    loss, y = problem.objective.loss, problem.objective.targets.y
+    return r.BatchSummary(
+        sha256=batch.sha256,
+        samples=len(batch),
+        classes=loss.classes(problem.logits.classes),
+        positions=y.shape[1] if loss.form == "positions" else None,
+    )
 
 
 def loss(problem: Problem) -> r.Loss:
     """Evaluate the loss, its gradient and the accuracy of the batch."""
-    loss, logits = problem.objective.loss, problem.logits
+    loss, logits, targets = problem.objective.loss, problem.logits, problem.objective.targets
     averages = loss.averages(logits.compared(problem.objective))
-    if averages.accuracy is None:
-        raise ValueError("a report states an accuracy")
     value = finite(averages.loss, "the loss")
-    guessing = math.log(loss.classes(logits.classes))
-    if value > IMPLAUSIBLE * guessing:
+    guessing = loss.guess(logits.classes)
+    if guessing is not None and value > IMPLAUSIBLE * guessing:
         problem.warn(
             "implausible_loss",
             f"the loss is {value / guessing:.3g} times that of guessing: are inputs scaled as in training, and labels "
@@ -58,6 +60,9 @@ def loss(problem: Problem) -> r.Loss:
         value=value,
         gradient_norm=finite(norm(problem.objective.gradient()), "the gradient's norm"),
         accuracy=averages.accuracy,
+        ignored=targets.ignored or None,
+        ignore_index=targets.ignore_index,
+        **{name: getattr(loss, name) or None for name in loss.settings if name != "ignore_index"},
     )
 
 
@@ -81,6 +86,7 @@ def parity(problem: Problem, classifier: Classifier, monitor: Monitor) -> r.Pari
         return None
     theirs = np.asarray(expected, dtype=np.float64)
     ours = torch.cat([z for _, z in problem.logits.chunks(objective, rows.stop)]).numpy()
+    theirs = theirs.reshape(ours.shape)
     comparable = np.isfinite(theirs)
     if not comparable.all():
         # A probability that underflows in the file's precision has no logarithm there.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wsb_engine.analysis import coupling
 from wsb_engine.analysis import inputs as prepare
+from wsb_engine.analysis import targets as labelled
 from wsb_engine.analysis.logits import BatchLogits, evaluated
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
@@ -26,7 +27,7 @@ from wsb_engine.curvature.cost import (
     logits_footprint,
     nominal_rate,
 )
-from wsb_engine.curvature.losses import Targets, automatic
+from wsb_engine.curvature.losses import LOSSES, Output, Targets, automatic, configured
 from wsb_engine.curvature.losses.base import LARGEST_EXPONENT, power_of_four
 from wsb_engine.curvature.products.autodiff import (
     COLUMNS,
@@ -228,7 +229,9 @@ def pose(
     """
     device = prepare.device(options)
     include = prepare.included(classifier, options.parameters)
-    model = classifier.resolve(head=options.head, output=options.output, include=include)
+    wanted = labelled.wanted(batch, options)
+    loss = automatic(0) if wanted == "auto" else LOSSES[wanted]
+    model = classifier.resolve(head=options.head, output=options.output, include=include, form=loss.form)
     for code, message in model.warnings:
         monitor.warn(code, message)
     inputs = prepare.match_inputs(classifier.inputs, batch)
@@ -242,8 +245,8 @@ def pose(
         fixed={name: tensor for name, tensor in tensors.items() if name not in names},
         inputs=inputs,
         widened=prepare.widened(classifier.inputs, inputs),
-        # Both are set once the number of logits is known.
-        loss=automatic(0),
+        # Both are set once the shape of the logits is known.
+        loss=loss,
         targets=Targets(torch.zeros(0), torch.ones(1).expand(len(batch))),
         dtype=dtype,
         device=device,
@@ -259,21 +262,33 @@ def pose(
         objective = replace(objective, selected=selected, fixed=fixed, dtype=torch.float32)
         forward = logits_footprint(objective)
     takes_any = objective.function is model.function
+    if loss.form != "row":
+        objective = labelled.in_rows(objective, batch, options, model.class_axis, monitor.warn)
     objective = _fitted(objective, forward, memory)
     one_thread = forward.operations * len(batch) <= ONE_THREAD_OPERATIONS
     with threads_of(device, one=one_thread), indices_in_range(device):
         objective, logits = _evaluated(objective, classifier, memory, monitor)
         if options.head == "auto" and model.head == "none" and logits.are_probabilities:
-            model = classifier.resolve(head="probabilities", output=options.output, include=include)
+            model = classifier.resolve(head="probabilities", output=options.output, include=include, form=loss.form)
             monitor.warn(
                 "head_probed", "every output row is a probability distribution: logits are taken as its logarithm"
             )
             function = model.function if takes_any else coupling.grouped(model.function, objective.group)
+            function = function if loss.form == "row" else labelled.flattened(function)
             objective = replace(objective, function=function)
             objective, logits = _evaluated(objective, classifier, memory, monitor)
-    loss = automatic(logits.classes)
-    targets = prepare.targets(batch, loss, logits.classes, model.classes, device)
-    objective = replace(objective, loss=loss, targets=targets)
+    if loss.form == "labels" and options.head == "auto" and model.head == "none" and logits.are_shares:
+        monitor.warn(
+            "head_assumed",
+            "every output is between 0 and 1 and was taken for a logit: if it is a probability, set head to "
+            "binary_probability",
+        )
+    if loss.form == "row":
+        kind = automatic(logits.classes).kind if wanted == "auto" else wanted
+        objective = replace(objective, loss=configured(kind, options, Output((logits.classes,))))
+    loss = objective.loss
+    targets = labelled.targets(batch, loss, logits.classes, model.classes, options, device)
+    objective = replace(objective, targets=targets)
     with threads_of(device, one=one_thread):
         sizes = loss.sizes(logits.compared(objective))
     objective = replace(objective, scale=sizes.scale)
@@ -453,6 +468,8 @@ def _structure(model: LogitModel, objective: Objective, logits: BatchLogits, mon
             tolerance = max(tolerance, _sensitivity(objective, rows))
         if error <= tolerance:
             return Structure(model.mlp, net, error, tolerance)
+    elif objective.loss.form != "row":
+        return None  # an MLP of each position
     monitor.warn(
         "structure_mismatch", "the network looked like an MLP but does not evaluate as one: treated as general"
     )

@@ -19,12 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from wsb_engine.curvature.closed_form.activations import KINDS
 from wsb_engine.curvature.tracing.operators import activation_named
 from wsb_engine.errors import ModelError
+from wsb_engine.formats.graph.head import require_head
 from wsb_engine.formats.graph.kernels.elementwise import SURE
 from wsb_engine.formats.graph.logits import FINISHES, Finish
 from wsb_engine.formats.graph.problems import require_finite
 from wsb_engine.formats.substitutes import Substitutes, follow_parameters
 from wsb_engine.internals import outside_transforms
-from wsb_engine.model import MLP, Activation, Classifier, DenseLayer, Input, LogitModel, Tensors
+from wsb_engine.model import MLP, Activation, Classifier, DenseLayer, Form, Input, LogitModel, Tensors
 from wsb_engine.options import Head
 
 
@@ -39,6 +40,8 @@ class _Step:
     weight: str | None = None
     bias: str | None = None
     alpha: float = 1.0
+    axis: int | None = None
+    """Of a softmax."""
 
 
 _KINDS = KINDS - {"identity"}
@@ -72,7 +75,8 @@ def from_module(module: nn.Module) -> Classifier:
     """Wrap a copy of a live module in evaluation mode; later training doesn't change it.
 
     Args:
-        module: Maps one tensor, or several by name, of N samples to (N, C) logits or probabilities, (N, 1) or (N,).
+        module: Maps one tensor, or several by name, of N samples to (N, C) logits or probabilities, (N, 1) or (N,); for
+            losses of tokens or pixels to (N, T, C) or (N, C, …).
 
     Raises:
         ModelError: ``model_no_parameters``, ``model_not_finite``.
@@ -124,17 +128,28 @@ class _ModuleClassifier(Classifier):
             if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         )
 
-    def resolve(self, *, head: Head = "auto", output: str | None = None, include: tuple[str, ...] = ()) -> LogitModel:
+    def resolve(
+        self, *, head: Head = "auto", output: str | None = None, include: tuple[str, ...] = (), form: Form = "row"
+    ) -> LogitModel:
         if output is not None:
             raise ModelError(
                 f"a module has no output named {output!r}",
                 code="unknown_output",
                 advice="Leave output unset, or wrap the module so that it returns the logits alone.",
             )
-        module, stripped = self._module, "none"
+        require_head(head, form)
+        module, end = self._module, None
         graph = _trace(self._module)
-        if graph is not None and head not in ("logits", "log_probabilities", "binary_logit"):
-            module, graph, stripped = _strip(self._module, graph)
+        if graph is not None and form != "values" and head not in ("logits", "log_probabilities", "binary_logit"):
+            module, graph, end = _strip(self._module, graph)
+        stripped = "none" if end is None else end.kind
+        if end is not None and form != "row" and (stripped == "sigmoid") != (form == "labels"):
+            raise ModelError(
+                f"the module ends in a {stripped}, which does not fit the loss",
+                code="unsupported_head",
+                advice="Set loss to the one that the model was trained with: a softmax goes with cross-entropies of "
+                "classes, a sigmoid with binary_cross_entropy or multilabel.",
+            )
         steps = None if graph is None else _chain(self._module, graph)
         finish, applied = _READINGS.get(head, ("none", "none")) if stripped == "none" else ("none", stripped)
         mlp = _mlp(steps, self._tied, self.parameters) if steps and finish == "none" else None
@@ -145,6 +160,7 @@ class _ModuleClassifier(Classifier):
             activations=_activations(self._module, graph),
             tied=self._tied,
             head=applied,
+            class_axis=None if end is None or form != "positions" else end.axis,
         )
 
     def _function(self, module: nn.Module, finish: Finish) -> Callable[[Tensors, Tensors], Tensor]:
@@ -217,7 +233,7 @@ def _step(module: nn.Module, node: fx.Node) -> _Step | None:
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     if kind in ("softmax", "log_softmax") and dim not in (-1, 1):
         kind = "other"
-    return _Step(kind, name, source)
+    return _Step(kind, name, source, axis=dim if kind in ("softmax", "log_softmax") else None)  # type: ignore[arg-type]
 
 
 def _is_shape(node: fx.Node) -> bool:
@@ -241,7 +257,7 @@ def _module_step(child: nn.Module, node: fx.Node) -> _Step:
         isinstance(child, nn.Flatten) and (child.start_dim, child.end_dim) != (1, -1)
     ):
         kind = "other"
-    return _Step(kind, name, source)
+    return _Step(kind, name, source, axis=child.dim if isinstance(child, (nn.Softmax, nn.LogSoftmax)) else None)
 
 
 def _linear_step(node: fx.Node) -> _Step | None:
@@ -265,12 +281,12 @@ def _result(graph: fx.Graph) -> fx.Node | None:
     return value if isinstance(value, fx.Node) else None
 
 
-def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, str]:
-    """Return the module without its softmax, log-softmax or sigmoid at the end, if it has one."""
+def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, _Step | None]:
+    """Return the module without its softmax, log-softmax or sigmoid at the end, and that step if there is one."""
     result = _result(graph)
     step = None if result is None else _step(module, result)
     if step is None or step.kind not in _HEADS:
-        return module, graph, "none"
+        return module, graph, None
     shorter = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     shorter.graph_copy(graph, mapping)
@@ -278,7 +294,7 @@ def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, str
     body = fx.GraphModule(module, shorter)
     body.graph.eliminate_dead_code()
     body.recompile()
-    return body, body.graph, step.kind
+    return body, body.graph, step
 
 
 def _chain(module: nn.Module, graph: fx.Graph) -> list[_Step] | None:

@@ -40,8 +40,8 @@ def number(value: float | None, digits: int = DIGITS) -> str:
     return _tidy(f"{value + 0.0:.{digits}g}")
 
 
-def percent(share: float) -> str:
-    return f"{number(100 * share, 3)} %"
+def percent(share: float | None) -> str:
+    return "—" if share is None else f"{number(100 * share, 3)} %"
 
 
 def amount(size: int) -> str:

@@ -12,6 +12,8 @@ from wsb_engine.report import CertifiedInterval, Citation, Enclosure, NamedBound
 
 MAX_PATHS = 10
 """Most paths of a report that are named as resting on a source."""
+MAX_WRITTEN = 20
+"""Most numbers of a list that a command spells out."""
 
 
 class Quantity(NamedTuple):
@@ -24,14 +26,36 @@ class Quantity(NamedTuple):
 
 def subject(report: Report) -> str:
     """Say what was analysed, in one line."""
-    model, batch = report.model, report.batch
+    model = report.model
     kind = "MLP" if model.architecture == "mlp" else "General model"
     activations = f" with {', '.join(model.activations[:4])}" if model.activations else ""
     more = ", …" if len(model.activations) > 4 else ""
-    return (
-        f"{kind}{activations}{more}, {number(model.parameters.count)} parameters, "
-        f"on {number(batch.samples)} samples of {number(batch.classes)} classes"
-    )
+    return f"{kind}{activations}{more}, {number(model.parameters.count)} parameters, on {' of '.join(samples(report))}"
+
+
+def samples(report: Report) -> list[str]:
+    """Say what the batch holds: samples, labels of each if there are several, and classes if there are any."""
+    batch = report.batch
+    parts = [f"{number(batch.samples)} samples"]
+    if batch.positions is not None:
+        parts.append(f"{number(batch.positions)} labels")
+    if batch.classes is not None:
+        parts.append(f"{number(batch.classes)} {'labels' if report.loss.kind == 'multilabel' else 'classes'}")
+    return parts
+
+
+def loss(report: Report) -> str:
+    """Say which loss it is, and how it is set."""
+    found, words = report.loss, [report.loss.kind.replace("_", " ")]
+    if found.label_smoothing is not None:
+        words.append(f"label smoothing {number(found.label_smoothing)}")
+    words += ["class weights"] if found.class_weights is not None else []
+    if found.pos_weight is not None:
+        few = len(found.pos_weight) == 1
+        words.append(f"positive weight {number(found.pos_weight[0])}" if few else "positive weights")
+    if found.ignored is not None:
+        words.append(f"{number(found.ignored)} labels ignored")
+    return ", ".join(words)
 
 
 def source(report: Report) -> str:
@@ -147,11 +171,13 @@ def curvature(report: Report) -> list[Quantity]:
 
 def fit(report: Report) -> list[Quantity]:
     """List how well the classifier does on the batch."""
-    return [
-        Quantity("Loss", number(report.loss.value), report.loss.kind.replace("_", " ")),
+    rows = [
+        Quantity("Loss", number(report.loss.value), loss(report)),
         Quantity("Gradient norm", number(report.loss.gradient_norm)),
-        Quantity("Accuracy", percent(report.loss.accuracy)),
     ]
+    if report.loss.accuracy is not None:
+        rows.append(Quantity("Accuracy", percent(report.loss.accuracy)))
+    return rows
 
 
 def _moments(report: Report) -> list[Quantity]:
@@ -184,7 +210,20 @@ def command(report: Report) -> str:
         dense = spectrum.method == "dense"
         words += ["--spectrum", "dense"] if dense else ["--spectrum", "top", "--top", str(len(spectrum.eigenvalues))]
         words += ["--density"] if spectrum.density is not None else []
-    return shlex.join(words)
+    return shlex.join(words + _loss_flags(report))
+
+
+def _loss_flags(report: Report) -> list[str]:
+    """Return the flags of the loss, as far as it is not what the command takes by itself."""
+    found, words = report.loss, []
+    if found.kind not in ("cross_entropy", "binary_cross_entropy"):
+        words += ["--loss", found.kind]
+    if found.label_smoothing is not None:
+        words += ["--label-smoothing", repr(found.label_smoothing)]
+    for flag, numbers in (("--class-weights", found.class_weights), ("--pos-weight", found.pos_weight)):
+        if numbers is not None:
+            words += [flag, ",".join(map(repr, numbers)) if len(numbers) <= MAX_WRITTEN else "NUMBERS"]
+    return words if found.ignore_index is None else [*words, "--ignore-index", str(found.ignore_index)]
 
 
 def cited(citation: Citation) -> str:

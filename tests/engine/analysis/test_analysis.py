@@ -19,7 +19,7 @@ from support.golden import NAMES, Golden
 from torch import nn
 
 import wsb_engine as wsb
-from wsb_engine.analysis import inputs
+from wsb_engine.analysis import inputs, targets
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import pose
 from wsb_engine.model import Input
@@ -206,8 +206,8 @@ def test_the_advice_for_unlabelled_rows_works(label: int) -> None:
 def test_a_label_that_is_none_of_the_classes_may_have_weight_0() -> None:
     y = np.array(["a", "?", "b"])
     with pytest.raises(wsb.BatchError, match=r"'\?' in row 1"):
-        inputs._class_indices(y, np.ones(3, bool), 2, ("a", "b"))
-    assert inputs._class_indices(y, np.array([True, False, True]), 2, ("a", "b")).tolist() == [0, 0, 1]
+        targets._class_indices(y, np.ones(3, bool), 2, ("a", "b"))
+    assert targets._class_indices(y, np.array([True, False, True]), 2, ("a", "b")).tolist() == [0, 0, 1]
 
 
 def test_a_missing_input_comes_with_all_inputs_and_what_the_batch_has() -> None:

@@ -25,6 +25,11 @@ def judged(rule: dict[str, Any], *arguments: Any, **more: Any) -> RuleResult:
     return evaluate(policy(rule, **more), *arguments).rules[0]
 
 
+def of_loss(**update: Any) -> r.Loss:
+    """The loss of the report, set otherwise."""
+    return report().loss.model_copy(update=update)
+
+
 LOSS = limit("loss.value", "<=", 1)
 INCREASE = {"metric": "enclosure.lambda_max", "max_increase": 1}
 
@@ -288,8 +293,27 @@ OTHERS: dict[str, tuple[str, str, r.Report]] = {
         "loss.kind",
         report(loss=r.Loss(kind="binary_cross_entropy", value=0.5, gradient_norm=0, accuracy=1)),
     ),
+    "smoothing": ("loss", "loss.label_smoothing", report(loss=of_loss(label_smoothing=0.1))),
+    "ignored label": ("loss", "loss.ignore_index", report(loss=of_loss(ignore_index=-100))),
+    "class weights": ("loss", "loss.class_weights", report(loss=of_loss(class_weights=[1.0, 2.0, 3.0]))),
+    "positions": (
+        "batch",
+        "batch.positions",
+        report(batch=report().batch.model_copy(update={"positions": 5})),
+    ),
     "dtype": ("dtype", "engine.dtype", report(engine=report().engine.model_copy(update={"dtype": "float32"}))),
 }
+
+
+def test_long_lists_of_weights_differ_by_the_first_number_that_does() -> None:
+    ours, theirs = [1.0] * 30, [1.0] * 29 + [2.0]
+    verdict = evaluate(
+        policy(INCREASE), report(loss=of_loss(class_weights=ours)), report(loss=of_loss(class_weights=theirs))
+    )
+    assert verdict.baseline is not None
+    [difference] = verdict.baseline.differences
+    assert difference.candidate == "30 numbers, number 29 is 1.0"
+    assert difference.baseline == "30 numbers, number 29 is 2.0"
 
 
 @pytest.mark.parametrize("case", OTHERS)

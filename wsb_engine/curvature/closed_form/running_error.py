@@ -155,8 +155,9 @@ def running_error(net: Network, source: TileSource, weights: Tensor, *, memory: 
         operator += float((w * radius).sum())
         absolute += float((w * size).sum())
     chain = sum(layer.d_in + layer.d_out + 8 for layer in net.layers) + 2 * net.classes + samples + 40
-    # The weights are quotients by a sum of N.
-    return RunningError(_upwards(operator + gamma(samples + 4) * absolute), _upwards(absolute), chain)
+    # The weights are quotients by sums of N numbers.
+    divided = gamma(net.loss.sums * samples + 4) * absolute
+    return RunningError(_upwards(operator + divided), _upwards(absolute), chain)
 
 
 def _upwards(value: float) -> float:

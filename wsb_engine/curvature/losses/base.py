@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from wsb_engine.errors import BatchError
-from wsb_engine.options import LossKind
+from wsb_engine.model import Form
+from wsb_engine.options import LossKind, Options
 
 LARGEST_EXPONENT = 600
 """Largest exponent of the power of two that brings a batch's derivatives near 1; it also multiplies squares of inputs.
@@ -35,11 +36,15 @@ class Targets:
     """
 
     y: Tensor
-    """(N,) class indices, or floating (N,) or (N, K)."""
+    """(N,) class indices, (N, T) with −1 where a label does not count, or floating (N,) or (N, K)."""
     weights: Tensor
     """(N,) float64, non-negative, of sum 1; equal weights are one number, expanded."""
     as_rows: Callable[[Tensor], Tensor] = Tensor.double
     """Converts labels of some samples to rows, as ``Loss.targets``; by default, labels are rows."""
+    ignored: int = 0
+    """Number of labels that do not count."""
+    ignore_index: int | None = None
+    """The label that does not count; None if there is none."""
 
     def rows(self, rows: slice | Tensor) -> Tensor:
         """Return what the logits of some samples are compared with, (B, …) float64."""
@@ -59,6 +64,20 @@ class Compared(NamedTuple):
     """(B, …) float64"""
     weights: Tensor
     """(B,) float64"""
+    labels: Tensor
+    """The labels as ``Targets.y`` has them."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """The shape of what a model gives for one sample, and of the sample's labels."""
+
+    sizes: tuple[int, ...]
+    """Without the axis of samples; logits are these flattened."""
+    axis: int = -1
+    """Axis of ``sizes`` with the classes."""
+    positions: int = 1
+    """Number of labels of a sample if they are classes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,7 @@ class Averages:
 
     loss: float
     accuracy: float | None
-    """Share of correct samples; None if the loss predicts no classes."""
+    """Share of correct predictions; None if the loss predicts no classes."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,23 @@ class Loss(ABC):
     """As the report states it."""
     convex: ClassVar[bool] = True
     """True if no ∇²ℓ has a negative eigenvalue, so that it has a factor."""
+    form: ClassVar[Form] = "row"
+    """What it takes for logits, and so what labels are."""
+    settings: ClassVar[frozenset[str]] = frozenset()
+    """Names of the options that it takes."""
+
+    @property
+    def sums(self) -> int:
+        """Number of sums over the batch that its coefficients rest on, to count their rounding; 1 for the weights."""
+        return 1
+
+    def configured(self, options: Options, output: Output) -> Loss:
+        """Return the loss with the options that it takes, for a model's output.
+
+        Raises:
+            OptionsError: ``class_weights_mismatch``, ``pos_weight_mismatch``, ``loss_mismatch``.
+        """
+        return self
 
     @abstractmethod
     def values(self, z: Tensor, y: Tensor) -> Tensor:
@@ -182,18 +218,42 @@ class Loss(ABC):
 
     @abstractmethod
     def correct(self, z: Tensor, y: Tensor) -> Tensor | None:
-        """Return (N,) True where the prediction is the label's; None if the loss predicts no classes."""
+        """Return how many predictions of each sample are right, or their share, (N,); None if it predicts no classes.
+
+        Args:
+            z: (N, C) logits.
+            y: Labels of the same samples, as ``Targets.y``.
+        """
+
+    def predictions(self, y: Tensor) -> Tensor:
+        """Return how many labels of each sample count, (N,) float64."""
+        return torch.ones(len(y), dtype=torch.float64, device=y.device)
+
+    def mass(self, y: Tensor) -> Tensor | None:
+        """Return what each sample adds to the divisor of the mean, (N,) float64; None if that is 1 for each.
+
+        A loss with another mass is linear in its targets.
+        """
+        return None
+
+    def guess(self, logits: int) -> float | None:
+        """Return the mean loss of equal probabilities; None if the loss has none to compare with."""
+        return None
+
+    def distributions(self, z: Tensor) -> Tensor | None:
+        """Return logits (B, C) as rows of one logit for each class; None if they stand for something else."""
+        return z
 
     @abstractmethod
-    def classes(self, logits: int) -> int:
-        """Return the number of classes that integer labels count."""
+    def classes(self, logits: int) -> int | None:
+        """Return the number of classes, or of labels that are true or not; None if the loss knows none."""
 
     @abstractmethod
     def targets(self, y: Tensor, logits: int) -> Tensor:
         """Return labels as the rows that logits are compared with, (N, …) float64.
 
         Args:
-            y: (N,) class indices below ``classes``, or floating (N,) or (N, K).
+            y: Labels as ``Targets.y``; class indices are below ``classes``.
             logits: C.
 
         Raises:
@@ -202,18 +262,19 @@ class Loss(ABC):
 
     def averages(self, blocks: Iterable[Compared]) -> Averages:
         """Average the loss and the accuracy over all samples, given block by block."""
-        loss, share, predicts = 0.0, 0.0, True
-        for z, y, weights in blocks:
+        loss, right, counted = 0.0, 0.0, 0.0
+        for z, y, weights, labels in blocks:
             loss += float((weights * self.values(z, y)).sum())
-            correct = self.correct(z, y)
-            predicts = correct is not None
-            share += 0.0 if correct is None else float((correct.double() * weights).sum())
-        return Averages(loss, share if predicts else None)
+            correct = self.correct(z, labels)
+            if correct is not None:
+                right += float((correct.double() * weights).sum())
+                counted += float((self.predictions(labels) * weights).sum())
+        return Averages(loss, right / counted if counted else None)
 
     def sizes(self, blocks: Iterable[Compared]) -> Sizes:
         """Measure the derivatives of all samples that have a weight, given block by block."""
         largest, least = 0.0, 1.0
-        for z, y, weights in blocks:
+        for z, y, weights, _ in blocks:
             at, counted = self.derivatives(z, y), weights > 0
             curvature = at.diagonal.abs().amax(dim=1)
             size = torch.maximum(at.gradient.abs().amax(dim=1), curvature)
@@ -234,7 +295,7 @@ def in_blocks(z: Tensor, targets: Targets, first: int = 0) -> Iterator[Compared]
     for start in range(0, len(z), size):
         some = z[start : start + size]
         rows = slice(first + start, first + start + len(some))
-        yield Compared(some.to(targets.y.device), targets.rows(rows), targets.weights[rows])
+        yield Compared(some.to(targets.y.device), targets.rows(rows), targets.weights[rows], targets.y[rows])
 
 
 def power_of_four(size: float) -> float:

@@ -13,8 +13,10 @@ function, at any margin; p − y and diag(p) − p pᵀ as written lose all digi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,17 +26,57 @@ from wsb_engine.curvature.losses.base import (
     Loss,
     LossDerivatives,
     LossRounding,
+    Output,
     across,
     mismatched,
     of_product,
 )
-from wsb_engine.errors import BatchError
+from wsb_engine.errors import BatchError, OptionsError
+from wsb_engine.options import LossKind, Options
+
+TARGET = 8
+"""Units of rounding of a target that smoothing and weights made."""
 
 
+@dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """Cross-entropy of the softmax of the logits; targets are rows (N, C), on the simplex or a multiple of it."""
+    """Cross-entropy of the softmax of the logits; targets are rows (N, C), not negative.
 
-    kind = "cross_entropy"
+    Class weights v and label smoothing ε make (1 − ε) v ⊙ y + (ε/C) v of the row y of a label, and the mean divides by
+    the weights of the labels, as ``torch.nn.CrossEntropyLoss`` does.
+    """
+
+    kind: ClassVar[LossKind] = "cross_entropy"
+    settings = frozenset({"class_weights", "label_smoothing", "ignore_index"})
+
+    class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+
+    @property
+    def sums(self) -> int:
+        # Weights of samples, and the mean mass with its own.
+        return 1 if self.class_weights is None else 3
+
+    def configured(self, options: Options, output: Output) -> CrossEntropy:
+        classes = output.sizes[output.axis]
+        if classes < 2:
+            raise OptionsError(
+                f"{self.kind} takes at least two logits, the model gives {classes}",
+                code="loss_mismatch",
+                advice="Set loss to binary_cross_entropy if it is the logit of one of two classes.",
+                loss=self.kind,
+                logits=classes,
+            )
+        weights = options.class_weights
+        if weights is not None and len(weights) != classes:
+            raise OptionsError(
+                f"class_weights has {len(weights)} numbers, the model has {classes} classes",
+                code="class_weights_mismatch",
+                advice="Give one weight for each class, in the order of the logits.",
+                expected=classes,
+                actual=len(weights),
+            )
+        return replace(self, class_weights=weights, label_smoothing=options.label_smoothing)
 
     def values(self, z: Tensor, y: Tensor) -> Tensor:
         """Return ℓ of each sample, (N,) float64; its derivatives of every order are the stable forms.
@@ -67,12 +109,29 @@ class CrossEntropy(Loss):
         return SoftmaxDerivatives(torch.where(is_pivot, at_pivot, others), p, complement, k, s)
 
     def correct(self, z: Tensor, y: Tensor) -> Tensor:
-        return z.argmax(dim=1) == y.argmax(dim=1)
+        return z.argmax(dim=1) == (y if y.ndim == 1 else y.argmax(dim=1))
+
+    def mass(self, y: Tensor) -> Tensor | None:
+        return None if self.class_weights is None or y.ndim > 1 else self._weights(y)[y]
+
+    def guess(self, logits: int) -> float:
+        return math.log(self.classes(logits))
 
     def classes(self, logits: int) -> int:
         return logits
 
     def targets(self, y: Tensor, logits: int) -> Tensor:
+        rows, share = self._distributions(y, logits), self.label_smoothing
+        if self.class_weights is None and not share:
+            return rows
+        weights = rows.new_ones(logits) if self.class_weights is None else self._weights(rows)
+        return ((1 - share) * rows + share / logits) * weights
+
+    def _weights(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.class_weights, dtype=torch.float64, device=like.device)
+
+    def _distributions(self, y: Tensor, logits: int) -> Tensor:
+        """Return labels as distributions over the classes, (N, C) float64."""
         if y.ndim == 1 and y.is_floating_point():
             raise BatchError(
                 f"y has one number a row that is no class; the model has {logits} classes",
@@ -84,7 +143,8 @@ class CrossEntropy(Loss):
             return rows.scatter_(1, y.long().unsqueeze(1), 1.0)
         if y.shape[1] != logits:
             raise mismatched(y.shape[1], logits)
-        return y.double()
+        # Files round their sum.
+        return y.double() / y.double().sum(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -140,11 +200,14 @@ class SoftmaxDerivatives(LossDerivatives):
         d = (z - z.gather(1, k)).abs()
         distance = radius + radius.gather(1, k) + UNIT * d
         relative = torch.expm1(3 * distance.amax(dim=1, keepdim=True)) + (4 * classes + 32) * UNIT
-        each = relative * self.total * self.p + 2 * UNIT * self.gradient.abs()
-        others = each.sum(dim=1, keepdim=True) + 2 * classes * UNIT * self.gradient.abs().sum(dim=1, keepdim=True)
+        # The last term is for targets that were themselves rounded.
+        each = relative * self.total * self.p + 2 * UNIT * self.gradient.abs() + TARGET * UNIT * y
+        # Summed without the pivot, next to which the others may be nothing.
+        others = each.scatter(1, k, 0.0).sum(dim=1, keepdim=True)
+        others = others + 2 * classes * UNIT * self.gradient.abs().sum(dim=1, keepdim=True)
         # At the pivot g is the sum of the others, or a difference; the first has the smaller radius if y_k > s/2.
         right = y.gather(1, k) > self.total / 2
-        at_pivot = torch.where(right, others - each.gather(1, k), each.gather(1, k))
+        at_pivot = torch.where(right, others, each.gather(1, k))
         return LossRounding(
             gradient=each.scatter(1, k, at_pivot),
             curvature=of_product(relative).squeeze(1),

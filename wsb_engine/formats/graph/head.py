@@ -6,7 +6,7 @@ the logits and not from rounded probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,8 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.graph import Graph, Node
 from wsb_engine.formats.graph.logits import Head, multilabel
 from wsb_engine.formats.graph.operators import ML
-from wsb_engine.formats.graph.peeling import is_affine, peel, producer, suspects
+from wsb_engine.formats.graph.peeling import is_affine, peel, peel_labels, peel_positions, producer, suspects
+from wsb_engine.model import Form
 from wsb_engine.options import Head as HeadOption
 
 NOT_EXECUTED = frozenset({(ML, "ArrayFeatureExtractor"), (ML, "LabelEncoder"), (ML, "ZipMap")})
@@ -44,7 +45,7 @@ class Oracle:
     """Value name → the value for some random inputs; None if the file's shapes do not suffice to compute it."""
 
 
-def find_head(graph: Graph, option: HeadOption, output: str | None, oracle: Oracle) -> Head:
+def find_head(graph: Graph, option: HeadOption, output: str | None, oracle: Oracle, form: Form = "row") -> Head:
     """Pick the output and find the logits under its head.
 
     Args:
@@ -52,10 +53,11 @@ def find_head(graph: Graph, option: HeadOption, output: str | None, oracle: Orac
         option: What the output means, according to the caller.
         output: The output's name, or None.
         oracle: Asked if the graph's structure does not tell.
+        form: What the loss takes for logits.
 
     Raises:
-        ModelError: ``unknown_output``, ``ambiguous_output``, ``ambiguous_head``, ``multilabel_unsupported``,
-            ``single_class``.
+        ModelError: ``unknown_output``, ``ambiguous_output``, ``ambiguous_head``, ``unsupported_head``,
+            ``multilabel_unsupported``, ``single_class``.
     """
     if output is not None and output not in graph.outputs:
         raise ModelError(
@@ -72,8 +74,10 @@ def find_head(graph: Graph, option: HeadOption, output: str | None, oracle: Orac
             advice="Export the model with its probabilities or logits as an output.",
             outputs=list(graph.outputs),
         )
-    heads = [_head(graph, name, option) for name in candidates]
-    if len(candidates) == 1 and heads[0] is None:
+    heads = [_head(graph, name, option, form) for name in candidates]
+    if len(candidates) == 1 and heads[0] is None and form != "row":
+        heads = [_of_any_shape(candidates[0], oracle)]
+    elif len(candidates) == 1 and heads[0] is None:
         tensor, classes = _unzip(graph, candidates[0])
         found = _probed(graph, tensor, oracle)
         if option == "probabilities" and (found is None or found.name != "softmax"):
@@ -96,6 +100,8 @@ def find_head(graph: Graph, option: HeadOption, output: str | None, oracle: Orac
             output=candidates[0],
         )
     head = next(iter(recognised.values()))
+    if form != "row":
+        return replace(head, form=form)
     columns = oracle.columns(head.tensor)
     _check_columns(head, columns, option)
     count = 2 if head.single or columns == 1 else columns
@@ -126,8 +132,49 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=_SAME, atol=_SAME)
 
 
-def _head(graph: Graph, output: str, option: HeadOption) -> Head | None:
+def _of_any_shape(output: str, oracle: Oracle) -> Head | None:
+    """Return the head of logits, if values for random inputs are no probabilities; None if they leave that open."""
+    value = oracle.sample(output)
+    return None if value is None or not bool(((value < 0) | (value > 1)).any()) else Head(tensor=output)
+
+
+_FORM_HEADS: Mapping[Form, tuple[HeadOption, ...]] = {
+    "positions": ("auto", "logits", "log_probabilities", "probabilities"),
+    "labels": ("auto", "logits", "binary_logit", "binary_probability"),
+    "values": ("auto", "logits"),
+}
+"""What an output of any shape may mean."""
+
+
+def require_head(option: HeadOption, form: Form) -> None:
+    """Reject a meaning of the output that does not fit what the loss takes for logits.
+
+    Raises:
+        ModelError: ``unsupported_head``.
+    """
+    if form != "row" and option not in _FORM_HEADS[form]:
+        offered = ", ".join(f'"{each}"' for each in _FORM_HEADS[form])
+        raise ModelError(
+            f'head "{option}" does not fit the loss, which takes logits of another form',
+            code="unsupported_head",
+            advice=f"Set head to one of {offered}, or another loss.",
+        )
+
+
+def _head(graph: Graph, output: str, option: HeadOption, form: Form) -> Head | None:
     """Return the head of one output; None if the graph does not say what it means."""
+    require_head(option, form)
+    if form != "row":
+        if form == "values" or option in ("logits", "log_probabilities", "binary_logit"):
+            return Head(tensor=output)
+        peeled = (peel_positions if form == "positions" else peel_labels)(graph, output)
+        if peeled is None and option == "probabilities":
+            peeled = Head(tensor=output, finish="log", name="probabilities")
+        elif peeled is None and option == "binary_probability":
+            peeled = Head(tensor=output, finish="logit", name="probability")
+        elif peeled is None and is_affine(graph, output):
+            peeled = Head(tensor=output)
+        return peeled
     output, classes = _unzip(graph, output)
     found: Head | None
     if option in ("logits", "log_probabilities"):

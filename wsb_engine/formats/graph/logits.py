@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsb_engine.errors import ModelError
+from wsb_engine.model import Form
 
 Finish = Literal["none", "log", "logit", "log_sigmoid"]
 FINISHES: Mapping[Finish, Callable[[Tensor], Tensor]] = {
@@ -35,15 +36,21 @@ class Head:
     single: bool = False
     """True if there must be one column: the logit of class 1 of two."""
     classes: tuple[int | str, ...] | None = None
+    form: Form = "row"
+    """What the loss takes for logits; in other forms than a row, z has the shape of the tensor."""
+    axis: int | None = None
+    """Axis over which a softmax was taken off, for positions; None if none was."""
 
 
 def logits_of(head: Head, value: Tensor) -> Tensor:
-    """z of shape (N, C) from the head's tensor.
+    """z of shape (N, C), or in other forms than a row of the tensor's shape, from the head's tensor.
 
     Raises:
         ModelError: ``per_token_output`` or ``per_pixel_output`` if a sample has several rows of logits,
             ``unsupported_head`` if it has none, ``multilabel_unsupported``.
     """
+    if head.form != "row" and value.ndim:
+        return FINISHES[head.finish](value)
     if value.ndim == 0 or sum(size > 1 for size in value.shape[1:]) > 1:
         raise several_rows(f"{head.tensor!r}", tuple(value.shape), "unsupported_head")
     rows = value.reshape(value.shape[0], -1)
@@ -61,7 +68,10 @@ def several_rows(what: str, shape: tuple[int, ...], code: str) -> ModelError:
         code: Code of the error for a shape that no kind of classifier gives.
     """
     advice = "Analyse a model that gives one distribution over classes for each sample, or name another output."
-    kinds = {3: ("token", "[N, T, C]", "[:, 0]"), 4: ("pixel", "[N, C, H, W]", "[:, :, 0, 0]")}
+    kinds = {
+        3: ("token", "[N, T, C]", "[:, 0]", "[N, T]"),
+        4: ("pixel", "[N, C, H, W]", "[:, :, 0, 0]", "[N, H, W]"),
+    }
     if len(shape) not in kinds:
         return ModelError(
             f"{what} has shape {list(shape)}, not one row of logits for each sample",
@@ -69,12 +79,13 @@ def several_rows(what: str, shape: tuple[int, ...], code: str) -> ModelError:
             advice=advice,
             shape=list(shape),
         )
-    unit, axes, first = kinds[len(shape)]
+    unit, axes, first, labels = kinds[len(shape)]
     return ModelError(
         f"{what} has shape {list(shape)}, which is {axes}: one row of logits for each {unit}, not for each sample",
         code=f"per_{unit}_output",
-        advice=f"{advice} To analyse one {unit} of each sample, export a module that returns its row of logits, for "
-        f"example model(x){first}, and give its labels as y.",
+        advice=f"If the model was trained with a label for each {unit}, give these as y, {labels}, and set loss to "
+        f"token_cross_entropy. To analyse one {unit} of each sample, export a module that returns its row of logits, "
+        f"for example model(x){first}, and give its labels as y.",
         shape=list(shape),
     )
 
@@ -84,7 +95,7 @@ def multilabel(columns: int) -> ModelError:
     return ModelError(
         f"the model gives {columns} independent probabilities (a sigmoid each), which is not one distribution",
         code="multilabel_unsupported",
-        advice="The bounds are for the cross-entropy of one class out of several. Analyse one label at a time, or, if "
+        advice="If each label was trained by itself, set loss to multilabel and give zeros and ones, y [N, C]; if "
         'exactly one class is true, export the logits and use head "logits".',
         columns=columns,
     )

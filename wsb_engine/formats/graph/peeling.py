@@ -8,6 +8,8 @@ from wsb_engine.formats.graph.logits import Head
 from wsb_engine.formats.graph.operators import ML
 
 _LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
+_KEEPING = frozenset({"Cast", "Dropout", "Identity"})
+"""Wrappers that keep the shape as well."""
 
 
 def producer(graph: Graph, name: str) -> Node | None:
@@ -46,6 +48,39 @@ def peel(graph: Graph, output: str) -> Head | None:
         return Head(tensor=node.inputs[0], name="sigmoid", single=True)
     written_out = {"Log": _logarithm, "Concat": _complement, "Div": _quotient, "Sub": _difference}
     return written_out[node.operator](graph, node) if node.operator in written_out else None
+
+
+def peel_positions(graph: Graph, output: str) -> Head | None:
+    """Take off a softmax of each position of a sample; None if the output does not end in one.
+
+    Only a softmax that makes the output in its final shape: its axis is one of the output's.
+    """
+    node = graph.producers.get(output)
+    while node is not None and _is(node, *_KEEPING):
+        node = graph.producers.get(node.inputs[0])
+    if node is None or not _is(node, "Softmax", "LogSoftmax"):
+        return None
+    axis = int(node.attributes.get("axis", 1 if node.version < 13 else -1))
+    if node.version < 13 and axis != -1:
+        return None  # over this axis and all that follow
+    return Head(tensor=node.inputs[0], name="softmax" if node.operator == "Softmax" else "log_softmax", axis=axis)
+
+
+def peel_labels(graph: Graph, output: str) -> Head | None:
+    """Take off a sigmoid of each label; None if the output does not end in one.
+
+    Raises:
+        ModelError: ``unsupported_head`` for a softmax.
+    """
+    node = producer(graph, output)
+    if _is(node, "Softmax", "LogSoftmax"):
+        raise ModelError(
+            f"{'' if node is None else node.label} makes one distribution over the classes, not a probability for each "
+            "label",
+            code="unsupported_head",
+            advice="Set loss to cross_entropy, or token_cross_entropy if a sample has several labels.",
+        )
+    return Head(tensor=node.inputs[0], name="sigmoid") if node is not None and _is(node, "Sigmoid") else None
 
 
 def suspects(graph: Graph, output: str) -> tuple[str, ...]:

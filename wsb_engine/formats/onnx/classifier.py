@@ -37,7 +37,7 @@ from wsb_engine.formats.onnx.lowering import lower
 from wsb_engine.formats.onnx.proto import parse
 from wsb_engine.formats.onnx.provenance import provenance
 from wsb_engine.formats.onnx.reference import NAME, Reference, Source, make_reference
-from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
+from wsb_engine.model import MLP, Classifier, Form, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
 _PROBED = 16
@@ -90,7 +90,12 @@ class OnnxClassifier(Classifier):
         self._programs: dict[str, Program] = {}
 
     def resolve(
-        self, *, head: HeadOption = "auto", output: str | None = None, include: tuple[str, ...] = ()
+        self,
+        *,
+        head: HeadOption = "auto",
+        output: str | None = None,
+        include: tuple[str, ...] = (),
+        form: Form = "row",
     ) -> LogitModel:
         """Pick the output, strip its head and return the logits as a pure function.
 
@@ -98,13 +103,14 @@ class OnnxClassifier(Classifier):
             head: What the output means; ``auto`` reads it off the graph.
             output: Name of the output; None takes the only one, or the one that leads to logits.
             include: Names of ``constants`` to take for parameters.
+            form: What the loss takes for logits.
 
         Raises:
             ModelError: ``unknown_output``, ``ambiguous_output``, ``ambiguous_head``, ``unsupported_head``,
                 ``multilabel_unsupported``, ``single_class``, ``unsupported_operator``, ``model_no_parameters``.
         """
         oracle = heads.Oracle(columns=self._columns, sample=self._sample)
-        chosen = heads.find_head(self._graph, head, output, oracle)
+        chosen = heads.find_head(self._graph, head, output, oracle, form)
         program = self._program(chosen.tensor)
         if include:
             program = Program(self._graph, (chosen.tensor,), (*program.parameters, *include))
@@ -135,6 +141,7 @@ class OnnxClassifier(Classifier):
             tied=tied,
             head=chosen.name,
             classes=chosen.classes,
+            class_axis=chosen.axis,
             reference=reference,
             reference_name=NAME if reference is not None else None,
             rounds_to=_rounds_to(program.nodes),

@@ -32,7 +32,7 @@ from wsb_engine.formats.torchscript.program import (
 )
 from wsb_engine.formats.torchscript.structure import structure
 from wsb_engine.formats.torchscript.values import Value
-from wsb_engine.model import MLP, Classifier, LogitModel, Tensors
+from wsb_engine.model import MLP, Classifier, Form, LogitModel, Tensors
 from wsb_engine.options import Head as HeadOption
 
 _SHORT = {5: "float16", 15: "bfloat16"}
@@ -75,7 +75,12 @@ class ScriptClassifier(Classifier):
         self.constants: Tensors = self._opened.found.left_out
 
     def resolve(
-        self, *, head: HeadOption = "auto", output: str | None = None, include: tuple[str, ...] = ()
+        self,
+        *,
+        head: HeadOption = "auto",
+        output: str | None = None,
+        include: tuple[str, ...] = (),
+        form: Form = "row",
     ) -> LogitModel:
         """Pick the output, strip its head and return the logits as a pure function.
 
@@ -84,6 +89,7 @@ class ScriptClassifier(Classifier):
                 nothing about for logits.
             output: Key of the output in a dictionary, or its position in a tuple: ``"0"``, ``"1"``, ….
             include: Names of ``constants`` to take for parameters.
+            form: What the loss takes for logits.
 
         Raises:
             ModelError: ``unknown_output``, ``ambiguous_output``, ``unsupported_head``, ``multilabel_unsupported``,
@@ -91,7 +97,7 @@ class ScriptClassifier(Classifier):
         """
         opened = _open(self._script, self._opened.found.including(include)) if include else self._opened
         found, walk = opened.found, opened.walk
-        chosen, told = _chosen(opened.graph, head, output)
+        chosen, told = _chosen(opened.graph, head, output, form)
         value = opened.value(chosen.tensor)
         steps = needed(walk.steps, (value,))
         reads = {name for step in steps for name in step.reads} | {value}
@@ -108,6 +114,7 @@ class ScriptClassifier(Classifier):
             activations=activation_names(mlp, _activations(steps, used)),
             tied=tied,
             head=chosen.name,
+            class_axis=chosen.axis,
             rounds_to=_rounds_to(steps),
             left_out=left_out,
             warnings=tuple(doubts(self._script, found, left_out)),
@@ -183,22 +190,22 @@ def _open(script: Script, found: ParameterSet) -> _Opened:
     return _Opened(found, walk, structure(walk, input_values(script), outputs))
 
 
-def _chosen(graph: Graph, head: HeadOption, output: str | None) -> tuple[Head, bool]:
+def _chosen(graph: Graph, head: HeadOption, output: str | None, form: Form) -> tuple[Head, bool]:
     """Return the head, and whether it follows from the graph or the caller's option."""
     oracle = heads.Oracle(columns=lambda _: None, sample=lambda _: None)
     try:
-        return heads.find_head(graph, head, output, oracle), True
+        return heads.find_head(graph, head, output, oracle, form), True
     except ModelError as error:
         if error.code != "ambiguous_head":
             raise
         # Without shapes nothing can be tried out here; the batch tells probabilities from logits later.
-        return Head(tensor=str(error.details["output"])), False
+        return Head(tensor=str(error.details["output"]), form=form), False
 
 
 def _logits(program: BatchProgram, chosen: Head, told: bool) -> Callable[[Tensors, Tensors], Tensor]:
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
         z = logits_of(chosen, program(parameters, inputs))
-        if not told and z.shape[1] == 1:
+        if not told and chosen.form == "row" and z.shape[1] == 1:
             raise ModelError(
                 "the model gives one number for each sample; the graph does not say whether it is a logit",
                 code="ambiguous_head",
