@@ -92,6 +92,8 @@ class LogitModel:
     """Names of parameters that are used more than once."""
     head: str
     """What was stripped from the output to reach z: "none", "softmax", "log_softmax", "sigmoid", …"""
+    head_known: bool = True
+    """False if neither the graph nor the caller says whether the output is logits."""
     classes: tuple[int | str, ...] | None = None
     """Class labels that the file declares, in the order of the logits; None for 0..C−1."""
     class_axis: int | None = None

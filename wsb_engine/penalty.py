@@ -30,7 +30,8 @@ def wolkowicz_styan_penalty(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         A scalar in float64 on the module's device. L + ρ·U flattens the minimum.
 
     Raises:
-        ModelError: ``closed_form_unavailable`` if the module is no smooth MLP.
+        ModelError: ``closed_form_unavailable`` if the module is no smooth MLP, ``multilabel_unsupported`` if it ends in
+            several sigmoids.
         BatchError: ``row_count_mismatch``, ``label_classes_mismatch``.
         ResourceError: ``memory_limit`` if the pairs of samples don't fit; use smaller batches.
 

@@ -73,3 +73,10 @@ def test_labels_that_do_not_fit_are_refused(y: Tensor, code: str) -> None:
     with pytest.raises(wsb.BatchError) as caught:
         wsb.wolkowicz_styan_penalty(nn.Linear(3, 2), torch.randn(2, 3), y)
     assert caught.value.code == code
+
+
+def test_several_sigmoids_are_refused() -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    with pytest.raises(wsb.ModelError) as caught:
+        wsb.wolkowicz_styan_penalty(module, torch.eye(4), torch.tensor([0, 1, 2, 1]))
+    assert caught.value.code == "multilabel_unsupported"

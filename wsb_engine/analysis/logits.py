@@ -12,7 +12,8 @@ from wsb_engine.curvature.losses import Compared
 from wsb_engine.curvature.losses.base import in_blocks
 from wsb_engine.curvature.products.autodiff import Objective
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.graph.logits import looks_like_probabilities, several_rows
+from wsb_engine.formats.graph.logits import looks_like_probabilities, one_number, several_rows
+from wsb_engine.model import Form
 
 LOGITS_SHARE = 1 / 16
 """Share of the memory limit up to which the logits of all samples are kept; computing them takes a sixth of a product.
@@ -36,7 +37,7 @@ class BatchLogits:
     infinite_row: int | None
     """The first row that is not finite; None if all are."""
     are_probabilities: bool
-    """True if every row is positive and sums to 1 as probabilities do."""
+    """True if every row is non-negative and sums to 1 as probabilities do."""
     are_shares: bool
     """True if all are from 0 to 1."""
     kept: Tensor | None
@@ -52,6 +53,26 @@ class BatchLogits:
                 "instead.",
                 row=self.infinite_row,
             )
+
+    def require_logits(self, form: Form, warn: Callable[[str, str], None]) -> None:
+        """Warn if the outputs, of which nothing says that they are logits, may be probabilities: all are from 0 to 1.
+
+        Args:
+            form: What the loss takes for logits.
+            warn: Adds a code and a message to the report.
+
+        Raises:
+            ModelError: ``ambiguous_head`` if it is one output of a sample: a sigmoid is then the usual end.
+        """
+        if form == "values" or not self.are_shares:
+            return
+        if form == "row" and self.classes == 1:
+            raise one_number()
+        warn(
+            "head_assumed",
+            "every output is between 0 and 1 and was taken for a logit: if it is a probability, set head to "
+            + ("binary_probability" if form == "labels" else "probabilities, or loss to multilabel"),
+        )
 
     def rows(self, objective: Objective, rows: slice) -> Tensor:
         """Return logits of at most a chunk of samples, (B, C) float64 on the CPU.

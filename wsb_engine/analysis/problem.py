@@ -277,12 +277,8 @@ def pose(
             function = function if loss.form == "row" else labelled.flattened(function)
             objective = replace(objective, function=function)
             objective, logits = _evaluated(objective, classifier, memory, monitor)
-    if loss.form == "labels" and options.head == "auto" and model.head == "none" and logits.are_shares:
-        monitor.warn(
-            "head_assumed",
-            "every output is between 0 and 1 and was taken for a logit: if it is a probability, set head to "
-            "binary_probability",
-        )
+    if not model.head_known:
+        logits.require_logits(loss.form, monitor.warn)
     if loss.form == "row":
         kind = automatic(logits.classes).kind if wanted == "auto" else wanted
         objective = replace(objective, loss=configured(kind, options, Output((logits.classes,))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from wsb_engine.curvature.tracing.operators import activation_named
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.head import require_head
 from wsb_engine.formats.graph.kernels.elementwise import SURE
-from wsb_engine.formats.graph.logits import FINISHES, Finish
+from wsb_engine.formats.graph.logits import FINISHES, Finish, require_single
 from wsb_engine.formats.graph.problems import require_finite
 from wsb_engine.formats.substitutes import Substitutes, follow_parameters
 from wsb_engine.internals import outside_transforms
@@ -68,7 +69,23 @@ _READINGS: dict[Head, tuple[Finish, str]] = {
     "log_probabilities": ("none", "log_probabilities"),
 }
 """What the caller says that the output means → what remains to reach the logits, and the head that a report names."""
-_HEADS = frozenset({"softmax", "log_softmax", "sigmoid"})
+_SOFTMAXES = frozenset({"softmax", "log_softmax"})
+_KEEPING: frozenset[Any] = frozenset(
+    {layer.forward for layer in (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)} | {"contiguous"}
+)
+"""Operations that return their input in evaluation mode."""
+_MOVES = ("flatten", "permute", "ravel", "reshape", "select", "squeeze", "transpose", "unsqueeze")
+_MOVING = frozenset(
+    {*_KEEPING, nn.Flatten.forward, nn.Unflatten.forward, operator.getitem, "view", *_MOVES}
+    | {getattr(torch, name) for name in _MOVES}
+)
+"""The same, and those that only pick and arrange elements of their first input."""
+_AFFINE: frozenset[Any] = frozenset(
+    {layer.forward for layer in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+    | {F.linear, F.conv1d, F.conv2d, F.conv3d, torch.matmul, torch.mm, torch.addmm, operator.matmul, "matmul", "mm"}
+)
+"""Layers: nothing squashes what they give."""
+_SUMS = frozenset({operator.add, torch.add, "add"})
 
 
 def from_module(module: nn.Module) -> Classifier:
@@ -93,13 +110,20 @@ def from_module(module: nn.Module) -> Classifier:
 
 
 def live_mlp(module: nn.Module) -> MLP | None:
-    """The MLP that a live module is, up to a softmax, log-softmax or sigmoid at its end; None if it is none."""
+    """The MLP that a live module is, up to a softmax, log-softmax or sigmoid at its end; None if it is none.
+
+    Raises:
+        ModelError: ``multilabel_unsupported``.
+    """
     graph = _trace(module)
     if graph is None:
         return None
-    stripped, graph, _ = _strip(module, graph)
-    steps = _chain(stripped, graph)
-    return _mlp(steps, _tied(module), dict(module.named_parameters())) if steps else None
+    stripped, graph, end = _strip(module, graph, "row")
+    steps, parameters = _chain(stripped, graph), dict(module.named_parameters())
+    mlp = _mlp(steps, _tied(module), parameters) if steps else None
+    if mlp is not None and end is not None and end.kind == "sigmoid":
+        require_single(len(parameters[mlp.layers[-1].weight]))
+    return mlp
 
 
 def _computed(module: nn.Module) -> dict[int, Tensor]:
@@ -141,7 +165,7 @@ class _ModuleClassifier(Classifier):
         module, end = self._module, None
         graph = _trace(self._module)
         if graph is not None and form != "values" and head not in ("logits", "log_probabilities", "binary_logit"):
-            module, graph, end = _strip(self._module, graph)
+            module, graph, end = _strip(self._module, graph, form)
         stripped = "none" if end is None else end.kind
         if end is not None and form != "row" and (stripped == "sigmoid") != (form == "labels"):
             raise ModelError(
@@ -153,17 +177,19 @@ class _ModuleClassifier(Classifier):
         steps = None if graph is None else _chain(self._module, graph)
         finish, applied = _READINGS.get(head, ("none", "none")) if stripped == "none" else ("none", stripped)
         mlp = _mlp(steps, self._tied, self.parameters) if steps and finish == "none" else None
+        single = form == "row" and (stripped == "sigmoid" or head in ("binary_logit", "binary_probability"))
         return LogitModel(
-            function=self._function(module, finish),
+            function=self._function(module, finish, single),
             parameters=self.parameters,
             mlp=mlp,
             activations=_activations(self._module, graph),
             tied=self._tied,
             head=applied,
             class_axis=None if end is None or form != "positions" else end.axis,
+            head_known=head != "auto" or end is not None or (graph is not None and _is_affine(module, _result(graph))),
         )
 
-    def _function(self, module: nn.Module, finish: Finish) -> Callable[[Tensors, Tensors], Tensor]:
+    def _function(self, module: nn.Module, finish: Finish, single: bool) -> Callable[[Tensors, Tensors], Tensor]:
         names = [entry.name for entry in self.inputs]
         buffers = dict(self._module.named_buffers())
         # A call puts its tensors in the place of the module's, and chooses kernels for the whole process.
@@ -189,7 +215,10 @@ class _ModuleClassifier(Classifier):
                     code="unsupported_output",
                     advice="Wrap the module so that it returns the logits alone.",
                 )
-            return FINISHES[finish](z.unsqueeze(1) if z.ndim == 1 else z)
+            z = z.unsqueeze(1) if z.ndim == 1 else z
+            if single and z.ndim == 2:
+                require_single(z.shape[1])
+            return FINISHES[finish](z)
 
         return call
 
@@ -231,9 +260,7 @@ def _step(module: nn.Module, node: fx.Node) -> _Step | None:
         return _Step("elu", "elu", source, alpha=float(alpha))  # type: ignore[arg-type]
     kind = _FUNCTIONS.get(node.target, "other")
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if kind in ("softmax", "log_softmax") and dim not in (-1, 1):
-        kind = "other"
-    return _Step(kind, name, source, axis=dim if kind in ("softmax", "log_softmax") else None)  # type: ignore[arg-type]
+    return _Step(kind, name, source, axis=dim if kind in _SOFTMAXES and isinstance(dim, int) else None)
 
 
 def _is_shape(node: fx.Node) -> bool:
@@ -253,9 +280,7 @@ def _module_step(child: nn.Module, node: fx.Node) -> _Step:
     if type(child) is nn.ELU:
         return _Step("elu", name, source, alpha=float(child.alpha))
     kind = _MODULES.get(type(child), "other")
-    if (kind in ("softmax", "log_softmax") and child.dim not in (-1, 1)) or (
-        isinstance(child, nn.Flatten) and (child.start_dim, child.end_dim) != (1, -1)
-    ):
+    if isinstance(child, nn.Flatten) and (child.start_dim, child.end_dim) != (1, -1):
         kind = "other"
     return _Step(kind, name, source, axis=child.dim if isinstance(child, (nn.Softmax, nn.LogSoftmax)) else None)
 
@@ -281,20 +306,47 @@ def _result(graph: fx.Graph) -> fx.Node | None:
     return value if isinstance(value, fx.Node) else None
 
 
-def _strip(module: nn.Module, graph: fx.Graph) -> tuple[nn.Module, fx.Graph, _Step | None]:
-    """Return the module without its softmax, log-softmax or sigmoid at the end, and that step if there is one."""
-    result = _result(graph)
-    step = None if result is None else _step(module, result)
-    if step is None or step.kind not in _HEADS:
+def _strip(module: nn.Module, graph: fx.Graph, form: Form) -> tuple[nn.Module, fx.Graph, _Step | None]:
+    """Return the module without its softmax, log-softmax or sigmoid at the end, and that step if there is one.
+
+    What only arranges the elements after a sigmoid stays: it gives the same of the logits. After a softmax it would
+    leave open which of them the softmax normalises.
+    """
+    reader, head, arranged = None, _result(graph), False
+    while head is not None and (operation := _operation(module, head)) in _MOVING:
+        reader, head, arranged = head, head.all_input_nodes[0], arranged or operation not in _KEEPING
+    step = None if head is None else _step(module, head)
+    axis = None if step is None or arranged else step.axis
+    over_classes = axis is not None and (axis in (-1, 1) or form == "positions")
+    if head is None or step is None or not (step.kind == "sigmoid" or over_classes):
         return module, graph, None
     shorter = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
-    shorter.graph_copy(graph, mapping)
-    shorter.output(mapping[step.source])
+    output = shorter.graph_copy(graph, mapping)
+    if reader is not None:
+        mapping[reader].replace_input_with(mapping[head], mapping[step.source])
+    shorter.output(mapping[step.source] if reader is None else output)
     body = fx.GraphModule(module, shorter)
     body.graph.eliminate_dead_code()
     body.recompile()
     return body, body.graph, step
+
+
+def _operation(module: nn.Module, node: fx.Node) -> Any:
+    """Return a node's function, the name of its method, or the forward method of its submodule; None if it has none."""
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target))).forward
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
+def _is_affine(module: nn.Module, node: fx.Node | None) -> bool:
+    """Return whether a value is the direct result of a layer, so that it is logits."""
+    while node is not None and _operation(module, node) in _MOVING:
+        node = node.all_input_nodes[0]
+    operation = None if node is None else _operation(module, node)
+    if node is not None and operation in _SUMS:
+        return any(_is_affine(module, term) for term in node.all_input_nodes)
+    return operation in _AFFINE
 
 
 def _chain(module: nn.Module, graph: fx.Graph) -> list[_Step] | None:

@@ -318,6 +318,25 @@ def test_a_softmax_of_positions_is_taken_off_and_tells_the_axis_of_classes(end: 
     assert report.loss.value == pytest.approx(nn.CrossEntropyLoss()(z.flatten(0, 1), y.flatten()).item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("opaque", [False, True])
+def test_probabilities_of_tokens_that_underflow_are_not_read_as_logits(opaque: bool) -> None:
+    class Ended(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            p = super().forward(x).softmax(2)
+            return p if not opaque or p.sum() > 0 else -p  # tracing can't follow
+
+    torch.manual_seed(1)
+    module = Ended(4, 3).double()
+    x, y = torch.randn(3, 5, 4, dtype=torch.float64) * 5000, torch.randint(0, 3, (3, 5))
+    assert (module(x) == 0).any()
+    if opaque:
+        assert code_of(module, x, y) == "logits_not_finite"
+        return
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(x, y), wsb.Options(moments="none", enclosure=False))
+    expected = nn.CrossEntropyLoss()(nn.functional.linear(x, module.weight, module.bias).transpose(1, 2), y)
+    assert report.loss.value == pytest.approx(expected.item(), rel=1e-12)
+
+
 def test_a_sigmoid_of_each_label_is_taken_off() -> None:
     given = case("multilabel and samples")
     _, value = hessian(given)

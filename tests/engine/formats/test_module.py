@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -212,3 +214,76 @@ def test_only_nonlinearities_are_named_as_activations(module: nn.Module) -> None
     body = nn.Sequential(nn.Conv2d(1, 2, 1), nn.LeakyReLU(), nn.Flatten(), nn.Linear(8, 4), nn.GELU(), module)
     expected = ("leaky_relu", "gelu")
     assert wsb.from_module(body).resolve().activations == expected
+
+
+class Ending(nn.Module):
+    """A layer, and a function of what it gives."""
+
+    def __init__(self, outputs: int, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.end = nn.Linear(4, outputs), end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.layer(x.flatten(1)))
+
+
+class Branched(Ending):
+    """The same, with a branch that tracing can't follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() < 1e9 else -x)
+
+
+QUICK = wsb.Options(moments="none", enclosure=False)
+BINARY = (Y > 0).long()
+ARRANGED: dict[str, Callable[[Tensor], Tensor]] = {
+    "squeeze": lambda z: torch.sigmoid(z).squeeze(-1),
+    "column": lambda z: torch.sigmoid(z)[:, 0],
+    "reshape": lambda z: z.sigmoid().reshape(-1, 1).flatten(),
+    "identity": nn.Sequential(nn.Sigmoid(), nn.Identity(), nn.Flatten()),
+}
+
+
+def code_of(module: nn.Module, y: Tensor) -> str:
+    with pytest.raises(wsb.ModelError) as caught:
+        wsb.analyze(wsb.from_module(module.double()), wsb.Batch(X, y), QUICK)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("name", ARRANGED)
+def test_a_sigmoid_is_taken_off_under_what_arranges_its_probabilities(name: str) -> None:
+    module = Ending(1, ARRANGED[name]).double()
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, BINARY), QUICK)
+    assert report.model.head == "sigmoid"
+    expected = nn.BCELoss()(module(X).flatten(), BINARY.double())
+    assert report.loss.value == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_one_output_that_may_be_a_probability_is_asked_about() -> None:
+    module = Branched(1, torch.sigmoid).double()
+    assert code_of(module, BINARY) == "ambiguous_head"
+    told = QUICK.model_copy(update={"head": "binary_probability"})
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, BINARY), told)
+    expected = nn.BCELoss()(module(X).flatten(), BINARY.double())
+    assert report.loss.value == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_what_a_layer_gives_is_a_logit_though_it_is_between_zero_and_one() -> None:
+    module = Ending(1, lambda z: z.squeeze(-1)).double()
+    with torch.no_grad():
+        module.layer.weight.mul_(1e-3)
+        module.layer.bias.fill_(0.5)
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(X, BINARY), QUICK)
+    assert report.model.head == "none"
+    expected = nn.BCEWithLogitsLoss()(module(X), BINARY.double())
+    assert report.loss.value == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_several_sigmoids_are_no_distribution() -> None:
+    assert code_of(Ending(3, torch.sigmoid), Y) == "multilabel_unsupported"
+
+
+def test_several_outputs_that_may_be_probabilities_are_logits_with_a_warning() -> None:
+    report = wsb.analyze(wsb.from_module(Branched(3, torch.sigmoid).double()), wsb.Batch(X, Y), QUICK)
+    assert "head_assumed" in [warning.code for warning in report.warnings]

@@ -54,9 +54,15 @@ def logits_of(head: Head, value: Tensor) -> Tensor:
     if value.ndim == 0 or sum(size > 1 for size in value.shape[1:]) > 1:
         raise several_rows(f"{head.tensor!r}", tuple(value.shape), "unsupported_head")
     rows = value.reshape(value.shape[0], -1)
-    if head.single and rows.shape[1] != 1:
-        raise multilabel(rows.shape[1])
+    if head.single:
+        require_single(rows.shape[1])
     return FINISHES[head.finish](rows)
+
+
+def require_single(columns: int) -> None:
+    """Raise ModelError ``multilabel_unsupported`` unless a head of one probability has one column."""
+    if columns != 1:
+        raise multilabel(columns)
 
 
 def several_rows(what: str, shape: tuple[int, ...], code: str) -> ModelError:
@@ -83,8 +89,8 @@ def several_rows(what: str, shape: tuple[int, ...], code: str) -> ModelError:
     return ModelError(
         f"{what} has shape {list(shape)}, which is {axes}: one row of logits for each {unit}, not for each sample",
         code=f"per_{unit}_output",
-        advice=f"If the model was trained with a label for each {unit}, give these as y, {labels}, and set loss to "
-        f"token_cross_entropy. To analyse one {unit} of each sample, export a module that returns its row of logits, "
+        advice=f"If the model was trained with a label for each {unit}, set loss to token_cross_entropy and give these "
+        f"labels as y, {labels}. To analyse one {unit} of each sample, export a module that returns its row of logits, "
         f"for example model(x){first}, and give its labels as y.",
         shape=list(shape),
     )
@@ -101,6 +107,15 @@ def multilabel(columns: int) -> ModelError:
     )
 
 
+def one_number() -> ModelError:
+    """Return the error for one output of which nothing says whether it is a logit or a probability."""
+    return ModelError(
+        "the model gives one number for each sample; the graph does not say whether it is a logit",
+        code="ambiguous_head",
+        advice='Say it with the option head: "binary_logit" or "binary_probability".',
+    )
+
+
 def looks_like_probabilities(z: Tensor) -> bool:
-    """True if every row of outputs (N, C), C ≥ 2, is positive and sums to 1 as probabilities do."""
-    return bool(z.shape[1] > 1 and (z > 0).all() and ((z.sum(dim=1) - 1).abs() < PROBABILITY_TOLERANCE).all())
+    """True if every row of outputs (N, C), C ≥ 2, is non-negative and sums to 1 as probabilities do."""
+    return bool(z.shape[1] > 1 and (z >= 0).all() and ((z.sum(dim=1) - 1).abs() < PROBABILITY_TOLERANCE).all())

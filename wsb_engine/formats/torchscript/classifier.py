@@ -14,7 +14,7 @@ from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph import head as heads
 from wsb_engine.formats.graph.batching import BatchProgram, declared_batch
 from wsb_engine.formats.graph.graph import Graph
-from wsb_engine.formats.graph.logits import Head, logits_of
+from wsb_engine.formats.graph.logits import Head, logits_of, one_number
 from wsb_engine.formats.graph.mlp import activation_names, find_mlp
 from wsb_engine.formats.graph.plan import CPU, META, Shapes, Step, needed
 from wsb_engine.formats.graph.problems import require_dependence
@@ -114,6 +114,7 @@ class ScriptClassifier(Classifier):
             activations=activation_names(mlp, _activations(steps, used)),
             tied=tied,
             head=chosen.name,
+            head_known=told,
             class_axis=chosen.axis,
             rounds_to=_rounds_to(steps),
             left_out=left_out,
@@ -206,11 +207,7 @@ def _logits(program: BatchProgram, chosen: Head, told: bool) -> Callable[[Tensor
     def logits(parameters: Tensors, inputs: Tensors) -> Tensor:
         z = logits_of(chosen, program(parameters, inputs))
         if not told and chosen.form == "row" and z.shape[1] == 1:
-            raise ModelError(
-                "the model gives one number for each sample; the graph does not say whether it is a logit",
-                code="ambiguous_head",
-                advice='Say it with the option head: "binary_logit" or "binary_probability".',
-            )
+            raise one_number()
         return z
 
     return logits
