@@ -24,10 +24,21 @@ class FieldError(BaseModel):
 def field_errors(error: ValidationError | RequestValidationError) -> list[FieldError]:
     """Convert pydantic's errors to JSON pointers with a sentence each; at most ``MAX_ERRORS``."""
     result = []
-    for item in error.errors()[:MAX_ERRORS]:
+    found = error.errors()
+    for item in found[:MAX_ERRORS]:
+        if item["type"] == "too_short" and any(_lies_in(other["loc"], item["loc"]) for other in found[:MAX_ERRORS]):
+            continue  # pydantic counts the items before the first wrong one
         path = [str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]]
-        result.append(FieldError(pointer="/" + "/".join(path) if path else "", detail=item["msg"]))
+        result.append(
+            FieldError(
+                pointer="/" + "/".join(path) if path else "", detail=item["msg"].replace("Tuple should", "List should")
+            )
+        )
     return result
+
+
+def _lies_in(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def is_list(annotation: Any) -> bool:

@@ -32,7 +32,12 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="WSB_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="WSB_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     data_dir: Path = Field(
@@ -113,7 +118,7 @@ class Settings(BaseSettings):
     webhook_resolution_seconds: float = Field(
         5.0, gt=0, le=300, description="Time limit for resolving such a name, in a delivery or when one is registered."
     )
-    webhook_retry_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
+    webhook_retry_seconds: Annotated[tuple[Annotated[float, Field(ge=0, le=604_800)], ...], NoDecode] = Field(
         (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400),
         max_length=100,
         description="Pauses before the retries of a delivery, separated by commas; after the last it is given up.",

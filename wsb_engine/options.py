@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Moments = Literal["auto", "closed_form", "basis", "probes", "none"]
 Stop = Literal["gap", "decided"]
@@ -16,7 +16,9 @@ LossKind = Literal["cross_entropy", "token_cross_entropy", "binary_cross_entropy
 """Each names a module of ``wsb_engine.curvature.losses``."""
 LossOption = Literal["auto", LossKind]
 MAX_NUMBERS = 10_000
-"""Most class weights; a request with more would be larger than a form takes."""
+"""Most weights of classes or labels; a report repeats them."""
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-100, 1e100
+"""Range of weights of classes and labels other than 0: products of weights neither overflow nor lose digits."""
 Head = Literal["auto", "logits", "log_probabilities", "probabilities", "binary_logit", "binary_probability"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", max_length=16)]
 
@@ -45,9 +47,17 @@ Devices = Annotated[
     BeforeValidator(_as_typed),
 ]
 Glob = Annotated[str, Field(min_length=1, max_length=512)]
-NotNegative = Annotated[float, Field(ge=0)]
+
+
+def _in_range(weight: float) -> float:
+    if weight and not SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT:
+        raise ValueError(f"a weight should be 0, or from {SMALLEST_WEIGHT:g} to {LARGEST_WEIGHT:g}")
+    return weight
+
+
+Weight = Annotated[float, Field(ge=0), AfterValidator(_in_range)]
 Numbers = Annotated[
-    Annotated[tuple[NotNegative, ...], Field(min_length=1, max_length=MAX_NUMBERS, fail_fast=True)],
+    Annotated[tuple[Weight, ...], Field(min_length=1, max_length=MAX_NUMBERS, fail_fast=True)],
     BeforeValidator(_as_numbers),
 ]
 

@@ -98,7 +98,8 @@ async def create_badge(request: Request, response: Response, context: InContext,
     async with context.database.transaction() as session:
         await lock(session, f"badges {tenant}")
         if len(await _listed(session, tenant)) >= limit:
-            raise BadgesFullError(f"The limit on badges, {limit}, is reached.", advice="Delete one that is not used.")
+            advice = "Delete one that is not used." if limit else "The operator has turned badges off."
+            raise BadgesFullError(f"The limit on badges, {limit}, is reached.", advice=advice)
         session.add(row)
         await session.flush()
         await session.refresh(row)

@@ -53,7 +53,7 @@ def plot(
         typer.Option("--log/--no-log", help="Logarithmic axis.", show_default="not for bounds and numbers"),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-12, help="Draw 2/η beside λ_max; stability_ratio needs it.")
+        float | None, typer.Option(min=1e-12, max=1e12, help="Draw 2/η beside λ_max; stability_ratio needs it.")
     ] = None,
     width: Annotated[float, typer.Option(min=1, max=40, help="Width in inches.")] = 5.0,
     height: Annotated[float, typer.Option(min=1, max=40, help="Height in inches.")] = 3.2,

@@ -39,7 +39,7 @@ Label = Annotated[
 ]
 MoreLabels = Annotated[
     list[Annotated[str, Query(pattern=_LABEL)]],
-    Query(alias="also", description="Label of a further series. Repeatable.", max_length=32),
+    Query(alias="also", description="Label of a further series. Repeatable.", max_length=100),
 ]
 Top = Annotated[int, Query(ge=1, le=MAX_TOP, description="Number of the largest eigenvalues to follow.")]
 Quantities = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 from service.series.checkpoints import Checkpoint, Series
@@ -15,7 +16,7 @@ COLUMNS = (
     *("learning_rate", "reliable", "analysis"),
 )
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 """Beginnings of what spreadsheets take for a formula."""
 
 
@@ -57,7 +58,9 @@ def _cells(series: Series, checkpoint: Checkpoint, name: str, value: Value | Non
 
 def inert(text: str) -> str:
     """Put an apostrophe before what a spreadsheet would run as a formula; a number stays one."""
-    if not text.lstrip().startswith(_FORMULA):
+    # Spreadsheets may drop spaces and invisible characters such as a byte order mark.
+    seen = "".join(character for character in text if unicodedata.category(character) not in ("Cf", "Cc"))
+    if not seen.lstrip().startswith(_FORMULA):
         return text
     try:
         float(text)

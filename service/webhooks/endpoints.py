@@ -133,7 +133,10 @@ async def create_webhook(request: Request, response: Response, context: InContex
     async with context.database.transaction() as session:
         if not await repository.add(session, row, settings.max_webhooks):
             text = f"The limit on webhooks, {settings.max_webhooks}, is reached."
-            raise WebhooksFullError(text, advice="Delete one that is not used.")
+            advice = (
+                "Delete one that is not used." if settings.max_webhooks else "The operator has turned webhooks off."
+            )
+            raise WebhooksFullError(text, advice=advice)
     response.headers["Location"] = f"/v1/webhooks/{row.id}"
     audit.note(resource=response.headers["Location"])
     return Webhook.of(row)

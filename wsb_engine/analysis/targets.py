@@ -22,6 +22,8 @@ from wsb_engine.options import LossOption, Options
 
 SIMPLEX_TOLERANCE = 1e-4
 """Largest distance of a row's sum of probabilities from 1 (float16 and float32 files round); the loss rescales rows."""
+SMALLEST_TOTAL = 1e-100
+"""Least weight of all samples that count, beside 1: squares of its inverse are still numbers."""
 TORCH_IGNORES = -100
 """Label that torch's cross-entropy ignores by default, and that collators mark padding with."""
 
@@ -191,6 +193,12 @@ def targets(
     total = 1.0 if mass is None else float((weights * mass).sum())
     if not total:
         raise _nothing_counts()
+    if total < SMALLEST_TOTAL:
+        raise BatchError(
+            f"the labels that count have the weight {total:g}, beside 1 for all samples and classes",
+            code="weights_too_small",
+            advice="Give classes and samples that occur weights within 1e100 of the largest, or 0.",
+        )
 
     def as_rows(labels: Tensor) -> Tensor:
         # The mean divides by the mass of all samples, and weights have the sum 1.
