@@ -182,7 +182,13 @@ def copy(call: Call, x: Tensor, source: Tensor, *_: Any) -> Tensor:
 
 @_enter("_convolution_mode", "conv1d", "conv2d", "conv3d")
 def convolve(
-    call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, *arguments: Any
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    *arguments: Any,
 ) -> Any:
     x, stride, padding = unit_stride(x, weight, stride, padding)
     return native(call, x, weight, bias, stride, padding, *arguments)
