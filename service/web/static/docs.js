@@ -9,6 +9,6 @@ SwaggerUIBundle({
   layout: "BaseLayout",
   deepLinking: true,
   defaultModelsExpandDepth: -1,
-    docExpansion: "none",
+  docExpansion: "none",
   validatorUrl: null,
 });

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 CHANNELS = 16
-"""Input channels from which the stride stays. With AVX2 oneDNN is right from 8, the float32 numbers of a vector; AVX-512,
-where it was not tried, has vectors of 16."""
+"""Input channels from which the stride stays. With AVX2 oneDNN is right from 8, the float32 numbers of a vector;
+AVX-512, where it was not tried, has vectors of 16."""
 
 
 def unit_stride(x: Tensor, weight: Tensor, stride: Any, padding: Any = 0) -> tuple[Tensor, Any, Any]:
