@@ -29,11 +29,8 @@ def field_errors(error: ValidationError | RequestValidationError) -> list[FieldE
         if item["type"] == "too_short" and any(_lies_in(other["loc"], item["loc"]) for other in found[:MAX_ERRORS]):
             continue  # pydantic counts the items before the first wrong one
         path = [str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]]
-        result.append(
-            FieldError(
-                pointer="/" + "/".join(path) if path else "", detail=item["msg"].replace("Tuple should", "List should")
-            )
-        )
+        detail = item["msg"].replace("Tuple should", "List should")
+        result.append(FieldError(pointer="/" + "/".join(path) if path else "", detail=detail))
     return result
 
 

@@ -388,8 +388,10 @@ def _labels(y: ArrayLike) -> NDArray[Any]:
         raise BatchError("the batch has no samples", code="empty_batch", advice="Send at least one row.")
     if array.dtype.kind == "f":
         _require_finite("y", bool(np.isfinite(array).all()))
-        whole = array.ndim == 1 and bool((array == np.floor(array)).all())
+        whole = array.ndim == 1 and bool(((array == np.floor(array)) & (np.abs(array) < 2.0**63)).all())
         return array.astype(np.int64 if whole else np.float64)
+    if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        return array.astype(np.float64)
     return array if array.dtype.kind == "U" else array.astype(np.int64)
 
 

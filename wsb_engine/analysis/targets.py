@@ -81,7 +81,7 @@ def in_rows(
 
     Raises:
         ModelError: ``unsupported_output``, and those of ``class_axis``.
-        BatchError, OptionsError: as ``class_axis`` and ``Loss.configured``.
+        BatchError, OptionsError: as ``_require_same_axes``, ``class_axis`` and ``Loss.configured``.
     """
     # Not one sample if there are more: operators on whole batches may refuse a single one.
     rows = torch.arange(objective.group if objective.group > 1 else min(2, objective.samples))
@@ -97,9 +97,26 @@ def in_rows(
             f"an output {list(shape)} may have its classes on the last axis or on the second: they are taken to be on "
             f"axis {axis + 1}",
         )
+    if not of_positions:
+        _require_same_axes(batch.y.shape[1:], sizes)
     output = Output(sizes, axis, prod(sizes) // sizes[axis] if of_positions else 1)
     loss = configured(objective.loss.kind, options, output)
     return replace(objective, function=flattened(objective.function), loss=loss)
+
+
+def _require_same_axes(labels: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    """Refuse labels as many as outputs that have other axes: they would be compared in the wrong order.
+
+    Raises:
+        BatchError: ``labels_shape``.
+    """
+    labels_, sizes_ = (tuple(size for size in shape if size != 1) for shape in (labels, sizes))
+    if prod(labels) == prod(sizes) and labels_ not in (sizes_, (prod(sizes),)):
+        raise BatchError(
+            f"y has the shape {['N', *labels]}, the model's output {['N', *sizes]}",
+            code="labels_shape",
+            advice="Give y the shape of the model's output, or with all axes but the first flattened.",
+        )
 
 
 def class_axis(sizes: Sequence[int], labels: Sequence[int], told: int | None) -> tuple[int, bool]:
@@ -234,6 +251,12 @@ def _classes(batch: Batch, count: int, declared: tuple[int | str, ...] | None, i
             advice="Give integer labels [N], or probabilities [N, C].",
         )
     if y.dtype.kind == "f" or y.ndim == 2:
+        if ignored is not None:
+            raise BatchError(
+                "y holds probabilities, none of which ignore_index can mark",
+                code="labels_not_classes",
+                advice="Leave ignore_index out and give samples without a label weight 0, or give class labels.",
+            )
         y = y.astype(np.float64, copy=False)
         _require_probabilities(y)
         return _Read(y, weights)

@@ -211,7 +211,7 @@ def _as_module(model: Any, options: Options) -> tuple[nn.Module, Options]:
         binary, from_logits = _meaning(model.loss)
         last = None if from_logits else _activated(model)
         head = HEADS[binary, from_logits or last is not None]
-        options = options.model_copy(update={"head": head})
+        options = options.model_copy(update={"head": head, **_smoothing(model.loss, binary, options)})
     device = options.device
     if device == "auto" and options.devices is None:
         where = model.variables[0].value.device
@@ -234,6 +234,28 @@ def _meaning(loss: Any) -> tuple[bool, bool]:
         )
     from_logits = bool(loss.get_config()["from_logits"]) if isinstance(loss, keras.losses.Loss) else False
     return name.lower().startswith("binary"), from_logits
+
+
+def _smoothing(loss: Any, binary: bool, options: Options) -> dict[str, Any]:
+    """Return the settings of the compiled loss that change its Hessian, as options, unless these are set.
+
+    Raises:
+        ModelError: ``keras_loss_unknown`` for smoothing that the analysis has no option for.
+    """
+    config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+    smoothing, ignored = config.get("label_smoothing") or 0.0, config.get("ignore_class")
+    if binary and smoothing:
+        raise ModelError(
+            "the model is compiled with a binary cross-entropy of smoothed labels",
+            code="keras_loss_unknown",
+            advice="Smooth the labels of the batch, as probabilities, and set head: options=wsb.Options(head=…).",
+        )
+    found: dict[str, Any] = {}
+    if smoothing and not options.label_smoothing:
+        found["label_smoothing"] = smoothing
+    if ignored is not None and options.ignore_index is None:
+        found["ignore_index"] = ignored
+    return found
 
 
 def _activated(model: Any) -> Any:

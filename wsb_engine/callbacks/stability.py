@@ -6,6 +6,7 @@ for λ < 2(1+β)/((1+2β)η) (Cohen et al., arXiv 2103.00065, section 2 and appe
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,8 @@ def of_torch(optimizer: Optimizer | Iterable[Optimizer], module: nn.Module) -> l
 
 
 def _descent(optimizer: Any, number: int, group: dict[str, Any]) -> Descent:
-    if not isinstance(optimizer, torch.optim.SGD):
+    # A subclass may step otherwise.
+    if inspect.unwrap(type(optimizer).step) is not inspect.unwrap(torch.optim.SGD.step):
         raise not_descent(type(optimizer).__name__)
     if group["maximize"]:
         raise NoRatioError("the optimizer maximizes")

@@ -67,7 +67,7 @@ class TransformersCallback(TrainerCallback):  # type: ignore[misc]
     def _measure(self, state: Any, control: Any, model: nn.Module, optimizer: Any) -> None:
         module = model if self._module is None else self._module
         found = self._tracker.measure(
-            state.global_step, lambda: (module, self._tracker.options), lambda: of_torch(optimizer, module)
+            state.global_step, lambda: (module, self._options()), lambda: of_torch(optimizer, module)
         )
         if found is None:
             return
@@ -75,3 +75,8 @@ class TransformersCallback(TrainerCallback):  # type: ignore[misc]
         self._trainer.log(found.metrics)
         # Logging withdraws the request to log, which is for the training's own loss.
         control.should_log = before
+
+    def _options(self) -> Options:
+        """Return the options, with the trainer's smoothing of labels unless they have one."""
+        options, smoothing = self._tracker.options, self._trainer.args.label_smoothing_factor
+        return options if options.label_smoothing else options.model_copy(update={"label_smoothing": smoothing})

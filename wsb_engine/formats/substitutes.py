@@ -1,4 +1,4 @@
-"""torch's functions that lack a second derivative, or a forward one, written out for live modules."""
+"""torch's functions that lack a second derivative, a forward one, or a right one, written out for live modules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsb_engine.curvature.tracing.dispatch import Running
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.kernels import bags, elementwise
+from wsb_engine.formats.graph.kernels.convolution import unit_stride
 from wsb_engine.formats.graph.kernels.norms import cdist, root, vector_norm, weight_norm
 from wsb_engine.formats.graph.kernels.products import bilinear
 from wsb_engine.formats.graph.kernels.recurrent import STEPS, Cell, gru_cell, lstm_cell, rnn_cell, unrolled
@@ -98,6 +99,32 @@ def _own_bag(
     return bags.as_torch(weight, input, offsets, mode, per_sample_weights, include_last_offset, padding_idx)
 
 
+def _convolution(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(
+        input: Tensor,  # noqa: A002
+        weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, *arguments: Any, **options: Any,
+    ) -> Tensor:  # fmt: skip
+        x, stride, padding = unit_stride(input, weight, stride, padding)
+        return function(x, weight, bias, stride, padding, *arguments, **options)
+
+    return run
+
+
+def convolution(
+    input: Tensor,  # noqa: A002
+    weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int, *_: Any,
+) -> Tensor:  # fmt: skip
+    """Convolve; the backend's flags, which may follow, have no meaning here."""
+    if not transposed:
+        input, stride, padding = unit_stride(input, weight, stride, padding)  # noqa: A001
+    return torch.convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+
+
+_OVERLOADS = ("", ".default", ".padding")
+"""What follows the name if a module calls an overload, as one that ``torch.export`` made."""
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+
 _Layer = Callable[[Tensor, "Tensor | None", "Tensor | None"], Cell]
 """R, its bias and the output's projection → the cell of a layer."""
 
@@ -160,6 +187,8 @@ def _recurrent(cell: _Layer) -> Callable[..., tuple[Tensor, ...]]:
 
 _TABLE: dict[str, Callable[..., Any]] = {
     **STEPS,
+    **{f"{each.__name__}{overload}": _convolution(each) for each in _CONVOLUTIONS for overload in _OVERLOADS},
+    **dict.fromkeys(("_convolution", "_convolution.default", "convolution", "convolution.default"), convolution),
     "_weight_norm": weight_norm,
     "bilinear": bilinear,
     "cdist": cdist,

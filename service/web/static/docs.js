@@ -9,5 +9,6 @@ SwaggerUIBundle({
   layout: "BaseLayout",
   deepLinking: true,
   defaultModelsExpandDepth: -1,
+  docExpansion: "none",
   validatorUrl: null,
 });

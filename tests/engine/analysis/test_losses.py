@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -363,6 +364,7 @@ def code_of(module: nn.Module, x: object, y: object, **options: object) -> str:
     return caught.value.code
 
 
+CHEAP = wsb.Options(moments="none", enclosure=False)
 X = np.random.default_rng(0).standard_normal((3, 4))
 T = np.random.default_rng(0).standard_normal((3, 2, 4))
 
@@ -434,3 +436,74 @@ def test_lists_are_taken_from_strict_json_and_from_words() -> None:
     options = wsb.Options.model_validate_json(given, strict=True)
     assert (options.class_weights, options.pos_weight, options.devices) == ((1, 2.5), (3,), ("cpu", "cpu"))
     assert wsb.Options.model_validate({"class_weights": ["1,2.5", "3"]}).class_weights == (1, 2.5, 3)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e-20, 7.0, 1e99])
+@pytest.mark.parametrize("form", ["classes", "tokens"])
+def test_weights_of_classes_count_only_beside_each_other(scale: float, form: str) -> None:
+    torch.manual_seed(3)
+    module = nn.Linear(4, 3).double()
+    x = torch.randn(9, 4, dtype=torch.float64) if form == "classes" else torch.randn(9, 2, 4, dtype=torch.float64)
+    y = torch.arange(9) % 3 if form == "classes" else torch.arange(18).reshape(9, 2) % 3
+    loss = "cross_entropy" if form == "classes" else "token_cross_entropy"
+    reports = [
+        wsb.analyze(
+            wsb.from_module(module),
+            wsb.Batch(x, y),
+            wsb.Options(loss=loss, class_weights=tuple(factor * w for w in (1, 2, 5))),
+        )
+        for factor in (1.0, scale)
+    ]
+    first, second = (report.enclosure.lambda_max for report in reports if report.enclosure is not None)
+    assert reports[1].loss.value == pytest.approx(reports[0].loss.value, rel=1e-14)
+    assert max(first.lower, second.lower) <= min(first.upper, second.upper)
+    assert second.upper == pytest.approx(first.upper, rel=1e-9)
+
+
+@pytest.mark.parametrize("weight", [5e-324, 1e-320, 1e-101, 1e101, 1e308])
+def test_a_weight_that_arithmetic_cannot_carry_is_refused(weight: float) -> None:
+    for name in ("class_weights", "pos_weight"):
+        with pytest.raises(ValidationError, match="from 1e-100 to 1e\\+100"):
+            wsb.Options.model_validate({name: [weight, 1.0]})
+
+
+def test_labels_that_count_for_next_to_nothing_are_refused() -> None:
+    batch = wsb.Batch(X, torch.tensor([0, 0, 0]), weights=[1e-150, 1e-150, 1e-150])
+    weighted = wsb.Batch(X, torch.tensor([0, 0, 1]), weights=[1.0, 1.0, 1e-150])
+    assert wsb.analyze(wsb.from_module(nn.Linear(X.shape[1], 3).double()), batch, CHEAP).loss.value > 0
+    with pytest.raises(wsb.BatchError) as caught:
+        wsb.analyze(
+            wsb.from_module(nn.Linear(X.shape[1], 3).double()),
+            weighted,
+            CHEAP.model_copy(update={"class_weights": (0, 1, 1)}),
+        )
+    assert caught.value.code == "weights_too_small"
+
+
+@pytest.mark.parametrize("loss", ["multilabel", "squared_error"])
+def test_labels_with_other_axes_than_the_output_are_refused(loss: str) -> None:
+    module = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3))).double()
+    x, y = torch.randn(5, 4, dtype=torch.float64), torch.rand(5, 2, 3, dtype=torch.float64)
+    options = CHEAP.model_copy(update={"loss": loss})
+    values = {
+        wsb.analyze(wsb.from_module(module), wsb.Batch(x, given), options).loss.value for given in (y, y.reshape(5, 6))
+    }
+    assert len(values) == 1
+    with pytest.raises(wsb.BatchError) as caught:
+        wsb.analyze(wsb.from_module(module), wsb.Batch(x, y.transpose(1, 2)), options)
+    assert caught.value.code == "labels_shape"
+
+
+@pytest.mark.parametrize("y", [np.array([1e19, 2e19, 3e19]), np.array([2**63 + 2**62] * 3, dtype=np.uint64)])
+def test_numbers_beyond_integers_stay_what_they_are(y: np.ndarray) -> None:
+    module = nn.Linear(X.shape[1], 1).double()
+    found = wsb.analyze(wsb.from_module(module), wsb.Batch(X, y), CHEAP.model_copy(update={"loss": "squared_error"}))
+    expected = nn.functional.mse_loss(module(torch.as_tensor(X).double())[:, 0], torch.as_tensor(y.astype(float)))
+    assert found.loss.value == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_probabilities_cannot_be_ignored() -> None:
+    y = torch.tensor([[0.5, 0.5, 0], [1, 0, 0], [0.2, 0.3, 0.5]])
+    with pytest.raises(wsb.BatchError) as caught:
+        wsb.analyze(wsb.from_module(nn.Linear(X.shape[1], 3).double()), wsb.Batch(X, y), wsb.Options(ignore_index=1))
+    assert caught.value.code == "labels_not_classes"

@@ -189,6 +189,19 @@ def test_a_loss_that_is_no_cross_entropy_needs_the_option_head(keras: Any) -> No
         made.fit(X.numpy(), np.eye(3)[Y.numpy()], epochs=1, verbose=0, callbacks=[KerasCallback(batch())])
 
 
+def test_smoothed_labels_and_ignored_classes_of_the_compiled_loss_are_taken_over(keras: Any) -> None:
+    from wsb_engine.callbacks.keras import _as_module
+
+    made = model(keras, "softmax", keras.losses.CategoricalCrossentropy(label_smoothing=0.1))
+    assert _as_module(made, wsb.Options())[1].label_smoothing == 0.1
+    assert _as_module(made, wsb.Options(label_smoothing=0.3))[1].label_smoothing == 0.3
+    made = model(keras, "softmax", keras.losses.SparseCategoricalCrossentropy(ignore_class=2))
+    assert _as_module(made, wsb.Options())[1].ignore_index == 2
+    made = model(keras, "sigmoid", keras.losses.BinaryCrossentropy(label_smoothing=0.1))
+    with pytest.raises(wsb.ModelError, match="smoothed"):
+        _as_module(made, wsb.Options())
+
+
 def test_a_layer_that_rounds_to_float32_is_found(keras: Any) -> None:
     from wsb_engine.callbacks.keras import _as_module
     from wsb_engine.callbacks.measurement import measured

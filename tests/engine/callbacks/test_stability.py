@@ -101,6 +101,21 @@ def test_an_optimizer_that_scales_each_coordinate_has_no_ratio(kind: type[torch.
         of_torch(kind(module.parameters()), module)
 
 
+def test_a_subclass_that_steps_otherwise_has_no_ratio() -> None:
+    class Signs(torch.optim.SGD):
+        def step(self, closure: object = None) -> None: ...
+
+    class Named(torch.optim.SGD):
+        """Steps as SGD does."""
+
+    module = linear()
+    with pytest.raises(NoRatioError, match="Signs"):
+        of_torch(Signs(module.parameters(), lr=0.1), module)
+    named = Named(module.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(named, 1)
+    assert of_torch(named, module)[0].learning_rate == 0.1
+
+
 def test_an_optimizer_that_maximizes_has_no_ratio() -> None:
     module = linear()
     with pytest.raises(NoRatioError, match="maximizes"):

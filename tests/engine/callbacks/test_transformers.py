@@ -113,3 +113,15 @@ def test_the_example_of_the_guide_runs(
     monkeypatch.chdir(tmp_path)
     exec(example("Hugging Face transformers"), {})  # noqa: S102
     assert capsys.readouterr().out.rstrip().splitlines()[-1].count(",") == 1
+
+
+def test_the_trainer_s_smoothing_of_labels_is_taken_over_unless_the_options_have_one(tmp_path: Path) -> None:
+    from wsb_engine.callbacks import TransformersCallback
+
+    def smooth(trainer: Any) -> None:
+        trainer.args.label_smoothing_factor = 0.1
+        trainer.add_callback(TransformersCallback(trainer, masked(), on_error="raise"))
+
+    trainer = train(tmp_path, smooth)
+    last = next(each for each in trainer.callback_handler.callbacks if isinstance(each, TransformersCallback)).last
+    assert last.report.loss.label_smoothing == 0.1

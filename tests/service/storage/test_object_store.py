@@ -89,8 +89,10 @@ def test_a_file_is_deleted_for_its_tenant_while_the_store_is_away(
 def stuck(start_service: StartService, objects: Bucket, files: Files) -> tuple[Service, str]:
     """An analysis whose worker has found the store away more than once."""
     service = start_worker(start_service, objects)
-    occupied = submit(service, files, "sleep:3")
+    occupied = submit(service, files, "sleep:10")
     analysis = submit(service, files)
+    # Once it tells of progress, it has its files, so that only the other one needs the store.
+    until(lambda: service.client.get(f"/v1/analyses/{occupied}").json()["progress"])
     objects.stop()
     service.ended(occupied)
     seen = "SELECT count(*) FROM procrastinate_events WHERE type = 'deferred_for_retry'"

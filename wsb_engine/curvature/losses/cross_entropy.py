@@ -131,7 +131,7 @@ class CrossEntropy(Loss):
         return ((1 - share) * rows + share / logits) * weights
 
     def _weights(self, like: Tensor, *, relative: bool) -> Tensor:
-        """Return the weights of classes, (C,) float64; relative ones divided by a power of two, so that they are near 1."""
+        """Return the weights of classes, (C,) float64; relative ones near 1, by a power of two."""
         weights = torch.tensor(self.class_weights, dtype=torch.float64, device=like.device)
         return weights * 2.0 ** -math.frexp(max(self.class_weights or ()))[1] if relative else weights
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsb_engine.formats.graph.kernels import bags, elementwise, normalization
+from wsb_engine.formats.graph.kernels.convolution import unit_stride
 from wsb_engine.formats.graph.kernels.elementwise import SURE
 from wsb_engine.formats.graph.kernels.norms import cdist, root, vector_norm, weight_norm
 from wsb_engine.formats.graph.kernels.products import bilinear, trilinear
@@ -87,12 +88,12 @@ FACTORIES = frozenset({"arange", "eye", "full", "linspace", "ones", "zeros"})
 """Operators that make tensors out of numbers."""
 
 _NATIVE = """
-    _convolution_mode abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d add addbmm addcdiv addcmul addmm addmv all amax amin any arange argmax
     argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_left_shift
     bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm broadcast_tensors broadcast_to cat ceil celu
-    channel_shuffle chunk clamp clamp_max clamp_min clip clone col2im concat concatenate constant_pad_nd conv1d
-    conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh cosine_similarity cummax
+    channel_shuffle chunk clamp clamp_max clamp_min clip clone col2im concat concatenate constant_pad_nd
+    conv_transpose1d conv_transpose2d conv_transpose3d copysign cos cosh cosine_similarity cummax
     cummin cumprod cumsum diagonal diff div divide dot einsum elu eq erf erfc exp exp2 expand expand_as expm1 eye
     flatten flip floor floor_divide fmod frac full full_like gather ge gelu greater greater_equal gt hardshrink
     hardtanh hstack im2col index index_add index_put index_select inner isfinite isinf isnan le leaky_relu less
@@ -179,10 +180,29 @@ def copy(call: Call, x: Tensor, source: Tensor, *_: Any) -> Tensor:
     return source.to(x.dtype).expand(x.shape)
 
 
+@_enter("_convolution_mode", "conv1d", "conv2d", "conv3d")
+def convolve(
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    *arguments: Any,
+) -> Any:
+    x, stride, padding = unit_stride(x, weight, stride, padding)
+    return native(call, x, weight, bias, stride, padding, *arguments)
+
+
 @_enter("_convolution", "convolution")
-def convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Any:
+def convolution(
+    call: Call, x: Tensor, weight: Tensor, bias: Tensor | None,
+    stride: Any, padding: Any, dilation: Any, transposed: bool, *arguments: Any,
+) -> Any:  # fmt: skip
     """Convolve; the backend's flags, which follow the groups, have no meaning here."""
-    return torch.ops.aten.convolution(x, weight, bias, *arguments[:6])
+    if not transposed:
+        x, stride, padding = unit_stride(x, weight, stride, padding)
+    return torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, transposed, *arguments[:2])
 
 
 @_enter("embedding")

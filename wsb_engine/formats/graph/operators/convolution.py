@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
+from wsb_engine.formats.graph.kernels.convolution import unit_stride
 from wsb_engine.formats.graph.operators.registry import Call, Static, operator
 from wsb_engine.formats.graph.operators.spatial import pad_ends, window
 
@@ -33,11 +34,12 @@ def _spatial_axes(call: Call, x: Tensor) -> int:
 def conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     dims = _spatial_axes(call, x)
     shape = window(call, x, weight.shape[2:])
+    padded, strides, _ = unit_stride(shape.pad(x), weight, shape.strides)
     return CONVOLUTIONS[dims](
-        shape.pad(x),
+        padded,
         weight,
         bias,
-        stride=shape.strides,
+        stride=strides,
         dilation=shape.dilations,
         groups=call.get("group", 1),
     )
