@@ -221,14 +221,14 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _by_step(names: Sequence[str], points: Sequence[Point | None]) -> tuple[list[Curve], bool]:
     """Return a curve for each series of steps, and True; or all reports side by side, if names have no steps."""
-    from wsb_engine.presentation.figures import Curve
+    from wsb_engine.presentation.figures import Curve, Point
 
     found = [_STEP.fullmatch(name) for name in names]
     series: dict[str, dict[int, Point | None]] = {}
     for match, point in zip(found, points, strict=True):
         if match is not None:
             before, step, after = match.groups()
-            placed = None if point is None else point._replace(x=float(step))
+            placed = None if point is None else Point(float(step), *point[1:])
             series.setdefault(f"{before}{after}".strip("-_./ "), {})[int(step)] = placed
     has_steps = sum(map(len, series.values())) == len(names) and max(map(len, series.values()), default=0) > 1
     if not has_steps:

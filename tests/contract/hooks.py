@@ -22,7 +22,10 @@ WITH_REPORTS = os.environ.get("WSB_TEST_REPORTS") == "1"
 LARGEST = 512
 """Largest limit on a length that is tried."""
 MODELS = [onnx_mlp((4, 3, 3), seed=seed) for seed in range(8)]
-DEPENDENT = ("time_limit", "memory_limit", "output", "parameters", "head", "moments", "stop", "basis", "devices")
+DEPENDENT = (
+    *("time_limit", "memory_limit", "output", "parameters", "head", "moments", "stop", "basis", "devices"),
+    *("loss", "class_weights", "pos_weight", "label_smoothing", "ignore_index"),
+)
 """Options whose values can be right for one model, machine or policy and wrong for another."""
 POLICY = {"rule": [{"metric": "loss.value", "op": "<=", "limit": 1.0}]}
 WEBHOOK = {"url": "http://127.0.0.1:9/", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}

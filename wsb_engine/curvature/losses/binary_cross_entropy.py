@@ -95,9 +95,9 @@ class BinaryCrossEntropy(Loss):
             rows = y[:, 1:].double() / y.double().sum(dim=1, keepdim=True)
         else:
             raise mismatched(y.shape[1], 2)
-        return rows if self.pos_weight is None else self._sides(rows)
+        return rows if self.pos_weight is None else self.sides(rows)
 
-    def _sides(self, y: Tensor) -> Tensor:
+    def sides(self, y: Tensor) -> Tensor:
         """Return the weights of both classes, (N, 2, C)."""
         weights = torch.tensor(self.pos_weight or (1.0,), dtype=torch.float64, device=y.device)
         return torch.stack([weights * y, 1 - y], dim=1)

@@ -112,7 +112,7 @@ class CrossEntropy(Loss):
         return z.argmax(dim=1) == (y if y.ndim == 1 else y.argmax(dim=1))
 
     def mass(self, y: Tensor) -> Tensor | None:
-        return None if self.class_weights is None or y.ndim > 1 else self._weights(y, relative=True)[y]
+        return None if self.class_weights is None or y.ndim > 1 else self.weights(y, relative=True)[y]
 
     def guess(self, logits: int) -> float:
         return math.log(self.classes(logits))
@@ -127,10 +127,10 @@ class CrossEntropy(Loss):
         if self.class_weights is None:
             return (1 - share) * rows + share / logits
         # Probabilities are not divided by their weights.
-        weights = self._weights(rows, relative=y.ndim == 1)
+        weights = self.weights(rows, relative=y.ndim == 1)
         return ((1 - share) * rows + share / logits) * weights
 
-    def _weights(self, like: Tensor, *, relative: bool) -> Tensor:
+    def weights(self, like: Tensor, *, relative: bool) -> Tensor:
         """Return the weights of classes, (C,) float64; relative ones near 1, by a power of two."""
         weights = torch.tensor(self.class_weights, dtype=torch.float64, device=like.device)
         return weights * 2.0 ** -math.frexp(max(self.class_weights or ()))[1] if relative else weights

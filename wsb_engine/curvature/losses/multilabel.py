@@ -33,7 +33,7 @@ class Multilabel(BinaryCrossEntropy):
         return logits
 
     def targets(self, y: Tensor, logits: int) -> Tensor:
-        return self._sides(y.double()) / logits
+        return self.sides(y.double()) / logits
 
 
 LOSS = Multilabel()

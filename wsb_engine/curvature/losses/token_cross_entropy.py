@@ -75,7 +75,7 @@ class TokenCrossEntropy(CrossEntropy):
         counted = y >= 0
         if self.class_weights is None:
             return counted.sum(dim=1).double()
-        return (self._weights(y, relative=True)[y.clamp(min=0)] * counted).sum(dim=1)
+        return (self.weights(y, relative=True)[y.clamp(min=0)] * counted).sum(dim=1)
 
     def classes(self, logits: int) -> int:
         return self.output.sizes[self.output.axis]

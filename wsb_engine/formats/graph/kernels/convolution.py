@@ -35,7 +35,8 @@ def unit_stride(x: Tensor, weight: Tensor, stride: Any, padding: Any = 0) -> tup
         if any(sizes):
             x = functional.pad(x, [size for each in reversed(sizes) for size in (each, each)])
         padding = [0] * axes
-    return x[(..., *(slice(None, None, step) for step in steps))], [1] * axes, padding
+    kept: tuple[Any, ...] = (..., *(slice(None, None, step) for step in steps))
+    return x[kept], [1] * axes, padding
 
 
 def _each(value: int | Sequence[int], axes: int) -> list[int]:
