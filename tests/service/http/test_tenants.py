@@ -66,8 +66,8 @@ def tenants(start_service: StartService, model_bytes: bytes, batch_bytes: bytes)
             "INSERT INTO webhooks (id, tenant, url, events, secret) VALUES (%s, 'ours', 'https://x', '[]', '')",
             ids["webhook_id"],
         )
-        ids["label"], ids["badge_id"] = "run", "11111111-1111-1111-1111-111111111111"
-        service.sql("INSERT INTO badges VALUES (%s, 'ours', 'run', '')", ids["badge_id"])
+        ids["label"], ids["badge_id"] = "our-series", "11111111-1111-1111-1111-111111111111"
+        service.sql("INSERT INTO badges VALUES (%s, 'ours', %s, '')", ids["badge_id"], ids["label"])
         ids["name"] = "our-baseline"
         service.sql("INSERT INTO baselines VALUES ('ours', %s, %s)", ids["name"], ids["analysis_id"])
         yield Tenants(service, ours, theirs, ids)

@@ -50,9 +50,9 @@ class BinaryCrossEntropy(Loss):
                 loss=self.kind,
                 logits=math.prod(output.sizes),
             )
-        return self._weighted(options, 1)
+        return self.weighted(options, 1)
 
-    def _weighted(self, options: Options, logits: int) -> BinaryCrossEntropy:
+    def weighted(self, options: Options, logits: int) -> BinaryCrossEntropy:
         weights = options.pos_weight
         if weights is not None and len(weights) not in (1, logits):
             raise OptionsError(

@@ -24,7 +24,7 @@ class Multilabel(BinaryCrossEntropy):
     settings = frozenset({"pos_weight"})
 
     def configured(self, options: Options, output: Output) -> BinaryCrossEntropy:
-        return self._weighted(options, math.prod(output.sizes))
+        return self.weighted(options, math.prod(output.sizes))
 
     def correct(self, z: Tensor, y: Tensor) -> Tensor:
         return ((z > 0) == (y > 0.5)).double().mean(dim=1)
