@@ -499,7 +499,7 @@ def test_numbers_beyond_integers_stay_what_they_are(y: np.ndarray) -> None:
     module = nn.Linear(X.shape[1], 1).double()
     found = wsb.analyze(wsb.from_module(module), wsb.Batch(X, y), CHEAP.model_copy(update={"loss": "squared_error"}))
     expected = nn.functional.mse_loss(module(torch.as_tensor(X).double())[:, 0], torch.as_tensor(y.astype(float)))
-    assert found.loss.value == pytest.approx(float(expected), rel=1e-12)
+    assert found.loss.value == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_probabilities_cannot_be_ignored() -> None:
