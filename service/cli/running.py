@@ -107,7 +107,7 @@ def promote(name: str, analysis: str, url: str, *, settings: Settings) -> str:
 
 
 def about(name: str | None, labels: Sequence[str], url: str | None) -> dict[str, Any]:
-    """Return what a server is told of an analysis besides its inputs; end the command if there is no server.
+    """Return what to send to a server about an analysis besides its inputs; end the command if there is no server.
 
     Args:
         name: Name of the analysis.

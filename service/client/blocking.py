@@ -109,7 +109,7 @@ class Client:
     ) -> Report:
         """Analyse on the server and return the report.
 
-        Takes what ``submit`` takes; ``within`` limits all of it, and ``progress`` is told of the analysis too. The
+        Takes what ``submit`` takes; ``within`` limits all of it, and ``progress`` reports on the analysis too. The
         verdict of a policy belongs to the analysis, which ``submit`` and ``wait`` return.
 
         Raises:

@@ -27,7 +27,7 @@ PUBLIC_PATHS = frozenset(
 )
 """Paths that need no key; every other path but those of badges needs one, whether or not it exists."""
 _BADGE = re.compile(r"/v1/series/.+/badge\.svg")
-"""Needs a token of its own, which its route checks."""
+"""Needs the token of the badge, which its route checks."""
 METRICS = "/metrics"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CHANGING_NOTHING = frozenset({"/v1/comparisons", "/sign-out"})

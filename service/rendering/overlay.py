@@ -36,7 +36,7 @@ from service.rendering.svg import (
 from wsb_engine.presentation.numbers import number
 
 STYLES = 8
-"""Runs that can be told apart: by colour, and by the shape of their markers."""
+"""Runs that differ by colour, or by the shape of their markers."""
 MAX_DRAWN = 4000
 """Most points of one plot; of more, evenly spread ones of each line."""
 MAX_MARKED = 60
@@ -141,7 +141,7 @@ def columns(
 
     Args:
         names: Positions of the checkpoints.
-        shades: Of each column the shades of its cells from the bottom to the top, 0 (empty) to 1.
+        shades: The shades of the cells of each column, from the bottom to the top, 0 (empty) to 1.
         y: Ends of the vertical axis, which the cells divide evenly; on a logarithmic axis evenly in the logarithm.
         axes: Labels and kinds of the axes.
         caption: What the map shows, for readers who don't see it.

@@ -190,7 +190,7 @@ def targets(
 
     Raises:
         BatchError: ``labels_out_of_range``, ``labels_unknown``, ``label_classes_mismatch``, ``labels_shape``,
-            ``labels_not_probabilities``, ``labels_not_classes``, ``labels_ignored``.
+            ``labels_not_probabilities``, ``labels_not_classes``, ``labels_ignored``, ``weights_too_small``.
     """
     ignored = ignored_label(options, loss.form)
     count = loss.classes(logits) or 0
@@ -214,7 +214,7 @@ def targets(
         raise BatchError(
             f"the labels that count have the weight {total:g}, beside 1 for all samples and classes",
             code="weights_too_small",
-            advice="Give classes and samples that occur weights within 1e100 of the largest, or 0.",
+            advice="Give samples and classes that occur at least 1e-100 of the largest weight, or 0.",
         )
 
     def as_rows(labels: Tensor) -> Tensor:

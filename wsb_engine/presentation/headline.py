@@ -1,6 +1,6 @@
 """The first two lines about a report: what is certain about λ_max, and what that means.
 
-Every rendering shows these words; none has words of its own for them.
+Every rendering shows these words; none rephrases them.
 """
 
 from __future__ import annotations

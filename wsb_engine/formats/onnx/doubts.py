@@ -74,7 +74,7 @@ def _computed(used: Tensors) -> Iterator[tuple[str, str]]:
     if named := [name for name in used if _MADE_UP.match(name) and not _REORDERED.match(name)]:
         yield (
             "derived_parameters",
-            f"torch's older exporter gave names of its own to {listed(named)}, as it does to what it computes from "
+            f"torch's older exporter made up names for {listed(named)}, as it does to what it computes from "
             f"parameters or makes up: H is the Hessian over these tensors of the file; {record}",
         )
     pruned = [name for name, tensor in used.items() if _REORDERED.match(name) and int((tensor == 0).sum()) >= _ZEROS]
