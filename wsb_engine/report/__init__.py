@@ -1,0 +1,62 @@
+"""The report of one analysis: the one schema that Python, the command line and HTTP share.
+
+Numbers are finite or null. Absent parts are null. The same input, options, seed and device give the same
+report, ``timings`` aside. Symbols: t = tr H, q = ‖H‖_F², P the number of parameters, N of samples.
+"""
+
+from wsb_engine.report.curvature import (
+    Bounds,
+    Density,
+    Enclosure,
+    EnclosureStep,
+    Epsilon,
+    ExtremeBounds,
+    LayerCurvature,
+    Modelled,
+    Moments,
+    MomentsMethod,
+    NamedBound,
+    Orthogonality,
+    Rounding,
+    SampleShare,
+    SpectrumResult,
+)
+from wsb_engine.report.fields import MAX_BLOCKS, MAX_STEPS, CertifiedInterval, Interval, Kind
+from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model, Parameters, ParameterTensor, Parity
+from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
+
+__all__ = [
+    "MAX_BLOCKS",
+    "MAX_STEPS",
+    "SCHEMA_VERSION",
+    "BatchSummary",
+    "Bounds",
+    "CertifiedInterval",
+    "Check",
+    "Citation",
+    "Density",
+    "Enclosure",
+    "EnclosureStep",
+    "Engine",
+    "Epsilon",
+    "ExtremeBounds",
+    "Interval",
+    "Kind",
+    "LayerCurvature",
+    "Loss",
+    "Model",
+    "Modelled",
+    "Moments",
+    "MomentsMethod",
+    "NamedBound",
+    "Orthogonality",
+    "ParameterTensor",
+    "Parameters",
+    "Parity",
+    "Plot",
+    "Report",
+    "ReportWarning",
+    "Rounding",
+    "SampleShare",
+    "SpectrumResult",
+]
