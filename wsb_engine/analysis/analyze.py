@@ -22,6 +22,7 @@ from wsb_engine.analysis.inputs import several
 from wsb_engine.analysis.members import split
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.analysis.questions.population import population
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.analysis.spectrum import form, spectrum
 from wsb_engine.arithmetic import exact
@@ -143,6 +144,11 @@ def report_on(
         rounding = measuring.rounding(product, choice.layout)
     certified = _certified(problem, options, choice, shared, measuring, rounding, monitor)
     found, enclosure, errors = certified.moments, certified.enclosure, certified.errors
+    distribution = None
+    if options.population is not None:
+        with monitor.phase("population"), monitor.optional("the distribution's λ_max", True), monitor.limited():
+            with threads_of(device, one=small):
+                distribution, errors = population(problem, options, shared, enclosure, errors, monitor)
     named = [] if found is None else bounds.evaluate(found.quantities, rounding)
     eigenvalues = None
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
@@ -176,6 +182,7 @@ def report_on(
         warnings=monitor.warnings,
         timings=monitor.timings(),
         products=monitor.products,
+        population=distribution,
     )
     report = in_true_units(report, problem.objective.scale)
     return report.model_copy(update={"citations": citations(report)})
