@@ -143,12 +143,8 @@ def report_on(
     with monitor.phase("rounding"), monitor.limited(), threads_of(device, one=small):
         rounding = measuring.rounding(product, choice.layout)
     certified = _certified(problem, options, choice, shared, measuring, rounding, monitor)
-    found, enclosure, errors = certified.moments, certified.enclosure, certified.errors
-    distribution = None
-    if options.population is not None:
-        with monitor.phase("population"), monitor.optional("the distribution's λ_max", True), monitor.limited():
-            with threads_of(device, one=small):
-                distribution, errors = population(problem, options, shared, enclosure, errors, monitor)
+    found, enclosure = certified.moments, certified.enclosure
+    distribution, errors = _distribution(problem, options, shared, certified, monitor)
     named = [] if found is None else bounds.evaluate(found.quantities, rounding)
     eigenvalues = None
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
@@ -243,6 +239,24 @@ def _certified(
                 deflated, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
                 enclosure, errors = continued(enclosure, deflated), replace(errors, ritz=ritz)
     return _Certified(premises, found, hessian, enclosure, errors)
+
+
+def _distribution(
+    problem: Problem, options: Options, shared: krylov.Krylov | None, certified: _Certified, monitor: Monitor
+) -> tuple[r.Population | None, MeasuredErrors]:
+    """Bound λ_max of the distribution, if the options ask for it and time allows; add what that measured."""
+    found, errors = None, certified.errors
+    if options.population is None:
+        return found, errors
+    small = problem.product_operations <= ONE_THREAD_OPERATIONS
+    with (
+        monitor.phase("population"),
+        threads_of(problem.objective.device, one=small),
+        monitor.optional("the distribution's λ_max", otherwise=True),
+        monitor.limited(),
+    ):
+        found, errors = population(problem, options, shared, certified.enclosure, errors, monitor)
+    return found, errors
 
 
 def _judge_precision(problem: Problem, options: Options, enclosure: r.Enclosure | None, monitor: Monitor) -> None:

@@ -22,7 +22,6 @@ from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.hall import RowMean, normal_quantile, row_mean
 from wsb_engine.curvature.folds import FOLDS, Fold, folds
-from wsb_engine.curvature.losses import Targets
 from wsb_engine.curvature.products.autodiff import HessianProduct, interrupted
 from wsb_engine.curvature.products.mlp import MLPProduct
 from wsb_engine.curvature.products.row_forms import row_forms
@@ -43,6 +42,8 @@ CONVERGED = 1e-3
 """Residual of a fold's eigenvector, relative to its eigenvalue; a worse vector lowers the lower limit, no more."""
 EXPECTED_PRODUCTS, MOST_PRODUCTS = 20, 100
 """Products that the eigenvector of a fold typically takes, and that it may take at most."""
+FORM_GRADIENTS = 8 / 3
+"""Two passes of two levels of forward mode, as a multiple of a gradient, a third of which is a forward pass."""
 WITHIN = 0.1
 """Relative distance for which a number of rows is given."""
 LARGEST_COUNT = 1 << 53
@@ -103,34 +104,43 @@ def population(
     return _part(options.population, enclosure.lambda_max, whole, crossed, largest), errors
 
 
+def refused(problem: Problem, rows: int | None = None) -> tuple[str, str] | None:
+    """Return code and message of why rows are not independent, or too few; None if they are neither.
+
+    Args:
+        problem: The analysis.
+        rows: Number of rows that count; None for all.
+    """
+    rows = problem.samples if rows is None else rows
+    if problem.objective.coupled:
+        return (
+            "population_coupled",
+            "the logits of a sample depend on the other samples, so that no row has a curvature by itself: the "
+            "distribution's λ_max is left out; export the model in evaluation mode",
+        )
+    if rows < LEAST_ROWS:
+        return (
+            "population_too_few_rows",
+            f"the distribution's λ_max is left out, because its interval holds for many rows and {rows} count: send at "
+            f"least {LEAST_ROWS}",
+        )
+    return None
+
+
 def _shares(problem: Problem) -> NDArray[np.float64]:
     """Return the share of each row in the divisor of the mean, (N,) of sum 1.
 
     Raises:
         _RefusedError: if rows are not independent, or too few.
     """
-    if problem.objective.coupled:
-        raise _RefusedError(
-            "population_coupled",
-            "the logits of a sample depend on the other samples, so rows have no curvature by themselves: the "
-            "distribution's λ_max is left out; export the model in evaluation mode",
-        )
-    weights = _divisor(problem.objective.targets, problem)
-    rows = int((weights > 0).sum())
-    if rows < LEAST_ROWS:
-        raise _RefusedError(
-            "population_too_few_rows",
-            f"{rows} rows count, and limits for the distribution's λ_max that hold for many rows need at least "
-            f"{LEAST_ROWS}: send more rows",
-        )
-    shares: NDArray[np.float64] = weights / weights.sum()
-    return shares
-
-
-def _divisor(targets: Targets, problem: Problem) -> NDArray[np.float64]:
+    targets = problem.objective.targets
     mass = problem.objective.loss.mass(targets.y)
-    weights = targets.weights if mass is None else targets.weights * mass
-    return weights.cpu().numpy()
+    divisor = (targets.weights if mass is None else targets.weights * mass).cpu().numpy()
+    reason = refused(problem, int((divisor > 0).sum()))
+    if reason is not None:
+        raise _RefusedError(*reason)
+    shares: NDArray[np.float64] = divisor / divisor.sum()
+    return shares
 
 
 def _eigenvector(shared: krylov.Krylov) -> tuple[Tensor, float]:
@@ -201,15 +211,13 @@ def _largest(terms: NDArray[np.float64], whole: RowMean) -> r.SampleShare:
     if share > LARGEST_SHARE:
         raise _RefusedError(
             "population_one_row",
-            f"row {row} holds {100 * share:.3g} % of the curvature along the eigenvector of λ_max; with more than "
-            f"{100 * LARGEST_SHARE:g} % in one row the batch does not tell the distribution's λ_max: send more rows",
+            f"row {row} holds {100 * share:.3g} % of the curvature along the eigenvector of λ_max, and with more than "
+            f"{100 * LARGEST_SHARE:g} % in one row a batch does not tell the distribution's λ_max: send more rows",
         )
     return r.SampleShare(row=row, share=share)
 
 
-def _cross_fitted(
-    problem: Problem, options: Options, shared: krylov.Krylov, monitor: Monitor
-) -> NDArray[np.float64]:
+def _cross_fitted(problem: Problem, options: Options, shared: krylov.Krylov, monitor: Monitor) -> NDArray[np.float64]:
     """Return each row's term along the eigenvector of the batch without the row's fold, (N,)."""
     numbers = folds(problem.objective.targets.weights, options.seed).numpy()
     kept = shared.run.steps if shared.basis is not None else 0
@@ -240,7 +248,7 @@ def _product(problem: Problem, fold: Fold) -> HessianProduct:
 
 
 def _run(product: HessianProduct, options: Options, memory: int) -> Run:
-    """Set up a run from a start that depends on the seed alone: one near the batch's eigenvector would know the fold."""
+    """Set up a run whose start depends on the seed alone: the batch's eigenvector would know the rows left out."""
     P, unit = product.parameters, torch.finfo(product.dtype).eps / 2
     most = min(MOST_PRODUCTS, options.max_products, P)
     fits = krylov.basis_bytes(product, most) <= memory

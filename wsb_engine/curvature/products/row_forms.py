@@ -22,6 +22,7 @@ from wsb_engine.curvature.products.autodiff import FORWARD_MODE, GRADIENT_SAMPLE
 from wsb_engine.memory import ran_out
 from wsb_engine.model import Tensors
 
+
 def loss_forms(at: LossDerivatives, first: Tensor, scale: float) -> Tensor:
     """Compute scale · z′ᵀ ∇²ℓ z′ of B samples, (m, B) float64.
 
