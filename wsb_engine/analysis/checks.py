@@ -40,7 +40,7 @@ FAILURES: dict[str, tuple[str, str]] = {
     ),
     "row_forms": (
         "the curvatures of the rows do not add up to that of the batch",
-        "an operator has another second derivative in forward mode than in products",
+        "an operator's second derivative is not linear in the weights of the rows, or is not repeatable",
     ),
     "ritz_pairs": (
         "fresh products do not confirm the enclosure",

@@ -215,9 +215,8 @@ def _phases(
         kept = THREE if repeated else memory.basis(products)
         yield "enclosure", enclosing * one, memory.enclosure(way, kept, is_measured=not (is_proven or is_single))
         if options.population is not None and not population.refused(problem):
-            forms = population.FORM_GRADIENTS * N * each
             held = memory.enclosure(way, kept + memory.basis(population.EXPECTED_PRODUCTS), is_measured=False)
-            yield "population", FOLDS * population.EXPECTED_PRODUCTS * one + forms, held
+            yield "population", (FOLDS * population.EXPECTED_PRODUCTS + population.FORM_PRODUCTS) * one, held
     spectrum, held = 0.0, memory.resident
     if options.spectrum == "dense":
         spectrum, held = P * one + solver_operations(P, problem.objective.device), memory.resident + 3 * DOUBLE * P * P

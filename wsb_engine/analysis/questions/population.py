@@ -42,8 +42,8 @@ CONVERGED = 1e-3
 """Residual of a fold's eigenvector, relative to its eigenvalue; a worse vector lowers the lower limit, no more."""
 EXPECTED_PRODUCTS, MOST_PRODUCTS = 20, 100
 """Products that the eigenvector of a fold typically takes, and that it may take at most."""
-FORM_GRADIENTS = 8 / 3
-"""Two passes of two levels of forward mode, as a multiple of a gradient, a third of which is a forward pass."""
+FORM_PRODUCTS = 6
+"""Products that take as long as both passes over all rows, each in reverse mode through a product."""
 WITHIN = 0.1
 """Relative distance for which a number of rows is given."""
 LARGEST_COUNT = 1 << 53
@@ -160,13 +160,22 @@ def _terms(problem: Problem, v: Tensor, without: NDArray[np.bool_]) -> NDArray[n
     weights = objective.targets.weights.cpu()
     column = torch.where((weights > 0) & ~torch.from_numpy(without), 0, -1)
     V = v.to(objective.dtype).unsqueeze(1)
-    forms = _forms(problem, V, column) / dot(V[:, 0], V[:, 0])
+    forms = curvatures(problem, V, column) / dot(V[:, 0], V[:, 0])
     finite(float(forms.abs().max()), "the curvature of a row")
     return (weights * forms).numpy()
 
 
-def _forms(problem: Problem, V: Tensor, column: Tensor) -> Tensor:
-    """Compute v·h_s v of each row, (N,): by hand if the model is an MLP, else by automatic differentiation."""
+def curvatures(problem: Problem, V: Tensor, column: Tensor) -> Tensor:
+    """Compute v·∇²ℓ_s v of each row, (N,) float64 on the CPU, by hand if the model is an MLP; times the scale of H.
+
+    Args:
+        problem: The analysis; its rows do not depend on each other.
+        V: (P, m) directions in the working dtype.
+        column: (N,) int64 on the CPU: the direction of each row; −1 for rows to leave out, whose form is 0.
+
+    Raises:
+        ModelError, ResourceError: with a code and advice.
+    """
     objective, structure = problem.objective, problem.structure
     if structure is None:
 
@@ -177,8 +186,8 @@ def _forms(problem: Problem, V: Tensor, column: Tensor) -> Tensor:
             product = replace(problem, objective=one, team=None, count=lambda _: None).from_scratch(one)
             return dot(v, product.vector(v))
 
-        # A backward pass of the module's own is what products differentiate, whatever its forward mode says.
-        return row_forms(objective, V, column, alone, forward=not objective.has_own_backward())
+        # A backward pass of the module's own need not be linear in the weights.
+        return row_forms(objective, V, column, alone, tiled=not objective.has_own_backward())
     product: MLPProduct | None = MLPProduct(
         objective, structure.mlp, structure.net, problem.tile, memory=problem.memory, columns=V.shape[1]
     )
@@ -225,7 +234,7 @@ def _cross_fitted(problem: Problem, options: Options, shared: krylov.Krylov, mon
     total, still_moving = np.zeros(problem.samples), 0
     for index in range(FOLDS):
         fold = Fold(index, options.seed)
-        run = _run(_product(problem, fold), options, memory)
+        run = _run(product(problem, fold), options, memory)
         v, converged = _leading(run, min(MOST_PRODUCTS, options.max_products), index / FOLDS, monitor)
         total += _terms(problem, v, numbers != index)
         still_moving += not converged
@@ -239,7 +248,7 @@ def _cross_fitted(problem: Problem, options: Options, shared: krylov.Krylov, mon
     return total
 
 
-def _product(problem: Problem, fold: Fold) -> HessianProduct:
+def product(problem: Problem, fold: Fold) -> HessianProduct:
     """Return the product of the batch without a fold, shared by all members."""
     if problem.team is not None:
         return SplitProduct(problem.objective, 1, problem.team, problem.count, fold)

@@ -1,42 +1,32 @@
 """vᵀ∇²ℓ_s v of each row s: the curvature of every row along a direction (mathematics.md, section 16).
 
-With logits z of the parameters θ + εv, and ′ for the derivative in ε at 0,
-
-    vᵀ∇²ℓ_s v = z_s′ᵀ ∇²ℓ z_s′ + gᵀ z_s″
-
-so two levels of forward mode give the forms of a tile of rows at once, without a backward pass.
+For H(c) = Σ_s c_s ∇²ℓ_s, vᵀH(c)v is linear in the weights c, and its derivative in c_s is the form of row s. So one
+Hessian-vector product of a tile of rows, differentiated once more in their weights, gives the forms of all of them. The
+derivatives in the parameters are those of products, which two levels of forward mode are not: torch takes the
+statistics of its layer normalisation for constants there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import grad, jvp
 
 from wsb_engine import devices
-from wsb_engine.curvature.losses.base import LossDerivatives, across
-from wsb_engine.curvature.products.autodiff import FORWARD_MODE, GRADIENT_SAMPLES, Objective, interrupted
+from wsb_engine.curvature.products.autodiff import FORWARD_MODE, PRODUCT_SAMPLES, Objective, interrupted
 from wsb_engine.memory import ran_out
 from wsb_engine.model import Tensors
 
-
-def loss_forms(at: LossDerivatives, first: Tensor, scale: float) -> Tensor:
-    """Compute scale · z′ᵀ ∇²ℓ z′ of B samples, (m, B) float64.
-
-    Args:
-        at: Derivatives of the loss at the logits.
-        first: z′ along m directions, (C, m, B).
-        scale: Factor of the loss.
-    """
-    image = at.column_product(scale)(first.to(torch.float64, copy=True))
-    return (image * first).sum(dim=0)
+HELD = 4
+"""Arrays held for each intermediate of a gradient: it, its derivative along v, and what reverse mode keeps of both."""
 
 
 def row_forms(
-    objective: Objective, V: Tensor, column: Tensor, alone: Callable[[int, Tensor], float], *, forward: bool = True
+    objective: Objective, V: Tensor, column: Tensor, alone: Callable[[int, Tensor], float], *, tiled: bool = True
 ) -> Tensor:
     """Compute scale · vᵀ∇²ℓ_s v of each row by automatic differentiation, (N,) float64 on the CPU; rows are tiled.
 
@@ -45,21 +35,21 @@ def row_forms(
         V: (P, m) directions in the working dtype.
         column: (N,) int64 on the CPU: the direction of each row; −1 for rows to leave out, whose form is 0.
         alone: Computes the form of one row, given by index, along a direction (P,): for operators that torch can't
-            differentiate twice in forward mode, and for a single row that does not fit in memory in it.
-        forward: False to use nothing else.
+            differentiate once more, and for a single row that does not fit in memory otherwise.
+        tiled: False to use nothing else.
     """
     total = torch.zeros(len(column), dtype=torch.float64)
-    size = max(1, min(GRADIENT_SAMPLES, objective.fits // 2))
+    size = max(1, min(PRODUCT_SAMPLES, objective.fits // HELD))
     for j, v in enumerate(V.unbind(dim=1)):
         direction, rest = objective.unflatten(v.contiguous()), torch.nonzero(column == j).squeeze(1)
         while len(rest):
             objective.pause()
-            rows = rest[: size if forward else 1]
-            if not forward:
+            rows = rest[: size if tiled else 1]
+            if not tiled:
                 total[rows] = alone(int(rows), v)
             elif (failure := _attempt(objective, direction, rows, total)) is not None:
                 devices.release(v.device)
-                forward, size = failure == "memory" and size > 1, max(1, len(rows) // 2)
+                tiled, size = failure == "memory" and len(rows) > 1, max(1, len(rows) // 2)
                 continue
             rest = rest[len(rows) :]
     return total
@@ -82,16 +72,11 @@ def _along(objective: Objective, direction: Tensors, rows: Tensor) -> Tensor:
     """Compute the forms of some rows, (B,) float64."""
     chunk, point = objective.chunk(rows), dict(objective.selected)
 
-    def logits(selected: Tensors) -> Tensor:
-        return objective.function({**objective.fixed, **selected}, chunk.inputs)
-
-    def slope(selected: Tensors) -> tuple[Tensor, Tensor]:
-        moved: tuple[Tensor, Tensor] = jvp(logits, (selected,), (direction,))
-        return moved
+    def curvature(weights: Tensor) -> Tensor:
+        gradient = grad(partial(objective.value, chunk=chunk._replace(weights=weights)))
+        _, along = jvp(gradient, (point,), (direction,))
+        return torch.stack([(along[name] * part).sum(dtype=torch.float64) for name, part in direction.items()]).sum()
 
     with FORWARD_MODE:
-        (z, first), (_, second) = jvp(slope, (point,), (direction,))
-    at = objective.loss.derivatives(z, chunk.y)
-    bent = objective.scale * (at.gradient * second.double()).sum(dim=1)
-    forms: Tensor = loss_forms(at, across(first.double()), objective.scale)[0] + bent
+        forms: Tensor = grad(curvature)(torch.ones_like(chunk.weights))
     return forms
