@@ -1,4 +1,4 @@
-"""Measure how often the interval for the distribution's λ_max covers it (docs/mathematics.md, section 16).
+"""Measure how often the interval for the distribution's λ_max covers it (docs/mathematics.md, section 14).
 
     ./scripts/coverage [--data fashion-mnist|digits] [--rows 256 1024] [--draws 200] [--epochs 12]
 

@@ -95,7 +95,7 @@ def _density(report: Report) -> list[str]:
 
 
 def _population(report: Report) -> list[str]:
-    """Mathematics.md, section 16."""
+    """Mathematics.md, section 14."""
     return [] if report.population is None else ["population"]
 
 

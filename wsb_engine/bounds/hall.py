@@ -1,4 +1,4 @@
-"""Confidence limits for the mean of a skewed quantity from its terms (mathematics.md, section 16).
+"""Confidence limits for the mean of a skewed quantity from its terms (mathematics.md, section 14).
 
 Hall (1992, *On the removal of skewness by transformation*, Journal of the Royal Statistical Society B 54) replaces
 Student's T = √n (x̄ − μ)/σ by a monotone cubic polynomial in T whose distribution is normal up to terms of order 1/n.

@@ -1,4 +1,4 @@
-"""Folds of the rows for cross-fitting: random, since files are often sorted (mathematics.md, section 16)."""
+"""Folds of the rows for cross-fitting: random, since files are often sorted (mathematics.md, section 14)."""
 
 from __future__ import annotations
 

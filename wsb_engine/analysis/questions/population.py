@@ -1,4 +1,4 @@
-"""λ_max of the distribution that the rows come from, by one batch (mathematics.md, section 16).
+"""λ_max of the distribution that the rows come from, by one batch (mathematics.md, section 14).
 
 The upper limit rests on E λ_max(H_n) ≥ λ_max(E h), as λ_max is convex; the lower one on E v·h_s v ≤ λ_max(E h) for any
 unit vector v that does not depend on row s. Both are limits for a mean over rows.

@@ -135,7 +135,7 @@ class MLPProduct(HessianProduct):
         return chunk
 
     def row_forms(self, V: Tensor, column: Tensor) -> Tensor:
-        """Compute scale · vᵀ∇²ℓ_s v of each row, (N,) float64 on the CPU (mathematics.md, section 16).
+        """Compute scale · vᵀ∇²ℓ_s v of each row, (N,) float64 on the CPU (mathematics.md, section 14).
 
         With R{·} as above, the form of a row is
 

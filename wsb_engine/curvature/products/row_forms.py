@@ -1,4 +1,4 @@
-"""vᵀ∇²ℓ_s v of each row s: the curvature of every row along a direction (mathematics.md, section 16).
+"""vᵀ∇²ℓ_s v of each row s: the curvature of every row along a direction (mathematics.md, section 14).
 
 For H(c) = Σ_s c_s ∇²ℓ_s, vᵀH(c)v is linear in the weights c, and its derivative in c_s is the form of row s. So one
 Hessian-vector product of a tile of rows, differentiated once more in their weights, gives the forms of all of them. The
