@@ -245,8 +245,8 @@ def _distribution(
     problem: Problem, options: Options, shared: krylov.Krylov | None, certified: _Certified, monitor: Monitor
 ) -> tuple[r.Population | None, MeasuredErrors]:
     """Bound λ_max of the distribution, if the options ask for it and time allows; add what that measured."""
-    found, errors = None, certified.errors
-    if options.population is None:
+    found, errors, confidence = None, certified.errors, options.population
+    if confidence is None:
         return found, errors
     small = problem.product_operations <= ONE_THREAD_OPERATIONS
     with (
@@ -255,7 +255,7 @@ def _distribution(
         monitor.optional("the distribution's λ_max", otherwise=True),
         monitor.limited(),
     ):
-        found, errors = population(problem, options, shared, certified.enclosure, errors, monitor)
+        found, errors = population(problem, confidence, options, shared, certified.enclosure, errors, monitor)
     return found, errors
 
 

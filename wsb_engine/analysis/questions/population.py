@@ -58,6 +58,7 @@ class _RefusedError(Exception):
 
 def population(
     problem: Problem,
+    confidence: float,
     options: Options,
     shared: krylov.Krylov | None,
     enclosure: r.Enclosure | None,
@@ -68,7 +69,8 @@ def population(
 
     Args:
         problem: The analysis.
-        options: Confidence, seed and limits.
+        confidence: 1 − α.
+        options: Seed and limits.
         shared: The Krylov run of the batch.
         enclosure: Encloses the batch's λ_max.
         errors: Errors that the stages measured.
@@ -80,8 +82,6 @@ def population(
     Raises:
         TimeLimitError: ``time_limit``.
     """
-    if options.population is None:
-        return None, errors
     try:
         shares = _shares(problem)
         if enclosure is None or shared is None:
@@ -101,7 +101,7 @@ def population(
             raise
         monitor.warn("population_unavailable", f"{error.message}: the distribution's λ_max is left out")
         return None, errors
-    return _part(options.population, enclosure.lambda_max, whole, crossed, largest), errors
+    return _part(confidence, enclosure.lambda_max, whole, crossed, largest), errors
 
 
 def refused(problem: Problem, rows: int | None = None) -> tuple[str, str] | None:

@@ -67,18 +67,27 @@ def codes(report: wsb.Report) -> list[str]:
 
 
 def hessians(module: nn.Module, x: Tensor, y: Tensor) -> NDArray[np.float64]:
-    """∇² of the cross-entropy of each row by double backward, (N, P, P)."""
+    """∇² of the summed cross-entropies of each row that are not ignored, by double backward, (N, P, P)."""
     start = {name: tensor.detach() for name, tensor in module.named_parameters()}
     sizes = [tensor.numel() for tensor in start.values()]
     flat = torch.cat([tensor.reshape(-1) for tensor in start.values()]).requires_grad_()
     pieces = zip(start.items(), flat.split(sizes), strict=True)
     values = {name: piece.view_as(tensor) for (name, tensor), piece in pieces}
-    losses = F.cross_entropy(torch.func.functional_call(module, values, (x,)), y, reduction="none")
+    z = torch.func.functional_call(module, values, (x,))
+    losses = F.cross_entropy(z.flatten(0, -2), y.flatten(), reduction="none").view(len(x), -1).sum(1)
     H = torch.zeros(len(x), len(flat), len(flat), dtype=torch.float64)
     for s, loss in enumerate(losses):
+        if not loss.detach().any():
+            continue
         (slope,) = torch.autograd.grad(loss, flat, create_graph=True)
         (H[s],) = torch.autograd.grad(slope, flat, torch.eye(len(flat)).double(), True, is_grads_batched=True)
     return H.numpy()
+
+
+@cache
+def hessians_of(kind: str) -> NDArray[np.float64]:
+    x, y, _ = data()
+    return hessians({"perceptron": perceptron, "general": general}[kind](), x, y)
 
 
 def limit(x: NDArray[np.float64], z: float, centre: float) -> float:
@@ -102,9 +111,9 @@ def top(H: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
 @pytest.mark.parametrize("weighted", [False, True], ids=["equal weights", "weights"])
 @pytest.mark.parametrize("kind", ["perceptron", "general"])
 def test_the_interval_is_that_of_dense_hessians(kind: str, weighted: bool) -> None:
-    (x, y, given), module = data(), {"perceptron": perceptron, "general": general}[kind]()
+    given, h = data()[2], hessians_of(kind)
     w = given.numpy() if weighted else np.ones(N)
-    h, numbers = hessians(module, x, y), folds(torch.from_numpy(w), seed=0).numpy()
+    numbers = folds(torch.from_numpy(w), seed=0).numpy()
     value, v = top(np.tensordot(w, h, 1) / w.sum())
     r, o = np.einsum("i,sij,j->s", v, h, v), np.empty(N)
     for fold in range(FOLDS):
@@ -138,8 +147,7 @@ def test_rows_of_tokens_are_independent_and_tokens_are_not() -> None:
     y[torch.rand(N, 3, generator=generator) < 0.4] = -100
     y[5] = -100
     report = analysed(module, wsb.Batch(x.view(N, 3, 3).numpy(), y.numpy()))
-    h = hessians(module, x, y.flatten().clamp(min=0))
-    h = (h * (y.flatten() >= 0).numpy()[:, None, None]).reshape(N, 3, *h.shape[1:]).sum(1)
+    h = hessians(module, x.view(N, 3, 3), y)
     mass = (y >= 0).sum(1).numpy()
     value, v = top(h.sum(0) / mass.sum())
     terms = np.einsum("i,sij,j->s", v, h, v)
