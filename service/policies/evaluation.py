@@ -144,6 +144,8 @@ def _missing(
         message, advice = f"{message[:-1]}: {reasons[0].rstrip('.')}.", "Send what it lacks, or judge another metric."
     elif report.messages("time_limit"):
         message, advice = f"{message[:-1]}, which was cut short by its time limit.", "Allow it more time."
+    elif rule.metric.startswith("population."):
+        advice = "Set the option population to a confidence, such as 0.95, or the rule's on_missing."
     return _result(rule, number, outcome=outcome, code=code, message=message, advice=advice)
 
 

@@ -69,6 +69,10 @@ def test_a_rule_on_it_needs_the_whole_enclosure() -> None:
     assert not Gate.of(policy(op="<=", limit=1)).decided(interim)
 
 
+def test_the_advice_for_a_missing_interval_is_to_ask_for_it() -> None:
+    assert (evaluate(policy(op="<=", limit=1), report()).rules[0].advice or "").startswith("Set the option population")
+
+
 def test_a_missing_interval_is_explained_by_its_warning() -> None:
     warning = ReportWarning(code="population_too_few_rows", message="150 rows count: send at least 200")
     rule = evaluate(policy(op="<=", limit=1), report(warnings=[warning])).rules[0]
