@@ -23,6 +23,7 @@ from wsb_engine.report.curvature import (
 )
 from wsb_engine.report.fields import MAX_BLOCKS, MAX_STEPS, CertifiedInterval, Interval, Kind
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model, Parameters, ParameterTensor, Parity
+from wsb_engine.report.population import Population, RowCurvature
 from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
 
 __all__ = [
@@ -54,9 +55,11 @@ __all__ = [
     "Parameters",
     "Parity",
     "Plot",
+    "Population",
     "Report",
     "ReportWarning",
     "Rounding",
+    "RowCurvature",
     "SampleShare",
     "SpectrumResult",
 ]

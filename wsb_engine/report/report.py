@@ -18,11 +18,12 @@ from wsb_engine.report.curvature import (
 )
 from wsb_engine.report.fields import MAX_BLOCKS, CertifiedInterval, Count, Few, Many, Message, Name, Part, Seconds
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model
+from wsb_engine.report.population import Population
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SCHEMA_VERSION = "1.6"
+SCHEMA_VERSION = "1.7"
 
 
 class Check(Part):
@@ -104,6 +105,8 @@ class Report(Part):
     by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
     citations: Few[Citation] | None = None
     """Sources of the theorems and methods used; null in reports before schema 1.6."""
+    population: Population | None = None
+    """λ_max of the distribution that the rows come from, if it was asked for; null in reports before schema 1.7."""
 
     @property
     def named_bounds(self) -> list[NamedBound]:
