@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from wsb_engine.optimizer import Optimizer
 
 Moments = Literal["auto", "closed_form", "basis", "probes", "none"]
 Stop = Literal["gap", "decided"]
@@ -19,6 +22,7 @@ MAX_NUMBERS = 10_000
 """Most weights of classes or labels; a report repeats them."""
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-100, 1e100
 """Range of weights of classes and labels other than 0: products of weights neither overflow nor lose digits."""
+Scaling = Literal["none", "elementwise", "tensor", "filter"]
 Head = Literal["auto", "logits", "log_probabilities", "probabilities", "binary_logit", "binary_probability"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", max_length=16)]
 
@@ -39,6 +43,20 @@ def _as_numbers(given: object) -> object:
         return tuple(number for word in given for number in word.split(","))
     # Strict validation takes a list for a tuple only in JSON itself.
     return tuple(given) if isinstance(given, list) else given
+
+
+def _as_object(given: object) -> object:
+    """Take JSON, as commands and forms pass it on, for the object that it describes.
+
+    Raises:
+        ValueError: for text that is no JSON.
+    """
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise ValueError('it is no JSON; an example is {"kind": "sgd", "momentum": 0.9}') from error
 
 
 OneDevice = Annotated[str, Field(pattern=r"^(cpu|cuda:\d{1,3})$", max_length=16)]
@@ -224,4 +242,15 @@ class Options(BaseModel):
     )
     learning_rate: float | None = Field(
         None, gt=0, description="Learning rate of the training. Set it to use stability_ratio in a policy."
+    )
+    scaling: Scaling = Field(
+        "none",
+        description="Also certify λ_max of D H D, with D the absolute value of each parameter (elementwise), the "
+        "Frobenius norm of its tensor (tensor), or that of its filter, and the absolute value of a bias (filter). Set "
+        "elementwise to compare networks whose layers are scaled differently.",
+    )
+    optimizer: Annotated[Optimizer, BeforeValidator(_as_object)] | None = Field(
+        None,
+        description="Optimizer of the training, as JSON: its kind (sgd, adam, adamw, nadam, rmsprop) and settings by "
+        "torch's names. Set it for the largest stable learning rate; all but sgd need their state.",
     )

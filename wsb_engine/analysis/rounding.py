@@ -127,7 +127,8 @@ class Measuring:
             return None
         net, weights = problem.structure.net, problem.objective.targets.weights
         with torch.no_grad():
-            found = running_error(net, problem.tile, weights, memory=int(problem.memory * WORKING_SHARE))
+            memory, scales = int(problem.memory * WORKING_SHARE), problem.layer_scales
+            found = running_error(net, problem.tile, weights, memory=memory, scales=scales)
         if found is None or not found.operator + found.product <= USELESS * found.absolute:
             return None
         factor = 0.0 if layout is None else found.moments(net, layout, len(weights))

@@ -18,11 +18,12 @@ from wsb_engine.report.curvature import (
 )
 from wsb_engine.report.fields import MAX_BLOCKS, CertifiedInterval, Count, Few, Many, Message, Name, Part, Seconds
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model
+from wsb_engine.report.scaling import Scaled, StableSteps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SCHEMA_VERSION = "1.6"
+SCHEMA_VERSION = "1.7"
 
 
 class Check(Part):
@@ -104,6 +105,10 @@ class Report(Part):
     by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
     citations: Few[Citation] | None = None
     """Sources of the theorems and methods used; null in reports before schema 1.6."""
+    scaled: Scaled | None = None
+    """Scaled sharpness; null unless ``scaling`` was asked for."""
+    optimizer: StableSteps | None = None
+    """Largest stable learning rate; null unless an ``optimizer`` was given."""
 
     @property
     def named_bounds(self) -> list[NamedBound]:
