@@ -152,8 +152,8 @@ def measured(
 
 
 def about_enclosure(metric: str) -> bool:
-    """Return whether the number depends on the enclosure."""
-    return metric == STABILITY_RATIO or metric.partition(".")[0] == "enclosure"
+    """Return whether the number depends on the enclosure, as the stable steps of gradient descent do."""
+    return metric == STABILITY_RATIO or metric.partition(".")[0] in ("enclosure", "optimizer")
 
 
 def about_moments(metric: str) -> bool:

@@ -68,7 +68,7 @@ def analysed(**options: object) -> wsb.Report:
 def test_both_ends_are_listed_by_product_and_hold_the_eigenvalues(moments: str) -> None:
     report = analysed(moments=moments, max_products=12)
     eigenvalues = Golden("deep_tanh").eigenvalues
-    assert report.schema_version == "1.6"
+    assert report.schema_version == "1.7"
     assert report.enclosure is not None
     rows = report.enclosure.convergence
     assert rows is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from wsb_engine.optimizer import OptimizerKind
+from wsb_engine.optimizer import Optimizer, OptimizerKind
 from wsb_engine.report.curvature import Moments, Rounding, StoppedBy
 from wsb_engine.report.fields import CertifiedInterval, Count, Interval, Name, Part
 
@@ -25,29 +25,22 @@ class Scaled(Part):
     """The bound on λ_max from these moments; null without them."""
 
 
-class StableRate(Part):
-    """An interval that contains the largest stable learning rate."""
-
-    lower: float
-    """No direction of positive curvature diverges up to this rate."""
-    upper: float | None
-    """Some direction diverges beyond this rate; null if λ_max may be 0 or less."""
-
-
 class StableSteps(Part):
     """The learning rates at which an optimizer's full-batch steps are stable on the quadratic model."""
 
     kind: OptimizerKind
-    learning_rate: float | None
+    settings: Optimizer
     """As given."""
-    weight_decay: float
+    learning_rate: float | None
+    """The optimizer's, or else the option ``learning_rate``; null if neither was given."""
     limit: float
     """Value of η·λ at which a direction of curvature λ begins to diverge; of adamw, without its weight decay."""
     lambda_max: CertifiedInterval
     """λ_max of P^(−½) (H + μI) P^(−½), where P scales the steps and μ is a weight decay that is added to the
     gradient."""
-    largest_stable_learning_rate: StableRate | None
-    """Null if λ_max is 0 or less, so that no direction limits the rate."""
+    largest_stable_learning_rate: Interval | None
+    """No direction of positive curvature diverges up to the lower end, and one diverges beyond the upper end, which is
+    the largest number of all if λ_max may be 0. Null if λ_max is 0 or less, so that no direction limits the rate."""
     ratio: Interval | None
     """The learning rate over the largest stable one: steps are stable below 1. Null without either."""
     step: Count | None = None

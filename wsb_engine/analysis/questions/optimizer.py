@@ -1,4 +1,4 @@
-"""The largest learning rate at which an optimizer's full-batch steps are stable (mathematics.md, section 17).
+"""The largest learning rate at which an optimizer's full-batch steps are stable (mathematics.md, section 13).
 
 With the scales P of the steps held fixed, a direction of curvature λ of P^(−½) (H + μI) P^(−½) converges on the
 quadratic model as long as ηλ is below a limit that depends on the kind of momentum.
@@ -7,6 +7,7 @@ quadratic model as long as ηλ is below a limit that depends on the kind of mom
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -231,12 +232,12 @@ def _part(steps: Steps, found: r.CertifiedInterval) -> r.StableSteps:
     stable = _largest_rate(found, steps.limit, decay)
     ratio = None
     if stable is not None and rate is not None:
-        low = 0.0 if stable.upper is None else rate / stable.upper * (1 - ROUNDING)
-        ratio = r.Interval(lower=low, upper=min(rate / stable.lower * (1 + ROUNDING), _LARGEST))
+        low, high = rate / stable.upper * (1 - ROUNDING), rate / stable.lower * (1 + ROUNDING)
+        ratio = r.Interval(lower=low, upper=min(high, sys.float_info.max))
     return r.StableSteps(
         kind=optimizer.kind,
+        settings=optimizer,
         learning_rate=rate,
-        weight_decay=optimizer.weight_decay,
         limit=steps.limit,
         lambda_max=found,
         largest_stable_learning_rate=stable,
@@ -246,23 +247,19 @@ def _part(steps: Steps, found: r.CertifiedInterval) -> r.StableSteps:
     )
 
 
-_LARGEST = 1.7e308
-"""Stands for rates and ratios that leave the range of numbers; as an upper end it may be null instead."""
-
-
-def _largest_rate(found: r.CertifiedInterval, limit: float, decay: float) -> r.StableRate | None:
+def _largest_rate(found: r.CertifiedInterval, limit: float, decay: float) -> r.Interval | None:
     """Return 1/(λ/limit + μ/2), where μ decays weights apart from the gradient; rounded outwards.
 
-    With ηλ ≤ (2 − ημ)·limit/2, a step that decays the weights by 1 − ημ is stable. Scales rest on a proof or a
-    measurement; the settings are exact.
+    A step that decays the weights by 1 − ημ is stable for ηλ ≤ (2 − ημ) limit/2. The largest number of all stands for
+    rates beyond the range of numbers.
     """
     if found.upper <= 0:
         return None
 
     def largest(curvature: float) -> float:
         per_rate = curvature / limit + decay / 2
-        return 1 / per_rate if per_rate * _LARGEST > 1 else math.inf
+        return 1 / per_rate if per_rate * sys.float_info.max > 1 else math.inf
 
-    lower = min(largest(found.upper) * (1 - ROUNDING), _LARGEST)
+    lower = min(largest(found.upper) * (1 - ROUNDING), sys.float_info.max)
     upper = largest(found.lower) * (1 + ROUNDING) if found.lower > 0 else math.inf
-    return r.StableRate(lower=max(lower, 5e-324), upper=upper if math.isfinite(upper) else None)
+    return r.Interval(lower=max(lower, math.ulp(0.0)), upper=min(upper, sys.float_info.max))

@@ -1,4 +1,4 @@
-"""Enclosures of λ_max of D (H + μI) D for a diagonal D (mathematics.md, section 17).
+"""Enclosures of λ_max of D (H + μI) D for a diagonal D (mathematics.md, section 13).
 
 Everything is done in units in which the largest entry of D is near 1; a report's part is converted in the end.
 """

@@ -1,4 +1,4 @@
-"""Scaled sharpness: λ_max of D H D, where D measures each parameter by its group (mathematics.md, section 17)."""
+"""Scaled sharpness: λ_max of D H D, where D measures each parameter by its group (mathematics.md, section 13)."""
 
 from __future__ import annotations
 

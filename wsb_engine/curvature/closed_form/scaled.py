@@ -1,4 +1,4 @@
-"""Exact tr DHD and ‖DHD‖_F² of a smooth MLP, for scales that are products of rows and columns (section 17).
+"""Exact tr DHD and ‖DHD‖_F² of a smooth MLP, if scales are products of rows and columns (mathematics.md, section 13).
 
 Weights and bias of a layer are two groups of parameters, each with scales u[i] v[j]; a bias has the single input 1 and
 v = 1. With x the inputs of a group (v ⊙ a, or 1), groups g ≤ h of layers l ≤ k have the block x_g ⊗ M,

@@ -1,4 +1,4 @@
-"""Scales of an MLP's parameters: D of D H D, layer by layer (mathematics.md, section 17)."""
+"""Scales of an MLP's parameters: D of D H D, layer by layer (mathematics.md, section 13)."""
 
 from __future__ import annotations
 

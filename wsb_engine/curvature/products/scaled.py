@@ -1,4 +1,4 @@
-"""Products with D (H + μI) D for a diagonal D (mathematics.md, section 17)."""
+"""Products with D (H + μI) D for a diagonal D (mathematics.md, section 13)."""
 
 from __future__ import annotations
 
