@@ -118,6 +118,11 @@ class Problem:
         """D of D H D by layer of an MLP, for problems about that; None for H."""
         return None
 
+    @property
+    def provable(self) -> bool:
+        """True if the running error analysis of an MLP covers the numbers of this problem."""
+        return True
+
     def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return a_0 in the working dtype and targets of some samples of an MLP."""
         if self.structure is None:

@@ -123,7 +123,7 @@ class Measuring:
     def _proven(self, layout: Layout | None) -> Rounding | None:
         """Bound rounding by running error analysis; None if it does not apply or its bounds are too wide."""
         problem = self.problem
-        if problem.structure is None or not self._reads_inputs_as_they_are():
+        if problem.structure is None or not problem.provable or not self._reads_inputs_as_they_are():
             return None
         net, weights = problem.structure.net, problem.objective.targets.weights
         with torch.no_grad():

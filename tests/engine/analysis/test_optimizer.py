@@ -48,7 +48,7 @@ def answer(settings: dict[str, Any], state: Any = None, **options: Any) -> Stabl
 def growth(optimizer: Callable[[nn.Linear], Optimizer], held: Mapping[str, Tensor], steps: int = 400) -> float:
     """‖w‖ after many steps of torch's optimizer over that before, with this part of its state held fixed."""
     module = linear()
-    steps_with, before = optimizer(module), float(module.weight.norm())
+    steps_with, before = optimizer(module), float(module.weight.detach().norm())
     if held:
         # The optimizer itself makes its state.
         nn.functional.mse_loss(module(X), ZEROS).backward()
@@ -62,7 +62,7 @@ def growth(optimizer: Callable[[nn.Linear], Optimizer], held: Mapping[str, Tenso
         for key, value in held.items():
             steps_with.state[module.weight][key].copy_(value)
         steps_with.step()
-        found = float(module.weight.norm())
+        found = float(module.weight.detach().norm())
         if found > 1e4 * before:
             return math.inf
     return found / before

@@ -34,8 +34,8 @@ ABOUT = "stable learning rate"
 """What warnings are about."""
 _WARMING, _BASE = 0.96, 0.5
 """Constants of NAdam's scheduled momentum, μ_t = β₁ (1 − ½ · 0.96^(tψ))."""
-_SETTLED = 1e-300
-"""Product of NAdam's momenta below which it counts as 0."""
+_TERMS = 60
+"""Terms of a series whose k-th term is below 2^-k."""
 
 
 @dataclass(frozen=True)
@@ -161,15 +161,23 @@ def _nadam_limit(optimizer: Optimizer, step: int) -> float:
     def momentum(t: int) -> float:
         return beta * (1 - _BASE * math.exp(t * decay * math.log(_WARMING)))
 
-    product, t = 1.0, 0
-    while t < step and product > _SETTLED:
-        t += 1
-        product *= momentum(t)
-    product = product if t == step else 0.0
+    product = math.exp(_log_product(beta, decay * math.log(_WARMING), step)) if beta else 0.0
     now, following = momentum(step), momentum(step + 1)
     a = (1 - now) / (1 - product)
     b = following / (1 - product * following)
     return 2 / (a + b * (1 - beta) / (1 + beta))
+
+
+def _log_product(beta: float, rate: float, steps: int) -> float:
+    """Compute ln Π_t, t ≥ 1, of μ_i = β (1 − ½ e^(i·rate)), rate ≤ 0, from geometric sums.
+
+    −ln(1 − x) = Σ_k x^k/k with x = ½ e^(i·rate), and Σ_i e^(k·i·rate) has a closed form.
+    """
+    total = steps * math.log(beta)
+    for k in range(1, _TERMS + 1):
+        powers = steps if rate == 0 else math.exp(k * rate) * math.expm1(k * steps * rate) / math.expm1(k * rate)
+        total -= _BASE**k / k * powers
+    return total
 
 
 def stable_steps(

@@ -49,6 +49,10 @@ class PreconditionedProblem(Problem):
             return None
         return layer_scales(self.structure.mlp, self.objective.unflatten(self.diagonal.s.to(self.objective.device)))
 
+    @property
+    def provable(self) -> bool:
+        return self.diagonal is None or not self.diagonal.is_wide
+
     def hessian_product(self, columns: int = COLUMNS) -> HessianProduct:
         return self._preconditioned(super().hessian_product(columns))
 

@@ -137,7 +137,7 @@ class _Plan:
 
 def _plan(problem: Problem, diagonal: Diagonal, options: Options) -> _Plan | None:
     """Return how to sum the closed form; None if there is none, it was not wanted, or it would take too long."""
-    if options.moments not in ("auto", "closed_form") or not bool(diagonal.s.any()):
+    if options.moments not in ("auto", "closed_form") or not bool(diagonal.s.any()) or diagonal.is_wide:
         return None
     double = PreconditionedProblem.of(problem.at(problem.objective.in_double()), diagonal)
     structure, scales = double.structure, double.layer_scales

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from wsb_engine.curvature.products.autodiff import HessianProduct
 
+NARROW = 2.0**-300
+"""Entries of D from this on, relative to the largest, have squares that no other factor carries out of the range."""
 LEAST_EXPONENT = -1000
 """Exponents of the largest entry of D below this count as this, so that powers of two stay within the range."""
 
@@ -42,6 +44,11 @@ class Diagonal:
         # In two steps, since the power of two may leave the range of numbers by itself.
         half = -exponent // 2
         return cls(sizes * 2.0**half * 2.0 ** (-exponent - half), exponent, error, shift)
+
+    @property
+    def is_wide(self) -> bool:
+        """True if squares of entries, multiplied by those of large numbers, may leave the range of numbers."""
+        return bool(((self.s > 0) & (self.s < NARROW)).any())
 
     @property
     def has_zeros(self) -> bool:
