@@ -42,6 +42,7 @@ def evaluated(
     told: Mapping[str, Any],
     policy: Policy | None = None,
     baseline: Report | None = None,
+    optimizer_state: Path | None = None,
 ) -> Evaluated:
     """Analyse here, or on a server if there is a URL; end the command if there is no report.
 
@@ -55,10 +56,11 @@ def evaluated(
         told: Further fields of the request to a server, from ``about``.
         policy: Rules that the report will be judged by.
         baseline: Report that they compare with.
+        optimizer_state: File with the second moments of an optimizer.
     """
     asked = terms(policy, baseline, options)
     with _ending_on_errors():
-        require_files(model, batch)
+        require_files(model, batch, *([] if optimizer_state is None else [optimizer_state]))
         with shown_progress() as progress:
             if url is not None:
                 patience = timeout or settings.job_seconds
@@ -70,6 +72,7 @@ def evaluated(
                         policy=policy if asked else None,
                         baseline=baseline if asked else None,
                         told=told,
+                        optimizer_state=optimizer_state,
                     )
                     return Evaluated(report, str(analysis.id))
             here = evaluate_here(
@@ -78,6 +81,7 @@ def evaluated(
                 seconds=timeout or settings.job_seconds,
                 progress=progress,
                 terms=asked,
+                optimizer_state=optimizer_state,
             )
             return Evaluated(asyncio.run(here))
 

@@ -341,7 +341,7 @@ class _Interim:
         now = now if confirmed else unconfirmed(self._enclosing, now)
         known = None if _says_nothing(now, self._enclosing) else self._in_true_units(now)
         if known is not None:
-            self._monitor.enclosure = known.within(self._monitor.enclosure)
+            self._monitor.publish(known)
         self._monitor.tell(fraction, now.products)
 
     def decided(self, now: Enclosures) -> bool:

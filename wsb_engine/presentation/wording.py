@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import NamedTuple
 
-from wsb_engine.presentation import bounds, population
+from wsb_engine.presentation import bounds, population, scaling
 from wsb_engine.presentation.numbers import interval, middle, number, percent
 from wsb_engine.presentation.text import cut, name
 from wsb_engine.report import CertifiedInterval, Citation, Enclosure, NamedBound, Report, ReportWarning
@@ -146,7 +147,7 @@ def looseness(report: Report, bound: NamedBound) -> str:
 
 
 def curvature(report: Report) -> list[Quantity]:
-    """List both ends of the spectrum and the moments."""
+    """List both ends of the spectrum, the moments, and what else was asked of the curvature."""
     rows = []
     if report.enclosure is not None:
         for label, found in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
@@ -167,7 +168,7 @@ def curvature(report: Report) -> list[Quantity]:
         note = f"{report.spectrum.method} spectrum"
         rows.append(Quantity("Largest eigenvalue", number(report.largest_eigenvalue, 10), note))
     rows += [Quantity(*each) for each in population.quantities(report)]
-    return rows + _moments(report)
+    return rows + _moments(report) + [Quantity(*row) for row in scaling.rows(report)]
 
 
 def fit(report: Report) -> list[Quantity]:
@@ -213,7 +214,16 @@ def command(report: Report) -> str:
         words += ["--density"] if spectrum.density is not None else []
     if report.population is not None:
         words += ["--population", repr(report.population.confidence)]
-    return shlex.join(words + _loss_flags(report))
+    return shlex.join(words + _loss_flags(report) + _scaling_flags(report))
+
+
+def _scaling_flags(report: Report) -> list[str]:
+    words = [] if report.scaled is None else ["--scaling", report.scaled.scaling]
+    if report.optimizer is not None:
+        settings = report.optimizer.settings.model_dump(mode="json", exclude_defaults=True, exclude={"state"})
+        words += ["--optimizer", json.dumps(settings)]
+        words += ["--optimizer-state", "STATE"] if report.optimizer.settings.needs_state else []
+    return words
 
 
 def _loss_flags(report: Report) -> list[str]:

@@ -20,11 +20,13 @@ from wsb_engine.report.curvature import (
     Rounding,
     SampleShare,
     SpectrumResult,
+    StoppedBy,
 )
 from wsb_engine.report.fields import MAX_BLOCKS, MAX_STEPS, CertifiedInterval, Interval, Kind
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model, Parameters, ParameterTensor, Parity
 from wsb_engine.report.population import Population, RowCurvature
 from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
+from wsb_engine.report.scaling import Scaled, StableSteps
 
 __all__ = [
     "MAX_BLOCKS",
@@ -61,5 +63,8 @@ __all__ = [
     "Rounding",
     "RowCurvature",
     "SampleShare",
+    "Scaled",
     "SpectrumResult",
+    "StableSteps",
+    "StoppedBy",
 ]
