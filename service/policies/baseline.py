@@ -15,7 +15,7 @@ NAMED_TENSORS = 5
 """Most tensors that a difference names."""
 NAMED_NUMBERS = 20
 """Most numbers of a list that a difference spells out."""
-LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index")
+LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index", "focal_gamma")
 """What makes a loss another one."""
 
 

@@ -22,6 +22,7 @@ from wsb_engine.analysis.inputs import several
 from wsb_engine.analysis.members import split
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.analysis.questions.local import Known, local, require
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.analysis.spectrum import form, spectrum
 from wsb_engine.arithmetic import exact
@@ -128,6 +129,7 @@ def report_on(
     Raises:
         ModelError, ResourceError: with a code and advice.
     """
+    require(problem, options)
     device, small = problem.objective.device, problem.product_operations <= ONE_THREAD_OPERATIONS
     with monitor.phase("loss"), monitor.limited(), threads_of(device, one=small):
         loss = parts.loss(problem)
@@ -149,6 +151,9 @@ def report_on(
         premises, hessian = certified.premises, certified.hessian
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
     part, closed = (None, None) if found is None else (found.part, found.closed)
+    with threads_of(device, one=small):
+        known = Known(product, shared, certified.premises, measuring, closed)
+        answers = local(problem, options, known, monitor)
     results = checks(problem, parity, part, named, enclosure, eigenvalues, rounding, errors)
     for check in results:
         if not check.passed:
@@ -169,13 +174,13 @@ def report_on(
         bounds_list=named,
         enclosure=enclosure,
         spectrum=eigenvalues,
-        layers=parts.layers(problem, closed, rounding),
         blocks=parts.blocks(closed),
         orthogonality=parts.orthogonality(closed),
         checks=results,
         warnings=monitor.warnings,
         timings=monitor.timings(),
         products=monitor.products,
+        **answers,
     )
     report = in_true_units(report, problem.objective.scale)
     return report.model_copy(update={"citations": citations(report)})

@@ -15,6 +15,7 @@ from wsb_engine.analysis.krylov import without_basis
 from wsb_engine.analysis.logits import kept_bytes
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.analysis.questions import costs
 from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
 from wsb_engine.analysis.targets import counting_rows, wanted
 from wsb_engine.batch import Batch
@@ -225,6 +226,13 @@ def _phases(
         held = max(held, memory.enclosure(way, memory.basis(products + steps), is_measured=False))
     if spectrum:
         yield "spectrum", spectrum, held
+    for name, products in costs.products(problem, options, is_measured=not (is_proven or is_single)).items():
+        more = costs.further_operations(problem, name)
+        yield (
+            name,
+            products * one + more,
+            memory.enclosure(way, memory.basis(inputs.EXPECTED_PRODUCTS), is_measured=True),
+        )
 
 
 def _moments(

@@ -18,11 +18,12 @@ from wsb_engine.report.curvature import (
 )
 from wsb_engine.report.fields import MAX_BLOCKS, CertifiedInterval, Count, Few, Many, Message, Name, Part, Seconds
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model
+from wsb_engine.report.local import Alignment, ClassCurvature, GaussNewton, GroupCurvature
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SCHEMA_VERSION = "1.6"
+SCHEMA_VERSION = "1.7"
 
 
 class Check(Part):
@@ -104,6 +105,12 @@ class Report(Part):
     by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
     citations: Few[Citation] | None = None
     """Sources of the theorems and methods used; null in reports before schema 1.6."""
+    groups: Few[GroupCurvature] | None = None
+    """In the order of the option ``groups``; null without it, and as the next three in reports before schema 1.7."""
+    classes: Few[ClassCurvature] | None = None
+    """Those that have a weight, in the order of the logits; null unless ``classes`` is ``certified``."""
+    gauss_newton: GaussNewton | None = None
+    alignment: Alignment | None = None
 
     @property
     def named_bounds(self) -> list[NamedBound]:
