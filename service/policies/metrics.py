@@ -158,7 +158,9 @@ def about_enclosure(metric: str) -> bool:
 
 def about_moments(metric: str) -> bool:
     """Return whether a report has the number only if it has moments."""
-    return metric.partition(".")[0] in _FROM_MOMENTS
+    parts = metric.split(".")
+    # λ_max of a layer is certified by products, with or without moments.
+    return parts[0] in _FROM_MOMENTS and not (parts[0] == "layers" and "lambda_max" in parts)
 
 
 def eigenvalue(metric: str) -> Eigenvalue | None:

@@ -222,7 +222,10 @@ def _local_flags(report: Report) -> list[str]:
         words += ["--groups", group.name]
     words += ["--classes", "certified"] if report.classes is not None else []
     words += ["--gauss-newton"] if report.gauss_newton is not None else []
-    return words + (["--alignment"] if report.alignment is not None else [])
+    if report.alignment is not None:
+        is_told = report.spectrum is not None and report.spectrum.method == "lanczos"
+        words += ["--alignment"] + ([] if is_told else ["--top", str(len(report.alignment.eigenvectors))])
+    return words
 
 
 def _loss_flags(report: Report) -> list[str]:

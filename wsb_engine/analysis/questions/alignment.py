@@ -25,6 +25,8 @@ from wsb_engine.spectrum.top import TopEigenvalues
 
 COMPLEMENT_GAP = 1e-3
 """Relative gap at which λ_max of the complement is known well enough."""
+ORTHOGONALITY = 64.0
+"""Units of rounding by which computed vectors may depart from orthonormal ones, and dot products from theirs."""
 STREAM = 0x3C6EF372
 """Separates the start vector in the complement from those of other runs of the same seed."""
 
@@ -38,7 +40,7 @@ class _Rest:
 
 
 def alignment(
-    problem: Problem, shared: krylov.Krylov, premises: Premises, options: Options, monitor: Monitor
+    problem: Problem, shared: krylov.Krylov, premises: Premises, options: Options, memory: int, monitor: Monitor
 ) -> r.Alignment | None:
     """Compute cosines of the gradient and shares of layers, and certify what gaps allow.
 
@@ -47,21 +49,22 @@ def alignment(
         shared: Its Krylov run, with a basis.
         premises: Premises of the enclosure, with all that was measured of rounding.
         options: Options.
+        memory: Bytes to work in besides the basis of the run.
         monitor: Clock, progress and warnings.
 
     Returns:
         None, with a warning, if the time limit leaves nothing of it.
     """
     with monitor.optional("alignment", otherwise=True), monitor.limited():
-        noise = _noise(shared, premises)
         g = _unit(problem.objective.gradient())
+        found = krylov.top(shared, premises, options, monitor)
+        noise = _noise(shared, premises)
         curvature = None if g is None else _quotient(g, shared.product.vector(g), noise)
         negative = _negative(problem, shared, g, noise)
-        found = krylov.top(shared, premises, options, monitor)
         rest = None
         with monitor.optional("certified cosines", otherwise=True):
-            rest = _rest(shared, found, premises, options, monitor)
-        errors = [None] * len(found.eigenvalues) if rest is None else _errors(found, rest, noise)
+            rest = _rest(shared, found, premises, options, memory, monitor)
+        errors = [None] * len(found.eigenvalues) if rest is None else _errors(found, rest, noise, shared.run.unit)
         cosines = None if g is None else found.eigenvectors.T @ g
         layers, selected = layers_of(problem), problem.objective.selected
         sizes = {name: tensor.numel() for name, tensor in selected.items()}
@@ -111,8 +114,6 @@ def _quotient(x: Tensor, image: Tensor, noise: float) -> r.Interval:
 def _negative(problem: Problem, shared: krylov.Krylov, g: Tensor | None, noise: float) -> r.NegativeCurvature | None:
     """Describe the lowest Ritz vector of the run; None if its Rayleigh quotient is not certainly negative."""
     run = shared.run
-    if not run.steps:
-        run.step()
     pairs = outer_pairs(run) if shared.confirmed is None else shared.confirmed[1]
     x, image = pairs.vectors[:, 1].double(), pairs.images[:, 1].double() / run.scaling
     quotient = _quotient(x, image, noise)
@@ -128,7 +129,7 @@ def _negative(problem: Problem, shared: krylov.Krylov, g: Tensor | None, noise: 
 
 
 def _rest(
-    shared: krylov.Krylov, found: TopEigenvalues, premises: Premises, options: Options, monitor: Monitor
+    shared: krylov.Krylov, found: TopEigenvalues, premises: Premises, options: Options, memory: int, monitor: Monitor
 ) -> _Rest | None:
     """Bound the spectrum in the complement of the eigenvectors by another run from a random start.
 
@@ -149,7 +150,9 @@ def _rest(
     )
     end: End = enclose(
         Enclosing(run, known.scaled(run.scaling)),
-        max_products=max(1, min(shared.max_steps, run.dimension)),
+        max_products=max(
+            1, min(shared.max_steps, run.dimension, memory // (product.dtype.itemsize * product.parameters))
+        ),
         progress=lambda now: monitor.report(0.5, now.products),
         expired=lambda: monitor.expired,
     ).lambda_max
@@ -157,7 +160,7 @@ def _rest(
     return _Rest(upper, end.failure_probability) if math.isfinite(upper) else None
 
 
-def _errors(found: TopEigenvalues, rest: _Rest, noise: float) -> list[float | None]:
+def _errors(found: TopEigenvalues, rest: _Rest, noise: float, unit: float) -> list[float | None]:
     """Bound the distance of each computed unit vector from the eigenvector, and so that of its cosines.
 
     In the complement of x_i, H has the spectrum of diag(θ_j, j ≠ i) and of the complement of all, moved by at most √2
@@ -168,13 +171,15 @@ def _errors(found: TopEigenvalues, rest: _Rest, noise: float) -> list[float | No
     """
     values = found.eigenvalues.tolist()
     residuals = [residual + noise for residual in found.residuals.tolist()]
-    moved = math.sqrt(2) * math.hypot(*residuals) + len(values) * 16 * UNIT * max(map(abs, values), default=0.0)
+    moved = math.sqrt(2) * math.hypot(*residuals) + len(values) * ORTHOGONALITY * unit * max(
+        map(abs, values), default=0.0
+    )
     errors: list[float | None] = []
     for i, (value, residual) in enumerate(zip(values, residuals, strict=True)):
         others = [abs(value - other) for j, other in enumerate(values) if j != i]
         gap = min([*others, value - rest.upper]) - moved - residual
         distance = 2 * math.sin(math.atan(residual / gap) / 2) if gap > residual else math.inf
-        errors.append(distance + 64 * UNIT if distance < 1 else None)
+        errors.append(distance + ORTHOGONALITY * unit if distance < 1 else None)
     return errors
 
 

@@ -70,13 +70,16 @@ def require_classes(problem: Problem, options: Options) -> None:
         )
 
 
-def classes(problem: Problem, premises: Premises, options: Options, monitor: Monitor) -> list[r.ClassCurvature]:
+def classes(
+    problem: Problem, premises: Premises, options: Options, memory: int, monitor: Monitor
+) -> list[r.ClassCurvature]:
     """Certify λ_max of each class, on the first device; what the time limit leaves out is null, with a warning.
 
     Args:
         problem: The analysis.
         premises: Premises of the enclosure of H, for the failure probability and the gap.
         options: Options.
+        memory: Bytes to work in.
         monitor: Clock, progress and warnings.
     """
     found: dict[int, r.CertifiedInterval | None] = {}
@@ -84,7 +87,7 @@ def classes(problem: Problem, premises: Premises, options: Options, monitor: Mon
     with monitor.optional("λ_max of all classes", otherwise=True), monitor.limited():
         for done, index in enumerate(present):
             monitor.report(done / len(present))
-            found[index] = _certified(problem, _class(problem, index), premises, options, monitor)
+            found[index] = _certified(problem, _class(problem, index), premises, options, memory, monitor)
     return [
         r.ClassCurvature(
             index=index,
@@ -119,7 +122,7 @@ def _class(problem: Problem, index: int) -> _Class:
 
 
 def _certified(
-    problem: Problem, chosen: _Class, premises: Premises, options: Options, monitor: Monitor
+    problem: Problem, chosen: _Class, premises: Premises, options: Options, memory: int, monitor: Monitor
 ) -> r.CertifiedInterval | None:
     part = problem.at(_mean_loss(problem.objective, chosen))
     product = part.hessian_product(columns=1)
@@ -130,7 +133,7 @@ def _certified(
         replace(premises, rounding=rounding, moments=None, both=False),
         options,
         seed=(options.seed ^ STREAM) + chosen.index,
-        memory=problem.memory,
+        memory=memory,
         monitor=monitor,
         measured=lambda vectors, images: measuring.confirmed(product, rounding, vectors, images),
     )

@@ -21,13 +21,16 @@ STREAM = 0xBB67AE85
 """Separates the start vectors of both parts from those of other runs of the same seed."""
 
 
-def gauss_newton(problem: Problem, premises: Premises, options: Options, monitor: Monitor) -> r.GaussNewton:
+def gauss_newton(
+    problem: Problem, premises: Premises, options: Options, memory: int, monitor: Monitor
+) -> r.GaussNewton:
     """Compute the spectrum of G, and certify λ_max(G) and ‖H − G‖.
 
     Args:
         problem: The analysis.
         premises: Premises of the enclosure of H, for the failure probability and the gap.
         options: Options.
+        memory: Bytes to work in.
         monitor: Clock, progress and warnings.
 
     Returns:
@@ -37,19 +40,19 @@ def gauss_newton(problem: Problem, premises: Premises, options: Options, monitor
     found: dict[str, r.CertifiedInterval | None] = {"lambda_max": None, "remainder": None}
     eigenvalues: list[float] | None = None
     with monitor.optional("all of the Gauss-Newton matrix", otherwise=True), monitor.limited():
-        rest = _certified(problem, NetworkPart(objective.loss), premises, options, monitor, both=True)
+        rest = _certified(problem, NetworkPart(objective.loss), premises, options, memory, monitor, both=True)
         found["remainder"] = None if rest is None else _norm(rest)
-        own = _certified(problem, LossPart(objective.loss), premises, options, monitor, both=False)
+        own = _certified(problem, LossPart(objective.loss), premises, options, memory, monitor, both=False)
         found["lambda_max"] = None if own is None else own.lambda_max
         structure = None if problem.structure is None else (problem.structure.net, problem.tile)
-        values = spectrum(objective, problem.logits.classes, structure, memory=problem.memory, progress=monitor.report)
+        values = spectrum(objective, problem.logits.classes, structure, memory=memory, progress=monitor.report)
         if values is not None:
             eigenvalues = [finite(value, "an eigenvalue of G") for value in values.tolist()]
     return r.GaussNewton(order=objective.samples * problem.logits.classes, eigenvalues=eigenvalues, **found)
 
 
 def _certified(
-    problem: Problem, loss: Loss, premises: Premises, options: Options, monitor: Monitor, *, both: bool
+    problem: Problem, loss: Loss, premises: Premises, options: Options, memory: int, monitor: Monitor, *, both: bool
 ) -> Certified | None:
     """Enclose the spectrum of the Hessian that one part of the loss makes, on the first device."""
     part = problem.at(replace(problem.objective, loss=loss))
@@ -61,7 +64,7 @@ def _certified(
         replace(premises, rounding=rounding, moments=None, both=both),
         options,
         seed=(options.seed ^ STREAM) + both,
-        memory=problem.memory,
+        memory=memory,
         monitor=monitor,
         measured=lambda vectors, images: measuring.confirmed(product, rounding, vectors, images),
     )

@@ -124,6 +124,7 @@ class Blocks:
         premises: Premises of the enclosure of H, with all that was measured of its rounding.
         measuring: Measures rounding on the Ritz vectors of blocks.
         options: Options.
+        memory: Bytes to work in.
         monitor: Clock, progress and warnings.
     """
 
@@ -132,6 +133,7 @@ class Blocks:
     premises: Premises
     measuring: Measuring
     options: Options
+    memory: int
     monitor: Monitor
 
     def certified(self, groups: Sequence[Group], first: int = 0) -> Iterator[r.CertifiedInterval | None]:
@@ -164,7 +166,7 @@ class Blocks:
             replace(self.premises, moments=group.moments, both=False),
             self.options,
             seed=(self.options.seed ^ STREAM) + index,
-            memory=self.problem.memory,
+            memory=self.memory,
             monitor=self.monitor,
             measured=measured,
         )

@@ -39,6 +39,11 @@ class Known:
             return self.premises
         return replace(self.premises, rounding=self.shared.confirmed[2])
 
+    def left(self, memory: int) -> int:
+        """Return the bytes that the basis of the shared run leaves."""
+        basis = None if self.shared is None else self.shared.basis
+        return memory if basis is None else memory - basis.steps * basis.parameters * basis.dtype.itemsize
+
 
 def require(problem: Problem, options: Options) -> None:
     """Refuse what the options ask for and the model or the batch does not have, before any long computation.
@@ -59,7 +64,8 @@ def local(problem: Problem, options: Options, known: Known, monitor: Monitor) ->
     premises = known.confirmed
     layers = parts.layers(problem, known.closed, premises.rounding)
     found: dict[str, Any] = {"layers": layers}
-    blocks = Blocks(problem, known.product, premises, known.measuring, options, monitor)
+    free = known.left(problem.memory)
+    blocks = Blocks(problem, known.product, premises, known.measuring, options, free, monitor)
     if options.layers == "certified":
         with monitor.phase("layers"):
             groups = layers_of(problem, known.closed)
@@ -82,13 +88,13 @@ def local(problem: Problem, options: Options, known: Known, monitor: Monitor) ->
             ]
     if options.classes == "certified":
         with monitor.phase("classes"):
-            found["classes"] = classes(problem, premises, options, monitor)
+            found["classes"] = classes(problem, premises, options, free, monitor)
     if options.gauss_newton:
         with monitor.phase("gauss_newton"):
-            found["gauss_newton"] = gauss_newton(problem, premises, options, monitor)
+            found["gauss_newton"] = gauss_newton(problem, premises, options, free, monitor)
     if options.alignment and known.shared is not None:
         with monitor.phase("alignment"):
-            found["alignment"] = alignment(problem, known.shared, premises, options, monitor)
+            found["alignment"] = alignment(problem, known.shared, premises, options, free, monitor)
     return found
 
 

@@ -105,7 +105,9 @@ class FocalDerivatives(LossDerivatives):
     @property
     def diagonal(self) -> Tensor:
         p, c = self.at.p, self.at.complement
-        others = self.b.sum(dim=1, keepdim=True) - self.b
+        # Of the pivot, whose b may be far larger than all others, these are summed without it.
+        rest = self.b.scatter(1, self.at.pivot, 0.0).sum(dim=1, keepdim=True)
+        others = (self.b.sum(dim=1, keepdim=True) - self.b).scatter(1, self.at.pivot, rest)
         return self.at.diagonal + self.b * c.square() + others * p.square()
 
     def curvature(self) -> Tensor:
