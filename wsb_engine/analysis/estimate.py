@@ -226,11 +226,11 @@ def _phases(
         held = max(held, memory.enclosure(way, memory.basis(products + steps), is_measured=False))
     if spectrum:
         yield "spectrum", spectrum, held
-    for name, products in costs.products(problem, options, is_measured=not (is_proven or is_single)).items():
+    for name, count in costs.products(problem, options, is_measured=not (is_proven or is_single)).items():
         more = costs.further_operations(problem, name)
         yield (
             name,
-            products * one + more,
+            count * one + more,
             memory.enclosure(way, memory.basis(inputs.EXPECTED_PRODUCTS), is_measured=True),
         )
 

@@ -21,7 +21,7 @@ class Table(NamedTuple):
 
     title: str
     heads: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     """The first cell of each names its entry; the others are numbers."""
 
 
@@ -68,32 +68,35 @@ def _alignment(report: Report) -> list[Row]:
 
 def tables(report: Report) -> list[Table]:
     """List groups, classes and eigenvectors, each as a table."""
-    found = []
-    if report.groups:
-        heads: tuple[str, ...] = ("Group", "Parameters", "λ_max", "Certainty")
-        rows = [(each.name, number(each.parameters), *_certified(each.lambda_max)) for each in report.groups]
-        found.append(Table("Groups of parameters", heads, rows))
-    if report.classes:
-        heads = ("Class", "Labels", "Weight", "λ_max", "Certainty")
-        rows = [
-            (each.label or str(each.index), number(each.labels), percent(each.weight), *_certified(each.lambda_max))
-            for each in report.classes
-        ]
-        found.append(Table("Classes", heads, rows))
-    if report.alignment is not None and report.alignment.eigenvectors:
-        heads = ("Eigenvector", "Eigenvalue", "|cos| to the gradient", "At most off by", "Layers")
-        rows = [
-            (
-                str(rank),
-                number(each.eigenvalue, 10),
-                number(each.cosine),
-                "not certain" if each.cosine_error is None else number(each.cosine_error, 2),
-                layers(each.layers),
-            )
-            for rank, each in enumerate(report.alignment.eigenvectors, 1)
-        ]
-        found.append(Table("Eigenvectors and the gradient", heads, rows))
-    return found
+    return [*_groups(report), *_classes(report), *_eigenvectors(report)]
+
+
+def _groups(report: Report) -> list[Table]:
+    rows = [(each.name, number(each.parameters), *_certified(each.lambda_max)) for each in report.groups or []]
+    return [Table("Groups of parameters", ("Group", "Parameters", "λ_max", "Certainty"), rows)] if rows else []
+
+
+def _classes(report: Report) -> list[Table]:
+    rows = [
+        (each.label or str(each.index), number(each.labels), percent(each.weight), *_certified(each.lambda_max))
+        for each in report.classes or []
+    ]
+    return [Table("Classes", ("Class", "Labels", "Weight", "λ_max", "Certainty"), rows)] if rows else []
+
+
+def _eigenvectors(report: Report) -> list[Table]:
+    heads = ("Eigenvector", "Eigenvalue", "|cos| to the gradient", "At most off by", "Layers")
+    rows = [
+        (
+            str(rank),
+            number(each.eigenvalue, 10),
+            number(each.cosine),
+            "not certain" if each.cosine_error is None else number(each.cosine_error, 2),
+            layers(each.layers),
+        )
+        for rank, each in enumerate([] if report.alignment is None else report.alignment.eigenvectors, 1)
+    ]
+    return [Table("Eigenvectors and the gradient", heads, rows)] if rows else []
 
 
 def _certified(found: CertifiedInterval | None) -> tuple[str, str]:

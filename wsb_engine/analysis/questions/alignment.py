@@ -41,7 +41,7 @@ class _Rest:
 
 def alignment(
     problem: Problem, shared: krylov.Krylov, premises: Premises, options: Options, memory: int, monitor: Monitor
-) -> r.Alignment | None:
+) -> r.Alignment:
     """Compute cosines of the gradient and shares of layers, and certify what gaps allow.
 
     Args:
@@ -52,41 +52,41 @@ def alignment(
         memory: Bytes to work in besides the basis of the run.
         monitor: Clock, progress and warnings.
 
-    Returns:
-        None, with a warning, if the time limit leaves nothing of it.
+    Raises:
+        TimeLimitError: ``time_limit``.
     """
-    with monitor.optional("alignment", otherwise=True), monitor.limited():
-        g = _unit(problem.objective.gradient())
-        found = krylov.top(shared, premises, options, monitor)
-        noise = _noise(shared, premises)
-        curvature = None if g is None else _quotient(g, shared.product.vector(g), noise)
-        negative = _negative(problem, shared, g, noise)
-        rest = None
-        with monitor.optional("certified cosines", otherwise=True):
-            rest = _rest(shared, found, premises, options, memory, monitor)
-        errors = [None] * len(found.eigenvalues) if rest is None else _errors(found, rest, noise, shared.run.unit)
-        cosines = None if g is None else found.eigenvectors.T @ g
-        layers, selected = layers_of(problem), problem.objective.selected
-        sizes = {name: tensor.numel() for name, tensor in selected.items()}
-        vectors = [
-            r.Eigenvector(
-                eigenvalue=float(found.eigenvalues[i]),
-                residual=float(found.residuals[i]),
-                cosine=None if cosines is None else min(1.0, abs(float(cosines[i]))),
-                cosine_error=None if cosines is None else errors[i],
-                layers=shares(found.eigenvectors[:, i], layers, sizes),
-            )
-            for i in range(len(found.eigenvalues))
-        ]
-        certain = rest is not None and any(each.cosine_error is not None for each in vectors)
-        return r.Alignment(
-            gradient_curvature=curvature,
-            subspace_cosine=None if cosines is None else min(1.0, norm(cosines)),
-            eigenvectors=vectors,
-            failure_probability=rest.failure_probability or None if certain and rest is not None else None,
-            negative_curvature=negative,
+    g = _unit(problem.objective.gradient())
+    found = krylov.top(shared, premises, options, monitor)
+    noise = _noise(shared, premises)
+    curvature = None if g is None else _quotient(g, shared.product.vector(g), noise)
+    negative = _negative(problem, shared, g, noise)
+    rest: _Rest | None = None
+    with monitor.optional("certified cosines", otherwise=True):
+        rest = _rest(shared, found, premises, options, memory, monitor)
+    errors: list[float | None] = (
+        [None] * len(found.eigenvalues) if rest is None else _errors(found, rest, noise, shared.run.unit)
+    )
+    cosines = None if g is None else found.eigenvectors.T @ g
+    layers, selected = layers_of(problem), problem.objective.selected
+    sizes = {name: tensor.numel() for name, tensor in selected.items()}
+    vectors = [
+        r.Eigenvector(
+            eigenvalue=float(found.eigenvalues[i]),
+            residual=float(found.residuals[i]),
+            cosine=None if cosines is None else min(1.0, abs(float(cosines[i]))),
+            cosine_error=None if cosines is None else errors[i],
+            layers=shares(found.eigenvectors[:, i], layers, sizes),
         )
-    return None
+        for i in range(len(found.eigenvalues))
+    ]
+    certain = rest is not None and any(each.cosine_error is not None for each in vectors)
+    return r.Alignment(
+        gradient_curvature=curvature,
+        subspace_cosine=None if cosines is None else min(1.0, norm(cosines)),
+        eigenvectors=vectors,
+        failure_probability=rest.failure_probability or None if certain and rest is not None else None,
+        negative_curvature=negative,
+    )
 
 
 def _noise(shared: krylov.Krylov, premises: Premises) -> float:

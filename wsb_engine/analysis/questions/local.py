@@ -93,7 +93,7 @@ def local(problem: Problem, options: Options, known: Known, monitor: Monitor) ->
         with monitor.phase("gauss_newton"):
             found["gauss_newton"] = gauss_newton(problem, premises, options, free, monitor)
     if options.alignment and known.shared is not None:
-        with monitor.phase("alignment"):
+        with monitor.phase("alignment"), monitor.optional("alignment", otherwise=True), monitor.limited():
             found["alignment"] = alignment(problem, known.shared, premises, options, free, monitor)
     return found
 

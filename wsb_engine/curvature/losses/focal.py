@@ -14,6 +14,7 @@ less the surer the model is of another class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -81,8 +82,7 @@ class Focal(CrossEntropy):
         return None
 
     def guess(self, logits: int) -> float:
-        largest: float = max(self.class_weights or (1.0,))
-        return largest * (1 - 1 / logits) ** self.focal_gamma * super().guess(logits)
+        return max(self.class_weights or (1.0,)) * math.pow(1 - 1 / logits, self.focal_gamma) * super().guess(logits)
 
     def targets(self, y: Tensor, logits: int) -> Tensor:
         rows = self._distributions(y, logits)

@@ -96,3 +96,29 @@ def test_labels_that_are_no_classes_are_refused(loss: str) -> None:
     with pytest.raises(wsb.OptionsError) as error:
         wsb.analyze(wsb.from_module(mlp().module), batch, wsb.Options(classes="certified", loss=loss))
     assert error.value.code == "classes_unknown"
+
+
+class Centred(nn.Linear):
+    """Its logits depend on the mean of all samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(super().forward(x - x.mean(0)))
+
+
+def test_samples_that_depend_on_each_other_stay_together() -> None:
+    torch.manual_seed(0)
+    module = Centred(3, 3).double()
+    x, y = torch.randn(7, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2, 2])
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(x, y), wsb.Options(classes="certified"))
+    theta = torch.cat([each.detach().reshape(-1) for each in module.parameters()])
+    assert len(report.classes or []) == 3
+    for each in report.classes or []:
+        rows = y == each.index
+
+        def loss(flat: Tensor, rows: Tensor = rows) -> Tensor:
+            z = torch.tanh((x - x.mean(0)) @ flat[:9].view(3, 3).T + flat[9:])
+            return cross_entropy(z[rows], y[rows])
+
+        value = largest(torch.autograd.functional.hessian(loss, theta))  # type: ignore[no-untyped-call]
+        assert each.lambda_max is not None
+        assert each.lambda_max.lower - 1e-13 <= value <= each.lambda_max.upper + 1e-13

@@ -95,3 +95,10 @@ def test_the_same_input_gives_the_same_intervals() -> None:
     first, second = (general().analyze(layers="certified", groups=("*",)) for _ in range(2))
     assert first.layers == second.layers
     assert first.groups == second.groups
+
+
+def test_several_devices_share_the_products_of_blocks() -> None:
+    known = general()
+    report = known.analyze(layers="certified", devices=("cpu", "cpu"))
+    for layer, names in zip(report.layers or [], LAYERS[general], strict=True):
+        assert encloses(layer.lambda_max, largest(known.block(*names)))
