@@ -31,7 +31,7 @@ class ClassCurvature(Part):
     label: Name | None
     """What the model calls it; null if it declares no classes."""
     labels: Count
-    """Number of labels of this class, whether they have a weight or not."""
+    """Number of labels of this class that have a weight."""
     weight: float
     """Share of the weight of all labels."""
     lambda_max: CertifiedInterval | None

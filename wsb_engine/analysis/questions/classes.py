@@ -22,6 +22,8 @@ from wsb_engine.options import Options
 
 MAX_CLASSES = 1000
 """Largest number of classes that occur in the batch and are certified."""
+COPIED_SHARE = 0.25
+"""Share of the memory for a copy of a class's samples; beyond it all are read, those of other classes with weight 0."""
 STREAM = 0xA54FF53A
 """Separates the start vectors of classes from those of other runs of the same seed."""
 
@@ -41,6 +43,11 @@ class _Class:
         """π_c"""
         return float(self.weights.sum())
 
+    @property
+    def labels(self) -> int:
+        """Number of labels that count."""
+        return int((self.y[self.weights > 0] >= 0).sum())
+
 
 def require_classes(problem: Problem, options: Options) -> None:
     """Refuse batches without class labels, and too many classes.
@@ -59,7 +66,7 @@ def require_classes(problem: Problem, options: Options) -> None:
             advice="Leave classes out, or give one integer label for each sample.",
             loss=loss.kind,
         )
-    count = len(_present(problem))
+    count = len(y[y >= 0].unique())
     if count > MAX_CLASSES:
         raise OptionsError(
             f"the batch has labels of {count} classes, at most {MAX_CLASSES} can be certified",
@@ -92,11 +99,11 @@ def classes(
         r.ClassCurvature(
             index=index,
             label=None if declared is None else str(declared[index]),
-            labels=int((_class(problem, index).y >= 0).sum()),
-            weight=_class(problem, index).weight,
+            labels=each.labels,
+            weight=each.weight,
             lambda_max=found.get(index),
         )
-        for index in present
+        for index, each in ((index, _class(problem, index)) for index in present)
     ]
 
 
@@ -124,7 +131,7 @@ def _class(problem: Problem, index: int) -> _Class:
 def _certified(
     problem: Problem, chosen: _Class, premises: Premises, options: Options, memory: int, monitor: Monitor
 ) -> r.CertifiedInterval | None:
-    part = problem.at(_mean_loss(problem.objective, chosen))
+    part = problem.at(_mean_loss(problem.objective, chosen, memory))
     product = part.hessian_product(columns=1)
     measuring = Measuring(part, options.seed, premises.failure_probability, monitor)
     rounding = measuring.rounding(product, None)
@@ -140,14 +147,15 @@ def _certified(
     return None if found is None else found.lambda_max
 
 
-def _mean_loss(objective: Objective, chosen: _Class) -> Objective:
-    """Return the mean loss of a class; of its samples alone, unless samples depend on the others."""
+def _mean_loss(objective: Objective, chosen: _Class, memory: int) -> Objective:
+    """Return the mean loss of a class: of its samples alone, unless samples depend on the others or are too many."""
     targets = objective.targets
     weights = torch.where(chosen.weights > 0, targets.weights / chosen.weight, 0.0)
     # A sample with one label keeps it if it belongs to another class, and has the weight 0.
     y = chosen.y if chosen.y.ndim > 1 else targets.y
-    if objective.coupled:
-        return replace(objective, targets=replace(targets, y=y, weights=weights))
     rows = torch.nonzero(chosen.weights > 0).squeeze(1)
+    copied = sum(tensor.nbytes for tensor in objective.inputs.values()) * len(rows) // len(weights)
+    if objective.coupled or copied > COPIED_SHARE * memory:
+        return replace(objective, targets=replace(targets, y=y, weights=weights))
     inputs = {name: tensor[rows.to(tensor.device)] for name, tensor in objective.inputs.items()}
     return replace(objective, inputs=inputs, targets=replace(targets, y=y[rows], weights=weights[rows]))

@@ -62,7 +62,7 @@ def local(problem: Problem, options: Options, known: Known, monitor: Monitor) ->
         Parts of the report by name; ``layers`` always, the others if asked for.
     """
     premises = known.confirmed
-    layers = parts.layers(problem, known.closed, premises.rounding)
+    layers = parts.layers(problem, known.closed, known.premises.rounding)
     found: dict[str, Any] = {"layers": layers}
     free = known.left(problem.memory)
     blocks = Blocks(problem, known.product, premises, known.measuring, options, free, monitor)

@@ -122,3 +122,20 @@ def test_samples_that_depend_on_each_other_stay_together() -> None:
         value = largest(torch.autograd.functional.hessian(loss, theta))  # type: ignore[no-untyped-call]
         assert each.lambda_max is not None
         assert each.lambda_max.lower - 1e-13 <= value <= each.lambda_max.upper + 1e-13
+
+
+def test_samples_too_many_to_copy_are_weighed_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = mlp().analyze(classes="certified").classes
+    monkeypatch.setattr("wsb_engine.analysis.questions.classes.COPIED_SHARE", 0.0)
+    for one, other in zip(copied or [], mlp().analyze(classes="certified").classes or [], strict=True):
+        assert one.lambda_max is not None
+        assert other.lambda_max is not None
+        assert other.lambda_max.lower == pytest.approx(one.lambda_max.lower, rel=1e-6)
+
+
+def test_ignored_labels_count_for_no_class() -> None:
+    y = mlp().batch.y.copy()
+    y[0] = -1
+    batch, options = wsb.Batch(mlp().batch.x["x"], y), wsb.Options(classes="certified", ignore_index=-1)
+    report = wsb.analyze(wsb.from_module(mlp().module), batch, options)
+    assert sum(each.labels for each in report.classes or []) == len(y) - 1
