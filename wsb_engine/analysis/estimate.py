@@ -227,10 +227,10 @@ def _phases(
     if spectrum:
         yield "spectrum", spectrum, held
     for name, count in costs.products(problem, options, is_measured=not (is_proven or is_single)).items():
-        more = costs.further_operations(problem, name)
+        further = costs.further_operations(problem, name)
         yield (
             name,
-            count * one + more,
+            count * one + further,
             memory.enclosure(way, memory.basis(inputs.EXPECTED_PRODUCTS), is_measured=True),
         )
 
