@@ -17,7 +17,7 @@ NAMED_NUMBERS = 20
 """Most numbers of a list that a difference spells out."""
 CHANGING = {"learning_rate", "state"}
 """Settings of an optimizer that change along a training."""
-LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index")
+LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index", "focal_gamma")
 """What makes a loss another one."""
 
 

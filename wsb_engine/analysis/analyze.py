@@ -22,6 +22,7 @@ from wsb_engine.analysis.inputs import several
 from wsb_engine.analysis.members import split
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.analysis.questions.local import Known, local, require
 from wsb_engine.analysis.questions.optimizer import Steps, stable_steps, steps_of
 from wsb_engine.analysis.questions.population import population
 from wsb_engine.analysis.questions.scaling import scaled
@@ -138,6 +139,7 @@ def report_on(
     Raises:
         ModelError, ResourceError: with a code and advice.
     """
+    require(problem, options)
     device, small = problem.objective.device, problem.product_operations <= ONE_THREAD_OPERATIONS
     with monitor.phase("loss"), monitor.limited(), threads_of(device, one=small):
         loss = parts.loss(problem)
@@ -160,6 +162,8 @@ def report_on(
         premises, hessian = certified.premises, certified.hessian
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
     part, closed = (None, None) if found is None else (found.part, found.closed)
+    with threads_of(device, one=small):
+        where = local(problem, options, Known(product, shared, certified.premises, measuring, closed), monitor)
     results = checks(problem, parity, part, named, enclosure, eigenvalues, rounding, errors)
     for check in results:
         if not check.passed:
@@ -167,7 +171,7 @@ def report_on(
     # What follows has runs of other matrices, for which the memory of this one is needed.
     shared = None
     extremes = None if enclosure is None else in_true_units(enclosure.lambda_max, problem.objective.scale)
-    answers = _answers(problem, product, steps, extremes, found is not None, options, monitor)
+    of_scaled = _of_scaled(problem, product, steps, extremes, found is not None, options, monitor)
     if monitor.not_deterministic:
         named_operators = ", ".join(sorted(monitor.not_deterministic))
         monitor.warn(
@@ -184,7 +188,6 @@ def report_on(
         bounds_list=named,
         enclosure=enclosure,
         spectrum=eigenvalues,
-        layers=parts.layers(problem, closed, rounding),
         blocks=parts.blocks(closed),
         orthogonality=parts.orthogonality(closed),
         checks=results,
@@ -192,12 +195,13 @@ def report_on(
         timings=monitor.timings(),
         products=monitor.products,
         population=distribution,
+        **where,
     )
-    report = in_true_units(report, problem.objective.scale).model_copy(update=answers)
+    report = in_true_units(report, problem.objective.scale).model_copy(update=of_scaled)
     return report.model_copy(update={"citations": citations(report)})
 
 
-def _answers(
+def _of_scaled(
     problem: Problem,
     product: HessianProduct,
     steps: Steps | None,
@@ -206,7 +210,7 @@ def _answers(
     options: Options,
     monitor: Monitor,
 ) -> dict[str, BaseModel]:
-    """Answer the questions that the options add, as parts of the report in true units."""
+    """Answer what is asked about D H D, as parts of the report in true units."""
     answers: dict[str, BaseModel | None] = {}
     otherwise = otherwise or lambda_max is not None
     if options.scaling != "none":

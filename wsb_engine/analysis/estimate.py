@@ -15,7 +15,7 @@ from wsb_engine.analysis.krylov import without_basis
 from wsb_engine.analysis.logits import kept_bytes
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
-from wsb_engine.analysis.questions import population
+from wsb_engine.analysis.questions import costs, population
 from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
 from wsb_engine.analysis.targets import counting_rows, wanted
 from wsb_engine.batch import Batch
@@ -240,6 +240,13 @@ def _phases(
         operations = ((1 + repeated) * expected + len(HOMOGENEITY_STEPS) + CONFIRMING + bounding) * one
         kept = THREE if repeated else memory.basis(expected)
         yield name, operations, memory.enclosure(way, kept, is_measured=problem.structure is None and not is_single)
+    for name, count in costs.products(problem, options, is_measured=not (is_proven or is_single)).items():
+        further = costs.further_operations(problem, name)
+        yield (
+            name,
+            count * one + further,
+            memory.enclosure(way, memory.basis(inputs.EXPECTED_PRODUCTS), is_measured=True),
+        )
 
 
 def _questions(options: Options) -> Iterator[str]:

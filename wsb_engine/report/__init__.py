@@ -24,34 +24,52 @@ from wsb_engine.report.curvature import (
 )
 from wsb_engine.report.fields import MAX_BLOCKS, MAX_STEPS, CertifiedInterval, Interval, Kind
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model, Parameters, ParameterTensor, Parity
+from wsb_engine.report.local import (
+    MAX_SHARES,
+    Alignment,
+    ClassCurvature,
+    Eigenvector,
+    GaussNewton,
+    GroupCurvature,
+    LayerShare,
+    NegativeCurvature,
+)
 from wsb_engine.report.population import Population, RowCurvature
 from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
 from wsb_engine.report.scaling import Scaled, StableSteps
 
 __all__ = [
     "MAX_BLOCKS",
+    "MAX_SHARES",
     "MAX_STEPS",
     "SCHEMA_VERSION",
+    "Alignment",
     "BatchSummary",
     "Bounds",
     "CertifiedInterval",
     "Check",
     "Citation",
+    "ClassCurvature",
     "Density",
+    "Eigenvector",
     "Enclosure",
     "EnclosureStep",
     "Engine",
     "Epsilon",
     "ExtremeBounds",
+    "GaussNewton",
+    "GroupCurvature",
     "Interval",
     "Kind",
     "LayerCurvature",
+    "LayerShare",
     "Loss",
     "Model",
     "Modelled",
     "Moments",
     "MomentsMethod",
     "NamedBound",
+    "NegativeCurvature",
     "Orthogonality",
     "ParameterTensor",
     "Parameters",
