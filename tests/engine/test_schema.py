@@ -14,7 +14,7 @@ STORED = Path(__file__).parent / "reports"
 """Reports as version 1.0 of the schema wrote them; densities thinned."""
 ADDED_IN_1_5 = ("basis", "alpha", "beta", "gamma", "epsilon", "modelled")
 SETTINGS_OF_LOSSES = ("ignored", "ignore_index", "label_smoothing", "class_weights", "pos_weight", "focal_gamma")
-ADDED_IN_1_7 = ("population", "groups", "classes", "gauss_newton", "alignment")
+ADDED_IN_1_7 = ("population", "scaled", "optimizer", "groups", "classes", "gauss_newton", "alignment")
 """And λ_max of layers."""
 
 
