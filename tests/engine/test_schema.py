@@ -25,15 +25,16 @@ def test_a_stored_report_of_schema_1_0_is_read_and_written_back(path: Path) -> N
     assert report.enclosure is not None
     assert report.enclosure.convergence is None
     written = report.model_dump(mode="json")
-    for added in ("bounds_list", "products", "citations"):
+    for added in ("bounds_list", "products", "citations", "evidence"):
         assert written.pop(added) is None
     for added in ("stored_dtypes", "left_out"):
         assert written["model"]["parameters"].pop(added) is None
-    del written["moments"]["trace_standard_error"]
+    for added in ("trace_standard_error", "probes"):
+        assert written["moments"].pop(added) is None
     assert written["batch"].pop("positions") is None
     for added in SETTINGS_OF_LOSSES:
         assert written["loss"].pop(added) is None
-    for added in (*("convergence", "floor", "rounding", "stopped_by"), *ADDED_IN_1_5):
+    for added in (*("convergence", "floor", "rounding", "stopped_by", "derivation"), *ADDED_IN_1_5):
         assert written["enclosure"].pop(added) is None
     assert written == stored
 
@@ -68,7 +69,7 @@ def analysed(**options: object) -> wsb.Report:
 def test_both_ends_are_listed_by_product_and_hold_the_eigenvalues(moments: str) -> None:
     report = analysed(moments=moments, max_products=12)
     eigenvalues = Golden("deep_tanh").eigenvalues
-    assert report.schema_version == "1.6"
+    assert report.schema_version == "1.7"
     assert report.enclosure is not None
     rows = report.enclosure.convergence
     assert rows is not None

@@ -176,6 +176,7 @@ def report_on(
         warnings=monitor.warnings,
         timings=monitor.timings(),
         products=monitor.products,
+        evidence=parts.evidence(problem, options, needs, rounding),
     )
     report = in_true_units(report, problem.objective.scale)
     return report.model_copy(update={"citations": citations(report)})

@@ -21,6 +21,16 @@ from wsb_engine.report.curvature import (
     SampleShare,
     SpectrumResult,
 )
+from wsb_engine.report.evidence import (
+    Continued,
+    EnclosureDerivation,
+    EndDerivation,
+    Evidence,
+    Machine,
+    ProbeTerms,
+    RoundingTerms,
+    Theorem,
+)
 from wsb_engine.report.fields import MAX_BLOCKS, MAX_STEPS, CertifiedInterval, Interval, Kind
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model, Parameters, ParameterTensor, Parity
 from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
@@ -34,16 +44,21 @@ __all__ = [
     "CertifiedInterval",
     "Check",
     "Citation",
+    "Continued",
     "Density",
     "Enclosure",
+    "EnclosureDerivation",
     "EnclosureStep",
+    "EndDerivation",
     "Engine",
     "Epsilon",
+    "Evidence",
     "ExtremeBounds",
     "Interval",
     "Kind",
     "LayerCurvature",
     "Loss",
+    "Machine",
     "Model",
     "Modelled",
     "Moments",
@@ -54,9 +69,12 @@ __all__ = [
     "Parameters",
     "Parity",
     "Plot",
+    "ProbeTerms",
     "Report",
     "ReportWarning",
     "Rounding",
+    "RoundingTerms",
     "SampleShare",
     "SpectrumResult",
+    "Theorem",
 ]

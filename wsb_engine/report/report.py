@@ -16,13 +16,14 @@ from wsb_engine.report.curvature import (
     Orthogonality,
     SpectrumResult,
 )
+from wsb_engine.report.evidence import Evidence
 from wsb_engine.report.fields import MAX_BLOCKS, CertifiedInterval, Count, Few, Many, Message, Name, Part, Seconds
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SCHEMA_VERSION = "1.6"
+SCHEMA_VERSION = "1.7"
 
 
 class Check(Part):
@@ -104,6 +105,8 @@ class Report(Part):
     by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
     citations: Few[Citation] | None = None
     """Sources of the theorems and methods used; null in reports before schema 1.6."""
+    evidence: Evidence | None = None
+    """What ``wsb verify`` needs to repeat the analysis; null in reports before schema 1.7."""
 
     @property
     def named_bounds(self) -> list[NamedBound]:
