@@ -91,7 +91,7 @@ def processor(device: torch.device) -> str:
     """Return what computes on a device: a GPU's name, or the CPU's with the instructions that torch uses of it."""
     if is_gpu(device):
         return properties(device).name
-    model = platform.processor() or platform.machine()
+    model = platform.machine()
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}"[:_LONGEST]

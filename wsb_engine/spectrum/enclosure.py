@@ -400,6 +400,9 @@ def finish(enclosing: Enclosing, found: Enclosures, rounding: Rounding) -> tuple
         top = enclosing.raised(1, top)
     if enclosing.premises.both and bottom.width <= FLOOR_MARGIN * enclosing.floor(-1, bottom):
         bottom = enclosing.raised(-1, bottom)
+    if top.derivation.theorem != "start_vector":
+        # In float32 such an end may fail too, but not for the overlap of the start vector.
+        floor = 2 * top.slack
     relative = floor / top.size if top.size and math.isfinite(floor) else None
     modelled = enclosing.modelled(found.lambda_max)
     return enclosing, replace(found, lambda_max=top, lambda_min=bottom.mirrored, floor=relative, modelled=modelled)
