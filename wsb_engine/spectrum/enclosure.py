@@ -193,11 +193,17 @@ class Enclosing:
             earlier, derivation = before.derivation, end.derivation
             if before.lower > end.lower:
                 derivation = replace(derivation, inner=earlier.inner, inner_slack=earlier.inner_slack)
-            if before.upper < end.upper:
-                eta, distance = earlier.factorisation_error, earlier.outer_slack
-                derivation = replace(derivation, steps=earlier.steps, outer_slack=distance, factorisation_error=eta)
-            lower, upper = max(before.lower, end.lower), min(before.upper, end.upper)
-            end = replace(end, lower=lower, upper=upper, derivation=derivation)
+            # What may fail narrows nothing that can't.
+            if before.upper < end.upper and before.failure_probability <= end.failure_probability:
+                derivation = replace(
+                    derivation,
+                    theorem=earlier.theorem,
+                    steps=earlier.steps,
+                    outer_slack=earlier.outer_slack,
+                    factorisation_error=earlier.factorisation_error,
+                )
+                end = replace(end, upper=before.upper)
+            end = replace(end, lower=max(before.lower, end.lower), derivation=derivation)
         self._limits[bound] = end
         self._widths.setdefault(bound, {})[self.lanczos.steps] = end.width
         return end

@@ -10,7 +10,7 @@ from itertools import accumulate
 from flint import arb
 
 from wsb_engine.report import Enclosure, EnclosureDerivation, Evidence, Report
-from wsb_engine.verification.moments import extreme_ritz_values, known_moments, steps_of
+from wsb_engine.verification.moments import SMALLEST_SQUARE, extreme_ritz_values, known_moments, steps_of
 from wsb_engine.verification.theorems import UNIT, Known, Recurrence, remainder
 
 ROOT = 1.01e-3
@@ -52,6 +52,11 @@ class Claims:
     def all_steps(self) -> tuple[list[float], list[float]]:
         """α and β of all steps."""
         return steps_of(self.report)
+
+    @cached_property
+    def size(self) -> float:
+        """The largest entry of T, after all steps."""
+        return max((abs(value) for part in self.all_steps for value in part), default=0.0)
 
     @cached_property
     def norms(self) -> list[float]:
@@ -98,31 +103,46 @@ class Claims:
         return alpha[:steps], [math.sqrt(b * g) for b, g in zip(beta[: steps - 1], gamma[1:steps], strict=True)]
 
     @cached_property
-    def moments(self) -> tuple[Known, bool] | None:
-        """Ranges of t and ‖H‖_F, and whether t is known; None without moments that an enclosure may rest on."""
+    def has_moments(self) -> bool:
+        """True if an enclosure may rest on moments, whose squares are within the range of floats."""
+        part = self.report.moments
+        return part is not None and part.frobenius_squared >= SMALLEST_SQUARE
+
+    @property
+    def loses_squares(self) -> bool:
+        """True if there are moments that are too small to rest anything on."""
+        return self.report.moments is not None and not self.has_moments
+
+    def moments(self, *, confirmed: bool = True) -> tuple[Known, bool] | None:
+        """Return ranges of t and ‖H‖_F, and whether t is known; None without moments.
+
+        Args:
+            confirmed: False for what was known of ‖E‖ before the outer Ritz vectors were multiplied.
+        """
         part, rounding = self.report.moments, self.evidence.rounding
-        if part is None:
+        if part is None or not self.has_moments:
             return None
-        if part.exact:
-            known = known_moments(self.report, self.order, part.trace, part.frobenius_squared)
-            return None if known is None else (self._moved(known), True)
-        # The norm of a report with probes has the rounding of H in it once; an enclosure starts from q̄ and adds it.
-        high = arb(part.frobenius_squared).sqrt() + 2 * (arb(self.derivation.operator) - arb(rounding.operator))
-        return Known(arb(0), arb(0), arb(0), high), False
-
-    def _moved(self, known: Known) -> Known:
-        """Widen ranges by what measuring the outer Ritz vectors added to ‖E‖."""
-        more = 2 * (arb(self.derivation.operator) - arb(self.evidence.rounding.operator))
+        more = 2 * (arb(self.derivation.operator) - arb(rounding.operator)) if confirmed else arb(0)
+        if not part.exact:
+            # The norm of a report with probes has the rounding of H in it once; an enclosure adds it to q̄ too.
+            return Known(arb(0), arb(0), arb(0), arb(part.frobenius_squared).sqrt() + more), False
+        known = known_moments(self.report, self.order, part.trace, part.frobenius_squared)
+        if known is None:
+            return None
         spread = arb(self.order).sqrt() * more
-        return Known(known.trace_low - spread, known.trace_high + spread, known.norm_low, known.norm_high + more)
+        wider = Known(known.trace_low - spread, known.trace_high + spread, known.norm_low, known.norm_high + more)
+        return wider, True
 
-    def deflated(self, sign: int, steps: int, eta: float, *, margin: float = 0.0) -> tuple[Recurrence, arb | None]:
-        """Return ±T and β_k after so many steps, and φ."""
+    def deflated(
+        self, sign: int, steps: int, eta: float, *, margin: float = 0.0, confirmed: bool = True
+    ) -> tuple[Recurrence, arb | None]:
+        """Return ±T and β_k after so many steps, and φ; arguments as of ``remainder`` and ``moments``."""
         alpha, beta = self.all_steps
         recurrence = Recurrence([sign * a for a in alpha[:steps]], beta[:steps], [])
-        if self.moments is None or steps == self.order:
+        moments = self.moments(confirmed=confirmed)
+        if moments is None or steps == self.order:
             return recurrence, None
-        known, has_trace = self.moments
+        known, has_trace = moments
         if sign < 0:
             known = Known(-known.trace_high, -known.trace_low, known.norm_low, known.norm_high)
         return recurrence, remainder(known, has_trace, recurrence, self.order, eta, margin=margin)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from wsb_engine.citations import citations
 from wsb_engine.report import SCHEMA_VERSION, Check, ParameterTensor, Report
 from wsb_engine.verification.findings import Ledger
+from wsb_engine.verification.moments import SMALLEST_SQUARE
 from wsb_engine.verification.theorems import UNIT
 
 VALUES = 1e-13
@@ -155,6 +156,8 @@ def _judged(report: Report) -> Iterator[Judged]:
     if report.evidence is None:
         return
     moments, enclosure, spectrum = report.moments, report.enclosure, report.spectrum
+    if moments is not None and 0 <= moments.frobenius_squared < SMALLEST_SQUARE:
+        return
     terms, bounds = report.evidence.rounding, report.named_bounds
     spacing = 2 * (UNIT if report.engine.dtype == "float64" else 2.0**-24)
     E = terms.operator

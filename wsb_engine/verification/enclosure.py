@@ -12,7 +12,7 @@ from wsb_engine.report import CertifiedInterval, Enclosure, EndDerivation, Inter
 from wsb_engine.verification.claims import EVALUATION, NAMES, ROOT, Claims
 from wsb_engine.verification.convergence import FAR, check_rows
 from wsb_engine.verification.findings import Ledger
-from wsb_engine.verification.moments import LATER, steps_of
+from wsb_engine.verification.moments import LATER, UNDERFLOWN, steps_of
 from wsb_engine.verification.theorems import (
     UNIT,
     Recurrence,
@@ -135,7 +135,9 @@ def _check_end(claims: Claims, name: str, ledger: Ledger) -> None:
     place = f"enclosure.{name}"
     _check_inner(claims, sign, inner, found, f"{place}.{sides[0]}", ledger)
     _check_distance(claims, name, found, ledger)
-    if outer < FAR:
+    if found.theorem == "deflation" and claims.loses_squares:
+        ledger.skip(f"{place}.{sides[1]}", UNDERFLOWN)
+    elif outer < FAR:
         how = _theorem(found)
         holds = _outer_holds(claims, sign, outer, found)
         tight = holds and _outer_is_tight(claims, sign, outer, found)
@@ -147,8 +149,15 @@ def _check_end(claims: Claims, name: str, ledger: Ledger) -> None:
     size = abs(largest) if sign > 0 else max(abs(largest), abs(smallest))
     if end.relative_gap is not None and size and end.upper - end.lower < FAR:
         gap = (end.upper - end.lower) / size
-        tolerance = gap * (1e-9 + 64 * steps * UNIT * claims.recurrence.size / size) + 2 * UNIT
+        tolerance = gap * (1e-9 + 64 * steps * UNIT * claims.size / size) + 2 * UNIT
         ledger.near(f"{place}.relative_gap", end.relative_gap, gap, tolerance, "width over the Ritz value's size")
+
+
+def _overlap_bounds(claims: Claims, tau: arb, recurrence: Recurrence, epsilon: Sequence[float], delta: float) -> bool:
+    """Return whether λ_1 ≤ τ follows from the start vector; without any error or residual λ_1 is θ_1 itself."""
+    if recurrence.size == 0 and not any(epsilon):
+        return bool(tau >= 0)
+    return start_vector_holds(tau, recurrence, epsilon, claims.order, delta)
 
 
 def _theorem(found: EndDerivation) -> str:
@@ -166,11 +175,10 @@ def _outer_holds(claims: Claims, sign: int, outer: float, found: EndDerivation) 
         tau = arb(outer) - arb(claims.derivation.operator)
         recurrence = claims.recurrence.first(found.steps).signed(sign)
         epsilon = claims.epsilon(found.how, tested=found.steps >= TESTED)
-        return _overlap_is_certain(claims.order, found.failure_probability) and start_vector_holds(
-            tau, recurrence, epsilon, claims.order, found.failure_probability
-        )
+        delta = found.failure_probability
+        return _overlap_is_certain(claims.order, delta) and _overlap_bounds(claims, tau, recurrence, epsilon, delta)
     tau = arb(outer) - arb(found.factorisation_error) - arb(claims.derivation.operator)
-    if found.theorem == "deflation" and (not claims.has_basis or claims.moments is None):
+    if found.theorem == "deflation" and not (claims.has_basis and claims.has_moments):
         return False
     if found.theorem == "whole_space" and found.steps != claims.order:
         return False
@@ -214,7 +222,7 @@ def _check_inner(claims: Claims, sign: int, inner: float, found: EndDerivation, 
     ledger.near(path, sign * inner, sign * expected, tolerance, "Rayleigh quotient or Ritz value less its slack")
     steps = len(claims.all_steps[0])
     theta = claims.ritz_value(sign, steps)
-    allowed = 4 * (claims.derivation.slack + found.inner_slack + found.outer_slack) + 64 * steps * UNIT * abs(theta)
+    allowed = 4 * (claims.derivation.slack + found.inner_slack + found.outer_slack) + 64 * steps * UNIT * claims.size
     place = f"enclosure.derivation.{'lambda_max' if sign > 0 else 'lambda_min'}.inner"
     if claims.has_basis:
         ledger.near(place, found.inner, sign * theta, allowed, "Ritz value of T, up to the stated slack")
@@ -352,6 +360,6 @@ def _check_root(
     rounding = 64 * (len(recurrence.alpha) + 8) * UNIT * max(size, abs(bound))
     distance, evaluation = bound - theta, EVALUATION * UNIT * max(size, abs(bound)) * 1.01
     above, below = arb(bound) + rounding, arb(theta) + arb(distance) * (1 - ROOT) - rounding
-    holds = start_vector_holds(above, recurrence, epsilon, claims.order, delta)
+    holds = _overlap_bounds(claims, above, recurrence, epsilon, delta)
     tight = not start_vector_holds(below, recurrence, epsilon, claims.order, delta, evaluation=evaluation)
     ledger.judge(path, holds and tight, "overlap of the start vector, with this recurrence", claimed)

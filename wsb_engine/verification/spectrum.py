@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from wsb_engine.report import Density, Report, SpectrumResult
 from wsb_engine.verification.findings import Ledger
+from wsb_engine.verification.moments import SMALLEST_SQUARE
 from wsb_engine.verification.theorems import UNIT
 
 QUADRATURE = 1e-8
@@ -47,7 +48,7 @@ def _slack(report: Report) -> float:
 def _check_sums(report: Report, values: list[float], ledger: Ledger) -> None:
     """Σ λ = t and Σ λ² = q, up to rounding of H, of sums and of the eigensolver."""
     moments, P = report.moments, len(values)
-    if moments is None or report.evidence is None:
+    if moments is None or report.evidence is None or moments.frobenius_squared < SMALLEST_SQUARE:
         return
     terms = report.evidence.rounding
     largest = max(map(abs, values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.forms import thinned
+from support.forms import full, thinned
 from support.golden import Golden
 
 import wsb_engine as wsb
@@ -28,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "top": {"spectrum": "top", "top": 3, "moments": "basis"},
 }
 ROWS = 1e-2
-"""Relative change of outer ends of early steps, whose root is searched to 1e-3 of its distance from θ_1."""
+"""Relative change of what is a root, or at early steps mostly its distance from θ_1, which is searched to 1e-3."""
 CHANGE = 1e-3
 Place = tuple[str | int, ...]
 
@@ -94,15 +95,13 @@ def changed(document: dict[str, Any], place: Place, share: float) -> wsb.Report:
     value = part[place[-1]]
     if isinstance(value, int):
         part[place[-1]] = value + 1
-    elif place[-1] == "failure_probability" or 0 < abs(value) < 1:
-        part[place[-1]] = value * (1 + share)
     else:
-        part[place[-1]] = value * (1 + share) if value else share
+        part[place[-1]] = value * (1 + share) if value else abs(share)
     return wsb.Report.model_validate(whole)
 
 
 def share_of(place: Place) -> float:
-    return ROWS if place[:2] == ("enclosure", "convergence") else CHANGE
+    return ROWS if place[:2] in (("enclosure", "convergence"), ("enclosure", "floor")) else CHANGE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,7 +123,7 @@ def test_no_number_that_counts_as_checked_can_be_changed(kind: str, sign: int) -
         if not any(path_of(place[:length]) in found.unchecked for length in range(1, len(place) + 1))
     ]
     assert len(places) > 100
-    tried = places[:: max(1, len(places) // 60)]
+    tried = places[:: max(1, len(places) // 40)]
     passed = [
         path_of(place) for place in tried if not wrong(alone(changed(found.document, place, sign * share_of(place))))
     ]
@@ -132,16 +131,16 @@ def test_no_number_that_counts_as_checked_can_be_changed(kind: str, sign: int) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sign", [1, -1])
-def test_no_number_at_all_can_be_changed_once_the_analysis_is_repeated(kind: str, sign: int) -> None:
-    found, passed, count = case(kind), [], 0
-    for place in numbers(found.document):
+@pytest.mark.parametrize(("sign", "most"), [(1, 60), full(-1, sys.maxsize)])
+def test_no_number_at_all_can_be_changed_once_the_analysis_is_repeated(kind: str, sign: int, most: int) -> None:
+    found, passed = case(kind), []
+    places = list(numbers(found.document))
+    assert len(places) > 200
+    for place in places[:: max(1, len(places) // most)]:
         ledger = Ledger()
         compare(changed(found.document, place, sign * CHANGE), found.again, ledger)
-        count += 1
         if not wrong(ledger):
             passed.append(path_of(place))
-    assert count > 200
     assert passed == []
 
 
@@ -257,7 +256,7 @@ def test_on_another_machine_numbers_agree_up_to_rounding() -> None:
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_what_an_older_report_lacks_is_said_and_not_failed(path: Path) -> None:
     result = wsb.verify(wsb.Report.model_validate_json(path.read_text()))
-    assert [finding for finding in result.wrong] == []
+    assert result.wrong == []
     assert {"evidence", "citations", "bounds_list"} <= {finding.path for finding in result.not_checked}
 
 
