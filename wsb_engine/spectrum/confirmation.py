@@ -98,7 +98,7 @@ def confirm(enclosing: Enclosing, found: Enclosures, pairs: RitzPairs) -> tuple[
         length = float(torch.linalg.vector_norm(image))
         slack = enclosing.noise(end.how, lanczos.steps)[-1] + rounding.operator + _dot_rounding(lanczos, length)
         quotient = sign * dot(x, image) / dot(x, x)
-        if quotient - slack > end.upper:
+        if math.nextafter(quotient - slack, -math.inf) > end.upper:
             excess = math.inf
         ends.append(_with_inner(end, quotient, slack))
     explained = RESIDUAL_MARGIN * (eta / pairs.shortest + noise)
@@ -124,7 +124,10 @@ def unconfirmed(enclosing: Enclosing, found: Enclosures) -> Enclosures:
 
 def _with_inner(end: End, value: float, slack: float) -> End:
     """Replace the inner end of an interval for λ_max; what lies above the outer end swaps places with it."""
-    lower, derivation = value - slack, replace(end.derivation, inner=value, inner_slack=slack)
+    lower, derivation = (
+        math.nextafter(value - slack, -math.inf),
+        replace(end.derivation, inner=value, inner_slack=slack),
+    )
     return replace(end, lower=min(lower, end.upper), upper=max(lower, end.upper), derivation=derivation)
 
 

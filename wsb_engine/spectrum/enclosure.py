@@ -236,7 +236,9 @@ class Enclosing:
                 return lanczos.factorisation_error + noise, paige + self.premises.rounding.operator
             skew = 3 * lanczos.orthogonality(proven=how == "proven") * self._frobenius()
             eta = math.sqrt(2) * (lanczos.factorisation_error + noise + skew)
-            slack = eta + self.premises.rounding.operator + (lanczos.steps + 8) * UNIT * lanczos.norm_estimate
+            # Lest adding it to an end rounds inwards where it is larger than H.
+            slack = (eta + self.premises.rounding.operator) * (1 + 4 * UNIT)
+            slack += (lanczos.steps + 8) * UNIT * lanczos.norm_estimate
             self._slacks[how, lanczos.steps] = eta, slack
         return self._slacks[how, lanczos.steps]
 
@@ -305,7 +307,8 @@ class Enclosing:
         mean = (slack + rounding.operator) / 2
         steps = lanczos.first_breakdown or lanczos.steps
         derivation = Derivation("start_vector", steps, largest, slack, rounding.operator, eta, delta)
-        return End(largest - slack, bound + rounding.operator, risk, self._size(sign), how, mean, derivation)
+        upper = math.nextafter(bound + rounding.operator, math.inf)
+        return End(largest - slack, upper, risk, self._size(sign), how, mean, derivation)
 
     def _recurrence(self, sign: int, how: How) -> Recurrence:
         """Return the recurrence of ±H up to the first breakdown."""

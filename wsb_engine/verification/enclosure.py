@@ -51,6 +51,7 @@ def check_enclosure(report: Report, ledger: Ledger) -> None:
     with precisely():
         for name in NAMES:
             _check_end(claims, name, ledger)
+        _check_ending(claims, ledger)
         _check_slack(claims, ledger)
         _check_floor(claims, ledger)
         _check_modelled(claims, ledger)
@@ -97,6 +98,22 @@ def _check_products(report: Report, enclosure: Enclosure, ledger: Ledger) -> Non
     if report.products is not None:
         total, steps = sum(report.products.values()), enclosure.hessian_vector_products
         ledger.refute("products", total >= steps, "all products, those of the enclosure among them", total, steps)
+
+
+def _check_ending(claims: Claims, ledger: Ledger) -> None:
+    """Refute a reason for the end of a run that its options and warnings exclude."""
+    part, options = claims.enclosure, claims.evidence.options
+    codes = {warning.code for warning in claims.report.warnings}
+    possible = {
+        "gap": not {"enclosure_open"} & codes,
+        "decided": options.stop == "decided",
+        "precision": True,
+        "products": part.hessian_vector_products >= options.max_products,
+        "time": options.time_limit is not None,
+        "memory": "enclosure_memory" in codes,
+    }
+    holds = part.stopped_by is None or possible[part.stopped_by]
+    ledger.refute("enclosure.stopped_by", holds, "the analysis's options and warnings", part.stopped_by)
 
 
 def _recurrence_is_whole(claims: Claims, ledger: Ledger) -> bool:
