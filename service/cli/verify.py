@@ -35,6 +35,10 @@ def verify(
     baseline: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Report that the verdict compares with.")
     ] = None,
+    optimizer_state: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="State of the optimizer that the analysis had (.safetensors)."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write all findings here; - for stdout.")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Wall-clock limit in seconds.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every claim and how it was derived.")] = False,
@@ -67,7 +71,8 @@ def verify(
     except UnusableError as error:
         end(str(error), Exit.INVALID)
     if model is not None and batch is not None:
-        found = verified(model, batch, given, settings=read_settings(), timeout=timeout)
+        settings = read_settings()
+        found = verified(model, batch, given, settings=settings, timeout=timeout, optimizer_state=optimizer_state)
     else:
         found = wsb_engine.verify(given)
     if ruling is not None:

@@ -20,6 +20,7 @@ from wsb_engine.report.curvature import (
     Rounding,
     SampleShare,
     SpectrumResult,
+    StoppedBy,
 )
 from wsb_engine.report.evidence import (
     Continued,
@@ -33,19 +34,35 @@ from wsb_engine.report.evidence import (
 )
 from wsb_engine.report.fields import MAX_BLOCKS, MAX_STEPS, CertifiedInterval, Interval, Kind
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model, Parameters, ParameterTensor, Parity
+from wsb_engine.report.local import (
+    MAX_SHARES,
+    Alignment,
+    ClassCurvature,
+    Eigenvector,
+    GaussNewton,
+    GroupCurvature,
+    LayerShare,
+    NegativeCurvature,
+)
+from wsb_engine.report.population import Population, RowCurvature
 from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
+from wsb_engine.report.scaling import Scaled, StableSteps
 
 __all__ = [
     "MAX_BLOCKS",
+    "MAX_SHARES",
     "MAX_STEPS",
     "SCHEMA_VERSION",
+    "Alignment",
     "BatchSummary",
     "Bounds",
     "CertifiedInterval",
     "Check",
     "Citation",
+    "ClassCurvature",
     "Continued",
     "Density",
+    "Eigenvector",
     "Enclosure",
     "EnclosureDerivation",
     "EnclosureStep",
@@ -54,9 +71,12 @@ __all__ = [
     "Epsilon",
     "Evidence",
     "ExtremeBounds",
+    "GaussNewton",
+    "GroupCurvature",
     "Interval",
     "Kind",
     "LayerCurvature",
+    "LayerShare",
     "Loss",
     "Machine",
     "Model",
@@ -64,17 +84,23 @@ __all__ = [
     "Moments",
     "MomentsMethod",
     "NamedBound",
+    "NegativeCurvature",
     "Orthogonality",
     "ParameterTensor",
     "Parameters",
     "Parity",
     "Plot",
+    "Population",
     "ProbeTerms",
     "Report",
     "ReportWarning",
     "Rounding",
     "RoundingTerms",
+    "RowCurvature",
     "SampleShare",
+    "Scaled",
     "SpectrumResult",
+    "StableSteps",
+    "StoppedBy",
     "Theorem",
 ]

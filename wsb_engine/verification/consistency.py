@@ -34,6 +34,7 @@ def check_consistency(report: Report, ledger: Ledger) -> None:
     _check_counts(report, ledger)
     _check_settings(report, ledger)
     check_checks(report, ledger)
+    _check_stable_steps(report, ledger)
     _check_timings(report, ledger)
     if report.citations is not None:
         ours = [each.model_dump() for each in citations(report)]
@@ -111,6 +112,22 @@ def _check_settings(report: Report, ledger: Ledger) -> None:
     kind = {"dense": "dense", "top": "lanczos"}.get(options.spectrum)
     if report.spectrum is not None and kind is not None:
         ledger.equal("spectrum.method", report.spectrum.method, kind, how)
+
+
+def _check_stable_steps(report: Report, ledger: Ledger) -> None:
+    """The largest stable learning rate and its ratio follow from the limit and λ_max."""
+    part = report.optimizer
+    if part is None or part.largest_stable_learning_rate is None:
+        return
+    rate, top = part.largest_stable_learning_rate, part.lambda_max
+    if part.kind != "adamw" and top.lower > 0:
+        for name, derived in (("lower", part.limit / top.upper), ("upper", part.limit / top.lower)):
+            path = f"optimizer.largest_stable_learning_rate.{name}"
+            ledger.near(path, getattr(rate, name), derived, 1e-12 * derived, "the limit over λ_max")
+    if part.learning_rate is not None and part.ratio is not None:
+        for name, end in (("lower", rate.upper), ("upper", rate.lower)):
+            derived = part.learning_rate / end
+            ledger.near(f"optimizer.ratio.{name}", getattr(part.ratio, name), derived, 1e-12 * derived, "η over it")
 
 
 def _check_timings(report: Report, ledger: Ledger) -> None:

@@ -219,17 +219,17 @@ def check_layers(report: Report, ledger: Ledger) -> None:
     if moments is None or layers is None:
         ledger.refute("blocks", blocks is None, "there are no layers that they belong to")
         return
-    if len(layers) > 0:
-        scale = sum(abs(layer.trace) for layer in layers)
-        ledger.near(
-            "layers.sum.trace",
-            *(sum(layer.trace for layer in layers), moments.trace, SUMS * scale),
-            "traces of the layers add up to moments.trace",
-        )
+    traces = [layer.trace for layer in layers if layer.trace is not None]
+    if layers and len(traces) == len(layers):
+        scale = math.fsum(map(abs, traces))
+        how = "traces of the layers add up to moments.trace"
+        ledger.near("layers.sum.trace", math.fsum(traces), moments.trace, SUMS * scale, how)
         total = sum(layer.parameters for layer in layers)
         ledger.equal("layers.sum.parameters", total, report.model.parameters.count, "every parameter is in one layer")
     for index, layer in enumerate(layers):
-        _check_layer(report, ledger, f"layers.{index}", layer.trace, layer.frobenius_squared, layer.parameters, index)
+        if layer.trace is not None and layer.frobenius_squared is not None:
+            place = f"layers.{index}"
+            _check_layer(report, ledger, place, layer.trace, layer.frobenius_squared, layer.parameters, index)
     if blocks is None:
         return
     square = [value for row in blocks for value in row]
@@ -249,6 +249,8 @@ def check_layers(report: Report, ledger: Ledger) -> None:
         how = "the diagonal block's square is the layer's, and blocks are symmetric"
         squared = blocks[index][index] ** 2
         tolerance = 8 * UNIT * squared + SMALLEST_SQUARE
+        if layer.frobenius_squared is None:
+            continue
         ledger.near(f"layers.{index}.frobenius_squared", layer.frobenius_squared, squared, tolerance, how)
         mirrored = [row[index] for row in blocks]
         largest = max(map(abs, mirrored), default=0.0)
@@ -257,6 +259,8 @@ def check_layers(report: Report, ledger: Ledger) -> None:
 
 def _check_layer(report: Report, ledger: Ledger, place: str, t: float, q: float, n: int, index: int) -> None:
     upper = (report.layers or [])[index].wolkowicz_styan_upper
+    if upper is None:
+        return
     if n and 0 <= q < SMALLEST_SQUARE:
         ledger.skip(f"{place}.wolkowicz_styan_upper", UNDERFLOWN)
         return

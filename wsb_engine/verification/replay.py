@@ -17,7 +17,8 @@ from wsb_engine.memory import total_memory
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
 from wsb_engine.progress import ProgressCallback
-from wsb_engine.report import CertifiedInterval, Interval, Report
+from wsb_engine.report import Report
+from wsb_engine.sources.optimizer_state import StateSource
 from wsb_engine.verification.findings import Ledger
 from wsb_engine.verification.moments import extreme_ritz_values
 from wsb_engine.verification.theorems import UNIT
@@ -26,6 +27,8 @@ CUT_SHORT = frozenset({"time_limit", "rounding_cut", "second_pass_cut", "parity_
 """Warnings of what a clock decided."""
 NOT_COMPARED = ("timings.", "engine.sandbox", "evidence.machine.")
 """What another run may have otherwise."""
+OF_STATE = ("optimizer", "evidence.options.optimizer", "citations", "products", "warnings")
+"""What differs if the state of an optimizer is missing."""
 MOST_THREADS = 256
 """Most CPU threads that a report can ask for."""
 MOST_PATTERNS = 256
@@ -61,13 +64,20 @@ def options_of(report: Report) -> tuple[Options, bool]:
     return Options(**shown), False
 
 
-def repeat(report: Report, classifier: Classifier, batch: Batch, progress: ProgressCallback | None = None) -> Report:
+def repeat(
+    report: Report,
+    classifier: Classifier,
+    batch: Batch,
+    progress: ProgressCallback | None = None,
+    optimizer_state: StateSource | None = None,
+) -> Report:
     """Repeat the analysis of a report on the device that it names, or on the CPU.
 
     Args:
         report: The report.
         classifier, batch: What it is about.
-        progress: As of ``analyze``.
+        progress, optimizer_state: As of ``analyze``. If the analysis had a state and there is none, the largest stable
+            learning rate is left out.
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: as ``analyze``.
@@ -84,6 +94,8 @@ def repeat(report: Report, classifier: Classifier, batch: Batch, progress: Progr
         changes["memory_limit"] = max(1 << 20, min(evidence.machine.memory, total_memory(on)))
     else:
         changes["memory_limit"] = None
+    if lacks_state(report) and optimizer_state is None:
+        changes["optimizer"] = None
     stops = enclosure is not None and enclosure.stopped_by == "decided"
     changes["stop"] = "decided" if stops else "gap"
     products = 0 if enclosure is None else enclosure.hessian_vector_products
@@ -94,8 +106,14 @@ def repeat(report: Report, classifier: Classifier, batch: Batch, progress: Progr
             options.model_copy(update=changes),
             progress=progress,
             needs=() if evidence is None else evidence.needs,
+            optimizer_state=None if changes.get("optimizer", options.optimizer) is None else optimizer_state,
             decided=(lambda now: now.hessian_vector_products >= products) if stops else None,
         )
+
+
+def lacks_state(report: Report) -> bool:
+    """Return whether the analysis had a file with the state of an optimizer."""
+    return report.optimizer is not None and report.optimizer.state_sha256 is not None
 
 
 def _device(name: str) -> str:
@@ -134,10 +152,14 @@ def is_exact(report: Report, again: Report) -> bool:
 
 def compare_exactly(report: Report, again: Report, ledger: Ledger) -> None:
     """Record for every number and text whether it is the repeated one."""
+    stateless = lacks_state(report) and again.optimizer is None
     ours, theirs = (dict(_flat(each.model_dump(mode="json"))) for each in (report, again))
     files = again.model.sha256 is None, again.batch.sha256 is None
     for path in dict.fromkeys([*ours, *theirs]):
         if path.startswith(NOT_COMPARED) or path in ("evidence.options.stop", "evidence.options.memory_limit"):
+            continue
+        if stateless and path.startswith(OF_STATE):
+            ledger.skip(path, "it needs the state of the optimizer, which was not given")
             continue
         if (path == "model.sha256" and files[0]) or (path == "batch.sha256" and files[1]):
             ledger.skip(path, "the digest of a file, and this comes from memory")
@@ -226,13 +248,10 @@ def _compare_moments(report: Report, again: Report, half: float, ledger: Ledger)
             "moments.gauss_newton_trace", ours.gauss_newton_trace, theirs.gauss_newton_trace, half * size, NEARLY
         )
     for index, (mine, other) in enumerate(zip(report.layers or [], again.layers or [], strict=False)):
-        for name in ("trace", "wolkowicz_styan_upper"):
-            path, tolerance = f"layers.{index}.{name}", math.sqrt(P) * slack
-            ledger.near(path, getattr(mine, name), getattr(other, name), tolerance, NEARLY)
-        ledger.near(
-            f"layers.{index}.frobenius_squared",
-            *(mine.frobenius_squared, other.frobenius_squared, 2 * slack * root + slack * slack, NEARLY),
-        )
+        wide, square = math.sqrt(P) * slack, 2 * slack * root + slack * slack
+        for name, most in (("trace", wide), ("wolkowicz_styan_upper", wide), ("frobenius_squared", square)):
+            if getattr(mine, name) is not None:
+                ledger.near(f"layers.{index}.{name}", getattr(mine, name), getattr(other, name), most, NEARLY)
     for index, (row, other_row) in enumerate(zip(report.blocks or [], again.blocks or [], strict=False)):
         ledger.each(f"blocks.{index}", row, other_row, slack, NEARLY)
     shared = report.orthogonality, again.orthogonality
@@ -244,18 +263,17 @@ def _compare_moments(report: Report, again: Report, half: float, ledger: Ledger)
 
 def _compare_intervals(report: Report, again: Report, ledger: Ledger) -> None:
     """Both certify the same numbers, so their intervals meet."""
-    pairs: list[tuple[str, Interval | CertifiedInterval, Interval | CertifiedInterval]] = []
-    if report.enclosure is not None and again.enclosure is not None:
-        for name in ("lambda_max", "lambda_min"):
-            ours, theirs = getattr(report.enclosure, name), getattr(again.enclosure, name)
-            pairs.append((f"enclosure.{name}", ours, theirs))
-    for index, (mine, other) in enumerate(zip(report.named_bounds, again.named_bounds, strict=False)):
-        for name in ("lambda_max", "lambda_min"):
-            pairs.append((f"bounds_list.{index}.{name}", getattr(mine, name), getattr(other, name)))
-    for path, ours, theirs in pairs:
-        how = "intervals for one number meet"
-        ledger.refute(f"{path}.lower", ours.lower <= theirs.upper, how, ours.lower, theirs.upper)
-        ledger.refute(f"{path}.upper", ours.upper >= theirs.lower, how, ours.upper, theirs.lower)
+    ours, theirs = (dict(_flat(each.model_dump(mode="json"))) for each in (report, again))
+    how = "intervals for one number meet"
+    for path, lower in ours.items():
+        place, _, name = path.rpartition(".")
+        ends = ours.get(f"{place}.upper"), theirs.get(f"{place}.lower"), theirs.get(f"{place}.upper")
+        # A population's interval is a statement about probabilities, and rows of convergence depend on their steps.
+        if name != "lower" or None in ends or place.startswith(("population", "enclosure.convergence")):
+            continue
+        upper, low, high = (float(end) for end in ends if end is not None)
+        ledger.refute(path, lower <= high, how, lower, high)
+        ledger.refute(f"{place}.upper", upper >= low, how, upper, low)
 
 
 def _compare_recurrences(report: Report, again: Report, half: float, ledger: Ledger) -> None:

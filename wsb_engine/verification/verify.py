@@ -9,6 +9,7 @@ from wsb_engine.errors import OptionsError
 from wsb_engine.model import Classifier
 from wsb_engine.progress import ProgressCallback
 from wsb_engine.report import Report
+from wsb_engine.sources.optimizer_state import StateSource
 from wsb_engine.verification.consistency import check_consistency
 from wsb_engine.verification.enclosure import check_enclosure
 from wsb_engine.verification.findings import UNCHECKED, Ledger, Verification
@@ -27,7 +28,12 @@ def verify(report: Report) -> Verification: ...
 
 @overload
 def verify(
-    report: Report, classifier: Classifier, batch: Batch, *, progress: ProgressCallback | None = None
+    report: Report,
+    classifier: Classifier,
+    batch: Batch,
+    *,
+    progress: ProgressCallback | None = None,
+    optimizer_state: StateSource | None = None,
 ) -> Verification: ...
 
 
@@ -37,6 +43,7 @@ def verify(
     batch: Batch | None = None,
     *,
     progress: ProgressCallback | None = None,
+    optimizer_state: StateSource | None = None,
 ) -> Verification:
     """Derive the numbers of a report again, and say which of its claims do not hold.
 
@@ -49,6 +56,7 @@ def verify(
         classifier: Model that it is about; None to check what the report alone allows.
         batch: Batch that it is about; None if ``classifier`` is.
         progress: As of ``analyze``; an exception raised in it stops the verification.
+        optimizer_state: As of ``analyze``; without it what rests on such a state is not checked.
 
     Raises:
         OptionsError: ``batch_missing`` if only one of classifier and batch is given.
@@ -73,7 +81,7 @@ def verify(
     if classifier is None or batch is None:
         ledger.complete(report, UNCHECKED)
         return ledger.result(repeated=False, exact=None)
-    again = repeat(report, classifier, batch, progress)
+    again = repeat(report, classifier, batch, progress, optimizer_state)
     exact = compare(report, again, ledger)
     check_independently(report, classifier, batch, options_of(report)[0], ledger)
     ledger.complete(report, REPEATED)
