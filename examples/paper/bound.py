@@ -14,9 +14,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
-from page import Claim, Result, panels, style, svg, table
+from page import LAMBDA_MAX, Claim, Result, panels, svg, table
 from setting import CLASSES, HIDDEN, Rows, Setting, analyse, fit, middle, perceptron, ranks_agree
 from torch import nn
+
+from wsb_engine.presentation.figures import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -233,6 +235,6 @@ def _figure(cases: Sequence[Case]) -> bytes:
 def _draw(axes: Axes, found: Sequence[tuple[float, float, float, float]], trained: bool) -> None:
     label, line = ("trained", "-") if trained else ("untrained", ":")
     values = [value for value, *_ in found]
-    curves = {"bound": ("v", "C1", [each[2] for each in found]), "λ_max": ("o", "C0", [each[1] for each in found])}
+    curves = {"bound": ("v", "C1", [each[2] for each in found]), LAMBDA_MAX: ("o", "C0", [each[1] for each in found])}
     for name, (marker, color, heights) in curves.items():
         axes.plot(values, heights, marker + line, color=color, label=f"{name}, {label}", markersize=4)

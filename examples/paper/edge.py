@@ -2,7 +2,7 @@
 
 An optimizer's full-batch steps are unstable on the quadratic model once η λ_max exceeds a limit: 2 for gradient
 descent, 2(1 + β) with heavy-ball momentum (Cohen et al. 2021), and 2(1 + β₁)/(1 − β₁), 38 at β₁ = 0.9, for Adam, where
-λ_max is that of the preconditioned Hessian (Cohen et al. 2022). The option ``optimizer`` certifies the ratio η λ_max / limit.
+λ_max is that of the preconditioned Hessian (Cohen et al. 2022). The option ``optimizer`` certifies η λ_max / limit.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from page import Claim, Result, panels, style, svg, table
+from page import LAMBDA_MAX, Claim, Result, panels, svg, table
 from setting import CLASSES, FAST, Setting, analyse, descend, perceptron
 
 from wsb_engine.optimizer import Optimizer
-from wsb_engine.presentation.figures import Curve, Point, along
+from wsb_engine.presentation.figures import Curve, Point, along, style
 from wsb_engine.report import Interval
 
 ROWS = 1000
@@ -189,5 +189,5 @@ def _figure(found: list[tuple[Case, list[Measurement]]]) -> bytes:
             ratios = Curve("", [Point(m.step, m.ratio.lower, m.ratio.upper) for m in measured])
             along([ratios], each, x_label="step", y_label="", limit=(case.limit, 1.0))
             each.set_ylim(bottom=0)
-        axes[0].set_ylabel("λ_max of the steps / limit")
+        axes[0].set_ylabel(f"{LAMBDA_MAX} of the steps / limit")
         return svg(axes)

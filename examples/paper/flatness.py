@@ -13,7 +13,7 @@ from functools import partial
 from statistics import fmean, median
 
 import torch
-from page import Claim, Result, panels, style, svg, table
+from page import LAMBDA_MAX, Claim, Result, panels, svg, table
 from setting import (
     CLASSES,
     FAST,
@@ -30,6 +30,7 @@ from setting import (
 from torch import nn
 
 import wsb_engine as wsb
+from wsb_engine.presentation.figures import style
 
 HIDDEN = 16
 ROWS = 400
@@ -203,7 +204,7 @@ def _figure(found: Sequence[Trained]) -> bytes:
             shown = {"marker": marker, "color": f"C{index}", "label": name}
             left.scatter(sharpness, [100 * each.held_out_accuracy for each in runs], 18, **shown)
             right.scatter(sharpness, [each.held_out_loss for each in runs], 18, **shown)
-        left.set(xlabel="λ_max of the training rows", ylabel="held-out accuracy, %")
-        right.set(xlabel="λ_max of the training rows", ylabel="held-out loss")
+        left.set(xlabel=f"{LAMBDA_MAX} of the training rows", ylabel="held-out accuracy, %")
+        right.set(xlabel=f"{LAMBDA_MAX} of the training rows", ylabel="held-out loss")
         right.legend(fontsize="x-small", framealpha=0.8, edgecolor="none", loc="best")
         return svg(axes)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from page import Claim, Result, panels, style, svg, table
+from page import Claim, Result, panels, svg, table
 from setting import Rows, Setting, cross_entropy, fit, perceptron
 
 import wsb_engine as wsb
+from wsb_engine.presentation.figures import style
 
 HIDDEN = 16
 ROWS = 1000
@@ -132,6 +133,8 @@ def _claims(found: Sequence[Spectrum]) -> list[Claim]:
 
 
 def _figure(found: Sequence[Spectrum]) -> bytes:
+    from matplotlib.ticker import MaxNLocator
+
     with style():
         axes = panels([f"C = {classes}" for classes in CLASSES])
         for each, classes in zip(axes, CLASSES, strict=True):
@@ -142,6 +145,7 @@ def _figure(found: Sequence[Spectrum]) -> bytes:
                 each.plot(places, leading, "o^s"[index], color=f"C{index}", markersize=3, label=label)
             each.axvline(classes + 0.5, color="0.4", linestyle="--", linewidth=1)
             each.set(xlabel="rank", yscale="log")
+            each.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_ylabel("eigenvalue")
         axes[-1].legend(fontsize="x-small", framealpha=0.8, edgecolor="none", loc="best")
         return svg(axes)

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsb_engine.presentation.figures import encoded, style
+from wsb_engine.presentation.figures import encoded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PAGE = Path(__file__).parent / "README.md"
 FIGURES = "figures"
+LAMBDA_MAX = r"$\lambda_{\max}$"
+"""As figures show it."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,3 @@ def between(text: str, marker: str, content: str) -> str:
     if len(pattern.findall(text)) != 1:
         raise ValueError(f"the page has no place for {marker!r}, or several")
     return found
-
-
-__all__ = ["FIGURES", "PAGE", "Claim", "Result", "between", "panels", "style", "svg", "table", "verdicts", "write"]

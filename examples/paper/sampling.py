@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import torch
-from page import Claim, Result, panels, style, svg, table
+from page import LAMBDA_MAX, Claim, Result, panels, svg, table
 from setting import CLASSES, FAST, HIDDEN, Rows, Setting, analyse, fit, middle, perceptron
+
+from wsb_engine.presentation.figures import style
 
 CONFIDENCE = 0.95
 SIZES = (32, 128, 256, 1024)
@@ -124,7 +126,7 @@ def _claims(found: list[Batches]) -> list[Claim]:
 
 def _figure(found: list[Batches]) -> bytes:
     with style():
-        left, right = axes = panels(["λ_max of batches", f"intervals at {100 * CONFIDENCE:.0f} %"])
+        left, right = axes = panels([f"{LAMBDA_MAX} of batches", f"intervals at {100 * CONFIDENCE:.0f} %"])
         left.boxplot([each.sharpness for each in found], tick_labels=[str(each.size) for each in found])
         for index, (low, high) in enumerate(interval for each in found for interval in sorted(each.intervals)):
             right.plot([index, index], [low, high], color="C0" if low <= 1 <= high else "C1", linewidth=1.5)
@@ -137,5 +139,5 @@ def _figure(found: list[Batches]) -> bytes:
         for each in axes:
             each.axhline(1, color="0.4", linestyle="--", linewidth=1)
             each.set_xlabel("rows of a batch")
-        left.set_ylabel("relative to λ_max of all rows")
+        left.set_ylabel(f"relative to {LAMBDA_MAX} of all rows")
         return svg(axes)
