@@ -60,7 +60,7 @@ CASES = (
         COHEN_2021,
         Optimizer(kind="sgd", learning_rate=0.4),
         lambda parameters, rate: torch.optim.SGD(parameters, lr=rate),
-        steps=1000,
+        steps=3000,
     ),
     Case(
         "heavy ball, β = 0.9",

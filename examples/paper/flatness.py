@@ -169,7 +169,7 @@ def _claims(found: Sequence[Trained]) -> list[Claim]:
             "the flattest minimum classifies held-out rows best",
             "the flatness hypothesis, as in " + FORET_2021,
             f"{flattest} is the flattest, at {100 * accuracies[flattest]:.1f} %; {best} is the most accurate, at "
-            f"{100 * accuracies[best]:.1f} %, and SGD has {100 * accuracies['SGD']:.1f} %",
+            f"{100 * accuracies[best]:.1f} %",
             agrees=accuracies[flattest] == accuracies[best],
         ),
         Claim(

@@ -99,5 +99,5 @@ def between(text: str, marker: str, content: str) -> str:
     pattern = re.compile(rf"(<!-- {re.escape(marker)} -->\n).*?(<!-- end -->\n)", re.DOTALL)
     found = pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
     if len(pattern.findall(text)) != 1:
-        raise ValueError(f"the page has no place for {marker!r}, or several")
+        raise ValueError(f"the page has no place for {marker!r}, or several: remove it to start again")
     return found

@@ -14,6 +14,7 @@ import torch
 from page import LAMBDA_MAX, Claim, Result, panels, svg, table
 from setting import CLASSES, FAST, HIDDEN, Rows, Setting, analyse, fit, middle, perceptron
 
+from wsb_engine.analysis.questions.population import LEAST_ROWS
 from wsb_engine.presentation.figures import style
 
 CONFIDENCE = 0.95
@@ -66,10 +67,10 @@ def run(setting: Setting) -> Result:
 def _draw(module: torch.nn.Module, setting: Setting, size: int, whole: float) -> Batches:
     """Analyse batches that are drawn with replacement."""
     generator = torch.Generator().manual_seed(setting.seed + size)
-    least = 200  # a smaller batch has no interval
-    options = OPTIONS.model_copy(update={"population": CONFIDENCE if size >= least else None})
+    has_interval = size >= LEAST_ROWS
+    options = OPTIONS.model_copy(update={"population": CONFIDENCE if has_interval else None})
     sharpness, intervals = [], []
-    for _ in range(setting.take(12 if size >= least else 40, 2)):
+    for _ in range(setting.take(12 if has_interval else 40, 2)):
         report = analyse(module, _sample(setting.held_out, size, generator), options)
         sharpness.append(middle(report) / whole)
         if report.population is not None:
