@@ -15,8 +15,6 @@ NAMED_TENSORS = 5
 """Most tensors that a difference names."""
 NAMED_NUMBERS = 20
 """Most numbers of a list that a difference spells out."""
-CHANGING = {"learning_rate", "state"}
-"""Settings of an optimizer that change along a training."""
 LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index")
 """What makes a loss another one."""
 
@@ -48,10 +46,9 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
     if any(metric.startswith("scaled.") for metric in metrics) and report.scaled and baseline.scaled:
         pairs.append(("method", "scaled.scaling", report.scaled.scaling, baseline.scaled.scaling))
     if any(metric.startswith("optimizer.") for metric in metrics) and report.optimizer and baseline.optimizer:
-        ours, theirs = (
-            each.settings.model_dump(mode="json", exclude=CHANGING) for each in (report.optimizer, baseline.optimizer)
-        )
-        pairs.append(("method", "optimizer.settings", ours, theirs))
+        pairs.append(("method", "optimizer.kind", report.optimizer.kind, baseline.optimizer.kind))
+        settings = (each.settings.model_dump(mode="json") for each in (report.optimizer, baseline.optimizer))
+        pairs.append(("method", "optimizer.settings", *settings))
     pairs += [
         ("parameters", "model.parameters.count", report.model.parameters.count, baseline.model.parameters.count),
         ("parameters", "model.parameters.tensors", *_tensors(report, baseline)),

@@ -24,7 +24,7 @@ from wsb_engine.report.curvature import (
 from wsb_engine.report.fields import MAX_BLOCKS, MAX_STEPS, CertifiedInterval, Interval, Kind
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model, Parameters, ParameterTensor, Parity
 from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
-from wsb_engine.report.scaling import Scaled, StableSteps
+from wsb_engine.report.scaling import OptimizerSettings, Scaled, StableSteps
 
 __all__ = [
     "MAX_BLOCKS",
@@ -50,6 +50,7 @@ __all__ = [
     "Moments",
     "MomentsMethod",
     "NamedBound",
+    "OptimizerSettings",
     "Orthogonality",
     "ParameterTensor",
     "Parameters",
