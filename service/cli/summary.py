@@ -90,7 +90,7 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
 
 
 def _scaling(report: Report) -> list[tuple[str, str]]:
-    rows = []
+    rows: list[tuple[str, str]] = []
     for label, value, note in scaling.rows(report):
         shown = f"{label[:1].lower() if label[1:2].islower() else label[:1]}{label[1:]}"
         rows.append(("" if rows else "scaled", f"{shown}: {value} ({note})"))

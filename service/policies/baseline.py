@@ -43,12 +43,13 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
     spectrum = any(metric.startswith("spectrum.") for metric in metrics)
     if spectrum and report.spectrum is not None and baseline.spectrum is not None:
         pairs.append(("method", "spectrum.method", report.spectrum.method, baseline.spectrum.method))
-    if any(metric.startswith("scaled.") for metric in metrics) and report.scaled and baseline.scaled:
+    scaled = any(metric.startswith("scaled.") for metric in metrics)
+    if scaled and report.scaled is not None and baseline.scaled is not None:
         pairs.append(("method", "scaled.scaling", report.scaled.scaling, baseline.scaled.scaling))
-    if any(metric.startswith("optimizer.") for metric in metrics) and report.optimizer and baseline.optimizer:
-        pairs.append(("method", "optimizer.kind", report.optimizer.kind, baseline.optimizer.kind))
-        settings = (each.settings.model_dump(mode="json") for each in (report.optimizer, baseline.optimizer))
-        pairs.append(("method", "optimizer.settings", *settings))
+    first, second = report.optimizer, baseline.optimizer
+    if any(metric.startswith("optimizer.") for metric in metrics) and first is not None and second is not None:
+        settings = (first.settings.model_dump(mode="json"), second.settings.model_dump(mode="json"))
+        pairs += [("method", "optimizer.kind", first.kind, second.kind), ("method", "optimizer.settings", *settings)]
     pairs += [
         ("parameters", "model.parameters.count", report.model.parameters.count, baseline.model.parameters.count),
         ("parameters", "model.parameters.tensors", *_tensors(report, baseline)),
