@@ -38,7 +38,12 @@ def _closed_form(report: Report) -> list[str]:
     moments = ["moments"] if report.moments is not None and report.moments.method == "closed_form" else []
     # These exist only in closed form.
     moments += ["scaled.moments"] if report.scaled is not None and report.scaled.moments is not None else []
-    return moments + [name for name in ("layers", "blocks", "orthogonality") if getattr(report, name) is not None]
+    names = [name for name in ("blocks", "orthogonality") if getattr(report, name) is not None]
+    return moments + (["layers"] if _has_bounds_of_layers(report) else []) + names
+
+
+def _has_bounds_of_layers(report: Report) -> bool:
+    return any(layer.wolkowicz_styan_upper is not None for layer in report.layers or [])
 
 
 def _two_traces(report: Report) -> list[str]:
@@ -55,7 +60,10 @@ def _two_traces(report: Report) -> list[str]:
     if report.scaled is not None and report.scaled.wolkowicz_styan is not None:
         paths.append("scaled.wolkowicz_styan")
         paths += ["scaled.lambda_max"] if report.scaled.lambda_max.kind == "deterministic" else []
-    return paths + (["layers"] if report.layers is not None else [])
+    paths += ["layers"] if _has_bounds_of_layers(report) else []
+    # Of other layers than those of an MLP no moments are known.
+    layers = _certified(report, "deterministic", ("layers",))
+    return paths if "layers" in paths else paths + layers
 
 
 def _spans_everything(report: Report) -> bool:
@@ -69,6 +77,9 @@ def _start_vector(report: Report) -> list[str]:
     paths = [] if report.enclosure is None else _ends(report.enclosure, ("probabilistic",))
     asked = {"scaled": report.scaled, "optimizer": report.optimizer}
     paths += [f"{name}.lambda_max" for name, part in asked.items() if part and part.lambda_max.kind == "probabilistic"]
+    paths += _certified(report, "probabilistic", ("layers", "groups", "classes", "gauss_newton"))
+    if _certain_cosines(report):
+        paths.append("alignment")
     # A density alone lists no eigenvalue.
     searched = report.spectrum is not None and report.spectrum.method == "lanczos" and report.spectrum.eigenvalues
     return paths + (["spectrum.eigenvalues"] if searched else [])
@@ -80,6 +91,32 @@ def _ends(enclosure: Enclosure, kinds: Sequence[Kind]) -> list[str]:
     return [f"enclosure.{name}" for name, end in ends.items() if end.kind in kinds]
 
 
+def _certified(report: Report, kind: Kind, names: Sequence[str]) -> list[str]:
+    """Return the parts among these that have a certified interval of this kind."""
+    halves = [] if report.gauss_newton is None else [report.gauss_newton.lambda_max, report.gauss_newton.remainder]
+    intervals = {
+        "layers": [each.lambda_max for each in report.layers or []],
+        "groups": [each.lambda_max for each in report.groups or []],
+        "classes": [each.lambda_max for each in report.classes or []],
+        "gauss_newton": halves,
+    }
+    return [name for name in names if any(each is not None and each.kind == kind for each in intervals[name])]
+
+
+def _certain_cosines(report: Report) -> bool:
+    found = [] if report.alignment is None else report.alignment.eigenvectors
+    return any(each.cosine_error is not None for each in found)
+
+
+def _cosines(report: Report) -> list[str]:
+    """Mathematics.md, section 15."""
+    return ["alignment"] if _certain_cosines(report) else []
+
+
+def _focal(report: Report) -> list[str]:
+    return ["loss"] if report.loss.kind == "focal" else []
+
+
 def _products(report: Report) -> list[str]:
     """Mathematics.md, section 4."""
     moments = report.moments is not None and report.moments.method in ("basis", "probes")
@@ -89,17 +126,32 @@ def _products(report: Report) -> list[str]:
         "spectrum": report.spectrum is not None,
         "scaled": report.scaled is not None,
         "optimizer": report.optimizer is not None,
+        "layers": any(layer.lambda_max is not None for layer in report.layers or []),
+        "groups": report.groups is not None,
+        "classes": report.classes is not None,
+        "gauss_newton": report.gauss_newton is not None,
+        "alignment": report.alignment is not None,
     }
     return [name for name, is_used in used.items() if is_used]
 
 
 def _gauss_newton(report: Report) -> list[str]:
     has_trace = report.moments is not None and report.moments.gauss_newton_trace is not None
-    return ["moments.gauss_newton_trace"] if has_trace else []
+    paths = ["moments.gauss_newton_trace"] if has_trace else []
+    return paths + (["gauss_newton"] if report.gauss_newton is not None else [])
 
 
 def _density(report: Report) -> list[str]:
     return ["spectrum.density"] if report.spectrum is not None and report.spectrum.density is not None else []
+
+
+def _population(report: Report) -> list[str]:
+    """Mathematics.md, section 14."""
+    return [] if report.population is None else ["population"]
+
+
+def _cross_fitting(report: Report) -> list[str]:
+    return [] if report.population is None else ["population.lambda_max.lower", "population.cross_fitted"]
 
 
 def _filters(report: Report) -> list[str]:
@@ -155,6 +207,20 @@ SOURCES = (
         _gauss_newton,
     ),
     Source(
+        "davis_kahan_1970",
+        "Davis, C., Kahan, W. M. (1970). The rotation of eigenvectors by a perturbation. III. "
+        "SIAM Journal on Numerical Analysis 7, 1–46.",
+        "https://doi.org/10.1137/0707001",
+        _cosines,
+    ),
+    Source(
+        "lin_2017",
+        "Lin, T.-Y., Goyal, P., Girshick, R., He, K., Dollár, P. (2017). Focal Loss for Dense Object Detection. "
+        "IEEE International Conference on Computer Vision, 2980–2988.",
+        "https://arxiv.org/abs/1708.02002",
+        _focal,
+    ),
+    Source(
         "golub_meurant_2010",
         "Golub, G. H., Meurant, G. (2010). Matrices, Moments and Quadrature with Applications. "
         "Princeton University Press.",
@@ -167,6 +233,20 @@ SOURCES = (
         "Eigenvalue Density. International Conference on Machine Learning, 2232–2241.",
         "https://arxiv.org/abs/1901.10159",
         _density,
+    ),
+    Source(
+        "hall_1992",
+        "Hall, P. (1992). On the Removal of Skewness by Transformation. "
+        "Journal of the Royal Statistical Society, Series B 54, 221–228.",
+        "https://doi.org/10.1111/j.2517-6161.1992.tb01876.x",
+        _population,
+    ),
+    Source(
+        "bayle_2020",
+        "Bayle, P., Bayle, A., Janson, L., Mackey, L. (2020). Cross-validation Confidence Intervals for Test Error. "
+        "Advances in Neural Information Processing Systems 33, 16339–16350.",
+        "https://arxiv.org/abs/2007.12671",
+        _cross_fitting,
     ),
     Source(
         "li_2018",

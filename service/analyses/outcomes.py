@@ -15,7 +15,7 @@ from service.database import counters
 from service.database.counters import Event
 
 PHASES = (
-    *("load", "setup", "loss", "parity", "rounding", "enclosure", "moments", "deflation", "spectrum"),
+    *("load", "setup", "loss", "parity", "rounding", "enclosure", "moments", "deflation", "population", "spectrum"),
     *("scaled", "optimizer"),
 )
 """Phases of an analysis, in order; a cheap closed form goes before the enclosure, and nothing is finished after it."""

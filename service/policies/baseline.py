@@ -15,7 +15,7 @@ NAMED_TENSORS = 5
 """Most tensors that a difference names."""
 NAMED_NUMBERS = 20
 """Most numbers of a list that a difference spells out."""
-LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index")
+LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index", "focal_gamma")
 """What makes a loss another one."""
 
 
@@ -43,6 +43,10 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
     spectrum = any(metric.startswith("spectrum.") for metric in metrics)
     if spectrum and report.spectrum is not None and baseline.spectrum is not None:
         pairs.append(("method", "spectrum.method", report.spectrum.method, baseline.spectrum.method))
+    about_population = any(metric.startswith("population.") for metric in metrics)
+    if about_population and report.population is not None and baseline.population is not None:
+        levels = report.population.confidence, baseline.population.confidence
+        pairs.append(("method", "population.confidence", *levels))
     scaled = any(metric.startswith("scaled.") for metric in metrics)
     if scaled and report.scaled is not None and baseline.scaled is not None:
         pairs.append(("method", "scaled.scaling", report.scaled.scaling, baseline.scaled.scaling))

@@ -22,7 +22,9 @@ from wsb_engine.analysis.inputs import several
 from wsb_engine.analysis.members import split
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.analysis.questions.local import Known, local, require
 from wsb_engine.analysis.questions.optimizer import Steps, stable_steps, steps_of
+from wsb_engine.analysis.questions.population import population
 from wsb_engine.analysis.questions.scaling import scaled
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.analysis.spectrum import form, spectrum
@@ -137,6 +139,7 @@ def report_on(
     Raises:
         ModelError, ResourceError: with a code and advice.
     """
+    require(problem, options)
     device, small = problem.objective.device, problem.product_operations <= ONE_THREAD_OPERATIONS
     with monitor.phase("loss"), monitor.limited(), threads_of(device, one=small):
         loss = parts.loss(problem)
@@ -151,13 +154,16 @@ def report_on(
     with monitor.phase("rounding"), monitor.limited(), threads_of(device, one=small):
         rounding = measuring.rounding(product, choice.layout)
     certified = _certified(problem, options, choice, shared, measuring, rounding, monitor)
-    found, enclosure, errors = certified.moments, certified.enclosure, certified.errors
+    found, enclosure = certified.moments, certified.enclosure
+    distribution, errors = _distribution(problem, options, shared, certified, monitor)
     named = [] if found is None else bounds.evaluate(found.quantities, rounding)
     eigenvalues = None
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
         premises, hessian = certified.premises, certified.hessian
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
     part, closed = (None, None) if found is None else (found.part, found.closed)
+    with threads_of(device, one=small):
+        where = local(problem, options, Known(product, shared, certified.premises, measuring, closed), monitor)
     results = checks(problem, parity, part, named, enclosure, eigenvalues, rounding, errors)
     for check in results:
         if not check.passed:
@@ -165,7 +171,7 @@ def report_on(
     # What follows has runs of other matrices, for which the memory of this one is needed.
     shared = None
     extremes = None if enclosure is None else in_true_units(enclosure.lambda_max, problem.objective.scale)
-    answers = _answers(problem, product, steps, extremes, found is not None, options, monitor)
+    of_scaled = _of_scaled(problem, product, steps, extremes, found is not None, options, monitor)
     if monitor.not_deterministic:
         named_operators = ", ".join(sorted(monitor.not_deterministic))
         monitor.warn(
@@ -182,19 +188,20 @@ def report_on(
         bounds_list=named,
         enclosure=enclosure,
         spectrum=eigenvalues,
-        layers=parts.layers(problem, closed, rounding),
         blocks=parts.blocks(closed),
         orthogonality=parts.orthogonality(closed),
         checks=results,
         warnings=monitor.warnings,
         timings=monitor.timings(),
         products=monitor.products,
+        population=distribution,
+        **where,
     )
-    report = in_true_units(report, problem.objective.scale).model_copy(update=answers)
+    report = in_true_units(report, problem.objective.scale).model_copy(update=of_scaled)
     return report.model_copy(update={"citations": citations(report)})
 
 
-def _answers(
+def _of_scaled(
     problem: Problem,
     product: HessianProduct,
     steps: Steps | None,
@@ -203,7 +210,7 @@ def _answers(
     options: Options,
     monitor: Monitor,
 ) -> dict[str, BaseModel]:
-    """Answer the questions that the options add, as parts of the report in true units."""
+    """Answer what is asked about D H D, as parts of the report in true units."""
     answers: dict[str, BaseModel | None] = {}
     otherwise = otherwise or lambda_max is not None
     if options.scaling != "none":
@@ -270,6 +277,24 @@ def _certified(
                 deflated, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
                 enclosure, errors = continued(enclosure, deflated), replace(errors, ritz=ritz)
     return _Certified(premises, found, hessian, enclosure, errors)
+
+
+def _distribution(
+    problem: Problem, options: Options, shared: krylov.Krylov | None, certified: _Certified, monitor: Monitor
+) -> tuple[r.Population | None, MeasuredErrors]:
+    """Bound λ_max of the distribution, if the options ask for it and time allows; add what that measured."""
+    found, errors, confidence = None, certified.errors, options.population
+    if confidence is None:
+        return found, errors
+    small = problem.product_operations <= ONE_THREAD_OPERATIONS
+    with (
+        monitor.phase("population"),
+        threads_of(problem.objective.device, one=small),
+        monitor.optional("the distribution's λ_max", otherwise=True),
+        monitor.limited(),
+    ):
+        found, errors = population(problem, confidence, options, shared, certified.enclosure, errors, monitor)
+    return found, errors
 
 
 def _judge_precision(problem: Problem, options: Options, enclosure: r.Enclosure | None, monitor: Monitor) -> None:

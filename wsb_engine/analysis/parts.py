@@ -62,7 +62,8 @@ def loss(problem: Problem) -> r.Loss:
         accuracy=averages.accuracy,
         ignored=targets.ignored or None,
         ignore_index=targets.ignore_index,
-        **{name: getattr(loss, name) or None for name in loss.settings if name != "ignore_index"},
+        focal_gamma=getattr(loss, "focal_gamma", None),
+        **{name: getattr(loss, name) or None for name in loss.settings - {"ignore_index", "focal_gamma"}},
     )
 
 

@@ -146,8 +146,8 @@ def _layer(report: Report) -> str:
     layers, moments = report.layers or [], report.moments
     if len(layers) < 2 or moments is None or not moments.exact or moments.frobenius_squared <= 0:
         return ""
-    largest = max(layers, key=lambda layer: layer.frobenius_squared)
-    share = largest.frobenius_squared / moments.frobenius_squared
+    largest = max(layers, key=lambda layer: layer.frobenius_squared or 0.0)
+    share = (largest.frobenius_squared or 0.0) / moments.frobenius_squared
     return f"{percent(share)} is in layer {name(largest.name)} alone" if MIN_SHARE <= share <= 1 else ""
 
 

@@ -164,11 +164,16 @@ class SpectrumResult(Part):
 
 
 class LayerCurvature(Part):
+    """The diagonal block of H that belongs to a layer's parameters."""
+
     name: Name
     parameters: Count
-    trace: float
-    frobenius_squared: float
-    wolkowicz_styan_upper: float
+    trace: float | None
+    """Null without a closed form, as are the next two; never in reports before schema 1.7."""
+    frobenius_squared: float | None
+    wolkowicz_styan_upper: float | None
+    lambda_max: CertifiedInterval | None = None
+    """λ_max of the block; null unless ``layers`` is ``certified``, and if a limit or rounding leaves nothing to say."""
 
 
 class SampleShare(Part):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.policies import parameters, report
+from support.policies import enclosed, parameters, report
 
 from service.policies import Policy, RuleResult, Verdict, evaluate
 from wsb_engine import report as r
