@@ -21,8 +21,8 @@ from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.products.scaled import Diagonal
 from wsb_engine.errors import OptionsError
 from wsb_engine.optimizer import Optimizer
+from wsb_engine.optimizer_state import FORMAT, OptimizerState, StateSource, read_optimizer_state
 from wsb_engine.options import Options
-from wsb_engine.sources.optimizer_state import FORMAT, OptimizerState, StateSource, read_optimizer_state
 
 SEED = 0x7F4A7C15
 """Separates the random vectors of this question from others of the same seed."""
