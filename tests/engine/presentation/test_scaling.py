@@ -34,7 +34,7 @@ def steps(ratio: Interval | None = None, rate: Interval | None = None, **setting
     )
 
 
-RATE = Interval(lower=0.9973, upper=1.0027)
+RATE = Interval(lower=0.99735, upper=1.0027)
 
 
 @pytest.mark.parametrize(
