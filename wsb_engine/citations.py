@@ -37,7 +37,13 @@ def _closed_form(report: Report) -> list[str]:
     """Mathematics.md, section 3, for any depth; the paper has networks of three layers."""
     moments = ["moments"] if report.moments is not None and report.moments.method == "closed_form" else []
     # These exist only in closed form.
-    return moments + [name for name in ("layers", "blocks", "orthogonality") if getattr(report, name) is not None]
+    moments += ["scaled.moments"] if report.scaled is not None and report.scaled.moments is not None else []
+    names = [name for name in ("blocks", "orthogonality") if getattr(report, name) is not None]
+    return moments + (["layers"] if _has_bounds_of_layers(report) else []) + names
+
+
+def _has_bounds_of_layers(report: Report) -> bool:
+    return any(layer.wolkowicz_styan_upper is not None for layer in report.layers or [])
 
 
 def _two_traces(report: Report) -> list[str]:
@@ -51,7 +57,13 @@ def _two_traces(report: Report) -> list[str]:
         paths += _ends(report.enclosure, kinds)
     if report.spectrum is not None and any(report.spectrum.upper_bounds or []) and deflates:
         paths.append("spectrum.upper_bounds")
-    return paths + (["layers"] if report.layers is not None else [])
+    if report.scaled is not None and report.scaled.wolkowicz_styan is not None:
+        paths.append("scaled.wolkowicz_styan")
+        paths += ["scaled.lambda_max"] if report.scaled.lambda_max.kind == "deterministic" else []
+    paths += ["layers"] if _has_bounds_of_layers(report) else []
+    # Of other layers than those of an MLP no moments are known.
+    layers = _certified(report, "deterministic", ("layers",))
+    return paths if "layers" in paths else paths + layers
 
 
 def _spans_everything(report: Report) -> bool:
@@ -63,6 +75,11 @@ def _spans_everything(report: Report) -> bool:
 def _start_vector(report: Report) -> list[str]:
     """Mathematics.md, section 6; the search of section 7 for missing eigenvalues ends by the same bound."""
     paths = [] if report.enclosure is None else _ends(report.enclosure, ("probabilistic",))
+    asked = {"scaled": report.scaled, "optimizer": report.optimizer}
+    paths += [f"{name}.lambda_max" for name, part in asked.items() if part and part.lambda_max.kind == "probabilistic"]
+    paths += _certified(report, "probabilistic", ("layers", "groups", "classes", "gauss_newton"))
+    if _certain_cosines(report):
+        paths.append("alignment")
     # A density alone lists no eigenvalue.
     searched = report.spectrum is not None and report.spectrum.method == "lanczos" and report.spectrum.eigenvalues
     return paths + (["spectrum.eigenvalues"] if searched else [])
@@ -74,6 +91,32 @@ def _ends(enclosure: Enclosure, kinds: Sequence[Kind]) -> list[str]:
     return [f"enclosure.{name}" for name, end in ends.items() if end.kind in kinds]
 
 
+def _certified(report: Report, kind: Kind, names: Sequence[str]) -> list[str]:
+    """Return the parts among these that have a certified interval of this kind."""
+    halves = [] if report.gauss_newton is None else [report.gauss_newton.lambda_max, report.gauss_newton.remainder]
+    intervals = {
+        "layers": [each.lambda_max for each in report.layers or []],
+        "groups": [each.lambda_max for each in report.groups or []],
+        "classes": [each.lambda_max for each in report.classes or []],
+        "gauss_newton": halves,
+    }
+    return [name for name in names if any(each is not None and each.kind == kind for each in intervals[name])]
+
+
+def _certain_cosines(report: Report) -> bool:
+    found = [] if report.alignment is None else report.alignment.eigenvectors
+    return any(each.cosine_error is not None for each in found)
+
+
+def _cosines(report: Report) -> list[str]:
+    """Mathematics.md, section 15."""
+    return ["alignment"] if _certain_cosines(report) else []
+
+
+def _focal(report: Report) -> list[str]:
+    return ["loss"] if report.loss.kind == "focal" else []
+
+
 def _products(report: Report) -> list[str]:
     """Mathematics.md, section 4."""
     moments = report.moments is not None and report.moments.method in ("basis", "probes")
@@ -81,13 +124,21 @@ def _products(report: Report) -> list[str]:
         "moments": moments,
         "enclosure": report.enclosure is not None,
         "spectrum": report.spectrum is not None,
+        "scaled": report.scaled is not None,
+        "optimizer": report.optimizer is not None,
+        "layers": any(layer.lambda_max is not None for layer in report.layers or []),
+        "groups": report.groups is not None,
+        "classes": report.classes is not None,
+        "gauss_newton": report.gauss_newton is not None,
+        "alignment": report.alignment is not None,
     }
     return [name for name, is_used in used.items() if is_used]
 
 
 def _gauss_newton(report: Report) -> list[str]:
     has_trace = report.moments is not None and report.moments.gauss_newton_trace is not None
-    return ["moments.gauss_newton_trace"] if has_trace else []
+    paths = ["moments.gauss_newton_trace"] if has_trace else []
+    return paths + (["gauss_newton"] if report.gauss_newton is not None else [])
 
 
 def _density(report: Report) -> list[str]:
@@ -101,6 +152,22 @@ def _population(report: Report) -> list[str]:
 
 def _cross_fitting(report: Report) -> list[str]:
     return [] if report.population is None else ["population.lambda_max.lower", "population.cross_fitted"]
+
+
+def _filters(report: Report) -> list[str]:
+    return ["scaled"] if report.scaled is not None and report.scaled.scaling == "filter" else []
+
+
+def _adaptive_sharpness(report: Report) -> list[str]:
+    return ["scaled"] if report.scaled is not None and report.scaled.scaling == "elementwise" else []
+
+
+def _edge(report: Report) -> list[str]:
+    return ["optimizer"] if report.optimizer is not None and not report.optimizer.settings.needs_state else []
+
+
+def _adaptive_edge(report: Report) -> list[str]:
+    return ["optimizer"] if report.optimizer is not None and report.optimizer.settings.needs_state else []
 
 
 SOURCES = (
@@ -140,6 +207,20 @@ SOURCES = (
         _gauss_newton,
     ),
     Source(
+        "davis_kahan_1970",
+        "Davis, C., Kahan, W. M. (1970). The rotation of eigenvectors by a perturbation. III. "
+        "SIAM Journal on Numerical Analysis 7, 1–46.",
+        "https://doi.org/10.1137/0707001",
+        _cosines,
+    ),
+    Source(
+        "lin_2017",
+        "Lin, T.-Y., Goyal, P., Girshick, R., He, K., Dollár, P. (2017). Focal Loss for Dense Object Detection. "
+        "IEEE International Conference on Computer Vision, 2980–2988.",
+        "https://arxiv.org/abs/1708.02002",
+        _focal,
+    ),
+    Source(
         "golub_meurant_2010",
         "Golub, G. H., Meurant, G. (2010). Matrices, Moments and Quadrature with Applications. "
         "Princeton University Press.",
@@ -166,6 +247,34 @@ SOURCES = (
         "Advances in Neural Information Processing Systems 33, 16339–16350.",
         "https://arxiv.org/abs/2007.12671",
         _cross_fitting,
+    ),
+    Source(
+        "li_2018",
+        "Li, H., Xu, Z., Taylor, G., Studer, C., Goldstein, T. (2018). Visualizing the Loss Landscape of Neural Nets. "
+        "Advances in Neural Information Processing Systems 31.",
+        "https://arxiv.org/abs/1712.09913",
+        _filters,
+    ),
+    Source(
+        "kwon_2021",
+        "Kwon, J., Kim, J., Park, H., Choi, I. K. (2021). ASAM: Adaptive Sharpness-Aware Minimization for "
+        "Scale-Invariant Learning of Deep Neural Networks. International Conference on Machine Learning, 5905–5914.",
+        "https://arxiv.org/abs/2102.11600",
+        _adaptive_sharpness,
+    ),
+    Source(
+        "cohen_2021",
+        "Cohen, J. M., Kaur, S., Li, Y., Kolter, J. Z., Talwalkar, A. (2021). Gradient Descent on Neural Networks "
+        "Typically Occurs at the Edge of Stability. International Conference on Learning Representations.",
+        "https://arxiv.org/abs/2103.00065",
+        _edge,
+    ),
+    Source(
+        "cohen_2022",
+        "Cohen, J. M., Ghorbani, B., Krishnan, S., et al. (2022). Adaptive Gradient Methods at the Edge of Stability. "
+        "arXiv:2207.14484.",
+        "https://arxiv.org/abs/2207.14484",
+        _adaptive_edge,
     ),
 )
 """Every source, in the order of reports."""

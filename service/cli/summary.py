@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from wsb_engine.presentation import bounds, population, wording
+from wsb_engine.presentation import bounds, local, population, scaling, wording
 from wsb_engine.presentation.headline import Yardstick, headline
 from wsb_engine.presentation.numbers import interval
-from wsb_engine.presentation.text import clean
+from wsb_engine.presentation.text import clean, name
 from wsb_engine.report import Report
 
 MAX_SOURCES = 50
 """Most sources that are listed."""
+MAX_PARTS = 50
+"""Most layers, groups and classes that are listed."""
 
 
 def summarize(report: Report, yardstick: Yardstick | None = None, *, verbose: bool = False) -> str:
@@ -45,6 +47,8 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows += _extremes(report)
     if report.population is not None:
         rows += [("data", population.advice(report)), ("", population.CAVEAT)]
+    rows += _scaling(report)
+    rows += _local(report)
     rows += [("warning", f"{warning.message} [{warning.code}]") for warning in wording.cautions(report)]
     if "total" in report.timings:
         rows.append(("time", f"{report.timings['total']:.3g} s on {report.engine.device} in {report.engine.dtype}"))
@@ -87,6 +91,29 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
             rows.append(("", f"stopped: {wording.stopping(report)}"))
     elif wording.withheld(report):
         rows.append(("λ_max", f"no enclosure: {wording.withheld(report)}"))
+    return rows
+
+
+def _scaling(report: Report) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for label, value, note in scaling.rows(report):
+        shown = f"{label[:1].lower() if label[1:2].islower() else label[:1]}{label[1:]}"
+        rows.append(("" if rows else "scaled", f"{shown}: {value} ({note})"))
+    return rows
+
+
+def _local(report: Report) -> list[tuple[str, str]]:
+    """List what was asked about parts of the model and the batch."""
+    layers = [layer for layer in report.layers or [] if layer.lambda_max is not None]
+    rows = [("layer", f"{name(layer.name)}: λ_max in {local.enclosed(layer.lambda_max)}") for layer in layers]
+    rows += [
+        ("group", f"{name(each.name)}: λ_max in {local.enclosed(each.lambda_max)}") for each in report.groups or []
+    ]
+    for each in report.classes or []:
+        rows.append(("class", f"{name(each.label or str(each.index))}: λ_max in {local.enclosed(each.lambda_max)}"))
+    rows = rows[:MAX_PARTS] + ([("", f"and {len(rows) - MAX_PARTS} more")] if len(rows) > MAX_PARTS else [])
+    for label, value, note in local.quantities(report):
+        rows.append(("", f"{label}: {value}" + (f" ({note})" if note else "")))
     return rows
 
 

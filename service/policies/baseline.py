@@ -15,7 +15,9 @@ NAMED_TENSORS = 5
 """Most tensors that a difference names."""
 NAMED_NUMBERS = 20
 """Most numbers of a list that a difference spells out."""
-LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index")
+CHANGING = {"learning_rate", "state"}
+"""Settings of an optimizer that change along a training."""
+LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index", "focal_gamma")
 """What makes a loss another one."""
 
 
@@ -47,6 +49,13 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
     if about_population and report.population is not None and baseline.population is not None:
         levels = report.population.confidence, baseline.population.confidence
         pairs.append(("method", "population.confidence", *levels))
+    if any(metric.startswith("scaled.") for metric in metrics) and report.scaled and baseline.scaled:
+        pairs.append(("method", "scaled.scaling", report.scaled.scaling, baseline.scaled.scaling))
+    if any(metric.startswith("optimizer.") for metric in metrics) and report.optimizer and baseline.optimizer:
+        ours, theirs = (
+            each.settings.model_dump(mode="json", exclude=CHANGING) for each in (report.optimizer, baseline.optimizer)
+        )
+        pairs.append(("method", "optimizer.settings", ours, theirs))
     pairs += [
         ("parameters", "model.parameters.count", report.model.parameters.count, baseline.model.parameters.count),
         ("parameters", "model.parameters.tensors", *_tensors(report, baseline)),

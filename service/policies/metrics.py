@@ -72,7 +72,12 @@ def _check(metric: str) -> None:
 def _suggestion(metric: str) -> str:
     """Suggest a path that ends like the one given, or else one that is written like it."""
     within = [path for path in known_metrics() if metric and path.endswith(f".{metric}")]
-    return f"; did you mean '{min(within, key=len)}'?" if within else did_you_mean(metric, known_metrics())
+    return f"; did you mean '{min(within, key=_rank)}'?" if within else did_you_mean(metric, known_metrics())
+
+
+def _rank(path: str) -> tuple[bool, int]:
+    """Rank paths with the same end: the enclosure of H before those of its parts, then the shortest."""
+    return not about_enclosure(path), len(path)
 
 
 @cache
@@ -152,13 +157,15 @@ def measured(
 
 
 def about_enclosure(metric: str) -> bool:
-    """Return whether the number depends on the enclosure, as that of the distribution does too."""
-    return metric == STABILITY_RATIO or metric.partition(".")[0] in ("enclosure", "population")
+    """Return whether the number depends on the enclosure, as the distribution's and stable steps of descent do."""
+    return metric == STABILITY_RATIO or metric.partition(".")[0] in ("enclosure", "optimizer", "population")
 
 
 def about_moments(metric: str) -> bool:
     """Return whether a report has the number only if it has moments."""
-    return metric.partition(".")[0] in _FROM_MOMENTS
+    parts = metric.split(".")
+    # λ_max of a layer is certified by products, with or without moments.
+    return parts[0] in _FROM_MOMENTS and not (parts[0] == "layers" and "lambda_max" in parts)
 
 
 def eigenvalue(metric: str) -> Eigenvalue | None:

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from service.policies.schemas import Verdict
 from service.rendering import checks, wording
 from service.rendering.report_plots import report_plots, shown_layers
-from wsb_engine.presentation import bounds, numbers, population, text
+from wsb_engine.presentation import bounds, local, numbers, population, text
 from wsb_engine.presentation.headline import Yardstick, headline
 from wsb_engine.report import Report
 
@@ -84,7 +84,8 @@ def stylesheet() -> str:
 @cache
 def _environment() -> Environment:
     environment = templates("service.rendering", _shown)
-    environment.globals.update(bounds=bounds, checks=checks, population=population, wording=wording, MAX_ROWS=MAX_ROWS)
+    environment.globals.update(bounds=bounds, checks=checks, local=local, population=population, wording=wording)
+    environment.globals.update(MAX_ROWS=MAX_ROWS)
     environment.filters.update(
         cut=text.cut,
         ends=numbers.ends,
@@ -93,7 +94,7 @@ def _environment() -> Environment:
         name=text.name,
         number=numbers.number,
         percent=numbers.percent,
-        root=lambda square: max(square, 0.0) ** 0.5,
+        root=lambda square: None if square is None else max(square, 0.0) ** 0.5,
         symbols=symbols,
     )
     return environment

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from service.policies.schemas import Difference, RuleResult, Verdict
 from service.rendering import checks, wording
+from wsb_engine.presentation import local
 from wsb_engine.presentation.headline import Yardstick, headline
 from wsb_engine.presentation.numbers import number, percent
 from wsb_engine.presentation.population import CAVEAT, advice
@@ -89,8 +90,11 @@ def _wary(report: Report) -> list[str]:
 def _details(report: Report) -> list[str]:
     parts = []
     if report.layers:
-        heads: Row = ("Layer", "Parameters", "Trace", "‖H_ll‖_F", "Bound on λ_max")
-        parts.append(_folded("Layers", _table(heads, report.layers, _layer)))
+        certified = any(layer.lambda_max is not None for layer in report.layers)
+        more = ("λ_max, certified",) if certified else ()
+        heads: Row = ("Layer", "Parameters", "Trace", "‖H_ll‖_F", "Bound on λ_max", *more)
+        parts.append(_folded("Layers", _table(heads, report.layers, lambda layer: _layer(layer)[: len(heads)])))
+    parts += [_folded(table.title, _table(table.heads, table.rows, _named)) for table in local.tables(report)]
     if report.orthogonality is not None and report.orthogonality.sample_shares:
         heads, shares = ("Row of the batch", "Share of ‖H‖_F²"), report.orthogonality.sample_shares
         table = _table(heads, shares, lambda each: (str(each.row), percent(each.share)))
@@ -103,10 +107,14 @@ def _details(report: Report) -> list[str]:
     return parts
 
 
+def _named(row: Row) -> Row:
+    return (code_span(row[0]), *(plain(cell, MAX_MESSAGE) for cell in row[1:]))
+
+
 def _layer(layer: LayerCurvature) -> Row:
-    norm = max(layer.frobenius_squared, 0.0) ** 0.5
+    norm = None if layer.frobenius_squared is None else max(layer.frobenius_squared, 0.0) ** 0.5
     numbers = (layer.parameters, layer.trace, norm, layer.wolkowicz_styan_upper)
-    return (code_span(layer.name), *map(number, numbers))
+    return (code_span(layer.name), *map(number, numbers), plain(local.enclosed(layer.lambda_max)))
 
 
 def _check(check: Check) -> Row:

@@ -46,7 +46,7 @@ def report_plots(report: Report, verdict: Verdict | None) -> dict[str, Markup]:
 def shown_layers(report: Report) -> Sequence[int]:
     """Return the indices of the layers of the heat map, in the model's order."""
     layers = report.layers or []
-    return sorted(heapq.nlargest(MAX_LAYERS, range(len(layers)), key=lambda i: layers[i].frobenius_squared))
+    return sorted(heapq.nlargest(MAX_LAYERS, range(len(layers)), key=lambda i: layers[i].frobenius_squared or 0.0))
 
 
 def _bounds(report: Report, verdict: Verdict | None) -> Markup | None:

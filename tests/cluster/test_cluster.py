@@ -14,7 +14,7 @@ import pytest
 from cluster.harness import Cluster, Machine, Proxy, cluster, files, submit, wait_until_ready
 from support.service import until
 
-ANALYSES = 8
+ANALYSES = 5
 
 
 @pytest.fixture

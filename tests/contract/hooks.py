@@ -17,8 +17,10 @@ from schemathesis.generation import GenerationMode
 from schemathesis.transport.serialization import Binary
 from support.service import npz_batch, onnx_mlp
 
-WITH_REPORTS = os.environ.get("WSB_TEST_REPORTS") == "1"
-"""Whether requests bring reports of their own: each limit in their schema is some requests more, thousands in all."""
+IN_FULL = os.environ.get("WSB_TEST_FULL") == "1"
+"""Whether requests bring reports and all options: each limit in their schemas is some more requests."""
+OPTIONS = ("moments", "relative_gap", "top", "density", "seed", "head")
+"""Options of the short form: one of each type. Limits of the others have tests of the engine and of bad requests."""
 LARGEST = 512
 """Largest limit on a length that is tried."""
 MODELS = [onnx_mlp((4, 3, 3), seed=seed) for seed in range(8)]
@@ -36,9 +38,14 @@ BATCHES = [npz_batch(samples=4, seed=seed) for seed in range(8)]
 def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
     """Limits of reports are far beyond what can be generated: a list of each greatest length takes gigabytes."""
     _without_large_limits(raw_schema)
-    if not WITH_REPORTS:
+    if not IN_FULL:
+        schemas = raw_schema["components"]["schemas"]
+        few = {name: schemas["Options"]["properties"][name] for name in OPTIONS}
+        schemas["FewOptions"] = {**schemas["Options"], "properties": few}
+        for name in ("AnalysisRequest", "FormRequest"):
+            schemas[name]["properties"]["options"] = {"$ref": "#/components/schemas/FewOptions"}
         for name in ("AnalysisRequest", "FormRequest", "ComparisonRequest"):
-            _without_reports(raw_schema["components"]["schemas"][name])
+            _without_reports(schemas[name])
 
 
 def _without_reports(schema: Any) -> None:

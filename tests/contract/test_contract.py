@@ -18,7 +18,7 @@ SEED = int(os.environ.get("WSB_TEST_SEED", "1"))
 TESTS = Path(__file__).parents[1]
 
 
-def fuzz(url: str, folder: Path, key: str, *, examples: int, reports: bool) -> str:
+def fuzz(url: str, folder: Path, key: str, *, examples: int, in_full: bool) -> str:
     """What schemathesis printed; fails the test if it found anything."""
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", "all"),
@@ -27,7 +27,7 @@ def fuzz(url: str, folder: Path, key: str, *, examples: int, reports: bool) -> s
         *("--suppress-health-check", "all", "--continue-on-failure", "--request-timeout", "90"),
     ]
     path = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
-    hooks = {"SCHEMATHESIS_HOOKS": "contract.hooks", "PYTHONPATH": path, "WSB_TEST_REPORTS": str(int(reports))}
+    hooks = {"SCHEMATHESIS_HOOKS": "contract.hooks", "PYTHONPATH": path, "WSB_TEST_FULL": str(int(in_full))}
     environment = {**os.environ, **hooks}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     (folder / "schemathesis.txt").write_text(done.stdout)
@@ -44,10 +44,10 @@ def generated(output: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("examples", "reports", "least"), [(4, False, 300), full(100, True, 2000)], ids=["short", "full"]
+    ("examples", "in_full", "least"), [(4, False, 300), full(100, True, 2000)], ids=["short", "full"]
 )
 def test_nothing_that_a_client_can_send_makes_the_service_break_its_specification(
-    tmp_path: Path, examples: int, reports: bool, least: int
+    tmp_path: Path, examples: int, in_full: bool, least: int
 ) -> None:
     key = new_key()
     settings = {
@@ -60,6 +60,6 @@ def test_nothing_that_a_client_can_send_makes_the_service_break_its_specificatio
         "WSB_WEBHOOKS_PRIVATE": "true",
     }
     with served(**settings, WSB_JOB_THREADS="1", WSB_LOG_LEVEL="error") as service:
-        output = fuzz(service.url, tmp_path, key, examples=examples, reports=reports)
+        output = fuzz(service.url, tmp_path, key, examples=examples, in_full=in_full)
         assert generated(output) >= least
         assert service.client.get("/healthz").status_code == 200

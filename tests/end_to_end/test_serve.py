@@ -131,9 +131,7 @@ def test_a_backup_of_the_running_server_gives_another_one_with_every_report(serv
 
 
 def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Served) -> None:
-    response = post(
-        server, onnx_mlp((64, 24, 10)), npz_batch(features=64, classes=10, samples=300), wait=0, spectrum="dense"
-    )
+    response = post(server, onnx_mlp((64, 24, 10)), npz_batch(features=64, classes=10), wait=0, spectrum="dense")
     path = response.headers["location"]
     until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
     (worker,) = server.workers()
@@ -167,7 +165,7 @@ def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.
 def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         with served(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="120") as server:
-            batch = npz_batch(features=64, classes=10, samples=300)
+            batch = npz_batch(features=64, classes=10)
             path = post(server, onnx_mlp((64, 16, 10)), batch, wait=0, spectrum="dense").headers["location"]
             until(lambda: server.client.get(path).json()["state"] == "running")
             server.process.terminate()
@@ -202,7 +200,7 @@ def test_a_second_signal_puts_the_running_analysis_back_at_once() -> None:
 
 
 def test_a_killed_database_is_back_soon_and_the_running_analysis_goes_on(server: Served) -> None:
-    batch = npz_batch(features=64, classes=10, samples=300)
+    batch = npz_batch(features=64, classes=10)
     path = post(server, onnx_mlp((64, 24, 10), seed=3), batch, wait=0, spectrum="dense").headers["location"]
     until(lambda: (server.client.get(path).json()["progress"] or {}).get("phase") == "spectrum")
     postmaster = psutil.Process(int((server.folder / "postgres" / "postmaster.pid").read_text().split()[0]))

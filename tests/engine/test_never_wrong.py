@@ -15,7 +15,7 @@ from support.networks import Case, case
 
 import wsb_engine as wsb
 
-NETWORKS = int(os.environ.get("WSB_TEST_NETWORKS", "120"))
+NETWORKS = int(os.environ.get("WSB_TEST_NETWORKS", "80"))
 PARAMETERS = int(os.environ.get("WSB_TEST_PARAMETERS", "25"))
 GROUPS = 10
 TINIEST = arb(5e-324)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,32 +21,41 @@ from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.model import Classifier
 from wsb_engine.options import Options
 from wsb_engine.progress import ProgressCallback
+from wsb_engine.spectrum.lanczos import Lanczos
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """The k largest eigenvalues found; float64 on the CPU."""
+    """The k largest or smallest eigenvalues found; float64 on the CPU."""
 
     eigenvalues: Tensor
-    """(k,) descending"""
+    """(k,) the outermost first: descending, or ascending if the smallest were asked for."""
     eigenvectors: Tensor
     """(P, k) orthonormal columns; entries follow the tensors of the report's ``model.parameters``, each flattened by
     rows."""
     residuals: Tensor
     """(k,) ‖Hv − θv‖ of each pair, by a fresh product."""
     converged: bool
-    """True if all residuals are small and, except with the failure probability, no larger eigenvalue is missing."""
+    """True if all residuals are small and no eigenvalue beyond these is missing, up to the failure probability."""
 
 
 def eigenpairs(
-    classifier: Classifier, batch: Batch, options: Options | None = None, *, progress: ProgressCallback | None = None
+    classifier: Classifier,
+    batch: Batch,
+    options: Options | None = None,
+    *,
+    which: Literal["largest", "smallest"] = "largest",
+    progress: ProgressCallback | None = None,
 ) -> Eigenpairs:
     """Compute the ``top`` largest eigenvalues of the Hessian, in algebraic order, with their eigenvectors.
+
+    Ask for the smallest to get directions of negative curvature.
 
     Args:
         classifier: From ``load_model`` or ``from_module``.
         batch: N labelled samples.
         options: As for ``analyze``; those about moments and the enclosure have no effect.
+        which: The end of the spectrum.
         progress: Called regularly; an exception raised in it stops the search and reaches the caller.
 
     Raises:
@@ -70,7 +80,16 @@ def eigenpairs(
             problem = split(pose(classifier, batch, options, monitor), chosen, stack, monitor)
         with monitor.phase("spectrum"):
             shared = krylov.krylov(problem, problem.hessian_product(columns=1), options, monitor)
+            if which == "smallest":
+                shared.run = _mirrored(shared)
             premises = Premises(Rounding("measured", 0.0), None, options.failure_probability, options.relative_gap)
             found = krylov.top(shared, premises, options, monitor)
     found = found.divided(problem.objective.scale)
-    return Eigenpairs(found.eigenvalues, found.eigenvectors.cpu(), found.residuals, found.converged)
+    values = -found.eigenvalues if which == "smallest" else found.eigenvalues
+    return Eigenpairs(values, found.eigenvectors.cpu(), found.residuals, found.converged)
+
+
+def _mirrored(shared: krylov.Krylov) -> Lanczos:
+    """Return a run of −H, whose largest eigenvalues are the smallest of H."""
+    run, product = shared.run, shared.product
+    return Lanczos(lambda v: product.vector(v).neg_(), run.parameters, run.device, run.seed, run.unit)

@@ -15,7 +15,7 @@ from wsb_engine.analysis.krylov import without_basis
 from wsb_engine.analysis.logits import kept_bytes
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
-from wsb_engine.analysis.questions import population
+from wsb_engine.analysis.questions import costs, population
 from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
 from wsb_engine.analysis.targets import counting_rows, wanted
 from wsb_engine.batch import Batch
@@ -232,6 +232,31 @@ def _phases(
         held = max(held, memory.enclosure(way, memory.basis(products + steps), is_measured=False))
     if spectrum:
         yield "spectrum", spectrum, held
+    for name in _questions(options):
+        expected = min(inputs.EXPECTED_PRODUCTS, options.max_products, P)
+        compared = DIFFERENCES if is_single else PERTURBATIONS
+        bounding = PROVING if problem.structure is not None and not is_single else 2 * compared
+        repeated = without_basis(product, options, problem.memory)
+        operations = ((1 + repeated) * expected + len(HOMOGENEITY_STEPS) + CONFIRMING + bounding) * one
+        kept = THREE if repeated else memory.basis(expected)
+        yield name, operations, memory.enclosure(way, kept, is_measured=problem.structure is None and not is_single)
+    for name, count in costs.products(problem, options, is_measured=not (is_proven or is_single)).items():
+        further = costs.further_operations(problem, name)
+        yield (
+            name,
+            count * one + further,
+            memory.enclosure(way, memory.basis(inputs.EXPECTED_PRODUCTS), is_measured=True),
+        )
+
+
+def _questions(options: Options) -> Iterator[str]:
+    """Yield the phases that enclose another matrix than H."""
+    if options.scaling != "none":
+        yield "scaled"
+    scales = options.optimizer is not None and options.optimizer.needs_state
+    # The enclosure answers for steps that are not scaled.
+    if scales or (options.optimizer is not None and not options.enclosure):
+        yield "optimizer"
 
 
 def _moments(

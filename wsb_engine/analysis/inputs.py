@@ -92,8 +92,10 @@ def too_dear_in_double(options: Options, on: torch.device, operations: float) ->
 def expected_products(options: Options, parameters: int) -> int:
     """Return how many single vectors an analysis of so many parameters is expected to multiply."""
     expected = min(EXPECTED_PRODUCTS, options.max_products) if options.enclosure else 0
-    if options.spectrum == "top":
+    if options.spectrum == "top" or options.alignment:
         expected = max(expected, options.max_products)
+    if options.layers == "certified" or options.groups:
+        expected += EXPECTED_PRODUCTS * (1 + len(options.groups))
     if options.density:
         expected += STARTS * min(STEPS, options.max_products)
     return min(expected, parameters)
@@ -131,7 +133,7 @@ def included(classifier: Classifier, patterns: tuple[str, ...]) -> tuple[str, ..
             continue
         constants = _matching(classifier.constants, glob)
         if not constants:
-            raise _unmatched(glob, classifier.parameters, classifier.constants)
+            raise unmatched(glob, classifier.parameters, classifier.constants)
         if not pattern.startswith("!"):
             found.update(dict.fromkeys(constants))
     return tuple(found)
@@ -147,7 +149,7 @@ def select(parameters: Tensors, patterns: tuple[str, ...]) -> list[str]:
     excludes = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
     for pattern in includes:
         if not _matching(parameters, pattern):
-            raise _unmatched(pattern, parameters, {})
+            raise unmatched(pattern, parameters, {})
     chosen = [
         name
         for name in parameters
@@ -167,7 +169,7 @@ def _matching(tensors: Tensors, pattern: str) -> list[str]:
     return [name for name in tensors if fnmatchcase(name, pattern)]
 
 
-def _unmatched(pattern: str, parameters: Tensors, constants: Tensors) -> OptionsError:
+def unmatched(pattern: str, parameters: Tensors, constants: Tensors) -> OptionsError:
     """Return the error for a pattern that matches no name; it lists the names."""
     advice = f"The parameters are {_listed(parameters)}."
     if constants:

@@ -58,6 +58,8 @@ class Krylov:
     """True if memory, not the options, sets ``max_steps``."""
     confirmed: tuple[int, RitzPairs, Rounding] | None = None
     """The outer pairs with fresh products and the rounding measured on them, after a number of steps."""
+    largest: TopEigenvalues | None = None
+    """The largest eigenvalues, once they are computed."""
 
     @property
     def basis(self) -> Lanczos | None:
@@ -71,7 +73,12 @@ class Krylov:
 
 def wanted(options: Options) -> bool:
     """Return whether any stage of these options multiplies single vectors."""
-    return options.enclosure or options.density or options.spectrum == "top"
+    return options.enclosure or options.density or eigenvectors_wanted(options)
+
+
+def eigenvectors_wanted(options: Options) -> bool:
+    """Return whether any stage of these options needs the largest eigenvectors, and so a basis."""
+    return options.spectrum == "top" or options.alignment
 
 
 def basis_bytes(product: HessianProduct, vectors: int) -> int:
@@ -84,7 +91,7 @@ def without_basis(product: HessianProduct, options: Options, memory: int) -> boo
     if options.basis != "auto":
         return options.basis == "three_vectors"
     wanted = min(options.max_products, product.parameters)
-    return options.spectrum != "top" and wanted > 1 and basis_bytes(product, wanted) > memory
+    return not eigenvectors_wanted(options) and wanted > 1 and basis_bytes(product, wanted) > memory
 
 
 def krylov(problem: Problem, product: HessianProduct, options: Options, monitor: Monitor) -> Krylov:
@@ -104,7 +111,7 @@ def krylov(problem: Problem, product: HessianProduct, options: Options, monitor:
     wanted = min(options.max_products, P)
     fits = max(1, (memory - basis_bytes(product, 0)) // (product.dtype.itemsize * P))
     enough = f"memory_limit={basis_bytes(product, wanted)} holds a basis of {wanted}"
-    if options.spectrum == "top" or options.density:
+    if eigenvectors_wanted(options) or options.density:
         _require_basis(product, options, fits, memory)
     unit = torch.finfo(product.dtype).eps / 2
     if without_basis(product, options, memory):
@@ -126,14 +133,14 @@ def krylov(problem: Problem, product: HessianProduct, options: Options, monitor:
 
 def _require_basis(product: HessianProduct, options: Options, fits: int, memory: int) -> None:
     """Refuse largest eigenvalues and densities for which there is no basis."""
-    what = "spectrum=top" if options.spectrum == "top" else "density"
+    what = "spectrum=top" if options.spectrum == "top" else "alignment" if options.alignment else "density"
     if options.basis == "three_vectors":
         raise OptionsError(
             f"{what} needs a basis, which three vectors are not",
             code="basis_required",
             advice="Leave basis at auto.",
         )
-    steps = 2 * options.top if options.spectrum == "top" else min(STEPS, options.max_products)
+    steps = 2 * options.top if eigenvectors_wanted(options) else min(STEPS, options.max_products)
     least = min(steps, product.parameters)
     if fits < least:
         needed = basis_bytes(product, least)
@@ -148,11 +155,11 @@ def _require_basis(product: HessianProduct, options: Options, fits: int, memory:
 
 def probe(
     shared: Krylov, seed: int, failure_probability: float, monitor: Monitor
-) -> tuple[Probed, tuple[float, float] | None]:
+) -> tuple[Probed, tuple[float, float, float] | None]:
     """Estimate the moments by random products.
 
     Returns:
-        The estimates, and the outermost Ritz values of the steps before them, moved inwards for rounding.
+        The estimates; the outermost Ritz values of the steps before them, and how far rounding may have moved them.
 
     Raises:
         TimeLimitError: ``time_limit``.
@@ -174,7 +181,7 @@ def probe(
     values, sigma = lanczos.ritz_values(), lanczos.scaling
     noise = math.sqrt(2 * lanczos.steps) * lanczos.product_rounding()[-1]
     slack = 2 * (lanczos.factorisation_error + noise + 3 * lanczos.orthogonality(proven=False) * lanczos.norm_estimate)
-    return found, ((values[0] + slack) / sigma, (values[-1] - slack) / sigma)
+    return found, (values[0] / sigma, values[-1] / sigma, slack / sigma)
 
 
 def enclosure(
@@ -341,7 +348,7 @@ class _Interim:
         now = now if confirmed else unconfirmed(self._enclosing, now)
         known = None if _says_nothing(now, self._enclosing) else self._in_true_units(now)
         if known is not None:
-            self._monitor.enclosure = known.within(self._monitor.enclosure)
+            self._monitor.publish(known)
         self._monitor.tell(fraction, now.products)
 
     def decided(self, now: Enclosures) -> bool:
@@ -385,7 +392,9 @@ def _advice(found: Enclosures, problem: Problem) -> str:
 
 
 def top(shared: Krylov, premises: Premises, options: Options, monitor: Monitor) -> TopEigenvalues:
-    """Compute the largest eigenvalues by continuing the run, in the units of the products."""
+    """Compute the largest eigenvalues by continuing the run, once, in the units of the products."""
+    if shared.largest is not None:
+        return shared.largest
     limit = max(shared.max_steps, min(2 * options.top, shared.product.parameters))
     lanczos = shared.basis
     if lanczos is None:
@@ -409,7 +418,8 @@ def top(shared: Krylov, premises: Premises, options: Options, monitor: Monitor) 
             f"missing: {why}",
         )
     bounds = Enclosing(lanczos, premises.scaled(lanczos.scaling)).upper_bounds(len(found.eigenvalues))
-    return replace(found, upper_bounds=bounds).divided(lanczos.scaling)
+    shared.largest = replace(found, upper_bounds=bounds).divided(lanczos.scaling)
+    return shared.largest
 
 
 def spectral_density(shared: Krylov, options: Options, monitor: Monitor) -> DensityEstimate:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import NamedTuple
 
-from wsb_engine.presentation import bounds, population
+from wsb_engine.presentation import bounds, local, population, scaling
 from wsb_engine.presentation.numbers import interval, middle, number, percent
 from wsb_engine.presentation.text import cut, name
 from wsb_engine.report import CertifiedInterval, Citation, Enclosure, NamedBound, Report, ReportWarning
@@ -50,6 +51,7 @@ def loss(report: Report) -> str:
     if found.label_smoothing is not None:
         words.append(f"label smoothing {number(found.label_smoothing)}")
     words += ["class weights"] if found.class_weights is not None else []
+    words += [f"γ {number(found.focal_gamma)}"] if found.focal_gamma is not None else []
     if found.pos_weight is not None:
         few = len(found.pos_weight) == 1
         words.append(f"positive weight {number(found.pos_weight[0])}" if few else "positive weights")
@@ -146,7 +148,7 @@ def looseness(report: Report, bound: NamedBound) -> str:
 
 
 def curvature(report: Report) -> list[Quantity]:
-    """List both ends of the spectrum and the moments."""
+    """List both ends of the spectrum, the moments, and what else was asked of the curvature."""
     rows = []
     if report.enclosure is not None:
         for label, found in (("λ_max", report.enclosure.lambda_max), ("λ_min", report.enclosure.lambda_min)):
@@ -167,7 +169,8 @@ def curvature(report: Report) -> list[Quantity]:
         note = f"{report.spectrum.method} spectrum"
         rows.append(Quantity("Largest eigenvalue", number(report.largest_eigenvalue, 10), note))
     rows += [Quantity(*each) for each in population.quantities(report)]
-    return rows + _moments(report)
+    rows += _moments(report)
+    return rows + [Quantity(*row) for row in (*scaling.rows(report), *local.quantities(report))]
 
 
 def fit(report: Report) -> list[Quantity]:
@@ -213,7 +216,30 @@ def command(report: Report) -> str:
         words += ["--density"] if spectrum.density is not None else []
     if report.population is not None:
         words += ["--population", repr(report.population.confidence)]
-    return shlex.join(words + _loss_flags(report))
+    return shlex.join([*words, *_local_flags(report), *_loss_flags(report), *_scaling_flags(report)])
+
+
+def _scaling_flags(report: Report) -> list[str]:
+    words = [] if report.scaled is None else ["--scaling", report.scaled.scaling]
+    if report.optimizer is not None:
+        settings = report.optimizer.settings.model_dump(mode="json", exclude_defaults=True, exclude={"state"})
+        words += ["--optimizer", json.dumps(settings)]
+        words += ["--optimizer-state", "STATE"] if report.optimizer.settings.needs_state else []
+    return words
+
+
+def _local_flags(report: Report) -> list[str]:
+    """Return the flags of what was asked about parts of the model and the batch."""
+    certified = any(layer.lambda_max is not None for layer in report.layers or [])
+    words = ["--layers", "certified"] if certified else []
+    for group in (report.groups or [])[:MAX_WRITTEN]:
+        words += ["--groups", group.name]
+    words += ["--classes", "certified"] if report.classes is not None else []
+    words += ["--gauss-newton"] if report.gauss_newton is not None else []
+    if report.alignment is not None:
+        is_told = report.spectrum is not None and report.spectrum.method == "lanczos"
+        words += ["--alignment"] + ([] if is_told else ["--top", str(len(report.alignment.eigenvectors))])
+    return words
 
 
 def _loss_flags(report: Report) -> list[str]:
@@ -223,6 +249,8 @@ def _loss_flags(report: Report) -> list[str]:
         words += ["--loss", found.kind]
     if found.label_smoothing is not None:
         words += ["--label-smoothing", repr(found.label_smoothing)]
+    if found.focal_gamma is not None:
+        words += ["--focal-gamma", repr(found.focal_gamma)]
     for flag, numbers in (("--class-weights", found.class_weights), ("--pos-weight", found.pos_weight)):
         if numbers is not None:
             words += [flag, ",".join(map(repr, numbers)) if len(numbers) <= MAX_WRITTEN else "NUMBERS"]

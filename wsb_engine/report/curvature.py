@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from wsb_engine.report.evidence import EnclosureDerivation, ProbeTerms
 from wsb_engine.report.fields import (
     CertifiedInterval,
     Count,
@@ -35,6 +36,8 @@ class Moments(Part):
     gauss_newton_trace: float | None = None
     """tr G of the generalised Gauss-Newton matrix: the part of the trace that is the curvature of the loss; null if the
     Jacobians of the samples are too large."""
+    probes: ProbeTerms | None = None
+    """Null for other methods, and in reports before schema 1.7."""
 
 
 class ExtremeBounds(Part):
@@ -129,6 +132,8 @@ class Enclosure(Part):
     modelled: Modelled | None = None
     """Upper end of λ_max under a model of rounding, at the failure probability asked for: not certified. Null also if
     λ_max is enclosed with certainty."""
+    derivation: EnclosureDerivation | None = None
+    """Null in reports before schema 1.7."""
 
     @property
     def is_measured(self) -> bool:
@@ -164,11 +169,16 @@ class SpectrumResult(Part):
 
 
 class LayerCurvature(Part):
+    """The diagonal block of H that belongs to a layer's parameters."""
+
     name: Name
     parameters: Count
-    trace: float
-    frobenius_squared: float
-    wolkowicz_styan_upper: float
+    trace: float | None
+    """Null without a closed form, as are the next two; never in reports before schema 1.7."""
+    frobenius_squared: float | None
+    wolkowicz_styan_upper: float | None
+    lambda_max: CertifiedInterval | None = None
+    """λ_max of the block; null unless ``layers`` is ``certified``, and if a limit or rounding leaves nothing to say."""
 
 
 class SampleShare(Part):

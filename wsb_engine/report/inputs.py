@@ -84,3 +84,5 @@ class Loss(Part):
     """As the option of that name was set, and null if it was not, as for those that follow."""
     class_weights: Weights | None = None
     pos_weight: Weights | None = None
+    focal_gamma: float | None = None
+    """Exponent γ of the focal loss; null for other losses."""

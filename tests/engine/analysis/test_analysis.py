@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from support.forms import full
 from support.golden import NAMES, Golden
 from torch import nn
 
@@ -508,7 +509,7 @@ def test_a_torchscript_file_is_read_and_its_missing_parity_is_reported() -> None
     assert "parity_none" in [warning.code for warning in report.warnings]
 
 
-@pytest.mark.parametrize("form", ["live", "ONNX"])
+@pytest.mark.parametrize("form", ["live", full("ONNX")])
 def test_an_analysis_of_an_mlp_does_without_the_compiler_of_torch(form: str, tmp_path: Path) -> None:
     program = """
 import sys, numpy, torch, wsb_engine as wsb

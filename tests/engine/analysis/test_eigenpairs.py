@@ -57,3 +57,16 @@ def test_entries_follow_the_tensors_of_the_report() -> None:
     parameters = wsb.analyze(classifier, batch, options).model.parameters
     assert [tensor.name for tensor in parameters.tensors] == list(last)
     assert len(found.eigenvectors) == parameters.count
+
+
+def test_the_smallest_pairs_are_directions_of_negative_curvature() -> None:
+    case = Golden(NAME)
+    found = wsb.eigenpairs(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y), wsb.Options(top=2), which="smallest")
+    H = hessian()
+    values, vectors = torch.linalg.eigh(H)
+    scale = float(values.abs().max())
+    torch.testing.assert_close(found.eigenvalues, values[:2], rtol=0, atol=1e-10 * scale)
+    assert float(values[0]) < 0
+    overlap = (found.eigenvectors * vectors[:, :2]).sum(dim=0).abs()
+    torch.testing.assert_close(overlap, torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert float((H @ found.eigenvectors - found.eigenvectors * found.eigenvalues).norm()) < 1e-7 * scale

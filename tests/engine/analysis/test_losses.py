@@ -57,6 +57,12 @@ class Case:
     weights: Tensor | None = None
 
 
+def focal(z: Tensor, y: Tensor, gamma: float) -> Tensor:
+    """The focal loss of each sample as written by Lin et al."""
+    p = z.softmax(1).gather(1, y.unsqueeze(1)).squeeze(1)
+    return -((1 - p) ** gamma) * p.log()
+
+
 def case(name: str) -> Case:
     torch.manual_seed(1)
     x, images = torch.randn(SAMPLES, 4), torch.randn(3, 1, 4, 5)
@@ -118,6 +124,22 @@ def case(name: str) -> Case:
         "binary": Case(
             one, x, y % 2, lambda z: BCE(pos_weight=torch.tensor([3.0]))(z[:, 0], (y % 2).double()), {"pos_weight": 3}
         ),
+        "focal": Case(three, x, y, lambda z: focal(z, y, 2.0).mean(), {"loss": "focal"}),
+        "focal, weighted, and samples": Case(
+            three,
+            x,
+            y,
+            lambda z: (samples * v[y] * focal(z, y, 1.5)).sum() / samples.sum(),
+            {"loss": "focal", "focal_gamma": 1.5, "class_weights": v.tolist()},
+            samples,
+        ),
+        "focal, ignored": Case(
+            three,
+            x,
+            marked,
+            lambda z: focal(z[marked >= 0], marked[marked >= 0], 0.5).mean(),
+            {"loss": "focal", "focal_gamma": 0.5, "ignore_index": -1},
+        ),
         "multilabel": Case(
             three,
             x,
@@ -156,6 +178,7 @@ NAMES = (
     *("class weights and samples", "class weights of distributions", "ignored", "tokens", "tokens and samples"),
     *("tokens, weighted and smoothed", "pixels", "flat pixels", "binary", "multilabel", "multilabel and samples"),
     *("pixels of one class", "numbers", "one number", "images"),
+    *("focal", "focal, weighted, and samples", "focal, ignored"),
 )
 
 
@@ -250,6 +273,25 @@ def test_a_perceptron_has_a_closed_form_and_proven_rounding_whatever_the_loss(na
     assert report.enclosure is not None
     assert report.enclosure.rounding is not None
     assert report.enclosure.rounding.how == "proven"
+
+
+@pytest.mark.parametrize("name", ["focal", "focal, weighted, and samples"])
+def test_a_focal_loss_has_a_closed_form_and_measured_rounding(name: str) -> None:
+    given = case(name)
+    report = wsb.analyze(wsb.from_module(given.module.double()), batch_of(given), wsb.Options(**given.options))
+    assert report.moments is not None
+    assert (report.moments.method, report.moments.gauss_newton_trace) == ("closed_form", None)
+    assert report.enclosure is not None
+    assert report.enclosure.rounding is not None
+    assert report.enclosure.rounding.how == "measured"
+    assert report.loss.focal_gamma == given.options.get("focal_gamma", 2.0)
+
+
+def test_the_exponent_of_a_focal_loss_is_refused_for_others() -> None:
+    given = case("smoothed")
+    with pytest.raises(wsb.OptionsError) as error:
+        wsb.analyze(wsb.from_module(given.module.double()), batch_of(given), wsb.Options(focal_gamma=1.0))
+    assert error.value.code == "option_not_of_loss"
 
 
 def test_the_report_says_how_the_loss_was_set_and_what_was_ignored() -> None:

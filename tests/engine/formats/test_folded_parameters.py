@@ -275,6 +275,7 @@ def test_a_part_of_a_weight_is_read_from_it_without_a_record() -> None:
     assert report.enclosure.lambda_max.upper == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_warnings_do_not_depend_on_the_process(tmp_path: Path) -> None:
     torch.manual_seed(3)
     path = tmp_path / "frozen.pt"

@@ -109,7 +109,9 @@ def onnx(module: nn.Module, x: Tensor, folder: Path) -> wsb.Classifier:
 
 def certified(classifier: wsb.Classifier, x: Tensor, dtype: Any) -> CertifiedInterval:
     batch = wsb.Batch(x.numpy(), (torch.arange(SAMPLES) % CLASSES).numpy())
-    enclosure = wsb.analyze(classifier, batch, wsb.Options(dtype=dtype, moments="none", ends="largest")).enclosure
+    # A few products take all derivatives that many do.
+    options = wsb.Options(dtype=dtype, moments="none", ends="largest", max_products=4)
+    enclosure = wsb.analyze(classifier, batch, options).enclosure
     assert enclosure is not None
     return enclosure.lambda_max
 
@@ -119,7 +121,7 @@ ROUTES = [live, channels_last, exported, pt2, decomposed, torchscript, onnx]
 
 @pytest.mark.parametrize(
     ("route", "transposed"),
-    [*((each, False) for each in ROUTES), (live, True), (onnx, True), *(full(each, True) for each in ROUTES[1:-1])],
+    [*((each, each in (live, onnx)) for each in ROUTES), *(full(each, each not in (live, onnx)) for each in ROUTES)],
 )
 def test_no_derivative_of_a_strided_shortcut_is_computed_beyond_memory(
     route: Callable[[nn.Module, Tensor, Path], wsb.Classifier], transposed: bool, tmp_path: Path

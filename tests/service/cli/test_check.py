@@ -163,6 +163,7 @@ def test_a_broken_baseline_ends_with_2_before_anything_is_analysed(
     assert (result.returncode, told in result.stderr, "start" in result.stderr) == (2, True, False)
 
 
+@pytest.mark.slow
 def test_a_baseline_of_another_major_version_ends_with_2(files: tuple[str, str], tmp_path: Path, wide: Path) -> None:
     document = {**json.loads(wide.read_text()), "schema_version": "2.0"}
     (tmp_path / "base.json").write_text(json.dumps(document))
@@ -170,6 +171,7 @@ def test_a_baseline_of_another_major_version_ends_with_2(files: tuple[str, str],
     assert (result.returncode, "has report schema 2.0" in result.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_limit_inside_the_enclosure_is_undecided_and_ends_with_3(
     files: tuple[str, str], tmp_path: Path, wide: Path
 ) -> None:

@@ -101,7 +101,7 @@ def largest_report() -> str:
     shares = [{"row": 1, "share": 0.1}] * 1000
     return json.dumps(
         {
-            "schema_version": "1.6",
+            "schema_version": "1.7",
             "engine": engine,
             "model": model,
             "batch": {"sha256": None, "samples": 1, "classes": 2},

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,25 +79,14 @@ class CrossEntropy(Loss):
         return replace(self, class_weights=weights, label_smoothing=options.label_smoothing)
 
     def values(self, z: Tensor, y: Tensor) -> Tensor:
-        """Return ℓ of each sample, (N,) float64; its derivatives of every order are the stable forms.
-
-        Rows with p_k > ½ are differentiated through z_k, so that d_k = 0 identically; in flat rows z_k is a constant
-        shift, since 1 − (1 − p_k) would cost √C units of rounding there.
-        """
+        """Return ℓ of each sample, (N,) float64; its derivatives of every order are the stable forms."""
         z, y = z.double(), y.double()
-        k, is_pivot = _pivot(z)
-        top = z.gather(1, k)
-        with torch.no_grad():
-            sharp = torch.where(is_pivot, 0.0, (z - top).exp()).sum(dim=1, keepdim=True) < 1
-        d = z - torch.where(sharp, top, top.detach())
-        x = torch.where(is_pivot, torch.where(sharp, 0.0, torch.expm1(d)), d.exp())
-        # Left out where they are 0: y_k (z_k − z_k) would cancel in the gradient, and 0 · −∞ is no number.
-        counted = torch.where((is_pivot & sharp) | (y == 0), 0.0, d)
-        return y.sum(dim=1) * torch.log1p(x.sum(dim=1)) - (y * counted).sum(dim=1)
+        margins = margins_of(z, y)
+        return y.sum(dim=1) * margins.normaliser - (y * margins.d).sum(dim=1)
 
     def derivatives(self, z: Tensor, y: Tensor) -> SoftmaxDerivatives:
         z, y = z.double(), y.double()
-        k, is_pivot = _pivot(z)
+        k, is_pivot = pivot(z)
         x = torch.where(is_pivot, 0.0, (z - z.gather(1, k)).exp())
         E = x.sum(dim=1, keepdim=True)
         p = torch.where(is_pivot, 1 / (1 + E), x / (1 + E))
@@ -229,7 +218,35 @@ class SoftmaxDerivatives(LossDerivatives):
         return diagonal + self.p.gather(1, k).squeeze(1) * across_pivot + x * y
 
 
-def _pivot(z: Tensor) -> tuple[Tensor, Tensor]:
+class Margins(NamedTuple):
+    """Logits beside the pivot's, whose derivatives of every order do not cancel."""
+
+    d: Tensor
+    """d, (N, C); 0 for targets of 0, and identically for the pivot of a sharp row."""
+    normaliser: Tensor
+    """log1p(E), (N,): ln p_j = d_j − log1p(E)."""
+    others: Tensor
+    """d, (N, C), and −∞ for the pivot."""
+
+
+def margins_of(z: Tensor, y: Tensor) -> Margins:
+    """Compute the margins of logits (N, C) for targets (N, C), both float64.
+
+    Rows with p_k > ½ are sharp: they are differentiated through z_k, so that d_k = 0 identically. In flat rows z_k is a
+    constant shift, since 1 − (1 − p_k) would cost √C units of rounding there.
+    """
+    k, is_pivot = pivot(z)
+    top = z.gather(1, k)
+    with torch.no_grad():
+        sharp = torch.where(is_pivot, 0.0, (z - top).exp()).sum(dim=1, keepdim=True) < 1
+    d = z - torch.where(sharp, top, top.detach())
+    x = torch.where(is_pivot, torch.where(sharp, 0.0, torch.expm1(d)), d.exp())
+    # Left out where they are 0: y_k (z_k − z_k) would cancel in the gradient, and 0 · −∞ is no number.
+    counted = torch.where((is_pivot & sharp) | (y == 0), 0.0, d)
+    return Margins(counted, torch.log1p(x.sum(dim=1)), torch.where(is_pivot, -math.inf, d))
+
+
+def pivot(z: Tensor) -> tuple[Tensor, Tensor]:
     """Return k (B, 1), a constant under differentiation, and where it is, (B, C)."""
     k = z.detach().argmax(dim=1, keepdim=True)
     return k, torch.zeros_like(z, dtype=torch.bool).scatter(1, k, True)
