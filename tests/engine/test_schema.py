@@ -27,7 +27,7 @@ def test_a_stored_report_of_schema_1_0_is_read_and_written_back(path: Path) -> N
     assert report.enclosure is not None
     assert report.enclosure.convergence is None
     written = report.model_dump(mode="json")
-    for added in ("bounds_list", "products", "citations", "evidence", *LOCAL):
+    for added in ("bounds_list", "products", "citations", "evidence", "population", "scaled", "optimizer", *LOCAL):
         assert written.pop(added) is None
     for added in ("stored_dtypes", "left_out"):
         assert written["model"]["parameters"].pop(added) is None
