@@ -19,6 +19,11 @@ POWERS: dict[type[BaseModel], dict[str, int]] = {
     r.Epsilon: {"values": 1},
     r.Modelled: {"upper": 1},
     r.Rounding: {"slack": 1},
+    r.EndDerivation: {"inner": 1, "inner_slack": 1, "outer_slack": 1, "factorisation_error": 1},
+    r.EnclosureDerivation: {"operator": 1, "slack": 1, "norms": 1},
+    r.Continued: {"alpha": 1, "beta": 1},
+    r.ProbeTerms: {"mean_square": 2, "factorisation_error": 1, "ritz_slack": 1},
+    r.RoundingTerms: {"operator": 1, "product": 1, "square_error": 2, "trace_error": 1},
     r.SpectrumResult: {"eigenvalues": 1, "residuals": 1, "upper_bounds": 1},
     r.Density: {
         "grid": 1,

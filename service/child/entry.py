@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ENTRY = "service.child.entry:run"
 ESTIMATE_ENTRY = "service.child.entry:estimate"
+VERIFY_ENTRY = "service.child.entry:verify"
 PROTECTIONS_ENTRY = "service.child.entry:protections"
 START_ENTRY = "service.child.device:start"
 PRELOAD = (
@@ -91,6 +92,31 @@ def estimate(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]],
 
     with _ready(request) as (classifier, batch, options):
         document: str = wsb_engine.estimate(classifier, batch, options).model_dump_json()
+    return document
+
+
+def verify(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
+    """Verify a report against a model and a batch; return the findings as JSON.
+
+    Args:
+        request: As for ``run``, with ``report``: the report as JSON, in place of ``needs`` and ``gate``.
+        emit_progress: Called with the engine's progress.
+
+    Raises:
+        EngineError, MemoryError: as ``run``.
+    """
+    import wsb_engine
+
+    report = wsb_engine.Report.model_validate_json(request["report"])
+    with _ready(request) as (classifier, batch, _):
+        found = wsb_engine.verify(
+            report,
+            classifier,
+            batch,
+            progress=_ThrottledProgress(emit_progress),
+            optimizer_state=request.get("optimizer_state"),
+        )
+    document: str = found.model_dump_json()
     return document
 
 

@@ -19,6 +19,7 @@ from service.cli.needs import needs_the_server, read_settings
 from service.cli.operations import backup, doctor, restore
 from service.cli.plot import plot
 from service.cli.processes import serve, worker
+from service.cli.verify import verify
 from wsb_engine.options import Options
 
 # What the help doesn't need is imported where it is used; otherwise it would take half of its time.
@@ -270,7 +271,7 @@ def estimate(
             write_text(json, found.model_dump_json(indent=2) + "\n")
 
 
-for command in (batch, plot, backup, restore, doctor):
+for command in (verify, batch, plot, backup, restore, doctor):
     app.command()(command)
 
 

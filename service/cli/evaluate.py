@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from service.analyses.error_codes import is_limit, is_service_failure
-from service.child.entry import DATA_FILES_ENTRY, ENTRY, ESTIMATE_ENTRY, PRELOAD_ONCE
+from service.child.entry import DATA_FILES_ENTRY, ENTRY, ESTIMATE_ENTRY, PRELOAD_ONCE, VERIFY_ENTRY
 from service.child.protections import required
 from service.cli.progress import ProgressSink
 from service.client.files import may_have_data_files
@@ -25,6 +25,7 @@ from wsb_engine.costs import Estimate
 from wsb_engine.formats.foreign import folder_batch, folder_model
 from wsb_engine.options import Options
 from wsb_engine.report import Report
+from wsb_engine.verification.findings import Verification
 
 
 class InvalidInputError(Exception):
@@ -76,6 +77,28 @@ async def estimate_here(
         return Estimate.model_validate_json(found)
     except ValidationError as error:
         raise NotEvaluatedError(f"The engine did not produce a valid estimate: {error}") from error
+
+
+async def verify_here(
+    model: Path,
+    batch: Path,
+    report: Report,
+    *,
+    settings: Settings,
+    seconds: float,
+    progress: ProgressSink,
+    optimizer_state: Path | None = None,
+) -> Verification:
+    """Verify a report in a sandboxed child of this process; as ``evaluate_here``."""
+    options = Options(device=report.engine.device if report.engine.device != "cpu" and has_gpu() else "cpu")
+    terms = {"report": report.model_dump_json()}
+    found = await _run_here(
+        *(VERIFY_ENTRY, model, batch, options, settings, seconds, progress, terms), optimizer_state=optimizer_state
+    )
+    try:
+        return Verification.model_validate_json(found)
+    except ValidationError as error:
+        raise NotEvaluatedError(f"The engine did not produce valid findings: {error}") from error
 
 
 async def _run_here(

@@ -12,7 +12,14 @@ from typing import Any
 
 from service.cli import ci
 from service.cli.ending import Exit, end
-from service.cli.evaluate import InvalidInputError, NotEvaluatedError, estimate_here, evaluate_here, require_files
+from service.cli.evaluate import (
+    InvalidInputError,
+    NotEvaluatedError,
+    estimate_here,
+    evaluate_here,
+    require_files,
+    verify_here,
+)
 from service.cli.progress import shown_progress
 from service.cli.remote import connected, evaluate_there
 from service.client.errors import ClientError
@@ -21,6 +28,7 @@ from service.settings import Settings
 from wsb_engine.costs import Estimate
 from wsb_engine.options import Options
 from wsb_engine.report import Report
+from wsb_engine.verification.findings import Verification
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,29 @@ def estimated(model: Path, batch: Path, options: Options, *, settings: Settings,
             progress=lambda _: None,
         )
         return asyncio.run(here)
+
+
+def verified(
+    model: Path,
+    batch: Path,
+    report: Report,
+    *,
+    settings: Settings,
+    timeout: float | None,
+    optimizer_state: Path | None = None,
+) -> Verification:
+    """Verify a report against its model and batch here; end the command if that fails."""
+    with _ending_on_errors():
+        require_files(model, batch, *([] if optimizer_state is None else [optimizer_state]))
+        with shown_progress() as progress:
+            here = verify_here(
+                *(model, batch, report),
+                settings=settings,
+                seconds=timeout or settings.job_seconds,
+                progress=progress,
+                optimizer_state=optimizer_state,
+            )
+            return asyncio.run(here)
 
 
 @contextmanager

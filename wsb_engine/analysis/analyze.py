@@ -194,6 +194,7 @@ def report_on(
         warnings=monitor.warnings,
         timings=monitor.timings(),
         products=monitor.products,
+        evidence=parts.evidence(problem, options, needs, rounding),
         population=distribution,
         **where,
     )

@@ -22,6 +22,16 @@ from wsb_engine.report.curvature import (
     SpectrumResult,
     StoppedBy,
 )
+from wsb_engine.report.evidence import (
+    Continued,
+    EnclosureDerivation,
+    EndDerivation,
+    Evidence,
+    Machine,
+    ProbeTerms,
+    RoundingTerms,
+    Theorem,
+)
 from wsb_engine.report.fields import MAX_BLOCKS, MAX_STEPS, CertifiedInterval, Interval, Kind
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model, Parameters, ParameterTensor, Parity
 from wsb_engine.report.local import (
@@ -50,12 +60,16 @@ __all__ = [
     "Check",
     "Citation",
     "ClassCurvature",
+    "Continued",
     "Density",
     "Eigenvector",
     "Enclosure",
+    "EnclosureDerivation",
     "EnclosureStep",
+    "EndDerivation",
     "Engine",
     "Epsilon",
+    "Evidence",
     "ExtremeBounds",
     "GaussNewton",
     "GroupCurvature",
@@ -64,6 +78,7 @@ __all__ = [
     "LayerCurvature",
     "LayerShare",
     "Loss",
+    "Machine",
     "Model",
     "Modelled",
     "Moments",
@@ -77,13 +92,16 @@ __all__ = [
     "Parity",
     "Plot",
     "Population",
+    "ProbeTerms",
     "Report",
     "ReportWarning",
     "Rounding",
+    "RoundingTerms",
     "RowCurvature",
     "SampleShare",
     "Scaled",
     "SpectrumResult",
     "StableSteps",
     "StoppedBy",
+    "Theorem",
 ]

@@ -16,6 +16,7 @@ from wsb_engine.report.curvature import (
     Orthogonality,
     SpectrumResult,
 )
+from wsb_engine.report.evidence import Evidence
 from wsb_engine.report.fields import MAX_BLOCKS, CertifiedInterval, Count, Few, Many, Message, Name, Part, Seconds
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model
 from wsb_engine.report.local import Alignment, ClassCurvature, GaussNewton, GroupCurvature
@@ -107,6 +108,8 @@ class Report(Part):
     by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
     citations: Few[Citation] | None = None
     """Sources of the theorems and methods used; null in reports before schema 1.6."""
+    evidence: Evidence | None = None
+    """What ``wsb verify`` needs to repeat the analysis; null in reports before schema 1.7."""
     population: Population | None = None
     """λ_max of the distribution that the rows come from, if it was asked for; null in reports before schema 1.7."""
     scaled: Scaled | None = None
