@@ -137,6 +137,15 @@ def _density(report: Report) -> list[str]:
     return ["spectrum.density"] if report.spectrum is not None and report.spectrum.density is not None else []
 
 
+def _population(report: Report) -> list[str]:
+    """Mathematics.md, section 14."""
+    return [] if report.population is None else ["population"]
+
+
+def _cross_fitting(report: Report) -> list[str]:
+    return [] if report.population is None else ["population.lambda_max.lower", "population.cross_fitted"]
+
+
 SOURCES = (
     Source(
         "omae_2026",
@@ -200,6 +209,20 @@ SOURCES = (
         "Eigenvalue Density. International Conference on Machine Learning, 2232–2241.",
         "https://arxiv.org/abs/1901.10159",
         _density,
+    ),
+    Source(
+        "hall_1992",
+        "Hall, P. (1992). On the Removal of Skewness by Transformation. "
+        "Journal of the Royal Statistical Society, Series B 54, 221–228.",
+        "https://doi.org/10.1111/j.2517-6161.1992.tb01876.x",
+        _population,
+    ),
+    Source(
+        "bayle_2020",
+        "Bayle, P., Bayle, A., Janson, L., Mackey, L. (2020). Cross-validation Confidence Intervals for Test Error. "
+        "Advances in Neural Information Processing Systems 33, 16339–16350.",
+        "https://arxiv.org/abs/2007.12671",
+        _cross_fitting,
     ),
 )
 """Every source, in the order of reports."""

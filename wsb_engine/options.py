@@ -22,6 +22,8 @@ MAX_NUMBERS = 10_000
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-100, 1e100
 """Range of weights of classes and labels other than 0: products of weights neither overflow nor lose digits."""
 Detail = Literal["summary", "certified"]
+LEAST_CONFIDENCE, LARGEST_CONFIDENCE = 0.5, 0.9999
+"""Range of the confidence of limits that hold for many rows: further out in the tails they hold for no usual number."""
 Head = Literal["auto", "logits", "log_probabilities", "probabilities", "binary_logit", "binary_probability"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", max_length=16)]
 
@@ -261,4 +263,12 @@ class Options(BaseModel):
         le=100,
         description="Exponent γ of the focal loss, which weighs a sample by (1 − p)^γ. Set it to the value of the "
         "training.",
+    )
+    population: float | None = Field(
+        None,
+        ge=LEAST_CONFIDENCE,
+        le=LARGEST_CONFIDENCE,
+        description="Confidence, such as 0.95, of an interval for λ_max of the distribution that the rows come from. "
+        "Set it to learn what the batch tells beyond itself; give at least 200 independent rows that were not trained "
+        "on.",
     )

@@ -32,6 +32,8 @@ POWERS: dict[type[BaseModel], dict[str, int]] = {
     r.GaussNewton: {"eigenvalues": 1},
     r.Eigenvector: {"eigenvalue": 1, "residual": 1},
     r.NegativeCurvature: {"residual": 1},
+    r.Population: {"estimate": 1},
+    r.RowCurvature: {"mean": 1, "standard_deviation": 1},
     r.LayerCurvature: {"trace": 1, "frobenius_squared": 2, "wolkowicz_styan_upper": 1},
 }
 """Fields whose unit is a power of H's, and that power; checks are relative, so they have none."""

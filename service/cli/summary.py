@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsb_engine.presentation import bounds, local, wording
+from wsb_engine.presentation import bounds, local, population, wording
 from wsb_engine.presentation.headline import Yardstick, headline
 from wsb_engine.presentation.numbers import interval
 from wsb_engine.presentation.text import clean, name
@@ -46,6 +46,8 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         )
     rows += _extremes(report)
     rows += _local(report)
+    if report.population is not None:
+        rows += [("data", population.advice(report)), ("", population.CAVEAT)]
     rows += [("warning", f"{warning.message} [{warning.code}]") for warning in wording.cautions(report)]
     if "total" in report.timings:
         rows.append(("time", f"{report.timings['total']:.3g} s on {report.engine.device} in {report.engine.dtype}"))

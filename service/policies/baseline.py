@@ -43,6 +43,10 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
     spectrum = any(metric.startswith("spectrum.") for metric in metrics)
     if spectrum and report.spectrum is not None and baseline.spectrum is not None:
         pairs.append(("method", "spectrum.method", report.spectrum.method, baseline.spectrum.method))
+    about_population = any(metric.startswith("population.") for metric in metrics)
+    if about_population and report.population is not None and baseline.population is not None:
+        levels = report.population.confidence, baseline.population.confidence
+        pairs.append(("method", "population.confidence", *levels))
     pairs += [
         ("parameters", "model.parameters.count", report.model.parameters.count, baseline.model.parameters.count),
         ("parameters", "model.parameters.tensors", *_tensors(report, baseline)),

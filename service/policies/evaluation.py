@@ -17,6 +17,7 @@ _TIGHTEN = (
     "Ask for a tighter enclosure (a smaller relative_gap, more max_products, dtype float64), or move the limit away "
     "from the number."
 )
+_MORE_ROWS = "Send more rows, which narrow the interval, or move the limit away from the number."
 _RUN_ON = "Run the analysis with this policy, or with the option stop at gap: it ended once its own policy was decided."
 BASELINE_DECIDED = (
     "The baseline's analysis stopped as soon as its policy was decided, which is too soon to compare with."
@@ -63,7 +64,8 @@ def _judge(rule: Rule, candidate: _Candidate) -> RuleResult:
     number = measure(candidate.report, rule.metric, candidate.learning_rate)
     if number is None:
         return _missing(rule, candidate, candidate.report, "missing", f"The report has no {rule.metric}.")
-    advice = _RUN_ON if stopped_when_decided(candidate.report) else _TIGHTEN
+    advice = _MORE_ROWS if rule.metric.startswith("population.") else _TIGHTEN
+    advice = _RUN_ON if stopped_when_decided(candidate.report) else advice
     if not rule.needs_baseline:
         return _against_limit(rule, number, advice)
     if candidate.baseline is None:
@@ -138,9 +140,18 @@ def _missing(
     ):
         message = f"{message[:-1]}: the enclosure is withheld ({reasons[0].rstrip('.')})."
         advice = "Allow what it lacks, or judge another metric."
+    elif rule.metric.startswith("population.") and (reasons := _without_population(report)):
+        message, advice = f"{message[:-1]}: {reasons[0].rstrip('.')}.", "Send what it lacks, or judge another metric."
     elif report.messages("time_limit"):
         message, advice = f"{message[:-1]}, which was cut short by its time limit.", "Allow it more time."
+    elif rule.metric.startswith("population."):
+        advice = "Set the option population to a confidence, such as 0.95, or the rule's on_missing."
     return _result(rule, number, outcome=outcome, code=code, message=message, advice=advice)
+
+
+def _without_population(report: Report) -> list[str]:
+    """Return why the distribution's λ_max is left out."""
+    return [each.message for each in report.warnings if each.code.startswith("population_")]
 
 
 def _result(rule: Rule, number: Measurement | None, **fields: Any) -> RuleResult:

@@ -32,7 +32,7 @@ class Gate(_Part):
     conditions: list[Condition]
     learning_rate: float | None = None
     needs_gap: bool = False
-    """True if a rule is about another number of the enclosure, such as its gap, which depends on where the run ends."""
+    """True if a rule is about another number that depends on where the run ends, such as the gap of the enclosure."""
 
     @classmethod
     def of(cls, policy: Policy, baseline: Report | None = None, learning_rate: float | None = None) -> Gate:

@@ -12,6 +12,7 @@ WORDS = {
     "product_symmetry": "products are symmetric",
     "hessian_symmetry": "the dense Hessian is symmetric",
     "hessian_product": "the dense Hessian agrees with products",
+    "row_forms": "the curvatures of the rows add up",
     "ritz_pairs": "fresh products confirm the enclosure",
     "enclosure_meets_bound": "the enclosure meets the upper bounds",
     "enclosure_meets_lower_bound": "the enclosure meets the lower bounds",

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from service.policies.schemas import Verdict
 from service.rendering import checks, wording
 from service.rendering.report_plots import report_plots, shown_layers
-from wsb_engine.presentation import bounds, local, numbers, text
+from wsb_engine.presentation import bounds, local, numbers, population, text
 from wsb_engine.presentation.headline import Yardstick, headline
 from wsb_engine.report import Report
 
@@ -84,7 +84,9 @@ def stylesheet() -> str:
 @cache
 def _environment() -> Environment:
     environment = templates("service.rendering", _shown)
-    environment.globals.update(bounds=bounds, checks=checks, local=local, wording=wording, MAX_ROWS=MAX_ROWS)
+    environment.globals.update(
+        bounds=bounds, checks=checks, local=local, population=population, wording=wording, MAX_ROWS=MAX_ROWS
+    )
     environment.filters.update(
         cut=text.cut,
         ends=numbers.ends,

@@ -10,6 +10,7 @@ from service.rendering import checks, wording
 from wsb_engine.presentation import local
 from wsb_engine.presentation.headline import Yardstick, headline
 from wsb_engine.presentation.numbers import number, percent
+from wsb_engine.presentation.population import CAVEAT, advice
 from wsb_engine.presentation.text import MAX_NAME, MAX_TEXT, Item, clean, cut, name
 from wsb_engine.report import Check, Citation, LayerCurvature, Report
 
@@ -39,7 +40,8 @@ def _doubts(report: Report) -> list[str]:
 
 def _headline(report: Report, yardstick: Yardstick | None) -> list[str]:
     found = headline(report, yardstick)
-    return [f"**{plain(found.value)}**", plain(found.sentence)]
+    told = [f"{plain(advice(report))} {plain(CAVEAT)}"] if advice(report) else []
+    return [f"**{plain(found.value)}**", plain(found.sentence), *told]
 
 
 def _verdict(verdict: Verdict | None) -> list[str]:

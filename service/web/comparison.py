@@ -43,6 +43,7 @@ Picked = Annotated[Sequence[str], Query(max_length=MAX_CHOICES)]
 _NUMBERS = (
     ("λ_max", "enclosure.lambda_max"),
     ("λ_min", "enclosure.lambda_min"),
+    ("λ_max of the distribution (asymptotic)", "population.lambda_max"),
     *(
         (f"{words.title}, upper bound on λ_max", f"bounds_list.{name}.lambda_max.upper")
         for name, words in bounds.WORDS.items()

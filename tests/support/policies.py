@@ -73,3 +73,21 @@ def parameters(**shapes: list[int]) -> r.Parameters:
             count *= size
         tensors.append(r.ParameterTensor(name=name, shape=shape, count=count))
     return r.Parameters(count=sum(tensor.count for tensor in tensors), tensors=tensors, tied=[])
+
+
+def population(lower: float = 30.0, upper: float = 60.0, confidence: float = 0.95, **update: object) -> r.Population:
+    """What a batch of 400 rows tells of its distribution."""
+    rows = r.RowCurvature(mean=40.0, standard_deviation=80.0, skewness=3.5)
+    found = r.Population(
+        confidence=confidence,
+        lambda_max=r.Interval(lower=lower, upper=upper),
+        estimate=39.0,
+        factor=1.4951,
+        rows=400,
+        rows_for_ten_percent=1537,
+        largest_share=r.SampleShare(row=17, share=0.031),
+        in_sample=rows,
+        cross_fitted=rows,
+        folds=5,
+    )
+    return found.model_copy(update=update)

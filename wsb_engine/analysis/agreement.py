@@ -38,6 +38,8 @@ class MeasuredErrors:
     """‖v‖ / ‖H′v‖ of that product, by which rounding of H is magnified in it."""
     ritz: RitzResidual | None = None
     """Residuals of the Ritz pairs of the enclosure, by fresh products."""
+    rows: tuple[float, float] | None = None
+    """|Σ_s w_s v·h_s v − v·H v| along the eigenvector v, by the rows and by a product; and |v·H v|."""
 
 
 def of_products(problem: Problem, product: HessianProduct, seed: int, monitor: Monitor) -> MeasuredErrors:

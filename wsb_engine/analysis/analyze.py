@@ -23,6 +23,7 @@ from wsb_engine.analysis.members import split
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.questions.local import Known, local, require
+from wsb_engine.analysis.questions.population import population
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.analysis.spectrum import form, spectrum
 from wsb_engine.arithmetic import exact
@@ -144,7 +145,8 @@ def report_on(
     with monitor.phase("rounding"), monitor.limited(), threads_of(device, one=small):
         rounding = measuring.rounding(product, choice.layout)
     certified = _certified(problem, options, choice, shared, measuring, rounding, monitor)
-    found, enclosure, errors = certified.moments, certified.enclosure, certified.errors
+    found, enclosure = certified.moments, certified.enclosure
+    distribution, errors = _distribution(problem, options, shared, certified, monitor)
     named = [] if found is None else bounds.evaluate(found.quantities, rounding)
     eigenvalues = None
     with monitor.phase("spectrum"), monitor.optional("a spectrum", enclosure is not None), monitor.limited():
@@ -180,6 +182,7 @@ def report_on(
         warnings=monitor.warnings,
         timings=monitor.timings(),
         products=monitor.products,
+        population=distribution,
         **answers,
     )
     report = in_true_units(report, problem.objective.scale)
@@ -241,6 +244,24 @@ def _certified(
                 deflated, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
                 enclosure, errors = continued(enclosure, deflated), replace(errors, ritz=ritz)
     return _Certified(premises, found, hessian, enclosure, errors)
+
+
+def _distribution(
+    problem: Problem, options: Options, shared: krylov.Krylov | None, certified: _Certified, monitor: Monitor
+) -> tuple[r.Population | None, MeasuredErrors]:
+    """Bound λ_max of the distribution, if the options ask for it and time allows; add what that measured."""
+    found, errors, confidence = None, certified.errors, options.population
+    if confidence is None:
+        return found, errors
+    small = problem.product_operations <= ONE_THREAD_OPERATIONS
+    with (
+        monitor.phase("population"),
+        threads_of(problem.objective.device, one=small),
+        monitor.optional("the distribution's λ_max", otherwise=True),
+        monitor.limited(),
+    ):
+        found, errors = population(problem, confidence, options, shared, certified.enclosure, errors, monitor)
+    return found, errors
 
 
 def _judge_precision(problem: Problem, options: Options, enclosure: r.Enclosure | None, monitor: Monitor) -> None:

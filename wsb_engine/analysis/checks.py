@@ -38,6 +38,10 @@ FAILURES: dict[str, tuple[str, str]] = {
         "the dense Hessian and automatic differentiation disagree",
         "units are so saturated, or the loss is so small, that torch's own derivatives lose their digits",
     ),
+    "row_forms": (
+        "the curvatures of the rows do not add up to that of the batch",
+        "an operator's second derivative is not linear in the weights of the rows, or is not repeatable",
+    ),
     "ritz_pairs": (
         "fresh products do not confirm the enclosure",
         "a product changed its input or gives another result when repeated, or the Krylov basis lost its accuracy",
@@ -120,6 +124,8 @@ def _errors(errors: MeasuredErrors, rounding: Rounding, eps: float) -> Iterator[
     ):
         if value is not None:
             yield _check(name, value, tolerance)
+    if errors.rows is not None:
+        yield _compare("row_forms", *errors.rows, 1e5 * eps, rounding)
     if errors.ritz is not None:
         yield _check("ritz_pairs", errors.ritz.excess, errors.ritz.explained)
 

@@ -15,7 +15,7 @@ from wsb_engine.analysis.krylov import without_basis
 from wsb_engine.analysis.logits import kept_bytes
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
-from wsb_engine.analysis.questions import costs
+from wsb_engine.analysis.questions import costs, population
 from wsb_engine.analysis.rounding import DIFFERENCES, PERTURBATIONS
 from wsb_engine.analysis.targets import counting_rows, wanted
 from wsb_engine.batch import Batch
@@ -28,6 +28,7 @@ from wsb_engine.curvature.cost import (
     nominal_rate,
     solver_operations,
 )
+from wsb_engine.curvature.folds import FOLDS
 from wsb_engine.curvature.products.autodiff import (
     COLUMNS,
     GRADIENT_SAMPLES,
@@ -161,6 +162,8 @@ def estimate_of(problem: Problem, options: Options, needs: Collection[str] = (),
         for name, operations, held in _phases(problem, options, choice, products)
     ]
     left_out = [warning.message for warning in warned.warnings if warning.code == "moments_unavailable"]
+    if options.population is not None and (refused := population.refused(problem)):
+        left_out.append(refused[1])
     if choice.when == "if_cheap":
         left_out.append(moments.left_out(problem, options, choice, products))
     return Estimate(
@@ -211,6 +214,9 @@ def _phases(
         enclosing = (1 + repeated) * products + len(HOMOGENEITY_STEPS) + confirming
         kept = THREE if repeated else memory.basis(products)
         yield "enclosure", enclosing * one, memory.enclosure(way, kept, is_measured=not (is_proven or is_single))
+        if options.population is not None and not population.refused(problem):
+            held = memory.enclosure(way, kept + memory.basis(population.EXPECTED_PRODUCTS), is_measured=False)
+            yield "population", (FOLDS * population.EXPECTED_PRODUCTS + population.FORM_PRODUCTS) * one, held
     spectrum, held = 0.0, memory.resident
     if options.spectrum == "dense":
         spectrum, held = P * one + solver_operations(P, problem.objective.device), memory.resident + 3 * DOUBLE * P * P

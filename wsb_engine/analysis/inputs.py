@@ -106,6 +106,20 @@ def memory_limit(options: Options, on: torch.device) -> int:
     return working_memory(total_memory(on)) if options.memory_limit is None else options.memory_limit
 
 
+def require_enclosure(options: Options) -> None:
+    """Refuse the question without the enclosure that its upper limit rests on.
+
+    Raises:
+        OptionsError: ``enclosure_required``.
+    """
+    if options.population is not None and not options.enclosure:
+        raise OptionsError(
+            "population rests on the enclosure of the batch's λ_max, which is turned off",
+            code="enclosure_required",
+            advice="Leave enclosure on, or leave population out.",
+        )
+
+
 def included(classifier: Classifier, patterns: tuple[str, ...]) -> tuple[str, ...]:
     """Return the stored tensors that patterns name although the reader took them for constants.
 

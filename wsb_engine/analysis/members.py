@@ -15,6 +15,7 @@ from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.sums import Sums, add_terms, no_sums
+from wsb_engine.curvature.folds import Fold
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.team import Add, Collect, Multiply, Task, Team, packed
 from wsb_engine.model import Tensors
@@ -39,22 +40,24 @@ class Member:
         if problem.objective.coupled:
             # Samples that depend on each other all belong to the first member.
             share = slice(0, 0 if index else samples)
-        self._own = _part(self._whole, share, device)
-        self._products: dict[int, HessianProduct] = {}
+        self._share, self._own = share, _part(self._whole, share, device)
+        self._products: dict[Multiply, HessianProduct] = {}
         self._sums: Sums | None = None
         self._terms: Iterator[float] = iter(())
 
     def answer(self, task: Task, tensor: Tensor | None = None) -> Tensor:
         """Carry out a task; the result is float64 on this member's device."""
         match task:
-            case Multiply(columns):
+            case Multiply(columns, fold):
                 if tensor is None:
                     raise ValueError("a product needs columns")
                 if not self._own.samples:
                     return torch.zeros(tensor.shape, dtype=torch.float64, device=self.device)
-                if columns not in self._products:
-                    self._products[columns] = self._own.hessian_product(columns)
-                return self._products[columns](tensor.to(self.device))
+                if task not in self._products:
+                    # The products of earlier folds are not needed any more.
+                    self._products = {key: product for key, product in self._products.items() if key.fold is None}
+                    self._products[task] = self._without(fold).hessian_product(columns)
+                return self._products[task](tensor.to(self.device))
             case Add(plan):
                 with torch.no_grad():
                     sums = self._sums or self._start(plan)
@@ -65,6 +68,13 @@ class Member:
                 row, self._sums = packed(self._sums), None
                 return row
 
+    def _without(self, fold: Fold | None) -> Problem:
+        """Return the problem of this member's rows, without those of a fold."""
+        if fold is None:
+            return self._own
+        weights = fold.left_out(self._whole.objective.targets.weights)[self._share]
+        return reweighted(self._own, weights)
+
     def _start(self, plan: Layout) -> Sums:
         structure, weights = self._whole.structure, self._whole.objective.targets.weights
         if structure is None:
@@ -73,6 +83,12 @@ class Member:
         self._sums = no_sums(net, weights)
         self._terms = add_terms(net, source, weights, plan, self._sums, self._index, self._count)
         return self._sums
+
+
+def reweighted(problem: Problem, weights: Tensor) -> Problem:
+    """Return the problem with other weights, (N,) float64, on one member."""
+    objective = problem.objective
+    return problem.at(replace(objective, targets=replace(objective.targets, weights=weights)))
 
 
 def _part(problem: Problem, rows: slice, device: torch.device) -> Problem:

@@ -227,6 +227,7 @@ def pose(
     Raises:
         ModelError, BatchError, OptionsError: with a code and advice.
     """
+    prepare.require_enclosure(options)
     device = prepare.device(options)
     include = prepare.included(classifier, options.parameters)
     wanted = labelled.wanted(batch, options)

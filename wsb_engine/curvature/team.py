@@ -17,6 +17,7 @@ from torch import Tensor
 from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.mlp import Network
 from wsb_engine.curvature.closed_form.sums import ClosedForm, Sums, finish
+from wsb_engine.curvature.folds import Fold
 from wsb_engine.curvature.products.autodiff import HessianProduct, Objective
 
 
@@ -25,6 +26,8 @@ class Multiply:
     """Task: compute H·V, (P, m) float64, with a product that takes ``columns`` columns at a time."""
 
     columns: int
+    fold: Fold | None = None
+    """Rows to leave out."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +63,20 @@ class Team(ABC):
 
 
 class SplitProduct(HessianProduct):
-    """H·V as the sum over members of the contributions of their rows."""
+    """H·V as the sum over members of the contributions of their rows, without those of a fold if one is given."""
 
-    def __init__(self, objective: Objective, columns: int, team: Team, count: Callable[[int], None]) -> None:
+    def __init__(
+        self, objective: Objective, columns: int, team: Team, count: Callable[[int], None], fold: Fold | None = None
+    ) -> None:
         super().__init__(objective, columns)
-        self._team, self._count = team, count
+        self._team, self._count, self._fold = team, count, fold
 
     @property
     def description(self) -> str:
         return f"samples split {self._team.size} ways"
 
     def __call__(self, V: Tensor) -> Tensor:
-        total = self._team.sum(Multiply(self.columns), V)
+        total = self._team.sum(Multiply(self.columns, self._fold), V)
         self._count(V.shape[1])
         return total
 

@@ -7,6 +7,7 @@ from html import escape
 
 from wsb_engine.presentation import wording
 from wsb_engine.presentation.headline import headline
+from wsb_engine.presentation.population import CAVEAT, advice
 from wsb_engine.presentation.text import clean, cut
 from wsb_engine.report import Report
 
@@ -30,6 +31,7 @@ def summary(report: Report) -> str:
     parts = [
         _paragraph(f"<strong>{_text(found.value)}</strong>"),
         _paragraph(_text(found.sentence)),
+        *(_paragraph(_text(each)) for each in (advice(report), CAVEAT) if advice(report)),
         _list("Failed checks", wording.doubts(report), is_open=True),
         _paragraph(_text(wording.subject(report)), _QUIET),
         f'<table style="{_TABLE}"><tbody>{rows}</tbody></table>',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import NamedTuple
 
-from wsb_engine.presentation import bounds, local
+from wsb_engine.presentation import bounds, local, population
 from wsb_engine.presentation.numbers import interval, middle, number, percent
 from wsb_engine.presentation.text import cut, name
 from wsb_engine.report import CertifiedInterval, Citation, Enclosure, NamedBound, Report, ReportWarning
@@ -167,6 +167,7 @@ def curvature(report: Report) -> list[Quantity]:
     if report.spectrum is not None and report.largest_eigenvalue is not None:
         note = f"{report.spectrum.method} spectrum"
         rows.append(Quantity("Largest eigenvalue", number(report.largest_eigenvalue, 10), note))
+    rows += [Quantity(*each) for each in population.quantities(report)]
     return rows + _moments(report) + [Quantity(*row) for row in local.quantities(report)]
 
 
@@ -211,6 +212,8 @@ def command(report: Report) -> str:
         dense = spectrum.method == "dense"
         words += ["--spectrum", "dense"] if dense else ["--spectrum", "top", "--top", str(len(spectrum.eigenvalues))]
         words += ["--density"] if spectrum.density is not None else []
+    if report.population is not None:
+        words += ["--population", repr(report.population.confidence)]
     return shlex.join([*words, *_local_flags(report), *_loss_flags(report)])
 
 

@@ -33,6 +33,7 @@ from wsb_engine.report.local import (
     LayerShare,
     NegativeCurvature,
 )
+from wsb_engine.report.population import Population, RowCurvature
 from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
 
 __all__ = [
@@ -72,9 +73,11 @@ __all__ = [
     "Parameters",
     "Parity",
     "Plot",
+    "Population",
     "Report",
     "ReportWarning",
     "Rounding",
+    "RowCurvature",
     "SampleShare",
     "SpectrumResult",
 ]

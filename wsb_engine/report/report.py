@@ -19,6 +19,7 @@ from wsb_engine.report.curvature import (
 from wsb_engine.report.fields import MAX_BLOCKS, CertifiedInterval, Count, Few, Many, Message, Name, Part, Seconds
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model
 from wsb_engine.report.local import Alignment, ClassCurvature, GaussNewton, GroupCurvature
+from wsb_engine.report.population import Population
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,6 +112,8 @@ class Report(Part):
     """Those that have a weight, in the order of the logits; null unless ``classes`` is ``certified``."""
     gauss_newton: GaussNewton | None = None
     alignment: Alignment | None = None
+    population: Population | None = None
+    """λ_max of the distribution that the rows come from, if it was asked for; null in reports before schema 1.7."""
 
     @property
     def named_bounds(self) -> list[NamedBound]:

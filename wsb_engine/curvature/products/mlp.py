@@ -85,7 +85,8 @@ class MLPProduct(HessianProduct):
         zeros = {name: V.new_zeros(()).expand(w.numel(), V.shape[1]) for name, w in self.objective.selected.items()}
         for start in range(0, len(self.objective.targets.weights), self._rows):
             self.objective.pause()
-            parts = self._chunk_product(self._chunk(start), directions)
+            chunk = self._chunk(start)
+            parts = self._backward(chunk, directions, *self._forward(chunk, directions))
             total += torch.cat([parts.get(name, idle) for name, idle in zeros.items()]).double()
         return total
 
@@ -133,7 +134,42 @@ class MLPProduct(HessianProduct):
             self._cached[start] = chunk
         return chunk
 
-    def _chunk_product(self, chunk: _Chunk, directions: dict[str, Tensor]) -> dict[str, Tensor]:
+    def row_forms(self, V: Tensor, column: Tensor) -> Tensor:
+        """Compute scale · vᵀ∇²ℓ_s v of each row, (N,) float64 on the CPU (mathematics.md, section 14).
+
+        With R{·} as above, the form of a row is
+
+            R{z}ᵀ ∇²ℓ R{z} + Σ_l φ_l″ ⊙ W_{l+1}ᵀ δ_{l+1} · R{h_l}² + 2 Σ_l δ_l · V_l R{a_{l−1}}
+
+        Args:
+            V: (P, m) directions in the working dtype.
+            column: (N,) int64 on the CPU: the direction of each row; −1 for rows to leave out, whose form is 0.
+        """
+        directions, total = self._directions(V), torch.zeros(len(column), dtype=torch.float64)
+        for start in range(0, len(column), self._rows):
+            self.objective.pause()
+            forms = self._chunk_forms(self._chunk(start), directions).cpu()
+            chosen = column[start : start + forms.shape[1]]
+            picked = forms.gather(0, chosen.clamp(min=0).unsqueeze(0)).squeeze(0)
+            total[start : start + len(chosen)] = torch.where(chosen < 0, 0.0, picked)
+        return total
+
+    def _chunk_forms(self, chunk: _Chunk, directions: dict[str, Tensor]) -> Tensor:
+        """Return the forms of a chunk along each column, (m, B) float64."""
+        rh, ra = self._forward(chunk, directions)
+        rz = rh[-1].double()
+        total = (rz * chunk.curvature(rz.clone())).sum(dim=0)
+        for bend, slope in zip(chunk.bend, rh, strict=False):
+            total += (bend * slope.square()).sum(dim=0, dtype=torch.float64)
+        for l, (layer, dense) in enumerate(zip(self._net.layers, self._mlp.layers, strict=True)):
+            before = ra[l]
+            if layer.learns_weight and before is not None:
+                moved = directions[dense.weight].transpose(0, 1) @ before.transpose(0, 1)
+                total += 2 * (moved * chunk.delta[l]).sum(dim=1, dtype=torch.float64)
+        return total
+
+    def _forward(self, chunk: _Chunk, directions: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Return R{h_l} of each layer, (d, m, B), and R{a} of its input; None where nothing below it learns."""
         layers, columns = self._net.layers, next(iter(directions.values())).shape[1]
         ra: list[Tensor | None] = [None]
         rh: list[Tensor] = []
@@ -153,7 +189,7 @@ class MLPProduct(HessianProduct):
             rh.append(h.view(layer.d_out, columns, -1))
             if l < len(chunk.phi1):
                 ra.append(chunk.phi1[l] * rh[l])
-        return self._backward(chunk, directions, rh, ra)
+        return rh, ra
 
     def _backward(
         self, chunk: _Chunk, directions: dict[str, Tensor], rh: list[Tensor], ra: list[Tensor | None]
