@@ -137,13 +137,13 @@ def test_a_proof_that_takes_too_long_becomes_a_measurement(clock: Clock, monkeyp
     assert any("proof" in message for message in report.messages("rounding_cut"))
 
 
-@pytest.mark.usefixtures("clock")
-def test_blocks_that_the_time_does_not_reach_are_left_open_and_the_others_stay() -> None:
+def test_blocks_that_the_time_does_not_reach_are_left_open_and_the_others_stay(clock: Clock) -> None:
     options = {"max_products": 8, "layers": "certified"}
     whole = analysed(convolution(), 900, **options)
     assert whole.products is not None
     assert whole.layers is not None
     assert None not in [layer.lambda_max for layer in whole.layers]
+    clock.products = 0.0
     cut = analysed(convolution(), sum(whole.products.values()) - 3, **options)
     assert cut.layers is not None
     assert [layer.lambda_max is None for layer in cut.layers] == [False, True]
