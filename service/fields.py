@@ -41,3 +41,9 @@ def _lies_in(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool
 def is_list(annotation: Any) -> bool:
     """Return whether an option may be given as several words."""
     return get_origin(annotation) is tuple or any(map(is_list, get_args(annotation)))
+
+
+def is_object(annotation: Any) -> bool:
+    """Return whether an option has several settings, and is given as JSON."""
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return is_model or any(map(is_object, get_args(annotation)))

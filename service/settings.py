@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     )
     max_model_total_bytes: int = Field(8 * GIB, ge=1, description="Largest model, its data files included.")
     max_batch_bytes: int = Field(GIB, ge=1, description="Largest batch accepted.")
+    max_optimizer_state_bytes: int = Field(2 * GIB, ge=1, description="Largest state of an optimizer accepted.")
     max_request_bytes: int = Field(MIB, ge=1024, description="Largest JSON body, or request part of a multipart body.")
     max_queue: int = Field(1000, ge=1, description="Largest number of queued analyses; beyond it, 429.")
     max_queue_per_tenant: int = Field(200, ge=1, description="Largest number of queued analyses of one tenant.")

@@ -19,6 +19,7 @@ The names:
 - ``analyze`` returns a ``Report``; ``Options`` says what to compute, ``Progress`` how far it is.
 - ``estimate`` returns an ``Estimate`` of what an analysis will cost, before it runs.
 - ``eigenpairs`` returns ``Eigenpairs``: the largest eigenvalues with their eigenvectors.
+- ``verify`` returns a ``Verification``: which claims of a report hold when they are derived again.
 - ``compare_parameters`` returns a ``ParameterComparison`` of a file and the module that it was exported from.
 - ``wolkowicz_styan_penalty`` is the bound as a differentiable penalty for training.
 - ``callbacks`` measure λ_max during training: plain loops, PyTorch Lightning, transformers, Keras.
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from wsb_engine.penalty import wolkowicz_styan_penalty
     from wsb_engine.progress import Progress
     from wsb_engine.report import Report
+    from wsb_engine.verification.findings import Verification
+    from wsb_engine.verification.verify import verify
 
 _MODULES = {
     "Batch": "wsb_engine.batch",
@@ -66,6 +69,7 @@ _MODULES = {
     "Progress": "wsb_engine.progress",
     "Report": "wsb_engine.report",
     "ResourceError": "wsb_engine.errors",
+    "Verification": "wsb_engine.verification.findings",
     "analyze": "wsb_engine.analysis.analyze",
     "compare_parameters": "wsb_engine.formats.compare",
     "eigenpairs": "wsb_engine.analysis.eigenpairs",
@@ -73,6 +77,7 @@ _MODULES = {
     "from_module": "wsb_engine.formats.module",
     "load_batch": "wsb_engine.batch",
     "load_model": "wsb_engine.formats.load",
+    "verify": "wsb_engine.verification.verify",
     "wolkowicz_styan_penalty": "wsb_engine.penalty",
 }
 
@@ -90,6 +95,7 @@ __all__ = [
     "Progress",
     "Report",
     "ResourceError",
+    "Verification",
     "__version__",
     "analyze",
     "callbacks",
@@ -99,6 +105,7 @@ __all__ = [
     "from_module",
     "load_batch",
     "load_model",
+    "verify",
     "wolkowicz_styan_penalty",
 ]
 

@@ -37,6 +37,7 @@ def _closed_form(report: Report) -> list[str]:
     """Mathematics.md, section 3, for any depth; the paper has networks of three layers."""
     moments = ["moments"] if report.moments is not None and report.moments.method == "closed_form" else []
     # These exist only in closed form.
+    moments += ["scaled.moments"] if report.scaled is not None and report.scaled.moments is not None else []
     names = [name for name in ("blocks", "orthogonality") if getattr(report, name) is not None]
     return moments + (["layers"] if _has_bounds_of_layers(report) else []) + names
 
@@ -56,6 +57,9 @@ def _two_traces(report: Report) -> list[str]:
         paths += _ends(report.enclosure, kinds)
     if report.spectrum is not None and any(report.spectrum.upper_bounds or []) and deflates:
         paths.append("spectrum.upper_bounds")
+    if report.scaled is not None and report.scaled.wolkowicz_styan is not None:
+        paths.append("scaled.wolkowicz_styan")
+        paths += ["scaled.lambda_max"] if report.scaled.lambda_max.kind == "deterministic" else []
     paths += ["layers"] if _has_bounds_of_layers(report) else []
     # Of other layers than those of an MLP no moments are known.
     layers = _certified(report, "deterministic", ("layers",))
@@ -71,6 +75,8 @@ def _spans_everything(report: Report) -> bool:
 def _start_vector(report: Report) -> list[str]:
     """Mathematics.md, section 6; the search of section 7 for missing eigenvalues ends by the same bound."""
     paths = [] if report.enclosure is None else _ends(report.enclosure, ("probabilistic",))
+    asked = {"scaled": report.scaled, "optimizer": report.optimizer}
+    paths += [f"{name}.lambda_max" for name, part in asked.items() if part and part.lambda_max.kind == "probabilistic"]
     paths += _certified(report, "probabilistic", ("layers", "groups", "classes", "gauss_newton"))
     if _certain_cosines(report):
         paths.append("alignment")
@@ -103,7 +109,7 @@ def _certain_cosines(report: Report) -> bool:
 
 
 def _cosines(report: Report) -> list[str]:
-    """Mathematics.md, section 13."""
+    """Mathematics.md, section 15."""
     return ["alignment"] if _certain_cosines(report) else []
 
 
@@ -118,6 +124,8 @@ def _products(report: Report) -> list[str]:
         "moments": moments,
         "enclosure": report.enclosure is not None,
         "spectrum": report.spectrum is not None,
+        "scaled": report.scaled is not None,
+        "optimizer": report.optimizer is not None,
         "layers": any(layer.lambda_max is not None for layer in report.layers or []),
         "groups": report.groups is not None,
         "classes": report.classes is not None,
@@ -144,6 +152,22 @@ def _population(report: Report) -> list[str]:
 
 def _cross_fitting(report: Report) -> list[str]:
     return [] if report.population is None else ["population.lambda_max.lower", "population.cross_fitted"]
+
+
+def _filters(report: Report) -> list[str]:
+    return ["scaled"] if report.scaled is not None and report.scaled.scaling == "filter" else []
+
+
+def _adaptive_sharpness(report: Report) -> list[str]:
+    return ["scaled"] if report.scaled is not None and report.scaled.scaling == "elementwise" else []
+
+
+def _edge(report: Report) -> list[str]:
+    return ["optimizer"] if report.optimizer is not None and report.optimizer.kind == "sgd" else []
+
+
+def _adaptive_edge(report: Report) -> list[str]:
+    return ["optimizer"] if report.optimizer is not None and report.optimizer.kind != "sgd" else []
 
 
 SOURCES = (
@@ -223,6 +247,34 @@ SOURCES = (
         "Advances in Neural Information Processing Systems 33, 16339–16350.",
         "https://arxiv.org/abs/2007.12671",
         _cross_fitting,
+    ),
+    Source(
+        "li_2018",
+        "Li, H., Xu, Z., Taylor, G., Studer, C., Goldstein, T. (2018). Visualizing the Loss Landscape of Neural Nets. "
+        "Advances in Neural Information Processing Systems 31.",
+        "https://arxiv.org/abs/1712.09913",
+        _filters,
+    ),
+    Source(
+        "kwon_2021",
+        "Kwon, J., Kim, J., Park, H., Choi, I. K. (2021). ASAM: Adaptive Sharpness-Aware Minimization for "
+        "Scale-Invariant Learning of Deep Neural Networks. International Conference on Machine Learning, 5905–5914.",
+        "https://arxiv.org/abs/2102.11600",
+        _adaptive_sharpness,
+    ),
+    Source(
+        "cohen_2021",
+        "Cohen, J. M., Kaur, S., Li, Y., Kolter, J. Z., Talwalkar, A. (2021). Gradient Descent on Neural Networks "
+        "Typically Occurs at the Edge of Stability. International Conference on Learning Representations.",
+        "https://arxiv.org/abs/2103.00065",
+        _edge,
+    ),
+    Source(
+        "cohen_2022",
+        "Cohen, J. M., Ghorbani, B., Krishnan, S., et al. (2022). Adaptive Gradient Methods at the Edge of Stability. "
+        "arXiv:2207.14484.",
+        "https://arxiv.org/abs/2207.14484",
+        _adaptive_edge,
     ),
 )
 """Every source, in the order of reports."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,16 @@ def properties(device: torch.device) -> Properties:
     found = _module().get_device_properties(device)
     rate = DOUBLE.get((found.major, found.minor), DOUBLE_OTHERS)
     return Properties(str(found.name), int(found.total_memory), int(found.multi_processor_count), rate)
+
+
+def processor(device: torch.device) -> str:
+    """Return what computes on a device: a GPU's name, or the CPU's with the instructions that torch uses of it."""
+    if is_gpu(device):
+        return properties(device).name
+    model = platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"[:_LONGEST]
 
 
 def release(device: torch.device) -> None:

@@ -27,11 +27,13 @@ from wsb_engine.analysis.analyze import report_on
 from wsb_engine.analysis.members import Member
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.analysis.questions.optimizer import steps_of
 from wsb_engine.arithmetic import exact
 from wsb_engine.batch import Batch
 from wsb_engine.curvature.team import Multiply, Task, Team
 from wsb_engine.errors import EngineError, OptionsError, ResourceError
 from wsb_engine.model import Classifier
+from wsb_engine.optimizer_state import StateSource
 from wsb_engine.options import Options
 from wsb_engine.progress import Decided, ProgressCallback
 from wsb_engine.report import Report, ReportWarning
@@ -45,6 +47,7 @@ def analyze(
     *,
     progress: ProgressCallback | None = None,
     decided: Decided | None = None,
+    optimizer_state: StateSource | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Report:
     """Run ``wsb_engine.analyze`` with its work split over a group; every process calls this with the same arguments.
@@ -56,6 +59,7 @@ def analyze(
             process has one device, so ``devices`` is refused.
         progress: Called only in the first process; raising in it stops the analysis in all processes.
         decided: As in ``wsb_engine.analyze``; called only in the first process.
+        optimizer_state: As in ``wsb_engine.analyze``; read only in the first process.
         group: The processes; by default, all. Its timeout must cover the longest stage that the first one runs alone.
 
     Returns:
@@ -69,11 +73,16 @@ def analyze(
     callback, seconds = None if dist.get_rank(group) else progress, classifier.load_seconds + batch.load_seconds
     monitor = Monitor(options, callback, seconds, deciding(options, decided))
     with exact(gpus=options.device != "cpu" and devices.count() > 0) as monitor.not_deterministic:
-        return _analyze(classifier, batch, options, monitor, group)
+        return _analyze(classifier, batch, options, monitor, group, optimizer_state)
 
 
 def _analyze(
-    classifier: Classifier, batch: Batch, options: Options, monitor: Monitor, group: dist.ProcessGroup | None
+    classifier: Classifier,
+    batch: Batch,
+    options: Options,
+    monitor: Monitor,
+    group: dist.ProcessGroup | None,
+    optimizer_state: StateSource | None,
 ) -> Report:
     processes = Processes(group, monitor)
     with processes.together(), monitor.phase("setup"):
@@ -87,7 +96,8 @@ def _analyze(
     with processes.led():
         monitor.warn("split", f"products and pairs of samples were split over {processes.size} processes")
         shared = problem if problem.objective.coupled else replace(problem, team=processes)
-        report = report_on(shared, classifier, batch, options, monitor)
+        steps = steps_of(shared, options, optimizer_state)
+        report = report_on(shared, classifier, batch, options, monitor, steps=steps)
     processes.end(report)
     return report
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from wsb_engine.optimizer import Optimizer
 
 Moments = Literal["auto", "closed_form", "basis", "probes", "none"]
 Stop = Literal["gap", "decided"]
@@ -21,9 +24,10 @@ MAX_NUMBERS = 10_000
 """Most weights of classes or labels; a report repeats them."""
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-100, 1e100
 """Range of weights of classes and labels other than 0: products of weights neither overflow nor lose digits."""
-Detail = Literal["summary", "certified"]
+Scaling = Literal["none", "elementwise", "tensor", "filter"]
 LEAST_CONFIDENCE, LARGEST_CONFIDENCE = 0.5, 0.9999
 """Range of the confidence of limits that hold for many rows: further out in the tails they hold for no usual number."""
+Detail = Literal["summary", "certified"]
 Head = Literal["auto", "logits", "log_probabilities", "probabilities", "binary_logit", "binary_probability"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", max_length=16)]
 
@@ -44,6 +48,20 @@ def _as_numbers(given: object) -> object:
         return tuple(number for word in given for number in word.split(","))
     # Strict validation takes a list for a tuple only in JSON itself.
     return tuple(given) if isinstance(given, list) else given
+
+
+def _as_object(given: object) -> object:
+    """Take JSON, as commands and forms pass it on, for the object that it describes.
+
+    Raises:
+        ValueError: for text that is no JSON.
+    """
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise ValueError('it is no JSON; an example is {"kind": "sgd", "momentum": 0.9}') from error
 
 
 OneDevice = Annotated[str, Field(pattern=r"^(cpu|cuda:\d{1,3})$", max_length=16)]
@@ -230,6 +248,25 @@ class Options(BaseModel):
     learning_rate: float | None = Field(
         None, gt=0, description="Learning rate of the training. Set it to use stability_ratio in a policy."
     )
+    population: float | None = Field(
+        None,
+        ge=LEAST_CONFIDENCE,
+        le=LARGEST_CONFIDENCE,
+        description="Confidence, such as 0.95, of an interval for λ_max of the distribution that the rows come from. "
+        "Set it to learn what the batch tells beyond itself; give at least 200 independent rows that were not trained "
+        "on.",
+    )
+    scaling: Scaling = Field(
+        "none",
+        description="Also certify λ_max of D H D, with D the absolute value of each parameter (elementwise), the "
+        "Frobenius norm of its tensor (tensor), or that of its filter, and the absolute value of a bias (filter). Set "
+        "elementwise to compare networks whose layers are scaled differently.",
+    )
+    optimizer: Annotated[Optimizer, BeforeValidator(_as_object)] | None = Field(
+        None,
+        description="Optimizer of the training, as JSON: its kind (sgd, adam, adamw, nadam, rmsprop) and settings by "
+        "torch's names. Set it for the largest stable learning rate; all but sgd need their state.",
+    )
     layers: Detail = Field(
         "summary",
         description="Curvature by layer: from the closed form of an MLP alone (summary), or with the certified λ_max "
@@ -263,12 +300,4 @@ class Options(BaseModel):
         le=100,
         description="Exponent γ of the focal loss, which weighs a sample by (1 − p)^γ. Set it to the value of the "
         "training.",
-    )
-    population: float | None = Field(
-        None,
-        ge=LEAST_CONFIDENCE,
-        le=LARGEST_CONFIDENCE,
-        description="Confidence, such as 0.95, of an interval for λ_max of the distribution that the rows come from. "
-        "Set it to learn what the batch tells beyond itself; give at least 200 independent rows that were not trained "
-        "on.",
     )

@@ -19,6 +19,11 @@ POWERS: dict[type[BaseModel], dict[str, int]] = {
     r.Epsilon: {"values": 1},
     r.Modelled: {"upper": 1},
     r.Rounding: {"slack": 1},
+    r.EndDerivation: {"inner": 1, "inner_slack": 1, "outer_slack": 1, "factorisation_error": 1},
+    r.EnclosureDerivation: {"operator": 1, "slack": 1, "norms": 1},
+    r.Continued: {"alpha": 1, "beta": 1},
+    r.ProbeTerms: {"mean_square": 2, "factorisation_error": 1, "ritz_slack": 1},
+    r.RoundingTerms: {"operator": 1, "product": 1, "square_error": 2, "trace_error": 1},
     r.SpectrumResult: {"eigenvalues": 1, "residuals": 1, "upper_bounds": 1},
     r.Density: {
         "grid": 1,
@@ -29,11 +34,11 @@ POWERS: dict[type[BaseModel], dict[str, int]] = {
         "second_moment": 2,
         "second_moment_error": 2,
     },
+    r.Population: {"estimate": 1},
+    r.RowCurvature: {"mean": 1, "standard_deviation": 1},
     r.GaussNewton: {"eigenvalues": 1},
     r.Eigenvector: {"eigenvalue": 1, "residual": 1},
     r.NegativeCurvature: {"residual": 1},
-    r.Population: {"estimate": 1},
-    r.RowCurvature: {"mean": 1, "standard_deviation": 1},
     r.LayerCurvature: {"trace": 1, "frobenius_squared": 2, "wolkowicz_styan_upper": 1},
 }
 """Fields whose unit is a power of H's, and that power; checks are relative, so they have none."""

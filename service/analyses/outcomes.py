@@ -14,7 +14,10 @@ from service.analyses.table import AnalysisRow
 from service.database import counters
 from service.database.counters import Event
 
-PHASES = ("load", "setup", "loss", "parity", "rounding", "enclosure", "moments", "deflation", "population", "spectrum")
+PHASES = (
+    *("load", "setup", "loss", "parity", "rounding", "enclosure", "moments", "deflation", "population", "spectrum"),
+    *("scaled", "optimizer"),
+)
 """Phases of an analysis, in order; a cheap closed form goes before the enclosure, and nothing is finished after it."""
 
 TIMINGS = (*PHASES, "total")

@@ -97,6 +97,7 @@ async def unmentioned_blobs(session: AsyncSession, moment: datetime, *, limit: i
         or_(
             and_(BlobRow.kind == "models", AnalysisRow.model == BlobRow.sha256),
             and_(BlobRow.kind == "batches", AnalysisRow.batch == BlobRow.sha256),
+            and_(BlobRow.kind == "optimizer_states", AnalysisRow.optimizer_state == BlobRow.sha256),
         ),
     )
     query = select(BlobRow).where(BlobRow.uploaded_at < moment, ~mentioned).order_by(BlobRow.uploaded_at).limit(limit)
@@ -104,8 +105,13 @@ async def unmentioned_blobs(session: AsyncSession, moment: datetime, *, limit: i
 
 
 def _of_blob(blob: BlobRow) -> Select[UUID]:
-    column = AnalysisRow.model if blob.kind == "models" else AnalysisRow.batch
-    return select(AnalysisRow.id).where(AnalysisRow.tenant == blob.tenant, column == blob.sha256).limit(1)
+    columns = {
+        "models": AnalysisRow.model,
+        "batches": AnalysisRow.batch,
+        "optimizer_states": AnalysisRow.optimizer_state,
+    }
+    named = columns[blob.kind] == blob.sha256
+    return select(AnalysisRow.id).where(AnalysisRow.tenant == blob.tenant, named).limit(1)
 
 
 async def earlier(session: AsyncSession, row: AnalysisRow, *series: ColumnElement[bool]) -> AnalysisRow | None:

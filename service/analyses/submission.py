@@ -23,7 +23,7 @@ from service.analyses.errors import (
 from service.analyses.reuse import find_report, fingerprint
 from service.analyses.schemas import AnalysisRequest, AnalysisSettings, FormRequest
 from service.analyses.table import AnalysisRow
-from service.blobs.parts import FILES, Parts, missing_part
+from service.blobs.parts import FILES, KINDS, STATE, Parts, missing_part
 from service.blobs.repository import Received, digest, hold, identifier, register, sniff
 from service.context import Context
 from service.database import queue, workers
@@ -69,10 +69,14 @@ async def submit(request: Request, context: Context, caller: Caller) -> Submissi
     """
     kind, limit = media_type(request.headers), context.settings.max_request_bytes
     if kind == "multipart/form-data":
-        with Parts(context, {"request": limit}, advice="Send parts model, model_data, batch and request.") as parts:
+        with Parts(
+            context, {"request": limit}, advice="Send parts model, model_data, batch, optimizer_state and request."
+        ) as parts:
             await parts.receive(request)
             wanted, files = parse(FormRequest, parts.field("request") or b"{}"), parts.received()
             _check_files(wanted, files)
+            if STATE in files:
+                wanted = with_state(wanted, identifier(files[STATE].sha256))
             return await accept(context, caller, wanted, files)
     if kind == "application/json":
         return await accept(context, caller, parse(AnalysisRequest, await read(request, limit)), {})
@@ -95,6 +99,41 @@ def _check_files(wanted: FormRequest, files: Mapping[str, Received]) -> None:
             )
 
 
+def with_state(wanted: FormRequest, state: str) -> FormRequest:
+    """Return the request with the identifier of the optimizer's state that was sent with it.
+
+    Raises:
+        InvalidRequestError: if there is no optimizer that takes one, or the request names another one.
+    """
+    optimizer = wanted.options.optimizer
+    if optimizer is None or not optimizer.needs_state:
+        error = FieldError(pointer="/options/optimizer", detail="It needs no state, and one was sent.")
+        advice = "Leave the part out, or set the option optimizer to the kind that the state belongs to."
+        raise InvalidRequestError("The part 'optimizer_state' is of no use.", advice=advice, errors=[error])
+    if optimizer.state not in (None, state):
+        error = FieldError(pointer="/options/optimizer/state", detail=f"The state that was sent is {state}.")
+        raise InvalidRequestError("The request names another state than was sent.", errors=[error])
+    optimizer = optimizer.model_copy(update={"state": state})
+    options = wanted.options.model_copy(update={"optimizer": optimizer})
+    return wanted.model_copy(update={"options": options})
+
+
+def _state(wanted: AnalysisSettings) -> str | None:
+    """Return the identifier of the optimizer's state, if the analysis needs one.
+
+    Raises:
+        InvalidRequestError: if it is missing.
+    """
+    optimizer = wanted.options.optimizer
+    if optimizer is None or not optimizer.needs_state:
+        return None
+    if optimizer.state is None:
+        advice = "Send a part optimizer_state, or POST /v1/optimizer_states and name it here."
+        error = FieldError(pointer="/options/optimizer/state", detail=f"{optimizer.kind} needs its state. {advice}")
+        raise InvalidRequestError("The state of the optimizer is missing.", advice=advice, errors=[error])
+    return optimizer.state
+
+
 async def accept(
     context: Context, caller: Caller, wanted: AnalysisRequest | FormRequest, files: Mapping[str, Received]
 ) -> Submission:
@@ -104,7 +143,7 @@ async def accept(
         context: Context of the request.
         caller: Who submits.
         wanted: The settings, and the identifier of each file that is not in ``files``.
-        files: What has arrived, by the names ``model`` and ``batch``.
+        files: What has arrived, by the names ``model``, ``batch`` and ``optimizer_state``.
 
     Raises:
         ServiceError: if the request is invalid; nothing of it is kept.
@@ -115,23 +154,26 @@ async def accept(
         name: files[name].sha256 if name in files else digest(getattr(wanted, name), kind)
         for name, kind in FILES.items()
     }
+    state = _state(wanted)
+    if state is not None:
+        inputs[STATE] = digest(state, KINDS[STATE])
     key = caller.idempotency_key
     # Fields that are not given do not count, so that a request keeps its fingerprint when there are new ones.
     unnamed = {field for field in NAMES if getattr(wanted, field) is None}
     request = fingerprint(**inputs, settings=wanted.model_dump(mode="json", exclude={*FILES, *unnamed}))
-    names = {f"{name}_name": file.name for name, file in files.items()}
+    names = {f"{name}_name": file.name for name, file in files.items() if name in FILES}
     # Locks are always taken in the same order, so that no two requests deadlock: the key, the model, the batch, the
-    # queue.
+    # state, the queue.
     async with context.database.transaction() as session:
         if key is not None:
             known = await idempotency.replayed(session, caller.tenant, key, request)
             if known is not None:
                 return Submission(known, replayed=True)
-        for name, kind in FILES.items():
+        for name in inputs:
             if name in files:
                 await register(session, context, caller.tenant, files[name], formats[name])
             else:
-                await hold(session, caller.tenant, kind, identifier(inputs[name]))
+                await hold(session, caller.tenant, KINDS[name], identifier(inputs[name]))
         analysis = await _analysis(session, context, caller.tenant, wanted, inputs, names)
         if key is not None:
             idempotency.remember(session, caller.tenant, key, request, analysis)
@@ -175,6 +217,7 @@ async def _analysis(
         tenant=tenant,
         model=inputs["model"],
         batch=inputs["batch"],
+        optimizer_state=inputs.get(STATE),
         options=wanted.options.model_dump(mode="json"),
         labels=wanted.labels,
         name=wanted.name,

@@ -43,6 +43,8 @@ class AnalysisRow(Base):
     model: Mapped[str] = mapped_column(Text)
     """Hex digest of the blob, which may be deleted once the analysis has ended."""
     batch: Mapped[str] = mapped_column(Text)
+    optimizer_state: Mapped[str | None] = mapped_column(Text)
+    """Hex digest of the state that the option ``optimizer`` names; null without one."""
     # JSON and not JSONB: text from a client may contain \u0000, which JSONB rejects.
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
     labels: Mapped[dict[str, str]] = mapped_column(JSONB)

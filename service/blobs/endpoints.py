@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.blobs import repository
 from service.blobs.errors import UPLOAD_ERRORS, BlobInUseError, BlobNotFoundError
 from service.blobs.parts import MODEL_DATA, PART_SCHEMAS, Parts, missing_part
-from service.blobs.repository import Received, identifier, max_bytes
+from service.blobs.repository import Received, identifier, max_bytes, spoken
 from service.blobs.schemas import Blob, BlobPage
 from service.blobs.table import NOUNS, BlobRow
 from service.context import Context, InContext
@@ -31,6 +31,7 @@ _CONTENT: dict[Kind, str] = {
     " in further files is sent as multipart/form-data: the part `model`, and a part `model_data` for each of these"
     " files.",
     "batches": "The raw bytes of an .npz or .safetensors file with arrays x and y.",
+    "optimizer_states": "The raw bytes of a .safetensors file with the second moments of an optimizer.",
 }
 PageSize = Annotated[int, Query(ge=1, le=200, description="Largest number of items on a page.")]
 Cursor = Annotated[
@@ -51,6 +52,7 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
         is_needed: Whether an analysis that has not ended needs the file; called before a file is deleted.
     """
     router, noun, is_model = APIRouter(prefix=f"/v1/{kind}", tags=[kind]), NOUNS[kind], kind == "models"
+    shown, one_of = spoken(kind), article(spoken(kind))
     path_id = PathParameter(
         alias=f"{noun}_id",
         description="`sha256:` and the hex digest of the content, as the upload returned it.",
@@ -62,13 +64,13 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
         "",
         name=f"upload_{noun}",
         status_code=HTTPStatus.CREATED,
-        summary=f"Upload a {noun}",
+        summary=f"Upload {one_of}",
         description=f"{_CONTENT[kind]} The same bytes are stored once.",
         responses={
             200: {"model": Blob, "description": "The content is already stored."},
             **declare(*UPLOAD_ERRORS, *([InvalidFormError] if is_model else [])),
         },
-        openapi_extra=binary_body(f"The {noun} file.", form=_FORM if is_model else None),
+        openapi_extra=binary_body(f"The {shown} file.", form=_FORM if is_model else None),
     )
     async def upload(request: Request, response: Response, context: InContext, tenant: InTenant) -> Blob:
         if is_model and media_type(request.headers) == "multipart/form-data":
@@ -82,8 +84,8 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
     @router.get(
         "",
         name=f"list_{kind}",
-        summary=f"List {kind}, the newest first",
-        description=f"`created_at`, when a {noun} was first stored, is what counts.",
+        summary=f"List {kind.replace('_', ' ')}, the newest first",
+        description=f"`created_at`, when {one_of} was first stored, is what counts.",
         responses=declare(InvalidRequestError),
     )
     async def newest(context: InContext, tenant: InTenant, limit: PageSize = 50, after: Cursor = None) -> BlobPage:
@@ -91,9 +93,12 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
         following = None if cursor is None else f"/v1/{kind}?limit={limit}&after={cursor}"
         return BlobPage(items=[Blob.of(row) for row in rows], next=following)
 
-    @router.get(one, name=f"get_{noun}", summary=f"Describe a {noun}", responses=declare(BlobNotFoundError))
+    @router.get(one, name=f"get_{noun}", summary=f"Describe {one_of}", responses=declare(BlobNotFoundError))
     @router.head(
-        one, name=f"get_{noun}", summary=f"Check whether a {noun} is stored", responses=declare(BlobNotFoundError)
+        one,
+        name=f"get_{noun}",
+        summary=f"Check whether {one_of} is stored",
+        responses=declare(BlobNotFoundError),
     )
     async def get(context: InContext, tenant: InTenant, blob_id: str = path_id) -> Blob:
         return Blob.of(await repository.find(context, tenant, kind, blob_id))
@@ -102,7 +107,7 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
         one,
         name=f"delete_{noun}",
         status_code=HTTPStatus.NO_CONTENT,
-        summary=f"Delete a {noun}",
+        summary=f"Delete {one_of}",
         description="Reports produced from it are kept.",
         responses=declare(BlobNotFoundError, BlobInUseError),
     )
@@ -111,6 +116,11 @@ def blob_router(kind: Kind, is_needed: Callable[[AsyncSession, BlobRow], Awaitab
         audit.note()
 
     return router
+
+
+def article(noun: str) -> str:
+    """Return a noun with its indefinite article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 async def _store_form(request: Request, context: Context, tenant: str) -> tuple[BlobRow, bool]:
@@ -126,5 +136,5 @@ async def _store_form(request: Request, context: Context, tenant: str) -> tuple[
 async def _store_body(request: Request, context: Context, tenant: str, kind: Kind) -> tuple[BlobRow, bool]:
     """Store the file that is the whole body; return its row, and whether it is new."""
     with context.blobs.receive(kind) as file:
-        await receive(request, file, max_bytes(context.settings, kind), NOUNS[kind])
+        await receive(request, file, max_bytes(context.settings, kind), spoken(kind))
         return await repository.store(context, tenant, Received(file))

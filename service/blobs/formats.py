@@ -18,6 +18,8 @@ def read_format(kind: Kind, path: Path) -> detect.ModelFormat | detect.BatchForm
         TruncatedFileError: if it ends too early.
     """
     try:
+        if kind == "optimizer_states":
+            return detect.state_format(path)
         return detect.model_format(path) if kind == "models" else detect.batch_format(path)
     except EngineError as error:
         problem = TruncatedFileError if error.details.get("truncated") else UnknownFormatError

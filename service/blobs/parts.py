@@ -19,8 +19,12 @@ from service.kit.file_names import shown_file_name
 from service.storage.store import Kind, Upload
 from wsb_engine.formats.commands import EXPORT_WITH_DATA
 
-FILES: dict[str, Kind] = {noun: kind for kind, noun in NOUNS.items()}
+KINDS: dict[str, Kind] = {noun: kind for kind, noun in NOUNS.items()}
 """Kind of the file in a part, by the part's name."""
+STATE = "optimizer_state"
+"""Name of the part with the state of an optimizer, which few analyses need."""
+FILES = {noun: kind for noun, kind in KINDS.items() if noun != STATE}
+"""The same of the files that every analysis needs."""
 MODEL_DATA = "model_data"
 """Name of the parts with a model's data files (external data), which may repeat."""
 
@@ -34,6 +38,10 @@ PART_SCHEMAS: dict[str, dict[str, Any]] = {
         " The part's file name is the name by which the model refers to the file.",
     },
     "batch": {**_BINARY, "description": ".npz or .safetensors file with arrays x and y."},
+    STATE: {
+        **_BINARY,
+        "description": ".safetensors file with the second moments of the optimizer that the option optimizer names.",
+    },
 }
 """JSON schemas of the parts with files, for OpenAPI."""
 
@@ -59,12 +67,12 @@ class Parts:
         context: Context,
         fields: Mapping[str, int],
         *,
-        files: Collection[str] = tuple(FILES),
+        files: Collection[str] = tuple(KINDS),
         advice: str | None = None,
     ) -> None:
         self._context = context
         self._advice = advice
-        self._limits = {**fields, **{name: max_bytes(context.settings, FILES[name]) for name in files}}
+        self._limits = {**fields, **{name: max_bytes(context.settings, KINDS[name]) for name in files}}
         self._whole_model = Allowance(context.settings.whole_model_bytes, "model with its data files")
         self._fields: dict[str, BytesIO] = {}
         self._files: dict[str, Upload] = {}
@@ -106,7 +114,7 @@ class Parts:
             )
 
     def received(self) -> dict[str, Received]:
-        """Return the models and batches, by the name of their part."""
+        """Return the files, by the name of their part."""
         return {
             part: Received(upload, self._data if part == "model" else {}, self._names[part])
             for part, upload in self._files.items()
@@ -122,10 +130,10 @@ class Parts:
             )
         if name in self._files or name in self._fields:
             raise InvalidFormError(f"The part {name[:80]!r} is repeated.", code="duplicate_part")
-        if name not in FILES:
+        if name not in KINDS:
             field = self._fields[name] = BytesIO()
             return LimitedWriter(field, Allowance(self._limits[name], f"{name} part"))
-        upload = self._files[name] = self._upload(FILES[name])
+        upload = self._files[name] = self._upload(KINDS[name])
         self._names[name] = shown_file_name(file_name)
         shared = (self._whole_model,) if name == "model" else ()
         return LimitedWriter(upload, Allowance(self._limits[name], name), *shared)

@@ -59,6 +59,11 @@ class Received:
         return files if self.data else None
 
 
+def spoken(kind: Kind) -> str:
+    """Return what to call a file of this kind."""
+    return NOUNS[kind].replace("_", " ")
+
+
 def identifier(sha256: str) -> str:
     return f"sha256:{sha256}"
 
@@ -83,14 +88,19 @@ def hex_digest(blob_id: str | None) -> str:
 
 def not_found(blob_id: str, kind: Kind) -> BlobNotFoundError:
     return BlobNotFoundError(
-        f"There is no {NOUNS[kind]} {blob_id[:80]}.",
+        f"There is no {spoken(kind)} {blob_id[:80]}.",
         advice=f"Upload it with POST /v1/{kind}; identifiers are sha256: and 64 hex digits.",
     )
 
 
 def max_bytes(settings: Settings, kind: Kind) -> int:
     """Size of the largest file of this kind that is accepted."""
-    return settings.max_model_bytes if kind == "models" else settings.max_batch_bytes
+    limits = {
+        "models": settings.max_model_bytes,
+        "batches": settings.max_batch_bytes,
+        "optimizer_states": settings.max_optimizer_state_bytes,
+    }
+    return limits[kind]
 
 
 async def sniff(received: Received) -> str:
@@ -102,7 +112,7 @@ async def sniff(received: Received) -> str:
     """
     file = received.file
     if file.size == 0:
-        raise EmptyBodyError(f"The {NOUNS[file.kind]} is empty.")
+        raise EmptyBodyError(f"The {spoken(file.kind)} is empty.")
 
     def read_and_sync() -> str:
         found = read_format(file.kind, file.path)

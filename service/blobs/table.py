@@ -1,4 +1,4 @@
-"""Table of models and batches."""
+"""Table of models, batches and states of optimizers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from service.database.engine import Base
 from service.storage.store import Kind
 
-NOUNS: dict[Kind, str] = {"models": "model", "batches": "batch"}
+NOUNS: dict[Kind, str] = {"models": "model", "batches": "batch", "optimizer_states": "optimizer_state"}
 
 
 class StoredFile(TypedDict):

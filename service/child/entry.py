@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ENTRY = "service.child.entry:run"
 ESTIMATE_ENTRY = "service.child.entry:estimate"
+VERIFY_ENTRY = "service.child.entry:verify"
 PROTECTIONS_ENTRY = "service.child.entry:protections"
 START_ENTRY = "service.child.device:start"
 PRELOAD = (
@@ -34,6 +35,7 @@ TORCHSCRIPT_NEEDS = frozenset({"landlock", "seccomp"})
 DATA_FILES_ENTRY = "service.child.entry:data_files"
 MODEL_FILE = "model"
 BATCH_FILE = "batch"
+STATE_FILE = "optimizer_state"
 DATA_FOLDER = "model_data"
 """Folder of the model's data files (external data), under their names."""
 
@@ -51,9 +53,10 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
         request: ``options`` of the engine; ``torchscript`` and ``max_model_bytes``, settings; ``threads``, ``sandbox``
             and ``memory_bytes``, which the sandbox adds. ``model`` and ``batch``: paths of the files; by default those
             of their names in the working directory. ``model_data``: names of the data files that were sent with the
-            model and are in ``DATA_FOLDER``; without it, data files are where the model is. ``needs``: paths of the
-            report that must not be left out; ``gate``: what an enclosure has to decide. Both come from a policy, if
-            there is one. ``gpus``: names of the GPUs of the worker.
+            model and are in ``DATA_FOLDER``; without it, data files are where the model is. ``optimizer_state``: path
+            of the state of an optimizer, if there is one. ``needs``: paths of the report that must not be left out;
+            ``gate``: what an enclosure has to decide. Both come from a policy, if there is one. ``gpus``: names of the
+            GPUs of the worker.
         emit_progress: Called with the engine's progress.
 
     Raises:
@@ -72,6 +75,7 @@ def run(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]
             progress=_ThrottledProgress(emit_progress),
             needs=request.get("needs", ()),
             decided=None if gate is None else gate.decided,
+            optimizer_state=request.get("optimizer_state"),
         )
     engine = report.engine.model_copy(update={"sandbox": request["sandbox"] or None})
     document: str = report.model_copy(update={"engine": engine}).model_dump_json()
@@ -88,6 +92,31 @@ def estimate(request: dict[str, Any], _emit_progress: Callable[[dict[str, Any]],
 
     with _ready(request) as (classifier, batch, options):
         document: str = wsb_engine.estimate(classifier, batch, options).model_dump_json()
+    return document
+
+
+def verify(request: dict[str, Any], emit_progress: Callable[[dict[str, Any]], None]) -> str:
+    """Verify a report against a model and a batch; return the findings as JSON.
+
+    Args:
+        request: As for ``run``, with ``report``: the report as JSON, in place of ``needs`` and ``gate``.
+        emit_progress: Called with the engine's progress.
+
+    Raises:
+        EngineError, MemoryError: as ``run``.
+    """
+    import wsb_engine
+
+    report = wsb_engine.Report.model_validate_json(request["report"])
+    with _ready(request) as (classifier, batch, _):
+        found = wsb_engine.verify(
+            report,
+            classifier,
+            batch,
+            progress=_ThrottledProgress(emit_progress),
+            optimizer_state=request.get("optimizer_state"),
+        )
+    document: str = found.model_dump_json()
     return document
 
 

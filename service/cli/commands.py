@@ -19,6 +19,7 @@ from service.cli.needs import needs_the_server, read_settings
 from service.cli.operations import backup, doctor, restore
 from service.cli.plot import plot
 from service.cli.processes import serve, worker
+from service.cli.verify import verify
 from wsb_engine.options import Options
 
 # What the help doesn't need is imported where it is used; otherwise it would take half of its time.
@@ -74,6 +75,16 @@ Label = Annotated[
     ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print the theorems that the numbers rest on.")]
+StateFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--optimizer-state",
+        exists=True,
+        readable=True,
+        dir_okay=False,
+        help="Second moments of the optimizer that --optimizer names, .safetensors.",
+    ),
+]
 Seconds = Annotated[float | None, typer.Option(min=0.001, help="Wall-clock limit in seconds.")]
 
 
@@ -95,6 +106,7 @@ def analyze(
             " runs here.",
         ),
     ] = None,
+    optimizer_state: StateFile = None,
     verbose: Verbose = False,
     *,
     outputs: dict[str, Path],
@@ -117,7 +129,14 @@ def analyze(
     if compare_with is not None:
         typer.echo(_compared(model, compare_with, url), err=wanted.uses_stdout)
     told = about(name, label or [], url)
-    report = evaluated(model, batch, options, settings=read_settings(), url=url, timeout=timeout, told=told).report
+    report = evaluated(
+        *(model, batch, options),
+        settings=read_settings(),
+        url=url,
+        timeout=timeout,
+        told=told,
+        optimizer_state=optimizer_state,
+    ).report
     yardstick = Yardstick(options.learning_rate)
     if not wanted.uses_stdout:
         typer.echo(summarize(report, yardstick, verbose=verbose))
@@ -148,6 +167,7 @@ def check(
     name: Name = None,
     label: Label = None,
     timeout: Seconds = None,
+    optimizer_state: StateFile = None,
     verbose: Verbose = False,
     *,
     outputs: dict[str, Path],
@@ -175,6 +195,7 @@ def check(
         told=about(name, label or [], url),
         policy=rules,
         baseline=base,
+        optimizer_state=optimizer_state,
     )
     found = evaluate(rules, run.report, base, options.learning_rate)
     yardstick = yardstick_of(rules.rate(options.learning_rate), base, found)
@@ -250,7 +271,7 @@ def estimate(
             write_text(json, found.model_dump_json(indent=2) + "\n")
 
 
-for command in (batch, plot, backup, restore, doctor):
+for command in (verify, batch, plot, backup, restore, doctor):
     app.command()(command)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from service.analyses.error_codes import is_limit, is_service_failure
-from service.child.entry import DATA_FILES_ENTRY, ENTRY, ESTIMATE_ENTRY, PRELOAD_ONCE
+from service.child.entry import DATA_FILES_ENTRY, ENTRY, ESTIMATE_ENTRY, PRELOAD_ONCE, VERIFY_ENTRY
 from service.child.protections import required
 from service.cli.progress import ProgressSink
 from service.client.files import may_have_data_files
@@ -25,6 +25,7 @@ from wsb_engine.costs import Estimate
 from wsb_engine.formats.foreign import folder_batch, folder_model
 from wsb_engine.options import Options
 from wsb_engine.report import Report
+from wsb_engine.verification.findings import Verification
 
 
 class InvalidInputError(Exception):
@@ -44,6 +45,7 @@ async def evaluate_here(
     seconds: float,
     progress: ProgressSink,
     terms: Mapping[str, Any] | None = None,
+    optimizer_state: Path | None = None,
 ) -> Report:
     """Analyse in a sandboxed child of this process.
 
@@ -55,11 +57,15 @@ async def evaluate_here(
         seconds: Wall-clock limit.
         progress: Called with the progress of the analysis.
         terms: What the analysis has to know of a policy, from ``service.policies.terms``.
+        optimizer_state: File with the second moments of an optimizer.
 
     Raises:
         InvalidInputError, NotEvaluatedError: with a message for the user.
     """
-    return read_report(await _run_here(ENTRY, model, batch, options, settings, seconds, progress, terms or {}))
+    found = await _run_here(
+        *(ENTRY, model, batch, options, settings, seconds, progress, terms or {}), optimizer_state=optimizer_state
+    )
+    return read_report(found)
 
 
 async def estimate_here(
@@ -73,6 +79,28 @@ async def estimate_here(
         raise NotEvaluatedError(f"The engine did not produce a valid estimate: {error}") from error
 
 
+async def verify_here(
+    model: Path,
+    batch: Path,
+    report: Report,
+    *,
+    settings: Settings,
+    seconds: float,
+    progress: ProgressSink,
+    optimizer_state: Path | None = None,
+) -> Verification:
+    """Verify a report in a sandboxed child of this process; as ``evaluate_here``."""
+    options = Options(device=report.engine.device if report.engine.device != "cpu" and has_gpu() else "cpu")
+    terms = {"report": report.model_dump_json()}
+    found = await _run_here(
+        *(VERIFY_ENTRY, model, batch, options, settings, seconds, progress, terms), optimizer_state=optimizer_state
+    )
+    try:
+        return Verification.model_validate_json(found)
+    except ValidationError as error:
+        raise NotEvaluatedError(f"The engine did not produce valid findings: {error}") from error
+
+
 async def _run_here(
     entry: str,
     model: Path,
@@ -82,8 +110,9 @@ async def _run_here(
     seconds: float,
     progress: ProgressSink,
     terms: Mapping[str, Any],
+    optimizer_state: Path | None = None,
 ) -> str:
-    """Run an entry function of the child on both files; return its result."""
+    """Run an entry function of the child on the files; return its result."""
     task = asyncio.current_task()
     if task is not None:
         # Leaving the zygote's context kills the child; a signal must not bypass that.
@@ -101,6 +130,7 @@ async def _run_here(
                     "max_model_bytes": settings.whole_model_bytes,
                     "model": os.path.abspath(model),
                     "batch": os.path.abspath(batch),
+                    "optimizer_state": None if optimizer_state is None else os.path.abspath(optimizer_state),
                     **terms,
                 },
                 seconds=seconds,
@@ -108,7 +138,7 @@ async def _run_here(
                 limits=settings.job_limits,
                 gpu=has_gpu() and (options.device != "cpu" or options.devices is not None),
                 # Not copied, since they may be large; the child can only read them.
-                readable=(model, batch, *data),
+                readable=(model, batch, *([] if optimizer_state is None else [optimizer_state]), *data),
                 required=required(settings),
             )
 
@@ -124,15 +154,21 @@ async def _run_here(
             raise failure(error.code, error.message, error.advice, broke_down=True) from error
 
 
-def require_files(model: Path, batch: Path) -> None:
+def require_files(model: Path, batch: Path, *others: Path) -> None:
     """Raise InvalidInputError if a path does not lead to a regular file, whose size and content stay as they are."""
     for path, folder in ((model, folder_model), (batch, folder_batch)):
         if path.is_dir():
             error = folder(path)
             raise failure(error.code, error.message, error.advice, broke_down=False)
-        if not path.is_file():
-            advice = "Save its content as a file and give the path of that."
-            raise failure("not_a_file", f"{path} is not a regular file.", advice, broke_down=False)
+        _require_file(path)
+    for path in others:
+        _require_file(path)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        advice = "Save its content as a file and give the path of that."
+        raise failure("not_a_file", f"{path} is not a regular file.", advice, broke_down=False)
 
 
 def _result(outcome: Outcome) -> str:

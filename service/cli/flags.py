@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import ValidationError
 
-from service.fields import field_errors, is_list
+from service.fields import field_errors, is_list, is_object
 from service.rendering.registry import RENDERINGS
 from wsb_engine.options import Options
 
@@ -80,7 +80,9 @@ def _flag(name: str) -> inspect.Parameter:
     if is_list(kind):
         kind, default = list[str], list(default or ())
     elif type(None) in get_args(kind):
-        kind = next(part for part in get_args(kind) if part is not type(None)) | None
+        inner = next(part for part in get_args(kind) if part is not type(None))
+        # An option of several settings is JSON.
+        kind = str | None if is_object(inner) else inner | None
     names = [f"--{_kebab(name)}"]
     if kind is bool:
         names = [f"{names[0]}/--no-{_kebab(name)}"]

@@ -79,6 +79,7 @@ def evaluate_there(
     policy: Policy | None = None,
     baseline: Report | None = None,
     told: Mapping[str, Any] | None = None,
+    optimizer_state: Path | None = None,
 ) -> tuple[Analysis, Report]:
     """Analyse on a server and return the analysis and its report; an interrupt cancels it there.
 
@@ -92,12 +93,18 @@ def evaluate_there(
         policy: Policy, if the analysis depends on it.
         baseline: Its baseline.
         told: Name and labels of the analysis, as ``Client.submit`` takes them.
+        optimizer_state: File with the second moments of an optimizer.
 
     Raises:
         ClientError, EngineError: as ``Client.submit``, or if the analysis ends without a report.
     """
     analysis = client.submit(
-        *(model, batch, options, policy), baseline=baseline, timeout_s=seconds, progress=progress, **(told or {})
+        *(model, batch, options, policy),
+        baseline=baseline,
+        optimizer_state=optimizer_state,
+        timeout_s=seconds,
+        progress=progress,
+        **(told or {}),
     )
     try:
         found = client.wait(analysis, progress=progress)

@@ -12,7 +12,14 @@ from typing import Any
 
 from service.cli import ci
 from service.cli.ending import Exit, end
-from service.cli.evaluate import InvalidInputError, NotEvaluatedError, estimate_here, evaluate_here, require_files
+from service.cli.evaluate import (
+    InvalidInputError,
+    NotEvaluatedError,
+    estimate_here,
+    evaluate_here,
+    require_files,
+    verify_here,
+)
 from service.cli.progress import shown_progress
 from service.cli.remote import connected, evaluate_there
 from service.client.errors import ClientError
@@ -21,6 +28,7 @@ from service.settings import Settings
 from wsb_engine.costs import Estimate
 from wsb_engine.options import Options
 from wsb_engine.report import Report
+from wsb_engine.verification.findings import Verification
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ def evaluated(
     told: Mapping[str, Any],
     policy: Policy | None = None,
     baseline: Report | None = None,
+    optimizer_state: Path | None = None,
 ) -> Evaluated:
     """Analyse here, or on a server if there is a URL; end the command if there is no report.
 
@@ -55,10 +64,11 @@ def evaluated(
         told: Further fields of the request to a server, from ``about``.
         policy: Rules that the report will be judged by.
         baseline: Report that they compare with.
+        optimizer_state: File with the second moments of an optimizer.
     """
     asked = terms(policy, baseline, options)
     with _ending_on_errors():
-        require_files(model, batch)
+        require_files(model, batch, *([] if optimizer_state is None else [optimizer_state]))
         with shown_progress() as progress:
             if url is not None:
                 patience = timeout or settings.job_seconds
@@ -70,6 +80,7 @@ def evaluated(
                         policy=policy if asked else None,
                         baseline=baseline if asked else None,
                         told=told,
+                        optimizer_state=optimizer_state,
                     )
                     return Evaluated(report, str(analysis.id))
             here = evaluate_here(
@@ -78,6 +89,7 @@ def evaluated(
                 seconds=timeout or settings.job_seconds,
                 progress=progress,
                 terms=asked,
+                optimizer_state=optimizer_state,
             )
             return Evaluated(asyncio.run(here))
 
@@ -133,6 +145,29 @@ def estimated(model: Path, batch: Path, options: Options, *, settings: Settings,
             progress=lambda _: None,
         )
         return asyncio.run(here)
+
+
+def verified(
+    model: Path,
+    batch: Path,
+    report: Report,
+    *,
+    settings: Settings,
+    timeout: float | None,
+    optimizer_state: Path | None = None,
+) -> Verification:
+    """Verify a report against its model and batch here; end the command if that fails."""
+    with _ending_on_errors():
+        require_files(model, batch, *([] if optimizer_state is None else [optimizer_state]))
+        with shown_progress() as progress:
+            here = verify_here(
+                *(model, batch, report),
+                settings=settings,
+                seconds=timeout or settings.job_seconds,
+                progress=progress,
+                optimizer_state=optimizer_state,
+            )
+            return asyncio.run(here)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsb_engine.presentation import bounds, local, population, wording
+from wsb_engine.presentation import bounds, local, population, scaling, wording
 from wsb_engine.presentation.headline import Yardstick, headline
 from wsb_engine.presentation.numbers import interval
 from wsb_engine.presentation.text import clean, name
@@ -45,9 +45,10 @@ def _rows(report: Report) -> list[tuple[str, str]]:
             ("moments", f"tr H = {moments.trace:.6g}, ‖H‖_F = {norm:.6g} ({moments.method.replace('_', ' ')}, {exact})")
         )
     rows += _extremes(report)
-    rows += _local(report)
     if report.population is not None:
         rows += [("data", population.advice(report)), ("", population.CAVEAT)]
+    rows += _scaling(report)
+    rows += _local(report)
     rows += [("warning", f"{warning.message} [{warning.code}]") for warning in wording.cautions(report)]
     if "total" in report.timings:
         rows.append(("time", f"{report.timings['total']:.3g} s on {report.engine.device} in {report.engine.dtype}"))
@@ -90,6 +91,14 @@ def _extremes(report: Report) -> list[tuple[str, str]]:
             rows.append(("", f"stopped: {wording.stopping(report)}"))
     elif wording.withheld(report):
         rows.append(("λ_max", f"no enclosure: {wording.withheld(report)}"))
+    return rows
+
+
+def _scaling(report: Report) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for label, value, note in scaling.rows(report):
+        shown = f"{label[:1].lower() if label[1:2].islower() else label[:1]}{label[1:]}"
+        rows.append(("" if rows else "scaled", f"{shown}: {value} ({note})"))
     return rows
 
 

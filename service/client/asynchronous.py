@@ -87,12 +87,15 @@ class AsyncClient:
         priority: int = 0,
         timeout_s: float | None = None,
         fresh: bool = False,
+        optimizer_state: Source | None = None,
         idempotency_key: str | None = None,
         within: float | None = None,
         progress: ProgressSink = ignore,
     ) -> Report:
         """As ``Client.analyze``."""
-        wanted = flows.Wanted(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh)
+        wanted = flows.Wanted(
+            *(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh), optimizer_state
+        )
         deadline = Deadline(within)
         flow = flows.analyze(self._session, wanted, key=idempotency_key, deadline=deadline, progress=progress)
         return await self._run(flow)
@@ -110,12 +113,15 @@ class AsyncClient:
         priority: int = 0,
         timeout_s: float | None = None,
         fresh: bool = False,
+        optimizer_state: Source | None = None,
         idempotency_key: str | None = None,
         within: float | None = None,
         progress: ProgressSink = ignore,
     ) -> Analysis:
         """As ``Client.submit``; files are read by threads."""
-        wanted = flows.Wanted(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh)
+        wanted = flows.Wanted(
+            *(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh), optimizer_state
+        )
         flow = flows.submit(self._session, wanted, key=idempotency_key, deadline=Deadline(within), progress=progress)
         return await self._run(flow)
 

@@ -103,6 +103,7 @@ class Client:
         priority: int = 0,
         timeout_s: float | None = None,
         fresh: bool = False,
+        optimizer_state: Source | None = None,
         idempotency_key: str | None = None,
         within: float | None = None,
         progress: ProgressSink = ignore,
@@ -116,7 +117,9 @@ class Client:
             ClientError: if a request fails, the analysis ends without a report, or the time is up: it then goes on.
             EngineError, OSError: as ``submit``.
         """
-        wanted = flows.Wanted(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh)
+        wanted = flows.Wanted(
+            *(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh), optimizer_state
+        )
         deadline = Deadline(within)
         flow = flows.analyze(self._session, wanted, key=idempotency_key, deadline=deadline, progress=progress)
         return self._run(flow)
@@ -134,6 +137,7 @@ class Client:
         priority: int = 0,
         timeout_s: float | None = None,
         fresh: bool = False,
+        optimizer_state: Source | None = None,
         idempotency_key: str | None = None,
         within: float | None = None,
         progress: ProgressSink = ignore,
@@ -152,6 +156,8 @@ class Client:
             priority: Order among the analyses of the same key.
             timeout_s: Wall-clock limit of the analysis.
             fresh: True to run the analysis even if there is a report of an equal one.
+            optimizer_state: Second moments for the option ``optimizer``: the path of a .safetensors file, its content,
+                or the identifier of an uploaded one.
             idempotency_key: Name of this request, to be able to repeat it; None takes a random one.
             within: Seconds that this call may take; None for no limit.
             progress: Called while files are sent.
@@ -162,7 +168,9 @@ class Client:
             PolicyError: if the policy's file is not valid.
             OSError: if a file can't be read.
         """
-        wanted = flows.Wanted(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh)
+        wanted = flows.Wanted(
+            *(model, batch, options, policy, baseline, name, labels, priority, timeout_s, fresh), optimizer_state
+        )
         flow = flows.submit(self._session, wanted, key=idempotency_key, deadline=Deadline(within), progress=progress)
         return self._run(flow)
 

@@ -30,9 +30,9 @@ _LOCATION = b"location"
 
 @dataclass(frozen=True)
 class File:
-    """A model or a batch, and the identifier under which a server stores it."""
+    """A model, a batch or the state of an optimizer, and the identifier under which a server stores it."""
 
-    kind: Literal["models", "batches"]
+    kind: Literal["models", "batches", "optimizer_states"]
     identifier: str
     content: Path | bytes | None
     """None if it is given by its identifier only."""
@@ -87,6 +87,19 @@ def batch_file(source: Source) -> File:
         return File("batches", named, None)
     content = _content(source)
     return File("batches", f"sha256:{_size_and_digest(content)[1]}", content)
+
+
+def state_file(source: Source) -> File:
+    """Describe the state of an optimizer.
+
+    Raises:
+        OSError: if it can't be read.
+    """
+    named = _named(source)
+    if named is not None:
+        return File("optimizer_states", named, None)
+    content = _content(source)
+    return File("optimizer_states", f"sha256:{_size_and_digest(content)[1]}", content)
 
 
 def name_of(source: Source) -> str | None:

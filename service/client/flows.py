@@ -15,12 +15,13 @@ from pydantic import BaseModel, ValidationError
 
 from service.client.effects import STORE_SECONDS, Call, Event, Flow, ProgressSink, Reply, Send
 from service.client.errors import ClientError
-from service.client.files import File, Source, batch_file, model_file, name_of
+from service.client.files import File, Source, batch_file, model_file, name_of, state_file
 from service.client.following import follow, handed_out
 from service.client.older import is_about_unknown_fields, without_unknown_fields
 from service.client.resources import Analysis, Baseline
 from service.client.retries import UNLIMITED, Deadline, Session, request
 from service.policies import Policy, Verdict, load_policy
+from wsb_engine.errors import OptionsError
 from wsb_engine.options import Options
 from wsb_engine.report import Report
 
@@ -51,9 +52,12 @@ class Wanted:
     priority: int = 0
     timeout_s: float | None = None
     fresh: bool = False
+    optimizer_state: Source | None = None
 
-    def files(self) -> tuple[File, File]:
-        return model_file(self.model), batch_file(self.batch)
+    def files(self) -> list[File]:
+        """Describe the model, the batch and, if there is one, the optimizer's state."""
+        states = [] if self.optimizer_state is None else [state_file(self.optimizer_state)]
+        return [model_file(self.model), batch_file(self.batch), *states]
 
     def settings(self) -> dict[str, Any]:
         """Return the JSON of the request, without its files."""
@@ -80,7 +84,10 @@ def submit(
     headers = {"Idempotency-Key": key or uuid4().hex, "Content-Type": "application/json"}
     files = yield Call(wanted.files)
     settings = yield Call(wanted.settings)
-    names = dict(zip(("model", "batch"), (file.identifier for file in files), strict=True))
+    model, batch, *states = (file.identifier for file in files)
+    names = {"model": model, "batch": batch}
+    for state in states:
+        settings = with_state(settings, state)
     yield from _send_missing(session, files, deadline, progress)
     was_lost = was_refused = False
     while True:
@@ -170,6 +177,22 @@ def promote(session: Session, name: str, analysis: Named, allow_older: bool) -> 
     body = json.dumps({"analysis": identifier(analysis), "allow_older": allow_older}).encode()
     send = Send("PUT", f"/v1/baselines/{quote(name, safe='')}", {"Content-Type": "application/json"}, body)
     return _parsed(Baseline, (yield from request(session, send, UNLIMITED)))
+
+
+def with_state(settings: Mapping[str, Any], state: str) -> dict[str, Any]:
+    """Return a request whose optimizer has this state.
+
+    Raises:
+        OptionsError: ``optimizer_state_unused`` if it has no optimizer.
+    """
+    optimizer = settings["options"].get("optimizer")
+    if not isinstance(optimizer, Mapping):
+        raise OptionsError(
+            "a state was given, but no optimizer is",
+            code="optimizer_state_unused",
+            advice="Leave the state out, or set the option optimizer to the kind that it belongs to.",
+        )
+    return {**settings, "options": {**settings["options"], "optimizer": {**optimizer, "state": state}}}
 
 
 def identifier(analysis: Named) -> str:

@@ -60,7 +60,7 @@ async def get_capabilities(context: InContext, key: WithKey) -> Capabilities:
             running_analyses=states["running"] + states["cancelling"],
             models=stored["models"].number,
             batches=stored["batches"].number,
-            stored_bytes=stored["models"].size + stored["batches"].size,
+            stored_bytes=sum(each.size for each in stored.values()),
             uploads=context.uploads.taken_by[key.tenant],
             event_streams=context.streams.taken_by[key.tenant],
             waiting_requests=context.waits.taken_by[key.tenant],

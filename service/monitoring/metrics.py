@@ -28,7 +28,12 @@ from service.kit.shared_call import SharedCall
 from service.settings import Settings
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_UPLOADS = {"/v1/models": "models", "/v1/batches": "batches", "/v1/analyses": "forms"}
+_UPLOADS = {
+    "/v1/models": "models",
+    "/v1/batches": "batches",
+    "/v1/optimizer_states": "optimizer_states",
+    "/v1/analyses": "forms",
+}
 _LATENCIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _FRESH_SECONDS = 1.0
 

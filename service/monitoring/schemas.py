@@ -34,6 +34,7 @@ class Limits(BaseModel):
         validation_alias="max_model_total_bytes", description="Size of a model with its data files."
     )
     batch_bytes: int = Field(validation_alias="max_batch_bytes")
+    optimizer_state_bytes: int = Field(validation_alias="max_optimizer_state_bytes")
     request_bytes: int = Field(validation_alias="max_request_bytes")
     queued_analyses: int = Field(validation_alias="max_queue")
     queued_analyses_per_tenant: int = Field(validation_alias="max_queue_per_tenant")

@@ -22,7 +22,7 @@ _MANIFEST = "manifest.json"
 _TABLE = "tables/{name}.copy"
 _FILES = "blobs/"
 _DIGEST = "[0-9a-f]{64}"
-_FILE = re.compile(f"(models|batches)/[0-9a-f]{{2}}/({_DIGEST})(?:/({_DIGEST}))?")
+_FILE = re.compile(f"(models|batches|optimizer_states)/[0-9a-f]{{2}}/({_DIGEST})(?:/({_DIGEST}))?")
 
 
 class UnusableArchiveError(Exception):

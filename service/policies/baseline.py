@@ -47,6 +47,13 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
     if about_population and report.population is not None and baseline.population is not None:
         levels = report.population.confidence, baseline.population.confidence
         pairs.append(("method", "population.confidence", *levels))
+    scaled = any(metric.startswith("scaled.") for metric in metrics)
+    if scaled and report.scaled is not None and baseline.scaled is not None:
+        pairs.append(("method", "scaled.scaling", report.scaled.scaling, baseline.scaled.scaling))
+    first, second = report.optimizer, baseline.optimizer
+    if any(metric.startswith("optimizer.") for metric in metrics) and first is not None and second is not None:
+        settings = (first.settings.model_dump(mode="json"), second.settings.model_dump(mode="json"))
+        pairs += [("method", "optimizer.kind", first.kind, second.kind), ("method", "optimizer.settings", *settings)]
     pairs += [
         ("parameters", "model.parameters.count", report.model.parameters.count, baseline.model.parameters.count),
         ("parameters", "model.parameters.tensors", *_tensors(report, baseline)),

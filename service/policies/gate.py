@@ -1,4 +1,4 @@
-"""When an enclosure has decided a policy, so that no more of it need be computed (mathematics.md, section 15)."""
+"""When an enclosure has decided a policy, so that no more of it need be computed (mathematics.md, section 6)."""
 
 from __future__ import annotations
 

@@ -157,8 +157,8 @@ def measured(
 
 
 def about_enclosure(metric: str) -> bool:
-    """Return whether the number depends on the enclosure, as that of the distribution does too."""
-    return metric == STABILITY_RATIO or metric.partition(".")[0] in ("enclosure", "population")
+    """Return whether the number depends on the enclosure, as the distribution's and stable steps of descent do."""
+    return metric == STABILITY_RATIO or metric.partition(".")[0] in ("enclosure", "optimizer", "population")
 
 
 def about_moments(metric: str) -> bool:

@@ -84,9 +84,8 @@ def stylesheet() -> str:
 @cache
 def _environment() -> Environment:
     environment = templates("service.rendering", _shown)
-    environment.globals.update(
-        bounds=bounds, checks=checks, local=local, population=population, wording=wording, MAX_ROWS=MAX_ROWS
-    )
+    environment.globals.update(bounds=bounds, checks=checks, local=local, population=population, wording=wording)
+    environment.globals.update(MAX_ROWS=MAX_ROWS)
     environment.filters.update(
         cut=text.cut,
         ends=numbers.ends,

@@ -22,6 +22,7 @@ from service.analyses.schemas import AnalysisRequest, FormRequest
 from service.badges import endpoints as badges
 from service.badges.endpoints import BadgeRequest
 from service.blobs.endpoints import blob_router
+from service.blobs.table import NOUNS
 from service.context import Context
 from service.database.engine import Database
 from service.database.notifications import Notifications
@@ -65,6 +66,7 @@ _TAGS = [
     {"name": "baselines", "description": "Names for analyses that others are compared with."},
     {"name": "models", "description": "Trained classifiers: ONNX files, PyTorch 2 and TorchScript archives."},
     {"name": "batches", "description": "Labelled samples: .npz and .safetensors files."},
+    {"name": "optimizer_states", "description": "Second moments of optimizers: .safetensors files."},
     {"name": "webhooks", "description": "Signed messages when analyses end."},
     {"name": "series", "description": "Numbers along the checkpoints of training runs."},
     {"name": "badges", "description": "Pictures with the certified λ_max of a series."},
@@ -120,7 +122,7 @@ def create_app(settings: Settings, *, stopping: asyncio.Event | None = None) -> 
     app.add_middleware(Browsers, keys=settings.api_keys, allow_anonymous=settings.allow_anonymous)
     app.add_middleware(RequestLog, count=metrics.answered)
     app.add_middleware(WebMiddleware, root_path=settings.root_path)
-    files = (blob_router("models", uses_blob), blob_router("batches", uses_blob))
+    files = tuple(blob_router(kind, uses_blob) for kind in NOUNS)
     pages = (sign_in.router, api_docs.router, web.router, comparison.router, series.router)
     results = (analyses.router, events.router, comparisons.router, baselines.router)
     # Badges come before series: their paths are public.

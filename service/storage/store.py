@@ -1,6 +1,6 @@
 """Content-addressed blobs: hashed while received into a local file, then kept in a folder or an object store.
 
-Callers see kinds ("models", "batches"), digests and files, but not where the blobs are stored.
+Callers see kinds ("models", "batches", "optimizer_states"), digests and files, but not where the blobs are stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.errors import ServiceError
 from service.storage.scratch import ScratchFolder
 from service.storage.writeback import start_writeback
 
-Kind = Literal["models", "batches"]
+Kind = Literal["models", "batches", "optimizer_states"]
 
 _CHECKED_EVERY = 16 << 20
 _WRITTEN_BACK_EVERY = 16 << 20

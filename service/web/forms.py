@@ -21,9 +21,9 @@ from service.analyses.errors import (
     ReportNotReadyError,
 )
 from service.analyses.schemas import FormRequest
-from service.analyses.submission import Caller, accept
+from service.analyses.submission import Caller, accept, with_state
 from service.blobs.errors import BlobNotFoundError
-from service.blobs.parts import FILES, MODEL_DATA, Parts
+from service.blobs.parts import FILES, MODEL_DATA, STATE, Parts
 from service.blobs.repository import Received, digest, identifier, store
 from service.context import Context
 from service.errors import ServiceError
@@ -44,7 +44,7 @@ _FILE_NAMES = {f"{file}_name": file for file in FILES}
 """Fields that say what a file sent earlier is called."""
 _PLAIN = ("name", *_FILE_NAMES, "priority", "timeout_s", "baseline")
 _TYPED = ("csrf", *_KEPT, *Options.model_fields, "labels", "policy", "fresh", *_PLAIN)
-_FILE_FIELDS = (*FILES, MODEL_DATA)
+_FILE_FIELDS = (*FILES, MODEL_DATA, STATE)
 _FIELDS = frozenset({*_FILE_FIELDS, *_TYPED})
 
 
@@ -92,7 +92,8 @@ class Filled:
         """Show a problem at the fields that it names, or else at the field ``name``."""
         self.status = error.status
         for item in error.errors:
-            self.refuse(item.pointer.strip("/").split("/")[-1], item.detail)
+            place = item.pointer.strip("/").split("/")
+            self.refuse(place[1] if place[0] == "options" and len(place) > 1 else place[-1], item.detail)
         if not error.errors:
             self.refuse(name, " ".join(filter(None, (error.detail, error.advice))))
 
@@ -161,6 +162,7 @@ async def _submitted(context: Context, tenant: str, files: Mapping[str, Received
     if wanted is None or filled.errors:
         return filled
     try:
+        wanted = await _with_state(context, tenant, files, wanted)
         return (await accept(context, Caller(tenant), wanted, {})).analysis
     except DeviceUnavailableError as error:
         filled.refuse_for(error, "device")
@@ -192,6 +194,16 @@ async def _keep(context: Context, tenant: str, files: Mapping[str, Received], fi
         else:
             filled.values[f"{name}_id"] = identifier(received.sha256)
             filled.values[f"{name}_name"] = received.name or ""
+
+
+async def _with_state(context: Context, tenant: str, files: Mapping[str, Received], wanted: FormRequest) -> FormRequest:
+    """Store the optimizer's state, if one was chosen, and name it in the request."""
+    received = files.get(STATE)
+    if received is None or received.file.size == 0:
+        return wanted
+    wanted = with_state(wanted, identifier(received.sha256))
+    await store(context, tenant, received)
+    return wanted
 
 
 def _request(filled: Filled) -> FormRequest | None:

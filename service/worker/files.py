@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.analyses.table import AnalysisRow
 from service.blobs.table import StoredFile
-from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE
+from service.child.entry import BATCH_FILE, DATA_FOLDER, MODEL_FILE, STATE_FILE
 from service.storage.store import BlobCorruptError, BlobMissingError, BlobStore, Kind, require_room
 
 _COPIES = 8
@@ -50,6 +50,9 @@ async def copy_files(blobs: BlobStore, row: AnalysisRow, model_files: Sequence[S
             copies.create_task(copy("models", first["sha256"], folder / MODEL_FILE, what, model))
             what = f"The batch sha256:{row.batch}"
             copies.create_task(copy("batches", row.batch, folder / BATCH_FILE, what))
+            if row.optimizer_state is not None:
+                what = f"The optimizer's state sha256:{row.optimizer_state}"
+                copies.create_task(copy("optimizer_states", row.optimizer_state, folder / STATE_FILE, what))
             for file in others:
                 what = f"The model's data file {file['name']!r}"
                 copies.create_task(copy("models", file["sha256"], data / file["name"], what, model))

@@ -23,6 +23,7 @@ from service.analyses.table import FINAL_STATES, AnalysisRow
 from service.analyses.verdicts import stored_terms
 from service.blobs.repository import stored_files
 from service.blobs.table import StoredFile
+from service.child.entry import STATE_FILE
 from service.database import counters
 from service.database.counters import Event
 from service.database.engine import Database, patiently
@@ -205,6 +206,7 @@ class Runner:
                 "torchscript": self.settings.torchscript,
                 "max_model_bytes": self.settings.whole_model_bytes,
                 "model_data": [file["name"] for file in model_files[1:]],
+                "optimizer_state": None if row.optimizer_state is None else STATE_FILE,
                 "gpus": [] if self.name == "cpu" else engine_names(self.name),
                 **attempt.terms,
             }

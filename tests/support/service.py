@@ -69,7 +69,7 @@ class Service:
     def stored(self) -> list[Path]:
         return [
             path
-            for kind in ("models", "batches")
+            for kind in ("models", "batches", "optimizer_states")
             for path in (self.settings.blob_dir / kind).rglob("*")
             if path.is_file()
         ]

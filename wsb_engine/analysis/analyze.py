@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from wsb_engine import devices
@@ -23,7 +23,9 @@ from wsb_engine.analysis.members import split
 from wsb_engine.analysis.monitor import Monitor, deciding
 from wsb_engine.analysis.problem import Problem, pose
 from wsb_engine.analysis.questions.local import Known, local, require
+from wsb_engine.analysis.questions.optimizer import Steps, stable_steps, steps_of
 from wsb_engine.analysis.questions.population import population
+from wsb_engine.analysis.questions.scaling import scaled
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.analysis.spectrum import form, spectrum
 from wsb_engine.arithmetic import exact
@@ -31,9 +33,11 @@ from wsb_engine.batch import Batch
 from wsb_engine.bounds.certificates import Premises
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.citations import citations
+from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ModelError, ResourceError, overflow
 from wsb_engine.model import Classifier
+from wsb_engine.optimizer_state import StateSource
 from wsb_engine.options import Options
 from wsb_engine.progress import Decided, ProgressCallback
 from wsb_engine.units import in_true_units
@@ -47,6 +51,7 @@ def analyze(
     progress: ProgressCallback | None = None,
     needs: Collection[str] = (),
     decided: Decided | None = None,
+    optimizer_state: StateSource | None = None,
 ) -> r.Report:
     """Bound the Hessian of the batch's cross-entropy and, on request, compute its spectrum.
 
@@ -58,6 +63,8 @@ def analyze(
         needs: Paths of the report, such as ``moments.trace``, that ``moments="auto"`` must not leave out to save time.
         decided: Called with what is certified so far if ``Options.stop`` is decided; returns True to end the enclosure.
             Without a basis, inner ends are provisional there: decide, and judge by the report.
+        optimizer_state: Second moments for ``Options.optimizer``: the path or the content of a .safetensors file, or
+            arrays by name, such as ``0.weight.exp_avg_sq`` and ``step``.
 
     Raises:
         ModelError, BatchError, OptionsError, ResourceError: with a code and advice.
@@ -83,10 +90,11 @@ def analyze(
             gpus = any(map(devices.is_gpu, chosen or [device_of(options)]))
             monitor.not_deterministic = stack.enter_context(exact(gpus=gpus))
             problem = pose(classifier, batch, options, monitor)
+            steps = steps_of(problem, options, optimizer_state)
         if progress is not None:
             monitor.estimate = estimate_of(problem, options, needs)
         problem = split(problem, chosen, stack, monitor)
-        return report_on(problem, classifier, batch, options, monitor, needs)
+        return report_on(problem, classifier, batch, options, monitor, needs, steps)
 
 
 @contextmanager
@@ -124,6 +132,7 @@ def report_on(
     options: Options,
     monitor: Monitor,
     needs: Collection[str] = (),
+    steps: Steps | None = None,
 ) -> r.Report:
     """Run every stage of an analysis but its setup.
 
@@ -154,12 +163,15 @@ def report_on(
         eigenvalues, errors = spectrum(problem, options, shared, premises, hessian, errors, monitor)
     part, closed = (None, None) if found is None else (found.part, found.closed)
     with threads_of(device, one=small):
-        known = Known(product, shared, certified.premises, measuring, closed)
-        answers = local(problem, options, known, monitor)
+        where = local(problem, options, Known(product, shared, certified.premises, measuring, closed), monitor)
     results = checks(problem, parity, part, named, enclosure, eigenvalues, rounding, errors)
     for check in results:
         if not check.passed:
             monitor.warn("check_failed", failure(check))
+    # What follows has runs of other matrices, for which the memory of this one is needed.
+    shared = None
+    extremes = None if enclosure is None else in_true_units(enclosure.lambda_max, problem.objective.scale)
+    of_scaled = _of_scaled(problem, product, steps, extremes, found is not None, options, monitor)
     if monitor.not_deterministic:
         named_operators = ", ".join(sorted(monitor.not_deterministic))
         monitor.warn(
@@ -182,11 +194,33 @@ def report_on(
         warnings=monitor.warnings,
         timings=monitor.timings(),
         products=monitor.products,
+        evidence=parts.evidence(problem, options, needs, rounding),
         population=distribution,
-        **answers,
+        **where,
     )
-    report = in_true_units(report, problem.objective.scale)
+    report = in_true_units(report, problem.objective.scale).model_copy(update=of_scaled)
     return report.model_copy(update={"citations": citations(report)})
+
+
+def _of_scaled(
+    problem: Problem,
+    product: HessianProduct,
+    steps: Steps | None,
+    lambda_max: r.CertifiedInterval | None,
+    otherwise: bool,
+    options: Options,
+    monitor: Monitor,
+) -> dict[str, BaseModel]:
+    """Answer what is asked about D H D, as parts of the report in true units."""
+    answers: dict[str, BaseModel | None] = {}
+    otherwise = otherwise or lambda_max is not None
+    if options.scaling != "none":
+        with monitor.phase("scaled"), monitor.optional("the scaled sharpness", otherwise):
+            answers["scaled"] = scaled(problem, product, options, monitor)
+    if steps is not None:
+        with monitor.phase("optimizer"), monitor.optional("the largest stable learning rate", otherwise):
+            answers["optimizer"] = stable_steps(problem, product, steps, lambda_max, options, monitor)
+    return {name: type(part).model_validate(part.model_dump()) for name, part in answers.items() if part is not None}
 
 
 @dataclass(frozen=True)

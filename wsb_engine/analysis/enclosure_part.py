@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from wsb_engine import report as r
@@ -42,6 +42,41 @@ def part(found: Enclosures, enclosing: Enclosing, factor: float) -> r.Enclosure:
         gamma=scaled(recurrence.gammas),
         epsilon=None if epsilons is None else r.Epsilon(form="worst_case", values=epsilons),
         modelled=None if found.modelled is None else r.Modelled(upper=_finite(found.modelled * factor)),
+        derivation=_derivation(found, enclosing, factor, scaled),
+    )
+
+
+def _derivation(
+    found: Enclosures, enclosing: Enclosing, factor: float, scaled: Callable[[Sequence[float]], list[float] | None]
+) -> r.EnclosureDerivation:
+    run, rounding = enclosing.lanczos, enclosing.premises.rounding
+    first, continued = run.first_breakdown, None
+    alphas, betas = (None, None) if first is None else (scaled(run.alphas[first:]), scaled(run.betas[first:]))
+    if alphas and betas:
+        continued = r.Continued(alpha=alphas, beta=betas)
+    return r.EnclosureDerivation(
+        lambda_max=_end(found.lambda_max.scaled(factor)),
+        lambda_min=_end(found.lambda_min.scaled(factor)),
+        operator=rounding.operator * factor,
+        failure_probability=enclosing.premises.failure_probability,
+        slack=enclosing.slack(found.lambda_max.how)[1] * factor,
+        norms=scaled(run.norms[: first or run.steps]),
+        homogeneity=run.homogeneity,
+        continued=continued,
+    )
+
+
+def _end(end: End) -> r.EndDerivation:
+    found = end.derivation
+    return r.EndDerivation(
+        theorem=found.theorem,
+        how=end.how,
+        steps=found.steps,
+        inner=_finite(found.inner),
+        inner_slack=_finite(found.inner_slack),
+        outer_slack=_finite(found.outer_slack),
+        factorisation_error=_finite(found.factorisation_error),
+        failure_probability=found.failure_probability,
     )
 
 

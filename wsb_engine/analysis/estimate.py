@@ -232,6 +232,14 @@ def _phases(
         held = max(held, memory.enclosure(way, memory.basis(products + steps), is_measured=False))
     if spectrum:
         yield "spectrum", spectrum, held
+    for name in _questions(options):
+        expected = min(inputs.EXPECTED_PRODUCTS, options.max_products, P)
+        compared = DIFFERENCES if is_single else PERTURBATIONS
+        bounding = PROVING if problem.structure is not None and not is_single else 2 * compared
+        repeated = without_basis(product, options, problem.memory)
+        operations = ((1 + repeated) * expected + len(HOMOGENEITY_STEPS) + CONFIRMING + bounding) * one
+        kept = THREE if repeated else memory.basis(expected)
+        yield name, operations, memory.enclosure(way, kept, is_measured=problem.structure is None and not is_single)
     for name, count in costs.products(problem, options, is_measured=not (is_proven or is_single)).items():
         further = costs.further_operations(problem, name)
         yield (
@@ -239,6 +247,16 @@ def _phases(
             count * one + further,
             memory.enclosure(way, memory.basis(inputs.EXPECTED_PRODUCTS), is_measured=True),
         )
+
+
+def _questions(options: Options) -> Iterator[str]:
+    """Yield the phases that enclose another matrix than H."""
+    if options.scaling != "none":
+        yield "scaled"
+    scales = options.optimizer is not None and options.optimizer.needs_state
+    # The enclosure answers for steps that are not scaled.
+    if scales or (options.optimizer is not None and not options.enclosure):
+        yield "optimizer"
 
 
 def _moments(

@@ -155,11 +155,11 @@ def _require_basis(product: HessianProduct, options: Options, fits: int, memory:
 
 def probe(
     shared: Krylov, seed: int, failure_probability: float, monitor: Monitor
-) -> tuple[Probed, tuple[float, float] | None]:
+) -> tuple[Probed, tuple[float, float, float] | None]:
     """Estimate the moments by random products.
 
     Returns:
-        The estimates, and the outermost Ritz values of the steps before them, moved inwards for rounding.
+        The estimates; the outermost Ritz values of the steps before them, and how far rounding may have moved them.
 
     Raises:
         TimeLimitError: ``time_limit``.
@@ -181,7 +181,7 @@ def probe(
     values, sigma = lanczos.ritz_values(), lanczos.scaling
     noise = math.sqrt(2 * lanczos.steps) * lanczos.product_rounding()[-1]
     slack = 2 * (lanczos.factorisation_error + noise + 3 * lanczos.orthogonality(proven=False) * lanczos.norm_estimate)
-    return found, ((values[0] + slack) / sigma, (values[-1] - slack) / sigma)
+    return found, (values[0] / sigma, values[-1] / sigma, slack / sigma)
 
 
 def enclosure(
@@ -348,7 +348,7 @@ class _Interim:
         now = now if confirmed else unconfirmed(self._enclosing, now)
         known = None if _says_nothing(now, self._enclosing) else self._in_true_units(now)
         if known is not None:
-            self._monitor.enclosure = known.within(self._monitor.enclosure)
+            self._monitor.publish(known)
         self._monitor.tell(fraction, now.products)
 
     def decided(self, now: Enclosures) -> bool:

@@ -327,6 +327,7 @@ def _probed(
     norm = rounding.norm(found.frobenius_squared)[1]
     q = finite(norm * norm, "the Hessian's Frobenius norm")
     chance = found.failure_probability + rounding.failure_probability
+    inwards = None if ritz is None else ritz[2] + rounding.operator
     return MomentsResult(
         part=r.Moments(
             method="probes",
@@ -335,12 +336,20 @@ def _probed(
             frobenius_squared=q,
             failure_probability=chance,
             trace_standard_error=finite(found.trace_error, "the trace's standard error"),
+            probes=r.ProbeTerms(
+                count=found.count,
+                steps=found.steps,
+                mean_square=found.mean_square,
+                factorisation_error=found.factorisation_error,
+                ritz_slack=inwards,
+                failure_probability=found.failure_probability,
+            ),
         ),
         known=CertifiedNorm(found.frobenius_squared, found.failure_probability),
         quantities=Quantities(
             order=problem.objective.parameters,
             norm=(0.0, norm),
-            ritz=None if ritz is None else (ritz[0] + rounding.operator, ritz[1] - rounding.operator),
+            ritz=None if ritz is None or inwards is None else (ritz[0] + inwards, ritz[1] - inwards),
             failure_probability=chance,
         ),
     )

@@ -66,6 +66,8 @@ class Monitor:
     """Operators that ran and may round in another way each time."""
     _purpose: str | None = None
     """What products are for; None for the current phase."""
+    _about: str | None = None
+    """What warnings are about, if not H."""
     _limited: bool = False
     _reserve: float = 0.0
     _told: float = field(default_factory=time.perf_counter)
@@ -127,6 +129,25 @@ class Monitor:
             self._limited, self._reserve = before
 
     @contextmanager
+    def aside(self, about: str) -> Iterator[None]:
+        """Enclose another matrix than H inside the block: warnings say so, nothing is decided, and none is published.
+
+        Args:
+            about: The other matrix, as warnings name it.
+        """
+        before = self._about, self.decided
+        self._about, self.decided = about, None
+        try:
+            yield
+        finally:
+            self._about, self.decided = before
+
+    def publish(self, found: InterimEnclosure) -> None:
+        """Keep what is certified of H so far, for progress."""
+        if self._about is None:
+            self.enclosure = found.within(self.enclosure)
+
+    @contextmanager
     def optional(self, what: str, otherwise: bool) -> Iterator[None]:
         """Leave a part out of the report if the time limit passes inside the block.
 
@@ -186,7 +207,7 @@ class Monitor:
             )
 
     def warn(self, code: str, message: str) -> None:
-        warning = ReportWarning(code=code, message=message)
+        warning = ReportWarning(code=code, message=message if self._about is None else f"{self._about}: {message}")
         if warning not in self.warnings:
             self.warnings.append(warning)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,30 @@ def engine(problem: Problem, options: Options) -> r.Engine:
         device=devices.name(problem.objective.device),
         dtype="float64" if problem.objective.dtype == torch.float64 else "float32",
         seed=options.seed,
+    )
+
+
+def evidence(problem: Problem, options: Options, needs: Collection[str], rounding: Rounding) -> r.Evidence:
+    """Describe what it takes to repeat the analysis, and its rounding."""
+    device = problem.objective.device
+    return r.Evidence(
+        options=options.model_copy(update={"device": devices.name(device), "memory_limit": None}),
+        needs=sorted(needs),
+        machine=r.Machine(
+            processor=devices.processor(device),
+            threads=torch.get_num_threads(),
+            memory=problem.memory,
+            members=1 if problem.team is None else problem.team.size,
+        ),
+        rounding=r.RoundingTerms(
+            how=rounding.how,
+            operator=rounding.operator,
+            product=rounding.product,
+            failure_probability=rounding.failure_probability,
+            relative_square_error=rounding.relative_square_error,
+            square_error=rounding.square_error,
+            trace_error=rounding.trace_error,
+        ),
     )
 
 

@@ -19,6 +19,7 @@ from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.perturbation import PERTURBATION, perturbed
 from wsb_engine.batch import Batch
 from wsb_engine.curvature.closed_form.mlp import Network, forward_backward, network
+from wsb_engine.curvature.closed_form.scales import LayerScale
 from wsb_engine.curvature.cost import (
     PRODUCT_OPERATIONS,
     WORKING_SHARE,
@@ -111,6 +112,16 @@ class Problem:
     def product_operations(self) -> float:
         """Operations of one Hessian-vector product."""
         return PRODUCT_OPERATIONS * self.footprint.operations * self.samples
+
+    @property
+    def layer_scales(self) -> tuple[LayerScale, ...] | None:
+        """D of D H D by layer of an MLP, for problems about that; None for H."""
+        return None
+
+    @property
+    def provable(self) -> bool:
+        """True if the running error analysis of an MLP covers the numbers of this problem."""
+        return True
 
     def tile(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return a_0 in the working dtype and targets of some samples of an MLP."""

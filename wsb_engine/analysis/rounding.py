@@ -123,11 +123,12 @@ class Measuring:
     def _proven(self, layout: Layout | None) -> Rounding | None:
         """Bound rounding by running error analysis; None if it does not apply or its bounds are too wide."""
         problem = self.problem
-        if problem.structure is None or not self._reads_inputs_as_they_are():
+        if problem.structure is None or not problem.provable or not self._reads_inputs_as_they_are():
             return None
         net, weights = problem.structure.net, problem.objective.targets.weights
         with torch.no_grad():
-            found = running_error(net, problem.tile, weights, memory=int(problem.memory * WORKING_SHARE))
+            memory, scales = int(problem.memory * WORKING_SHARE), problem.layer_scales
+            found = running_error(net, problem.tile, weights, memory=memory, scales=scales)
         if found is None or not found.operator + found.product <= USELESS * found.absolute:
             return None
         factor = 0.0 if layout is None else found.moments(net, layout, len(weights))

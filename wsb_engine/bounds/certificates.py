@@ -10,6 +10,7 @@ from wsb_engine.bounds.rounding import How, Rounding
 
 Kind = Literal["deterministic", "probabilistic"]
 StoppedBy = Literal["gap", "decided", "precision", "products", "time", "memory"]
+Theorem = Literal["deflation", "start_vector", "whole_space"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,22 @@ class Premises:
 
 
 @dataclass(frozen=True)
+class Derivation:
+    """What an end follows from: a number inside the spectrum and a theorem's bound, each moved outwards."""
+
+    theorem: Theorem
+    steps: int
+    """Steps that the outer end rests on."""
+    inner: float
+    inner_slack: float
+    outer_slack: float
+    factorisation_error: float
+    """η of those steps."""
+    failure_probability: float = 0.0
+    """δ of the start vector's overlap; 0 if the end does not rest on it."""
+
+
+@dataclass(frozen=True)
 class End:
     """An interval that contains λ_max, or λ_min."""
 
@@ -78,6 +95,7 @@ class End:
     how: How
     slack: float
     """Distance by which each side was moved outwards for rounding, on average."""
+    derivation: Derivation
 
     @property
     def kind(self) -> Kind:
@@ -97,15 +115,24 @@ class End:
     @property
     def mirrored(self) -> End:
         """The same end for −H."""
-        return replace(self, lower=-self.upper, upper=-self.lower)
+        derivation = replace(self.derivation, inner=-self.derivation.inner)
+        return replace(self, lower=-self.upper, upper=-self.lower, derivation=derivation)
 
     def widened(self, by: float) -> End:
         return replace(self, lower=self.lower - by, upper=self.upper + by, slack=self.slack + by)
 
     def scaled(self, factor: float) -> End:
         """Return the end for factor · H, with a positive factor."""
-        size, slack = self.size * factor, self.slack * factor
-        return replace(self, lower=self.lower * factor, upper=self.upper * factor, size=size, slack=slack)
+        size, slack, found = self.size * factor, self.slack * factor, self.derivation
+        derivation = replace(
+            found,
+            inner=found.inner * factor,
+            inner_slack=found.inner_slack * factor,
+            outer_slack=found.outer_slack * factor,
+            factorisation_error=found.factorisation_error * factor,
+        )
+        lower, upper = self.lower * factor, self.upper * factor
+        return replace(self, lower=lower, upper=upper, size=size, slack=slack, derivation=derivation)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,10 @@ def wolkowicz_styan_within(t: Range, norm: Range, n: int) -> ExtremeBounds:
         ValueError: if n < 1.
     """
     if n == 1:
-        return ExtremeBounds(t[0], t[1], t[0], t[1])
+        # The ends of t's range were rounded to the nearest.
+        slack = 8 * UNIT * max(abs(t[0]), abs(t[1]))
+        least, most = t[0] - slack, t[1] + slack
+        return ExtremeBounds(least, most, least, most)
     # Near 1, so that no square leaves the range of numbers.
     exponent = math.frexp(max(norm[1], abs(t[0]), abs(t[1])))[1]
     t = math.ldexp(t[0], -exponent), math.ldexp(t[1], -exponent)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from wsb_engine.errors import BatchError, ModelError
+from wsb_engine.errors import BatchError, ModelError, OptionsError
 from wsb_engine.formats import foreign
 from wsb_engine.formats.archives import NotAnArchiveError, member_names
 from wsb_engine.formats.commands import SAVE_PT2, TO_ONNX
@@ -62,6 +62,31 @@ def model_format(source: bytes | Path) -> ModelFormat:
             raise other
         require_onnx(file, size)
         return "onnx"
+
+
+def state_format(source: bytes | Path) -> Literal["safetensors"]:
+    """Tell that a file may be the state of an optimizer.
+
+    Raises:
+        OptionsError: ``optimizer_state_invalid`` if it is no .safetensors file. Details have ``truncated`` if it ends
+            too early.
+    """
+    with _opened(source) as file:
+        size, head = file.seek(0, os.SEEK_END), _head(file)
+    length = int.from_bytes(head[:8], "little")
+    advice = "Save the state with safetensors, as the guide to the API shows."
+    if head[8:9] != b"{" or not 2 <= length <= SAFETENSORS_HEADER_BYTES:
+        raise OptionsError(
+            "the optimizer's state is no .safetensors file", code="optimizer_state_invalid", advice=advice
+        )
+    if 8 + length > size:
+        raise OptionsError(
+            "the optimizer's state ends within its header",
+            code="optimizer_state_invalid",
+            advice=advice,
+            truncated=True,
+        )
+    return "safetensors"
 
 
 def batch_format(source: bytes | Path) -> BatchFormat:

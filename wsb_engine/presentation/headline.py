@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from wsb_engine.presentation import bounds, wording
+from wsb_engine.presentation import bounds, scaling, wording
 from wsb_engine.presentation.numbers import at_least, at_most, certain, ends, exact, number, percent, rounded
 from wsb_engine.presentation.text import name
 from wsb_engine.report import CertifiedInterval, Interval, Report
@@ -51,11 +51,13 @@ class Yardstick:
 
 
 def headline(report: Report, yardstick: Yardstick | None = None) -> Headline:
-    """Choose the words: against 2/η, else against another report, else what dominates the curvature."""
+    """Choose the words: on the optimizer, else against 2/η, else another report, else what dominates the curvature."""
     yardstick = yardstick or Yardstick()
     if wording.doubts(report):
         return Headline(_value(report), wording.UNRELIABLE)
     found = None if report.lambda_max is None else report.lambda_max.interval
+    if report.optimizer is not None:
+        return Headline(_value(report), scaling.sentence(report.optimizer))
     if found is not None and yardstick.learning_rate is not None:
         return Headline(_value(report), _stability(found, yardstick.learning_rate))
     if found is not None and yardstick.reference is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import NamedTuple
 
-from wsb_engine.presentation import bounds, local, population
+from wsb_engine.optimizer import Optimizer
+from wsb_engine.presentation import bounds, local, population, scaling
 from wsb_engine.presentation.numbers import interval, middle, number, percent
 from wsb_engine.presentation.text import cut, name
 from wsb_engine.report import CertifiedInterval, Citation, Enclosure, NamedBound, Report, ReportWarning
@@ -168,7 +170,8 @@ def curvature(report: Report) -> list[Quantity]:
         note = f"{report.spectrum.method} spectrum"
         rows.append(Quantity("Largest eigenvalue", number(report.largest_eigenvalue, 10), note))
     rows += [Quantity(*each) for each in population.quantities(report)]
-    return rows + _moments(report) + [Quantity(*row) for row in local.quantities(report)]
+    rows += _moments(report)
+    return rows + [Quantity(*row) for row in (*scaling.rows(report), *local.quantities(report))]
 
 
 def fit(report: Report) -> list[Quantity]:
@@ -214,7 +217,20 @@ def command(report: Report) -> str:
         words += ["--density"] if spectrum.density is not None else []
     if report.population is not None:
         words += ["--population", repr(report.population.confidence)]
-    return shlex.join([*words, *_local_flags(report), *_loss_flags(report)])
+    return shlex.join([*words, *_local_flags(report), *_loss_flags(report), *_scaling_flags(report)])
+
+
+def _scaling_flags(report: Report) -> list[str]:
+    words = [] if report.scaled is None else ["--scaling", report.scaled.scaling]
+    steps = report.optimizer
+    if steps is not None:
+        defaults = {name: field.default for name, field in Optimizer.model_fields.items()} | {
+            "betas": list(Optimizer.model_fields["betas"].default)
+        }
+        given = {"kind": steps.kind, "learning_rate": steps.learning_rate, **steps.settings.model_dump(mode="json")}
+        words += ["--optimizer", json.dumps({name: value for name, value in given.items() if value != defaults[name]})]
+        words += ["--optimizer-state", "STATE"] if steps.kind != "sgd" else []
+    return words
 
 
 def _local_flags(report: Report) -> list[str]:

@@ -20,6 +20,17 @@ from wsb_engine.report.curvature import (
     Rounding,
     SampleShare,
     SpectrumResult,
+    StoppedBy,
+)
+from wsb_engine.report.evidence import (
+    Continued,
+    EnclosureDerivation,
+    EndDerivation,
+    Evidence,
+    Machine,
+    ProbeTerms,
+    RoundingTerms,
+    Theorem,
 )
 from wsb_engine.report.fields import MAX_BLOCKS, MAX_STEPS, CertifiedInterval, Interval, Kind
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model, Parameters, ParameterTensor, Parity
@@ -35,6 +46,7 @@ from wsb_engine.report.local import (
 )
 from wsb_engine.report.population import Population, RowCurvature
 from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
+from wsb_engine.report.scaling import OptimizerSettings, Scaled, StableSteps
 
 __all__ = [
     "MAX_BLOCKS",
@@ -48,12 +60,16 @@ __all__ = [
     "Check",
     "Citation",
     "ClassCurvature",
+    "Continued",
     "Density",
     "Eigenvector",
     "Enclosure",
+    "EnclosureDerivation",
     "EnclosureStep",
+    "EndDerivation",
     "Engine",
     "Epsilon",
+    "Evidence",
     "ExtremeBounds",
     "GaussNewton",
     "GroupCurvature",
@@ -62,22 +78,30 @@ __all__ = [
     "LayerCurvature",
     "LayerShare",
     "Loss",
+    "Machine",
     "Model",
     "Modelled",
     "Moments",
     "MomentsMethod",
     "NamedBound",
     "NegativeCurvature",
+    "OptimizerSettings",
     "Orthogonality",
     "ParameterTensor",
     "Parameters",
     "Parity",
     "Plot",
     "Population",
+    "ProbeTerms",
     "Report",
     "ReportWarning",
     "Rounding",
+    "RoundingTerms",
     "RowCurvature",
     "SampleShare",
+    "Scaled",
     "SpectrumResult",
+    "StableSteps",
+    "StoppedBy",
+    "Theorem",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from wsb_engine.report.evidence import EnclosureDerivation, ProbeTerms
 from wsb_engine.report.fields import (
     CertifiedInterval,
     Count,
@@ -35,6 +36,8 @@ class Moments(Part):
     gauss_newton_trace: float | None = None
     """tr G of the generalised Gauss-Newton matrix: the part of the trace that is the curvature of the loss; null if the
     Jacobians of the samples are too large."""
+    probes: ProbeTerms | None = None
+    """Null for other methods, and in reports before schema 1.7."""
 
 
 class ExtremeBounds(Part):
@@ -129,6 +132,8 @@ class Enclosure(Part):
     modelled: Modelled | None = None
     """Upper end of λ_max under a model of rounding, at the failure probability asked for: not certified. Null also if
     λ_max is enclosed with certainty."""
+    derivation: EnclosureDerivation | None = None
+    """Null in reports before schema 1.7."""
 
     @property
     def is_measured(self) -> bool:

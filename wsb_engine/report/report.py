@@ -16,10 +16,12 @@ from wsb_engine.report.curvature import (
     Orthogonality,
     SpectrumResult,
 )
+from wsb_engine.report.evidence import Evidence
 from wsb_engine.report.fields import MAX_BLOCKS, CertifiedInterval, Count, Few, Many, Message, Name, Part, Seconds
 from wsb_engine.report.inputs import BatchSummary, Engine, Loss, Model
 from wsb_engine.report.local import Alignment, ClassCurvature, GaussNewton, GroupCurvature
 from wsb_engine.report.population import Population
+from wsb_engine.report.scaling import Scaled, StableSteps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,14 +108,20 @@ class Report(Part):
     by perturbed or more precise models count as ``rounding``. Null in reports before schema 1.5."""
     citations: Few[Citation] | None = None
     """Sources of the theorems and methods used; null in reports before schema 1.6."""
+    evidence: Evidence | None = None
+    """What ``wsb verify`` needs to repeat the analysis; null in reports before schema 1.7."""
+    population: Population | None = None
+    """λ_max of the distribution that the rows come from, if it was asked for; null in reports before schema 1.7."""
+    scaled: Scaled | None = None
+    """Scaled sharpness; null unless ``scaling`` was asked for."""
+    optimizer: StableSteps | None = None
+    """Largest stable learning rate; null unless an ``optimizer`` was given."""
     groups: Few[GroupCurvature] | None = None
     """In the order of the option ``groups``; null without it, and as the next three in reports before schema 1.7."""
     classes: Few[ClassCurvature] | None = None
     """Those that have a weight, in the order of the logits; null unless ``classes`` is ``certified``."""
     gauss_newton: GaussNewton | None = None
     alignment: Alignment | None = None
-    population: Population | None = None
-    """λ_max of the distribution that the rows come from, if it was asked for; null in reports before schema 1.7."""
 
     @property
     def named_bounds(self) -> list[NamedBound]:

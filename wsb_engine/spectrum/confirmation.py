@@ -97,10 +97,10 @@ def confirm(enclosing: Enclosing, found: Enclosures, pairs: RitzPairs) -> tuple[
         excess = max(excess, residual - pairs.expected[i])
         length = float(torch.linalg.vector_norm(image))
         slack = enclosing.noise(end.how, lanczos.steps)[-1] + rounding.operator + _dot_rounding(lanczos, length)
-        lower = sign * dot(x, image) / dot(x, x) - slack
-        if lower > end.upper:
+        quotient = sign * dot(x, image) / dot(x, x)
+        if math.nextafter(quotient - slack, -math.inf) > end.upper:
             excess = math.inf
-        ends.append(replace(end, lower=min(lower, end.upper), upper=max(lower, end.upper)))
+        ends.append(_with_inner(end, quotient, slack))
     explained = RESIDUAL_MARGIN * (eta / pairs.shortest + noise)
     found = _with_ends(lanczos, found, ends[0], ends[1].mirrored)
     return found, RitzResidual(excess / norm, explained / norm) if norm else RitzResidual(0.0, 0.0)
@@ -114,10 +114,21 @@ def unconfirmed(enclosing: Enclosing, found: Enclosures) -> Enclosures:
     ends = []
     for sign, end in ((1, found.lambda_max), (-1, found.lambda_min.mirrored)):
         quotients = zip(lanczos.quotients, enclosing.noise(end.how, lanczos.steps), lanczos.norms, strict=True)
-        lower = max(sign * value - noise - _dot_rounding(lanczos, length) for value, noise, length in quotients)
-        lower -= rounding.operator
-        ends.append(replace(end, lower=min(lower, end.upper), upper=max(lower, end.upper)))
+        found_here = [
+            (sign * value, noise + _dot_rounding(lanczos, length) + rounding.operator)
+            for value, noise, length in quotients
+        ]
+        ends.append(_with_inner(end, *max(found_here, key=lambda pair: pair[0] - pair[1])))
     return _with_ends(lanczos, found, ends[0], ends[1].mirrored)
+
+
+def _with_inner(end: End, value: float, slack: float) -> End:
+    """Replace the inner end of an interval for λ_max; what lies above the outer end swaps places with it."""
+    lower, derivation = (
+        math.nextafter(value - slack, -math.inf),
+        replace(end.derivation, inner=value, inner_slack=slack),
+    )
+    return replace(end, lower=min(lower, end.upper), upper=max(lower, end.upper), derivation=derivation)
 
 
 def _with_ends(lanczos: Run, found: Enclosures, top: End, bottom: End) -> Enclosures:

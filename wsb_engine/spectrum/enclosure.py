@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from wsb_engine.bounds.bound import Range
-from wsb_engine.bounds.certificates import Enclosures, End, ExactMoments, Premises, StoppedBy
+from wsb_engine.bounds.certificates import Derivation, Enclosures, End, ExactMoments, Premises, StoppedBy, Theorem
 from wsb_engine.bounds.deflation import Remainder, bordered_eigenvalues, bordered_maximum, remainder
 from wsb_engine.bounds.lanczos_polynomial import Recurrence, bound_exceeds, largest_eigenvalue_bound
 from wsb_engine.bounds.rounding import How, Rounding
@@ -58,7 +58,7 @@ class Enclosing:
 
     def __init__(self, lanczos: Run, premises: Premises) -> None:
         self.lanczos, self.premises = lanczos, premises
-        self._limits: dict[_Bound, tuple[float, float]] = {}
+        self._limits: dict[_Bound, End] = {}
         self._widths: dict[_Bound, dict[int, float]] = {}
         self._slacks: dict[tuple[How, int], tuple[float, float]] = {}
         self._values: list[float] = []
@@ -188,9 +188,23 @@ class Enclosing:
 
     def _intersected(self, bound: _Bound, end: End) -> End:
         """Intersect the end with those of the same bound at earlier steps, which all hold together."""
-        lower, upper = self._limits.get(bound, (-math.inf, math.inf))
-        end = replace(end, lower=max(lower, end.lower), upper=min(upper, end.upper))
-        self._limits[bound] = end.lower, end.upper
+        before = self._limits.get(bound)
+        if before is not None:
+            earlier, derivation = before.derivation, end.derivation
+            if before.lower > end.lower:
+                derivation = replace(derivation, inner=earlier.inner, inner_slack=earlier.inner_slack)
+            # What may fail narrows nothing that can't.
+            if before.upper < end.upper and before.failure_probability <= end.failure_probability:
+                derivation = replace(
+                    derivation,
+                    theorem=earlier.theorem,
+                    steps=earlier.steps,
+                    outer_slack=earlier.outer_slack,
+                    factorisation_error=earlier.factorisation_error,
+                )
+                end = replace(end, upper=before.upper)
+            end = replace(end, lower=max(before.lower, end.lower), derivation=derivation)
+        self._limits[bound] = end
         self._widths.setdefault(bound, {})[self.lanczos.steps] = end.width
         return end
 
@@ -222,7 +236,9 @@ class Enclosing:
                 return lanczos.factorisation_error + noise, paige + self.premises.rounding.operator
             skew = 3 * lanczos.orthogonality(proven=how == "proven") * self._frobenius()
             eta = math.sqrt(2) * (lanczos.factorisation_error + noise + skew)
-            slack = eta + self.premises.rounding.operator + (lanczos.steps + 8) * UNIT * lanczos.norm_estimate
+            # Lest adding it to an end rounds inwards where it is larger than H.
+            slack = (eta + self.premises.rounding.operator) * (1 + 4 * UNIT)
+            slack += (lanczos.steps + 8) * UNIT * lanczos.norm_estimate
             self._slacks[how, lanczos.steps] = eta, slack
         return self._slacks[how, lanczos.steps]
 
@@ -243,14 +259,16 @@ class Enclosing:
         lanczos, premises = self.lanczos, self.premises
         if not isinstance(lanczos, Lanczos) or not (lanczos.exhausted or self._knows_moments):
             return None
-        largest, (_, slack) = self._largest(sign), self.slack(how)
+        largest, (eta, slack) = self._largest(sign), self.slack(how)
         rest = self._remainder(sign, how)
         may_fail = premises.rounding.failure_probability if rest is None else premises.deflation_risk
         bound = (
             largest if rest is None else bordered_maximum(sign * lanczos.tridiagonal, lanczos.betas[-1], rest.largest)
         )
         risk = premises.risk if may_fail else 0.0
-        return End(largest - slack, bound + slack, risk, self._size(sign), how, slack)
+        theorem: Theorem = "whole_space" if rest is None else "deflation"
+        derivation = Derivation(theorem, lanczos.steps, largest, slack, slack, eta)
+        return End(largest - slack, bound + slack, risk, self._size(sign), how, slack, derivation)
 
     def _remainder(self, sign: int, how: How) -> Remainder | None:
         """Bound the spectrum of ±(H + E) in the complement of the basis; None if that is empty, or without moments."""
@@ -283,11 +301,14 @@ class Enclosing:
         delta = self.premises.failure_probability if delta is None else delta
         near = None if lanczos.first_breakdown else largest
         bound = max(largest_eigenvalue_bound(recurrence, lanczos.parameters, delta, near=near), largest)
-        slack = self.slack(how)[1]
+        eta, slack = self.slack(how)
         risk = self.premises.risk - self.premises.failure_probability + delta
         # The bound already includes the errors of the recurrence.
         mean = (slack + rounding.operator) / 2
-        return End(largest - slack, bound + rounding.operator, risk, self._size(sign), how, mean)
+        steps = lanczos.first_breakdown or lanczos.steps
+        derivation = Derivation("start_vector", steps, largest, slack, rounding.operator, eta, delta)
+        upper = math.nextafter(bound + rounding.operator, math.inf)
+        return End(largest - slack, upper, risk, self._size(sign), how, mean, derivation)
 
     def _recurrence(self, sign: int, how: How) -> Recurrence:
         """Return the recurrence of ±H up to the first breakdown."""
@@ -388,6 +409,9 @@ def finish(enclosing: Enclosing, found: Enclosures, rounding: Rounding) -> tuple
         top = enclosing.raised(1, top)
     if enclosing.premises.both and bottom.width <= FLOOR_MARGIN * enclosing.floor(-1, bottom):
         bottom = enclosing.raised(-1, bottom)
+    if top.derivation.theorem != "start_vector":
+        # In float32 such an end may fail too, but not for the overlap of the start vector.
+        floor = 2 * top.slack
     relative = floor / top.size if top.size and math.isfinite(floor) else None
     modelled = enclosing.modelled(found.lambda_max)
     return enclosing, replace(found, lambda_max=top, lambda_min=bottom.mirrored, floor=relative, modelled=modelled)

@@ -36,6 +36,13 @@ class Probed:
     frobenius_squared: float
     """Upper bound on ‖H‖_F², except with the failure probability."""
     failure_probability: float
+    count: int
+    steps: int
+    """Lanczos steps before them."""
+    mean_square: float
+    """Q."""
+    factorisation_error: float
+    """η."""
 
 
 def probe_count(failure_probability: float) -> int:
@@ -79,7 +86,8 @@ def probe(
         forms[i] = g @ image
         progress((i + 1) / probes, lanczos.steps + i + 1)
     T, beta = lanczos.tridiagonal, lanczos.betas[-1] if lanczos.steps else 0.0
-    rest = float(squares.mean()) / frobenius_factor(probes, failure_probability)
+    mean_square = float(squares.mean())
+    rest = mean_square / frobenius_factor(probes, failure_probability)
     noise = math.sqrt(lanczos.steps) * max(lanczos.product_rounding(), default=0.0)
     eta = math.sqrt(2) * (lanczos.factorisation_error + noise)
     whole = math.sqrt(float(T.square().sum()) + 2 * beta * beta + rest) + eta
@@ -89,4 +97,8 @@ def probe(
         trace_error=float(forms.std()) / math.sqrt(probes) / sigma,
         frobenius_squared=(whole / sigma) * (whole / sigma),
         failure_probability=failure_probability,
+        count=probes,
+        steps=lanczos.steps,
+        mean_square=mean_square / sigma / sigma,
+        factorisation_error=eta / sigma,
     )

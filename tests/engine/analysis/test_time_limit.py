@@ -124,7 +124,7 @@ def test_in_single_precision_too() -> None:
 def test_a_proof_that_takes_too_long_becomes_a_measurement(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "proven" in str(analysed(perceptron(), 1000).enclosure)
 
-    def slow(net: Network, source: TileSource, weights: Tensor, *, memory: int) -> None:
+    def slow(net: Network, source: TileSource, weights: Tensor, *, memory: int, scales: object) -> None:
         for row in range(len(weights)):
             source(row, row + 1)
             clock.products += 30

@@ -1,4 +1,4 @@
-"""How the gradient lies to directions of curvature, and in which layers these live (mathematics.md, section 13)."""
+"""How the gradient lies to directions of curvature, and in which layers these live (mathematics.md, section 15)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certified ends of symmetric operators other than H, by the bounds of the enclosure (mathematics.md, section 13)."""
+"""Certified ends of symmetric operators other than H, by the bounds of the enclosure (mathematics.md, section 15)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Gauss-Newton matrix G of an analysis: its spectrum, λ_max(G) and ‖H − G‖ (mathematics.md, section 13)."""
+"""The Gauss-Newton matrix G of an analysis: its spectrum, λ_max(G) and ‖H − G‖ (mathematics.md, section 15)."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ two or three products.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from wsb_engine.curvature.closed_form.layout import Layout, triangle
 from wsb_engine.curvature.closed_form.mlp import Layer, Network, Passes, forward_backward
+from wsb_engine.curvature.closed_form.scales import LayerScale
 from wsb_engine.curvature.closed_form.sums import TileSource
 from wsb_engine.curvature.losses.base import ELEMENTARY, UNIT, LossRounding
 
@@ -35,6 +36,8 @@ ENTRIES = 1 << 22
 """Most entries of a tile: samples times the widest layer."""
 OF_INPUTS, OF_OUTPUTS = 6, 40
 """Arrays of the size of a tile's inputs, and of the outputs of all its layers, that are held at once."""
+SCALING = 8
+"""Roundings that multiplying by D on both sides adds to a product, with room for those of the closed form's factors."""
 INFLATION = 1 + 1e-8
 """Covers the rounding of the radii: sums of some thousand terms that are not negative."""
 
@@ -125,14 +128,22 @@ _RULES: dict[str, _Rule] = {"identity": _identity, "tanh": _tanh, "sigmoid": _si
 """Activations whose φ′ has no zeros."""
 
 
-def running_error(net: Network, source: TileSource, weights: Tensor, *, memory: int) -> RunningError | None:
-    """Bound the rounding errors of H, by one pass over the samples.
+def running_error(
+    net: Network,
+    source: TileSource,
+    weights: Tensor,
+    *,
+    memory: int,
+    scales: Sequence[LayerScale] | None = None,
+) -> RunningError | None:
+    """Bound the rounding errors of H, or of D H D, by one pass over the samples.
 
     Args:
         net: The network, in float64.
         source: Gives tiles of a_0, exact, and targets.
         weights: (N,) float64, of sum 1.
         memory: Bytes to work in; a tile has one sample at least.
+        scales: D of D H D, layer by layer; None for H. Every row of a layer then has a norm of its part of D ã.
 
     Returns:
         None if no radii are known for an activation or the loss, or in float32.
@@ -146,7 +157,7 @@ def running_error(net: Network, source: TileSource, weights: Tensor, *, memory: 
     operator, absolute = 0.0, 0.0
     for start in range(0, samples, rows):
         a0, y = source(start, min(start + rows, samples))
-        sample = _Sample(net, forward_backward(net, a0, y))
+        sample = _Sample(net, forward_backward(net, a0, y), scales)
         bounds = sample.passes.loss.rounding(sample.passes.z, y.double(), sample.rz)
         if bounds is None:
             return None
@@ -155,6 +166,7 @@ def running_error(net: Network, source: TileSource, weights: Tensor, *, memory: 
         operator += float((w * radius).sum())
         absolute += float((w * size).sum())
     chain = sum(layer.d_in + layer.d_out + 8 for layer in net.layers) + 2 * net.classes + samples + 40
+    chain += 0 if scales is None else SCALING
     # The weights are quotients by sums of N numbers.
     divided = gamma(net.loss.sums * samples + 4) * absolute
     return RunningError(_upwards(operator + divided), _upwards(absolute), chain)
@@ -167,8 +179,9 @@ def _upwards(value: float) -> float:
 class _Sample:
     """Radii of some samples, one row per sample."""
 
-    def __init__(self, net: Network, passes: Passes) -> None:
+    def __init__(self, net: Network, passes: Passes, scales: Sequence[LayerScale] | None) -> None:
         self.net, self.passes = net, passes
+        self._squares = None if scales is None else [_Squares.of(scale) for scale in scales]
         self._forward()
 
     def errors(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:
@@ -202,8 +215,8 @@ class _Sample:
                 rho, rrho = self._rows(layer, l)
             self.rho.append(rho)
             self.rrho.append(rrho)
-            self.own.append(_own_norm(layer, a.abs() + ra))
-            self.rown.append(_norm(ra) * layer.learns_weight)
+            self.own.append(self._own_norm(layer, l, a.abs() + ra))
+            self.rown.append(self._weighted_norm(layer, l, ra))
             if l == len(net.activations):
                 self.rz = rh
                 return
@@ -219,11 +232,10 @@ class _Sample:
         """Return ρ of layer l, and the radius of its rows below their own block."""
         W, squares = layer.W.abs(), layer.W.square()
         first, rfirst = self.first[l - 1], self.rfirst[l - 1]
-        own, rown = self.own[l - 1].unsqueeze(1), self.rown[l - 1].unsqueeze(1)
+        own, rown = self.own[l - 1], self.rown[l - 1]
         below, rbelow = self.rho[l - 1], self.rrho[l - 1]
-        spread = (first.square() @ squares.T).sqrt()
-        rho = own * spread + (first * below) @ W.T
-        moved = rown * spread + own * (rfirst.square() @ squares.T).sqrt()
+        rho = _spread(own, first, squares) + (first * below) @ W.T
+        moved = _spread(rown, first, squares) + _spread(own, rfirst, squares)
         return rho, moved + (rfirst * below + first * rbelow) @ W.T
 
     def _backward(self, bounds: LossRounding) -> None:
@@ -249,8 +261,8 @@ class _Sample:
 
     def _top(self, bounds: LossRounding) -> tuple[Tensor, Tensor]:
         """Return the radius and the size of J_Lᵀ S J_L."""
-        R = (self.own[-1].square().unsqueeze(1) + self.rho[-1].square()).sqrt()
-        dR = self.rown[-1].unsqueeze(1) + self.rrho[-1]
+        R = (self.own[-1].square() + self.rho[-1].square()).sqrt()
+        dR = self.rown[-1] + self.rrho[-1]
         size, moved = bounds.norm(R, R), 2 * bounds.norm(dR, R)
         grown, total = 1 + bounds.curvature, self.net.scale * bounds.total
         return total * (bounds.curvature * size + grown * moved), total * grown * size
@@ -259,27 +271,73 @@ class _Sample:
         """Return the radius and the size of J_lᵀ diag(b_l) J_l, by blocks of own and lower parameters."""
         b, rb, rho, rrho = self.bend[l], self.rbend[l], self.rho[l], self.rrho[l]
         own, rown = self.own[l], self.rown[l]
-        size = own.square() * _norm(b) + 2 * own * _norm(b * rho) + (b * rho.square()).sum(dim=1)
-        radius = own.square() * _norm(rb) + 2 * own * rown * _norm(b)
-        radius = radius + 2 * (own * (_norm(rb * rho) + _norm(b * rrho)) + rown * _norm(b * rho))
+        size = _times(own.square(), b) + 2 * _times(own, b * rho) + (b * rho.square()).sum(dim=1)
+        radius = _times(own.square(), rb) + 2 * _times(own * rown, b)
+        radius = radius + 2 * (_times(own, rb * rho, b * rrho) + _times(rown, b * rho))
         return radius + (rb * rho.square() + 2 * b * rho * rrho).sum(dim=1), size
 
     def _mixed(self, l: int) -> tuple[Tensor, Tensor]:
         """Return the radius and the size of T_l."""
         first, rfirst = self.first[l - 1], self.rfirst[l - 1]
-        R = (self.own[l - 1].square().unsqueeze(1) + self.rho[l - 1].square()).sqrt()
-        jacobian = _norm(first * R)
-        dR = self.rown[l - 1].unsqueeze(1) + self.rrho[l - 1]
-        moved = _norm(rfirst * R) + _norm(first * dR)
-        delta, rdelta = _norm(self.delta[l]), _norm(self.rdelta[l])
-        return rdelta * jacobian + delta * moved, delta * jacobian
+        R = (self.own[l - 1].square() + self.rho[l - 1].square()).sqrt()
+        dR = self.rown[l - 1] + self.rrho[l - 1]
+        delta, rdelta = self._column_norm(l, self.delta[l]), self._column_norm(l, self.rdelta[l])
+        moved = _times(delta, rfirst * R, first * dR)
+        return _times(rdelta, first * R) + moved, _times(delta, first * R)
+
+    def _own_norm(self, layer: Layer, l: int, a: Tensor) -> Tensor:
+        """Return ‖ã‖ of what each row of the layer learns: (B, 1) if it is the same for all of them, else (B, d)."""
+        if self._squares is None:
+            learned = a.square().sum(dim=1) * layer.learns_weight + float(layer.learns_bias)
+            return learned.sqrt().unsqueeze(1)
+        scale = self._squares[l]
+        return (_rows_of(scale.W, a.square(), layer.d_out) + (0 if scale.b is None else scale.b)).sqrt()
+
+    def _weighted_norm(self, layer: Layer, l: int, a: Tensor) -> Tensor:
+        """Return the same of the weights alone."""
+        if self._squares is None:
+            return (_norm(a) * layer.learns_weight).unsqueeze(1)
+        return _rows_of(self._squares[l].W, a.square(), layer.d_out).sqrt()
+
+    def _column_norm(self, l: int, delta: Tensor) -> Tensor:
+        """Return ‖δ‖ as each column of the layer's weights meets it: (B, 1), or (B, d_in)."""
+        if self._squares is None:
+            return _norm(delta).unsqueeze(1)
+        squares = self._squares[l].W
+        return _rows_of(None if squares is None else squares.T, delta.square(), self.net.layers[l].d_in).sqrt()
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """Squares of the scales of one layer."""
+
+    W: Tensor | None
+    b: Tensor | None
+
+    @classmethod
+    def of(cls, scale: LayerScale) -> _Squares:
+        return cls(*(None if each is None else each.square() for each in (scale.W, scale.b)))
+
+
+def _rows_of(squares: Tensor | None, x: Tensor, width: int) -> Tensor:
+    """Return x Sᵀ, (B, width); 0 without S."""
+    return x.new_zeros(len(x), width) if squares is None else x @ squares.T
+
+
+def _spread(own: Tensor, first: Tensor, squares: Tensor) -> Tensor:
+    """Return √(Σ_j W[i,j]² first[j]² own[j]²), (B, d)."""
+    if own.shape[1] == 1:
+        return own * (first.square() @ squares.T).sqrt()
+    return ((own * first).square() @ squares.T).sqrt()
+
+
+def _times(own: Tensor, *factors: Tensor) -> Tensor:
+    """Return Σ ‖own ⊙ x‖ over the factors x, (B,)."""
+    if own.shape[1] == 1:
+        return own.squeeze(1) * sum((_norm(x) for x in factors[1:]), _norm(factors[0]))
+    return sum((_norm(own * x) for x in factors[1:]), _norm(own * factors[0]))
 
 
 def _norm(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=1)
     return norm
-
-
-def _own_norm(layer: Layer, a: Tensor) -> Tensor:
-    """Return ‖ã‖ of what the layer learns, (B,)."""
-    return (a.square().sum(dim=1) * layer.learns_weight + float(layer.learns_bias)).sqrt()

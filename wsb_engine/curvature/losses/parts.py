@@ -1,4 +1,4 @@
-"""A loss in two parts: what makes the Gauss-Newton matrix G, and what makes the rest of H (mathematics.md, section 13).
+"""A loss in two parts: what makes the Gauss-Newton matrix G, and what makes the rest of H (mathematics.md, section 15).
 
 At the logits z₀ that a model gives, ℓ has the same gradient g and curvature S as ⟨g, z⟩ + ½ (z − z₀)ᵀS(z − z₀). H is
 linear in g and S: the second term makes G = Σ w JᵀSJ, the first H − G = Σ w Σ_c g_c ∇²z_c.

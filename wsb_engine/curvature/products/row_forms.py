@@ -74,7 +74,7 @@ def _along(objective: Objective, direction: Tensors, rows: Tensor) -> Tensor:
 
     def curvature(weights: Tensor) -> Tensor:
         gradient = grad(partial(objective.value, chunk=chunk._replace(weights=weights)))
-        _, along = jvp(gradient, (point,), (direction,))
+        along: Tensors = jvp(gradient, (point,), (direction,))[1]
         return torch.stack([(along[name] * part).sum(dtype=torch.float64) for name, part in direction.items()]).sum()
 
     with FORWARD_MODE:
