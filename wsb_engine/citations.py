@@ -163,11 +163,11 @@ def _adaptive_sharpness(report: Report) -> list[str]:
 
 
 def _edge(report: Report) -> list[str]:
-    return ["optimizer"] if report.optimizer is not None and not report.optimizer.settings.needs_state else []
+    return ["optimizer"] if report.optimizer is not None and report.optimizer.kind == "sgd" else []
 
 
 def _adaptive_edge(report: Report) -> list[str]:
-    return ["optimizer"] if report.optimizer is not None and report.optimizer.settings.needs_state else []
+    return ["optimizer"] if report.optimizer is not None and report.optimizer.kind != "sgd" else []
 
 
 SOURCES = (

@@ -144,8 +144,8 @@ def _measured(report: Report, metric: str) -> Known | None:
             return None
         if document is None:
             return None
-    certified = isinstance(parent, dict) and {"lower", "upper", "kind"} <= set(parent)
-    if certified and parts[-1] in ("lower", "upper"):
+    is_end = parts[-1] in ("lower", "upper")
+    if is_end and isinstance(parent, dict) and {"lower", "upper", "kind"} <= set(parent):
         return Known(_exact(parent["lower"]), _exact(parent["upper"]), float(document), True)
     if isinstance(document, dict):
         return Known(_exact(document["lower"]), _exact(document["upper"]), None, True)
