@@ -130,7 +130,8 @@ def _measured(report: Report, metric: str) -> Known | None:
         low, high = factor * _exact(closest.interval.lower), factor * _exact(closest.interval.upper)
         return Known(low, high, rounded(high), True)
     document: Any = report.model_dump(mode="json")
-    parts, parent = metric.split("."), None
+    parent: Any = None
+    parts = metric.split(".")
     if parts[0] == "bounds_list":
         document["bounds_list"] = {each.name: each.model_dump() for each in reversed(report.named_bounds)}
     for part in parts:
