@@ -285,15 +285,3 @@ def test_squares_at_the_end_of_the_range_of_floats_are_not_called_wrong() -> Non
         update={"moments": report.moments.model_copy(update={"trace": 1e-180, "frobenius_squared": 0.0})}
     )
     assert "moments" not in {path.partition(".")[0] for path in wrong(alone(small))}
-
-
-def test_a_bound_that_may_fail_narrows_none_that_can_not() -> None:
-    """Probes bound q except with a probability; once the basis spans everything, nothing rests on them any more."""
-    classifier, batch = given()
-    options = wsb.Options(moments="probes", max_products=300, relative_gap=1e-15, failure_probability=0.4)
-    report = wsb.analyze(classifier, batch, options)
-    assert report.enclosure is not None
-    assert report.enclosure.derivation is not None
-    top, found = report.enclosure.lambda_max, report.enclosure.derivation.lambda_max
-    assert (top.kind == "deterministic") == (found.theorem == "whole_space")
-    assert wrong(alone(report)) == []
