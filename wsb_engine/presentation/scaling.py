@@ -7,7 +7,17 @@ from typing import NamedTuple
 from wsb_engine.presentation.numbers import at_least, at_most, exact, interval, number, rounded
 from wsb_engine.report import CertifiedInterval, Report, Rounding, StableSteps
 
-_NAMES = {"sgd": "gradient descent", "adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "rmsprop": "RMSProp"}
+_DESCENT, _ADAM = "gradient descent", "Adam"
+_NAMES = {
+    "sgd": _DESCENT,
+    "momentum": _DESCENT,
+    "nesterov": _DESCENT,
+    "adam": _ADAM,
+    "amsgrad": _ADAM,
+    "adamw": "AdamW",
+    "nadam": "NAdam",
+    "rmsprop": "RMSProp",
+}
 _LARGE = 1e300
 """Rates beyond this stand for no limit."""
 

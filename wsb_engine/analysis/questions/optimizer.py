@@ -138,9 +138,9 @@ def _limit(optimizer: Optimizer, step: int | None) -> float:
     """Return the largest ηλ without decoupled weight decay (Cohen et al., arXiv 2103.00065 and 2207.14484)."""
     beta = optimizer.momentum
     match optimizer.kind:
-        case "sgd" if optimizer.nesterov:
+        case "sgd" | "nesterov" if optimizer.nesterov:
             return 2 * (1 + beta) / (1 + 2 * beta)
-        case "sgd":
+        case "sgd" | "momentum":
             return 2 * (1 + beta) / (1 - optimizer.dampening)
         case "rmsprop":
             return 2 * (1 + beta)
