@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from wsb_engine.bounds.wolkowicz_styan import WOLKOWICZ_STYAN
+from wsb_engine.optimizer import DESCENT
 from wsb_engine.report import Citation, Enclosure, Kind, Report
 
 
@@ -163,11 +164,11 @@ def _adaptive_sharpness(report: Report) -> list[str]:
 
 
 def _edge(report: Report) -> list[str]:
-    return ["optimizer"] if report.optimizer is not None and not report.optimizer.settings.needs_state else []
+    return ["optimizer"] if report.optimizer is not None and report.optimizer.kind in DESCENT else []
 
 
 def _adaptive_edge(report: Report) -> list[str]:
-    return ["optimizer"] if report.optimizer is not None and report.optimizer.settings.needs_state else []
+    return ["optimizer"] if report.optimizer is not None and report.optimizer.kind not in DESCENT else []
 
 
 SOURCES = (

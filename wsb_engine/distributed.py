@@ -33,10 +33,10 @@ from wsb_engine.batch import Batch
 from wsb_engine.curvature.team import Multiply, Task, Team
 from wsb_engine.errors import EngineError, OptionsError, ResourceError
 from wsb_engine.model import Classifier
+from wsb_engine.optimizer_state import StateSource
 from wsb_engine.options import Options
 from wsb_engine.progress import Decided, ProgressCallback
 from wsb_engine.report import Report, ReportWarning
-from wsb_engine.sources.optimizer_state import StateSource
 from wsb_engine.version import __version__
 
 

@@ -7,8 +7,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-OptimizerKind = Literal["sgd", "adam", "adamw", "nadam", "rmsprop"]
-"""Classes of ``torch.optim`` in lower case."""
+OptimizerKind = Literal["sgd", "momentum", "nesterov", "adam", "amsgrad", "adamw", "nadam", "rmsprop"]
+"""Classes of ``torch.optim`` in lower case; ``momentum`` and ``nesterov`` are SGD, ``amsgrad`` is Adam."""
+DESCENT = ("sgd", "momentum", "nesterov")
+"""Kinds whose steps are not scaled."""
+IMPLIED = {"nesterov": "nesterov", "amsgrad": "amsgrad"}
+"""Settings that a kind turns on."""
 
 STATE = r"^sha256:[0-9a-f]{64}$"
 LARGEST = 1e100
@@ -16,7 +20,10 @@ LARGEST = 1e100
 
 _FIELDS: dict[str, frozenset[str]] = {
     "sgd": frozenset({"momentum", "dampening", "nesterov"}),
+    "momentum": frozenset({"momentum", "dampening"}),
+    "nesterov": frozenset({"momentum", "nesterov"}),
     "adam": frozenset({"betas", "eps", "amsgrad", "state"}),
+    "amsgrad": frozenset({"betas", "eps", "amsgrad", "state"}),
     "adamw": frozenset({"betas", "eps", "amsgrad", "state"}),
     "nadam": frozenset({"betas", "eps", "momentum_decay", "state"}),
     "rmsprop": frozenset({"momentum", "eps", "state"}),
@@ -53,11 +60,13 @@ class Optimizer(BaseModel):
         json_schema_extra={"description": "Optimizer of the training."},
     )
 
-    kind: OptimizerKind = Field(description="Class of torch.optim, in lower case.")
+    kind: OptimizerKind = Field(
+        description="Class of torch.optim, in lower case; momentum and nesterov are SGD, amsgrad is Adam."
+    )
     learning_rate: float | None = Field(
         None, gt=0, le=LARGEST, description="Learning rate, to compare with the largest stable one."
     )
-    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd and rmsprop.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd and rmsprop; momentum and nesterov need it.")
     dampening: float = Field(0.0, ge=0, lt=1, description="Dampening of sgd's momentum.")
     nesterov: bool = Field(False, description="Nesterov's momentum, of sgd.")
     weight_decay: float = Field(
@@ -84,13 +93,13 @@ class Optimizer(BaseModel):
     def _known(cls, given: Any) -> Any:
         kind, known = given.get("kind") if isinstance(given, dict) else None, get_args(OptimizerKind)
         if isinstance(kind, str) and kind not in known:
-            advice = " For AMSGrad, set amsgrad of adam to true." if kind.lower() == "amsgrad" else ""
             raise PydanticCustomError(
                 "optimizer_unsupported",
-                "no largest stable learning rate is known for the optimizer {kind}; kinds are {known}.{advice}",
-                {"kind": repr(kind[:40]), "known": ", ".join(known), "advice": advice},
+                "no largest stable learning rate is known for the optimizer {kind}; kinds are {known}",
+                {"kind": repr(kind[:40]), "known": ", ".join(known)},
             )
-        return given
+        setting = IMPLIED.get(str(kind))
+        return given if setting is None else {setting: True, **given}
 
     @model_validator(mode="after")
     def _consistent(self) -> Optimizer:
@@ -105,6 +114,13 @@ class Optimizer(BaseModel):
                 "{kind} has no {names}; leave it out",
                 {"kind": self.kind, "names": ", ".join(foreign)},
             )
+        setting = IMPLIED.get(self.kind)
+        if setting is not None and not getattr(self, setting):
+            raise PydanticCustomError(
+                "optimizer_setting_foreign", "{kind} has {kind}: leave it out, or set it to true", {"kind": self.kind}
+            )
+        if self.kind == "momentum" and self.momentum == 0:
+            raise PydanticCustomError("optimizer_setting_missing", "momentum needs the setting momentum, such as 0.9")
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise PydanticCustomError(
                 "optimizer_unsupported", "Nesterov's momentum needs a momentum and no dampening, as in torch"
@@ -118,7 +134,7 @@ class Optimizer(BaseModel):
     @property
     def needs_state(self) -> bool:
         """True if steps are scaled by second moments."""
-        return self.kind != "sgd"
+        return self.kind not in DESCENT
 
     @property
     def decouples(self) -> bool:

@@ -264,8 +264,9 @@ class Options(BaseModel):
     )
     optimizer: Annotated[Optimizer, BeforeValidator(_as_object)] | None = Field(
         None,
-        description="Optimizer of the training, as JSON: its kind (sgd, adam, adamw, nadam, rmsprop) and settings by "
-        "torch's names. Set it for the largest stable learning rate; all but sgd need their state.",
+        description="Optimizer of the training, as JSON: its kind (sgd, momentum, nesterov, adam, amsgrad, adamw, "
+        "nadam, rmsprop) and settings by torch's names. Set it for the largest stable learning rate; all but the first "
+        "three need their state.",
     )
     layers: Detail = Field(
         "summary",

@@ -80,9 +80,9 @@ def _flag(name: str) -> inspect.Parameter:
     if is_list(kind):
         kind, default = list[str], list(default or ())
     elif type(None) in get_args(kind):
-        kind = next(part for part in get_args(kind) if part is not type(None))
+        inner = next(part for part in get_args(kind) if part is not type(None))
         # An option of several settings is JSON.
-        kind = (str if is_object(kind) else kind) | None
+        kind = str | None if is_object(inner) else inner | None
     names = [f"--{_kebab(name)}"]
     if kind is bool:
         names = [f"{names[0]}/--no-{_kebab(name)}"]

@@ -15,8 +15,6 @@ NAMED_TENSORS = 5
 """Most tensors that a difference names."""
 NAMED_NUMBERS = 20
 """Most numbers of a list that a difference spells out."""
-CHANGING = {"learning_rate", "state"}
-"""Settings of an optimizer that change along a training."""
 LOSS_SETTINGS = ("kind", "label_smoothing", "class_weights", "pos_weight", "ignore_index", "focal_gamma")
 """What makes a loss another one."""
 
@@ -49,13 +47,13 @@ def _differences(metrics: Sequence[str], report: Report, baseline: Report) -> It
     if about_population and report.population is not None and baseline.population is not None:
         levels = report.population.confidence, baseline.population.confidence
         pairs.append(("method", "population.confidence", *levels))
-    if any(metric.startswith("scaled.") for metric in metrics) and report.scaled and baseline.scaled:
+    scaled = any(metric.startswith("scaled.") for metric in metrics)
+    if scaled and report.scaled is not None and baseline.scaled is not None:
         pairs.append(("method", "scaled.scaling", report.scaled.scaling, baseline.scaled.scaling))
-    if any(metric.startswith("optimizer.") for metric in metrics) and report.optimizer and baseline.optimizer:
-        ours, theirs = (
-            each.settings.model_dump(mode="json", exclude=CHANGING) for each in (report.optimizer, baseline.optimizer)
-        )
-        pairs.append(("method", "optimizer.settings", ours, theirs))
+    first, second = report.optimizer, baseline.optimizer
+    if any(metric.startswith("optimizer.") for metric in metrics) and first is not None and second is not None:
+        settings = (first.settings.model_dump(mode="json"), second.settings.model_dump(mode="json"))
+        pairs += [("method", "optimizer.kind", first.kind, second.kind), ("method", "optimizer.settings", *settings)]
     pairs += [
         ("parameters", "model.parameters.count", report.model.parameters.count, baseline.model.parameters.count),
         ("parameters", "model.parameters.tensors", *_tensors(report, baseline)),

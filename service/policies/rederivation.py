@@ -130,7 +130,8 @@ def _measured(report: Report, metric: str) -> Known | None:
         low, high = factor * _exact(closest.interval.lower), factor * _exact(closest.interval.upper)
         return Known(low, high, rounded(high), True)
     document: Any = report.model_dump(mode="json")
-    parts, parent = metric.split("."), None
+    parent: Any = None
+    parts = metric.split(".")
     if parts[0] == "bounds_list":
         document["bounds_list"] = {each.name: each.model_dump() for each in reversed(report.named_bounds)}
     for part in parts:
@@ -143,8 +144,8 @@ def _measured(report: Report, metric: str) -> Known | None:
             return None
         if document is None:
             return None
-    certified = isinstance(parent, dict) and {"lower", "upper", "kind"} <= set(parent)
-    if certified and parts[-1] in ("lower", "upper"):
+    is_end = parts[-1] in ("lower", "upper")
+    if is_end and isinstance(parent, dict) and {"lower", "upper", "kind"} <= set(parent):
         return Known(_exact(parent["lower"]), _exact(parent["upper"]), float(document), True)
     if isinstance(document, dict):
         return Known(_exact(document["lower"]), _exact(document["upper"]), None, True)

@@ -37,9 +37,9 @@ from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.errors import ModelError, ResourceError, overflow
 from wsb_engine.model import Classifier
+from wsb_engine.optimizer_state import StateSource
 from wsb_engine.options import Options
 from wsb_engine.progress import Decided, ProgressCallback
-from wsb_engine.sources.optimizer_state import StateSource
 from wsb_engine.units import in_true_units
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wsb_engine.presentation.numbers import at_least, at_most, interval, number
+from wsb_engine.presentation.numbers import at_least, at_most, exact, interval, number, rounded
 from wsb_engine.report import CertifiedInterval, Report, Rounding, StableSteps
 
-_NAMES = {"sgd": "gradient descent", "adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "rmsprop": "RMSProp"}
+_DESCENT, _ADAM = "gradient descent", "Adam"
+_NAMES = {
+    "sgd": _DESCENT,
+    "momentum": _DESCENT,
+    "nesterov": _DESCENT,
+    "adam": _ADAM,
+    "amsgrad": _ADAM,
+    "adamw": "AdamW",
+    "nadam": "NAdam",
+    "rmsprop": "RMSProp",
+}
 _LARGE = 1e300
 """Rates beyond this stand for no limit."""
 
@@ -50,10 +60,10 @@ def sentence(steps: StableSteps) -> str:
     if ratio is None:
         return f"On the quadratic model {name(steps)} is stable up to a learning rate of {at_least(stable.lower, 4)}."
     if ratio.upper < 1:
-        share = f"{at_most(100 * ratio.upper, 3)} %"
+        share = f"{at_most(_percents(ratio.upper), 3)} %"
         return f"On the quadratic model {who} is stable: that is at most {share} of the largest stable rate."
     if ratio.lower > 1:
-        share = f"{at_least(100 * ratio.lower, 3)} %"
+        share = f"{at_least(_percents(ratio.lower), 3)} %"
         return f"On the quadratic model {who} is unstable: that is at least {share} of the largest stable rate."
     return f"Whether {who} is stable is not certain: the largest stable rate may be on either side of it."
 
@@ -66,6 +76,10 @@ def name(steps: StableSteps) -> str:
     if settings.momentum:
         return f"{base} with momentum {number(settings.momentum)}"
     return f"{base} (AMSGrad)" if settings.amsgrad else base
+
+
+def _percents(ratio: float) -> float:
+    return rounded(100 * exact(ratio))
 
 
 def _rate(steps: StableSteps) -> str:

@@ -6,6 +6,7 @@ import json
 import shlex
 from typing import NamedTuple
 
+from wsb_engine.optimizer import Optimizer
 from wsb_engine.presentation import bounds, local, population, scaling
 from wsb_engine.presentation.numbers import interval, middle, number, percent
 from wsb_engine.presentation.text import cut, name
@@ -221,10 +222,14 @@ def command(report: Report) -> str:
 
 def _scaling_flags(report: Report) -> list[str]:
     words = [] if report.scaled is None else ["--scaling", report.scaled.scaling]
-    if report.optimizer is not None:
-        settings = report.optimizer.settings.model_dump(mode="json", exclude_defaults=True, exclude={"state"})
-        words += ["--optimizer", json.dumps(settings)]
-        words += ["--optimizer-state", "STATE"] if report.optimizer.settings.needs_state else []
+    steps = report.optimizer
+    if steps is not None:
+        defaults = {name: field.default for name, field in Optimizer.model_fields.items()} | {
+            "betas": list(Optimizer.model_fields["betas"].default)
+        }
+        given = {"kind": steps.kind, "learning_rate": steps.learning_rate, **steps.settings.model_dump(mode="json")}
+        words += ["--optimizer", json.dumps({name: value for name, value in given.items() if value != defaults[name]})]
+        words += ["--optimizer-state", "STATE"] if steps.kind != "sgd" else []
     return words
 
 

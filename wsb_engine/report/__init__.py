@@ -46,7 +46,7 @@ from wsb_engine.report.local import (
 )
 from wsb_engine.report.population import Population, RowCurvature
 from wsb_engine.report.report import SCHEMA_VERSION, Check, Citation, Plot, Report, ReportWarning
-from wsb_engine.report.scaling import Scaled, StableSteps
+from wsb_engine.report.scaling import OptimizerSettings, Scaled, StableSteps
 
 __all__ = [
     "MAX_BLOCKS",
@@ -85,6 +85,7 @@ __all__ = [
     "MomentsMethod",
     "NamedBound",
     "NegativeCurvature",
+    "OptimizerSettings",
     "Orthogonality",
     "ParameterTensor",
     "Parameters",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from wsb_engine.optimizer import Optimizer, OptimizerKind
+from wsb_engine.optimizer import OptimizerKind
 from wsb_engine.report.curvature import Moments, Rounding, StoppedBy
-from wsb_engine.report.fields import CertifiedInterval, Count, Interval, Name, Part
+from wsb_engine.report.fields import CertifiedInterval, Count, Few, Interval, Name, Part
 
 
 class Scaled(Part):
@@ -25,12 +25,24 @@ class Scaled(Part):
     """The bound on λ_max from these moments; null without them."""
 
 
+class OptimizerSettings(Part):
+    """Settings by torch's names, as given or by default; those that the kind lacks have their defaults."""
+
+    momentum: float
+    dampening: float
+    nesterov: bool
+    weight_decay: float
+    betas: Few[float]
+    eps: float
+    amsgrad: bool
+    momentum_decay: float
+
+
 class StableSteps(Part):
     """The learning rates at which an optimizer's full-batch steps are stable on the quadratic model."""
 
     kind: OptimizerKind
-    settings: Optimizer
-    """As given."""
+    settings: OptimizerSettings
     learning_rate: float | None
     """The optimizer's, or else the option ``learning_rate``; null if neither was given."""
     limit: float

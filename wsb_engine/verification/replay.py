@@ -15,10 +15,10 @@ from wsb_engine.analysis.analyze import analyze
 from wsb_engine.batch import Batch
 from wsb_engine.memory import total_memory
 from wsb_engine.model import Classifier
+from wsb_engine.optimizer_state import StateSource
 from wsb_engine.options import Options
 from wsb_engine.progress import ProgressCallback
 from wsb_engine.report import Report
-from wsb_engine.sources.optimizer_state import StateSource
 from wsb_engine.verification.findings import Ledger
 from wsb_engine.verification.moments import extreme_ritz_values
 from wsb_engine.verification.theorems import UNIT

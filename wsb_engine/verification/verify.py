@@ -7,9 +7,9 @@ from typing import overload
 from wsb_engine.batch import Batch
 from wsb_engine.errors import OptionsError
 from wsb_engine.model import Classifier
+from wsb_engine.optimizer_state import StateSource
 from wsb_engine.progress import ProgressCallback
 from wsb_engine.report import Report
-from wsb_engine.sources.optimizer_state import StateSource
 from wsb_engine.verification.consistency import check_consistency
 from wsb_engine.verification.enclosure import check_enclosure
 from wsb_engine.verification.findings import UNCHECKED, Ledger, Verification

@@ -291,3 +291,29 @@ def test_adam_trains_at_the_edge_that_is_certified() -> None:
     found = wsb.analyze(wsb.from_module(module), batch, options, optimizer_state=state).optimizer
     assert found.limit == pytest.approx(38)
     assert 0.85 <= found.ratio.lower <= found.ratio.upper <= 1.15
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ({"kind": "momentum", "momentum": 0.5, "dampening": 0.1}, {"kind": "sgd", "momentum": 0.5, "dampening": 0.1}),
+        ({"kind": "nesterov", "momentum": 0.5}, {"kind": "sgd", "momentum": 0.5, "nesterov": True}),
+        ({"kind": "amsgrad", "betas": (0.8, 0.9)}, {"kind": "adam", "amsgrad": True, "betas": (0.8, 0.9)}),
+    ],
+    ids=["momentum", "nesterov", "amsgrad"],
+)
+def test_a_short_name_is_a_kind_with_its_setting(short: dict[str, Any], long: dict[str, Any]) -> None:
+    state = {"weight.max_exp_avg_sq": V, "step": 7} if "betas" in short else None
+    found, expected = answer(short, state), answer(long, state)
+    assert (found.kind, found.limit, found.lambda_max) == (short["kind"], expected.limit, expected.lambda_max)
+    assert found.settings == expected.settings
+    written = wsb.Options(optimizer=short).model_dump_json()
+    assert wsb.Options.model_validate_json(written) == wsb.Options(optimizer=short)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"kind": "momentum"}, {"kind": "nesterov"}, {"kind": "amsgrad", "amsgrad": False}]
+)
+def test_a_short_name_without_its_setting_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        wsb.Options(optimizer=settings)

@@ -36,6 +36,8 @@ def test_the_command_tells_it_and_judges_by_it(tmp_path: Path) -> None:
 
 
 def test_a_confidence_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(onnx_mlp())
+    (tmp_path / "batch.npz").write_bytes(batch(240))
     done = wsb("analyze", "model.onnx", "batch.npz", "--population", "95", cwd=tmp_path)
     assert done.returncode == 2
     assert "--population" in done.stderr

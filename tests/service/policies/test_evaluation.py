@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.policies import parameters, report
+from support.policies import enclosed, parameters, report
 
 from service.policies import Policy, RuleResult, Verdict, evaluate
 from wsb_engine import report as r
@@ -446,3 +446,24 @@ def test_a_bound_that_a_report_lacks_is_missing_and_those_that_it_has_are_named(
     )
     found = judged(limit("bounds_list.wolkowicz_styan.lambda_max.upper", "<=", 1), report(bounds=None))
     assert found.message == "The report has no bounds_list.wolkowicz_styan.lambda_max.upper."
+
+
+def test_a_baseline_of_another_scaling_is_refused_to_rules_on_the_scaled_sharpness() -> None:
+    def scaled(kind: str) -> r.Report:
+        part = r.Scaled(
+            scaling=kind,
+            lambda_max=enclosed(1, 1.5),
+            hessian_vector_products=9,
+            stopped_by="gap",
+            rounding=None,
+            moments=None,
+            wolkowicz_styan=None,
+        )
+        return report().model_copy(update={"scaled": part})
+
+    rules = policy({"metric": "scaled.lambda_max.upper", "max_increase": 1})
+    verdict = evaluate(rules, scaled("tensor"), scaled("filter"))
+    assert verdict.code == "baseline_mismatch"
+    assert verdict.baseline is not None
+    assert [difference.path for difference in verdict.baseline.differences] == ["scaled.scaling"]
+    assert evaluate(rules, scaled("tensor"), scaled("tensor")).outcome == "pass"

@@ -21,8 +21,8 @@ from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.curvature.products.scaled import Diagonal
 from wsb_engine.errors import OptionsError
 from wsb_engine.optimizer import Optimizer
+from wsb_engine.optimizer_state import FORMAT, OptimizerState, StateSource, read_optimizer_state
 from wsb_engine.options import Options
-from wsb_engine.sources.optimizer_state import FORMAT, OptimizerState, StateSource, read_optimizer_state
 
 SEED = 0x7F4A7C15
 """Separates the random vectors of this question from others of the same seed."""
@@ -138,9 +138,9 @@ def _limit(optimizer: Optimizer, step: int | None) -> float:
     """Return the largest ηλ without decoupled weight decay (Cohen et al., arXiv 2103.00065 and 2207.14484)."""
     beta = optimizer.momentum
     match optimizer.kind:
-        case "sgd" if optimizer.nesterov:
+        case "sgd" | "nesterov" if optimizer.nesterov:
             return 2 * (1 + beta) / (1 + 2 * beta)
-        case "sgd":
+        case "sgd" | "momentum":
             return 2 * (1 + beta) / (1 - optimizer.dampening)
         case "rmsprop":
             return 2 * (1 + beta)
@@ -244,7 +244,7 @@ def _part(steps: Steps, found: r.CertifiedInterval) -> r.StableSteps:
         ratio = r.Interval(lower=low, upper=min(high, sys.float_info.max))
     return r.StableSteps(
         kind=optimizer.kind,
-        settings=optimizer,
+        settings=_reported(optimizer),
         learning_rate=rate,
         limit=steps.limit,
         lambda_max=found,
@@ -253,6 +253,11 @@ def _part(steps: Steps, found: r.CertifiedInterval) -> r.StableSteps:
         step=steps.step,
         state_sha256=steps.state_sha256,
     )
+
+
+def _reported(optimizer: Optimizer) -> r.OptimizerSettings:
+    values = {name: getattr(optimizer, name) for name in r.OptimizerSettings.model_fields}
+    return r.OptimizerSettings(**{**values, "betas": list(optimizer.betas)})
 
 
 def _largest_rate(found: r.CertifiedInterval, limit: float, decay: float) -> r.Interval | None:

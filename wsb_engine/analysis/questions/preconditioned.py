@@ -17,7 +17,7 @@ from wsb_engine.analysis import krylov, moments
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.rounding import Measuring
-from wsb_engine.bounds.certificates import KnownMoments, Premises
+from wsb_engine.bounds.certificates import KnownMoments, Premises, StoppedBy
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.scales import LayerScale, layer_scales
@@ -69,7 +69,7 @@ class Enclosed:
 
     lambda_max: r.CertifiedInterval
     products: int
-    stopped_by: r.StoppedBy | None
+    stopped_by: StoppedBy | None
     rounding: r.Rounding | None
     errors: Rounding
     """What bounds from moments have to allow for."""

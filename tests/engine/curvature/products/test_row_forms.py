@@ -87,6 +87,10 @@ def case(name: str) -> tuple[nn.Module, Tensor, Tensor, Terms, dict[str, Any]]:
     def weighted(z: Tensor) -> Tensor:
         return weights * F.cross_entropy(z, y, v, reduction="none", label_smoothing=0.1) / (weights * v[y]).sum()
 
+    def focal(z: Tensor) -> Tensor:
+        log_p = F.log_softmax(z, dim=1).gather(1, y.unsqueeze(1))[:, 0]
+        return -((1 - log_p.exp()) ** 2) * log_p / N
+
     def of_tokens(z: Tensor) -> Tensor:
         each = F.cross_entropy(z.flatten(0, 1), tokens.flatten(), reduction="none")
         return each.view_as(tokens).sum(1) / (tokens >= 0).sum()
@@ -127,6 +131,8 @@ def case(name: str) -> tuple[nn.Module, Tensor, Tensor, Terms, dict[str, Any]]:
             lambda z: (z - numbers).square().mean(1) / N,
             {"loss": "squared_error"},
         ),
+        "focal": (perceptron(3), x, y, focal, {"loss": "focal"}),
+        "focal, rectified": (rectified(3), x, y, focal, {"loss": "focal"}),
         "a backward of its own": (nn.Sequential(nn.Linear(4, 3), Own(), nn.Linear(3, 3)), x, y, entropy, {}),
     }
     module, *rest = cases[name]
@@ -135,7 +141,8 @@ def case(name: str) -> tuple[nn.Module, Tensor, Tensor, Terms, dict[str, Any]]:
 
 NAMES = [
     *("perceptron", "without biases", "some layers", "biases alone", "class weights, smoothing and weights"),
-    *("rectified", "convolution", "tokens", "one logit", "multilabel", "numbers", "a backward of its own"),
+    *("rectified", "convolution", "tokens", "one logit", "multilabel", "numbers", "focal", "focal, rectified"),
+    "a backward of its own",
 ]
 
 

@@ -125,7 +125,7 @@ def read_optimizer_state(source: StateSource) -> OptimizerState:
         if isinstance(content, bytes):
             tensors = safetensors.torch.load(content)
             return OptimizerState(frozenset(tensors), digest, tensors.__getitem__)
-        file = safetensors.safe_open(str(content), "pt")
+        file: Any = safetensors.safe_open(str(content), "pt")
         return OptimizerState(frozenset(file.keys()), digest, lambda name: _from_file(file, name))
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise _damaged(error) from error
