@@ -137,7 +137,7 @@ def described(found: Verification, report: Report, *, verbose: bool = False) -> 
     for why, paths in _grouped(found.not_checked).items():
         shown = paths if verbose else paths[:SHOWN]
         more = "" if len(shown) == len(paths) else f" and {len(paths) - len(shown)} more"
-        lines.append(f"{'not checked':<12}{clean(why)}: {clean(', '.join(shown))}{more}")
+        lines.append(f"{'not checked':<12}{clean(why.removeprefix('not checked '))}: {clean(', '.join(shown))}{more}")
     lines.append(f"{'verified':<12}{_summary(found, report)}")
     return lines
 

@@ -143,6 +143,13 @@ def _check_probes(report: Report, ledger: Ledger) -> None:
     moments, evidence, enclosure = report.moments, report.evidence, report.enclosure
     if moments is None or moments.probes is None or evidence is None:
         return
+    if 0 <= moments.frobenius_squared < SMALLEST_SQUARE:
+        for path in (
+            "moments.frobenius_squared",
+            *(f"bounds_list.{i}" for i, _ in enumerate(report.bounds_list or [])),
+        ):
+            ledger.skip(path, UNDERFLOWN)
+        return
     probes, rounding = moments.probes, evidence.rounding
     chance = probes.failure_probability + rounding.failure_probability
     ledger.near(

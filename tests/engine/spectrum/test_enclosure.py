@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from wsb_engine.bounds.certificates import Enclosures, ExactMoments, Premises
+from wsb_engine.bounds.certificates import CertifiedNorm, Enclosures, ExactMoments, Premises
 from wsb_engine.bounds.lanczos_polynomial import Recurrence, bound_exceeds, largest_eigenvalue_bound, overlap_quantile
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.spectrum.confirmation import RitzResidual, confirm, outer_pairs
@@ -299,3 +299,20 @@ def test_a_near_multiple_of_the_identity_is_enclosed(excess: float) -> None:
         found, _ = whole(lanczos, None, delta=1e-6, gap=1e-6)
         assert found.lambda_max.lower <= 1 + excess <= found.lambda_max.upper
         assert found.lambda_max.relative_gap < 1e-4
+
+
+def test_a_bound_that_failed_narrows_no_certain_end() -> None:
+    """A bound on ‖H‖_F² that does not hold, as it may, is of no account once the basis spans everything."""
+    lanczos = krylov(rotated(np.array([5.0, 1.0, 0.5, 0.2, 0.1, -0.3]), seed=0))
+    lanczos.step()
+    premises = Premises(ROUNDING, CertifiedNorm(1.0, 1e-3), 1e-9, 1e-12)
+    enclosing = Enclosing(lanczos, premises.scaled(lanczos.scaling))
+    first = enclosing.evaluate().lambda_max
+    assert first.upper < 5 * lanczos.scaling
+    assert first.kind == "probabilistic"
+    while not lanczos.exhausted:
+        lanczos.step()
+        last = enclosing.evaluate(final=True).lambda_max
+    assert last.kind == "deterministic"
+    assert last.derivation.theorem == "whole_space"
+    assert last.lower <= 5 * lanczos.scaling <= last.upper

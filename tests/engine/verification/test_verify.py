@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.forms import full, thinned
 from support.golden import Golden
 
@@ -277,3 +278,17 @@ def test_a_model_without_its_batch_is_refused() -> None:
     with pytest.raises(wsb.OptionsError) as caught:
         wsb.verify(case("closed form").report, classifier)  # type: ignore[call-overload]
     assert caught.value.code == "batch_missing"
+
+
+def test_squares_at_the_end_of_the_range_of_floats_are_not_called_wrong() -> None:
+    x = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
+    module = torch.nn.Linear(2, 2, dtype=torch.float64)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[200.0, 0.0], [-200.0, 0.0]]))
+        module.bias.zero_()
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(x, [0, 0]), wsb.Options(moments="basis"))
+    assert report.moments is not None
+    small = report.model_copy(
+        update={"moments": report.moments.model_copy(update={"trace": 1e-180, "frobenius_squared": 0.0})}
+    )
+    assert "moments" not in {path.partition(".")[0] for path in wrong(alone(small))}
