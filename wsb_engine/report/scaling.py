@@ -52,7 +52,8 @@ class StableSteps(Part):
     gradient."""
     largest_stable_learning_rate: Interval | None
     """No direction of positive curvature diverges up to the lower end, and one diverges beyond the upper end, which is
-    the largest number of all if λ_max may be 0. Null if λ_max is 0 or less, so that no direction limits the rate."""
+    the largest number of all if no direction may limit the rate. Null if none does: λ_max is 0 or less, and adamw's
+    decay does not limit it either."""
     ratio: Interval | None
     """The learning rate over the largest stable one: steps are stable below 1. Null without either."""
     step: Count | None = None

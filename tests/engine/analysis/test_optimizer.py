@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import safetensors.torch
@@ -180,6 +181,54 @@ def test_curvature_that_is_not_positive_limits_no_rate() -> None:
     found = wsb.analyze(wsb.from_module(module), batch, options).optimizer
     assert found.largest_stable_learning_rate is None or found.largest_stable_learning_rate.upper > 1e300
     assert found.ratio is None or found.ratio.lower < 1e-300
+
+
+def flat(decay: float) -> StableSteps:
+    """The answer of AdamW where H is 0."""
+    module = nn.Linear(2, 1, bias=False).double()
+    batch, state = wsb.Batch(np.zeros((4, 2)), np.zeros((4, 1))), {"weight.exp_avg_sq": V[:1, :2], "step": 50}
+    settings = {"kind": "adamw", "weight_decay": decay}
+    options = wsb.Options(loss="squared_error", optimizer=settings)
+    found = wsb.analyze(wsb.from_module(module), batch, options, optimizer_state=state).optimizer
+    assert found is not None
+    return found
+
+
+def test_a_decay_apart_from_the_gradient_limits_the_rate_where_nothing_curves() -> None:
+    # Weights shrink by 1 − ημ, which is below −1 for η > 2/μ.
+    rate = flat(0.5).largest_stable_learning_rate
+    assert rate is not None
+    assert rate.lower <= 4 <= rate.upper
+    assert rate.upper == pytest.approx(4)
+
+
+@pytest.mark.parametrize("size", [5e-324, 1.5e308])
+def test_second_moments_at_the_ends_of_the_range_scale_steps_like_others(size: float) -> None:
+    v, b = torch.full((2, 3), size, dtype=torch.float64), 1 - 0.9**3
+    found = answer({"kind": "adam", "betas": (0.0, 0.9), "eps": 0.0}, {"weight.exp_avg_sq": v, "step": 3})
+    plain = answer({"kind": "sgd"}, relative_gap=1e-10).lambda_max
+    scaled = found.lambda_max.lower * (math.sqrt(size) / math.sqrt(b))
+    assert scaled <= plain.upper * (1 + 1e-12)
+    assert found.lambda_max.upper * (math.sqrt(size) / math.sqrt(b)) >= plain.lower * (1 - 1e-12)
+    assert scaled > 0
+
+
+def test_a_state_is_only_read() -> None:
+    v = V.clone()
+    answer({"kind": "adam"}, {"weight.exp_avg_sq": v, "step": 3})
+    assert torch.equal(v, V)
+
+
+def test_nadam_with_a_beta_next_to_1_has_a_limit_without_cancellation() -> None:
+    beta, decay, t = 1 - 2**-50, 0.4, 2000
+    with mpmath.workdps(60):
+        mu = [beta * (1 - mpmath.mpf("0.5") * mpmath.mpf(0.96) ** (i * mpmath.mpf(decay))) for i in range(1, t + 2)]
+        product = mpmath.fprod(mu[:-1])
+        a, b = (1 - mu[-2]) / (1 - product), mu[-1] / (1 - product * mu[-1])
+        expected = float(2 / (a + b * (1 - beta) / (1 + mpmath.mpf(beta))))
+    settings = {"kind": "nadam", "betas": (beta, 0.999), "momentum_decay": decay}
+    found = answer(settings, {"weight.exp_avg_sq": V, "step": t})
+    assert found.limit == pytest.approx(expected, rel=2**-46, abs=0)
 
 
 MISSING = {

@@ -106,6 +106,13 @@ def share_of(place: Place) -> float:
     return ROWS if place[:2] in (("enclosure", "convergence"), ("enclosure", "floor")) else CHANGE
 
 
+def test_certified_layers_need_no_moments() -> None:
+    report = wsb.analyze(*given(), wsb.Options(layers="certified", moments="none"))
+    assert report.moments is None
+    assert all(layer.lambda_max is not None for layer in report.layers)
+    assert wrong(alone(report)) == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_report_holds_as_it_is(kind: str) -> None:
     found = case(kind)

@@ -110,15 +110,16 @@ def _scales(problem: Problem, optimizer: Optimizer, state: OptimizerState) -> tu
     key = "square_avg" if rmsprop else "max_exp_avg_sq" if optimizer.amsgrad else "exp_avg_sq"
     parts, counts = {}, set()
     for name in problem.objective.selected:
-        v = state.moments(name, key, problem.model.parameters[name])
+        root = state.moments(name, key, problem.model.parameters[name]).sqrt()
         warmth = 1.0
         if not rmsprop:
             step = state.step(name)
             counts.add(step)
-            v = v / _one_minus_power(optimizer.betas[1], step)
+            # Roots, since the quotient of second moments themselves may leave the range of numbers or lose digits.
+            root.div_(math.sqrt(_one_minus_power(optimizer.betas[1], step)))
             # NAdam's own factors are part of its limit.
             warmth = 1.0 if optimizer.kind == "nadam" else _one_minus_power(optimizer.betas[0], step)
-        P = v.sqrt().add_(optimizer.eps).mul_(warmth)
+        P = root.add_(optimizer.eps).mul_(warmth)
         if not bool((P > 0).all()):
             raise OptionsError(
                 f"{name}.{key} is 0 in places, and so is eps: steps would be divided by 0",
@@ -158,12 +159,13 @@ def _nadam_limit(optimizer: Optimizer, step: int) -> float:
     """
     beta, decay = optimizer.betas[0], optimizer.momentum_decay
 
-    def momentum(t: int) -> float:
-        return beta * (1 - _BASE * math.exp(t * decay * math.log(_WARMING)))
+    def warming(t: int) -> float:
+        return beta * _BASE * math.exp(t * decay * math.log(_WARMING))
 
     product = math.exp(_log_product(beta, decay * math.log(_WARMING), step)) if beta else 0.0
-    now, following = momentum(step), momentum(step + 1)
-    a = (1 - now) / (1 - product)
+    following = beta - warming(step + 1)
+    # 1 − μ_t, which cancels for β₁ → 1.
+    a = (1 - beta + warming(step)) / (1 - product)
     b = following / (1 - product * following)
     return 2 / (a + b * (1 - beta) / (1 + beta))
 
@@ -266,13 +268,14 @@ def _largest_rate(found: r.CertifiedInterval, limit: float, decay: float) -> r.I
     A step that decays the weights by 1 − ημ is stable for ηλ ≤ (2 − ημ) limit/2. The largest number of all stands for
     rates beyond the range of numbers.
     """
-    if found.upper <= 0:
-        return None
 
-    def largest(curvature: float) -> float:
-        per_rate = curvature / limit + decay / 2
+    def largest(curvature: float, outwards: float) -> float:
+        # For λ < 0 the terms cancel, so that rounding is relative to their sizes.
+        per_rate = curvature / limit + decay / 2 + outwards * (abs(curvature) / limit + decay / 2)
         return 1 / per_rate if per_rate * sys.float_info.max > 1 else math.inf
 
-    lower = min(largest(found.upper) * (1 - ROUNDING), sys.float_info.max)
-    upper = largest(found.lower) * (1 + ROUNDING) if found.lower > 0 else math.inf
+    if found.upper / limit + decay / 2 <= 0:
+        return None
+    lower = min(largest(found.upper, ROUNDING), sys.float_info.max)
+    upper = largest(found.lower, -ROUNDING)
     return r.Interval(lower=max(lower, math.ulp(0.0)), upper=min(upper, sys.float_info.max))
