@@ -16,7 +16,7 @@ from service.database.counters import Event
 
 PHASES = (
     *("load", "setup", "loss", "parity", "rounding", "enclosure", "moments", "deflation", "population", "spectrum"),
-    *("scaled", "optimizer"),
+    *("layers", "groups", "classes", "gauss_newton", "alignment", "scaled", "optimizer"),
 )
 """Phases of an analysis, in order; a cheap closed form goes before the enclosure, and nothing is finished after it."""
 

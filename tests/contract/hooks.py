@@ -10,7 +10,9 @@ import json
 import os
 from typing import Any
 
+import numpy as np
 import schemathesis
+from safetensors.numpy import save
 from schemathesis import Case, HookContext
 from schemathesis.core import NOT_SET
 from schemathesis.generation import GenerationMode
@@ -21,6 +23,7 @@ IN_FULL = os.environ.get("WSB_TEST_FULL") == "1"
 """Whether requests bring reports and all options: each limit in their schemas is some more requests."""
 OPTIONS = ("moments", "relative_gap", "top", "density", "seed", "head")
 """Options of the short form: one of each type. Limits of the others have tests of the engine and of bad requests."""
+MOST_SERIES = 3
 LARGEST = 512
 """Largest limit on a length that is tried."""
 MODELS = [onnx_mlp((4, 3, 3), seed=seed) for seed in range(8)]
@@ -31,6 +34,7 @@ DEPENDENT = (
 """Options whose values can be right for one model, machine or policy and wrong for another."""
 POLICY = {"rule": [{"metric": "loss.value", "op": "<=", "limit": 1.0}]}
 WEBHOOK = {"url": "http://127.0.0.1:9/", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+STATES = [save({"step": np.array(float(step))}) for step in range(8)]
 BATCHES = [npz_batch(samples=4, seed=seed) for seed in range(8)]
 
 
@@ -73,6 +77,9 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
         case.query.pop("sort", None)
         if "after" in case.query:
             case.query["after"] = str(case.query["after"]).partition(":")[0]
+    if case.query and "/series/" in case.operation.path and "also" in case.query:
+        # How many go together is a setting.
+        case.query["also"] = case.query["also"][:MOST_SERIES]
     if case.body is NOT_SET:
         return
     # The same key with another request is refused, as it must be.
@@ -85,6 +92,8 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
         kwargs["files"] = [("model", model), ("model_data", ("model.onnx.data", b"", "application/octet-stream"))]
     elif case.operation.path == "/v1/models":
         case.body = Binary(MODELS[pick])
+    elif case.operation.path == "/v1/optimizer_states":
+        case.body = Binary(STATES[pick])
     elif case.operation.path == "/v1/batches":
         case.body = Binary(BATCHES[pick])
     elif case.operation.path == "/v1/webhooks":

@@ -124,10 +124,9 @@ def unconfirmed(enclosing: Enclosing, found: Enclosures) -> Enclosures:
 
 def _with_inner(end: End, value: float, slack: float) -> End:
     """Replace the inner end of an interval for λ_max; what lies above the outer end swaps places with it."""
-    lower, derivation = (
-        math.nextafter(value - slack, -math.inf),
-        replace(end.derivation, inner=value, inner_slack=slack),
-    )
+    # Without slack nothing was rounded: H is 0.
+    lower = math.nextafter(value - slack, -math.inf) if slack else value
+    derivation = replace(end.derivation, inner=value, inner_slack=slack)
     return replace(end, lower=min(lower, end.upper), upper=max(lower, end.upper), derivation=derivation)
 
 

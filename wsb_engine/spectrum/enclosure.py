@@ -307,7 +307,7 @@ class Enclosing:
         mean = (slack + rounding.operator) / 2
         steps = lanczos.first_breakdown or lanczos.steps
         derivation = Derivation("start_vector", steps, largest, slack, rounding.operator, eta, delta)
-        upper = math.nextafter(bound + rounding.operator, math.inf)
+        upper = math.nextafter(bound + rounding.operator, math.inf) if rounding.operator else bound
         return End(largest - slack, upper, risk, self._size(sign), how, mean, derivation)
 
     def _recurrence(self, sign: int, how: How) -> Recurrence:

@@ -223,7 +223,7 @@ def test_the_same_seed_gives_the_same_part_and_nothing_else_changes() -> None:
     module = network()
     plain, first, again = analyzed(module), analyzed(module, scaling="tensor"), analyzed(module, scaling="tensor")
     assert first.scaled == again.scaled
-    kept = {"scaled", "timings", "products", "citations"}
+    kept = {"scaled", "timings", "products", "citations", "evidence"}
     assert first.model_dump(exclude=kept) == plain.model_dump(exclude=kept)
     assert plain.scaled is None
 

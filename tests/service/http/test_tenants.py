@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import numpy as np
 import psycopg
 import pytest
+from safetensors.numpy import save
 from support.client import connect
 from support.outages import WAITING
 from support.service import Service, StartService, until
@@ -20,14 +22,18 @@ from support.service import Service, StartService, until
 from service.database.engine import lock_key
 from service.keys import hash_key, new_key
 
+STATE = save({"step": np.array(7.0)})
+"""State of an optimizer."""
 KEYS = {"ours": new_key(), "theirs": new_key()}
 ENTRIES = ",".join(f"{name}:{hash_key(key)}" for name, key in KEYS.items())
 
 NO_ID = {
     ("post", "/v1/models"),
     ("post", "/v1/batches"),
+    ("post", "/v1/optimizer_states"),
     ("get", "/v1/models"),
     ("get", "/v1/batches"),
+    ("get", "/v1/optimizer_states"),
     ("get", "/v1/analyses"),
     ("get", "/v1/baselines"),
     ("get", "/v1/badges"),
@@ -61,6 +67,7 @@ def tenants(start_service: StartService, model_bytes: bytes, batch_bytes: bytes)
     with client(service, "ours") as ours, client(service, "theirs") as theirs:
         analysis = ours.post("/v1/analyses", files={"model": model_bytes, "batch": batch_bytes}).json()
         ids = {"model_id": analysis["model"], "batch_id": analysis["batch"], "analysis_id": analysis["id"]}
+        ids["optimizer_state_id"] = ours.post("/v1/optimizer_states", content=STATE).json()["id"]
         ids["webhook_id"] = "11111111-1111-1111-1111-111111111111"
         service.sql(
             "INSERT INTO webhooks (id, tenant, url, events, secret) VALUES (%s, 'ours', 'https://x', '[]', '')",
@@ -76,6 +83,7 @@ def tenants(start_service: StartService, model_bytes: bytes, batch_bytes: bytes)
 UNKNOWN = {
     "model_id": "sha256:" + "0" * 64,
     "batch_id": "sha256:" + "1" * 64,
+    "optimizer_state_id": "sha256:" + "2" * 64,
     "analysis_id": "00000000-0000-0000-0000-000000000000",
     "webhook_id": "22222222-2222-2222-2222-222222222222",
     "label": "walk",

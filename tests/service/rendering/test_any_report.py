@@ -16,9 +16,11 @@ from pydantic import BaseModel, JsonValue
 from service.policies.schemas import Verdict
 from service.rendering import render_html, render_junit, render_markdown
 from wsb_engine.errors import OptionsError
+from wsb_engine.options import Options
 from wsb_engine.presentation.plots import PLOTS
 from wsb_engine.report import Plot, Report
 
+OPTIONS = [Options(), Options(devices=["cpu"], class_weights=[1, 2], optimizer={"kind": "adam"}, population=0.9)]
 SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     float: st.floats(allow_nan=False, allow_infinity=False),
     int: st.integers(0, 10**12),
@@ -35,6 +37,8 @@ def anything_for(kind: Any, constraints: Sequence[Any] = ()) -> st.SearchStrateg
         return st.floats(0, 1)
     if kind in SCALARS:
         return SCALARS[kind]
+    if kind is Options:
+        return st.sampled_from(OPTIONS)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return anything_for(arguments[0], arguments[1:])

@@ -133,7 +133,9 @@ def test_a_file_that_is_too_large_is_told_at_its_field(start_service: StartServi
 
 
 def test_a_form_that_is_too_large_as_a_whole_is_a_page(start_service: StartService, visit: Visit) -> None:
-    service = start_service(worker=False, max_batch_bytes=2000, max_model_bytes=2000, max_model_data_files=0)
+    service = start_service(
+        worker=False, max_batch_bytes=2000, max_model_bytes=2000, max_model_data_files=0, max_optimizer_state_bytes=2000
+    )
     response = visit(service).ask(batch=bytes(4_000_000))
     assert (response.status_code, "body_too_large" in response.text) == (413, True)
     assert response.headers["content-type"].startswith("text/html")

@@ -110,7 +110,7 @@ class CrossEntropy(Loss):
         return logits
 
     def targets(self, y: Tensor, logits: int) -> Tensor:
-        rows, share = self._distributions(y, logits), self.label_smoothing
+        rows, share = self.label_rows(y, logits), self.label_smoothing
         if self.class_weights is None and not share:
             return rows
         if self.class_weights is None:
@@ -124,7 +124,7 @@ class CrossEntropy(Loss):
         weights = torch.tensor(self.class_weights, dtype=torch.float64, device=like.device)
         return weights * 2.0 ** -math.frexp(max(self.class_weights or ()))[1] if relative else weights
 
-    def _distributions(self, y: Tensor, logits: int) -> Tensor:
+    def label_rows(self, y: Tensor, logits: int) -> Tensor:
         """Return labels as distributions over the classes, (N, C) float64."""
         if y.ndim == 1 and y.is_floating_point():
             raise BatchError(

@@ -85,7 +85,7 @@ class Focal(CrossEntropy):
         return max(self.class_weights or (1.0,)) * math.pow(1 - 1 / logits, self.focal_gamma) * super().guess(logits)
 
     def targets(self, y: Tensor, logits: int) -> Tensor:
-        rows = self._distributions(y, logits)
+        rows = self.label_rows(y, logits)
         return rows if self.class_weights is None else rows * self.weights(rows, relative=False)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from wsb_engine import devices
-from wsb_engine.curvature.products.autodiff import FORWARD_MODE, PRODUCT_SAMPLES, Objective, interrupted
+from wsb_engine.curvature.products.autodiff import FORWARD_MODE, PRODUCT_SAMPLES, Chunk, Objective, interrupted
 from wsb_engine.memory import ran_out
 from wsb_engine.model import Tensors
 
@@ -73,7 +73,7 @@ def _along(objective: Objective, direction: Tensors, rows: Tensor) -> Tensor:
     chunk, point = objective.chunk(rows), dict(objective.selected)
 
     def curvature(weights: Tensor) -> Tensor:
-        gradient = grad(partial(objective.value, chunk=chunk._replace(weights=weights)))
+        gradient = grad(partial(objective.value, chunk=Chunk(chunk.inputs, chunk.y, weights)))
         along: Tensors = jvp(gradient, (point,), (direction,))[1]
         return torch.stack([(along[name] * part).sum(dtype=torch.float64) for name, part in direction.items()]).sum()
 
