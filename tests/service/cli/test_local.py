@@ -83,7 +83,7 @@ def test_the_command_answers_in_every_form(files: tuple[str, str], tmp_path: Pat
         assert words in found.stdout
     html, markdown = paths["html"].read_text(), paths["markdown"].read_text()
     for title in ("Groups of parameters", "Classes", "Eigenvectors and the gradient"):
-        assert f"<caption>{title}</caption>" in html
+        assert f">{title}</h2>" in html
         assert f"<summary>{title}</summary>" in markdown
     assert "λ_max, certified" in markdown
     assert "--layers certified --groups &#39;b*&#39;" in html
