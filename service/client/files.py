@@ -82,11 +82,7 @@ def batch_file(source: Source) -> File:
     Raises:
         OSError: if it can't be read.
     """
-    named = _named(source)
-    if named is not None:
-        return File("batches", named, None)
-    content = _content(source)
-    return File("batches", f"sha256:{_size_and_digest(content)[1]}", content)
+    return _single("batches", source)
 
 
 def state_file(source: Source) -> File:
@@ -95,11 +91,16 @@ def state_file(source: Source) -> File:
     Raises:
         OSError: if it can't be read.
     """
+    return _single("optimizer_states", source)
+
+
+def _single(kind: Literal["batches", "optimizer_states"], source: Source) -> File:
+    """Describe what is one file without further ones."""
     named = _named(source)
     if named is not None:
-        return File("optimizer_states", named, None)
+        return File(kind, named, None)
     content = _content(source)
-    return File("optimizer_states", f"sha256:{_size_and_digest(content)[1]}", content)
+    return File(kind, f"sha256:{_size_and_digest(content)[1]}", content)
 
 
 def name_of(source: Source) -> str | None:

@@ -59,7 +59,7 @@ class WebhookRequest(BaseModel):
         default_factory=lambda: list(get_args(EventType)),
         min_length=1,
         max_length=len(get_args(EventType)),
-        description="What to be told of; by default, of every end.",
+        description="Events to send; by default, every end.",
     )
     secret: str = Field(
         pattern=f"^{PREFIX}[A-Za-z0-9+/]+={{0,2}}$",
