@@ -16,7 +16,6 @@ from support.service import Files, Service, StartService, until
 from service.http.security import is_change, scope_of
 from service.keys import SCOPES, ApiKey, entry, hash_key, new_key, parse_keys
 
-TODAY = datetime.now(UTC).date()
 KEYS = {scope: new_key() for scope in ("submit", "read", "admin", "all")}
 
 
@@ -87,7 +86,8 @@ def test_things_of_another_tenant_stay_unknown_to_a_key_without_the_scope_for_th
 
 
 def test_a_key_is_accepted_until_the_end_of_its_last_day(start_service: StartService) -> None:
-    days = {"read": TODAY - timedelta(days=1), "all": TODAY}
+    today = datetime.now(UTC).date()
+    days = {"read": today - timedelta(days=1), "all": today}
     service = start_service(worker=False, api_keys=entries(**days))
     response = service.client.get("/v1/analyses", headers=with_key(service, "read"))
     assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
