@@ -263,7 +263,7 @@ def _certified(
         with monitor.phase("enclosure"), threads_of(device, one=small):
             enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
             with monitor.optional("the symmetry of products", otherwise=True), monitor.limited():
-                errors = agreement.of_products(problem, shared.product, options.seed, monitor)
+                errors = agreement.of_products(problem, shared.product, rounding, options.seed, monitor)
             errors = replace(errors, ritz=ritz)
             _judge_precision(problem, options, enclosure, monitor)
     if choice.when != "first":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ JUMP = 2.0**-20
 """Change of a sample's logits, relative to them, at which they jump instead of following a perturbation."""
 GENERIC = 2.0**-10
 """Relative size of the noise that makes parameters generic, so that no derivative vanishes by their values."""
+PATTERN, STRIDE = 65_521, 4_099
+"""Numbers of a noise that repeats, and where the next tensor starts in it: primes, so that no shape is in step."""
 
 
 def deciding(objective: Objective) -> dict[str, Tensor]:
@@ -108,3 +111,26 @@ def perturbed(objective: Objective, seed: int, held: Mapping[str, Tensor] | None
         fixed=all_moved(objective.fixed, count),
         disturb=disturb,
     )
+
+
+def derived(objective: Objective, seed: int | None) -> Objective:
+    """Perturb what derivatives keep of intermediates, apart from the intermediates themselves.
+
+    A derivative that is computed from what its operator returned (1 − a² for a = tanh h, a (g − aᵀg) of a softmax)
+    loses what the digits of a do not show. Moving parameters does not reveal it, since a saturated a stays as it is.
+
+    Args:
+        objective: Objective in float64.
+        seed: Seed of ξ in the factors 1 + εξ; None leaves everything as it is, but multiplies in the same way.
+    """
+    if seed is None:
+        return replace(objective, keep=lambda tensor: tensor)
+    noise = uniform(PATTERN, seed, 0, objective.device).mul_(2 * math.sqrt(3) * PERTURBATION).add_(1)
+    places = count()
+
+    def moved(tensor: Tensor) -> Tensor:
+        start = next(places) * STRIDE % PATTERN
+        factors = noise.roll(-start).repeat(-(-tensor.numel() // PATTERN))[: tensor.numel()]
+        return tensor * factors.view(tensor.shape).to(tensor.dtype)
+
+    return replace(objective, keep=moved)

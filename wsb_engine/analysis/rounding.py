@@ -20,13 +20,14 @@ from torch import Tensor
 
 from wsb_engine.analysis.agreement import norm
 from wsb_engine.analysis.monitor import Monitor, TimeLimitError
-from wsb_engine.analysis.perturbation import PERTURBATION, deciding, perturbed
+from wsb_engine.analysis.perturbation import PERTURBATION, deciding, derived, perturbed
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
 from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.running_error import running_error
 from wsb_engine.curvature.cost import WORKING_SHARE
 from wsb_engine.curvature.products.autodiff import HessianProduct
+from wsb_engine.errors import ModelError
 from wsb_engine.random_vectors import gaussian
 
 UNIT = 2.0**-53
@@ -65,6 +66,9 @@ class Measuring:
     monitor: Monitor
     _sizes: list[float] = field(default_factory=list)
     """‖(H′ − H) z‖ of each perturbation so far, for a random z."""
+    _unstable: list[float] = field(default_factory=list)
+    """The same where derivatives keep perturbed tensors, or nothing if torch can't multiply in that way."""
+    _underivable: bool = False
 
     def rounding(self, product: HessianProduct, layout: Layout | None) -> Rounding:
         """Bound rounding errors, in the units of the products.
@@ -117,7 +121,8 @@ class Measuring:
                 self._perturb(product)
             for index in range(PERTURBATIONS):
                 sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images))
-        worst = max(_root_mean_square(each) for each in (self._sizes, *zip(*sizes, strict=True)))
+            unstable = self._derived(vectors)
+        worst = max(*(_root_mean_square(each) for each in (self._sizes, *zip(*sizes, strict=True))), *unstable)
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
     def _proven(self, layout: Layout | None) -> Rounding | None:
@@ -162,6 +167,7 @@ class Measuring:
             while len(self._sizes) < PERTURBATIONS:
                 self._perturb(product)
         operator = _slack(_root_mean_square(self._sizes)) * (PERTURBATIONS / len(self._sizes)) ** 2
+        operator = max(operator, *map(_slack, self._unstable), 0.0)
         operator += TINIEST + TINIEST_CURVATURE * self.problem.objective.scale
         return Rounding("measured", operator, relative_square_error=SUMS * UNIT, square_error=TINIEST)
 
@@ -169,6 +175,8 @@ class Measuring:
         """Measure the next perturbation along a random vector."""
         index = len(self._sizes)
         z = self._gaussian(index).to(product.device)
+        if not index:
+            self._unstable += self._derived(z.unsqueeze(1))
         image = product.vector(z)
         self._sizes += _differences(self._perturbed(index, 1), z.unsqueeze(1), image.unsqueeze(1))
         self.monitor.tell(len(self._sizes) / PERTURBATIONS)
@@ -217,6 +225,29 @@ class Measuring:
         # From scratch, two columns one after the other take less time than together.
         columns = 1 if self.problem.structure is None else columns
         return self.problem.product_at(perturbed(self.problem.objective, seed, self._held), columns)
+
+    def _derived(self, vectors: Tensor) -> list[float]:
+        """Return ‖(H″ − H) v‖ for the columns v, (P, m), where derivatives keep perturbed tensors.
+
+        Both products are by double backward, so that nothing else differs; empty if an operator has none.
+        """
+        problem, seed = self.problem, self.seed ^ STREAM
+        if self._underivable:
+            return []
+        sizes: list[float] = []
+        try:
+            for v in vectors.unbind(1):
+                product, moved = (
+                    problem.from_scratch(derived(problem.objective, chosen)) for chosen in (None, seed + len(sizes))
+                )
+                difference = moved.vector(v)
+                difference -= product.vector(v)
+                sizes.append(norm(difference))
+        except ModelError as error:
+            if error.code != "not_differentiable":
+                raise
+            self._underivable = True
+        return sizes
 
     @cached_property
     def _held(self) -> dict[str, Tensor]:

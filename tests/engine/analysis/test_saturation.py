@@ -1,0 +1,166 @@
+"""Saturated attention: what rounding leaves of H is no more than the certificates and checks allow for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import mpmath  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import wsb
+from wsb_engine.analysis import agreement
+from wsb_engine.analysis.monitor import Monitor
+from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.bounds.rounding import Rounding
+
+Matrix = list[list[mpmath.mpf]]
+
+OPTIONS = wsb.Options(dtype="float64", device="cpu", parameters=("key.weight",))
+TOLERANCE = 1e4 * torch.finfo(torch.float64).eps
+
+
+class Attention(nn.Module):
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(features, features, bias=False)
+        self.key = nn.Linear(features, features, bias=False)
+        self.out = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(1, 2)
+        pooled: Tensor = self.out((torch.softmax(scores, -1) @ x).mean(1))
+        return pooled
+
+
+def cancelling() -> tuple[nn.Module, wsb.Batch]:
+    """Attention whose weights span six orders of magnitude: terms of H cancel to its rounding."""
+    torch.manual_seed(20)
+    module = Attention(4, 3).double()
+    x, y = torch.randn(5, 3, 4).double(), torch.randint(0, 3, (5,))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(10.0 ** (6 * torch.rand_like(p) - 4))
+    return module, wsb.Batch(x.numpy(), y.numpy())
+
+
+def posed(module: nn.Module, batch: wsb.Batch) -> Problem:
+    return pose(wsb.from_module(module), batch, OPTIONS, Monitor(OPTIONS, None, 0.0))
+
+
+def asymmetry(vector: Any, problem: Problem, rounding: Rounding) -> float:
+    whole = problem.hessian_product(columns=1)
+    product: Any = SimpleNamespace(
+        parameters=whole.parameters, device=whole.device, dtype=whole.dtype, vector=lambda v: vector(whole, v)
+    )
+    found = agreement.of_products(problem, product, rounding, 0, Monitor(OPTIONS, None, 0.0)).symmetry
+    assert found is not None
+    return found
+
+
+def test_rounding_that_is_allowed_for_fails_no_check() -> None:
+    module, batch = cancelling()
+    report = wsb.analyze(wsb.from_module(module), batch, OPTIONS)
+    assert [check.name for check in report.checks if not check.passed] == []
+    exact = Rounding(how="proven", operator=0.0)
+    assert asymmetry(lambda product, v: product.vector(v), posed(module, batch), exact) > TOLERANCE
+
+
+def test_a_product_by_a_matrix_that_is_not_symmetric_is_found() -> None:
+    rng = np.random.default_rng(0)
+    batch = wsb.Batch(rng.normal(size=(6, 3, 4)), rng.integers(0, 3, 6))
+    torch.manual_seed(0)
+    problem = posed(Attention(4, 3).double(), batch)
+
+    def skewed(product: Any, v: Tensor) -> Tensor:
+        image = product.vector(v)
+        skew: Tensor = 1e-6 * image.norm() / v.norm() * torch.cat([v[8:], -v[:8]])
+        moved: Tensor = skew + image
+        return moved
+
+    slack = Rounding(how="measured", operator=1e-15)
+    assert asymmetry(lambda product, v: product.vector(v), problem, slack) <= TOLERANCE
+    assert asymmetry(skewed, problem, slack) > TOLERANCE
+
+
+def saturated(seed: int, features: int) -> tuple[Attention, wsb.Batch]:
+    """Attention between three tokens, most of it saturated: weights span six orders of magnitude."""
+    torch.manual_seed(seed)
+    module = Attention(features, 3).double()
+    x, y = torch.randn(4, 3, features).double(), torch.randint(0, 3, (4,))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(10.0 ** (6 * torch.rand_like(p) - 3.5))
+        if seed % 2:
+            module.query.weight.mul_(20)
+    return module, wsb.Batch(x.numpy(), y.numpy())
+
+
+def times(matrix: Matrix, vector: list[mpmath.mpf]) -> list[mpmath.mpf]:
+    return [mpmath.fdot(row, vector) for row in matrix]
+
+
+def numbers(tensor: Tensor) -> Matrix:
+    return [[mpmath.mpf(number) for number in row] for row in tensor.tolist()]
+
+
+def loss_of_keys(module: Attention, batch: wsb.Batch, keys: Matrix) -> mpmath.mpf:
+    query, out = numbers(module.query.weight), numbers(module.out.weight)
+    total = mpmath.mpf(0)
+    for tokens, label in zip(torch.as_tensor(batch.x["x"]), batch.y, strict=True):
+        x = numbers(tokens)
+        pooled = [mpmath.mpf(0)] * len(x[0])
+        for asking in x:
+            scores = [mpmath.fdot(times(query, asking), times(keys, token)) for token in x]
+            weights = [mpmath.exp(score - max(scores)) for score in scores]
+            share = 1 / mpmath.fsum(weights) / len(x)
+            pooled = [
+                p + share * mpmath.fdot(weights, column) for p, column in zip(pooled, zip(*x, strict=True), strict=True)
+            ]
+        z = [v + b for v, b in zip(times(out, pooled), module.out.bias.tolist(), strict=True)]
+        total += max(z) + mpmath.log(mpmath.fsum(mpmath.exp(v - max(z)) for v in z)) - z[int(label)]
+    return total / len(batch.y)
+
+
+def extremes_of_keys(module: Attention, batch: wsb.Batch) -> tuple[mpmath.mpf, mpmath.mpf]:
+    """λ_min and λ_max of H by the weights of the keys, by differences of a loss with 70 digits."""
+    keys, step = numbers(module.key.weight), mpmath.mpf(10) ** -18
+    columns = len(keys)
+
+    def at(*places: int, sign: int = 1) -> mpmath.mpf:
+        moved = [row.copy() for row in keys]
+        for place in places:
+            moved[place // columns][place % columns] += sign * step
+        return loss_of_keys(module, batch, moved)
+
+    order, middle = columns * columns, at()
+    sides = [at(i) + at(i, sign=-1) for i in range(order)]
+    H = mpmath.matrix(order)
+    for i in range(order):
+        H[i, i] = (sides[i] - 2 * middle) / step**2
+        for j in range(i):
+            both = at(i, j) + at(i, j, sign=-1)
+            H[i, j] = H[j, i] = (both - sides[i] - sides[j] + 2 * middle) / (2 * step**2)
+    eigenvalues = mpmath.eigsy(H, eigvals_only=True)
+    return eigenvalues[0], eigenvalues[order - 1]
+
+
+@pytest.mark.parametrize(("seed", "features"), [(14, 2), (23, 3), (24, 3)])
+def test_no_certificate_of_saturated_attention_excludes_the_truth(seed: int, features: int) -> None:
+    module, batch = saturated(seed, features)
+    with mpmath.workdps(70):
+        low, top = extremes_of_keys(module, batch)
+    report = wsb.analyze(wsb.from_module(module), batch, OPTIONS)
+    if report.enclosure is not None:
+        assert report.enclosure.lambda_max.lower <= top <= report.enclosure.lambda_max.upper
+        assert report.enclosure.lambda_min.lower <= low <= report.enclosure.lambda_min.upper
+    whole = wsb.Options(dtype="float64", device="cpu", layers="certified", moments="none")
+    layers = wsb.analyze(wsb.from_module(module), batch, whole).layers
+    assert layers is not None
+    for layer in layers:
+        if layer.name == "key" and layer.lambda_max is not None:
+            assert layer.lambda_max.lower <= top <= layer.lambda_max.upper
+    assert report.enclosure is not None or seed != 24, "here rounding leaves an enclosure"
