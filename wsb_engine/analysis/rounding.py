@@ -33,6 +33,8 @@ from wsb_engine.random_vectors import gaussian
 UNIT = 2.0**-53
 SINGLE_UNIT = 2.0**-24
 PERTURBATIONS = 4
+DERIVED = 2
+"""Products that measure, on one vector, what perturbing the tensors that derivatives keep changes."""
 USELESS = 1e-3
 """Largest relative bound of a proof that is kept; beyond it rounding is measured."""
 SAFETY = 32.0

@@ -13,7 +13,7 @@ from torch import nn
 
 import wsb_engine as wsb
 from wsb_engine.analysis.monitor import TimeLimitError
-from wsb_engine.analysis.rounding import PERTURBATIONS
+from wsb_engine.analysis.rounding import DERIVED, PERTURBATIONS
 from wsb_engine.spectrum.run import HOMOGENEITY_STEPS
 from wsb_engine.spectrum.three_vectors import ThreeVectors
 from wsb_engine.units import in_true_units
@@ -202,7 +202,7 @@ def test_the_second_pass_counts_among_the_products() -> None:
     outer, symmetry = 2, 2
     assert report.products["enclosure"] == steps + repeated + (steps - 1) + outer + symmetry
     # Perturbed products beside a random vector each, then with the two outer Ritz vectors.
-    assert report.products["rounding"] == PERTURBATIONS * (2 + outer)
+    assert report.products["rounding"] == PERTURBATIONS * (2 + outer) + DERIVED * (1 + outer)
 
 
 def test_a_report_scaled_back_scales_its_recurrence() -> None:
