@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.command import wsb_here
 from support.forms import full
 from support.service import npz_batch, onnx_mlp
 
@@ -303,13 +304,8 @@ def test_the_example_policy_is_one() -> None:
 def test_what_the_recipes_ask_of_wsb_exists(name: str) -> None:
     text = (ROOT / name).read_text()
     assert yaml.safe_load(text)
-    check = subprocess.run(
-        [HERE / "wsb", "check", "--help"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-        check=True,
-    )
+    check = wsb_here("check", "--help")
+    assert check.returncode == 0
     flags = set(re.findall(r"(--(?:json|junit|html|markdown|verdict|policy|baseline|url)\b)", text))
     assert [flag for flag in flags if flag not in check.stdout] == []
 

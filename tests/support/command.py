@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -28,15 +28,18 @@ def wsb(*arguments: str, cwd: Path | None = None, **more: str) -> subprocess.Com
     return subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
 
 
-def wsb_here(*arguments: str, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run it likewise, but in this process and with the shared sandbox: starting Python and torch takes seconds.
+def wsb_here(
+    *arguments: str, cwd: Path | None = None, own_sandbox: bool = False, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run it likewise, but in this process: starting Python and torch takes seconds.
 
-    An unexpected error is raised. Logging stays as it is: it belongs to the tests.
+    An analysis runs in the sandbox that the tests of this process share, unless it is to have its own. An unexpected
+    error is raised. Logging stays as it is: it belongs to the tests.
     """
     with (
         chdir(cwd or Path.cwd()),
         patch("service.logs.configure"),
-        patch("service.cli.evaluate._sandbox", shared),
+        nullcontext() if own_sandbox else patch("service.cli.evaluate._sandbox", shared),
     ):
         result = CliRunner().invoke(app, arguments, env={**SHOWN, **more}, catch_exceptions=False)
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)

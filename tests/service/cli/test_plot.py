@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import wsb
+from support.command import wsb, wsb_here
 from support.stored import require_matplotlib, stored_report
 from typer.testing import CliRunner
 
@@ -26,18 +26,24 @@ def with_largest(upper: float) -> Report:
     return report.model_copy(update={"enclosure": report.enclosure.model_copy(update={"lambda_max": interval})})
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    reports = {f"{name}-{step}": with_largest(step + 1.0) for name in ("adam", "sgd") for step in (0, 100, 20)}
-    reports |= {
+@pytest.fixture(scope="module")
+def reports() -> dict[str, str]:
+    """Their texts by their names; one process runs all tests here, and so imports matplotlib only once."""
+    found = {f"{name}-{step}": with_largest(step + 1.0) for name in ("adam", "sgd") for step in (0, 100, 20)}
+    found |= {
         "full": stored_report("perceptron"),
         "bare": stored_report("general"),
         "empty": stored_report("nothing"),
         "doubtful": stored_report("doubtful"),
     }
-    for name, report in reports.items():
-        (tmp_path / f"{name}.json").write_text(report.model_dump_json(), encoding="utf-8")
+    return {name: report.model_dump_json() for name, report in found.items()}
+
+
+@pytest.fixture
+def folder(reports: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, text in reports.items():
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
     return tmp_path
 
 
@@ -60,8 +66,8 @@ def test_the_suffix_chooses_the_format(folder: Path, suffix: str, first: bytes) 
 
 
 def test_two_processes_write_the_same_bytes(folder: Path) -> None:
-    for name in ("one.pdf", "two.pdf"):
-        done = wsb("plot", "adam-0.json", "adam-20.json", "--out", name, cwd=folder, SOURCE_DATE_EPOCH="")
+    for command, name in ((wsb, "one.pdf"), (wsb_here, "two.pdf")):
+        done = command("plot", "adam-0.json", "adam-20.json", "--out", name, cwd=folder, SOURCE_DATE_EPOCH="")
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (folder / "one.pdf").read_bytes() == (folder / "two.pdf").read_bytes()
 

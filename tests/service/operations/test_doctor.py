@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from pydantic import SecretStr
-from support.command import wsb
+from support.command import wsb_here as wsb
 from support.receiver import SECRET
 from support.service import Files, Service
 
@@ -119,11 +119,11 @@ def test_a_storage_that_cannot_be_written_is_a_problem(service: Service, tmp_pat
     assert found(full) == {("storage", "problem"), ("disk", "problem")}
 
 
-def test_keys_that_end_and_weights_without_a_key_are_told(service: Service) -> None:
+def test_keys_that_end_and_weights_without_a_key_are_told(database_url: str) -> None:
     today = datetime.now(UTC).date()
     days = {"gone": today - timedelta(1), "soon": today + timedelta(3), "later": today + timedelta(300)}
     entries = ",".join(f"{name}:{hash_key(new_key())}::{day}" for name, day in days.items())
-    of = Settings(_env_file=None, database_url=service.settings.database_url, api_keys=entries, tenant_weights="no:2")
+    of = Settings(_env_file=None, database_url=database_url, api_keys=entries, tenant_weights="no:2")
     told = [finding.detail for finding in host.keys(of) if finding.level != "ok"]
     assert [text.rpartition(" of ")[2].split()[:2] for text in told[:2]] == [["gone", "expired"], ["soon", "expires"]]
     assert told[2] == "WSB_TENANT_WEIGHTS names no, which has no key."
