@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
-from service.child.entry import PRELOAD_ONCE
+from service.child.entry import PRELOAD
 from service.cli.progress import ProgressSink
 from service.sandbox import Job, Outcome, Zygote
 
@@ -25,7 +25,7 @@ class Background:
     """A zygote with the engine, and its event loop in a thread that lasts as long as this process."""
 
     def __init__(self) -> None:
-        self.zygote: Zygote = _Shared(PRELOAD_ONCE)
+        self.zygote: Zygote = _Shared(PRELOAD)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()

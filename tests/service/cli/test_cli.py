@@ -182,20 +182,20 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
 
 
 @pytest.mark.parametrize(
-    ("begun", "number"),
+    ("begun", "number", "flags"),
     [
-        full("service.cli.commands worker", signal.SIGTERM),
-        full("service.sandbox.zygote", signal.SIGTERM),
-        ("postgres", signal.SIGTERM),
-        ("service.sandbox.zygote", signal.SIGKILL),
+        full("service.cli.commands worker", signal.SIGTERM, ()),
+        full("service.sandbox.zygote", signal.SIGTERM, ()),
+        full("postgres", signal.SIGTERM, ()),
+        ("postgres", signal.SIGTERM, ("--workers", "0")),
+        ("service.sandbox.zygote", signal.SIGKILL, ()),
     ],
 )
 def test_a_server_that_is_ended_while_it_starts_leaves_no_process(
-    tmp_path: Path, begun: str, number: signal.Signals
+    tmp_path: Path, begun: str, number: signal.Signals, flags: tuple[str, ...]
 ) -> None:
-    with subprocess.Popen(
-        command("serve", "--port", "0"), env=environment(WSB_DATA_DIR=str(tmp_path)), stdout=subprocess.PIPE, text=True
-    ) as server:
+    run, more = command("serve", "--port", "0", *flags), environment(WSB_DATA_DIR=str(tmp_path))
+    with subprocess.Popen(run, env=more, stdout=subprocess.PIPE, text=True) as server:
         family: set[psutil.Process] = set()
 
         def has_begun() -> bool:
@@ -229,7 +229,7 @@ def test_a_server_is_used_where_one_is_named(service: Service, files: tuple[str,
     ("output", "code", "told"),
     [
         full("fail", 2, "[unsupported_operator]"),
-        ("crash", 3, "[worker_child_killed]"),
+        full("crash", 3, "[worker_child_killed]"),  # in the short form, wsb check does
         full("sleep:60", 3, "[time_limit_exceeded]"),
     ],
 )
@@ -240,6 +240,7 @@ def test_a_failure_on_a_server_ends_as_one_here_does(
     assert (result.returncode, told in result.stderr) == (code, True), result.stderr
 
 
+@pytest.mark.slow  # in the short form, wsb check does
 def test_a_failed_check_on_a_server_ends_as_one_here_does(
     service: Service, files: tuple[str, str], tmp_path: Path
 ) -> None:

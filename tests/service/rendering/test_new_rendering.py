@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.service import npz_batch, onnx_mlp
 from support.stored import stored_report
 
@@ -50,6 +51,7 @@ print(result.stdout)
 """
 
 
+@pytest.mark.slow  # imports the whole service again
 def test_a_new_rendering_has_a_flag_a_media_type_and_a_suffix(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_mlp())
     (tmp_path / "batch.npz").write_bytes(npz_batch())
