@@ -206,9 +206,9 @@ COMMENT = "### {} Sharpness: {}\n\n| λ_max | 1.0 ± 1e-9 | 1.5 ± 1e-9 | sharpe
     ("outcome", "code", "conclusion", "title"),
     [
         ("pass", 0, "success", "✓ Sharpness: passed"),
-        ("warn", 0, "neutral", "! Sharpness: passed with warnings"),
+        full("warn", 0, "neutral", "! Sharpness: passed with warnings"),
         ("fail", 1, "failure", "✗ Sharpness: failed"),
-        ("error", 3, "failure", "? Sharpness: not decided"),
+        full("error", 3, "failure", "? Sharpness: not decided"),
     ],
 )
 def test_the_commit_that_was_pushed_gets_a_check_run_with_both_intervals(
@@ -320,6 +320,7 @@ def test_the_workflow_uses_inputs_and_outputs_that_the_action_has() -> None:
     assert set(used) <= set(ACTION["outputs"])
 
 
+@pytest.mark.slow
 def test_the_hook_of_pre_commit_gets_torch_for_cpus(tmp_path: Path) -> None:
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     for index, version in (("usual", "2.9.0"), ("cpu", "2.9.0+cpu")):

@@ -122,7 +122,7 @@ def test_a_worker_refuses_to_start_with_less_than_is_required(
 
 
 def test_serve_refuses_to_start_with_less_than_is_required(exposed: dict[str, str]) -> None:
-    result = wsb("serve", "--port", "0", WSB_SANDBOX="require", **exposed)
+    result = wsb_here("serve", "--port", "0", WSB_SANDBOX="require", **exposed)
 
     assert result.returncode == 2
     assert "[sandbox_insufficient]" in result.stderr

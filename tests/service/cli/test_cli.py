@@ -182,20 +182,20 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
 
 
 @pytest.mark.parametrize(
-    ("begun", "number", "flags"),
+    ("begun", "number"),
     [
-        full("service.cli.commands worker", signal.SIGTERM, ()),
-        full("service.sandbox.zygote", signal.SIGTERM, ()),
-        full("postgres", signal.SIGTERM, ()),
-        ("postgres", signal.SIGTERM, ("--workers", "0")),
-        ("service.sandbox.zygote", signal.SIGKILL, ()),
+        full("service.cli.commands worker", signal.SIGTERM),
+        full("service.sandbox.zygote", signal.SIGTERM),
+        full("postgres", signal.SIGTERM),
+        ("service.sandbox.zygote", signal.SIGKILL),
     ],
 )
 def test_a_server_that_is_ended_while_it_starts_leaves_no_process(
-    tmp_path: Path, begun: str, number: signal.Signals, flags: tuple[str, ...]
+    tmp_path: Path, begun: str, number: signal.Signals
 ) -> None:
-    run, more = command("serve", "--port", "0", *flags), environment(WSB_DATA_DIR=str(tmp_path))
-    with subprocess.Popen(run, env=more, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command("serve", "--port", "0"), env=environment(WSB_DATA_DIR=str(tmp_path)), stdout=subprocess.PIPE, text=True
+    ) as server:
         family: set[psutil.Process] = set()
 
         def has_begun() -> bool:

@@ -58,7 +58,7 @@ def text_of(figure: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "first"), [("pdf", b"%PDF-"), ("svg", b"<?xml"), ("png", b"\x89PNG"), ("SVG", b"<?xml")]
+    ("suffix", "first"), [("pdf", b"%PDF-"), ("svg", b"<?xml"), ("png", b"\x89PNG"), full("PDF", b"%PDF-")]
 )
 def test_the_suffix_chooses_the_format(folder: Path, suffix: str, first: bytes) -> None:
     result = run("full.json", "--out", f"figure.{suffix}")

@@ -125,7 +125,7 @@ def test_an_error_in_an_ordinary_process_is_one_of_the_input(tmp_path: Path, mon
     assert (outcome.status, outcome.error.code) == ("failed", "unsupported_operator")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # in the short form, the one above sees an error of an input
 def test_a_file_that_is_no_model_is_refused_by_its_code(tmp_path: Path, files: tuple[str, str]) -> None:
     result = wsb(tmp_path, "analyze", files[1], files[1])
     assert result.returncode == 2

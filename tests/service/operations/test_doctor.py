@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 from pydantic import SecretStr
-from support.command import wsb_here as wsb
+from support.command import wsb, wsb_here
+from support.forms import full
 from support.receiver import SECRET
 from support.service import Files, Service
 
@@ -22,6 +23,8 @@ from service.operations.findings import Finding
 from service.sandbox import SandboxError
 from service.settings import Settings
 from service.webhooks.sealing import sealed
+
+NO_WORKER = ("workers", "warning")
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +37,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "offered_devices", lambda: ["cpu"])
     monkeypatch.setattr(host, "has_gpu", lambda: False)
     monkeypatch.setattr(host, "active_protections", protections)
-
-
-NO_WORKER = ("workers", "warning")
 
 
 def settings(tmp_path: Path, **values: Any) -> Settings:
@@ -118,8 +118,8 @@ def test_a_storage_that_cannot_be_written_is_a_problem(api: Service, tmp_path: P
     (tmp_path / "file").touch()
     wrong = api.settings.model_copy(update={"blob_url": str(tmp_path / "file" / "blobs")})
     assert found(wrong) == {NO_WORKER, ("storage", "problem")}
-    full = api.settings.model_copy(update={"min_free_bytes": 1 << 60})
-    assert found(full) == {NO_WORKER, ("storage", "problem"), ("disk", "problem")}
+    filled = api.settings.model_copy(update={"min_free_bytes": 1 << 60})
+    assert found(filled) == {NO_WORKER, ("storage", "problem"), ("disk", "problem")}
 
 
 def test_keys_that_end_and_weights_without_a_key_are_told(database_url: str) -> None:
@@ -179,17 +179,18 @@ def test_a_sandbox_with_gaps_is_told(
     assert (finding.level, bool(finding.advice)) == (level, True)
 
 
+@pytest.mark.parametrize("run", [wsb_here, full(wsb)])  # a process, unlike this one, looks at the real machine
 def test_the_command_prints_findings_as_text_and_as_json_and_its_exit_code_says_how_bad_they_are(
-    api: Service, tmp_path: Path
+    api: Service, tmp_path: Path, run: Any
 ) -> None:
     variables = {"WSB_DATABASE_URL": str(api.settings.database_url), "WSB_DATA_DIR": str(tmp_path / "data")}
-    result = wsb("doctor", "--json", cwd=tmp_path, **variables)
+    result = run("doctor", "--json", cwd=tmp_path, **variables)
     assert result.returncode == 1, result.stderr
     findings = [Finding.model_validate(item) for item in json.loads(result.stdout)]
     assert {finding.check for finding in findings if finding.level == "warning"} >= {"workers"}
     with psycopg.connect(str(api.settings.database_url), autocommit=True) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0003'")
-    result = wsb("doctor", cwd=tmp_path, **variables)
+    result = run("doctor", cwd=tmp_path, **variables)
     assert result.returncode == 3
     assert "problem  database  Its tables are of an older version (revision 0003)." in result.stdout
     assert "→ Start a process of this version" in result.stdout
