@@ -56,10 +56,13 @@ async def _migrate(url: str) -> None:
 
 @pytest.fixture
 def start_service(database_url: str, tmp_path: Path) -> Iterator[StartService]:
-    """Starts the API, and a worker with the fake entry unless ``worker=False``, on a device, with these settings."""
+    """Starts the API, and a worker with the fake entry unless ``worker=False``, on a device, with these settings.
+
+    With ``engine=True`` the worker has the real engine.
+    """
     running = []
 
-    def start(*, worker: bool = True, device: str = "cpu", **overrides: Any) -> Service:
+    def start(*, worker: bool = True, device: str = "cpu", engine: bool = False, **overrides: Any) -> Service:
         values = {
             "database_url": database_url,
             "data_dir": tmp_path / "data",
@@ -67,7 +70,7 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[StartService]:
             "shutdown_seconds": 0.5,
             **overrides,
         }
-        context = running_service(Settings(_env_file=None, **values), worker=worker, device=device)
+        context = running_service(Settings(_env_file=None, **values), worker=worker, device=device, engine=engine)
         running.append(context)
         return context.__enter__()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.command import wsb_here
 from support.forms import full
 from support.service import npz_batch, onnx_mlp
 
@@ -205,9 +206,9 @@ COMMENT = "### {} Sharpness: {}\n\n| λ_max | 1.0 ± 1e-9 | 1.5 ± 1e-9 | sharpe
     ("outcome", "code", "conclusion", "title"),
     [
         ("pass", 0, "success", "✓ Sharpness: passed"),
-        ("warn", 0, "neutral", "! Sharpness: passed with warnings"),
+        full("warn", 0, "neutral", "! Sharpness: passed with warnings"),
         ("fail", 1, "failure", "✗ Sharpness: failed"),
-        ("error", 3, "failure", "? Sharpness: not decided"),
+        full("error", 3, "failure", "? Sharpness: not decided"),
     ],
 )
 def test_the_commit_that_was_pushed_gets_a_check_run_with_both_intervals(
@@ -303,13 +304,8 @@ def test_the_example_policy_is_one() -> None:
 def test_what_the_recipes_ask_of_wsb_exists(name: str) -> None:
     text = (ROOT / name).read_text()
     assert yaml.safe_load(text)
-    check = subprocess.run(
-        [HERE / "wsb", "check", "--help"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-        check=True,
-    )
+    check = wsb_here("check", "--help")
+    assert check.returncode == 0
     flags = set(re.findall(r"(--(?:json|junit|html|markdown|verdict|policy|baseline|url)\b)", text))
     assert [flag for flag in flags if flag not in check.stdout] == []
 
@@ -324,6 +320,7 @@ def test_the_workflow_uses_inputs_and_outputs_that_the_action_has() -> None:
     assert set(used) <= set(ACTION["outputs"])
 
 
+@pytest.mark.slow
 def test_the_hook_of_pre_commit_gets_torch_for_cpus(tmp_path: Path) -> None:
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     for index, version in (("usual", "2.9.0"), ("cpu", "2.9.0+cpu")):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import psycopg
 import uvicorn
 from onnx import TensorProto, helper, numpy_helper
 
+from service.child.entry import ENTRY
 from service.http.listen import server_config
 from service.sandbox import SandboxError, Zygote
 from service.sandbox.job import LOG_NAME
@@ -29,6 +31,7 @@ from service.server.app import create_app
 from service.settings import Settings
 from service.worker.worker import work
 from support.client import connect
+from support.sandbox import background
 
 FAKE_ENTRY = Path(__file__).parents[1] / "service" / "fake"
 DEADLINE = 300.0
@@ -96,16 +99,20 @@ def submit(service: Service, files: Files, command: str = "", **options: Any) ->
 
 
 @contextmanager
-def running_service(settings: Settings, *, worker: bool, device: str = "cpu") -> Iterator[Service]:
+def running_service(
+    settings: Settings, *, worker: bool, device: str = "cpu", engine: bool = False
+) -> Iterator[Service]:
+    """With ``engine`` its analyses are real, in the sandbox that the tests of this process share."""
     started: threading.Event = threading.Event()
     box: dict[str, Any] = {}
     left: list[SandboxError] = []
 
     async def run_analyses(stop: asyncio.Event) -> None:
-        zygote = Zygote((), python_path=[FAKE_ENTRY])
+        zygote = background().zygote if engine else Zygote((), python_path=[FAKE_ENTRY])
+        entry = ENTRY if engine else "fake_entry:run"
         url = str(settings.database_url)
         try:
-            await work(settings, url, device=device, stop=stop, zygote=zygote, entry="fake_entry:run")
+            await work(settings, url, device=device, stop=stop, zygote=zygote, entry=entry)
         except SandboxError as error:
             left.append(error)
 
@@ -121,7 +128,8 @@ def running_service(settings: Settings, *, worker: bool, device: str = "cpu") ->
         started.set()
         await asyncio.gather(*tasks)
 
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    run = background().call(main()).result if engine else partial(asyncio.run, main())  # a zygote is of one loop
+    thread = threading.Thread(target=run)
     thread.start()
     started.wait(DEADLINE)
     try:

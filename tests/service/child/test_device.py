@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from support import simulated
+from support.sandbox import background
 
 from service.child.device import require_working, start
 from service.child.entry import _options
 from service.child.protections import active_protections
-from service.sandbox import SandboxError, Zygote
+from service.sandbox import SandboxError
 from service.settings import Settings
 from wsb_engine import ResourceError, devices
 
@@ -70,12 +70,8 @@ def test_a_gpu_that_the_driver_has_lost_is_missed_even_where_the_cpu_would_do(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_worker_without_its_gpu_learns_why_from_a_child(tmp_path: Path) -> None:
-    async def main() -> list[str]:
-        async with Zygote(["service.child.entry", "service.child.device"]) as zygote:
-            return await active_protections(
-                Settings(_env_file=None), zygote, tmp_path, device="cuda:0", try_device=True
-            )
-
+    shared = background()
+    tried = active_protections(Settings(_env_file=None), shared.zygote, tmp_path, device="cuda:0", try_device=True)
     with pytest.raises(SandboxError, match="cuda:0 does not work") as caught:
-        asyncio.run(main())
+        shared.call(tried).result()
     assert caught.value.code == "device_failed"

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import subprocess
-import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.command import wsb, wsb_here
 from support.pt2 import exported
+from support.sandbox import background
 from support.service import StartService, npz_batch, onnx_mlp
 
+from service.child import entry
 from service.child.entry import ENTRY, MODEL_FILE, TORCHSCRIPT_NEEDS, torchscript_accepted
 from service.child.protections import REQUIRED, active_protections
+from service.cli import evaluate
 from service.sandbox import Job, Outcome, Zygote
 from service.settings import Settings
 
@@ -29,12 +32,6 @@ def _archive() -> bytes:
         for name in ("m/data.pkl", "m/constants.pkl"):
             archive.writestr(name, b"")
     return buffer.getvalue()
-
-
-def wsb(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **more}
-    command = [sys.executable, "-m", "service.cli.commands", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
@@ -56,11 +53,9 @@ def gate(folder: Path, policy: str) -> Outcome:
     (folder / MODEL_FILE).write_bytes(_archive())
     request = {"options": {}, "torchscript": policy, "max_model_bytes": 1 << 30}
 
-    async def main() -> Outcome:
-        async with Zygote(["wsb_engine"]) as zygote:
-            return await zygote.run(Job(folder=folder, entry=ENTRY, request=request, seconds=60))
-
-    return asyncio.run(main())
+    job, shared = Job(folder=folder, entry=ENTRY, request=request, seconds=60), background()
+    outcome: Outcome = shared.call(shared.zygote.run(job)).result()
+    return outcome
 
 
 def test_this_host_gives_all_that_can_be_required(tmp_path: Path) -> None:
@@ -84,21 +79,42 @@ def test_an_analysis_runs_where_all_that_is_required_is_there(files: tuple[str, 
     assert result.returncode == 0, result.stderr
 
 
-def test_an_analysis_does_not_run_with_less_than_is_required(files: tuple[str, str], exposed: dict[str, str]) -> None:
-    result = wsb("analyze", *files, WSB_SANDBOX="require", **exposed)
+def test_an_analysis_does_not_run_with_less_than_is_required(
+    files: tuple[str, str], exposed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "PRELOAD_ONCE", ())  # a child is refused before it needs any of them
+    monkeypatch.setattr(tempfile, "tempdir", exposed["TMPDIR"])  # which this process has read before
+    result = wsb_here("analyze", *files, own_sandbox=True, WSB_SANDBOX="require", **exposed)
 
     assert result.returncode == 3
     assert "landlock" in result.stderr
     assert "[sandbox_insufficient]" in result.stderr
 
 
+def test_a_child_runs_with_less_where_nothing_is_required(
+    tmp_path: Path, exposed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in exposed.items():
+        monkeypatch.setenv(name, value)
+
+    async def main() -> list[str]:
+        async with Zygote() as zygote:
+            return await active_protections(Settings(_env_file=None), zygote, tmp_path / "libraries", device="cpu")
+
+    assert "landlock" not in asyncio.run(main())
+
+
+@pytest.mark.slow  # as the child above does
 def test_an_analysis_runs_with_less_where_nothing_is_required(files: tuple[str, str], exposed: dict[str, str]) -> None:
     assert wsb("analyze", *files, **exposed).returncode == 0
 
 
-def test_a_worker_refuses_to_start_with_less_than_is_required(database_url: str, exposed: dict[str, str]) -> None:
+def test_a_worker_refuses_to_start_with_less_than_is_required(
+    database_url: str, exposed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry, "PRELOAD", ())  # a worker refuses before it needs any of them
     variables = {"WSB_DATABASE_URL": database_url, "WSB_LOG_LEVEL": "error", **exposed}
-    result = wsb("worker", WSB_SANDBOX="require", **variables)
+    result = wsb_here("worker", WSB_SANDBOX="require", **variables)
 
     assert result.returncode == 2
     assert result.stderr.startswith("This host lacks required protections: landlock.")
@@ -106,7 +122,7 @@ def test_a_worker_refuses_to_start_with_less_than_is_required(database_url: str,
 
 
 def test_serve_refuses_to_start_with_less_than_is_required(exposed: dict[str, str]) -> None:
-    result = wsb("serve", "--port", "0", WSB_SANDBOX="require", **exposed)
+    result = wsb_here("serve", "--port", "0", WSB_SANDBOX="require", **exposed)
 
     assert result.returncode == 2
     assert "[sandbox_insufficient]" in result.stderr
@@ -147,7 +163,7 @@ def test_torchscript_is_analysed_in_the_sandbox(files: tuple[str, str], tmp_path
     layers = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
     torch.jit.save(torch.jit.script(layers.double()), tmp_path / "model.pt")
 
-    result = wsb("analyze", str(tmp_path / "model.pt"), files[1], WSB_TORCHSCRIPT="always")
+    result = wsb_here("analyze", str(tmp_path / "model.pt"), files[1], WSB_TORCHSCRIPT="always")
 
     assert result.returncode == 0, result.stderr
     assert "from torchscript" in result.stdout
@@ -159,7 +175,7 @@ def test_a_pytorch_2_archive_is_analysed_in_the_sandbox_whatever_the_policy_on_t
     layers = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
     (tmp_path / "model.pt2").write_bytes(exported(layers.double(), torch.zeros(2, 4).double()))
 
-    result = wsb("analyze", str(tmp_path / "model.pt2"), files[1], WSB_TORCHSCRIPT="never")
+    result = wsb_here("analyze", str(tmp_path / "model.pt2"), files[1], WSB_TORCHSCRIPT="never")
 
     assert result.returncode == 0, result.stderr
     assert "from pt2" in result.stdout
@@ -182,10 +198,11 @@ def test_capabilities_do_not_promise_torchscript_without_a_worker(start_service:
 
 def test_an_analysis_over_its_memory_is_out_of_memory(tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(onnx_mlp((1000, 8, 3)))
-    x, y = np.zeros((50_000, 1000), dtype=np.float32), np.zeros(50_000, dtype=np.int64)
+    x, y = np.zeros((40_000, 1000), dtype=np.float32), np.zeros(40_000, dtype=np.int64)
     np.savez_compressed(tmp_path / "batch.npz", x=x, y=y)
 
-    result = wsb("analyze", str(tmp_path / "model"), str(tmp_path / "batch.npz"), WSB_JOB_MEMORY_BYTES=str(256 << 20))
+    files = (str(tmp_path / "model"), str(tmp_path / "batch.npz"))
+    result = wsb_here("analyze", *files, WSB_JOB_MEMORY_BYTES=str(256 << 20))
 
     assert result.returncode == 3
     assert "[out_of_memory]" in result.stderr

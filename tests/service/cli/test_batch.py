@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.command import wsb
+from support.command import wsb_here as wsb
 from support.service import onnx_mlp
 from typer.testing import CliRunner
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from support.command import wsb
+from support.command import wsb_here as wsb
 from support.forms import full
 from support.service import StartService, npz_batch, onnx_mlp, running_service, submit
 

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.command import wsb, wsb_here
 from support.forms import full
 from support.service import DEADLINE, Service, npz_batch, onnx_mlp, until
 
@@ -38,34 +40,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200", "NO_COLOR": "1", **more}
 
 
-def wsb(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), env=environment(**more), capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 def test_the_version_is_printed() -> None:
     assert wsb("--version").stdout.strip() == wsb_engine.__version__
 
 
-def test_help_comes_without_torch() -> None:
-    program = (
-        "import sys\nfrom service.cli.commands import app\napp(['--help'], standalone_mode=False)\n"
-        "print('torch' in sys.modules)"
-    )
-    run = [sys.executable, "-c", program]
-    result = subprocess.run(run, env=environment(), capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "False"
-
-
 def test_every_option_of_the_engine_is_a_flag() -> None:
-    text = wsb("analyze", "--help").stdout
+    text = wsb_here("analyze", "--help").stdout
     assert [name for name in Options.model_fields if f"--{name.replace('_', '-')}" not in text] == []
 
 
 def test_analyze_prints_a_summary_and_writes_the_report(files: tuple[str, str], tmp_path: Path) -> None:
     flags = ("--spectrum", "dense", "--json", str(tmp_path / "report.json"), "--seed", "3", "--no-enclosure")
-    result = wsb("analyze", *files, *flags)
+    result = wsb_here("analyze", *files, *flags)
     assert result.returncode == 0, result.stderr
     report = Report.model_validate_json((tmp_path / "report.json").read_text())
     assert report.spectrum is not None
@@ -90,7 +76,7 @@ def test_a_failed_check_ends_with_3_and_everything_is_written(files: tuple[str, 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     Path(files[0]).write_bytes(model.SerializeToString())
     paths = {name: tmp_path / f"report.{name}" for name in ("json", "markdown", "html")}
-    result = wsb("analyze", *files, *(f"--{name}={path}" for name, path in paths.items()))
+    result = wsb_here("analyze", *files, *(f"--{name}={path}" for name, path in paths.items()))
     assert result.returncode == 3, result.stderr
     report = Report.model_validate_json(paths["json"].read_text())
     assert [check.name for check in report.checks if not check.passed] == ["parity"]
@@ -105,7 +91,7 @@ def test_a_failed_check_ends_with_3_and_everything_is_written(files: tuple[str, 
 
 @pytest.mark.slow
 def test_json_to_stdout_is_nothing_but_json(files: tuple[str, str]) -> None:
-    result = wsb("analyze", *files, "--json", "-")
+    result = wsb_here("analyze", *files, "--json", "-")
     assert Report.model_validate_json(result.stdout).model.architecture == "mlp"
 
 
@@ -119,44 +105,51 @@ def test_json_to_stdout_is_nothing_but_json(files: tuple[str, str]) -> None:
     ],
 )
 def test_a_bad_flag_is_a_usage_error(files: tuple[str, str], flags: tuple[str, ...], told: str) -> None:
-    result = wsb("analyze", *files, *flags)
+    result = wsb_here("analyze", *files, *flags)
     assert result.returncode == 2
     assert told in result.stderr
 
 
 def test_a_missing_file_is_a_usage_error(files: tuple[str, str]) -> None:
-    assert wsb("analyze", "/nonexistent.onnx", files[1]).returncode == 2
+    assert wsb_here("analyze", "/nonexistent.onnx", files[1]).returncode == 2
 
 
 def test_a_bad_model_ends_with_2_and_the_engines_code(files: tuple[str, str]) -> None:
-    result = wsb("analyze", files[1], files[1])
+    result = wsb_here("analyze", files[1], files[1])
     assert result.returncode == 2
     assert "[arguments_swapped]" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_an_analysis_that_takes_too_long_ends_with_3(files: tuple[str, str]) -> None:
-    result = wsb("analyze", *files, "--timeout", "0.001")
+    result = wsb_here("analyze", *files, "--timeout", "0.001")
     assert result.returncode == 3
     assert "[time_limit_exceeded]" in result.stderr
 
 
 def test_a_bad_setting_is_named_as_its_variable(files: tuple[str, str]) -> None:
-    result = wsb("analyze", *files, WSB_JOB_SECONDS="-1")
+    result = wsb_here("analyze", *files, WSB_JOB_SECONDS="-1")
     assert result.returncode == 2
     assert "WSB_JOB_SECONDS" in result.stderr
 
 
 def test_a_worker_without_a_database_says_what_to_set() -> None:
-    result = wsb("worker", WSB_DATABASE_URL="")
+    result = wsb_here("worker", WSB_DATABASE_URL="")
     assert result.returncode == 2
     assert "set WSB_DATABASE_URL" in result.stderr
 
 
-@pytest.mark.parametrize("subcommand", [("serve", "--port", "0"), full(("worker", "--device", "cpu"))])
-def test_a_database_out_of_reach_ends_with_3(subcommand: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("run", "subcommand"),
+    [
+        (wsb_here, ("serve", "--port", "0", "--workers", "0")),
+        full(wsb, ("serve", "--port", "0")),
+        full(wsb, ("worker", "--device", "cpu")),
+    ],
+)
+def test_a_database_out_of_reach_ends_with_3(run: Any, subcommand: tuple[str, ...], tmp_path: Path) -> None:
     url = "postgresql://127.0.0.1:9/nothing"
-    result = wsb(*subcommand, WSB_DATABASE_URL=url, WSB_DATA_DIR=str(tmp_path))
+    result = run(*subcommand, WSB_DATABASE_URL=url, WSB_DATA_DIR=str(tmp_path))
     assert result.returncode == 3, result.stderr
     assert "The database can't be used" in result.stderr
     assert "Traceback" not in result.stderr
@@ -192,7 +185,7 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
     ("begun", "number"),
     [
         full("service.cli.commands worker", signal.SIGTERM),
-        ("service.sandbox.zygote", signal.SIGTERM),
+        full("service.sandbox.zygote", signal.SIGTERM),
         full("postgres", signal.SIGTERM),
         ("service.sandbox.zygote", signal.SIGKILL),
     ],
@@ -225,7 +218,7 @@ def command_line(process: psutil.Process) -> str:
 
 
 def test_a_server_is_used_where_one_is_named(service: Service, files: tuple[str, str], tmp_path: Path) -> None:
-    result = wsb("analyze", *files, "--url", service.url, "--json", str(tmp_path / "report.json"))
+    result = wsb_here("analyze", *files, "--url", service.url, "--json", str(tmp_path / "report.json"))
     assert result.returncode == 0, result.stderr
     # The server of these tests answers with the size of the model.
     count = json.loads((tmp_path / "report.json").read_text())["model"]["parameters"]["count"]
@@ -236,22 +229,23 @@ def test_a_server_is_used_where_one_is_named(service: Service, files: tuple[str,
     ("output", "code", "told"),
     [
         full("fail", 2, "[unsupported_operator]"),
-        ("crash", 3, "[worker_child_killed]"),
+        full("crash", 3, "[worker_child_killed]"),  # in the short form, wsb check does
         full("sleep:60", 3, "[time_limit_exceeded]"),
     ],
 )
 def test_a_failure_on_a_server_ends_as_one_here_does(
     service: Service, files: tuple[str, str], output: str, code: int, told: str
 ) -> None:
-    result = wsb("analyze", *files, "--url", service.url, "--output", output, "--timeout", "1")
+    result = wsb_here("analyze", *files, "--url", service.url, "--output", output, "--timeout", "1")
     assert (result.returncode, told in result.stderr) == (code, True), result.stderr
 
 
+@pytest.mark.slow  # in the short form, wsb check does
 def test_a_failed_check_on_a_server_ends_as_one_here_does(
     service: Service, files: tuple[str, str], tmp_path: Path
 ) -> None:
     flags = ("--url", service.url, "--output", "doubtful", "--json", str(tmp_path / "report.json"))
-    result = wsb("analyze", *files, *flags)
+    result = wsb_here("analyze", *files, *flags)
     assert (result.returncode, "[check_failed]\ncheck parity: " in result.stderr) == (3, True), result.stderr
     assert not Report.model_validate_json((tmp_path / "report.json").read_text()).checks[0].passed
     [analysis] = service.client.get("/v1/analyses").json()["items"]
@@ -260,30 +254,29 @@ def test_a_failed_check_on_a_server_ends_as_one_here_does(
 
 @pytest.mark.slow
 def test_json_alone_on_stdout_and_a_failed_check_on_stderr(service: Service, files: tuple[str, str]) -> None:
-    result = wsb("analyze", *files, "--url", service.url, "--output", "doubtful", "--json", "-")
+    result = wsb_here("analyze", *files, "--url", service.url, "--output", "doubtful", "--json", "-")
     assert (result.returncode, "[check_failed]" in result.stderr) == (3, True)
     assert Report.model_validate_json(result.stdout).checks
 
 
 def test_a_refusal_by_a_server_ends_with_2(service: Service, files: tuple[str, str]) -> None:
-    result = wsb("analyze", *files, "--url", service.url, "--device", "cuda:3")
+    result = wsb_here("analyze", *files, "--url", service.url, "--device", "cuda:3")
     assert result.returncode == 2
     assert "[device_unavailable]" in result.stderr
 
 
 def test_a_server_out_of_reach_ends_with_3(files: tuple[str, str]) -> None:
-    result = wsb("analyze", *files, "--url", "http://127.0.0.1:9")
+    result = wsb_here("analyze", *files, "--url", "http://127.0.0.1:9")
     assert result.returncode == 3
     assert "can't be reached" in result.stderr
 
 
 def test_a_file_is_compared_with_the_module_that_the_user_names(files: tuple[str, str], tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text("import torch\nmodel = torch.nn.Sequential(torch.nn.Linear(4, 6))\nnumber = 3\n")
-    more = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    flags = ("--no-enclosure", "--compare-with")
-    result = wsb("analyze", *files, *flags, "train:model", **more)
+    (tmp_path / "compared.py").write_text("import torch\nmodel = torch.nn.Sequential(torch.nn.Linear(4, 6))\n")
+    flags = ("--no-enclosure", "--compare-with", "compared:model")
+    result = wsb_here("analyze", *files, *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "Only in the module:" in result.stdout
-    refused = wsb("analyze", *files, *flags, "train:model", "--url", "http://127.0.0.1:9", **more)
+    refused = wsb_here("analyze", *files, *flags, "--url", "http://127.0.0.1:9", cwd=tmp_path)
     assert refused.returncode == 2
     assert "leave out --url" in refused.stderr

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.command import wsb
+from support.command import wsb_here as wsb
 from support.external import DATA, combined, external_mlp
 from support.forms import full
 from support.service import Service, npz_batch, onnx_mlp

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from support.command import wsb
-from support.served import served
-from support.service import npz_batch, onnx_mlp, until
+from support.command import wsb_here as wsb
+from support.service import StartService, npz_batch, onnx_mlp
 
 from wsb_engine.report import Report
 
@@ -107,21 +106,19 @@ def test_an_estimate_counts_each_question(files: tuple[str, str]) -> None:
         assert phase in found.stdout
 
 
-def test_the_service_answers_and_refuses_as_the_command_does() -> None:
+def test_the_service_answers_and_refuses_as_the_command_does(start_service: StartService) -> None:
     posted = {"asked": OPTIONS, "focal": {"loss": "focal", "focal_gamma": 1.5}, "refused": {"groups": ["nothing.*"]}}
-    with served() as server:
-        found = {}
-        for name, options in posted.items():
-            request = json.dumps({"options": options}).encode()
-            files = {"model": onnx_mlp(), "batch": npz_batch(), "request": request}
-            sent = server.client.post("/v1/analyses", files=files)
-            address = f"/v1/analyses/{sent.json()['id']}"
-            until(lambda address=address: server.client.get(address).json()["finished_at"])
-            found[name] = server.client.get(address).json()
-        reports = {
-            name: Report.model_validate(server.client.get(f"/v1/analyses/{found[name]['id']}/report").json())
-            for name in ("asked", "focal")
-        }
+    service = start_service(engine=True)
+    found = {}
+    for name, options in posted.items():
+        request = json.dumps({"options": options}).encode()
+        files = {"model": onnx_mlp(), "batch": npz_batch(), "request": request}
+        sent = service.client.post("/v1/analyses", files=files)
+        found[name] = service.ended(sent.json()["id"])
+    reports = {
+        name: Report.model_validate(service.client.get(f"/v1/analyses/{found[name]['id']}/report").json())
+        for name in ("asked", "focal")
+    }
     check(reports["asked"])
     assert (reports["focal"].loss.kind, reports["focal"].loss.focal_gamma) == ("focal", 1.5)
     assert found["refused"]["error"]["code"] == "parameter_pattern_unmatched"

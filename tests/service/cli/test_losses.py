@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from support.command import wsb
-from support.served import served
-from support.service import npz_batch, onnx_mlp, until
+from support.command import wsb_here as wsb
+from support.service import StartService, npz_batch, onnx_mlp
 from torch import nn
 
 from wsb_engine.report import Report
@@ -100,26 +99,24 @@ def test_the_command_refuses_an_option_of_another_loss(files: tuple[str, str]) -
     assert "Leave pos_weight out" in result.stderr
 
 
-def test_the_service_certifies_tokens_labels_and_numbers() -> None:
+def test_the_service_certifies_tokens_labels_and_numbers(start_service: StartService) -> None:
     posted = {
         "tokens": (language_model(), saved(tokens=TOKENS, y=NEXT), {"label_smoothing": 0.2}),
         "labels": (onnx_mlp(), saved(x=RNG.normal(size=(6, 4)), y=RNG.integers(0, 2, (6, 3))), {"loss": "multilabel"}),
         "numbers": (onnx_mlp(), saved(x=RNG.normal(size=(6, 4)), y=RNG.normal(size=(6, 3))), {"loss": "squared_error"}),
         "refused": (onnx_mlp(), npz_batch(), {"class_weights": [1, 2]}),
     }
-    with served() as server:
-        found = {}
-        for name, (model, batch, options) in posted.items():
-            request = json.dumps({"options": options}).encode()
-            sent = server.client.post("/v1/analyses", files={"model": model, "batch": batch, "request": request})
-            address = f"/v1/analyses/{sent.json()['id']}"
-            until(lambda address=address: server.client.get(address).json()["finished_at"])
-            found[name] = server.client.get(address).json()
-        reports = {
-            name: Report.model_validate(server.client.get(f"/v1/analyses/{found[name]['id']}/report").json())
-            for name in ("tokens", "labels", "numbers")
-        }
-        page = server.client.get("/", headers={"Accept": "text/html"}).text
+    service = start_service(engine=True)
+    found = {}
+    for name, (model, batch, options) in posted.items():
+        request = json.dumps({"options": options}).encode()
+        sent = service.client.post("/v1/analyses", files={"model": model, "batch": batch, "request": request})
+        found[name] = service.ended(sent.json()["id"])
+    reports = {
+        name: Report.model_validate(service.client.get(f"/v1/analyses/{found[name]['id']}/report").json())
+        for name in ("tokens", "labels", "numbers")
+    }
+    page = service.client.get("/", headers={"Accept": "text/html"}).text
     check(reports["tokens"], smoothing=0.2)
     assert reports["labels"].loss.kind == "multilabel"
     assert found["numbers"]["numbers"]["accuracy"] is None

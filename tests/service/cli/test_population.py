@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from support.command import wsb
-from support.served import served
-from support.service import onnx_mlp
+from support.command import wsb_here as wsb
+from support.service import StartService, onnx_mlp
 
 from wsb_engine.report import Report
 
@@ -43,19 +42,19 @@ def test_a_confidence_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     assert "--population" in done.stderr
 
 
-def test_a_server_answers_with_it_or_says_why_not() -> None:
-    with served() as server:
-        for rows, warned in ((240, []), (120, ["population_too_few_rows"])):
-            options = json.dumps({"options": {"population": 0.95}}).encode()
-            files = {"model": onnx_mlp(), "batch": batch(rows), "request": options}
-            response = server.client.post("/v1/analyses", files=files, headers={"Prefer": "wait=60"})
-            assert response.status_code == 201, response.text
-            report = Report.model_validate_json(response.content)
-            assert (report.population is None) == bool(warned)
-            codes = [each.code for each in report.warnings if each.code.startswith("population")]
-            assert codes == warned
-            assert report.enclosure is not None
-        unusable = {**files, "request": json.dumps({"options": {"population": 1.5}}).encode()}
-        refused = server.client.post("/v1/analyses", files=unusable)
-        assert refused.status_code == 422
-        assert refused.json()["errors"][0]["pointer"].endswith("/options/population")
+def test_a_server_answers_with_it_or_says_why_not(start_service: StartService) -> None:
+    service = start_service(engine=True)
+    for rows, warned in ((240, []), (120, ["population_too_few_rows"])):
+        options = json.dumps({"options": {"population": 0.95}}).encode()
+        files = {"model": onnx_mlp(), "batch": batch(rows), "request": options}
+        response = service.client.post("/v1/analyses", files=files, headers={"Prefer": "wait=60"})
+        assert response.status_code == 201, response.text
+        report = Report.model_validate_json(response.content)
+        assert (report.population is None) == bool(warned)
+        codes = [each.code for each in report.warnings if each.code.startswith("population")]
+        assert codes == warned
+        assert report.enclosure is not None
+    unusable = {**files, "request": json.dumps({"options": {"population": 1.5}}).encode()}
+    refused = service.client.post("/v1/analyses", files=unusable)
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"].endswith("/options/population")

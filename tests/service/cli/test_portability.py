@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from support.forms import full
-from support.service import npz_batch, onnx_mlp
+from support.service import FAKE_ENTRY, npz_batch, onnx_mlp
+
+from service.sandbox import Job
+from service.sandbox.unconfined import run_unconfined
 
 HIDDEN = """
 import asyncio, builtins, ctypes, os, signal, sys, types
@@ -80,20 +84,28 @@ def wsb(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedP
     return subprocess.run(run, env=environment, capture_output=True, text=True, check=False, cwd=folder)
 
 
+def assert_unconfined(stdout: str, folder: Path) -> None:
+    """The command has printed a report and written it, which says that no sandbox confined the analysis."""
+    assert "λ_max" in stdout
+    assert json.loads((folder / "r.json").read_text())["engine"]["sandbox"] is None
+    assert '<th scope="row">Sandbox</th><td>none</td>' in (folder / "r.html").read_text()
+
+
+@pytest.mark.slow  # as the one below does
 def test_an_analysis_runs_unconfined_and_the_report_says_so(tmp_path: Path, files: tuple[str, str]) -> None:
     outputs = ("--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html"))
     result = wsb(tmp_path, "analyze", *files, *outputs)
     assert result.returncode == 0, result.stderr
-    assert "λ_max" in result.stdout
-    assert json.loads((tmp_path / "r.json").read_text())["engine"]["sandbox"] is None
-    assert '<th scope="row">Sandbox</th><td>none</td>' in (tmp_path / "r.html").read_text()
+    assert_unconfined(result.stdout, tmp_path)
 
 
 def test_a_report_is_held_against_a_policy(tmp_path: Path, files: tuple[str, str]) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text('[[rule]]\nmetric = "enclosure.lambda_max.upper"\nop = "<="\nlimit = 1e-9\n')
-    result = wsb(tmp_path, "check", *files, "--policy", str(policy))
+    outputs = ("--json", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html"))
+    result = wsb(tmp_path, "check", *files, "--policy", str(policy), *outputs)
     assert result.returncode == 1, result.stderr + result.stdout
+    assert_unconfined(result.stdout, tmp_path)
 
 
 def test_an_analysis_is_stopped_when_its_time_is_up(tmp_path: Path, files: tuple[str, str]) -> None:
@@ -105,6 +117,15 @@ def test_an_analysis_is_stopped_when_its_time_is_up(tmp_path: Path, files: tuple
     assert "[time_limit_exceeded]" in result.stderr
 
 
+def test_an_error_in_an_ordinary_process_is_one_of_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(FAKE_ENTRY), *sys.path])
+    job = Job(folder=tmp_path, entry="fake_entry:run", request={"options": {"output": "fail"}}, seconds=60)
+    outcome = asyncio.run(run_unconfined(job))
+    assert outcome.error is not None
+    assert (outcome.status, outcome.error.code) == ("failed", "unsupported_operator")
+
+
+@pytest.mark.slow  # in the short form, the one above sees an error of an input
 def test_a_file_that_is_no_model_is_refused_by_its_code(tmp_path: Path, files: tuple[str, str]) -> None:
     result = wsb(tmp_path, "analyze", files[1], files[1])
     assert result.returncode == 2
@@ -119,7 +140,7 @@ def test_required_protections_are_refused_in_one_sentence(tmp_path: Path, files:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", [("serve",), ("worker", "--device", "cpu")])
+@pytest.mark.parametrize("command", [("serve",), full(("worker", "--device", "cpu"))])
 def test_the_service_says_that_it_needs_linux(tmp_path: Path, files: tuple[str, str], command: tuple[str, ...]) -> None:
     result = wsb(tmp_path, *command)
     assert result.returncode == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.command import wsb
+from support.command import wsb_here as wsb
 from support.service import npz_batch, onnx_mlp
 from support.stored import stored_report
 

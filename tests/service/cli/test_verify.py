@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import wsb
+from support.command import wsb_here as wsb
 from support.service import npz_batch, onnx_mlp
 from typer.testing import CliRunner
 

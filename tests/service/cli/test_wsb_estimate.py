@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.command import wsb_here as wsb
 from support.service import npz_batch, onnx_mlp
 
 from wsb_engine.costs import Estimate
@@ -18,12 +16,6 @@ def files(tmp_path: Path) -> tuple[str, str]:
     (tmp_path / "model.onnx").write_bytes(onnx_mlp())
     (tmp_path / "batch.npz").write_bytes(npz_batch())
     return str(tmp_path / "model.onnx"), str(tmp_path / "batch.npz")
-
-
-def wsb(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "service.cli.commands", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_it_prints_a_table_of_the_phases_and_writes_json_next_to_it(files: tuple[str, str], tmp_path: Path) -> None:

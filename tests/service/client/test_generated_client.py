@@ -40,6 +40,7 @@ def generated(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow  # the generator takes long; our client goes through the same flow
 def test_a_generated_client_goes_through_the_whole_flow_and_keeps_errors(
     service: Service, generated: Path, model_bytes: bytes, batch_bytes: bytes
 ) -> None:

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
+from support.command import wsb_here
 
 from service.kit import devices
 from service.kit.devices import (
@@ -71,8 +70,6 @@ def test_instances_of_a_gpu_are_devices_of_their_own(monkeypatch: pytest.MonkeyP
 
 
 def test_the_command_says_which_devices_there_are() -> None:
-    environment = {**os.environ, "WSB_DATABASE_URL": "postgresql://127.0.0.1/none"}
-    command = [sys.executable, "-m", "service.cli.commands", "worker", "--device", "cuda:99"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    ended = wsb_here("worker", "--device", "cuda:99", WSB_DATABASE_URL="postgresql://127.0.0.1/none")
     assert ended.returncode == 2
     assert "This machine has no device 'cuda:99'" in ended.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from support.external import external_mlp
+from support.forms import full
 from support.migrations import move
 from support.service import Files, Service, StartService, submit, until
 
@@ -231,9 +232,9 @@ def newer(name: str, content: bytes) -> bytes:
     ("change", "told"),
     [
         (newer, "newer version"),
-        (lambda name, content: None if name == "manifest.json" else content, "not a complete backup"),
+        full(lambda name, content: None if name == "manifest.json" else content, "not a complete backup"),
         (lambda name, content: content + b"x" if name.startswith("blobs/") else content, "has changed"),
-        (lambda name, content: b"" if name == "tables/blobs.copy" else content, "rows of blobs are missing"),
+        full(lambda name, content: b"" if name == "tables/blobs.copy" else content, "rows of blobs are missing"),
     ],
 )
 def test_a_damaged_or_newer_backup_changes_nothing(

@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 from pydantic import SecretStr
-from support.command import wsb
+from support.command import wsb, wsb_here
+from support.forms import full
 from support.receiver import SECRET
 from support.service import Files, Service
 
@@ -22,6 +23,8 @@ from service.operations.findings import Finding
 from service.sandbox import SandboxError
 from service.settings import Settings
 from service.webhooks.sealing import sealed
+
+NO_WORKER = ("workers", "warning")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +60,7 @@ def test_nothing_is_wrong_with_a_running_service(service: Service, files: Files)
 
 
 def test_without_a_worker_nothing_runs(api: Service) -> None:
-    assert found(api.settings) == {("workers", "warning")}
+    assert found(api.settings) == {NO_WORKER}
 
 
 @pytest.mark.parametrize(
@@ -85,13 +88,13 @@ def test_an_installation_that_was_never_started_is_a_problem(tmp_path: Path) -> 
     assert not (tmp_path / "postgres").exists()
 
 
-def test_files_that_are_missing_or_have_changed_are_problems(service: Service, files: Files) -> None:
+def test_files_that_are_missing_or_have_changed_are_problems(api: Service, files: Files) -> None:
     for kind, name in (("models", "model"), ("batches", "batch")):
-        service.client.post(f"/v1/{kind}", content=files[name])
-    for path in service.stored():
+        api.client.post(f"/v1/{kind}", content=files[name])
+    for path in api.stored():
         path.unlink() if "models" in path.parts else path.write_bytes(b"changed")
-    assert found(service.settings) == set()
-    wrong = examined(service.settings, files=True)
+    assert found(api.settings) == {NO_WORKER}
+    wrong = [finding for finding in examined(api.settings, files=True) if finding.check != "workers"]
     assert [finding.detail.split()[-1] for finding in wrong] in (["missing.", "changed."], ["changed.", "missing."])
 
 
@@ -111,33 +114,35 @@ def test_workers_of_another_version_are_told(service: Service) -> None:
     assert "version 0.0.1" in finding.detail
 
 
-def test_a_storage_that_cannot_be_written_is_a_problem(service: Service, tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_written_is_a_problem(api: Service, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    wrong = service.settings.model_copy(update={"blob_url": str(tmp_path / "file" / "blobs")})
-    assert found(wrong) == {("storage", "problem")}
-    full = service.settings.model_copy(update={"min_free_bytes": 1 << 60})
-    assert found(full) == {("storage", "problem"), ("disk", "problem")}
+    wrong = api.settings.model_copy(update={"blob_url": str(tmp_path / "file" / "blobs")})
+    assert found(wrong) == {NO_WORKER, ("storage", "problem")}
+    filled = api.settings.model_copy(update={"min_free_bytes": 1 << 60})
+    assert found(filled) == {NO_WORKER, ("storage", "problem"), ("disk", "problem")}
 
 
-def test_keys_that_end_and_weights_without_a_key_are_told(service: Service) -> None:
+def test_keys_that_end_and_weights_without_a_key_are_told(database_url: str) -> None:
     today = datetime.now(UTC).date()
     days = {"gone": today - timedelta(1), "soon": today + timedelta(3), "later": today + timedelta(300)}
     entries = ",".join(f"{name}:{hash_key(new_key())}::{day}" for name, day in days.items())
-    of = Settings(_env_file=None, database_url=service.settings.database_url, api_keys=entries, tenant_weights="no:2")
+    of = Settings(_env_file=None, database_url=database_url, api_keys=entries, tenant_weights="no:2")
     told = [finding.detail for finding in host.keys(of) if finding.level != "ok"]
     assert [text.rpartition(" of ")[2].split()[:2] for text in told[:2]] == [["gone", "expired"], ["soon", "expires"]]
     assert told[2] == "WSB_TENANT_WEIGHTS names no, which has no key."
 
 
-def test_webhooks_whose_secret_no_key_opens_are_told(service: Service) -> None:
+def test_webhooks_whose_secret_no_key_opens_are_told(api: Service) -> None:
     key, other = "k" * 32, "o" * 32
-    [[webhook]] = service.sql(
+    [[webhook]] = api.sql(
         "INSERT INTO webhooks (id, tenant, url, events, secret, failures) VALUES (gen_random_uuid(), 'default',"
         " 'https://example.com', '[]', '', 0) RETURNING id"
     )
-    service.sql("UPDATE webhooks SET secret = %s", sealed(SECRET, (SecretStr(key),), webhook))
-    assert found(service.settings.model_copy(update={"webhooks_key": (SecretStr(other), SecretStr(key))})) == set()
-    [finding] = examined(service.settings.model_copy(update={"webhooks_key": (SecretStr(other),)}))
+    api.sql("UPDATE webhooks SET secret = %s", sealed(SECRET, (SecretStr(key),), webhook))
+    both = api.settings.model_copy(update={"webhooks_key": (SecretStr(other), SecretStr(key))})
+    assert found(both) == {NO_WORKER}
+    one = api.settings.model_copy(update={"webhooks_key": (SecretStr(other),)})
+    [finding] = [finding for finding in examined(one) if finding.check != "workers"]
     assert (finding.check, finding.level) == ("keys", "warning")
     assert str(webhook) in finding.detail
 
@@ -174,17 +179,18 @@ def test_a_sandbox_with_gaps_is_told(
     assert (finding.level, bool(finding.advice)) == (level, True)
 
 
+@pytest.mark.parametrize("run", [wsb_here, full(wsb)])  # a process, unlike this one, looks at the real machine
 def test_the_command_prints_findings_as_text_and_as_json_and_its_exit_code_says_how_bad_they_are(
-    api: Service, tmp_path: Path
+    api: Service, tmp_path: Path, run: Any
 ) -> None:
     variables = {"WSB_DATABASE_URL": str(api.settings.database_url), "WSB_DATA_DIR": str(tmp_path / "data")}
-    result = wsb("doctor", "--json", cwd=tmp_path, **variables)
+    result = run("doctor", "--json", cwd=tmp_path, **variables)
     assert result.returncode == 1, result.stderr
     findings = [Finding.model_validate(item) for item in json.loads(result.stdout)]
     assert {finding.check for finding in findings if finding.level == "warning"} >= {"workers"}
     with psycopg.connect(str(api.settings.database_url), autocommit=True) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0003'")
-    result = wsb("doctor", cwd=tmp_path, **variables)
+    result = run("doctor", cwd=tmp_path, **variables)
     assert result.returncode == 3
     assert "problem  database  Its tables are of an older version (revision 0003)." in result.stdout
     assert "→ Start a process of this version" in result.stdout

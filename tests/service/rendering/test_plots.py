@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
+from support.forms import thinned
 
 from service.rendering import overlay, plots
 from service.rendering.overlay import Axes, Point, Run
@@ -52,7 +53,7 @@ PLOTS: dict[str, Callable[[list[float]], Markup]] = {
 }
 
 
-@pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
+@pytest.mark.parametrize("plot", thinned(PLOTS.values(), 4), ids=PLOTS)
 @settings(max_examples=40, deadline=None)
 @given(values=st.lists(finite, min_size=1, max_size=12))
 def test_any_finite_numbers_are_drawn_inside_the_picture(
