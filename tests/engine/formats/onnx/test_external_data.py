@@ -17,6 +17,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx.helper import make_node as node
+from support.exports import share_operators
+from support.forms import full
 
 import wsb_engine as wsb
 from wsb_engine.formats.digest import File, model_digest
@@ -405,10 +407,11 @@ def test_external_data_of_constants_and_functions_are_read(tmp_path: Path) -> No
     np.testing.assert_allclose(resolved.reference({"x": X}), X @ W + B, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, full(3)])
 def test_the_default_export_of_torch_has_the_hessian_of_the_module(batch: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).eval()
+    share_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module, (torch.zeros(batch, 4),), tmp_path / "m.onnx")

@@ -126,7 +126,7 @@ def _archive(name: str, way: str) -> tuple[nn.Module, Tensor, bytes]:
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        *crossed(("encoder", "tokens"), WAYS),
+        *crossed(("encoder", "tokens"), WAYS, keep=4),
         *crossed(("perceptron", "convolutional", "lstm", "gru", "rnn"), ("one sample", "decomposed, free"), keep=3),
     ],
 )
@@ -149,7 +149,7 @@ def test_the_function_is_that_of_the_module(name: str, way: str) -> None:
     [
         ("perceptron", "two samples"),
         full("convolutional", "one sample"),
-        ("encoder", "decomposed, free"),
+        full("encoder", "decomposed, free"),
         full("lstm", "two samples"),
         ("tokens", "eight samples"),
     ],
