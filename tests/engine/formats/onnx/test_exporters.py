@@ -110,7 +110,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 SHORT = {
     *(("mlp", "legacy", 13), ("convolutional", "dynamo", 18), ("transformer", "legacy", 13)),
-    *(("transformer", "dynamo", 23), ("recurrent", "dynamo", 18)),
+    ("recurrent", "dynamo", 18),
 }
 EXPORTS = [
     each if each in SHORT else full(*each) for each in product(NETWORKS, ("legacy", "dynamo"), (13, 17, 18, 20, 21, 23))

@@ -472,6 +472,16 @@ def deep(folder: Path, width: int, layers: int) -> int:
     return layers * size
 
 
+def test_data_are_mapped(tmp_path: Path) -> None:
+    model(folder=tmp_path)
+    address = load_model(tmp_path / "m.onnx").parameters["w"].data_ptr()
+    with Path("/proc/self/maps").open() as file:
+        mapped = [line.split(maxsplit=5) for line in file if line.rstrip().endswith(str(tmp_path / "m.data"))]
+    ranges = [[int(end, 16) for end in fields[0].split("-")] for fields in mapped]
+    assert any(first <= address < last for first, last in ranges)
+
+
+@pytest.mark.slow
 def test_large_data_are_mapped_and_not_copied(tmp_path: Path) -> None:
     deep(tmp_path / "small", 8, 2)
     size = deep(tmp_path / "large", 1280, 32)

@@ -199,9 +199,9 @@ def test_a_changed_archive_is_refused(changes: dict[str, Change], code: str) -> 
 
 
 def test_a_program_of_more_operators_than_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(translation, "LIMITS", replace(LIMITS, nodes=3))
+    monkeypatch.setattr(translation, "LIMITS", replace(LIMITS, nodes=4))
     assert wsb.load_model(plain()).resolve().head == "none"
-    monkeypatch.setattr(translation, "LIMITS", replace(LIMITS, nodes=2))
+    monkeypatch.setattr(translation, "LIMITS", replace(LIMITS, nodes=3))
     assert _code(plain()) == "model_too_complex"
 
 

@@ -174,7 +174,7 @@ def test_curvature_equals_that_of_the_module(name: str, way: str) -> None:
     assert report.spectrum.eigenvalues[-1] == pytest.approx(float(eigenvalues[0]), rel=1e-9)
 
 
-@pytest.mark.parametrize("way", ["one sample", "decomposed"])
+@pytest.mark.parametrize("way", [full("one sample"), "decomposed"])
 def test_an_exported_perceptron_has_closed_form_moments(way: str) -> None:
     _, x, archive = _archive("perceptron", way)
     report = wsb.analyze(wsb.load_model(archive), wsb.Batch(x.numpy(), Y.numpy()))
