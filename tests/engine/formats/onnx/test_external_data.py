@@ -474,11 +474,11 @@ def deep(folder: Path, width: int, layers: int) -> int:
 
 def test_data_are_mapped(tmp_path: Path) -> None:
     model(folder=tmp_path)
-    address = load_model(tmp_path / "m.onnx").parameters["w"].data_ptr()
+    parameter = load_model(tmp_path / "m.onnx").parameters["w"]
     with Path("/proc/self/maps").open() as file:
         mapped = [line.split(maxsplit=5) for line in file if line.rstrip().endswith(str(tmp_path / "m.data"))]
     ranges = [[int(end, 16) for end in fields[0].split("-")] for fields in mapped]
-    assert any(first <= address < last for first, last in ranges)
+    assert any(first <= parameter.data_ptr() < last for first, last in ranges)
 
 
 @pytest.mark.slow

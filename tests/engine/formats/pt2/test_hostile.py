@@ -199,10 +199,10 @@ def test_a_changed_archive_is_refused(changes: dict[str, Change], code: str) -> 
 
 
 def test_a_program_of_more_operators_than_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(translation, "LIMITS", replace(LIMITS, nodes=4))
-    assert wsb.load_model(plain()).resolve().head == "none"
-    monkeypatch.setattr(translation, "LIMITS", replace(LIMITS, nodes=3))
-    assert _code(plain()) == "model_too_complex"
+    monkeypatch.setattr(translation, "LIMITS", replace(LIMITS, nodes=2))  # of three
+    with pytest.raises(ModelError, match="operations, more than the limit of 2") as caught:
+        wsb.load_model(plain())
+    assert caught.value.code == "model_too_complex"
 
 
 def test_a_weight_that_does_not_fit_is_refused_at_its_operator() -> None:
