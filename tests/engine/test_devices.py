@@ -192,7 +192,7 @@ def test_a_module_on_another_device_takes_its_buffers_along(gpus: simulated.Devi
     assert wsb.analyze(there, wsb.Batch(x, y), options).enclosure is not None
 
 
-@pytest.mark.parametrize("net", ["mlp", "max pool", *map(full, ("group norm", "batch norm", "encoder", "recurrent"))])
+@pytest.mark.parametrize("net", ["mlp", *map(full, ("group norm", "batch norm", "max pool", "encoder", "recurrent"))])
 def test_two_gpus_give_the_numbers_of_one(net: str, gpus: simulated.Devices) -> None:
     classifier, batch = case(net)
     one = wsb.analyze(classifier, batch, wsb.Options(device="cuda:0", ends="largest"))
