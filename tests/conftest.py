@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ import structlog
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
+HEAVY = re.compile(r'"dynamo|dynamo=True|share_operators|from zoo import|require\("transformers"')
+"""What only modules say that export by torch's newer exporter to ONNX or use transformers."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -32,16 +35,22 @@ def pytest_configure() -> None:
 
 
 class Scheduling(LoadScopeScheduling):
-    """Keeps a module with fixtures of its own in one process; whichever is free takes each of the other tests."""
+    """Keeps a module with fixtures of its own in one process; whichever is free takes each of the other tests.
+
+    One process also runs all modules that need the libraries which take longest to import.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return file if _shares_fixtures(file) else nodeid
+        return _scope(file) or nodeid
 
 
 @cache
-def _shares_fixtures(file: str) -> bool:
-    return '@pytest.fixture(scope="module")' in (ROOT / file).read_text(encoding="utf-8")
+def _scope(file: str) -> str | None:
+    source = (ROOT / file).read_text(encoding="utf-8")
+    if HEAVY.search(source):
+        return "heavy"
+    return file if '@pytest.fixture(scope="module")' in source else None
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from support.forms import thinned
+from support.forms import full
 
 import wsb_engine as wsb
 from fuzz.corpus import BATCHES, FOUND, MODELS, pairs
@@ -15,7 +15,7 @@ from fuzz.deployed import attack
 from fuzz.mutations import mutated
 from wsb_engine.memory import ran_out
 
-IN_PROCESS, DEPLOYED = 30, 6
+IN_PROCESS, IN_FULL, DEPLOYED = 10, 30, 6
 KINDS = (*MODELS, *BATCHES)
 
 
@@ -34,9 +34,11 @@ def read(content: bytes, other: bytes, kind: str) -> None:
                 raise
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_changed_file_is_read_or_refused(kind: str) -> None:
-    for seed in range(IN_PROCESS):
+@pytest.mark.parametrize(
+    ("kind", "seeds"), [*((kind, IN_PROCESS) for kind in KINDS), *(full(kind, IN_FULL) for kind in KINDS)]
+)
+def test_a_changed_file_is_read_or_refused(kind: str, seeds: int) -> None:
+    for seed in range(seeds):
         source = random.Random(f"{kind} {seed}")
         content, other = source.choice(pairs(kind))
         read(mutated(content, kind, source), other, kind)
@@ -49,6 +51,6 @@ def test_what_was_found_once_stays_mended(path: Path) -> None:
         read(path.read_bytes(), other, kind)
 
 
-@pytest.mark.parametrize("kind", thinned(KINDS, 2))
+@pytest.mark.parametrize("kind", [kind if kind == "pt" else full(kind) for kind in KINDS])
 def test_a_changed_file_ends_with_a_code_in_the_sandbox(kind: str) -> None:
     assert attack(kind, runs=DEPLOYED, seed="short") == (DEPLOYED, [])

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = [
     ("BERT, sdpa", "torch.onnx", 1),
     ("ViT, eager", "torch.onnx, dynamo=False", 8),
-    ("GPT-2, eager", "torch.jit.trace", 2),
+    ("BERT, sdpa", "torch.jit.trace", 2),
     ("Llama, sdpa", "torch.export, dynamic batch", 2),
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.forms import full
 from support.training import X, Y, batch, example, require, same
 from torch import Tensor
 
@@ -90,6 +91,7 @@ def test_a_training_ends_in_the_same_bits_and_each_value_is_that_of_its_checkpoi
     assert history["wsb/lambda_max"] == [logged[3]["wsb/lambda_max"], logged[6]["wsb/lambda_max"]]
 
 
+@pytest.mark.slow
 def test_the_values_are_those_of_analyze_on_the_same_checkpoint(keras: Any) -> None:
     from wsb_engine.callbacks import KerasCallback
 
@@ -111,7 +113,7 @@ def test_the_values_are_those_of_analyze_on_the_same_checkpoint(keras: Any) -> N
 
 @pytest.mark.parametrize(
     ("activation", "from_logits", "head"),
-    [("softmax", False, "none"), ("linear", True, "none"), ("log", False, "probabilities")],
+    [full("softmax", False, "none"), ("linear", True, "none"), ("log", False, "probabilities")],
 )
 def test_the_loss_says_what_the_output_means(keras: Any, activation: str, from_logits: bool, head: str) -> None:
     from wsb_engine.callbacks.keras import _as_module

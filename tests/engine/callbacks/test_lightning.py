@@ -103,6 +103,7 @@ def test_other_callbacks_can_monitor_it_after_each_epoch(tmp_path: Path) -> None
     assert trainer.callback_metrics["wsb/lambda_max"] == pytest.approx(callback.last.metrics["wsb/lambda_max"])
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     from wsb_engine.callbacks import LightningCallback
 

@@ -257,6 +257,19 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.parametrize(("rank", "logs"), [(0, [1]), (1, [])])
+def test_a_process_measures_if_it_is_the_first_of_its_group(
+    rank: int, logs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    logged: list[int] = []
+    sharpness = LoopCallback(network(), batch(), log=lambda step, _: logged.append(step), on_error="raise")
+    assert (sharpness(1) is None) == (rank > 0)
+    assert logged == logs
+
+
+@pytest.mark.slow
 def test_of_several_processes_the_first_measures(tmp_path: Path) -> None:
     environment = {
         **os.environ,

@@ -57,13 +57,13 @@ def test_the_module_and_the_process_are_as_before() -> None:
 
 
 def test_modes_of_the_caller_neither_change_it_nor_are_changed() -> None:
-    module = network()
-    expected = measure(module, batch()).metrics
+    module, options = network(), wsb.Options(moments="none")
+    expected = measure(module, batch(), options).metrics
     with torch.inference_mode():
-        assert measure(module, batch()).metrics == expected
+        assert measure(module, batch(), options).metrics == expected
         assert torch.is_inference_mode_enabled()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert measure(module, batch()).metrics == expected
+        assert measure(module, batch(), options).metrics == expected
         assert not torch.is_grad_enabled()
         assert torch.is_autocast_enabled("cpu")
 
@@ -91,9 +91,10 @@ def test_frozen_parameters_are_left_out() -> None:
     module = network()
     module[0].requires_grad_(False)
     free = ("1.weight", "1.bias", "4.weight", "4.bias")
-    report = wsb.analyze(wsb.from_module(module), batch(), wsb.Options(parameters=free))
-    assert measure(module, batch()).report.enclosure == report.enclosure
-    everything = measure(module, batch(), wsb.Options(parameters=("*", "*")))
+    options = wsb.Options(moments="none")
+    report = wsb.analyze(wsb.from_module(module), batch(), options.model_copy(update={"parameters": free}))
+    assert measure(module, batch(), options).report.enclosure == report.enclosure
+    everything = measure(module, batch(), wsb.Options(parameters=("*", "*"), moments="none", enclosure=False))
     assert everything.report.model.parameters.count > report.model.parameters.count
 
 
@@ -139,9 +140,10 @@ def test_inputs_are_passed_by_name_to_a_module_that_requires_none() -> None:
 
 
 def test_wrappers_are_taken_off() -> None:
-    module = network()
+    module, options = network(), wsb.Options(moments="none")
     compiled = torch.compile(module, backend="eager")
-    assert measure(compiled, batch()).metrics == measure(module, batch()).metrics  # type: ignore[arg-type]
+    found, expected = (measure(each, batch(), options).metrics for each in (compiled, module))  # type: ignore[arg-type]
+    assert found == expected
 
 
 def test_what_is_no_batch_or_no_whole_module_is_refused() -> None:

@@ -100,13 +100,23 @@ def test_a_training_ends_in_the_same_bits_and_each_value_is_that_of_its_checkpoi
     assert [step for step, _ in losses(history)] == [3, 6]
 
 
-def test_it_measures_after_each_epoch(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def smoothed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A trainer that has trained with smoothed labels, and measured as often as it does unless told otherwise."""
     from wsb_engine.callbacks import TransformersCallback
 
-    trainer = train(tmp_path, lambda each: each.add_callback(TransformersCallback(each, masked(), on_error="raise")))
-    assert [entry["step"] for entry in trainer.state.log_history if entry.keys() >= METRICS] == [4, 8]
+    def smooth(trainer: Any) -> None:
+        trainer.args.label_smoothing_factor = 0.1
+        trainer.add_callback(TransformersCallback(trainer, masked(), on_error="raise"))
+
+    return train(tmp_path_factory.mktemp("smoothed"), smooth)
 
 
+def test_it_measures_after_each_epoch(smoothed: Any) -> None:
+    assert [entry["step"] for entry in smoothed.state.log_history if entry.keys() >= METRICS] == [4, 8]
+
+
+@pytest.mark.slow
 def test_the_example_of_the_guide_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,13 +125,8 @@ def test_the_example_of_the_guide_runs(
     assert capsys.readouterr().out.rstrip().splitlines()[-1].count(",") == 1
 
 
-def test_the_trainer_s_smoothing_of_labels_is_taken_over_unless_the_options_have_one(tmp_path: Path) -> None:
+def test_the_trainer_s_smoothing_of_labels_is_taken_over_unless_the_options_have_one(smoothed: Any) -> None:
     from wsb_engine.callbacks import TransformersCallback
 
-    def smooth(trainer: Any) -> None:
-        trainer.args.label_smoothing_factor = 0.1
-        trainer.add_callback(TransformersCallback(trainer, masked(), on_error="raise"))
-
-    trainer = train(tmp_path, smooth)
-    last = next(each for each in trainer.callback_handler.callbacks if isinstance(each, TransformersCallback)).last
+    last = next(each for each in smoothed.callback_handler.callbacks if isinstance(each, TransformersCallback)).last
     assert last.report.loss.label_smoothing == 0.1

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.exports import share_operators
+from support.forms import full
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -24,6 +26,8 @@ def drawn(module: nn.Module) -> nn.Module:
 
 def exported(module: nn.Module, x: Tensor, **options: Any) -> wsb.Classifier:
     file = io.BytesIO()
+    if options["dynamo"]:
+        share_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module, (x,), file, verbose=False, **options)
@@ -55,7 +59,7 @@ def test_layouts_of_an_exporter_are_matched_by_value() -> None:
     assert not found.is_complete
 
 
-@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("dynamo", [full(True), False])
 def test_a_merged_batch_normalisation_is_named(dynamo: bool) -> None:
     module = drawn(nn.Sequential(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(12, 3)))
     found = wsb.compare_parameters(exported(module, torch.randn(2, 2, 3), dynamo=dynamo), module)

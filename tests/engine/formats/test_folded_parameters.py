@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from support.exports import share_operators
 from support.forms import full
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,6 +24,7 @@ Way = Callable[[nn.Module, Tensor], bytes]
 
 
 def dynamo(module: nn.Module, x: Tensor) -> bytes:
+    share_operators()
     program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
     assert program is not None
     data: bytes = program.model_proto.SerializeToString()
@@ -206,15 +208,15 @@ def analysed(make: Callable[[], nn.Module], way: Way) -> tuple[wsb.Report, nn.Mo
 @pytest.mark.parametrize(
     ("make", "way"),
     [
-        (lambda: Recurrent(nn.RNN), dynamo),
+        full(lambda: Recurrent(nn.RNN), dynamo),
         full(lambda: Recurrent(nn.RNN, 4), dynamo),
         full(lambda: Recurrent(nn.RNN), legacy),
         (lambda: Recurrent(nn.RNN), frozen),
         full(lambda: Recurrent(nn.GRU), frozen),
-        (lambda: Recurrent(nn.LSTM), frozen),
-        (Probe, dynamo),
+        full(lambda: Recurrent(nn.LSTM), frozen),
+        full(Probe, dynamo),
         full(Probe, legacy),
-        (Query, dynamo),
+        full(Query, dynamo),
         (Powers, dynamo),
         (Filled, legacy),
         (Slices, dynamo),
@@ -236,7 +238,7 @@ def test_what_was_folded_without_loss_counts_as_the_modules(make: Callable[[], n
 @pytest.mark.parametrize(
     ("make", "way", "code", "named"),
     [
-        (Normalised, dynamo, "derived_parameters", ("original0", "original1")),
+        full(Normalised, dynamo, "derived_parameters", ("original0", "original1")),
         (Cosine, dynamo, "derived_parameters", ("'exp' from [temperature]", "from [directions]")),
         (Prototypes, legacy, "left_out_parameters", ("'points'", "'temperature'")),
         (Prototypes, frozen, "left_out_parameters", ("[3, 4]",)),

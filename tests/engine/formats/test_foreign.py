@@ -21,6 +21,7 @@ import safetensors.torch
 import skl2onnx
 import torch
 from sklearn.linear_model import LogisticRegression
+from support.exports import share_operators
 from support.golden import Golden
 from torch import nn
 
@@ -140,6 +141,7 @@ def test_what_is_no_batch_is_named(name: str, as_file: bool, tmp_path: Path) -> 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_the_advice_for_weights_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    share_operators()
     for name, data in (
         ("w.pt", saved(net().state_dict())),
         ("w.safetensors", safetensors.torch.save(net().state_dict())),

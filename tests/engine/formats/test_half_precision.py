@@ -14,6 +14,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx.helper import make_node as node
+from support.exports import share_operators
+from support.forms import crossed
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -84,6 +86,8 @@ def stored_half(module: nn.Sequential, kind: int) -> bytes:
 
 def exported(module: nn.Module, **options: Any) -> bytes:
     buffer = io.BytesIO()
+    if options["dynamo"]:
+        share_operators()
     example = X[:2].to(next(module.parameters()).dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -115,8 +119,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "dtype"), crossed(WAYS, HALVES))
 def test_a_perceptron_in_half_precision_has_the_hessian_of_the_widened_one(way: str, dtype: str) -> None:
     module = perceptron(HALVES[dtype][0])
     data = WAYS[way](module, HALVES[dtype][1])
@@ -175,8 +178,7 @@ class Rounding(nn.Module):
         return z
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("write", [traced, exported_program], ids=["traced", "pt2"])
+@pytest.mark.parametrize(("write", "dtype"), crossed([traced, exported_program], HALVES))
 def test_casts_in_archives_are_named(write: Callable[[nn.Module], bytes], dtype: str) -> None:
     module = perceptron(torch.float32)
     data = write(Rounding(module, HALVES[dtype][0]))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
 from support.exports import onnx, traced
-from support.forms import full
+from support.forms import crossed, full
 from support.pt2 import exported
 from torch import Tensor, nn
 
@@ -95,8 +96,13 @@ def without_end(module: nn.Module) -> nn.Module:
     return module[:-1] if ends else module  # type: ignore[index]
 
 
-@pytest.mark.parametrize("format_", FORMATS)
-@pytest.mark.parametrize("name", ["language", "language, softmax", full("segments"), full("labels"), full("numbers")])
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        *crossed(["language", "language, softmax"], FORMATS),
+        *itertools.starmap(full, itertools.product(["segments", "labels", "numbers"], FORMATS)),
+    ],
+)
 def test_a_file_gives_the_hessian_of_its_loss(name: str, format_: str) -> None:
     given = case(name)
     given.module.float()

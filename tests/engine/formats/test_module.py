@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.forms import full, thinned
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,16 +72,16 @@ def exact_moments(module: nn.Module, loss: nn.Module | None = None) -> tuple[flo
     ("module", "architecture", "head"),
     [
         (mlp(), "mlp", "none"),
-        (mlp(nn.Identity()), "mlp", "none"),
+        full(mlp(nn.Identity()), "mlp", "none"),
         (mlp(first=nn.GELU(approximate="tanh")), "mlp", "none"),
-        (mlp(first=nn.Softplus()), "mlp", "none"),
-        (mlp(first=nn.ELU()), "mlp", "none"),
+        full(mlp(first=nn.Softplus()), "mlp", "none"),
+        full(mlp(first=nn.ELU()), "mlp", "none"),
         (mlp(nn.LogSoftmax(-1)), "mlp", "log_softmax"),
         (Functional().double(), "mlp", "log_softmax"),
         (Branching().double(), "general", "none"),
         (Tied().double(), "general", "none"),
         (mlp(first=nn.Softplus(beta=2)), "general", "none"),
-        (mlp(first=nn.Mish()), "general", "none"),
+        full(mlp(first=nn.Mish()), "general", "none"),
     ],
 )
 def test_moments_equal_second_derivatives_of_the_module(module: nn.Module, architecture: str, head: str) -> None:
@@ -135,9 +136,9 @@ def test_tied_tensors_are_reported_once() -> None:
     assert report.model.parameters.count == 4 * 4 + 4 + 4 * 3 + 3
 
 
-@pytest.mark.parametrize("kink", [nn.ReLU(), nn.LeakyReLU(), nn.Hardswish(), nn.SELU(), nn.ELU(alpha=0.5)])
+@pytest.mark.parametrize("kink", thinned([nn.LeakyReLU(), nn.ReLU(), nn.Hardswish(), nn.ELU(alpha=0.5), nn.SELU()], 3))
 def test_kinks_are_reported_and_leave_no_closed_form(kink: nn.Module) -> None:
-    report = wsb.analyze(wsb.from_module(mlp(first=kink)), wsb.Batch(X, Y))
+    report = wsb.analyze(wsb.from_module(mlp(first=kink)), wsb.Batch(X, Y), wsb.Options(moments="none"))
     assert not report.model.smooth
     assert report.model.nonsmooth_operators
     assert report.model.architecture == "general"

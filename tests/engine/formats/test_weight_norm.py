@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.forms import full
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -95,11 +96,11 @@ def largest_eigenvalue(net: Net) -> float:
 @pytest.mark.parametrize(
     ("normalise", "read"),
     [
-        (current, live),
+        full(current, live),
         (current, traced),
-        (current, exported),
+        full(current, exported),
         (current, decomposed),
-        (whole, exported),
+        full(whole, exported),
         (other_axis, live),
         (deprecated, live),
     ],

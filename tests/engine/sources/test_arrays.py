@@ -111,14 +111,14 @@ def test_rows_of_a_sparse_terabyte_are_read_at_once(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_unpacked_block_by_block(tmp_path: Path) -> None:
-    # 2 GiB of zeros in 2 MB, of which few rows are asked for
+    # Half a GiB of zeros in half a MB, of which few rows are asked for
     path = tmp_path / "bomb.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         with file.open("x.npy", "w", force_zip64=True) as member:
-            member.write(header((64, 1 << 22)))
-            for _ in range(64):
+            member.write(header((16, 1 << 22)))
+            for _ in range(16):
                 member.write(bytes(1 << 25))
-        file.writestr("y.npy", npy(np.zeros(64, np.int64)))
+        file.writestr("y.npy", npy(np.zeros(16, np.int64)))
     program = (
         "import resource, sys\nfrom pathlib import Path\nfrom wsb_engine.sources.arrays import read_npz\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"

@@ -111,6 +111,7 @@ def test_a_file_has_its_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert caught.value.code == "batch_too_large"
 
 
+@pytest.mark.slow
 def test_the_product_of_a_batch_larger_than_memory_is_computed(tmp_path: Path) -> None:
     path, rows, features = tmp_path / "batch.npz", 60_000, 784
     with zipfile.ZipFile(path, "w") as archive:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from support.exports import share_operators
 from torch import Tensor
 
 from wsb_engine.curvature.closed_form.activations import derivatives
@@ -106,12 +107,14 @@ def mlp_logits() -> Callable[..., Tensor]:
     return evaluate
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def export() -> Callable[..., bytes]:
     """torch.onnx.export, with the exporters' own warnings left aside."""
 
     def run(module: torch.nn.Module, example: Tensor, *, dynamo: bool, opset: int, **options: Any) -> bytes:
         buffer = io.BytesIO()
+        if dynamo:
+            share_operators()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(

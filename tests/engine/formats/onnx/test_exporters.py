@@ -43,7 +43,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "exporter"), crossed(ACTIVATIONS, ("dynamo-18", "legacy-13", "legacy-20")))
+@pytest.mark.parametrize(("kind", "exporter"), crossed(ACTIVATIONS, ("dynamo-18", "legacy-13", "legacy-20"), keep=3))
 def test_an_mlp_exported_by_torch_is_recognised(
     kind: str, exporter: str, export: Any, logits: Any, mlp_logits: Any
 ) -> None:
@@ -62,11 +62,11 @@ def test_an_mlp_exported_by_torch_is_recognised(
 
 
 class Transformer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, layers: int = 1) -> None:
         super().__init__()
         self.embedding = nn.Linear(3, 4)
         layer = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.1, activation="gelu", batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.last = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,11 +105,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (_mlp, (2, 3)),
     "convolutional": (_convolutional, (1, 8, 8)),
     "transformer": (Transformer, (4, 3)),
+    "two transformers": (lambda: Transformer(2), (4, 3)),
     "recurrent": (Recurrent, (4, 3)),
 }
 SHORT = {
     *(("mlp", "legacy", 13), ("convolutional", "dynamo", 18), ("transformer", "legacy", 13)),
-    *(("transformer", "dynamo", 23), ("recurrent", "dynamo", 18)),
+    ("recurrent", "dynamo", 18),
 }
 EXPORTS = [
     each if each in SHORT else full(*each) for each in product(NETWORKS, ("legacy", "dynamo"), (13, 17, 18, 20, 21, 23))
@@ -225,7 +226,7 @@ SKLEARN: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "classes", "output"), crossed(SKLEARN, CLASSES, ("zipmap", "tensor")))
+@pytest.mark.parametrize(("kind", "classes", "output"), crossed(SKLEARN, CLASSES, ("zipmap", "tensor"), keep=3))
 def test_a_model_of_scikit_learn_is_read_back(
     kind: str, classes: str, output: str, logits: Any, mlp_logits: Any
 ) -> None:
@@ -258,7 +259,7 @@ SCORES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "classes"), crossed(SCORES, CLASSES))
+@pytest.mark.parametrize(("kind", "classes"), crossed(SCORES, CLASSES, keep=5))
 def test_scores_of_scikit_learn_are_logits(kind: str, classes: str, logits: Any) -> None:
     labels = CLASSES[classes]
     x = RNG.normal(size=(40, 5)).astype(np.float32)

@@ -17,6 +17,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx.helper import make_node as node
+from support.exports import share_operators
+from support.forms import full
 
 import wsb_engine as wsb
 from wsb_engine.formats.digest import File, model_digest
@@ -405,10 +407,11 @@ def test_external_data_of_constants_and_functions_are_read(tmp_path: Path) -> No
     np.testing.assert_allclose(resolved.reference({"x": X}), X @ W + B, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, full(3)])
 def test_the_default_export_of_torch_has_the_hessian_of_the_module(batch: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).eval()
+    share_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module, (torch.zeros(batch, 4),), tmp_path / "m.onnx")
@@ -469,6 +472,16 @@ def deep(folder: Path, width: int, layers: int) -> int:
     return layers * size
 
 
+def test_data_are_mapped(tmp_path: Path) -> None:
+    model(folder=tmp_path)
+    parameter = load_model(tmp_path / "m.onnx").parameters["w"]
+    with Path("/proc/self/maps").open() as file:
+        mapped = [line.split(maxsplit=5) for line in file if line.rstrip().endswith(str(tmp_path / "m.data"))]
+    ranges = [[int(end, 16) for end in fields[0].split("-")] for fields in mapped]
+    assert any(first <= parameter.data_ptr() < last for first, last in ranges)
+
+
+@pytest.mark.slow
 def test_large_data_are_mapped_and_not_copied(tmp_path: Path) -> None:
     deep(tmp_path / "small", 8, 2)
     size = deep(tmp_path / "large", 1280, 32)

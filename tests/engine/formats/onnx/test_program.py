@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 import torch
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.helper import make_node as node
+from support.forms import full
 
 from wsb_engine import ModelError, load_model
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
+from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.graph.program import rescaled
+from wsb_engine.formats.onnx import build as building
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated:DeprecationWarning"),
@@ -181,7 +185,11 @@ def test_a_function_that_calls_itself_is_refused(build: Any, weights: Any) -> No
     assert caught.value.code == "model_too_complex"
 
 
-def test_functions_that_multiply_without_end_are_refused(build: Any, weights: Any) -> None:
+@pytest.mark.parametrize("nodes_allowed", [1_000, full(LIMITS.nodes)])
+def test_functions_that_multiply_without_end_are_refused(
+    nodes_allowed: int, build: Any, weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "LIMITS", replace(LIMITS, nodes=nodes_allowed))
     functions = [_function("F0", ["a"], ["r"], [node("Neg", ["a"], ["r"])])]
     for level in range(1, 12):
         calls = [node(f"F{level - 1}", ["a"], [f"r{i}"], domain="local") for i in range(10)]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.forms import full
 from torch import Tensor
 
 from wsb_engine import load_model
@@ -35,7 +34,8 @@ def _path(package: str, file: str) -> Path:
     return Path(next(iter(places))) / file
 
 
-@pytest.mark.parametrize("package", ["magika", *map(full, sorted(MODELS.keys() - {"magika"}))])
+@pytest.mark.slow
+@pytest.mark.parametrize("package", MODELS)
 def test_a_published_classifier_is_read_compared_and_differentiated(package: str) -> None:
     file, shape = MODELS[package]
     classifier = load_model(_path(package, file))

@@ -141,7 +141,16 @@ def spectrum(function: Callable[[dict[str, Tensor]], Tensor], parameters: dict[s
 
 @pytest.mark.parametrize(
     ("make", "samples"),
-    [full(Probe, 1), (Probe, 2), (Query, 1), full(Query, 3), (Parts, 2), full(Pooled, 2), (Recurrent, 2), (Keys, 3)],
+    [
+        full(Probe, 1),
+        (Probe, 2),
+        (Query, 1),
+        full(Query, 3),
+        (Parts, 2),
+        full(Pooled, 2),
+        (Recurrent, 2),
+        full(Keys, 3),
+    ],
 )
 def test_what_can_be_undone_has_the_spectrum_of_the_module(make: Any, samples: int, export: Any) -> None:
     module = drawn(make())

@@ -9,12 +9,14 @@ import pickle
 import resource
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.forms import crossed, full
 from support.pt2 import CONSTANTS, PROGRAM, WEIGHTS, Change, edited, exported, rewritten
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ import wsb_engine as wsb
 from wsb_engine import ModelError
 from wsb_engine.formats.graph.limits import LIMITS
 from wsb_engine.formats.pt2 import archive as archives
-from wsb_engine.formats.pt2 import fields, weights
+from wsb_engine.formats.pt2 import fields, translation, weights
 
 
 @cache
@@ -187,9 +189,20 @@ def _code(data: bytes | Path) -> str:
     return caught.value.code
 
 
-@pytest.mark.parametrize(("changes", "code"), _CHANGES.values(), ids=_CHANGES.keys())
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [full(*case) if name == "more operators than the limit" else case for name, case in _CHANGES.items()],
+    ids=_CHANGES.keys(),
+)
 def test_a_changed_archive_is_refused(changes: dict[str, Change], code: str) -> None:
     assert _code(rewritten(plain(), changes)) == code
+
+
+def test_a_program_of_more_operators_than_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translation, "LIMITS", replace(LIMITS, nodes=2))  # of three
+    with pytest.raises(ModelError, match="operations, more than the limit of 2") as caught:
+        wsb.load_model(plain())
+    assert caught.value.code == "model_too_complex"
 
 
 def test_a_weight_that_does_not_fit_is_refused_at_its_operator() -> None:
@@ -340,8 +353,7 @@ TRAINED: dict[str, nn.Module] = {
 }
 
 
-@pytest.mark.parametrize("decomposed", [False, True])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(("name", "decomposed"), crossed(TRAINED, [False, True]))
 def test_a_program_in_training_mode_is_refused_and_the_advice_helps(name: str, decomposed: bool) -> None:
     module = TRAINED[name]
     with pytest.raises(ModelError) as caught:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.forms import full
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,7 +89,7 @@ def check(report: wsb.Report, hessian: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("make", "way", "shape"),
-    [(Projected, "traced", "[3, 4]"), (Literal, "traced", "[3, 2]"), (Literal, "scripted", None)],
+    [(Projected, "traced", "[3, 4]"), full(Literal, "traced", "[3, 2]"), (Literal, "scripted", None)],
 )
 def test_a_constant_among_parameters_is_left_out_and_named(
     make: Callable[[], nn.Module], way: str, shape: str | None, randomised: Any, export: Any, eager_hessian: Any
@@ -120,7 +121,7 @@ def test_constants_count_if_forward_uses_no_parameter(traced: Any) -> None:
     assert "no parameter that the module declares" in message
 
 
-@pytest.mark.parametrize("way", ["traced", "scripted"])
+@pytest.mark.parametrize("way", [full("traced"), "scripted"])
 def test_the_constants_of_a_frozen_submodule_are_named_and_can_be_included(
     way: str, randomised: Any, export: Any, eager_hessian: Any
 ) -> None:

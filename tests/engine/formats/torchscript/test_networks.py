@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.forms import crossed
+from support.forms import crossed, full
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -38,13 +38,13 @@ def convolutional() -> nn.Module:
 class Encoder(nn.Module):
     """A transformer over tokens; its mean is classified."""
 
-    def __init__(self, *, norm_first: bool = False) -> None:
+    def __init__(self, layers: int = 1, *, norm_first: bool = False) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(
             4, 2, 6, batch_first=True, activation="gelu", norm_first=norm_first, dropout=0.2
         )
         self.embed = nn.Linear(3, 4)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.last = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,13 +92,14 @@ NETWORKS: dict[str, tuple[Any, Tensor]] = {
     "encoder": (Encoder, SEQUENCES),
     "encoder, normalised first": (lambda: Encoder(norm_first=True), SEQUENCES),
     "tokens": (Tokens, torch.arange(3 * SAMPLES).reshape(SAMPLES, 3) % 7),
+    "two encoders": (lambda: Encoder(2), SEQUENCES),
     "residual": (Residual, IMAGES),
 }
 WAYS = ("traced", "traced without gradients", "scripted", "scripted in training", "frozen", "frozen trace")
 Y = torch.arange(SAMPLES) % 3
 
 
-@pytest.mark.parametrize(("name", "way"), crossed(NETWORKS, WAYS))
+@pytest.mark.parametrize(("name", "way"), crossed(NETWORKS, WAYS, keep=4))
 def test_logits_equal_those_of_the_module(name: str, way: str, randomised: Any, export: Any, logits: Any) -> None:
     make, x = NETWORKS[name]
     module = randomised(make())
@@ -109,7 +110,13 @@ def test_logits_equal_those_of_the_module(name: str, way: str, randomised: Any, 
     torch.testing.assert_close(logits(classifier.resolve(), x, names=(entry,)), module(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "way"), crossed(("perceptron", "convolutional", "encoder", "tokens"), WAYS))
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *crossed(("perceptron", "convolutional", "encoder", "tokens"), WAYS, keep=3),
+        *(full("two encoders", way) for way in WAYS),
+    ],
+)
 def test_curvature_equals_that_of_the_module(
     name: str, way: str, randomised: Any, export: Any, eager_hessian: Any
 ) -> None:
@@ -133,8 +140,9 @@ def test_curvature_equals_that_of_the_module(
     assert report.spectrum.eigenvalues[-1] == pytest.approx(float(eigenvalues[0]), rel=1e-9)
 
 
-def test_parameters_keep_the_names_of_the_module(randomised: Any, scripted: Any) -> None:
-    module = randomised(Encoder())
+@pytest.mark.parametrize("make", [Tokens, full(Encoder)])
+def test_parameters_keep_the_names_of_the_module(make: type[nn.Module], randomised: Any, scripted: Any) -> None:
+    module = randomised(make())
     classifier = wsb.load_model(scripted(module))
     assert list(classifier.parameters) == [name for name, _ in module.named_parameters()]
 
