@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import io
 import itertools
 import json
@@ -10,8 +11,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from service.worker.worker import work
 from support.client import connect
 
 FAKE_ENTRY = Path(__file__).parents[1] / "service" / "fake"
+PRELOAD = ("service.child.entry", "fake_entry")
 DEADLINE = 300.0
 """Upper limit of every wait: reached only by what never happens, however busy the machine is."""
 
@@ -58,6 +63,7 @@ class Service:
     worker_stop: asyncio.Event
     worker_left: list[SandboxError]
     """Why the worker has left, if it has."""
+    zygote: Zygote
 
     def leftovers(self) -> list[Path]:
         """Files of uploads that are not kept and folders of jobs that are over; not that of a child that waits."""
@@ -78,6 +84,16 @@ class Service:
         """The analysis once it has ended."""
         return until(lambda: (a := self.client.get(f"/v1/analyses/{analysis}").json())["finished_at"] and a)
 
+    def cancel_all(self) -> None:
+        """Ends every analysis, and waits until the worker has done with them."""
+        for (analysis,) in self.sql("SELECT id FROM analyses WHERE state IN ('queued', 'running')"):
+            self.client.post(f"/v1/analyses/{analysis}/cancel")
+        busy = (
+            "SELECT EXISTS (SELECT FROM analyses WHERE state IN ('queued', 'running', 'cancelling'))"
+            " OR EXISTS (SELECT FROM procrastinate_jobs WHERE status = 'doing')"
+        )
+        until(lambda: self.sql(busy) == [(False,)], seconds=20)
+
     def sql(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         with psycopg.connect(str(self.settings.database_url), autocommit=True) as connection:
             cursor = connection.execute(query, parameters)
@@ -95,56 +111,81 @@ def submit(service: Service, files: Files, command: str = "", **options: Any) ->
     return identifier
 
 
+class StandingZygote(Zygote):
+    """Serves one worker after another: it has imported what costs each of them, and each child, most of its time."""
+
+    async def close(self) -> None:
+        """Stay; ``_loop`` ends it."""
+
+
+@cache
+def _zygote() -> StandingZygote:
+    return StandingZygote(PRELOAD, python_path=[FAKE_ENTRY])
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The loop of all services of this process: their zygote belongs to one loop, and ends with its thread."""
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(ThreadPoolExecutor(32))
+    thread = threading.Thread(target=loop.run_forever, name="services", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        asyncio.run_coroutine_threadsafe(Zygote.close(_zygote()), loop).result(DEADLINE)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(DEADLINE)
+        loop.close()
+
+    atexit.register(end)
+    return loop
+
+
 @contextmanager
-def running_service(settings: Settings, *, worker: bool, device: str = "cpu") -> Iterator[Service]:
-    started: threading.Event = threading.Event()
-    box: dict[str, Any] = {}
+def running_service(
+    settings: Settings, *, worker: bool, device: str = "cpu", own_zygote: bool = False
+) -> Iterator[Service]:
+    """Runs the API, and a worker with the fake entry; its children come from a zygote of all services or its own."""
+    loop = _loop()
+    zygote = Zygote(PRELOAD, python_path=[FAKE_ENTRY]) if own_zygote else _zygote()
+    stopping, worker_stop = asyncio.Event(), asyncio.Event()
+    server = uvicorn.Server(server_config(create_app(settings, stopping=stopping), settings))
     left: list[SandboxError] = []
 
-    async def run_analyses(stop: asyncio.Event) -> None:
-        zygote = Zygote((), python_path=[FAKE_ENTRY])
+    async def run_analyses() -> None:
         url = str(settings.database_url)
         try:
-            await work(settings, url, device=device, stop=stop, zygote=zygote, entry="fake_entry:run")
+            await work(settings, url, device=device, stop=worker_stop, zygote=zygote, entry="fake_entry:run")
         except SandboxError as error:
             left.append(error)
 
     async def main() -> None:
-        listener = socket.create_server(("127.0.0.1", 0))
-        stopping, worker_stop = asyncio.Event(), asyncio.Event()
-        server = uvicorn.Server(server_config(create_app(settings, stopping=stopping), settings))
-        box.update(loop=asyncio.get_running_loop(), server=server, stopping=stopping, worker_stop=worker_stop)
-        box["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        tasks = [asyncio.create_task(server.serve([listener]))]
-        if worker:
-            tasks.append(asyncio.create_task(run_analyses(worker_stop)))
-        started.set()
-        await asyncio.gather(*tasks)
+        await asyncio.gather(server.serve([listener]), *([run_analyses()] if worker else []))
 
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    started.wait(DEADLINE)
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    # In a context of its own, as in a process of its own.
+    running = Context().run(asyncio.run_coroutine_threadsafe, main(), loop)
     try:
-        with connect(box["url"], timeout=DEADLINE) as client:
-            until(lambda: box["server"].started)
+        with connect(url, timeout=DEADLINE) as client:
+            until(lambda: server.started or running.done())
             if worker:
-                until(lambda: left or client.get("/readyz").status_code == 200)
+                until(lambda: left or running.done() or client.get("/readyz").status_code == 200)
             yield Service(
-                url=box["url"],
+                url=url,
                 client=client,
                 settings=settings,
-                stopping=box["stopping"],
-                loop=box["loop"],
-                worker_stop=box["worker_stop"],
+                stopping=stopping,
+                loop=loop,
+                worker_stop=worker_stop,
                 worker_left=left,
+                zygote=zygote,
             )
     finally:
-        with suppress(RuntimeError):  # the loop has ended by itself
-            box["loop"].call_soon_threadsafe(box["stopping"].set)
-            box["loop"].call_soon_threadsafe(box["worker_stop"].set)
-        box["server"].should_exit = True
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
+        loop.call_soon_threadsafe(stopping.set)
+        loop.call_soon_threadsafe(worker_stop.set)
+        server.should_exit = True
+        running.result(DEADLINE)
 
 
 def onnx_mlp(sizes: tuple[int, ...] = (4, 5, 3), *, seed: int = 0) -> bytes:

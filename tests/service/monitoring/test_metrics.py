@@ -32,6 +32,17 @@ from service.settings import Settings
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
+# What has been counted is a process's own, so that each test has its own service.
+@pytest.fixture
+def service(start_service: StartService) -> Service:
+    return start_service()
+
+
+@pytest.fixture
+def api(start_service: StartService) -> Service:
+    return start_service(worker=False)
+
+
 def samples(text: str) -> Samples:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
