@@ -22,8 +22,8 @@ CROSS_SITE = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
 
 
 @pytest.fixture
-def locked(start_service: StartService) -> Service:
-    return start_service(worker=False, api_keys=KEYS)
+def locked(borrow_service: StartService) -> Service:
+    return borrow_service(worker=False, api_keys=KEYS)
 
 
 @pytest.fixture
