@@ -34,6 +34,7 @@ END $$
 """
 
 OWN: tuple[LiteralString, ...] = (
+    "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename",
     "SELECT version_num FROM alembic_version",
     "SELECT id FROM procrastinate_workers ORDER BY id",
     "SELECT id, device, problem FROM workers ORDER BY id",

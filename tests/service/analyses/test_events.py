@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from support.forms import full
 from support.service import DEADLINE, Files, Service, StartService, submit, until
 
 from service.database.engine import Database
@@ -204,8 +205,8 @@ def test_an_analysis_that_is_deleted_closes_its_streams(api: Service, files: Fil
         assert list(events) == []
 
 
-def test_hundreds_of_clients_are_all_told_the_end(api: Service, files: Files) -> None:
-    clients = 200
+@pytest.mark.parametrize("clients", [40, full(200)])
+def test_many_clients_are_all_told_the_end(api: Service, files: Files, clients: int) -> None:
     analysis = submit(api, files)
 
     async def follow(client: httpx.AsyncClient, ready: asyncio.Semaphore) -> str:
