@@ -42,13 +42,14 @@ DEADLINE = 300.0
 
 def until(condition: Callable[[], Any], *, seconds: float = DEADLINE) -> Any:
     """Waits for the condition to be true and returns what it gave."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.02
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.2 * pause, 0.2)  # to ask costs more than what is waited for
 
 
 @dataclass

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from support.external import DATA, combined, external_mlp, form, sha256
-from support.objects import Bucket, bucket
 from support.forms import full
+from support.objects import Bucket, bucket
 from support.service import Service, StartService, onnx_mlp, until
 
 from service.keys import hash_key, new_key

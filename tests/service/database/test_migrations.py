@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from structlog.testing import capture_logs
-from support.forms import full
 from support.command import wsb
+from support.forms import full
 from support.migrations import move
 from support.service import StartService
 
