@@ -25,6 +25,10 @@ def postgres() -> Iterator[str]:
     # server runs as another user.
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as folder, embedded_postgres(Path(folder)) as url:
         with psycopg.connect(url, autocommit=True) as connection:
+            # Nothing here has to outlive a crash, and databases come and go.
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                connection.execute(f"ALTER SYSTEM SET {setting} = off")
+            connection.execute("SELECT pg_reload_conf()")
             connection.execute("CREATE DATABASE template")
         asyncio.run(_migrate(named(url, "template")))
         yield url
