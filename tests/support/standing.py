@@ -95,10 +95,10 @@ class Standing:
 
     def take_back(self) -> None:
         """Prepares what was lent for the next test."""
-        for key in self._lent:
+        lent, self._lent = self._lent, set()
+        for key in lent:
             if not _cleaned(self._kept[key]):
                 self._kept.pop(key).end.close()
-        self._lent.clear()
         while len(self._kept) > MOST:
             self._kept.pop(next(iter(self._kept))).end.close()
 
@@ -113,6 +113,8 @@ class Standing:
             place = {"database_url": url, "data_dir": self._folder / str(next(_names))}
             values = {**place, "poll_seconds": 0.5, "shutdown_seconds": 0.5, **settings}
             service = end.enter_context(running_service(Settings(_env_file=None, **values), worker=worker))
+            if worker:  # which is ready a moment before the queue knows it
+                until(lambda: service.sql("SELECT id FROM procrastinate_workers"))
             headers = httpx.Headers(service.client.headers)
             return _Kept(service, worker, end.pop_all(), headers, _state(service))
 
