@@ -75,8 +75,12 @@ class Sandbox:
         return runner.run(asyncio.wait_for(main(), DEADLINE))
 
     def run(self, job: Job, *preload: str) -> Outcome:
-        """Runs one job, keeping its progress."""
-        return self.scenario(lambda zygote: zygote.run(job, self.progress.append), *preload)
+        """Runs one job, keeping its progress; in a zygote of its own if it names what that is to preload."""
+
+        def play(zygote: Zygote) -> Awaitable[Outcome]:
+            return zygote.run(job, self.progress.append)
+
+        return self.scenario(play, *preload) if preload else self.standing_scenario(play)
 
 
 @pytest.fixture(scope="session")
