@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from support.client import connect
 from support.forms import full
 from support.service import DEADLINE, Files, Service, StartService, submit, until
 
@@ -237,7 +238,7 @@ def test_more_streams_than_allowed_are_refused_until_one_is_left(start_service: 
     api = start_service(worker=False, max_event_streams=1)
     analysis = submit(api, files)
     path = f"/v1/analyses/{analysis}/events"
-    with httpx.Client(base_url=api.url) as other:
+    with connect(api.url) as other:
         with stream(api, analysis) as first:
             assert first.next().name == "state"
             refused = other.get(path)

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
+from support.client import connect
 from support.external import DATA, combined, external_mlp, form, sha256
 from support.forms import full
 from support.objects import Bucket, bucket
@@ -239,7 +239,7 @@ def test_a_client_that_leaves_between_two_files_leaves_nothing(api: Service) -> 
 def test_uploads_and_deletions_at_the_same_time_never_lose_a_file(api: Service) -> None:
     def churn(seed: int) -> list[int]:
         order = random.Random(seed)
-        with httpx.Client(base_url=api.url, timeout=120) as client:
+        with connect(api.url, timeout=120) as client:
             codes = []
             for _ in range(8):
                 if order.random() < 0.5:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
+from support.client import connect
 from support.forms import full
 from support.service import DEADLINE, Service, StartService, npz_batch, until
 
@@ -147,7 +147,7 @@ def test_uploads_and_deletions_of_the_same_content_at_the_same_time_never_lose_i
     path = f"/v1/models/sha256:{hashlib.sha256(model_bytes).hexdigest()}"
 
     def churn(_: int) -> list[int]:
-        with httpx.Client(base_url=api.url, timeout=60) as client:
+        with connect(api.url, timeout=60) as client:
             codes = []
             for _ in range(rounds):
                 codes.append(client.post("/v1/models", content=model_bytes).status_code)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 from pydantic import ValidationError
+from support.client import connect
 from support.forms import thinned
 from support.service import DEADLINE, Service, StartService, npz_batch, onnx_mlp, until
 
@@ -262,7 +262,7 @@ def test_the_command_with_another_key_or_none_ends_with_2_and_does_not_print_it(
 def test_the_tenant_is_in_the_log_of_its_requests_and_the_key_is_not(
     locked: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with httpx.Client(base_url=locked.url) as client:
+    with connect(locked.url) as client:
         client.get("/v1/analyses", headers=bearer(KEY))
     until(lambda: "path=/v1/analyses" in caplog.text)  # the line is written after the answer
     assert "tenant=ci" in caplog.text
