@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
 from support.service import Files, submit, until
-from support.standing import Standing
+from support.standing import Standing, fresh_database
 
 
 @pytest.fixture
@@ -32,6 +34,22 @@ def test_it_is_lent_again_without_what_was_done_to_it(standing: Standing, files:
     assert again.sql("SELECT count(*) FROM procrastinate_jobs") == [(0,)]
     assert again.ended(submit(again, files))["state"] == "succeeded"
     assert waiting != running
+
+
+def rows(url: str) -> dict[str, int]:
+    """How many each table has."""
+    with psycopg.connect(url) as connection:
+        tables = [name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+        counts = [connection.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(t))) for t in tables]
+        return {table: count.fetchall()[0][0] for table, count in zip(tables, counts, strict=True)}
+
+
+def test_its_tables_are_then_those_of_a_fresh_database(standing: Standing, postgres: str, files: Files) -> None:
+    api = standing.lend(worker=False)
+    submit(api, files)
+    standing.take_back()
+    with fresh_database(postgres) as url:
+        assert rows(str(api.settings.database_url)) == rows(url)
 
 
 def test_one_that_a_test_has_changed_is_not_lent_again(standing: Standing) -> None:

@@ -24,7 +24,7 @@ SET session_replication_role = replica;  -- which heeds neither references nor t
 DO $$ DECLARE name text; BEGIN
     FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public'
         -- Those whose rows belong to the service itself stay.
-        AND tablename NOT IN ('alembic_version', 'procrastinate_workers', 'workers')
+        AND tablename NOT IN ('alembic_version', 'procrastinate_workers', 'queue_migrations', 'workers')
     LOOP
         EXECUTE format('DELETE FROM %I', name);
     END LOOP;
