@@ -63,7 +63,7 @@ def test_a_new_key_opens_the_service_by_the_entry_that_is_printed_with_it(start_
     assert service.client.get("/v1/capabilities", headers=bearer(printed["WSB_API_KEY"])).status_code == 200
 
 
-@pytest.mark.parametrize("name", thinned(["", "a b", "a:b", "a,b", "x" * 65, "ü"], 2))
+@pytest.mark.parametrize("name", thinned(["", "a b", "a:b", "a,b", "x" * 65, "ü"], 1))
 def test_a_name_that_the_setting_could_not_hold_gets_no_key(name: str) -> None:
     result = command("keys", "new", "--", name)
     assert (result.returncode, result.stdout) == (2, "")

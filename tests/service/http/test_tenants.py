@@ -277,6 +277,7 @@ def test_requests_of_one_tenant_that_wait_leave_room_for_another(
         }
 
 
+@pytest.mark.slow
 def test_requests_of_one_tenant_that_hold_connections_leave_some_for_another(
     start_service: StartService, model_bytes: bytes, batch_bytes: bytes
 ) -> None:
@@ -296,6 +297,7 @@ def test_requests_of_one_tenant_that_hold_connections_leave_some_for_another(
         assert {post.result(60).status_code for post in posts} == {202}
 
 
+@pytest.mark.slow
 def test_the_analysis_of_a_tenant_runs_before_those_that_another_queued_earlier(
     start_service: StartService, model_bytes: bytes, batch_bytes: bytes
 ) -> None:

@@ -91,6 +91,7 @@ def test_an_analysis_that_is_cancelled_in_the_queue_is_counted(api: Service, fil
     assert value(api, "wsb_queue_wait_seconds_count") == 0
 
 
+@pytest.mark.slow
 def test_one_that_runs_out_of_time_is_counted_with_its_cause(start_service: StartService, files: Files) -> None:
     service = start_service(job_seconds=1)
     service.ended(submit(service, files, "sleep:60"))

@@ -137,6 +137,7 @@ def test_a_model_that_was_lost_from_the_disk_is_told(api: Service, start_service
     assert api.ended(analysis)["error"]["code"] == "blob_missing"
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_attempt(
     start_service: StartService, api: Service, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +244,7 @@ def test_an_analysis_whose_process_is_killed_from_outside_is_tried_again(watched
     assert (ended["state"], ended["attempts"], ended["error"]) == ("succeeded", 2, None)
 
 
+@pytest.mark.slow
 def test_an_analysis_whose_zygote_is_killed_is_tried_again(watched: StartService, files: Files) -> None:
     service = watched()
     analysis = submit(service, files, "sleep:3")
