@@ -31,7 +31,12 @@ def pytest_collection(session: pytest.Session) -> Iterator[object]:
 
 def pytest_configure() -> None:
     # Lines of background threads come between tests as well, where only logging is captured.
-    structlog.configure(logger_factory=structlog.stdlib.LoggerFactory())
+    # Tracebacks are plain: with the source and the variables of every frame, one takes seconds.
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        processors=[*structlog.get_config()["processors"][:-1], renderer],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
 
 
 class Scheduling(LoadScopeScheduling):

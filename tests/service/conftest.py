@@ -1,9 +1,8 @@
-"""A real Postgres for the session, a fresh database a test, and the real application over a real socket."""
+"""A real Postgres for the session, and the real application over a real socket: shared, or with a fresh database."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 import psycopg
 import pytest
 from support.service import Files, Service, StartService, npz_batch, onnx_mlp, running_service
+from support.standing import Standing, fresh_database, named
 
 from service.database.engine import Database
 from service.server.postgres import embedded_postgres
 from service.settings import Settings
-
-_names = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -27,25 +25,20 @@ def postgres() -> Iterator[str]:
     # server runs as another user.
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as folder, embedded_postgres(Path(folder)) as url:
         with psycopg.connect(url, autocommit=True) as connection:
+            # Nothing here has to outlive a crash, and databases come and go.
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                connection.execute(f"ALTER SYSTEM SET {setting} = off")
+            connection.execute("SELECT pg_reload_conf()")
             connection.execute("CREATE DATABASE template")
-        asyncio.run(_migrate(_named(url, "template")))
+        asyncio.run(_migrate(named(url, "template")))
         yield url
 
 
 @pytest.fixture
 def database_url(postgres: str) -> Iterator[str]:
     """URL of a database with current, empty tables."""
-    name = f"test_{next(_names)}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template")
-    yield _named(postgres, name)
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _named(url: str, name: str) -> str:
-    head, _, query = url.partition("?")
-    return f"{head.rsplit('/', 1)[0]}/{name}?{query}"
+    with fresh_database(postgres) as url:
+        yield url
 
 
 async def _migrate(url: str) -> None:
@@ -62,7 +55,9 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[StartService]:
     """
     running = []
 
-    def start(*, worker: bool = True, device: str = "cpu", engine: bool = False, **overrides: Any) -> Service:
+    def start(
+        *, worker: bool = True, device: str = "cpu", engine: bool = False, own_zygote: bool = False, **overrides: Any
+    ) -> Service:
         values = {
             "database_url": database_url,
             "data_dir": tmp_path / "data",
@@ -70,7 +65,8 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[StartService]:
             "shutdown_seconds": 0.5,
             **overrides,
         }
-        context = running_service(Settings(_env_file=None, **values), worker=worker, device=device, engine=engine)
+        settings = Settings(_env_file=None, **values)
+        context = running_service(settings, worker=worker, device=device, engine=engine, own_zygote=own_zygote)
         running.append(context)
         return context.__enter__()
 
@@ -79,15 +75,36 @@ def start_service(database_url: str, tmp_path: Path) -> Iterator[StartService]:
         context.__exit__(None, None, None)
 
 
-@pytest.fixture
-def service(start_service: StartService) -> Service:
-    return start_service()
+@pytest.fixture(scope="session")
+def standing(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    found = Standing(postgres, tmp_path_factory.mktemp("standing"))
+    yield found
+    found.close()
 
 
 @pytest.fixture
-def api(start_service: StartService) -> Service:
+def borrow_service(standing: Standing) -> Iterator[StartService]:
+    """Gives a service with these settings that other tests have used and will use; it begins with empty tables."""
+    yield standing.lend
+    standing.take_back()
+
+
+def _own_or_borrowed(request: pytest.FixtureRequest, *, worker: bool) -> Service:
+    # Whoever starts other services wants them on the same database.
+    own = "start_service" in request.fixturenames or {"service", "api"} <= set(request.fixturenames)
+    found: Service = request.getfixturevalue("start_service" if own else "borrow_service")(worker=worker)
+    return found
+
+
+@pytest.fixture
+def service(request: pytest.FixtureRequest) -> Service:
+    return _own_or_borrowed(request, worker=True)
+
+
+@pytest.fixture
+def api(request: pytest.FixtureRequest) -> Service:
     """Without a worker: nothing leaves the queue."""
-    return start_service(worker=False)
+    return _own_or_borrowed(request, worker=False)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,11 @@ import io
 import itertools
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +30,22 @@ from service.server.app import create_app
 from service.settings import Settings
 from service.worker.worker import work
 from support.client import connect
-from support.sandbox import background
+from support.sandbox import background, fake_zygote
 
-FAKE_ENTRY = Path(__file__).parents[1] / "service" / "fake"
 DEADLINE = 300.0
 """Upper limit of every wait: reached only by what never happens, however busy the machine is."""
 
 
 def until(condition: Callable[[], Any], *, seconds: float = DEADLINE) -> Any:
     """Waits for the condition to be true and returns what it gave."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.02
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.2 * pause, 0.2)  # to ask costs more than what is waited for
 
 
 @dataclass
@@ -61,6 +60,7 @@ class Service:
     worker_stop: asyncio.Event
     worker_left: list[SandboxError]
     """Why the worker has left, if it has."""
+    zygote: Zygote
 
     def leftovers(self) -> list[Path]:
         """Files of uploads that are not kept and folders of jobs that are over; not that of a child that waits."""
@@ -81,6 +81,16 @@ class Service:
         """The analysis once it has ended."""
         return until(lambda: (a := self.client.get(f"/v1/analyses/{analysis}").json())["finished_at"] and a)
 
+    def cancel_all(self) -> None:
+        """Ends every analysis, and waits until the worker has done with them."""
+        for (analysis,) in self.sql("SELECT id FROM analyses WHERE state IN ('queued', 'running')"):
+            self.client.post(f"/v1/analyses/{analysis}/cancel")
+        busy = (
+            "SELECT EXISTS (SELECT FROM analyses WHERE state IN ('queued', 'running', 'cancelling'))"
+            " OR EXISTS (SELECT FROM procrastinate_jobs WHERE status = 'doing')"
+        )
+        until(lambda: self.sql(busy) == [(False,)], seconds=20)
+
     def sql(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         with psycopg.connect(str(self.settings.database_url), autocommit=True) as connection:
             cursor = connection.execute(query, parameters)
@@ -100,59 +110,54 @@ def submit(service: Service, files: Files, command: str = "", **options: Any) ->
 
 @contextmanager
 def running_service(
-    settings: Settings, *, worker: bool, device: str = "cpu", engine: bool = False
+    settings: Settings, *, worker: bool, device: str = "cpu", engine: bool = False, own_zygote: bool = False
 ) -> Iterator[Service]:
-    """With ``engine`` its analyses are real, in the sandbox that the tests of this process share."""
-    started: threading.Event = threading.Event()
-    box: dict[str, Any] = {}
+    """Runs the API, and a worker with the fake entry or the engine; its children come from a shared.engine or its own.
+
+    All services of this process run in one loop, because a zygote belongs to one.
+    """
+    shared = background()
+    entry, zygote = (ENTRY, shared.engine) if engine else ("fake_entry:run", shared.fake)
+    if own_zygote:
+        zygote = fake_zygote()
+    stopping, worker_stop = asyncio.Event(), asyncio.Event()
+    server = uvicorn.Server(server_config(create_app(settings, stopping=stopping), settings))
     left: list[SandboxError] = []
 
-    async def run_analyses(stop: asyncio.Event) -> None:
-        zygote = background().zygote if engine else Zygote((), python_path=[FAKE_ENTRY])
-        entry = ENTRY if engine else "fake_entry:run"
+    async def run_analyses() -> None:
         url = str(settings.database_url)
         try:
-            await work(settings, url, device=device, stop=stop, zygote=zygote, entry=entry)
+            await work(settings, url, device=device, stop=worker_stop, zygote=zygote, entry=entry)
         except SandboxError as error:
             left.append(error)
 
     async def main() -> None:
-        listener = socket.create_server(("127.0.0.1", 0))
-        stopping, worker_stop = asyncio.Event(), asyncio.Event()
-        server = uvicorn.Server(server_config(create_app(settings, stopping=stopping), settings))
-        box.update(loop=asyncio.get_running_loop(), server=server, stopping=stopping, worker_stop=worker_stop)
-        box["url"] = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        tasks = [asyncio.create_task(server.serve([listener]))]
-        if worker:
-            tasks.append(asyncio.create_task(run_analyses(worker_stop)))
-        started.set()
-        await asyncio.gather(*tasks)
+        await asyncio.gather(server.serve([listener]), *([run_analyses()] if worker else []))
 
-    run = background().call(main()).result if engine else partial(asyncio.run, main())  # a zygote is of one loop
-    thread = threading.Thread(target=run)
-    thread.start()
-    started.wait(DEADLINE)
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    # In a context of its own, as in a process of its own.
+    running = Context().run(shared.call, main())
     try:
-        with connect(box["url"], timeout=DEADLINE) as client:
-            until(lambda: box["server"].started)
+        with connect(url, timeout=DEADLINE) as client:
+            until(lambda: server.started or running.done())
             if worker:
-                until(lambda: left or client.get("/readyz").status_code == 200)
+                until(lambda: left or running.done() or client.get("/readyz").status_code == 200)
             yield Service(
-                url=box["url"],
+                url=url,
                 client=client,
                 settings=settings,
-                stopping=box["stopping"],
-                loop=box["loop"],
-                worker_stop=box["worker_stop"],
+                stopping=stopping,
+                loop=shared.loop,
+                worker_stop=worker_stop,
                 worker_left=left,
+                zygote=zygote,
             )
     finally:
-        with suppress(RuntimeError):  # the loop has ended by itself
-            box["loop"].call_soon_threadsafe(box["stopping"].set)
-            box["loop"].call_soon_threadsafe(box["worker_stop"].set)
-        box["server"].should_exit = True
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
+        shared.loop.call_soon_threadsafe(stopping.set)
+        shared.loop.call_soon_threadsafe(worker_stop.set)
+        server.should_exit = True
+        running.result(DEADLINE)
 
 
 def onnx_mlp(sizes: tuple[int, ...] = (4, 5, 3), *, seed: int = 0) -> bytes:

@@ -5,8 +5,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
+from support.client import connect
 from support.forms import thinned
 from support.service import Files, Service, StartService, until
 
@@ -68,8 +68,8 @@ def test_an_analysis_that_outlasts_the_wait_is_answered_202(service: Service, fi
     assert response.json()["state"] in ("queued", "running")
 
 
-def test_the_end_of_an_analysis_wakes_the_waiter_without_a_poll(start_service: StartService, files: Files) -> None:
-    service = start_service(poll_seconds=60)
+def test_the_end_of_an_analysis_wakes_the_waiter_without_a_poll(borrow_service: StartService, files: Files) -> None:
+    service = borrow_service(poll_seconds=60)
     started = time.monotonic()
     assert post(service, files, wait=60).status_code == 201
     assert time.monotonic() - started < 50  # the end of the wait looks as well
@@ -109,8 +109,8 @@ def test_an_analysis_that_takes_too_long_is_timed_out(service: Service, files: F
     assert (analysis["state"], analysis["timeout_s"]) == ("timed_out", 0.3)
 
 
-def test_progress_shows_in_the_analysis(start_service: StartService, files: Files) -> None:
-    service = start_service(progress_seconds=0.05)
+def test_progress_shows_in_the_analysis(borrow_service: StartService, files: Files) -> None:
+    service = borrow_service(progress_seconds=0.05)
     path = post(service, commanded(files, "sleep:20")).headers["location"]
     progress = until(lambda: service.client.get(path).json()["progress"])
     assert progress == {"phase": "moments", "fraction": 0.5, "hessian_vector_products": 3, "enclosure": None}
@@ -157,9 +157,9 @@ def telling(files: Files, progress: Any, seconds: float, **content: Any) -> File
 
 
 def test_what_is_certified_so_far_shows_while_it_runs_and_after_it_was_cancelled(
-    start_service: StartService, files: Files
+    borrow_service: StartService, files: Files
 ) -> None:
-    service = start_service(progress_seconds=0.05)
+    service = borrow_service(progress_seconds=0.05)
     path = post(service, telling(files, PROGRESS, 60)).headers["location"]
     assert until(lambda: certified(service, path)) == ENCLOSURE
     service.client.post(f"{path}/cancel")
@@ -167,8 +167,8 @@ def test_what_is_certified_so_far_shows_while_it_runs_and_after_it_was_cancelled
     assert certified(service, path) == ENCLOSURE
 
 
-def test_what_it_is_expected_to_cost_shows_as_soon_as_it_is_known(start_service: StartService, files: Files) -> None:
-    service = start_service(progress_seconds=0.05)
+def test_what_it_is_expected_to_cost_shows_as_soon_as_it_is_known(borrow_service: StartService, files: Files) -> None:
+    service = borrow_service(progress_seconds=0.05)
     first = post(service, telling(files, {"phase": "loss", "fraction": 0, "estimate": ESTIMATE}, 60))
     assert first.json()["estimate"] is None
     path = first.headers["location"]
@@ -199,9 +199,9 @@ def test_progress_that_is_too_long_to_keep_is_ignored() -> None:
 
 @pytest.mark.parametrize("lie", thinned(LIES, 4))
 def test_progress_that_the_engine_would_not_send_is_ignored(
-    start_service: StartService, files: Files, lie: str
+    borrow_service: StartService, files: Files, lie: str
 ) -> None:
-    service = start_service(progress_seconds=0.05)
+    service = borrow_service(progress_seconds=0.05)
     path = post(service, telling(files, PROGRESS | LIES[lie], 1)).headers["location"]
     ended = service.ended(path.rsplit("/", 1)[1])
     assert (ended["state"], ended["progress"]) == ("succeeded", None)
@@ -259,8 +259,8 @@ def test_cancelling_twice_changes_nothing(api: Service, files: Files) -> None:
     assert api.client.post(f"{path}/cancel").json() == api.client.post(f"{path}/cancel").json()
 
 
-def test_a_running_analysis_is_killed_without_a_poll(start_service: StartService, files: Files) -> None:
-    service = start_service(poll_seconds=60)
+def test_a_running_analysis_is_killed_without_a_poll(borrow_service: StartService, files: Files) -> None:
+    service = borrow_service(poll_seconds=60)
     path = post(service, commanded(files, "sleep:60")).headers["location"]
     until(lambda: service.client.get(path).json()["state"] == "running")
     assert service.client.post(f"{path}/cancel").json()["state"] in ("cancelling", "cancelled")
@@ -307,7 +307,7 @@ def test_requests_at_the_same_time_cannot_exceed_the_queues_limit(
     batch = api.client.post("/v1/batches", content=files["batch"]).json()["id"]
 
     def send(_: int) -> int:
-        with httpx.Client(base_url=api.url, timeout=60) as client:
+        with connect(api.url, timeout=60) as client:
             return client.post("/v1/analyses", json={"model": model, "batch": batch}).status_code
 
     with ThreadPoolExecutor(16) as pool:

@@ -12,6 +12,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from support.client import connect
+from support.forms import full
 from support.service import DEADLINE, Files, Service, StartService, submit, until
 
 from service.database.engine import Database
@@ -204,8 +206,8 @@ def test_an_analysis_that_is_deleted_closes_its_streams(api: Service, files: Fil
         assert list(events) == []
 
 
-def test_hundreds_of_clients_are_all_told_the_end(api: Service, files: Files) -> None:
-    clients = 200
+@pytest.mark.parametrize("clients", [40, full(200)])
+def test_many_clients_are_all_told_the_end(api: Service, files: Files, clients: int) -> None:
     analysis = submit(api, files)
 
     async def follow(client: httpx.AsyncClient, ready: asyncio.Semaphore) -> str:
@@ -236,7 +238,7 @@ def test_more_streams_than_allowed_are_refused_until_one_is_left(start_service: 
     api = start_service(worker=False, max_event_streams=1)
     analysis = submit(api, files)
     path = f"/v1/analyses/{analysis}/events"
-    with httpx.Client(base_url=api.url) as other:
+    with connect(api.url) as other:
         with stream(api, analysis) as first:
             assert first.next().name == "state"
             refused = other.get(path)

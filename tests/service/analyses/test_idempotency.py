@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.client import connect
 from support.service import Files, Service, StartService, npz_batch, onnx_mlp
 
 from service.keys import hash_key, new_key
@@ -74,7 +75,7 @@ def test_another_request_with_the_same_key_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize("same", [True, False])
 def test_requests_with_one_key_at_the_same_time_make_one_analysis(api: Service, files: Files, same: bool) -> None:
     def send(number: int) -> httpx.Response:
-        with httpx.Client(base_url=api.url, timeout=60) as client:
+        with connect(api.url, timeout=60) as client:
             labels = {"n": "0" if same else str(number)}
             form = {**files, "request": json.dumps({"labels": labels}).encode()}
             return client.post("/v1/analyses", files=form, headers={"Idempotency-Key": "once"})

@@ -81,6 +81,7 @@ def test_the_client_sends_a_state_once_and_a_report_is_used_again_for_the_same_s
         assert client.report(client.wait(different)).optimizer.step == 7
 
 
+@pytest.mark.slow
 def test_a_hostile_state_ends_the_analysis_with_a_code(server: Served) -> None:
     endless = dict(MOMENTS, **{"w0.exp_avg_sq": np.full_like(MOMENTS["w0.exp_avg_sq"], np.inf)}, step=np.array(1.0))
     lying = (8).to_bytes(8, "little") + b'{"a":1}}' + bytes(16)
@@ -166,6 +167,12 @@ def test_the_command_reads_a_state(tmp_path: Path) -> None:
     assert found.scaled.scaling == "filter"
     assert "scaled" in done.stdout
     assert "largest stable" in done.stdout
-    missing = command(*asked, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_says_that_a_state_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(MODEL)
+    (tmp_path / "b.npz").write_bytes(BATCH)
+    missing = command("analyze", "m.onnx", "b.npz", "--optimizer", json.dumps(ADAM), cwd=tmp_path)
     assert missing.returncode == 2
     assert "optimizer_state_missing" in missing.stderr

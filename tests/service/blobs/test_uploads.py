@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
+from support.client import connect
+from support.forms import full
 from support.service import DEADLINE, Service, StartService, npz_batch, until
 
 KINDS = ["models", "batches"]
@@ -139,15 +140,16 @@ def test_deleting_one_file_leaves_others(api: Service, model_bytes: bytes, batch
     assert len(api.stored()) == 1
 
 
+@pytest.mark.parametrize("rounds", [3, full(10)])
 def test_uploads_and_deletions_of_the_same_content_at_the_same_time_never_lose_its_file(
-    api: Service, model_bytes: bytes
+    api: Service, model_bytes: bytes, rounds: int
 ) -> None:
     path = f"/v1/models/sha256:{hashlib.sha256(model_bytes).hexdigest()}"
 
     def churn(_: int) -> list[int]:
-        with httpx.Client(base_url=api.url, timeout=60) as client:
+        with connect(api.url, timeout=60) as client:
             codes = []
-            for _ in range(10):
+            for _ in range(rounds):
                 codes.append(client.post("/v1/models", content=model_bytes).status_code)
                 codes.append(client.delete(path).status_code)
             return codes

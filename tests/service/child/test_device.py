@@ -71,7 +71,7 @@ def test_a_gpu_that_the_driver_has_lost_is_missed_even_where_the_cpu_would_do(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_worker_without_its_gpu_learns_why_from_a_child(tmp_path: Path) -> None:
     shared = background()
-    tried = active_protections(Settings(_env_file=None), shared.zygote, tmp_path, device="cuda:0", try_device=True)
+    tried = active_protections(Settings(_env_file=None), shared.engine, tmp_path, device="cuda:0", try_device=True)
     with pytest.raises(SandboxError, match="cuda:0 does not work") as caught:
         shared.call(tried).result()
     assert caught.value.code == "device_failed"

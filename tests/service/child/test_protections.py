@@ -54,7 +54,7 @@ def gate(folder: Path, policy: str) -> Outcome:
     request = {"options": {}, "torchscript": policy, "max_model_bytes": 1 << 30}
 
     job, shared = Job(folder=folder, entry=ENTRY, request=request, seconds=60), background()
-    outcome: Outcome = shared.call(shared.zygote.run(job)).result()
+    outcome: Outcome = shared.call(shared.engine.run(job)).result()
     return outcome
 
 

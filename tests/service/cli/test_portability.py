@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.forms import full
-from support.service import FAKE_ENTRY, npz_batch, onnx_mlp
+from support.sandbox import FAKE_ENTRY
+from support.service import npz_batch, onnx_mlp
 
 from service.sandbox import Job
 from service.sandbox.unconfined import run_unconfined

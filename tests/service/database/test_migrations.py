@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 from support.command import wsb
+from support.forms import full
 from support.migrations import move
 from support.service import StartService
 
@@ -128,7 +129,9 @@ def test_every_migration_can_be_undone_and_done_again(database_url: str) -> None
         assert [connection.execute(part).fetchall() for part in parts] == before
 
 
-@pytest.mark.parametrize("subcommand", [("serve", "--port", "0", "--workers", "0"), ("worker", "--device", "cpu")])
+@pytest.mark.parametrize(
+    "subcommand", [full(("serve", "--port", "0", "--workers", "0")), ("worker", "--device", "cpu")]
+)
 def test_a_database_of_a_newer_version_is_refused(
     subcommand: tuple[str, ...], database_url: str, tmp_path: Path
 ) -> None:

@@ -32,8 +32,8 @@ def with_key(service: Service, name: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def scoped(start_service: StartService) -> Service:
-    return start_service(worker=False, api_keys=entries())
+def scoped(borrow_service: StartService) -> Service:
+    return borrow_service(worker=False, api_keys=entries())
 
 
 @pytest.mark.parametrize(

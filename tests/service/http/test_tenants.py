@@ -62,8 +62,8 @@ def client(service: Service, tenant: str) -> httpx.Client:
 
 
 @pytest.fixture
-def tenants(start_service: StartService, model_bytes: bytes, batch_bytes: bytes) -> Iterator[Tenants]:
-    service = start_service(worker=False, api_keys=ENTRIES)
+def tenants(borrow_service: StartService, model_bytes: bytes, batch_bytes: bytes) -> Iterator[Tenants]:
+    service = borrow_service(worker=False, api_keys=ENTRIES)
     with client(service, "ours") as ours, client(service, "theirs") as theirs:
         analysis = ours.post("/v1/analyses", files={"model": model_bytes, "batch": batch_bytes}).json()
         ids = {"model_id": analysis["model"], "batch_id": analysis["batch"], "analysis_id": analysis["id"]}
@@ -180,8 +180,8 @@ def test_content_that_another_tenant_has_is_new_to_this_one_and_stored_once(
     assert len(tenants.service.stored()) == before
 
 
-def test_a_shared_file_goes_with_the_last_tenant_that_has_it(start_service: StartService, model_bytes: bytes) -> None:
-    service = start_service(worker=False, api_keys=ENTRIES)
+def test_a_shared_file_goes_with_the_last_tenant_that_has_it(borrow_service: StartService, model_bytes: bytes) -> None:
+    service = borrow_service(worker=False, api_keys=ENTRIES)
     with client(service, "ours") as ours, client(service, "theirs") as theirs:
         path = ours.post("/v1/models", content=model_bytes).headers["location"]
         theirs.post("/v1/models", content=model_bytes)
@@ -277,6 +277,7 @@ def test_requests_of_one_tenant_that_wait_leave_room_for_another(
         }
 
 
+@pytest.mark.slow
 def test_requests_of_one_tenant_that_hold_connections_leave_some_for_another(
     start_service: StartService, model_bytes: bytes, batch_bytes: bytes
 ) -> None:
@@ -296,6 +297,7 @@ def test_requests_of_one_tenant_that_hold_connections_leave_some_for_another(
         assert {post.result(60).status_code for post in posts} == {202}
 
 
+@pytest.mark.slow
 def test_the_analysis_of_a_tenant_runs_before_those_that_another_queued_earlier(
     start_service: StartService, model_bytes: bytes, batch_bytes: bytes
 ) -> None:

@@ -32,6 +32,17 @@ from service.settings import Settings
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
+# What has been counted is a process's own, so that each test has its own service.
+@pytest.fixture
+def service(start_service: StartService) -> Service:
+    return start_service()
+
+
+@pytest.fixture
+def api(start_service: StartService) -> Service:
+    return start_service(worker=False)
+
+
 def samples(text: str) -> Samples:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -80,6 +91,7 @@ def test_an_analysis_that_is_cancelled_in_the_queue_is_counted(api: Service, fil
     assert value(api, "wsb_queue_wait_seconds_count") == 0
 
 
+@pytest.mark.slow
 def test_one_that_runs_out_of_time_is_counted_with_its_cause(start_service: StartService, files: Files) -> None:
     service = start_service(job_seconds=1)
     service.ended(submit(service, files, "sleep:60"))

@@ -25,13 +25,13 @@ PATIENCE = 20.0
 
 
 @pytest.fixture
-def service(start_service: StartService) -> Service:
-    return start_service(probe_seconds=PATIENCE)
+def service(borrow_service: StartService) -> Service:
+    return borrow_service(probe_seconds=PATIENCE)
 
 
 @pytest.fixture
-def api(start_service: StartService) -> Service:
-    return start_service(worker=False, probe_seconds=PATIENCE)
+def api(borrow_service: StartService) -> Service:
+    return borrow_service(worker=False, probe_seconds=PATIENCE)
 
 
 def ask(service: Service) -> tuple[int, dict[str, Any]]:

@@ -130,6 +130,7 @@ def test_a_job_carries_the_present_trace_and_nothing_without_one(spans: InMemory
     assert asyncio.run(act()) == {}
 
 
+@pytest.mark.slow
 def test_without_an_endpoint_there_are_no_spans_and_no_sdk() -> None:
     program = (
         "import sys\n"

@@ -183,7 +183,7 @@ def test_a_sandbox_with_gaps_is_told(
 def test_the_command_prints_findings_as_text_and_as_json_and_its_exit_code_says_how_bad_they_are(
     api: Service, tmp_path: Path, run: Any
 ) -> None:
-    variables = {"WSB_DATABASE_URL": str(api.settings.database_url), "WSB_DATA_DIR": str(tmp_path / "data")}
+    variables = {"WSB_DATABASE_URL": str(api.settings.database_url), "WSB_DATA_DIR": str(api.settings.data_dir)}
     result = run("doctor", "--json", cwd=tmp_path, **variables)
     assert result.returncode == 1, result.stderr
     findings = [Finding.model_validate(item) for item in json.loads(result.stdout)]

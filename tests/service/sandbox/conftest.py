@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,8 +41,8 @@ class Sandbox:
     unsealed = ("unsealed", "sandbox_entries")
     """To be preloaded where a child is to do what Landlock and the filter of system calls forbid."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, standing: Callable[[], tuple[asyncio.Runner, Zygote]]) -> None:
+        self._root, self._standing = root, standing
         self._jobs = 0
         self.progress: list[dict[str, Any]] = []
 
@@ -63,14 +65,43 @@ class Sandbox:
 
         return asyncio.run(asyncio.wait_for(main(), DEADLINE))
 
+    def standing_scenario(self, play: Callable[[Zygote], Awaitable[T]]) -> T:
+        """Plays something with the zygote that stays for all tests of this process."""
+        runner, zygote = self._standing()
+
+        async def main() -> T:
+            return await play(zygote)
+
+        return runner.run(asyncio.wait_for(main(), DEADLINE))
+
     def run(self, job: Job, *preload: str) -> Outcome:
-        """Runs one job, keeping its progress."""
-        return self.scenario(lambda zygote: zygote.run(job, self.progress.append), *preload)
+        """Runs one job, keeping its progress; in a zygote of its own if it names what that is to preload."""
+
+        def play(zygote: Zygote) -> Awaitable[Outcome]:
+            return zygote.run(job, self.progress.append)
+
+        return self.scenario(play, *preload) if preload else self.standing_scenario(play)
+
+
+@pytest.fixture(scope="session")
+def standing_zygote() -> Iterator[Callable[[], tuple[asyncio.Runner, Zygote]]]:
+    """Gives, once it is asked for, an event loop and a zygote in it."""
+    with ExitStack() as end:
+
+        @cache
+        def start() -> tuple[asyncio.Runner, Zygote]:
+            runner = end.enter_context(asyncio.Runner())
+            zygote = Zygote(["escape_entries", "sandbox_entries"], python_path=[HERE])
+            runner.run(zygote.start())
+            end.callback(lambda: runner.run(zygote.close()))
+            return runner, zygote
+
+        yield start
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Sandbox:
-    return Sandbox(tmp_path)
+def sandbox(tmp_path: Path, standing_zygote: Callable[[], tuple[asyncio.Runner, Zygote]]) -> Sandbox:
+    return Sandbox(tmp_path, standing_zygote)
 
 
 @pytest.fixture

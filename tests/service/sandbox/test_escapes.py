@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.forms import full
 
 from service.sandbox import Job, JobLimits, Zygote
 
@@ -53,7 +54,7 @@ def play(sandbox, job: Job, needs):
         assert (await zygote.run(sandbox.job("echo"))).status == "succeeded"
         return outcome
 
-    return sandbox.scenario(main, "escape_entries", "sandbox_entries")
+    return sandbox.standing_scenario(main)
 
 
 def lack(reason):
@@ -188,7 +189,7 @@ def test_the_processes_of_the_service_cannot_be_slowed_down(escape):
     assert escape("slow_others_down", "seccomp").result == "EPERM"
 
 
-@pytest.mark.parametrize("how", ["at once", "bit by bit"])
+@pytest.mark.parametrize("how", ["at once", full("bit by bit")])
 def test_a_hundred_gigabytes_are_out_of_memory(escape, gpu, how):
     outcome = escape("take_memory", "rlimit_data", how=how, bytes=100 * GIB)
 

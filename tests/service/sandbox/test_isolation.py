@@ -24,7 +24,7 @@ DEPENDING_ON_HOST = {
 def test_the_environment_holds_nothing_that_the_caller_had(sandbox, monkeypatch):
     monkeypatch.setenv("WSB_DATABASE_URL", "postgresql://wsb:hunter2@db/wsb")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    seen = json.loads(sandbox.run(sandbox.job("environment")).result)
+    seen = json.loads(sandbox.run(sandbox.job("environment"), "sandbox_entries").result)
 
     assert "hunter2" not in json.dumps(seen)
 
@@ -42,7 +42,7 @@ def test_without_a_sandbox_the_environment_holds_no_secret_either(sandbox, monke
 def test_the_environment_is_short(sandbox, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     job = replace(sandbox.job("environment"), threads=3)
-    now = json.loads(sandbox.run(job).result)["now"]
+    now = json.loads(sandbox.run(job, "sandbox_entries").result)["now"]
 
     assert now.pop("CUDA_VISIBLE_DEVICES") == "1"
     assert now.pop("OMP_NUM_THREADS") == "3"

@@ -36,16 +36,22 @@ async def get_toy(toy_id: int, tenant: InTenant) -> Toy:
 
 
 @pytest.fixture
-def toys(start_service: StartService) -> Iterator[Service]:
-    """A service with two more endpoints in the router of a room."""
+def extended() -> Iterator[None]:
+    """Has two more endpoints in the router of a room."""
     before = list(router.routes)
     router.add_api_route("/v1/toys", create_toy, methods=["POST"], status_code=201)
     errors = declare(InvalidRequestError, NotFoundError)
     router.add_api_route("/v1/toys/{toy_id}", get_toy, methods=["GET"], responses=errors)
     try:
-        yield start_service(worker=False, api_keys=f"ci:{hash_key(KEY)}")
+        yield
     finally:
         router.routes[:] = before
+
+
+@pytest.fixture
+def toys(extended: None, borrow_service: StartService) -> Service:
+    """A service with these endpoints."""
+    return borrow_service(worker=False, api_keys=f"ci:{hash_key(KEY)}")
 
 
 def test_it_needs_a_key_and_knows_the_tenant(toys: Service) -> None:
@@ -73,7 +79,8 @@ def test_its_errors_are_problems_with_a_request_id(
     assert "secret" not in response.text
 
 
-def test_it_is_counted_by_its_template(toys: Service) -> None:
+def test_it_is_counted_by_its_template(extended: None, start_service: StartService) -> None:
+    toys = start_service(worker=False, api_keys=f"ci:{hash_key(KEY)}")
     for toy in (7, 8):
         toys.client.get(f"/v1/toys/{toy}", headers=AUTHORIZED)
     metrics = toys.client.get("/metrics", headers=AUTHORIZED).text

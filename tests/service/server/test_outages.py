@@ -63,6 +63,7 @@ def test_a_worker_that_waited_for_work_is_there_afterwards(service: Service, pos
     assert service.ended(submit(service, files))["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_workers_do_not_take_each_other_for_lost_afterwards(
     start_service: StartService, postgres: str, files: Files
 ) -> None:

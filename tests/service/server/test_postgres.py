@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from support.forms import full
 from support.service import until
 
 from service.server.postgres import embedded_postgres
@@ -55,6 +56,7 @@ def test_a_killed_server_is_back_under_the_same_address_with_its_data(folder: Pa
             assert connection.execute("SELECT number FROM kept").fetchone() == (7,)
 
 
+@pytest.mark.slow
 def test_a_server_whose_backend_is_killed_is_back(folder: Path) -> None:
     with embedded_postgres(folder) as url:
         with psycopg.connect(url) as connection:
@@ -75,7 +77,9 @@ def test_what_a_killed_owner_has_left_running_is_ended(folder: Path) -> None:
         assert postmaster(folder) != left
 
 
-@pytest.mark.parametrize("content", ["{pid}\n", "", "{pid}\n/somewhere\n1700000000\n5432\n/tmp\n\n 1 2\nready\n"])
+@pytest.mark.parametrize(
+    "content", [full("{pid}\n"), full(""), "{pid}\n/somewhere\n1700000000\n5432\n/tmp\n\n 1 2\nready\n"]
+)
 def test_a_pid_file_that_names_another_process_by_now_does_not_matter(folder: Path, content: str) -> None:
     with embedded_postgres(folder):
         pass
@@ -84,6 +88,7 @@ def test_a_pid_file_that_names_another_process_by_now_does_not_matter(folder: Pa
         assert answers(url)
 
 
+@pytest.mark.slow
 def test_a_database_whose_creation_was_cut_off_is_created_anew(folder: Path) -> None:
     (folder / "postgres.new").mkdir()
     (folder / "postgres.new" / "PG_VERSION").write_text("18\n")
@@ -96,6 +101,7 @@ def test_a_data_folder_may_have_a_long_name_with_spaces(folder: Path) -> None:
         assert answers(url)
 
 
+@pytest.mark.slow
 def test_nothing_runs_after_the_end(folder: Path) -> None:
     with embedded_postgres(folder) as url:
         pid = postmaster(folder)

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.client import connect
 from support.forms import full
 from support.service import Files, Service, StartService, npz_batch, onnx_mlp, until
 
@@ -161,7 +162,7 @@ def test_an_analysis_that_was_accepted_never_misses_its_files_while_everything_o
     def churn(number: int) -> list[tuple[int, str]]:
         sent = contents[number % 3]
         result = []
-        with httpx.Client(base_url=service.url, timeout=60, headers={"Prefer": "wait=30"}) as client:
+        with connect(service.url, timeout=60, headers={"Prefer": "wait=30"}) as client:
             for _ in range(rounds):
                 ids = {
                     "model": client.post("/v1/models", content=sent["model"]).json()["id"],

@@ -109,6 +109,7 @@ def test_an_analysis_waits_for_a_store_that_is_away_and_no_attempt_is_counted(
     assert (ended["state"], ended["attempts"]) == ("succeeded", 1)
 
 
+@pytest.mark.slow
 def test_an_analysis_that_waits_for_the_store_can_be_cancelled(stuck: tuple[Service, str]) -> None:
     service, analysis = stuck
     service.client.post(f"/v1/analyses/{analysis}/cancel")
@@ -166,6 +167,7 @@ asyncio.run(through())
 """
 
 
+@pytest.mark.slow
 def test_a_large_file_takes_little_memory_on_its_way_in_and_out(objects: Bucket, tmp_path: Path) -> None:
     size = 256 << 20
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -18,8 +18,8 @@ KEY = new_key()
 
 
 @pytest.fixture
-def below(start_service: StartService) -> Service:
-    return start_service(root_path="/tools/wsb/", api_keys=f"team:{hash_key(KEY)}")
+def below(borrow_service: StartService) -> Service:
+    return borrow_service(root_path="/tools/wsb/", api_keys=f"team:{hash_key(KEY)}")
 
 
 @pytest.mark.parametrize("sent", ["", "/tools/wsb"])

@@ -6,8 +6,8 @@ import http.cookies
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
+from support.client import connect
 from support.pages import Visitor
 from support.service import Service, StartService, npz_batch, onnx_mlp
 
@@ -22,8 +22,8 @@ CROSS_SITE = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
 
 
 @pytest.fixture
-def locked(start_service: StartService) -> Service:
-    return start_service(worker=False, api_keys=KEYS)
+def locked(borrow_service: StartService) -> Service:
+    return borrow_service(worker=False, api_keys=KEYS)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_signing_out_ends_the_session_for_whoever_has_the_cookie(locked: Service
     response = member.post("/sign-out")
     assert (response.status_code, response.headers["location"]) == (303, "/sign-in")
     assert COOKIE not in member.client.cookies
-    with httpx.Client(base_url=locked.url, cookies={COOKIE: token}) as thief:
+    with connect(locked.url, cookies={COOKIE: token}) as thief:
         assert thief.get("/v1/analyses").status_code == 401
 
 
@@ -120,12 +120,12 @@ def test_quotes_in_a_cookie_are_not_undone(locked: Service, monkeypatch: pytest.
     """The standard library takes a second to undo those of 15 000 backslashes."""
     monkeypatch.setattr(http.cookies, "_unquote", None)
     cookie = 'wsb="' + "\\" * 15_000 + '"'
-    assert httpx.get(f"{locked.url}/v1/analyses", headers={"Cookie": cookie}).status_code == 401
+    assert locked.client.get("/v1/analyses", headers={"Cookie": cookie}).status_code == 401
 
 
 @pytest.mark.parametrize("cookie", ["x", "x" * 5000, "", '"', "a b;;=", "\xff"])
 def test_a_cookie_of_nobody_signs_nobody_in(locked: Service, cookie: str) -> None:
-    response = httpx.get(f"{locked.url}/v1/analyses", headers={"Cookie": f"wsb={cookie}".encode("latin-1")})
+    response = locked.client.get("/v1/analyses", headers={"Cookie": f"wsb={cookie}".encode("latin-1")})
     assert response.status_code == 401
 
 

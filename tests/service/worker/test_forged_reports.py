@@ -29,9 +29,9 @@ def forged(service: Service, files: Files, fields: dict[str, Any]) -> dict[str, 
     "fields",
     [
         pytest.param({"warnings": [WARNING] * FEW}, id="warnings"),
-        pytest.param({"warnings": [{**WARNING, "message": "y" * 70_000}]}, id="message"),
-        pytest.param({"blocks": [[0.0]] * FEW}, id="blocks"),
-        pytest.param({"timings": {str(number): 0.0 for number in range(65)}}, id="timings"),
+        pytest.param({"warnings": [{**WARNING, "message": "y" * 70_000}]}, id="message", marks=pytest.mark.slow),
+        pytest.param({"blocks": [[0.0]] * FEW}, id="blocks", marks=pytest.mark.slow),
+        pytest.param({"timings": {str(number): 0.0 for number in range(65)}}, id="timings", marks=pytest.mark.slow),
         pytest.param({"spectrum": {**SPECTRUM, "eigenvalues": [0] * MANY}}, id="eigenvalues"),
     ],
 )

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from support import simulated
-from support.service import DEADLINE, FAKE_ENTRY, Files, Service, StartService, submit, until
+from support.sandbox import FAKE_ENTRY
+from support.service import DEADLINE, Files, Service, StartService, submit, until
 
 from service.child.entry import ENTRY, PRELOAD
 from service.sandbox import SandboxError, Zygote

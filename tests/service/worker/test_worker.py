@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import shutil
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,7 @@ def test_a_model_that_was_lost_from_the_disk_is_told(api: Service, start_service
     assert api.ended(analysis)["error"]["code"] == "blob_missing"
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_attempt(
     start_service: StartService, api: Service, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,31 +224,39 @@ def notify(url: str, analysis: UUID) -> None:
         connection.execute("SELECT pg_notify('wsb_analyses', %s)", (f"{analysis} ended",))
 
 
-def child() -> psutil.Process | None:
+@pytest.fixture
+def watched(start_service: StartService) -> StartService:
+    """Starts a service whose processes are no other's."""
+    return partial(start_service, own_zygote=True)
+
+
+def child(service: Service) -> psutil.Process | None:
     """The process that runs an analysis."""
-    zygotes = [found for found in psutil.Process().children() if "service.sandbox.zygote" in found.cmdline()]
-    children = [found for zygote in zygotes for found in zygote.children()]
+    children = psutil.Process(service.zygote.pid).children() if service.zygote.pid else []
     return children[0] if children else None
 
 
-def test_an_analysis_whose_process_is_killed_from_outside_is_tried_again(service: Service, files: Files) -> None:
+def test_an_analysis_whose_process_is_killed_from_outside_is_tried_again(watched: StartService, files: Files) -> None:
+    service = watched()
     analysis = submit(service, files, "sleep:3")
-    until(lambda: state(service, analysis) == "running" and child()).kill()
+    until(lambda: state(service, analysis) == "running" and child(service)).kill()
     ended = service.ended(analysis)
     assert (ended["state"], ended["attempts"], ended["error"]) == ("succeeded", 2, None)
 
 
-def test_an_analysis_whose_zygote_is_killed_is_tried_again(service: Service, files: Files) -> None:
+@pytest.mark.slow
+def test_an_analysis_whose_zygote_is_killed_is_tried_again(watched: StartService, files: Files) -> None:
+    service = watched()
     analysis = submit(service, files, "sleep:3")
-    until(lambda: state(service, analysis) == "running" and child()).parent().kill()
+    until(lambda: state(service, analysis) == "running" and child(service)).parent().kill()
     ended = service.ended(analysis)
     assert (ended["state"], ended["attempts"]) == ("succeeded", 2)
 
 
-def test_after_the_last_attempt_it_says_that_the_process_was_killed(start_service: StartService, files: Files) -> None:
-    service = start_service(max_attempts=1)
+def test_after_the_last_attempt_it_says_that_the_process_was_killed(watched: StartService, files: Files) -> None:
+    service = watched(max_attempts=1)
     analysis = submit(service, files, "sleep:60")
-    until(lambda: state(service, analysis) == "running" and child()).kill()
+    until(lambda: state(service, analysis) == "running" and child(service)).kill()
     ended = service.ended(analysis)
     assert (ended["state"], ended["error"]["code"]) == ("failed", "worker_child_killed")
 
@@ -257,10 +267,10 @@ def test_an_analysis_that_takes_too_much_memory_fails_at_once(start_service: Sta
     assert (ended["state"], ended["error"]["code"], ended["attempts"]) == ("failed", "out_of_memory", 1)
 
 
-def test_cancelling_ends_the_process_without_a_poll(start_service: StartService, files: Files) -> None:
-    service = start_service(poll_seconds=60)
+def test_cancelling_ends_the_process_without_a_poll(watched: StartService, files: Files) -> None:
+    service = watched(poll_seconds=60)
     analysis = submit(service, files, "sleep:60")
-    running = until(lambda: state(service, analysis) == "running" and child())
+    running = until(lambda: state(service, analysis) == "running" and child(service))
     assert service.client.post(f"/v1/analyses/{analysis}/cancel").status_code == 202
     running.wait(50)
     until(lambda: state(service, analysis) == "cancelled", seconds=50)
