@@ -54,8 +54,8 @@ MIXTURES: dict[str, Callable[[Tensor], Tensor]] = {
     "attention": lambda h: torch.softmax(h @ h.T, dim=1) @ h,
     "neighbour": lambda h: h + 0.5 * h.roll(1, 0),
     "first row": lambda h: h - h[:1],
-    "running sum": lambda h: h + 0.01 * h.cumsum(0),
     "weakly": lambda h: h + 1e-5 * h.mean(0),
+    "running sum": lambda h: h + 0.01 * h.cumsum(0),
     "position": lambda h: h * (1 + 0.1 * torch.arange(len(h), dtype=h.dtype)[:, None].cos()),
 }
 
@@ -91,7 +91,7 @@ def whole_batch(module: nn.Module, batch: wsb.Batch) -> float:
 QUICK = wsb.Options(moments="none", ends="largest", relative_gap=1e-3)
 
 
-@pytest.mark.parametrize(("name", "samples"), crossed(MIXTURES, (1100, 3, 9)))
+@pytest.mark.parametrize(("name", "samples"), crossed(MIXTURES, (1100, 3, 9), keep=5))
 def test_a_coupled_module_is_found_and_taken_as_a_whole(name: str, samples: int) -> None:
     batch, module = data(samples), Coupled(MIXTURES[name])
     report = wsb.analyze(wsb.from_module(module.double()), batch, QUICK)
@@ -282,7 +282,7 @@ def traced_flat(flatten: Callable[[Tensor], Tensor], example: int) -> tuple[Flat
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore:Iterating:UserWarning"
 )
-@pytest.mark.parametrize(("name", "example"), crossed(BAKED, (2, 1, 5)))
+@pytest.mark.parametrize(("name", "example"), crossed(BAKED, (2, 1, 5), keep=2))
 def test_a_trace_that_keeps_the_number_of_samples_of_its_example_takes_any(name: str, example: int) -> None:
     net, classifier = traced_flat(BAKED[name], example)
     x = np.random.default_rng(0).normal(size=(7, 3, 4))
