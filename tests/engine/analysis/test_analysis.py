@@ -589,6 +589,7 @@ def test_what_may_use_all_threads_does_not_say_so(options: dict[str, object]) ->
     assert not any(one for _, one in told(classifier(), batch(), **options))
 
 
+@pytest.mark.slow
 def test_a_large_product_or_a_large_sum_does_not_say_so() -> None:
     random = np.random.default_rng(0)
     data = wsb.Batch(random.random((2000, 64), np.float32), random.integers(0, 10, 2000))

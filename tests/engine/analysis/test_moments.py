@@ -119,7 +119,7 @@ def test_auto_takes_probes_of_an_mlp_whose_closed_form_costs_too_much(monkeypatc
     assert "the closed form would take 3.0e+14 operations" in notice.message
 
 
-@pytest.mark.parametrize("asked", [{"needs": ["bounds.wolkowicz_styan.lambda_max.upper"]}, {"enclosure": False}])
+@pytest.mark.parametrize("asked", [full({"needs": ["bounds.wolkowicz_styan.lambda_max.upper"]}), {"enclosure": False}])
 def test_moments_that_are_needed_go_from_the_basis_to_probes_to_nothing_as_they_cost_more(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
