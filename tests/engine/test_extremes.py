@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from flint import arb
+from support.forms import crossed
 from support.networks import case
 from torch import nn
 
@@ -23,10 +25,9 @@ ASKED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("inputs", [1e-160, 1e80, 1e200])
-@pytest.mark.parametrize("weights", [1e-300, 1e-80, 1e40])
-def test_a_report_or_an_error_with_a_code(weights: float, inputs: float, asked: str) -> None:
+@pytest.mark.parametrize(("sizes", "asked"), crossed(product([1e-300, 1e-80, 1e40], [1e-160, 1e80, 1e200]), ASKED))
+def test_a_report_or_an_error_with_a_code(sizes: tuple[float, float], asked: str) -> None:
+    weights, inputs = sizes
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     with torch.no_grad():

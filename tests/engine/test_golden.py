@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.forms import crossed
 from support.golden import NAMES, Golden
 
 import wsb_engine as wsb
@@ -15,8 +16,7 @@ def load(case: Golden, source: str) -> tuple[wsb.Classifier, wsb.Batch]:
     return wsb.load_model(case.onnx()), wsb.load_batch(case.npz())
 
 
-@pytest.mark.parametrize("source", ["module", "onnx"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "source"), crossed(NAMES, ["module", "onnx"]))
 def test_the_report_agrees_with_the_golden_case(name: str, source: str) -> None:
     case = Golden(name)
     report = wsb.analyze(*load(case, source), wsb.Options(spectrum="dense"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.forms import crossed
 from support.golden import NAMES, Golden
 
 import wsb_engine as wsb
@@ -17,8 +18,7 @@ def analysed(name: str = "deep_tanh", **options: object) -> wsb.Report:
     return wsb.analyze(wsb.load_model(case.onnx()), wsb.Batch(case.x, case.y), wsb.Options(**options))
 
 
-@pytest.mark.parametrize("moments", ["closed_form", "basis", "probes"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "moments"), crossed(NAMES, ["closed_form", "basis", "probes"]))
 def test_every_bound_of_the_list_holds(name: str, moments: str) -> None:
     eigenvalues = Golden(name).eigenvalues
     slack = 1e-9 * np.abs(eigenvalues).max()

@@ -54,8 +54,8 @@ MIXTURES: dict[str, Callable[[Tensor], Tensor]] = {
     "attention": lambda h: torch.softmax(h @ h.T, dim=1) @ h,
     "neighbour": lambda h: h + 0.5 * h.roll(1, 0),
     "first row": lambda h: h - h[:1],
-    "running sum": lambda h: h + 0.01 * h.cumsum(0),
     "weakly": lambda h: h + 1e-5 * h.mean(0),
+    "running sum": lambda h: h + 0.01 * h.cumsum(0),
     "position": lambda h: h * (1 + 0.1 * torch.arange(len(h), dtype=h.dtype)[:, None].cos()),
 }
 
@@ -88,10 +88,13 @@ def whole_batch(module: nn.Module, batch: wsb.Batch) -> float:
     return float(torch.linalg.eigvalsh((H + H.T) / 2)[-1])
 
 
-@pytest.mark.parametrize(("name", "samples"), crossed(MIXTURES, (1100, 3, 9)))
+QUICK = wsb.Options(moments="none", ends="largest", relative_gap=1e-3)
+
+
+@pytest.mark.parametrize(("name", "samples"), crossed(MIXTURES, (1100, 3, 9), keep=5))
 def test_a_coupled_module_is_found_and_taken_as_a_whole(name: str, samples: int) -> None:
     batch, module = data(samples), Coupled(MIXTURES[name])
-    report = wsb.analyze(wsb.from_module(module.double()), batch, wsb.Options(moments="none"))
+    report = wsb.analyze(wsb.from_module(module.double()), batch, QUICK)
     assert "samples_coupled" in codes(report)
     truth = whole_batch(module, batch)
     assert report.enclosure is not None
@@ -101,8 +104,8 @@ def test_a_coupled_module_is_found_and_taken_as_a_whole(name: str, samples: int)
 
 
 def test_a_coupling_that_is_switched_off_at_these_parameters_is_found() -> None:
-    batch, module = data(1100), ZeroBranch()
-    report = wsb.analyze(wsb.from_module(module.double()), batch, wsb.Options(moments="none"))
+    batch, module = data(60), ZeroBranch()
+    report = wsb.analyze(wsb.from_module(module.double()), batch, QUICK)
     assert "samples_coupled" in codes(report)
     assert report.enclosure is not None
     truth = whole_batch(module, batch)
@@ -114,7 +117,7 @@ def test_a_coupled_file_is_found() -> None:
     module, batch, buffer = Coupled(MIXTURES["mean"]), data(1100), io.BytesIO()
     with torch.no_grad():
         torch.jit.save(torch.jit.trace(module, torch.zeros(2, 3), check_trace=False), buffer)
-    report = wsb.analyze(wsb.load_model(buffer.getvalue()), batch)
+    report = wsb.analyze(wsb.load_model(buffer.getvalue()), batch, QUICK)
     assert "samples_coupled" in codes(report)
     assert report.model.architecture == "general"
 
@@ -131,8 +134,10 @@ def test_what_does_not_fit_as_a_whole_is_refused() -> None:
 
 def test_coupled_samples_are_not_split_over_devices() -> None:
     batch, module = data(40), Coupled(MIXTURES["mean"]).double()
-    one = wsb.analyze(wsb.from_module(module), batch)
-    several = wsb.analyze(wsb.from_module(module), batch, wsb.Options(devices=("cpu", "cpu")))
+    one, several = (
+        wsb.analyze(wsb.from_module(module), batch, QUICK.model_copy(update={"devices": devices}))
+        for devices in (None, ("cpu", "cpu"))
+    )
     assert "split" not in codes(several)
     assert one.enclosure == several.enclosure
 
@@ -184,8 +189,7 @@ INDEPENDENT: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize(("dtype", "samples"), crossed(("float64", "float32"), (1, 2, 3, 1025)))
-@pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.parametrize(("name", "samples", "dtype"), crossed(INDEPENDENT, (1, 1025, 2, 3), ("float64", "float32")))
 def test_independent_samples_are_not_called_coupled(name: str, samples: int, dtype: str) -> None:
     build, features = INDEPENDENT[name]
     batch = data(samples, features)
@@ -229,9 +233,8 @@ def test_a_file_for_one_sample_that_takes_the_rows_of_its_example_gives_each_sam
     x[:, 3, 0] = -1
     torch.export.save(torch.export.export(net, (torch.from_numpy(x[:1]),)), tmp_path / "model.pt2")
     classifier = wsb.load_model(tmp_path / "model.pt2")
-    options = wsb.Options(moments="none")
-    report = wsb.analyze(classifier, wsb.Batch(x, np.arange(6) % 3), options)
-    right = wsb.analyze(wsb.from_module(net), wsb.Batch(x, np.arange(6) % 3), options)
+    report = wsb.analyze(classifier, wsb.Batch(x, np.arange(6) % 3), QUICK)
+    right = wsb.analyze(wsb.from_module(net), wsb.Batch(x, np.arange(6) % 3), QUICK)
     assert report.enclosure is not None
     assert right.enclosure is not None
     assert report.loss.value == pytest.approx(right.loss.value, rel=1e-12)
@@ -279,11 +282,12 @@ def traced_flat(flatten: Callable[[Tensor], Tensor], example: int) -> tuple[Flat
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore:Iterating:UserWarning"
 )
-@pytest.mark.parametrize(("name", "example"), crossed(BAKED, (2, 1, 5)))
+@pytest.mark.parametrize(("name", "example"), crossed(BAKED, (2, 1, 5), keep=2))
 def test_a_trace_that_keeps_the_number_of_samples_of_its_example_takes_any(name: str, example: int) -> None:
     net, classifier = traced_flat(BAKED[name], example)
     x = np.random.default_rng(0).normal(size=(7, 3, 4))
-    batch, options = wsb.Batch(x, np.arange(7) % 3), wsb.Options(moments="probes")
+    options = QUICK.model_copy(update={"moments": "probes", "failure_probability": 1e-2})
+    batch = wsb.Batch(x, np.arange(7) % 3)
     report, right = wsb.analyze(classifier, batch, options), wsb.analyze(wsb.from_module(net), batch, options)
     assert report.loss.value == pytest.approx(right.loss.value, rel=1e-12)
     assert report.enclosure is not None

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.forms import full
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -189,13 +188,14 @@ print(report.enclosure.lambda_max.upper > 0, [w.code for w in report.warnings])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA")
 @pytest.mark.parametrize(
     ("name", "samples", "dtype", "moments"),
     [
         ("convolutions", "120", "float64", "none"),
-        full("encoder", "200", "float32", "none"),
-        full("mlp", "1000", "float64", "auto"),
+        ("encoder", "200", "float32", "none"),
+        ("mlp", "1000", "float64", "auto"),
     ],
 )
 def test_what_is_counted_is_held(name: str, samples: str, dtype: str, moments: str) -> None:

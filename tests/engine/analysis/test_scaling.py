@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.forms import crossed, full, thinned
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -21,7 +22,7 @@ X, Y = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)).double(), 
 
 def network(activation: type[nn.Module] = nn.Tanh, *, bias: bool = True, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    layers = (nn.Linear(6, 9, bias), activation(), nn.Linear(9, 5, bias), activation(), nn.Linear(5, 3, bias))
+    layers = (nn.Linear(6, 5, bias), activation(), nn.Linear(5, 4, bias), activation(), nn.Linear(4, 3, bias))
     return nn.Sequential(*layers).double().eval()
 
 
@@ -30,6 +31,8 @@ def analyzed(module: nn.Module, x: Tensor = X, **options: Any) -> Report:
 
 
 def part(module: nn.Module, scaling: str, x: Tensor = X, **options: Any) -> Scaled:
+    """Of an analysis of nothing else."""
+    options = {"moments": "none", "enclosure": False, **options}
     found = analyzed(module, x, scaling=scaling, **options).scaled
     assert found is not None
     return found
@@ -65,8 +68,7 @@ def dense(module: nn.Module, scaling: str, names: list[str] | None = None, x: Te
     return s[:, None] * hessian(module, names, x) * s
 
 
-@pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.ReLU])
+@pytest.mark.parametrize(("scaling", "activation"), crossed(SCALINGS, [nn.Tanh, nn.GELU, nn.ReLU]))
 def test_both_ends_enclose_the_largest_eigenvalue_of_the_dense_matrix(
     scaling: str, activation: type[nn.Module]
 ) -> None:
@@ -78,18 +80,17 @@ def test_both_ends_enclose_the_largest_eigenvalue_of_the_dense_matrix(
     assert found.relative_gap <= 1.1e-6
 
 
-@pytest.mark.parametrize("scaling", ["tensor", "filter"])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("scaling", "bias"), crossed(["tensor", "filter"], [True, False]))
 def test_the_closed_form_has_the_moments_of_the_dense_matrix(scaling: str, bias: bool) -> None:
     module = network(bias=bias)
-    found, matrix = part(module, scaling), dense(module, scaling)
+    found, matrix = part(module, scaling, moments="auto"), dense(module, scaling)
     assert found.moments.trace == pytest.approx(float(matrix.trace()), rel=1e-12)
     assert found.moments.frobenius_squared == pytest.approx(float(matrix.square().sum()), rel=1e-12)
     assert found.wolkowicz_styan.lower <= float(torch.linalg.eigvalsh(matrix)[-1]) <= found.wolkowicz_styan.upper
-    assert part(module, scaling, moments="none").moments is None
+    assert part(module, scaling).moments is None
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.Identity])
+@pytest.mark.parametrize("activation", [nn.ReLU, full(nn.Identity)])
 def test_rescaled_units_leave_the_elementwise_scaling_as_it_is(activation: type[nn.Module]) -> None:
     module, generator = network(activation), torch.Generator().manual_seed(1)
     before = dense(module, "elementwise")
@@ -105,11 +106,11 @@ def test_rescaled_units_leave_the_elementwise_scaling_as_it_is(activation: type[
     second = part(module, "elementwise").lambda_max
     assert second.lower <= first.upper
     assert first.lower <= second.upper
-    unscaled = analyzed(module).enclosure.lambda_max
+    unscaled = analyzed(module, moments="none", relative_gap=1e-3).enclosure.lambda_max
     assert unscaled.lower > 1.01 * second.upper
 
 
-@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("scaling", thinned(SCALINGS, 1))
 def test_rescaled_layers_leave_every_scaling_as_it_is(scaling: str) -> None:
     module = network(nn.ReLU)
     first = part(module, scaling).lambda_max
@@ -168,8 +169,7 @@ def _vast(module: nn.Sequential) -> None:
     module[2].weight *= 1e-100
 
 
-@pytest.mark.parametrize("change", [_zeroed, _tiny, _vast])
-@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize(("scaling", "change"), crossed(SCALINGS, [_zeroed, _tiny, _vast]))
 def test_zero_subnormal_and_vast_weights_are_scaled_exactly(
     scaling: str, change: Callable[[nn.Sequential], None]
 ) -> None:
@@ -192,7 +192,7 @@ def test_a_model_of_zeros_has_scaled_sharpness_0_with_certainty() -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
-    found = part(module, "elementwise")
+    found = part(module, "elementwise", moments="auto", enclosure=True)
     assert (found.lambda_max.lower, found.lambda_max.upper, found.lambda_max.kind) == (0, 0, "deterministic")
 
 
@@ -244,7 +244,8 @@ def test_a_time_limit_leaves_it_out_with_a_warning(monkeypatch: pytest.MonkeyPat
     def pass_time(progress: wsb.Progress) -> None:
         clock.late = 1e4 if progress.phase == "scaled" else 0.0
 
-    batch, options = wsb.Batch(X.numpy(), Y.numpy()), wsb.Options(scaling="elementwise", time_limit=1e3)
+    batch = wsb.Batch(X.numpy(), Y.numpy())
+    options = wsb.Options(scaling="elementwise", time_limit=1e3, moments="none", relative_gap=1e-2)
     found = wsb.analyze(wsb.from_module(network()), batch, options, progress=pass_time)
     assert found.scaled is None
     assert found.enclosure is not None

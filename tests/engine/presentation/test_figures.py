@@ -22,26 +22,31 @@ def drawn(form: Form) -> bytes:
         return encoded(stored_report("perceptron").plot(), form)
 
 
+@pytest.fixture(scope="module")
+def images() -> dict[Form, bytes]:
+    return {form: drawn(form) for form in FORMS}
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_the_same_report_gives_the_same_bytes(form: Form) -> None:
-    first = drawn(form)
+def test_the_same_report_gives_the_same_bytes(images: dict[Form, bytes], form: Form) -> None:
+    first = images[form]
     assert first.startswith(FIRST_BYTES[form])
     assert drawn(form) == first
     assert not re.search(rb"CreationDate|ModDate|<dc:date>|tIME", first)
 
 
-def test_fonts_are_embedded_as_truetype() -> None:
-    content = drawn("pdf")
+def test_fonts_are_embedded_as_truetype(images: dict[Form, bytes]) -> None:
+    content = images["pdf"]
     assert b"/Type3" not in content
     assert re.search(rb"/FontFile2\b", content)
 
 
-def test_a_vector_image_names_no_font_of_the_reader() -> None:
-    assert b"font-family" not in drawn("svg")
+def test_a_vector_image_names_no_font_of_the_reader(images: dict[Form, bytes]) -> None:
+    assert b"font-family" not in images["svg"]
 
 
-def test_the_settings_of_the_user_neither_matter_nor_change() -> None:
-    expected = drawn("svg")
+def test_the_settings_of_the_user_neither_matter_nor_change(images: dict[Form, bytes]) -> None:
+    expected = images["svg"]
     with mpl.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "none"}):
         before = dict(mpl.rcParams)
         assert drawn("svg") == expected

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -84,22 +86,32 @@ spectra = st.one_of(
 # Squares of smaller numbers underflow: to any moment-based bound they are 0.
 
 
-@settings(deadline=None, max_examples=150)
-@given(spectra, st.integers(0, 2**31 - 1), st.integers(1, 30))
-def test_a_deterministic_enclosure_never_misses(eigenvalues: np.ndarray, seed: int, products: int) -> None:
+def tried(examples: int, check: Callable[..., None], *given_to_it: st.SearchStrategy[Any]) -> Callable[..., None]:
+    """A property as a test on so many examples."""
+    return settings(deadline=None, max_examples=examples)(given(*given_to_it)(check))
+
+
+def never_misses(eigenvalues: np.ndarray, seed: int, products: int) -> None:
     A = rotated(eigenvalues, seed % 1000)
     found = enclosed(A, exact=True, seed=seed, products=products)
     assert holds(found, A)
 
 
-@settings(deadline=None, max_examples=100)
-@given(spectra, st.integers(0, 2**31 - 1))
-def test_everything_closes_once_the_space_is_spanned(eigenvalues: np.ndarray, seed: int) -> None:
+RUNS = spectra, st.integers(0, 2**31 - 1), st.integers(1, 30)
+test_a_deterministic_enclosure_never_misses = tried(50, never_misses, *RUNS)
+test_a_deterministic_enclosure_never_misses_on_more_examples = pytest.mark.slow(tried(150, never_misses, *RUNS))
+
+
+def closes(eigenvalues: np.ndarray, seed: int) -> None:
     A = rotated(eigenvalues, seed % 1000)
     found = enclosed(A, exact=False, seed=seed)
     assert holds(found, A)
     scale = float(np.abs(eigenvalues).max())
     assert found.lambda_max.upper - found.lambda_max.lower <= 1e-8 * scale
+
+
+test_everything_closes_once_the_space_is_spanned = tried(25, closes, *RUNS[:2])
+test_everything_closes_once_the_space_is_spanned_on_more_examples = pytest.mark.slow(tried(100, closes, *RUNS[:2]))
 
 
 @pytest.mark.parametrize(
@@ -140,16 +152,7 @@ def test_a_start_orthogonal_to_the_top_is_caught_by_the_moments() -> None:
     assert not deterministic or found.lambda_max.upper >= 10.0 - 1e-12
 
 
-@settings(deadline=None, max_examples=200)
-@given(
-    st.lists(
-        st.tuples(st.floats(-1, 1), st.floats(1e-3, 2), st.floats(0.5, 2), st.floats(0, 1e-3)), min_size=1, max_size=20
-    ),
-    st.integers(2, 10**6),
-    st.floats(1e-12, 0.5),
-    st.integers(-200, 200),
-)
-def test_the_bound_is_where_h_falls_to_the_overlap(
+def h_falls_to_the_overlap(
     steps: list[tuple[float, float, float, float]], n: int, delta: float, magnitude: int
 ) -> None:
     """h evaluated in 80 digits through (τ − T)^{-1} e_1 by another route: Gaussian elimination of the whole matrix."""
@@ -186,6 +189,18 @@ def test_the_bound_is_where_h_falls_to_the_overlap(
         theta = max(mpmath.eigsy(symmetric, eigvals_only=True))
         inside = theta + (mpmath.mpf(bound) - theta) * mpmath.mpf("0.999") - 300 * UNIT * size * k
         assert inside <= theta or h(inside) > c * (1 - mpmath.mpf("1e-5")) - 1e3 * k * UNIT
+
+
+RECURRENCES = (
+    st.lists(
+        st.tuples(st.floats(-1, 1), st.floats(1e-3, 2), st.floats(0.5, 2), st.floats(0, 1e-3)), min_size=1, max_size=20
+    ),
+    st.integers(2, 10**6),
+    st.floats(1e-12, 0.5),
+    st.integers(-200, 200),
+)
+test_the_bound_is_where_h_falls_to_the_overlap = tried(40, h_falls_to_the_overlap, *RECURRENCES)
+test_the_bound_is_where_h_falls_on_more_examples = pytest.mark.slow(tried(200, h_falls_to_the_overlap, *RECURRENCES))
 
 
 def test_a_bound_that_rounding_hides_is_infinite() -> None:

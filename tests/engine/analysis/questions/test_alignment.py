@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
 from support.curvature import Known, general, mlp
 
 import wsb_engine as wsb
+from wsb_engine.report import Alignment
 
 NETWORKS = pytest.mark.parametrize("network", [mlp, general], ids=lambda network: network.__name__)
 
 
-def part(known: Known, **options: object) -> wsb.report.Alignment:
-    found = known.analyze(alignment=True, **options).alignment
+def part(known: Known, **options: object) -> Alignment:
+    found = known.analyze(alignment=True, moments="none", **options).alignment
     assert found is not None
     return found
 
 
+Aligned = Callable[[Callable[[], Known]], Alignment]
+
+
+@pytest.fixture(scope="module")
+def aligned() -> Aligned:
+    """What is said of each network with its three largest eigenvalues, once."""
+    return cache(lambda network: part(network(), top=3))
+
+
 @NETWORKS
-def test_cosines_are_as_close_to_those_of_the_eigenvectors_as_they_say(network: Callable[[], Known]) -> None:
-    known = network()
-    found = part(known, top=3)
+def test_cosines_are_as_close_to_those_of_the_eigenvectors_as_they_say(
+    aligned: Aligned, network: Callable[[], Known]
+) -> None:
+    known, found = network(), aligned(network)
     values, vectors = torch.linalg.eigh(known.hessian)
     want = (vectors.flip(1).T @ known.gradient).abs() / known.gradient.norm()
     assert len(found.eigenvectors) == 3
@@ -37,9 +49,9 @@ def test_cosines_are_as_close_to_those_of_the_eigenvectors_as_they_say(network: 
 
 
 @NETWORKS
-def test_the_curvature_along_the_gradient_is_enclosed(network: Callable[[], Known]) -> None:
+def test_the_curvature_along_the_gradient_is_enclosed(aligned: Aligned, network: Callable[[], Known]) -> None:
     known = network()
-    interval, g = part(known, top=1).gradient_curvature, known.gradient
+    interval, g = aligned(network).gradient_curvature, known.gradient
     value = float(g @ known.hessian @ g / (g @ g))
     assert interval is not None
     assert interval.lower <= value <= interval.upper
@@ -47,9 +59,10 @@ def test_the_curvature_along_the_gradient_is_enclosed(network: Callable[[], Know
 
 
 @NETWORKS
-def test_the_direction_of_negative_curvature_is_that_of_the_smallest_eigenvalue(network: Callable[[], Known]) -> None:
-    known = network()
-    found = part(known, top=1).negative_curvature
+def test_the_direction_of_negative_curvature_is_that_of_the_smallest_eigenvalue(
+    aligned: Aligned, network: Callable[[], Known]
+) -> None:
+    known, found = network(), aligned(network).negative_curvature
     values, vectors = torch.linalg.eigh(known.hessian)
     assert found is not None
     assert float(values[0]) <= found.rayleigh_quotient.upper
@@ -65,8 +78,8 @@ def test_the_direction_of_negative_curvature_is_that_of_the_smallest_eigenvalue(
     assert shares == pytest.approx(want, abs=1e-3)
 
 
-def test_shares_of_layers_add_up_to_one() -> None:
-    for each in part(general(), top=2).eigenvectors:
+def test_shares_of_layers_add_up_to_one(aligned: Aligned) -> None:
+    for each in aligned(general).eigenvectors:
         assert sum(share.share for share in each.layers) == pytest.approx(1, abs=1e-12)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.curvature import Known, general, largest, mlp
+from support.forms import crossed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -28,13 +29,16 @@ def hessian_of(known: Known, rows: Tensor, y: Tensor, weight: Tensor | None = No
     return found
 
 
-@pytest.mark.parametrize("network", [mlp, general], ids=lambda network: network.__name__)
-@pytest.mark.parametrize("class_weights", [None, (0.5, 1.0, 3.0)], ids=["plain", "weighted"])
+ALONE = {"classes": "certified", "moments": "none", "enclosure": False}
+"""An analysis of nothing else."""
+
+
+@pytest.mark.parametrize(("network", "class_weights"), crossed([mlp, general], [None, (0.5, 1.0, 3.0)]))
 def test_each_interval_encloses_and_the_weighted_classes_add_up_to_the_whole(
     network: object, class_weights: tuple[float, ...] | None
 ) -> None:
     known = mlp() if network is mlp else general()
-    report = known.analyze(classes="certified", class_weights=class_weights)
+    report = known.analyze(**ALONE, class_weights=class_weights)
     assert report.classes is not None
     y = torch.from_numpy(known.batch.y)
     v = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
@@ -57,7 +61,7 @@ def test_positions_of_other_classes_do_not_count() -> None:
     head = nn.Linear(3, 3).double()
     x, y = torch.randn(4, 5, 3, dtype=torch.float64), torch.randint(3, (4, 5))
     y[0, :2] = -100
-    report = wsb.analyze(wsb.from_module(head), wsb.Batch(x, y), wsb.Options(classes="certified"))
+    report = wsb.analyze(wsb.from_module(head), wsb.Batch(x, y), wsb.Options(**ALONE))
     flat_x, flat_y = x.flatten(0, 1), y.flatten()
     for each in report.classes or []:
         chosen = flat_x[flat_y == each.index]
@@ -109,7 +113,7 @@ def test_samples_that_depend_on_each_other_stay_together() -> None:
     torch.manual_seed(0)
     module = Centred(3, 3).double()
     x, y = torch.randn(7, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2, 2])
-    report = wsb.analyze(wsb.from_module(module), wsb.Batch(x, y), wsb.Options(classes="certified"))
+    report = wsb.analyze(wsb.from_module(module), wsb.Batch(x, y), wsb.Options(**ALONE, relative_gap=1e-3))
     theta = torch.cat([each.detach().reshape(-1) for each in module.parameters()])
     assert len(report.classes or []) == 3
     for each in report.classes or []:
@@ -125,9 +129,9 @@ def test_samples_that_depend_on_each_other_stay_together() -> None:
 
 
 def test_samples_too_many_to_copy_are_weighed_with_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = mlp().analyze(classes="certified").classes
+    copied = mlp().analyze(**ALONE).classes
     monkeypatch.setattr("wsb_engine.analysis.questions.classes.COPIED_SHARE", 0.0)
-    for one, other in zip(copied or [], mlp().analyze(classes="certified").classes or [], strict=True):
+    for one, other in zip(copied or [], mlp().analyze(**ALONE).classes or [], strict=True):
         assert one.lambda_max is not None
         assert other.lambda_max is not None
         assert other.lambda_max.lower == pytest.approx(one.lambda_max.lower, rel=1e-6)

@@ -11,6 +11,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from support.forms import crossed
 from torch import Tensor
 from torch.func import grad, jvp
 
@@ -89,8 +90,7 @@ def test_values_gradients_and_curvatures_are_right_to_rounding(classes: int) -> 
             assert distance(product.T @ product, written) <= 40 * allowed * size(S) * float(W.abs().max() ** 2)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 10])
-@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize(("classes", "offset"), crossed([1, 2, 3, 10], [0.0, 1e3]))
 def test_products_with_the_curvature_lose_nothing_to_offsets(classes: int, offset: float) -> None:
     for z, y in cases(classes):
         r = torch.from_numpy(np.random.default_rng(1).normal(size=classes) + offset)

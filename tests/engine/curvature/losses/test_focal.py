@@ -8,6 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from support.forms import crossed, thinned
 from torch import Tensor
 from torch.func import grad, jvp
 
@@ -19,7 +20,6 @@ TINY = 1e-300
 """Next to the range of numbers; powers of 1 − p underflow."""
 MARGINS = [0.0, 2.0, 20.0, 36.0, 100.0]
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 5.0]
-EACH_GAMMA = pytest.mark.parametrize("gamma", GAMMAS)
 
 
 def cases(classes: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -74,9 +74,8 @@ def allowed(z: Tensor, classes: int, gamma: float) -> float:
     return (32 + 4 * classes + (2 + 2 * gamma) * float(z.max() - z.min())) * (1 + gamma) * UNIT
 
 
-@EACH_GAMMA
-@pytest.mark.parametrize("classes", [2, 3, 7])
-def test_values_gradients_and_curvatures_are_right_to_rounding(classes: int, gamma: float) -> None:
+@pytest.mark.parametrize(("gamma", "classes"), crossed(GAMMAS, [2, 3, 7]))
+def test_values_gradients_and_curvatures_are_right_to_rounding(gamma: float, classes: int) -> None:
     loss_ = Focal(focal_gamma=gamma)
     for z, y in cases(classes):
         with mpmath.workdps(700):
@@ -90,8 +89,7 @@ def test_values_gradients_and_curvatures_are_right_to_rounding(classes: int, gam
             assert distance(at.diagonal, [S[i, i] for i in range(classes)]) <= units * size(S) + TINY
 
 
-@EACH_GAMMA
-@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize(("gamma", "offset"), crossed(GAMMAS, [0.0, 1e3]))
 def test_products_with_the_curvature_lose_nothing_to_offsets(gamma: float, offset: float) -> None:
     for z, y in cases(3):
         r = torch.from_numpy(np.random.default_rng(1).normal(size=3) + offset)
@@ -103,7 +101,7 @@ def test_products_with_the_curvature_lose_nothing_to_offsets(gamma: float, offse
             assert distance(found, [want[i] for i in range(3)]) <= limit
 
 
-@EACH_GAMMA
+@pytest.mark.parametrize("gamma", thinned(GAMMAS, 3))
 def test_automatic_derivatives_are_the_stable_forms(gamma: float) -> None:
     for z, y in cases(3):
         v = torch.from_numpy(np.random.default_rng(2).normal(size=(1, 3)))
@@ -125,9 +123,10 @@ def test_automatic_derivatives_are_the_stable_forms(gamma: float) -> None:
                 assert distance(product, [image[i] for i in range(3)]) <= limit * size(S) * float(v.norm()) + TINY
 
 
-@EACH_GAMMA
-@pytest.mark.parametrize("margin", [750.0, 2000.0, -750.0, -2000.0])
-@pytest.mark.parametrize("y", [[1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]], ids=["hard", "soft"])
+@pytest.mark.parametrize(
+    ("gamma", "margin", "y"),
+    crossed(GAMMAS, [750.0, 2000.0, -750.0, -2000.0], [[1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]]),
+)
 def test_beyond_the_range_of_numbers_everything_is_finite(gamma: float, margin: float, y: list[float]) -> None:
     z, targets = torch.tensor([[margin, 0.0, 0.0]], dtype=torch.float64), torch.tensor([y], dtype=torch.float64)
     loss = Focal(focal_gamma=gamma)

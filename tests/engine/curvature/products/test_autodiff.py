@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.forms import crossed, thinned
 from support.golden import NAMES, Golden
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ def columns(parameters: int) -> Tensor:
     return torch.randn(parameters, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thinned(NAMES, 5))
 def test_both_products_equal_the_dense_hessian(name: str) -> None:
     posed = golden(name)
     H = dense(posed.objective)
@@ -160,8 +161,7 @@ FORWARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any
 """Network, shape of an input, and options."""
 
 
-@pytest.mark.parametrize("name", FORWARD)
-@pytest.mark.parametrize("samples", [None, 2])
+@pytest.mark.parametrize(("name", "samples"), crossed(FORWARD, [None, 2]))
 def test_reverse_mode_gives_the_product_of_forward_mode(name: str, samples: int | None) -> None:
     build, shape, options = FORWARD[name]
     torch.manual_seed(0)

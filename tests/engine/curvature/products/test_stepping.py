@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.forms import crossed, thinned
 from torch import Tensor, nn
 
 import wsb_engine as wsb
@@ -76,7 +77,7 @@ def crowded(monkeypatch: pytest.MonkeyPatch, most: int, failure: Callable[[], Ba
     return calls
 
 
-@pytest.mark.parametrize("fits", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("fits", thinned([1, 2, 3, 5, 100], 3))
 def test_chunks_that_follow_memory_add_up_to_one_chunk(fits: int) -> None:
     problem = posed(convolution())
     V = directions(problem)
@@ -112,8 +113,7 @@ def test_a_footprint_counts_every_sample_the_same() -> None:
     assert large.operations == pytest.approx(2 * small.operations, rel=0.05)
 
 
-@pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize("most", [1, 4, 9])
+@pytest.mark.parametrize(("most", "failure"), crossed([1, 4, 9], FAILURES))
 def test_running_out_of_memory_steps_down_and_gives_the_same(
     monkeypatch: pytest.MonkeyPatch, most: int, failure: Callable[[], Exception]
 ) -> None:
@@ -182,9 +182,10 @@ def test_texts_of_libraries_are_known(text: str) -> None:
 
 
 def test_a_report_says_that_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    calm = wsb.analyze(wsb.from_module(convolution()), batch(), needs=["moments"])
-    crowded(monkeypatch, 2, out_of_memory)
-    report = wsb.analyze(wsb.from_module(convolution()), batch(), needs=["moments"])
+    options = wsb.Options(parameters=("0.*", "3.bias"), relative_gap=1e-3, ends="largest")
+    calm = wsb.analyze(wsb.from_module(convolution()), batch(), options, needs=["moments"])
+    crowded(monkeypatch, 7, out_of_memory)
+    report = wsb.analyze(wsb.from_module(convolution()), batch(), options, needs=["moments"])
     assert "memory_step_down" in [warning.code for warning in report.warnings]
     assert "memory_step_down" not in [warning.code for warning in calm.warnings]
     assert report.moments is not None
@@ -196,7 +197,9 @@ def test_a_report_says_that_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    "norm", [nn.GroupNorm(2, 4), nn.LayerNorm([4, 2, 2]), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True)], ids=str
+    "norm",
+    thinned([nn.GroupNorm(2, 4), nn.LayerNorm([4, 2, 2]), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True)], 2),
+    ids=str,
 )
 def test_every_kind_of_product_treats_normalisation_alike(norm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
@@ -227,6 +230,7 @@ def test_a_gradient_that_cannot_be_traced_is_multiplied_from_scratch(monkeypatch
     monkeypatch.setattr("wsb_engine.analysis.problem.WORTHWHILE", 0)
     monkeypatch.setattr("wsb_engine.curvature.products.linearized.TRACING_SECONDS", 0)
     monkeypatch.setattr("wsb_engine.curvature.products.linearized.linearize", untraceable)
-    plain = wsb.analyze(wsb.from_module(convolution()), batch(), wsb.Options(moments="none"))
+    options = wsb.Options(moments="none", relative_gap=1e-2, ends="largest")
+    plain = wsb.analyze(wsb.from_module(convolution()), batch(), options)
     assert plain.enclosure is not None
     assert "memory_step_down" not in [warning.code for warning in plain.warnings]

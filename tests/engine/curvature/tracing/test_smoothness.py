@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.exports import FORMATS, live, onnx, traced
-from support.forms import full
+from support.forms import crossed, full
 from torch import Tensor, nn
 
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
@@ -171,16 +171,14 @@ def found(classifier: Classifier) -> tuple[str, ...]:
     return nonsmooth_operators(model.function, {n: p.double() for n, p in model.parameters.items()}, {"x": X[:2]})
 
 
-@pytest.mark.parametrize("name", [*SMOOTH, *KINKED])
-@pytest.mark.parametrize("kind", FORMATS)
-def test_kinks_and_jumps_are_named_in_every_format(kind: str, name: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), crossed([*SMOOTH, *KINKED], FORMATS))
+def test_kinks_and_jumps_are_named_in_every_format(name: str, kind: str) -> None:
     names = found(FORMATS[kind](Model((SMOOTH | KINKED)[name]), X[:2]))
     assert bool(names) == (name in KINKED), names
 
 
-@pytest.mark.parametrize("name", ONLY_IN_TORCH)
-@pytest.mark.parametrize("kind", ["live", "torchscript"])
-def test_kinks_that_onnx_lacks_are_named(kind: str, name: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), crossed(ONLY_IN_TORCH, ["live", "torchscript"]))
+def test_kinks_that_onnx_lacks_are_named(name: str, kind: str) -> None:
     assert found(FORMATS[kind](Model(ONLY_IN_TORCH[name]), X[:2]))
 
 
@@ -203,7 +201,7 @@ def test_operators_have_the_names_of_the_file(name: str, expected: tuple[str, ..
     assert found(onnx(Model(KINKED[name]), X[:2])) == expected
 
 
-@pytest.mark.parametrize("name", ["masked attention", full("a guard of a softmax"), "a norm, limited from below"])
+@pytest.mark.parametrize("name", [full("masked attention"), full("a guard of a softmax"), "a norm, limited from below"])
 def test_guards_of_the_other_exporter_are_no_kinks(name: str) -> None:
     assert found(onnx(Model(SMOOTH[name]), X[:2], dynamo=True)) == ()
 
