@@ -309,6 +309,7 @@ def test_the_files_can_be_dropped_on_their_fields(service: Served, visit: OpenVi
     assert field.evaluate("field => getComputedStyle(field).pointerEvents") != "none"
 
 
+@pytest.mark.slow  # test_accessibility signs in as well, and tests/service/web looks at sessions without a browser
 def test_one_signs_in_and_out_and_links_from_elsewhere_find_the_session(
     visit: OpenVisit, files: dict[str, Path], photograph: Photograph
 ) -> None:
@@ -340,6 +341,7 @@ def test_one_signs_in_and_out_and_links_from_elsewhere_find_the_session(
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+@pytest.mark.slow  # tests/service/web looks at every address below a prefix
 def test_everything_works_below_a_prefix(visit: OpenVisit, files: dict[str, Path]) -> None:
     with served(OMP_NUM_THREADS="1", WSB_ROOT_PATH="/tools/wsb", WSB_API_KEYS=f"t:{hash_key(KEY)}") as below:
         opened = visit(f"{below.url}/tools/wsb/")
