@@ -241,7 +241,8 @@ def test_the_model_of_the_first_steps_passes_their_gate(
         warnings.simplefilter("ignore")
         exec(found[2], {})  # noqa: S102
     made = wsb_engine.analyze(wsb_engine.load_model("model.onnx"), wsb_engine.load_batch("batch.npz"))
-    assert evaluate(load_policy(EXAMPLES / "ci" / "policy.toml"), made).outcome == "pass"
+    # An untrained network is often wrong, of which the policy only warns.
+    assert evaluate(load_policy(EXAMPLES / "ci" / "policy.toml"), made).outcome in {"pass", "warn"}
 
 
 @pytest.mark.parametrize("step", ["clone", "demo", "export", "analysis", "gate"])
@@ -271,7 +272,7 @@ def test_the_recipe_for_scikit_learn_makes_files_that_can_be_analysed(
     monkeypatch.chdir(tmp_path)
     exec(block, {})  # noqa: S102
     made = wsb_engine.analyze(wsb_engine.load_model("model.onnx"), wsb_engine.load_batch("batch.npz"))
-    assert (made.batch.samples, made.model.classes) == (200, 3)
+    assert (made.batch.samples, made.batch.classes) == (200, 3)
     assert made.enclosure is not None
 
 
