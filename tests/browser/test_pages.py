@@ -59,6 +59,7 @@ def analysed(visit: Visit, files: dict[str, Path], model: str = "small.onnx", la
     return page.url
 
 
+@pytest.mark.slow  # tests/service/web sends them with the form as well
 def test_a_model_is_uploaded_with_its_data_files(
     service: Served, visit: OpenVisit, files: dict[str, Path], tmp_path: Path, photograph: Photograph
 ) -> None:
@@ -286,6 +287,7 @@ def test_what_is_wrong_is_shown_at_its_field_and_focused(
     expect(page.get_by_role("heading", name="Sharpness")).to_be_visible(timeout=60_000)
 
 
+@pytest.mark.slow  # tests/service/web looks for what loads the page again
 def test_without_scripts_the_page_loads_itself_until_there_is_a_report(
     service: Served, visit: OpenVisit, files: dict[str, Path]
 ) -> None:
