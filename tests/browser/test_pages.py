@@ -136,6 +136,7 @@ def test_progress_moves_without_loading_the_page_again_and_a_click_cancels(
     photograph(page, "cancelled")
 
 
+@pytest.mark.slow  # test_accessibility opens both pages, and tests/service/web chooses what they compare
 def test_two_are_compared(service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph) -> None:
     opened = visit(service.url)
     first = analysed(opened, files, labels="run: compared\nepoch: 1")
@@ -361,6 +362,7 @@ def test_everything_works_below_a_prefix(visit: OpenVisit, files: dict[str, Path
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+@pytest.mark.slow  # to lay it out takes a browser longest of all pages
 def test_the_specification_is_shown_and_can_be_tried_without_a_network(service: Served, visit: OpenVisit) -> None:
     page = visit(service.url).page
     page.goto("/docs")
