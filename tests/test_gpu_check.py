@@ -16,14 +16,15 @@ from support.forms import full
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "gpu"
+MODULES = tuple(path.stem for path in FOLDER.glob("[a-z]*.py"))
 
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The modules by name; they find each other as in a run."""
     monkeypatch.syspath_prepend(str(FOLDER))
+    before = {name: sys.modules.pop(name, None) for name in MODULES}
     names = ("findings", "page")
-    before = {name: sys.modules.pop(name, None) for name in names}
     yield {name: importlib.import_module(name) for name in names} | {"main": _loaded(FOLDER / "__main__.py")}
     for name, module in before.items():
         sys.modules.pop(name, None)
@@ -81,7 +82,17 @@ def test_the_page_is_that_of_a_run_or_says_that_there_was_none(check: dict[str, 
     assert "## Missed" in text or text == check["page"].render(None)
 
 
-@pytest.mark.parametrize("parts", [("start", "correctness", "products", "billion"), full(("environment", "served"))])
+@pytest.mark.parametrize("part", ["correctness", "products", full("billion")])
+@pytest.mark.usefixtures("check")
+def test_a_part_finds_nothing_missed_on_a_cpu(part: str) -> None:
+    machine = importlib.import_module("machine").Machine(dry=True)
+    found = list(importlib.import_module(part).findings(machine))
+    assert found
+    assert [finding for finding in found if finding.met is False] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [("start", "correctness", "products", "billion"), ("environment", "served")])
 def test_every_part_goes_through_on_a_cpu(parts: tuple[str, ...]) -> None:
     ended = run("--minutes", "20", "--only", *parts)
     assert ended.returncode == 0, ended.stdout + ended.stderr

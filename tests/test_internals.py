@@ -49,6 +49,14 @@ def is_guarded(dotted: str) -> bool:
     return library in LIBRARIES and (hidden or any(map(is_private, parts)))
 
 
+def dotted(node: ast.AST) -> str:
+    """Attributes of a name as they are written; nothing if they are those of anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    base = dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{base}.{node.attr}" if isinstance(node, ast.Attribute) and base else ""
+
+
 def found_in(source: str) -> Iterator[str]:
     """Guarded names, and private attributes that the same file does not define."""
     tree = ast.parse(source)
@@ -64,10 +72,10 @@ def found_in(source: str) -> Iterator[str]:
             case ast.ImportFrom(module=str(module), level=0):
                 names = [f"{module}.{each.name}" for each in node.names]
             case ast.Attribute():
-                text = ast.unparse(node)
-                names = [text] if re.fullmatch(r"[\w.]+", text) else []
+                text = dotted(node)
+                names = [text] if text else []
                 if is_private(node.attr) and node.attr not in own and text not in DOCUMENTED:
-                    yield text
+                    yield ast.unparse(node)
             case ast.Call(func=ast.Name("getattr"), args=[_, ast.Constant(str(name)), *_]) if is_private(name):
                 yield f"getattr {name}"
             case ast.Constant(str(text)) if re.fullmatch(r"\w+(\.\w+)*\._\w+", text):

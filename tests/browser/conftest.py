@@ -15,6 +15,7 @@ from support.visits import Visit
 ROOT = Path(__file__).parents[2]
 AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 SCREENSHOTS = ROOT / "build" / "screenshots"
+_IN_CI = os.environ.get("CI") == "true"
 
 
 @pytest.fixture(scope="module")  # its event loop runs while it is open, and tests elsewhere run loops of their own
@@ -60,12 +61,14 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
 
 @pytest.fixture(scope="session")
 def photograph() -> Callable[[Page, str], None]:
-    """Keeps a picture of a page for people to look at."""
+    """Keeps a picture of a page for people to look at, which takes a second of a processor each; nobody does in CI."""
+    if _IN_CI:
+        return lambda _page, _name: None
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     return lambda page, name: page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True) and None
 
 
 def _lacking(what: str) -> NoReturn:
-    if os.environ.get("CI") == "true":
+    if _IN_CI:
         pytest.fail(what)
     pytest.skip(what)

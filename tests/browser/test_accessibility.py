@@ -112,7 +112,9 @@ def site() -> Iterator[Site]:
         running.client.post(f"/v1{slow}/cancel")
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), full("dark", 1280), full("light", 390), ("dark", 390)])
+@pytest.mark.parametrize(
+    ("theme", "width"), [full("light", 1280), full("dark", 1280), full("light", 390), ("dark", 390)]
+)
 def test_no_page_shuts_anybody_out(site: Site, visit: OpenVisit, axe: str, theme: str, width: int) -> None:
     opened = visit(site.served.url, color_scheme=theme)
     page = opened.page

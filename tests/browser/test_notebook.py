@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from playwright.sync_api import Browser
+from support.forms import crossed
 from support.stored import stored_report
 
 THEMES = {"light": ("#ffffff", "rgb(17, 17, 17)"), "dark": ("#111111", "rgb(221, 221, 221)")}
@@ -15,8 +16,7 @@ STYLES = """
 """
 
 
-@pytest.mark.parametrize("document", ["<!DOCTYPE html>", ""], ids=["standards", "quirks"])
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize(("theme", "document"), crossed(THEMES, ["<!DOCTYPE html>", ""]))
 def test_every_text_has_the_colour_and_the_size_of_the_notebook(browser: Browser, theme: str, document: str) -> None:
     background, color = THEMES[theme]
     fragment = stored_report("doubtful")._repr_html_()

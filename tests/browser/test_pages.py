@@ -59,6 +59,7 @@ def analysed(visit: Visit, files: dict[str, Path], model: str = "small.onnx", la
     return page.url
 
 
+@pytest.mark.slow  # tests/service/web sends them with the form as well
 def test_a_model_is_uploaded_with_its_data_files(
     service: Served, visit: OpenVisit, files: dict[str, Path], tmp_path: Path, photograph: Photograph
 ) -> None:
@@ -135,6 +136,7 @@ def test_progress_moves_without_loading_the_page_again_and_a_click_cancels(
     photograph(page, "cancelled")
 
 
+@pytest.mark.slow  # test_accessibility opens both pages, and tests/service/web chooses what they compare
 def test_two_are_compared(service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph) -> None:
     opened = visit(service.url)
     first = analysed(opened, files, labels="run: compared\nepoch: 1")
@@ -286,6 +288,7 @@ def test_what_is_wrong_is_shown_at_its_field_and_focused(
     expect(page.get_by_role("heading", name="Sharpness")).to_be_visible(timeout=60_000)
 
 
+@pytest.mark.slow  # tests/service/web looks for what loads the page again
 def test_without_scripts_the_page_loads_itself_until_there_is_a_report(
     service: Served, visit: OpenVisit, files: dict[str, Path]
 ) -> None:
@@ -309,6 +312,7 @@ def test_the_files_can_be_dropped_on_their_fields(service: Served, visit: OpenVi
     assert field.evaluate("field => getComputedStyle(field).pointerEvents") != "none"
 
 
+@pytest.mark.slow  # test_accessibility signs in as well, and tests/service/web looks at sessions without a browser
 def test_one_signs_in_and_out_and_links_from_elsewhere_find_the_session(
     visit: OpenVisit, files: dict[str, Path], photograph: Photograph
 ) -> None:
@@ -340,6 +344,7 @@ def test_one_signs_in_and_out_and_links_from_elsewhere_find_the_session(
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+@pytest.mark.slow  # tests/service/web looks at every address below a prefix
 def test_everything_works_below_a_prefix(visit: OpenVisit, files: dict[str, Path]) -> None:
     with served(OMP_NUM_THREADS="1", WSB_ROOT_PATH="/tools/wsb", WSB_API_KEYS=f"t:{hash_key(KEY)}") as below:
         opened = visit(f"{below.url}/tools/wsb/")
@@ -357,6 +362,7 @@ def test_everything_works_below_a_prefix(visit: OpenVisit, files: dict[str, Path
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+@pytest.mark.slow  # to lay it out takes a browser longest of all pages
 def test_the_specification_is_shown_and_can_be_tried_without_a_network(service: Served, visit: OpenVisit) -> None:
     page = visit(service.url).page
     page.goto("/docs")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
+from support.forms import crossed, thinned
 
 from service.policies.schemas import Verdict
 from service.rendering import render_html
@@ -49,9 +50,7 @@ def opened(
     context.close()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize(("name", "width", "theme"), crossed(NAMES, WIDTHS, THEMES))
 def test_it_loads_nothing_complains_of_nothing_and_fits(
     browser: Browser, files: dict[str, Path], name: str, width: int, theme: str
 ) -> None:
@@ -64,7 +63,7 @@ def test_it_loads_nothing_complains_of_nothing_and_fits(
         assert noticed == [files[name].as_uri()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thinned(NAMES, keep=1))
 def test_its_colours_follow_the_theme(browser: Browser, files: dict[str, Path], name: str) -> None:
     brightness = []
     for theme in THEMES:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 from cluster.harness import Cluster, Machine, Proxy, cluster, files, submit, wait_until_ready
+from support.forms import full
 from support.service import until
-
-ANALYSES = 5
 
 
 @pytest.fixture
@@ -53,41 +52,45 @@ def counted(machines: Cluster) -> int:
     return int(machines.sql("SELECT sum(count) FROM totals WHERE metric = 'duration'")[0][0])
 
 
-def test_what_is_accepted_ends_once_though_workers_are_killed_and_cut_off(machines: Cluster) -> None:
+@pytest.mark.parametrize(("count", "kill"), [(3, False), full(5, True)], ids=["cut off", "killed and cut off"])
+def test_what_is_accepted_ends_once_though_workers_are_killed_and_cut_off(
+    machines: Cluster, count: int, kill: bool
+) -> None:
     ports = free_ports(2)
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     apis = [machines.start_api(f"api-{number}", port) for number, port in enumerate(ports)]
     proxy = Proxy(machines.database_url)
     try:
-        steady, doomed = machines.start_worker("steady"), machines.start_worker("doomed")
+        steady, doomed = machines.start_worker("steady"), machines.start_worker("doomed") if kill else None
         lonely = machines.start_worker("lonely", WSB_DATABASE_URL=proxy.url)
         wait_until_ready(*urls)
-        until(lambda: machines.workers() == 3)
+        until(lambda: machines.workers() == 2 + kill)
         content = files(large=True)
-        posted = [submit(urls[number % 2], content, number) for number in range(ANALYSES)]
+        posted = [submit(urls[number % 2], content, number) for number in range(count)]
 
-        until(doomed.is_working)
-        doomed.kill()
+        if doomed is not None:
+            until(doomed.is_working)
+            doomed.kill()
         until(lonely.is_working)
         proxy.cut()
         until(lambda: all_ended(machines))
         until(lambda: not lonely.is_working())
-        expected = {("succeeded", 1): ANALYSES}
-        assert (outcomes(machines), counted(machines)) == (expected, ANALYSES), machines.logs()
+        expected = {("succeeded", 1): count}
+        assert (outcomes(machines), counted(machines)) == (expected, count), machines.logs()
         attempts = dict(machines.sql("SELECT id::text, attempts FROM analyses"))
-        assert sum(attempts.values()) >= ANALYSES + 2, "one attempt was lost with each of the two workers"
+        assert sum(attempts.values()) >= count + 1 + kill, "one attempt was lost with each of these workers"
         before = machines.sql("SELECT analysis, sha256 FROM reports ORDER BY analysis")
 
         # What the worker that was cut off has made comes too late, and it goes on as if nothing had been.
         proxy.mend()
         assert steady.stop() == 0
-        last = submit(urls[0], content, ANALYSES)
+        last = submit(urls[0], content, count)
         until(lambda: ended(machines, last))
         late = [line for line in lonely.told() if line["event"] == "analysis_ended"]
         assert late[-1]["analysis"] == last
         assert (late[-2]["status"], attempts[late[-2]["analysis"]] > 1) == ("succeeded", True)
-        assert len(set(posted)) == ANALYSES
-        assert (outcomes(machines), counted(machines)) == ({("succeeded", 1): ANALYSES + 1}, ANALYSES + 1)
+        assert len(set(posted)) == count
+        assert (outcomes(machines), counted(machines)) == ({("succeeded", 1): count + 1}, count + 1)
         after = machines.sql("SELECT analysis, sha256 FROM reports WHERE analysis <> %s ORDER BY analysis", last)
         assert after == before
         # Either API tells what was asked of the other.

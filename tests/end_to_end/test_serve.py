@@ -71,7 +71,7 @@ def ask_with_data(server: Served, model: bytes, data: dict[str, bytes]) -> httpx
     return server.client.post("/v1/analyses", files=parts, headers={"Prefer": "wait=60"})
 
 
-@pytest.mark.parametrize("name", ["paper_three_layer_tanh", full("gelu_soft_labels"), "softplus_single_logit"])
+@pytest.mark.parametrize("name", [full("paper_three_layer_tanh"), full("gelu_soft_labels"), "softplus_single_logit"])
 def test_a_golden_case_comes_back_over_http_to_nine_digits(server: Served, name: str) -> None:
     case = Golden(name)
     response = post(server, case.onnx(), case.npz(), spectrum="dense")
@@ -110,6 +110,7 @@ def test_job_folders_and_uploads_leave_nothing(server: Served) -> None:
     until(lambda: not leftovers())
 
 
+@pytest.mark.slow  # tests/service/operations backs up and restores without the processes
 def test_a_backup_of_the_running_server_gives_another_one_with_every_report(server: Served) -> None:
     post(server, onnx_mlp(seed=11), npz_batch(seed=11))
     query = "SELECT analysis, body, sha256 FROM reports ORDER BY analysis"
@@ -148,7 +149,8 @@ def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Serv
     assert not any(victim.is_running() for victim in victims)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, full(signal.SIGINT)])
+@pytest.mark.slow  # a server that drains leaves none either
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.Signals) -> None:
     with served(WSB_SHUTDOWN_SECONDS="0.5") as server:
         batch = npz_batch(features=64, classes=10, samples=300)
@@ -164,10 +166,12 @@ def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.
 
 def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
+        Path(name).chmod(0o755)
         with served(WSB_DATA_DIR=name, WSB_SHUTDOWN_SECONDS="120") as server:
             batch = npz_batch(features=64, classes=10)
             path = post(server, onnx_mlp((64, 16, 10)), batch, wait=0, spectrum="dense").headers["location"]
             until(lambda: server.client.get(path).json()["state"] == "running")
+            family = server.family()
             server.process.terminate()
             problem = until(lambda: (r := server.client.get("/readyz")).status_code == 503 and r.json())
             assert problem["details"] == {"missing": "server"}
@@ -175,10 +179,11 @@ def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> 
             late = post(server, onnx_mlp(), npz_batch(), wait=0)
             assert late.status_code == 202
             assert server.process.wait(DEADLINE) == 0, server.log.read_text()
-        with served(WSB_DATA_DIR=name) as server:
-            found = server.client.get(path).json()
-            assert (found["state"], found["attempts"]) == ("succeeded", 1)
-            until(lambda: server.client.get(late.headers["location"]).json()["state"] == "succeeded")
+            until(lambda: not any(member.is_running() for member in family))
+        with existing_postgres(Path(name)) as url, psycopg.connect(url) as connection:
+            query = "SELECT '/v1/analyses/' || id, state, attempts FROM analyses"
+            kept = {row[0]: row[1:] for row in connection.execute(query).fetchall()}
+        assert kept == {path: ("succeeded", 1), late.headers["location"]: ("queued", 0)}
 
 
 @pytest.mark.slow
@@ -199,6 +204,7 @@ def test_a_second_signal_puts_the_running_analysis_back_at_once() -> None:
             assert server.client.get(path).json()["attempts"] <= 1
 
 
+@pytest.mark.slow  # tests/service/server takes the database away without the processes
 def test_a_killed_database_is_back_soon_and_the_running_analysis_goes_on(server: Served) -> None:
     batch = npz_batch(features=64, classes=10)
     path = post(server, onnx_mlp((64, 24, 10), seed=3), batch, wait=0, spectrum="dense").headers["location"]
@@ -212,8 +218,8 @@ def test_a_killed_database_is_back_soon_and_the_running_analysis_goes_on(server:
     assert (found["state"], found["attempts"]) == ("succeeded", 1)
 
 
-@pytest.mark.slow  # what comes in while a server drains does as well
-def test_an_analysis_that_waits_survives_a_restart_of_everything() -> None:
+@pytest.mark.slow
+def test_analyses_that_wait_survive_a_restart_of_everything() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         with served(WSB_DATA_DIR=name) as server:
             (worker,) = server.workers()
@@ -222,12 +228,16 @@ def test_an_analysis_that_waits_survives_a_restart_of_everything() -> None:
             assert server.client.get(path).json()["state"] == "queued"
             server.process.terminate()
             until(lambda: not server.ready())
+            late = post(server, onnx_mlp(seed=1), npz_batch(), wait=0)
+            assert late.status_code == 202
             worker.resume()
         with served(WSB_DATA_DIR=name) as server:
-            found = until(lambda: (a := server.client.get(path).json())["finished_at"] and a)
-            assert (found["state"], found["attempts"]) == ("succeeded", 1)
+            for location in (path, late.headers["location"]):
+                found = until(lambda location=location: (a := server.client.get(location).json())["finished_at"] and a)
+                assert (found["state"], found["attempts"]) == ("succeeded", 1)
 
 
+@pytest.mark.slow  # tests/service/server ends what a killed owner of a database has left
 def test_a_killed_server_takes_its_workers_along_and_the_next_one_takes_over() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         with served(WSB_DATA_DIR=name) as server:
@@ -240,6 +250,7 @@ def test_a_killed_server_takes_its_workers_along_and_the_next_one_takes_over() -
         assert postmasters(Path(name)) == []
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_database_starts_leaves_no_database() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         pipe = subprocess.PIPE
