@@ -27,7 +27,7 @@ from wsb_engine.curvature.closed_form.layout import Layout
 from wsb_engine.curvature.closed_form.running_error import running_error
 from wsb_engine.curvature.cost import WORKING_SHARE
 from wsb_engine.curvature.products.autodiff import HessianProduct
-from wsb_engine.errors import ModelError
+from wsb_engine.errors import ModelError, ResourceError
 from wsb_engine.random_vectors import gaussian
 
 UNIT = 2.0**-53
@@ -231,7 +231,8 @@ class Measuring:
     def _derived(self, vectors: Tensor) -> list[float]:
         """Return ‖(H″ − H) v‖ for the columns v, (P, m), where derivatives keep perturbed tensors.
 
-        Both products are by double backward, so that nothing else differs; empty if an operator has none.
+        Both products are by double backward, so that nothing else differs; empty if an operator has none, or one that
+        is not finite, like that of a norm at 0.
         """
         problem, seed = self.problem, self.seed ^ STREAM
         if self._underivable:
@@ -245,8 +246,8 @@ class Measuring:
                 difference = moved.vector(v)
                 difference -= product.vector(v)
                 sizes.append(norm(difference))
-        except ModelError as error:
-            if error.code != "not_differentiable":
+        except (ModelError, ResourceError) as error:
+            if error.code not in ("not_differentiable", "overflow"):
                 raise
             self._underivable = True
         return sizes

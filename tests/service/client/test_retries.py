@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import inspect
 import json
-import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ from support.external import combined, external_mlp
 from support.forms import full
 from support.scripted import Kind, Scripted, called, problem, stream
 
-from service.client import connection
+from service.client import asynchronous, blocking, connection, retries
 from service.client.effects import Reply
 from service.client.retries import delay, retry_after
 from wsb import AsyncClient, Client, ClientError
@@ -49,8 +49,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         found.append(seconds)
 
-    monkeypatch.setattr(time, "sleep", found.append)
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+    # Only for the client: servers of other tests live on in this process.
+    monkeypatch.setattr(blocking, "time", SimpleNamespace(sleep=found.append))
+    monkeypatch.setattr(asynchronous, "asyncio", SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread))
     return found
 
 
@@ -159,8 +160,8 @@ def test_the_time_that_a_server_was_busy_does_not_count_once_it_is_away(
     server: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed: list[float] = []
-    monkeypatch.setattr(time, "sleep", passed.append)
-    monkeypatch.setattr(time, "monotonic", lambda: sum(passed))
+    monkeypatch.setattr(blocking, "time", SimpleNamespace(sleep=passed.append))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: sum(passed)))
     busy = problem(429, "queue_full", **{"retry-after": "90"})
     server.on(POST, busy, busy, httpx.ReadError("lost"), httpx.Response(202, json=analysis()))
     with (
