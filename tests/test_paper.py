@@ -87,6 +87,7 @@ def test_the_bound_holds_and_batches_are_biased_in_the_short_form_too(short: Pat
     assert bound.endswith("| agrees |")
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_part_and_leaves_the_others_as_they_are(short: Path, tmp_path: Path) -> None:
     result = make("--short", "--data", "digits", "--only", "outliers", "--out", ".", folder=tmp_path)
     assert result.returncode == 0, result.stderr

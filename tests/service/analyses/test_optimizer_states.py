@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from support.command import wsb as command
+from support.command import wsb_here as command
 from support.served import Served, served
 from support.service import Service, npz_batch, onnx_mlp, until
 
