@@ -126,11 +126,13 @@ def derived(objective: Objective, seed: int | None) -> Objective:
     if seed is None:
         return replace(objective, keep=lambda tensor: tensor)
     noise = uniform(PATTERN, seed, 0, objective.device).mul_(2 * math.sqrt(3) * PERTURBATION).add_(1)
-    places = count()
+    noise, places = noise.repeat(2), count()
 
     def moved(tensor: Tensor) -> Tensor:
         start = next(places) * STRIDE % PATTERN
-        factors = noise.roll(-start).repeat(-(-tensor.numel() // PATTERN))[: tensor.numel()]
+        factors = noise[start : start + min(PATTERN, tensor.numel())]
+        if tensor.numel() > PATTERN:
+            factors = factors.repeat(-(-tensor.numel() // PATTERN))[: tensor.numel()]
         return tensor * factors.view(tensor.shape).to(tensor.dtype)
 
     return replace(objective, keep=moved)

@@ -192,11 +192,11 @@ class Problem:
             product.samples = min(product.samples, self._chunk(threads=1))
         work = self.footprint.operations * product.samples / nominal_rate(objective.device, objective.dtype)
         many_calls = not objective.coupled and calls_dominate(work, self.footprint.operators)
-        product.reverse = objective.keep is not None or (many_calls and not self._has_own_backward)
+        product.reverse = objective.keep is not None or (many_calls and not self.has_own_backward)
         return product
 
     @cached_property
-    def _has_own_backward(self) -> bool:
+    def has_own_backward(self) -> bool:
         return self.objective.has_own_backward()
 
     def _threads(self) -> int:

@@ -232,10 +232,11 @@ class Measuring:
         """Return ‖(H″ − H) v‖ for the columns v, (P, m), where derivatives keep perturbed tensors.
 
         Both products are by double backward, so that nothing else differs; empty if an operator has none, or one that
-        is not finite, like that of a norm at 0.
+        is not finite, like that of a norm at 0, or a backward pass of the module's own, for which kept numbers may be
+        flags.
         """
         problem, seed = self.problem, self.seed ^ STREAM
-        if self._underivable:
+        if self._underivable or problem.has_own_backward:
             return []
         sizes: list[float] = []
         try:

@@ -164,3 +164,47 @@ def test_no_certificate_of_saturated_attention_excludes_the_truth(seed: int, fea
         if layer.name == "key" and layer.lambda_max is not None:
             assert layer.lambda_max.lower <= top <= layer.lambda_max.upper
     assert report.enclosure is not None or seed != 24, "here rounding leaves an enclosure"
+
+
+class Flagged(torch.autograd.Function):
+    """tanh, with a backward pass that decides by a number that it kept."""
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(x), torch.ones_like(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> Tensor:  # type: ignore[override]
+        value, flag = ctx.saved_tensors
+        return torch.where(flag == 1, slope * (1 - value * value), 0.0)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        value, _ = ctx.saved_tensors
+        return tangent * (1 - value * value), None
+
+
+class Deciding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(Flagged.apply(self.inner(x))[0])  # type: ignore[no-untyped-call]
+        return logits
+
+
+def test_what_a_module_keeps_for_its_own_backward_pass_is_left_alone() -> None:
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    options = wsb.Options(dtype="float64", device="cpu")
+    batch = wsb.Batch(rng.normal(size=(6, 4)), rng.integers(0, 3, 6))
+    enclosure = wsb.analyze(wsb.from_module(Deciding().double()), batch, options).enclosure
+    assert enclosure is not None
+    assert enclosure.lambda_max.relative_gap < 1e-6

@@ -15,6 +15,9 @@ from torch import Tensor
 from wsb_engine.curvature.losses.base import Loss, LossDerivatives, LossRounding
 from wsb_engine.options import LossKind
 
+LARGEST = 1 << 22
+"""Entries of the S of a chunk's samples that are held."""
+
 
 @dataclass(frozen=True)
 class _Part(Loss):
@@ -56,10 +59,17 @@ class NetworkPart(_Part):
 
 
 class LossPart(_Part):
-    """ℓ − ⟨g, z⟩ with g held fixed, whose Hessian in the parameters is G; its gradient is 0 up to rounding."""
+    """½ (z − z₀)ᵀS(z − z₀) with S held fixed, whose Hessian in the parameters is G.
+
+    Where S would take too much memory it is ℓ − ⟨g, z⟩, whose gradient is 0 only up to rounding.
+    """
 
     def values(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.whole.values(z, y) - NetworkPart(self.whole).values(z, y)
+        if z.numel() * z.shape[-1] > LARGEST:
+            return self.whole.values(z, y) - NetworkPart(self.whole).values(z, y)
+        fixed = z.detach()
+        S, d = self.whole.derivatives(fixed, y).curvature().detach(), (z - fixed).double()
+        return 0.5 * (d * (S @ d.unsqueeze(-1)).squeeze(-1)).sum(dim=-1)
 
     def derivatives(self, z: Tensor, y: Tensor) -> LossDerivatives:
         at = self.whole.derivatives(z, y)

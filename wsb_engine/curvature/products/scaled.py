@@ -72,7 +72,7 @@ class ScaledProduct(HessianProduct):
     def __call__(self, V: Tensor) -> Tensor:
         image = self.product((V * self._s).to(self.dtype)).mul_(self._s)
         if self._diagonal.shift:
-            image.add_(self._s.square().mul_(V), alpha=self._diagonal.shift)
+            image.add_(self._s.square() * V, alpha=self._diagonal.shift)
         return image
 
     @property

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
+import mpmath
+import numpy as np
 import pytest
 import torch
 from support.curvature import CLASSES, SAMPLES, Known, general, known, largest, mlp, perceptron
-from support.forms import crossed
+from support.forms import crossed, full
+from torch import Tensor, nn
 
 import wsb_engine as wsb
 from wsb_engine.curvature import gauss_newton as module
@@ -114,3 +118,49 @@ def test_positions_are_rows_of_the_matrix() -> None:
     assert report.gauss_newton.eigenvalues is not None
     assert (report.gauss_newton.order, len(report.gauss_newton.eigenvalues)) == (36, 21)
     assert sum(report.gauss_newton.eigenvalues) == pytest.approx(report.moments.gauss_newton_trace, rel=1e-11)
+
+
+class Skipping(nn.Module):
+    """No perceptron, because the inputs skip the hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(2, 2, bias=False), nn.Linear(2, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(torch.tanh(self.inner(x)) + x)
+        return logits
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, full(0.0), full(5.0)])
+def test_a_sample_that_is_confidently_wrong_is_enclosed(gamma: float) -> None:
+    torch.manual_seed(12)
+    model, x = Skipping().double(), torch.tensor([[0.7, -0.4]], dtype=torch.float64)
+    with torch.no_grad():
+        model.out.weight.copy_(20 * torch.randn(3, 2))
+    with mpmath.workdps(50):
+        inner, out = (mpmath.matrix(layer.weight.tolist()) for layer in (model.inner, model.out))
+        row = mpmath.matrix(x[0].tolist())
+        tangent = (inner * row).apply(mpmath.tanh)
+        z = list(out * (tangent + row))
+        p = [mpmath.exp(v) / mpmath.fsum(map(mpmath.exp, z)) for v in z]
+        u = [mpmath.mpf(j == 1) - p[j] for j in range(3)]
+        complement, log = p[0] + p[2], mpmath.log(p[1])
+        slope = gamma * complement ** (gamma - 1) * p[1] * log - complement**gamma
+        bend = -gamma * (gamma - 1) * complement ** (gamma - 2) * log * p[1] ** 2
+        bend += 2 * gamma * complement ** (gamma - 1) * p[1] + complement**gamma
+        S = mpmath.matrix(3)
+        for j, k in itertools.product(range(3), repeat=2):
+            S[j, k] = (bend + slope) * u[j] * u[k] - slope * ((j == k) * p[j] - p[j] * p[k])
+        J = mpmath.matrix(3, 4)
+        for c, i, j in itertools.product(range(3), range(2), range(2)):
+            J[c, 2 * i + j] = out[c, i] * (1 - tangent[i] ** 2) * row[j]
+        truth = mpmath.eigsy(J.T * S * J, eigvals_only=True)[3]
+    options = wsb.Options(
+        loss="focal", focal_gamma=gamma, parameters=("inner.weight",), gauss_newton=True, dtype="float64", device="cpu"
+    )
+    found = wsb.analyze(wsb.from_module(model), wsb.Batch(x.numpy(), np.array([1])), options).gauss_newton
+    assert found is not None
+    assert found.lambda_max is not None
+    assert complement > 1 - 1e-9
+    assert found.lambda_max.lower <= truth <= found.lambda_max.upper
