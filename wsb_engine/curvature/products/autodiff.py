@@ -210,10 +210,11 @@ class Objective:
         return total
 
     def has_own_backward(self) -> bool:
-        """Return whether the logits of a sample have a backward pass of the module's own: nobody knows what it does."""
+        """Return whether the logits have a backward pass of the module's own: nobody knows what it does."""
         point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+        few = self.samples if self.coupled else min(self.group, self.samples)
         with torch.enable_grad():
-            z = self.function({**self.fixed, **point}, self.chunk_inputs(slice(0, 1)))
+            z = self.function({**self.fixed, **point}, self.chunk_inputs(slice(0, few)))
         waiting: list[Any] = [z.grad_fn]
         seen = set()
         while waiting:
