@@ -11,7 +11,7 @@ import torch
 
 from wsb_engine import devices
 from wsb_engine.analysis import inputs, moments
-from wsb_engine.analysis.krylov import without_basis
+from wsb_engine.analysis.krylov import spare, without_basis
 from wsb_engine.analysis.logits import kept_bytes
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose
@@ -210,9 +210,11 @@ def _phases(
         yield "moments", *_moments(problem, options, choice, one, memory)
     if options.enclosure:
         confirming = CONFIRMING + (0 if is_proven or is_single else (PERTURBATIONS + DERIVED) * OUTER)
-        repeated = without_basis(product, options, problem.memory)
-        enclosing = (1 + repeated) * products + len(HOMOGENEITY_STEPS) + confirming
-        kept = THREE if repeated else memory.basis(products)
+        repeated, kept = 0, memory.basis(products)
+        if without_basis(product, options, problem.memory):
+            spared = min(products, spare(product, options, problem.memory))
+            repeated, kept = products - spared, THREE + spared
+        enclosing = products + repeated + len(HOMOGENEITY_STEPS) + confirming
         yield "enclosure", enclosing * one, memory.enclosure(way, kept, is_measured=not (is_proven or is_single))
         if options.population is not None and not population.refused(problem):
             held = memory.enclosure(way, kept + memory.basis(population.EXPECTED_PRODUCTS), is_measured=False)

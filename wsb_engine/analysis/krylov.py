@@ -36,7 +36,9 @@ share of the time left: λ_max comes first."""
 WORKING_VECTORS = 16
 """Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
 SECOND_PASS = 1.2
-"""Products left for a second pass, as a multiple of those of the first, with the next steps in between."""
+"""Products left for a second pass, as a multiple of those it repeats, with the next steps in between."""
+LEAST_SPARE = 32
+"""Least number of vectors that a run without a basis keeps for its second pass, if it keeps any: a few spare little."""
 USELESS_WIDTH = 1e3
 """An enclosure wider than this many times the spectrum is withheld: it says nothing."""
 
@@ -94,6 +96,12 @@ def without_basis(product: HessianProduct, options: Options, memory: int) -> boo
     return not eigenvectors_wanted(options) and wanted > 1 and basis_bytes(product, wanted) > memory
 
 
+def spare(product: HessianProduct, options: Options, memory: int) -> int:
+    """Return how many vectors a run without a basis keeps, so that its second pass takes no product for them."""
+    fits = (memory - basis_bytes(product, 0)) // (product.dtype.itemsize * product.parameters)
+    return fits if options.basis == "auto" and fits >= LEAST_SPARE else 0
+
+
 def krylov(problem: Problem, product: HessianProduct, options: Options, monitor: Monitor) -> Krylov:
     """Choose between a basis and three vectors, and set up a run at the seed; multiply nothing yet.
 
@@ -121,7 +129,15 @@ def krylov(problem: Problem, product: HessianProduct, options: Options, monitor:
                 f"the memory limit holds a basis of {fits} vectors: λ_max is certified from three vectors instead, "
                 f"without certainty or eigenvectors; {enough}",
             )
-        three = ThreeVectors(product.vector, P, product.device, options.seed, unit, homogeneity=options.enclosure)
+        three = ThreeVectors(
+            product.vector,
+            P,
+            product.device,
+            options.seed,
+            unit,
+            homogeneity=options.enclosure,
+            spare=spare(product, options, memory),
+        )
         return Krylov(three, product, options.max_products, fits)
     if fits < wanted:
         monitor.warn(
@@ -204,8 +220,8 @@ def enclosure(
 
     Returns:
         The enclosure, or None with a warning if it would say nothing; residuals of its Ritz pairs by fresh products,
-        unless time ran out before them, or a run without a basis had no second pass: it takes as many products again,
-        and narrows inner ends only.
+        unless time ran out before them, or a run without a basis had no second pass: it narrows inner ends only, and
+        takes as many products again if memory keeps no vectors for it.
 
     Raises:
         TimeLimitError: ``time_limit`` if there was no time for a single product.
@@ -226,6 +242,8 @@ def enclosure(
         enclosing, found, residual = _finished(shared, enclosing, found)
         if found.stopped_by != "decided" or interim.decided(found):
             break
+    if isinstance(lanczos, ThreeVectors):
+        lanczos.forget()
     if not _useful(found, enclosing, problem, options, monitor):
         return None, residual
     interim.publish(found, 1.0, confirmed=True)
@@ -237,13 +255,13 @@ def _narrowed(
 ) -> Enclosures:
     """Take steps until the enclosure is narrow enough, decided, or limited; leave time to confirm it."""
     lanczos = shared.run
-    repeated = SECOND_PASS * lanczos.seconds / lanczos.products if shared.basis is None else 0.0
+    seconds = SECOND_PASS * lanczos.seconds / lanczos.products
     with monitor.limited(reserve=_finishing_seconds(lanczos, monitor)):
         found = enclose(
             enclosing,
             max_products=shared.max_steps,
             progress=lambda now: interim.publish(now, now.products / shared.max_steps),
-            expired=lambda: monitor.expired or monitor.expires_within(repeated * lanczos.steps),
+            expired=lambda: monitor.expired or monitor.expires_within(seconds * lanczos.repeated),
             decided=decided,
         )
     if shared.limited_by_memory and found.stopped_by == "products":
@@ -329,6 +347,9 @@ def _outer_pairs(shared: Krylov, monitor: Monitor) -> RitzPairs | None:
             "second_pass_cut", f"{error.message}: inner ends are Rayleigh quotients of the first pass, far from λ_max"
         )
         return None
+    finally:
+        if isinstance(run, ThreeVectors):
+            run.forget()  # Measuring rounding takes memory too.
 
 
 class _Interim:

@@ -85,6 +85,11 @@ class Run(ABC):
         """True if there is no further step."""
 
     @property
+    def repeated(self) -> int:
+        """Number of products that ``combinations`` takes."""
+        return 0
+
+    @property
     def norm_estimate(self) -> float:
         """Largest ‖σHq_j‖ so far: a lower bound on ‖σH‖."""
         return max(self.norms, default=0.0)

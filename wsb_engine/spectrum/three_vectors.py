@@ -4,7 +4,8 @@ Each residual is orthogonalised twice, against the last two vectors alone. What 
 T, as γ_j. Orthogonality to older vectors is lost as Ritz values converge; the bound of ``bounds.lanczos_polynomial``
 assumes none. The run ends at a breakdown, whose β stays in that bound.
 
-Linear combinations of the vectors come from a second pass, which repeats the recurrence from the same start.
+Linear combinations of the vectors come from a second pass, which repeats the recurrence from the same start. It needs
+no products for vectors that were kept for it; the recurrence itself never reads them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ class _Step:
 
 
 class ThreeVectors(Run):
-    """A Lanczos run that keeps the last two vectors and the residual; arguments as for ``Run``."""
+    """A Lanczos run that needs the last two vectors and the residual.
+
+    Args:
+        product, parameters, device, seed, unit, homogeneity: As for ``Run``.
+        spare: Most vectors to keep for linear combinations, the first ones.
+    """
 
     def __init__(
         self,
@@ -42,8 +48,11 @@ class ThreeVectors(Run):
         unit: float,
         *,
         homogeneity: bool = False,
+        spare: int = 0,
     ) -> None:
         super().__init__(product, parameters, device, seed, unit, homogeneity=homogeneity)
+        self._spare = spare
+        self._kept: list[Tensor] = []
         self._previous: Tensor | None = None
         self._next: Tensor | None = None
         self.quotients: list[float] = []
@@ -53,10 +62,21 @@ class ThreeVectors(Run):
     def ended(self) -> bool:
         return self.first_breakdown is not None
 
+    @property
+    def repeated(self) -> int:
+        return max(0, self.steps - max(1, len(self._kept)))
+
+    def forget(self) -> None:
+        """Free the vectors that were kept for linear combinations, and keep no more."""
+        self._spare = 0
+        self._kept.clear()
+
     def step(self) -> None:
         if self.ended:
             raise ValueError("the recurrence broke down: its vectors span an invariant subspace")
         q = self._start() if self._next is None else self._next
+        if self.steps < self._spare:
+            self._kept.append(q)
         image = self.image(q)
         applied = norm(image)
         self.measure_homogeneity(q, image, max(applied, self.norm_estimate))
@@ -75,10 +95,10 @@ class ThreeVectors(Run):
             self.first_breakdown = self.steps
             self._previous = self._next = None
             return
-        self._previous, self._next = q, self._kept(found, self._previous)
+        self._previous, self._next = q, self._normalised(found, self._previous)
 
     def combinations(self, weights: Tensor) -> Tensor:
-        """Compute Q W, (P, m) in the dtype of the vectors, for W (k, m), by k − 1 further products.
+        """Compute Q W, (P, m) in the dtype of the vectors, for W (k, m), by ``repeated`` further products.
 
         If products are not reproducible, these are not the vectors of the run; a Rayleigh quotient holds all the same.
         """
@@ -87,24 +107,29 @@ class ThreeVectors(Run):
         previous: Tensor | None = None
         q, before = self._start(), 0.0
         for j, row in enumerate(columns):
+            if j < len(self._kept):
+                previous, q, before = (self._kept[j - 1], self._kept[j], self.betas[j - 1]) if j else (None, q, 0.0)
             for sums, weight in zip(total, row, strict=True):
                 for piece, part in zip(sums.split(TILE), q.split(TILE), strict=True):
                     piece.add_(part.to(piece.dtype), alpha=weight)
             if j + 1 == len(columns):
                 break
+            if j + 1 < len(self._kept):
+                continue
             found = _recur(self.image(q), q, previous, before)
             if found.beta == 0:
                 break
-            previous, q, before = q, self._kept(found, previous), found.beta
+            previous, q, before = q, self._normalised(found, previous), found.beta
         return total.T
 
     def _start(self) -> Tensor:
         """Draw the start vector, uniform on the sphere, in float64."""
         return on_sphere(self.parameters, self.seed, 0, self.device)
 
-    def _kept(self, found: _Step, previous: Tensor | None) -> Tensor:
-        """Return q_{j+1}, in the memory of q_{j−1} if that has the right dtype."""
+    def _normalised(self, found: _Step, previous: Tensor | None) -> Tensor:
+        """Return q_{j+1}, in the memory of q_{j−1} if that has the right dtype and is not kept."""
         reusable = previous is not None and previous.dtype == self.dtype
+        reusable = reusable and all(previous is not kept for kept in self._kept)
         q = (
             previous
             if previous is not None and reusable

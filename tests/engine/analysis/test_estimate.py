@@ -80,8 +80,18 @@ def test_a_run_without_a_basis_counts_its_second_pass_and_three_vectors() -> Non
     assert 1.5 <= found["three_vectors"].operations / found["full"].operations <= 2
     # 30 vectors, in blocks of 16 rows.
     assert found["full"].bytes - found["three_vectors"].bytes == (32 - 3) * 8 * problem.objective.parameters
-    little = replace(problem, memory=basis_bytes(problem.hessian_product(1), 300) - 1)
-    assert estimate_of(little, wsb.Options(moments="none")).operations > estimate_of(problem, wsb.Options()).operations
+
+
+def test_vectors_that_memory_keeps_for_the_second_pass_spare_its_products() -> None:
+    problem, found = posed("encoder"), {}
+    P = problem.objective.parameters
+    for vectors in (31, 299, 300):
+        limited = replace(problem, memory=basis_bytes(problem.hessian_product(1), vectors))
+        phases = estimate_of(limited, wsb.Options(moments="none")).phases
+        (found[vectors],) = [each for each in phases if each.name == "enclosure"]
+    assert found[31].operations > 1.5 * found[299].operations
+    assert found[299].operations == found[300].operations
+    assert found[299].bytes - found[31].bytes == 30 * 8 * P
 
 
 @pytest.mark.parametrize("name", CASES)

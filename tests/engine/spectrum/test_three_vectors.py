@@ -272,6 +272,30 @@ def test_a_second_pass_repeats_the_first_bit_by_bit() -> None:
     assert torch.equal(x.T, torch.stack(first))
 
 
+@pytest.mark.parametrize("dtype", UNITS)
+@pytest.mark.parametrize("spare", [1, 2, 12, 30, 50])
+def test_vectors_that_were_kept_take_no_products_and_change_no_bit(spare: int, dtype: torch.dtype) -> None:
+    values = torch.from_numpy(spectra(500)["outliers"])
+    runs = [ThreeVectors(lambda v: values * v, 500, CPU, 0, UNITS[dtype], spare=most) for most in (0, spare)]
+    for run in runs:
+        for _ in range(30):
+            run.step()
+    bare, kept = runs
+    assert (kept.alphas, kept.betas, kept.gammas, kept.errors) == (bare.alphas, bare.betas, bare.gammas, bare.errors)
+    weights = torch.from_numpy(np.random.default_rng(0).standard_normal((30, 3)))
+    expected = bare.combinations(weights)
+    for _ in range(2):  # adding them up leaves them as they are
+        before, said = kept.products, kept.repeated
+        assert torch.equal(kept.combinations(weights), expected)
+        assert kept.products - before == said == 30 - min(spare, 30)
+    for run in runs:
+        run.step()
+    assert kept.alphas == bare.alphas
+    kept.forget()
+    assert kept.repeated == bare.repeated == 30
+    assert torch.equal(kept.combinations(weights), expected)
+
+
 def test_products_that_are_not_reproducible_leave_a_lower_end_that_holds() -> None:
     values, calls = spectra(500)["outliers"], iter(range(10**6))
 
