@@ -325,7 +325,7 @@ def _measure_pairs(shared: Krylov, rounding: Rounding, measuring: Measuring, mon
         pairs = _outer_pairs(shared, monitor)
         if pairs is not None:
             with monitor.limited():
-                found = measuring.confirmed(shared.product, rounding, pairs.vectors, pairs.images / run.scaling)
+                found = measuring.confirmed(shared.product, rounding, pairs.vectors, pairs.images, run.scaling)
             shared.confirmed = run.steps, pairs, found
 
 

@@ -106,14 +106,17 @@ class Measuring:
         except TimeLimitError:
             self.monitor.warn("rounding_cut", f"the time limit leaves no time for {what}")
 
-    def confirmed(self, product: HessianProduct, rounding: Rounding, vectors: Tensor, images: Tensor) -> Rounding:
+    def confirmed(
+        self, product: HessianProduct, rounding: Rounding, vectors: Tensor, images: Tensor, scaling: float = 1.0
+    ) -> Rounding:
         """Return the measurement, completed and extended to these vectors, if it rests on perturbations; else as it is.
 
         Args:
             product: Product for single vectors.
             rounding: From ``rounding``.
             vectors: (P, m) unit columns.
-            images: (P, m) products of the vectors.
+            images: (P, m) products of the vectors, times the scaling.
+            scaling: A power of two.
         """
         if rounding.product is not None or rounding.failure_probability:
             return rounding
@@ -122,7 +125,7 @@ class Measuring:
             while len(self._sizes) < PERTURBATIONS:
                 self._perturb(product)
             for index in range(PERTURBATIONS):
-                sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images))
+                sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images, scaling))
             unstable = self._derived(vectors)
         worst = max(*(_root_mean_square(each) for each in (self._sizes, *zip(*sizes, strict=True))), *unstable)
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
@@ -258,13 +261,13 @@ class Measuring:
         return deciding(self.problem.objective)
 
 
-def _differences(product: HessianProduct, V: Tensor, images: Tensor) -> list[float]:
-    """Return ‖H′ v − H v‖ for the columns v of V, (P, m), and their images H V, one block of columns at a time."""
+def _differences(product: HessianProduct, V: Tensor, images: Tensor, scaling: float = 1.0) -> list[float]:
+    """Return ‖H′ v − H v‖ for the columns v of V, (P, m), and their images σH V, one block of columns at a time."""
     sizes = []
     for some, known in zip(V.split(product.columns, dim=1), images.split(product.columns, dim=1), strict=True):
-        difference = product(some)
+        difference = product(some).mul_(scaling)
         difference -= known
-        sizes += [norm(column) for column in difference.unbind(1)]
+        sizes += [norm(column) / scaling for column in difference.unbind(1)]
     return sizes
 
 
