@@ -52,12 +52,22 @@ class Goal:
     gib: float
     products: int = 300
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of an analysis that is to reach it."""
+        return {"relative_gap": self.gap, "ends": "largest"}
+
 
 GOALS = {
     "resnet18": Goal(gap=1e-3, gib=6, products=60),
     "distilbert": Goal(gap=1e-2, gib=8),
     "vit_b": Goal(gap=1e-2, gib=10),
 }
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float64": {"dtype": "float64"},
+    "float32": {"dtype": "float32", "failure_probability": 1e-3},
+}
+"""Options for products in either precision: float32 does not carry the default failure probability."""
 PRODUCT_MEMORY = {"distilbert": 8.0, "vit_b": 10.0}
 """Largest peak of a process that multiplies once, in GiB."""
 SAMPLES = (1_000, 10_000, 100_000, 1_000_000)
@@ -124,15 +134,16 @@ def product_of(name: str, **options: object) -> Iterator[Row]:
 def analysis_of(name: str, goal: Goal, **options: object) -> Iterator[Row]:
     """Run one analysis, and print what was certified beside the goal."""
     case = CASES[name]
-    chosen = wsb.Options.model_validate({"device": "cpu", **options})
+    chosen = wsb.Options.model_validate({"device": "cpu", **goal.options, **options})
     classifier, batch = case.classifier(), case.batch()
     gradient = timed(posed(classifier, batch, chosen).objective.gradient)
     report, seconds = analysed(classifier, batch, chosen)
-    end, counted = report.enclosure.lambda_max, report.products or {}
+    end, modelled, counted = report.enclosure.lambda_max, report.enclosure.modelled, report.products or {}
     products, gap, held = counted["enclosure"], end.relative_gap, peak_bytes() / GIB
     yield Row(
-        f"{name}: λ_max from {report.enclosure.basis}, δ = {end.failure_probability or 0:.2g}",
-        f"{end.lower:.6g} to {end.upper:.6g}, gap {gap:.2g}, {report.enclosure.stopped_by}",
+        f"{name}: λ_max from {report.enclosure.basis}, {report.engine.dtype}, δ = {end.failure_probability or 0:.2g}",
+        f"{end.lower:.6g} to {end.upper:.6g}, gap {gap:.2g}, {report.enclosure.stopped_by}"
+        + ("" if modelled is None else f"; modelled: up to {modelled.upper:.6g}"),
         f"gap at most {goal.gap:g}",
         gap is not None and gap <= goal.gap,
     )
@@ -318,9 +329,13 @@ def write_rows(path: Path, count: int, features: int, block: int = 1_000) -> Non
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     **{f"product:{name}": partial(product_of, name) for name in CASES},
     "default:conv_net": partial(default_of, "conv_net"),
+    "lambda_max:resnet18": partial(analysis_of, "resnet18", GOALS["resnet18"], **PRECISIONS["float64"]),
     **{
-        f"lambda_max:{name}": partial(analysis_of, name, goal, relative_gap=goal.gap, dtype="float64", ends="largest")
-        for name, goal in GOALS.items()
+        f"lambda_max:{name}:{precision}": partial(
+            analysis_of, name, GOALS[name], memory_limit=int(GOALS[name].gib * GIB), **options
+        )
+        for name in ("distilbert", "vit_b")
+        for precision, options in PRECISIONS.items()
     },
     "time_limit:resnet18": partial(limited, "resnet18", 20.0),
     **{

@@ -347,7 +347,7 @@ class _Memory:
             is_measured: True if rounding is measured on the Ritz vectors.
         """
         basis = vectors * self._item * self._P
-        confirming = (4 * OUTER + 2 * OUTER * PERTURBATIONS * is_measured) * DOUBLE * self._P
+        confirming = 2 * OUTER * DOUBLE * self._P
         if not is_measured:
             drift = self._in_double(way, 1) if self._item < DOUBLE else 0
             return self.product(way, 1) + basis + confirming + drift

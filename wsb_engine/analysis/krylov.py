@@ -15,6 +15,7 @@ from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.rounding import Measuring
 from wsb_engine.bounds.certificates import Enclosures, Premises
 from wsb_engine.bounds.rounding import Rounding
+from wsb_engine.curvature.cost import WORKING_VECTORS
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.errors import OptionsError, ResourceError
 from wsb_engine.options import Options
@@ -33,8 +34,6 @@ from wsb_engine.units import in_true_units
 FINISHING_PRODUCTS, FINISHING_SHARE = 24, 0.25
 """Most products that confirm an enclosure after its last step. A time limit leaves room for them, but no more than this
 share of the time left: λ_max comes first."""
-WORKING_VECTORS = 16
-"""Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
 SECOND_PASS = 1.2
 """Products left for a second pass, as a multiple of those it repeats, with the next steps in between."""
 LEAST_SPARE = 32
@@ -58,8 +57,10 @@ class Krylov:
     """Vectors of a basis that memory holds."""
     limited_by_memory: bool = False
     """True if memory, not the options, sets ``max_steps``."""
-    confirmed: tuple[int, RitzPairs, Rounding] | None = None
-    """The outer pairs with fresh products and the rounding measured on them, after a number of steps."""
+    pairs: RitzPairs | None = None
+    """The outer pairs with fresh products."""
+    confirmed: tuple[int, Rounding] | None = None
+    """After a number of steps, the rounding measured on their outer pairs."""
     largest: TopEigenvalues | None = None
     """The largest eigenvalues, once they are computed."""
 
@@ -237,13 +238,18 @@ def enclosure(
         found = _narrowed(shared, enclosing, interim, decided, monitor)
         # What outer ends decide needs no second pass.
         enough = found.stopped_by == "decided" and interim.decided(unconfirmed(enclosing, found))
+        if isinstance(lanczos, ThreeVectors) and found.stopped_by != "decided":
+            lanczos.end()
         if shared.basis is not None or not enough:
             _measure_pairs(shared, premises.rounding, measuring, monitor)
         enclosing, found, residual = _finished(shared, enclosing, found)
         if found.stopped_by != "decided" or interim.decided(found):
             break
     if isinstance(lanczos, ThreeVectors):
+        lanczos.end()
         lanczos.forget()
+        # What follows multiplies too; only the distribution's part asks for these vectors again.
+        shared.pairs = None if options.population is None else shared.pairs
     if not _useful(found, enclosing, problem, options, monitor):
         return None, residual
     interim.publish(found, 1.0, confirmed=True)
@@ -279,12 +285,11 @@ def _finished(
 ) -> tuple[Enclosing, Enclosures, RitzResidual | None]:
     """Confirm the enclosure by the outer pairs of its last step, if they were multiplied."""
     lanczos = shared.run
-    if shared.confirmed is None or shared.confirmed[0] != lanczos.steps:
+    if shared.pairs is None or shared.confirmed is None or shared.confirmed[0] != lanczos.steps:
         enclosing, found = finish(enclosing, found, enclosing.premises.rounding)
         return enclosing, unconfirmed(enclosing, found), None
-    _, pairs, rounding = shared.confirmed
-    enclosing, found = finish(enclosing, found, rounding.scaled(lanczos.scaling))
-    return enclosing, *confirm(enclosing, found, pairs)
+    enclosing, found = finish(enclosing, found, shared.confirmed[1].scaled(lanczos.scaling))
+    return enclosing, *confirm(enclosing, found, shared.pairs)
 
 
 def _useful(found: Enclosures, enclosing: Enclosing, problem: Problem, options: Options, monitor: Monitor) -> bool:
@@ -326,7 +331,7 @@ def _measure_pairs(shared: Krylov, rounding: Rounding, measuring: Measuring, mon
         if pairs is not None:
             with monitor.limited():
                 found = measuring.confirmed(shared.product, rounding, pairs.vectors, pairs.images, run.scaling)
-            shared.confirmed = run.steps, pairs, found
+            shared.pairs, shared.confirmed = pairs, (run.steps, found)
 
 
 def _outer_pairs(shared: Krylov, monitor: Monitor) -> RitzPairs | None:

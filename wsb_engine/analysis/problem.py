@@ -432,7 +432,8 @@ def _fitted(objective: Objective, footprint: Footprint, memory: int) -> Objectiv
             needed=needed,
             limit=memory,
         )
-    return replace(objective, fits=footprint.fits(memory), fits_in_double=double.fits(memory))
+    P = objective.parameters
+    return replace(objective, fits=footprint.fits(memory, P), fits_in_double=double.fits(memory, P))
 
 
 def _evaluated(

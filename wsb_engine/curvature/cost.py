@@ -25,7 +25,11 @@ from wsb_engine.curvature.tracing.dispatch import OperatorWatch
 from wsb_engine.internals import flop_registry, tree_leaves
 
 WORKING_SHARE = 0.5
-"""Share of the memory limit for the intermediates of one product."""
+"""Largest share of the memory limit for the intermediates of one product."""
+LEAST_SHARE = 0.125
+"""Share of the memory limit for these intermediates if vectors need all of it."""
+WORKING_VECTORS = 16
+"""Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
 COUNTED = 16
 """Coupled samples that are counted at a time; the counts at one, two and three times as many are extrapolated."""
 PRODUCT_OPERATIONS = 2.0
@@ -106,9 +110,11 @@ class Footprint:
         double = torch.float64.itemsize
         return replace(self, bytes=self.bytes * double // self.itemsize, itemsize=double)
 
-    def fits(self, memory: int) -> int:
-        """Return the number of samples that fit in a memory limit together; at least 1."""
-        return max(1, int(memory * WORKING_SHARE) // max(self.held, 1))
+    def fits(self, memory: int, parameters: int = 0) -> int:
+        """Return the number of samples that fit in a memory limit together, beside vectors of P; at least 1."""
+        left = memory - WORKING_VECTORS * torch.float64.itemsize * parameters
+        working = min(memory * WORKING_SHARE, max(left, memory * LEAST_SHARE))
+        return max(1, int(working) // max(self.held, 1))
 
 
 class _Counts(NamedTuple):

@@ -55,16 +55,21 @@ class ThreeVectors(Run):
         self._kept: list[Tensor] = []
         self._previous: Tensor | None = None
         self._next: Tensor | None = None
+        self._over = False
         self.quotients: list[float] = []
         """q_j·(σHq_j) / ‖q_j‖²: Rayleigh quotients, which need no orthogonality."""
 
     @property
     def ended(self) -> bool:
-        return self.first_breakdown is not None
+        return self._over or self.first_breakdown is not None
 
     @property
     def repeated(self) -> int:
         return max(0, self.steps - max(1, len(self._kept)))
+
+    def end(self) -> None:
+        """Take no more steps, and free the vectors that the next would need."""
+        self._over, self._previous, self._next = True, None, None
 
     def forget(self) -> None:
         """Free the vectors that were kept for linear combinations, and keep no more."""
@@ -73,7 +78,7 @@ class ThreeVectors(Run):
 
     def step(self) -> None:
         if self.ended:
-            raise ValueError("the recurrence broke down: its vectors span an invariant subspace")
+            raise ValueError("the run has ended")
         q = self._start() if self._next is None else self._next
         if self.steps < self._spare:
             self._kept.append(q)

@@ -12,9 +12,10 @@ from support.forms import crossed, full
 from torch import nn
 
 import wsb_engine as wsb
-from wsb_engine.analysis.krylov import LEAST_SPARE, WORKING_VECTORS
+from wsb_engine.analysis.krylov import LEAST_SPARE
 from wsb_engine.analysis.monitor import TimeLimitError
 from wsb_engine.analysis.rounding import DERIVED, PERTURBATIONS
+from wsb_engine.curvature.cost import WORKING_VECTORS
 from wsb_engine.spectrum.run import HOMOGENEITY_STEPS
 from wsb_engine.spectrum.three_vectors import ThreeVectors
 from wsb_engine.units import in_true_units

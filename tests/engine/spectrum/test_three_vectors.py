@@ -184,7 +184,7 @@ def test_tiny_orders_end_in_a_breakdown(values: list[float]) -> None:
     assert holds(found, run, exact)
     assert run.steps <= len(values) + 3
     if run.ended:
-        with pytest.raises(ValueError, match="broke down"):
+        with pytest.raises(ValueError, match="ended"):
             run.step()
 
 
@@ -294,6 +294,21 @@ def test_vectors_that_were_kept_take_no_products_and_change_no_bit(spare: int, d
     kept.forget()
     assert kept.repeated == bare.repeated == 30
     assert torch.equal(kept.combinations(weights), expected)
+
+
+def test_a_run_that_is_over_holds_no_vector_and_gives_the_same_combinations() -> None:
+    values = torch.linspace(-1, 1, 500, dtype=torch.float64)
+    run = three(lambda v: values * v, 500)
+    for _ in range(10):
+        run.step()
+    weights = torch.eye(10, dtype=torch.float64)[:, :2]
+    before = run.combinations(weights)
+    run.end()
+    assert run.ended
+    assert not any(isinstance(held, torch.Tensor) and len(held) == 500 for held in vars(run).values())
+    assert torch.equal(run.combinations(weights), before)
+    with pytest.raises(ValueError, match="ended"):
+        run.step()
 
 
 def test_products_that_are_not_reproducible_leave_a_lower_end_that_holds() -> None:

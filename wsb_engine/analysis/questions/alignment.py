@@ -114,7 +114,7 @@ def _quotient(x: Tensor, image: Tensor, noise: float) -> r.Interval:
 def _negative(problem: Problem, shared: krylov.Krylov, g: Tensor | None, noise: float) -> r.NegativeCurvature | None:
     """Describe the lowest Ritz vector of the run; None if its Rayleigh quotient is not certainly negative."""
     run = shared.run
-    pairs = outer_pairs(run) if shared.confirmed is None else shared.confirmed[1]
+    pairs = outer_pairs(run) if shared.pairs is None else shared.pairs
     x, image = pairs.vectors[:, 1].double(), pairs.images[:, 1].double() / run.scaling
     quotient = _quotient(x, image, noise)
     if quotient.upper >= 0:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from wsb_engine import report as r
 from wsb_engine.analysis.enclosure_part import certified
-from wsb_engine.analysis.krylov import USELESS_WIDTH, WORKING_VECTORS
+from wsb_engine.analysis.krylov import USELESS_WIDTH
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.bounds.certificates import Enclosures, End, Premises
 from wsb_engine.bounds.rounding import Rounding
+from wsb_engine.curvature.cost import WORKING_VECTORS
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.options import Options
 from wsb_engine.spectrum.confirmation import RitzPairs, confirm, outer_pairs
@@ -23,8 +24,9 @@ from wsb_engine.spectrum.lanczos import Lanczos
 from wsb_engine.spectrum.run import Run
 from wsb_engine.spectrum.three_vectors import ThreeVectors
 
-Measured = Callable[[Tensor, Tensor], Rounding]
-"""(P, m) unit columns and their images → rounding of the operator, with what a measurement on them adds."""
+Measured = Callable[[Tensor, Tensor, float], Rounding]
+"""(P, m) unit columns, their images times a scaling, which is a power of two, and the scaling → rounding of the
+operator, with what a measurement on them adds."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ def certify(
             progress=lambda now: progress(now.products),
             expired=lambda: monitor.expired,
         )
+        if isinstance(run, ThreeVectors):
+            run.end()
         pairs = outer_pairs(run)
-    rounding = measured(pairs.vectors, pairs.images / run.scaling)
+    rounding = measured(pairs.vectors, pairs.images, run.scaling)
     enclosing, found = finish(enclosing, found, rounding.scaled(run.scaling))
     found, residual = confirm(enclosing, found, pairs)
     asked = (found.lambda_max, found.lambda_min)[: 1 + premises.both]

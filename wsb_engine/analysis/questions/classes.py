@@ -6,6 +6,7 @@ H = Σ_c π_c H_c, where H_c belongs to the mean over the labels of class c and 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -142,7 +143,7 @@ def _certified(
         seed=(options.seed ^ STREAM) + chosen.index,
         memory=memory,
         monitor=monitor,
-        measured=lambda vectors, images: measuring.confirmed(product, rounding, vectors, images),
+        measured=partial(measuring.confirmed, product, rounding),
     )
     return None if found is None else found.lambda_max
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from wsb_engine import report as r
 from wsb_engine.analysis.enclosure_part import certified
@@ -66,7 +67,7 @@ def _certified(
         seed=(options.seed ^ STREAM) + both,
         memory=memory,
         monitor=monitor,
-        measured=lambda vectors, images: measuring.confirmed(product, rounding, vectors, images),
+        measured=partial(measuring.confirmed, product, rounding),
     )
 
 

@@ -153,7 +153,7 @@ class Blocks:
     def _certified(self, group: Group, index: int) -> r.CertifiedInterval | None:
         block = _Block(self.problem.objective.selected, group, self.product)
 
-        def measured(vectors: Tensor, images: Tensor) -> Rounding:
+        def measured(vectors: Tensor, *_: object) -> Rounding:
             rounding = self.premises.rounding
             if rounding.product is not None or rounding.failure_probability:
                 return rounding

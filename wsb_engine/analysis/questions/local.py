@@ -37,7 +37,7 @@ class Known:
         """The premises with all that was measured of rounding."""
         if self.shared is None or self.shared.confirmed is None:
             return self.premises
-        return replace(self.premises, rounding=self.shared.confirmed[2])
+        return replace(self.premises, rounding=self.shared.confirmed[1])
 
     def left(self, memory: int) -> int:
         """Return the bytes that the basis of the shared run leaves."""

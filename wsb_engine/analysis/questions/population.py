@@ -145,7 +145,7 @@ def _shares(problem: Problem) -> NDArray[np.float64]:
 
 def _eigenvector(shared: krylov.Krylov) -> tuple[Tensor, float]:
     """Return the Ritz vector of the batch's λ_max, (P,), and its Rayleigh quotient by a fresh product."""
-    pairs = outer_pairs(shared.run) if shared.confirmed is None else shared.confirmed[1]
+    pairs = outer_pairs(shared.run) if shared.pairs is None else shared.pairs
     v, image = pairs.vectors[:, 0].contiguous(), pairs.images[:, 0].contiguous()
     return v, dot(v, image) / dot(v, v) / shared.run.scaling
 
