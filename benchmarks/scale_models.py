@@ -24,9 +24,13 @@ class Case:
     samples: int
     """Number of samples in the benchmarks."""
 
-    def classifier(self) -> wsb.Classifier:
+    def module(self) -> nn.Module:
+        """Return the network in evaluation mode, always with the same parameters."""
         torch.manual_seed(0)
-        return wsb.from_module(self.build())
+        return self.build().eval()
+
+    def classifier(self) -> wsb.Classifier:
+        return wsb.from_module(self.module())
 
     def batch(self, samples: int | None = None) -> wsb.Batch:
         generator, count = torch.Generator().manual_seed(1), samples or self.samples
@@ -158,7 +162,8 @@ def mlp(*widths: int) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def _images(channels: int, size: int) -> Batches:
+def images(channels: int, size: int) -> Batches:
+    """Return batches of square images."""
     return lambda count, generator: torch.randn(count, channels, size, size, generator=generator)
 
 
@@ -171,13 +176,13 @@ def _rows(features: int) -> Batches:
 
 
 CASES = {
-    "conv_net": Case(conv_net, _images(1, 16), 10, 200),
+    "conv_net": Case(conv_net, images(1, 16), 10, 200),
     "mlp": Case(lambda: mlp(784, 128, 10), _rows(784), 10, 1000),
     "small_encoder": Case(
         lambda: TextEncoder(layers=2, width=64, heads=4, vocabulary=1000, length=32), _tokens(1000, 16), 2, 64
     ),
-    "resnet18": Case(lambda: resnet((2, 2, 2, 2), bottleneck=False), _images(3, 64), 1000, 64),
-    "resnet50": Case(lambda: resnet((3, 4, 6, 3), bottleneck=True), _images(3, 64), 1000, 16),
+    "resnet18": Case(lambda: resnet((2, 2, 2, 2), bottleneck=False), images(3, 64), 1000, 64),
+    "resnet50": Case(lambda: resnet((3, 4, 6, 3), bottleneck=True), images(3, 64), 1000, 16),
     "distilbert": Case(TextEncoder, _tokens(30522, 32), 2, 16),
-    "vit_b": Case(VisionTransformer, _images(3, 224), 1000, 4),
+    "vit_b": Case(VisionTransformer, images(3, 224), 1000, 4),
 }
