@@ -20,7 +20,7 @@ import torch
 from support.examples import EXAMPLES
 
 PAPER = EXAMPLES / "paper"
-MODULES = ("page", "setting", "bound", "edge", "flatness", "outliers", "sampling")
+MODULES = ("make", "page", "setting", "bound", "edge", "flatness", "outliers", "sampling")
 PARTS = ("bound", "flatness", "edge", "outliers", "sampling")
 LARGEST_FIGURE = 100_000
 
@@ -44,6 +44,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
         sys.modules.pop(name, None)
 
 
+# The page in the repository, which the script made in full, is held against its form as well.
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page that the short form makes, at its own place."""
@@ -74,12 +75,14 @@ def check(folder: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_short_form_fills_every_place_of_the_page_and_draws_every_figure(short: Path) -> None:
     found = check(short)
     assert all("Data: digits of scikit-learn, 8 × 8. Seed: 0." in found[f"{part} numbers"] for part in PARTS)
     assert all("`--short`" in found[f"{part} numbers"] for part in PARTS)
 
 
+@pytest.mark.slow
 def test_the_bound_holds_and_batches_are_biased_in_the_short_form_too(short: Path) -> None:
     found = blocks((short / "README.md").read_text(encoding="utf-8"))
     [bound] = [line for line in found["bound claims"].splitlines() if line.startswith("| λ_max is at most the bound |")]
@@ -106,13 +109,12 @@ def test_the_page_in_the_repository_was_made_in_full() -> None:
     assert len({re.findall(r"^Data: .*$", found[f"{part} numbers"], re.MULTILINE)[0] for part in PARTS}) == 1
 
 
-def test_wrong_arguments_are_refused_with_advice(tmp_path: Path) -> None:
-    unknown = make("--only", "edges", folder=tmp_path)
-    assert unknown.returncode == 2
-    assert "there is no part edges; parts are bound, flatness, edge, outliers, sampling" in unknown.stderr
-    missing = make("--data", "fashion-mnist", "--folder", "nowhere", folder=tmp_path)
-    assert missing.returncode == 2
-    assert "apt install dataset-fashion-mnist, or give --data digits" in missing.stderr
+def test_wrong_arguments_are_refused_with_advice(modules: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        modules["make"].main(["--only", "edges"])
+    assert "there is no part edges; parts are bound, flatness, edge, outliers, sampling" in capsys.readouterr().err
+    assert modules["make"].main(["--data", "fashion-mnist", "--folder", "nowhere"]) == 2
+    assert "apt install dataset-fashion-mnist, or give --data digits" in capsys.readouterr().err
 
 
 def test_a_page_without_a_place_for_a_part_is_refused(modules: dict[str, Any]) -> None:

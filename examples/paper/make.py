@@ -36,10 +36,10 @@ SHORT = Path("build/paper")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _arguments(arguments)
-    torch.set_num_threads(1)
     if given.data == "fashion-mnist" and not given.folder.is_dir():
         print(f"{given.folder} is not there: apt install dataset-fashion-mnist, or give --data digits", file=sys.stderr)
         return 2
+    torch.set_num_threads(1)
     found = digits(given.seed) if given.data == "digits" else fashion_mnist(given.folder)
     setting = Setting(*found, seed=given.seed, short=given.short)
     print(f"{setting.data}; seed {setting.seed}; the page is {given.out / 'README.md'}", flush=True)

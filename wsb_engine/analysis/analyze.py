@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsb_engine import devices
 from wsb_engine import report as r
-from wsb_engine.analysis import agreement, bounds, krylov, moments, parts
+from wsb_engine.analysis import agreement, bounds, enclosing, krylov, moments, parts
 from wsb_engine.analysis.agreement import MeasuredErrors
 from wsb_engine.analysis.checks import checks, failure
 from wsb_engine.analysis.enclosure_part import continued
@@ -261,7 +261,7 @@ def _certified(
     )
     if options.enclosure and shared is not None:
         with monitor.phase("enclosure"), threads_of(device, one=small):
-            enclosure, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+            enclosure, ritz = enclosing.enclosure(problem, shared, premises, measuring, options, monitor)
             with monitor.optional("the symmetry of products", otherwise=True), monitor.limited():
                 errors = agreement.of_products(problem, shared.product, rounding, options.seed, monitor)
             errors = replace(errors, ritz=ritz)
@@ -274,8 +274,8 @@ def _certified(
         if found is not None and deflates and shared is not None and shared.basis is not None:
             premises = replace(premises, moments=found.known)
             with monitor.phase("deflation"), threads_of(device, one=small):
-                monitor.forget(*krylov.WARNINGS)
-                deflated, ritz = krylov.enclosure(problem, shared, premises, measuring, options, monitor)
+                monitor.forget(*enclosing.WARNINGS)
+                deflated, ritz = enclosing.enclosure(problem, shared, premises, measuring, options, monitor)
                 enclosure, errors = continued(enclosure, deflated), replace(errors, ritz=ritz)
     return _Certified(premises, found, hessian, enclosure, errors)
 

@@ -65,6 +65,7 @@ def rows(folder: Path) -> dict[int, dict[str, float]]:
     return {step: {k: float(v) for k, v in row.items() if k.startswith("wsb/")} for step, row in found.items()}
 
 
+@pytest.mark.slow  # test_keras and test_loop hold their trainings to the same
 def test_a_training_ends_in_the_same_bits_and_each_value_is_that_of_its_checkpoint(tmp_path: Path) -> None:
     import lightning.pytorch as pl
 

@@ -65,6 +65,7 @@ def train(folder: Path, add: Callable[[Any], object]) -> Any:
     return trainer
 
 
+@pytest.mark.slow  # test_keras and test_loop hold their trainings to the same
 def test_a_training_ends_in_the_same_bits_and_each_value_is_that_of_its_checkpoint(tmp_path: Path) -> None:
     from transformers import TrainerCallback
 

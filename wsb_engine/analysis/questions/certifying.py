@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from wsb_engine import report as r
+from wsb_engine.analysis.enclosing import USELESS_WIDTH
 from wsb_engine.analysis.enclosure_part import certified
-from wsb_engine.analysis.krylov import USELESS_WIDTH
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.bounds.certificates import Enclosures, End, Premises
 from wsb_engine.bounds.rounding import Rounding

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel
 
 from wsb_engine import report as r
-from wsb_engine.analysis import krylov, moments
+from wsb_engine.analysis import enclosing, krylov, moments
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.rounding import Measuring
@@ -124,7 +124,7 @@ def enclosed(
             relative_gap=options.relative_gap,
             both=False,
         )
-        found, _ = krylov.enclosure(scaled, shared, premises, measuring, options, monitor)
+        found, _ = enclosing.enclosure(scaled, shared, premises, measuring, options, monitor)
     if found is None:
         return None
     end = _with_zeros(_moved(found.lambda_max, diagonal.error), diagonal)
