@@ -239,8 +239,10 @@ class Measuring:
         flags.
         """
         problem, seed = self.problem, self.seed ^ STREAM
-        if self._underivable or problem.has_own_backward:
+        if self._underivable:
             return []
+        if problem.has_own_backward:
+            return self._give_up("the module has a backward pass of its own")
         sizes: list[float] = []
         try:
             for v in vectors.unbind(1):
@@ -253,8 +255,18 @@ class Measuring:
         except (ModelError, ResourceError) as error:
             if error.code not in ("not_differentiable", "overflow"):
                 raise
-            self._underivable = True
+            return sizes + self._give_up("torch has no finite second derivative of one of its operators by itself")
         return sizes
+
+    def _give_up(self, reason: str) -> list[float]:
+        """Perturb no tensors that derivatives keep, and say so; return no sizes."""
+        self._underivable = True
+        self.monitor.warn(
+            "rounding_in_part",
+            f"rounding is measured by moving parameters and inputs alone, since {reason}; where an operator saturates, "
+            "derivatives that are computed from its output may round more than the enclosure allows for",
+        )
+        return []
 
     @cached_property
     def _held(self) -> dict[str, Tensor]:

@@ -86,6 +86,25 @@ def test_a_product_by_a_matrix_that_is_not_symmetric_is_found() -> None:
     assert asymmetry(skewed, problem, slack) > TOLERANCE
 
 
+class Stabilised(Attention):
+    """Attention whose softmax is written out, with the largest score subtracted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(1, 2)
+        weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+        pooled: Tensor = self.out((weights / weights.sum(-1, keepdim=True) @ x).mean(1))
+        return pooled
+
+
+@pytest.mark.parametrize(("network", "said"), [(Attention, False), (Stabilised, True)])
+def test_what_is_not_measured_of_rounding_is_said(network: type[Attention], said: bool) -> None:
+    rng = np.random.default_rng(0)
+    batch = wsb.Batch(rng.normal(size=(6, 3, 4)), rng.integers(0, 3, 6))
+    torch.manual_seed(0)
+    report = wsb.analyze(wsb.from_module(network(4, 3).double()), batch, wsb.Options(dtype="float64", device="cpu"))
+    assert bool(report.messages("rounding_in_part")) == said
+
+
 def saturated(seed: int, features: int) -> tuple[Attention, wsb.Batch]:
     """Attention between three tokens, most of it saturated: weights span six orders of magnitude."""
     torch.manual_seed(seed)
