@@ -26,8 +26,8 @@ from wsb_engine.internals import flop_registry, tree_leaves
 
 WORKING_SHARE = 0.5
 """Largest share of the memory limit for the intermediates of one product."""
-LEAST_SHARE = 0.125
-"""Share of the memory limit for these intermediates if vectors need all of it."""
+LEAST_SHARE = 0.3
+"""Share of it that is left to them if vectors need all of it: more of them are counted than are held at once."""
 WORKING_VECTORS = 13
 """Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
 COUNTED = 16
