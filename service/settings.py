@@ -134,6 +134,12 @@ class Settings(BaseSettings):
 
     max_request_head_bytes: int = Field(16384, ge=4096, description="Size of a request line and its headers.")
     request_head_seconds: float = Field(10.0, gt=0, le=3600, description="Time for a request line and its headers.")
+    keep_alive_seconds: int = Field(
+        20,
+        ge=1,
+        le=3600,
+        description="Time that a connection stays open between two requests.",
+    )
     max_part_headers: int = Field(8, ge=1, le=1000, description="Headers of one part of a multipart body.")
     max_part_header_bytes: int = Field(4096, ge=64, description="Size of one header of a part.")
     max_uploads: int = Field(64, ge=1, description="Concurrent uploads to one process, shared by tenants; else 503.")

@@ -55,6 +55,7 @@ def server_config(app: FastAPI, settings: Settings, *, drain_seconds: int | None
         access_log=False,
         server_header=False,
         lifespan="on",
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=drain_seconds,
         h11_max_incomplete_event_size=settings.max_request_head_bytes,
     )

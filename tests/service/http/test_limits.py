@@ -224,7 +224,7 @@ def test_a_connection_too_many_is_refused(start_service: StartService, connectio
 def test_a_head_that_does_not_come_in_time_closes_the_connection(
     start_service: StartService, connections: list[Connection], before: bytes
 ) -> None:
-    api = start_service(worker=False, request_head_seconds=0.3)
+    api = start_service(worker=False, request_head_seconds=0.3, keep_alive_seconds=1)
     silent, trickling = connect(api, connections), connect(api, connections)
     for connection in (silent, trickling):
         connection.send(before)
@@ -235,6 +235,18 @@ def test_a_head_that_does_not_come_in_time_closes_the_connection(
     trickling.trickle()
     assert trickling.rest() == b""
     assert silent.rest().count(b"HTTP/1.1") == (1 if before else 0)
+
+
+def test_a_connection_stays_open_between_requests_for_as_long_as_is_set(
+    start_service: StartService, connections: list[Connection]
+) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    short, long = (connect(start_service(worker=False, keep_alive_seconds=n), connections) for n in (1, 60))
+    for connection in (short, long):
+        connection.send(request)
+    assert short.rest().count(b"HTTP/1.1 200 ") == 1
+    long.send(request)
+    until(lambda: long.socket.recv(65536, socket.MSG_PEEK).count(b"HTTP/1.1 200 ") == 2)
 
 
 def test_the_time_for_the_head_does_not_end_what_comes_after_it(
