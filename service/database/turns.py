@@ -29,6 +29,7 @@ class TurnRow(Base):
     """Kind of device: cpu or cuda. A tenant has its share of each."""
     tenant: Mapped[str] = mapped_column(Text, primary_key=True)
     started: Mapped[float] = mapped_column(Double)
+    """Start of the turn when it was chosen."""
     ended: Mapped[float] = mapped_column(Double)
 
 
@@ -50,9 +51,10 @@ next AS (
 taken AS (
     INSERT INTO turns (device, tenant, started, ended)
     SELECT %(device)s, tenant, start, start + 1 / coalesce((%(weights)s::jsonb ->> tenant)::float, 1) FROM next
-    -- Another worker may have taken a job of the same tenant at this moment: this turn comes after that one.
+    -- Another worker may have taken a job of the same tenant at this moment. This turn comes after that one, but is no
+    -- reason for a tenant that waits to lose its own: started, from which others continue, stays where it was chosen.
     ON CONFLICT (device, tenant) DO UPDATE SET
-        started = greatest(turns.ended, excluded.started),
+        started = greatest(turns.started, excluded.started),
         ended = greatest(turns.ended, excluded.started) + excluded.ended - excluded.started
 )
 UPDATE procrastinate_jobs AS job SET status = 'doing', worker_id = %(worker_id)s FROM next WHERE job.id = next.id

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import select
+from support.service import until
 
 from service.analyses.table import AnalysisRow
 from service.database import queue, turns
@@ -133,6 +135,25 @@ def test_workers_that_take_at_the_same_moment_take_different_jobs_and_keep_to_th
     assert len(found) == 24
     assert Counter(found)["a"] == pytest.approx(12, abs=3)
     assert Counter(found + jobs.take(24, workers=4)) == {"a": 24, "b": 24}
+
+
+def test_whom_workers_take_at_the_same_moment_has_no_more_turns_than_others(jobs: Queue, database_url: str) -> None:
+    jobs.put(*"a" * 10, *"b" * 10)
+    assert jobs.take(2) == ["a", "b"]
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with (
+        ThreadPoolExecutor(1) as others,
+        psycopg.connect(database_url, autocommit=True) as watching,
+        psycopg.connect(database_url) as holding,
+    ):
+        holding.execute("SELECT 1 FROM turns WHERE tenant = 'a' FOR UPDATE")
+        taken = others.submit(jobs.take, 3, workers=3)
+        # All have chosen before any of them has been counted.
+        until(lambda: watching.execute(waiting).fetchone() == (3,))
+        holding.rollback()
+        assert taken.result() == ["a"] * 3
+    assert jobs.take(3) == ["b"] * 3
+    assert Counter(jobs.take(6)) == {"a": 3, "b": 3}
 
 
 def test_a_job_that_is_to_be_tried_again_later_has_no_turn_yet(jobs: Queue, database_url: str) -> None:
