@@ -242,7 +242,7 @@ class Measuring:
         if self._underivable:
             return []
         if problem.has_own_backward:
-            return self._give_up("the module has a backward pass of its own")
+            return self._give_up("the module defines its own backward pass")
         sizes: list[float] = []
         try:
             for v in vectors.unbind(1):
