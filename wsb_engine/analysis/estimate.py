@@ -14,7 +14,7 @@ from wsb_engine.analysis import inputs, moments
 from wsb_engine.analysis.krylov import spare, without_basis
 from wsb_engine.analysis.logits import kept_bytes
 from wsb_engine.analysis.monitor import Monitor
-from wsb_engine.analysis.problem import Problem, pose
+from wsb_engine.analysis.problem import Problem, pose, vectors
 from wsb_engine.analysis.questions import costs, population
 from wsb_engine.analysis.rounding import DERIVED, DIFFERENCES, PERTURBATIONS
 from wsb_engine.analysis.targets import counting_rows, wanted
@@ -326,10 +326,14 @@ class _Memory:
         return self.resident + vectors + self._from_scratch(way, columns)
 
     def rounding(self, way: HessianProduct, compared: int) -> int:
-        """Differences of products, stacked, with one perturbed model or one in float64 at a time."""
-        differences = (2 * compared + 1) * DOUBLE * self._P
+        """Differences of products, with one perturbed model or one in float64 at a time."""
+        problem = self._problem
+        columns = 1
+        if self._item < DOUBLE and problem.structure is not None:
+            columns = max(1, min(compared, vectors(problem.objective, problem.memory)))
+        differences = (2 * columns + 1) * DOUBLE * self._P
         if self._item < DOUBLE:
-            return self.product(way, 1) + self._in_double(way, compared) + differences
+            return self.product(way, 1) + self._in_double(way, columns) + differences
         perturbed = DOUBLE * self._copy if compared else 0
         return self.product(way, 1, perturbed=compared > 0) + perturbed + differences
 

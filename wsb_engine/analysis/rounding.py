@@ -191,7 +191,7 @@ class Measuring:
 
         Their number follows from the clock alone, never from what they show, so that the bound holds for it.
         """
-        reference = self.problem.product_at(self.problem.objective.in_double(), DIFFERENCES)
+        reference = self.problem.product_at(self.problem.objective.in_double(), self._columns(DIFFERENCES))
         least = DIFFERENCES if math.isinf(reserve) else LEAST_DIFFERENCES
         sizes = list(self._drifts(product, reference, range(least)))
         with self._while_time_allows(reserve, "all products that bound rounding: the slack for it is wider"):
@@ -227,9 +227,11 @@ class Measuring:
     def _perturbed(self, index: int, columns: int) -> HessianProduct:
         """Return a product at parameters and inputs multiplied by 1 + εξ, with recomputed forward quantities."""
         seed = (self.seed ^ STREAM) + DIFFERENCES * (index + 1)
-        # From scratch, two columns one after the other take less time than together.
-        columns = 1 if self.problem.structure is None else columns
-        return self.problem.product_at(perturbed(self.problem.objective, seed, self._held), columns)
+        return self.problem.product_at(perturbed(self.problem.objective, seed, self._held), self._columns(columns))
+
+    def _columns(self, most: int) -> int:
+        """Return the number of columns of a block: from scratch, one after the other takes less time and memory."""
+        return 1 if self.problem.structure is None else most
 
     def _derived(self, vectors: Tensor) -> list[float]:
         """Return ‖(H″ − H) v‖ for the columns v, (P, m), where derivatives keep perturbed tensors.

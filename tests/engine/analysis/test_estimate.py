@@ -42,10 +42,18 @@ def wide() -> nn.Module:
     return nn.Sequential(nn.Linear(256, 512), nn.Tanh(), nn.Linear(512, 10))
 
 
+def normalised() -> nn.Module:
+    """Parameters that take more memory than the intermediates of some samples."""
+    return nn.Sequential(
+        *(nn.Linear(256, 2048), nn.LayerNorm(2048), nn.Tanh(), nn.Linear(2048, 1024), nn.Tanh(), nn.Linear(1024, 10))
+    )
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "convolutions": (convolutions, (3, 16, 16)),
     "encoder": (Encoder, (12, 32)),
     "mlp": (wide, (256,)),
+    "normalised": (normalised, (256,)),
 }
 SAMPLES = 12
 
@@ -206,6 +214,7 @@ print(report.enclosure.lambda_max.upper > 0, [w.code for w in report.warnings])
         ("convolutions", "120", "float64", "none"),
         ("encoder", "200", "float32", "none"),
         ("mlp", "1000", "float64", "auto"),
+        ("normalised", "8", "float32", "none"),
     ],
 )
 def test_what_is_counted_is_held(name: str, samples: str, dtype: str, moments: str) -> None:
