@@ -62,6 +62,7 @@ def test_a_part_that_does_not_end_in_time_is_stopped_and_counts_as_missed() -> N
     assert "was stopped" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_part_that_breaks_counts_as_missed(check: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     (finding,) = check["main"]._found_apart("environment", 60.0, dry=True)

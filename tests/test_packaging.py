@@ -116,6 +116,7 @@ def test_libraries_whose_internals_are_used_have_an_upper_bound() -> None:
     assert set(BOUNDED) <= bounded
 
 
+@pytest.mark.slow
 def test_the_source_distribution_gives_the_same_wheel(wheel: Path, sdist: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -125,6 +126,7 @@ def test_the_source_distribution_gives_the_same_wheel(wheel: Path, sdist: Path, 
     assert contents(again) == contents(wheel)
 
 
+@pytest.mark.slow
 def test_the_installed_packages_are_those_of_the_wheel(installed: Installed) -> None:
     """In one new process: what they import takes it seconds."""
     program = """
@@ -150,5 +152,6 @@ def test_an_analysis_runs_from_the_wheel(installed: Installed) -> None:
     assert "<style>" in (installed.folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_service_finds_its_interface(installed: Installed) -> None:
     assert installed.run("wsb", "openapi") == (ROOT / "openapi" / "openapi.json").read_text(encoding="utf-8")

@@ -80,6 +80,7 @@ def test_an_archive_by_git_has_the_version_of_its_commit(checkout: Path, tmp_pat
     assert version(tmp_path / "archive") == "1.2.3"
 
 
+@pytest.mark.slow
 def test_a_source_distribution_keeps_its_version(checkout: Path, tmp_path: Path) -> None:
     git(checkout, "tag", "v1.2.3")
     git(checkout, "commit", "--quiet", "--allow-empty", "--message", "second")
@@ -92,11 +93,13 @@ def test_a_source_distribution_keeps_its_version(checkout: Path, tmp_path: Path)
     assert re.fullmatch(LATER, version(source))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pretended", "expected"), [("2.0.0", "2.0.0"), ("", "0.0.0"), (None, "0.0.0")])
 def test_without_git_the_version_is_the_one_that_is_given(plain: Path, pretended: str | None, expected: str) -> None:
     assert version(plain, pretended) == expected
 
 
+@pytest.mark.slow
 def test_the_program_says_the_version_that_is_installed_or_none(tmp_path: Path) -> None:
     shutil.copy(ROOT / "wsb_engine" / "version.py", tmp_path / "found.py")
     information = tmp_path / "wsb_sharpness-4.5.6.dist-info"

@@ -16,6 +16,7 @@ STYLES = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("theme", "document"), crossed(THEMES, ["<!DOCTYPE html>", ""]))
 def test_every_text_has_the_colour_and_the_size_of_the_notebook(browser: Browser, theme: str, document: str) -> None:
     background, color = THEMES[theme]

@@ -100,6 +100,7 @@ def test_folded_tables_are_printed(browser: Browser, files: dict[str, Path]) -> 
         )
 
 
+@pytest.mark.slow
 def test_paper_is_white_in_the_dark_theme_too(browser: Browser, files: dict[str, Path]) -> None:
     with opened(browser, files["perceptron"], theme="dark") as (page, _):
         page.emulate_media(media="print", color_scheme="dark")

@@ -52,6 +52,7 @@ def counted(machines: Cluster) -> int:
     return int(machines.sql("SELECT sum(count) FROM totals WHERE metric = 'duration'")[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "kill"), [(3, False), full(5, True)], ids=["cut off", "killed and cut off"])
 def test_what_is_accepted_ends_once_though_workers_are_killed_and_cut_off(
     machines: Cluster, count: int, kill: bool

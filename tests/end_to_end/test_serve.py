@@ -164,6 +164,7 @@ def test_stopping_in_the_middle_of_an_analysis_leaves_no_process(number: signal.
         until(lambda: not any(member.is_running() for member in family))
 
 
+@pytest.mark.slow
 def test_a_server_that_drains_says_so_and_lets_the_running_analysis_finish() -> None:
     with tempfile.TemporaryDirectory(prefix="wsb-test-") as name:
         Path(name).chmod(0o755)

@@ -114,7 +114,7 @@ def case(name: str) -> tuple[wsb.Classifier, wsb.Batch]:
     return wsb.from_module(module), wsb.Batch(x, rng.integers(0, CLASSES, SAMPLES))
 
 
-@pytest.mark.parametrize(("net", "mode"), crossed(NETS, MODES, keep=4))
+@pytest.mark.parametrize(("net", "mode"), crossed(NETS, MODES, keep=3))
 def test_a_gpu_gives_the_numbers_of_the_cpu(net: str, mode: str, gpus: simulated.Devices) -> None:
     classifier, batch = case(net)
     here = wsb.analyze(classifier, batch, wsb.Options(device="cpu", **MODES[mode]))
@@ -157,7 +157,7 @@ def saved(module: nn.Module, example: Tensor, form: str) -> wsb.Classifier:
     return wsb.load_model(buffer.getvalue())
 
 
-@pytest.mark.parametrize(("form", "net"), crossed(["torchscript", "pt2", "onnx"], NETS, keep=2))
+@pytest.mark.parametrize(("form", "net"), crossed(["torchscript", "pt2", "onnx"], NETS, keep=1))
 def test_what_a_file_holds_is_moved_to_the_gpu(form: str, net: str, gpus: simulated.Devices) -> None:
     _, batch = case(net)
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from fuzz.deployed import attack
 from fuzz.mutations import mutated
 from wsb_engine.memory import ran_out
 
-IN_PROCESS, IN_FULL, DEPLOYED = 10, 30, 6
+IN_PROCESS, IN_FULL, DEPLOYED = 6, 30, 4
 KINDS = (*MODELS, *BATCHES)
 
 

@@ -74,6 +74,7 @@ def test_a_model_passes_or_fails_with_its_results_beside_it(
     assert "enclosure.lambda_max" in summary
 
 
+@pytest.mark.slow
 def test_an_invalid_policy_leaves_no_results_of_an_earlier_run(folder: Path) -> None:
     (folder / "policy.toml").write_text("[[rule]]")
     (folder / "results").mkdir()
@@ -84,6 +85,7 @@ def test_an_invalid_policy_leaves_no_results_of_an_earlier_run(folder: Path) -> 
     assert list((folder / "results").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_inputs_are_not_run(folder: Path) -> None:
     hostile = '$(touch ran); `touch ran` "; touch ran; #'
     inputs = {name: hostile for name in ACTION["inputs"] if name != "folder"}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.service import onnx_mlp
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy")
@@ -27,6 +28,7 @@ def test_no_command_loads_the_web_framework() -> None:
     assert loaded(program, ("fastapi", "sqlalchemy", *HEAVY)) == "[]"
 
 
+@pytest.mark.slow
 def test_a_model_of_one_file_is_sent_to_a_server_without_the_engine(tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(onnx_mlp())
     call = f"app(['analyze', '{tmp_path}/model', '{tmp_path}/model', '--url', 'http://127.0.0.1:9'])"

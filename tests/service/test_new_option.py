@@ -79,6 +79,7 @@ def found(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return result
 
 
+@pytest.mark.slow
 def test_the_command_has_a_flag_with_help(found: dict[str, Any]) -> None:
     for text in ("--toy-kind", "--toy-count", "--toy-names", "--toy-loud / --no-toy-loud", "How many toys there are."):
         assert text in found["help"]

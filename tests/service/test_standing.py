@@ -52,6 +52,7 @@ def test_its_tables_are_then_those_of_a_fresh_database(standing: Standing, postg
         assert rows(str(api.settings.database_url)) == rows(url)
 
 
+@pytest.mark.slow
 def test_one_that_a_test_has_changed_is_not_lent_again(standing: Standing) -> None:
     first = standing.lend(worker=False)
     first.sql("UPDATE alembic_version SET version_num = '0001'")

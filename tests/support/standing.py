@@ -16,7 +16,7 @@ import psycopg
 from service.settings import Settings
 from support.service import Service, running_service, until
 
-MOST = 3
+MOST = 2
 """Services that wait for a test at the same time; each looks into its database now and then."""
 
 EMPTY = """
@@ -111,7 +111,7 @@ class Standing:
         with ExitStack() as end:
             url = end.enter_context(fresh_database(self._postgres))
             place = {"database_url": url, "data_dir": self._folder / str(next(_names))}
-            values = {**place, "poll_seconds": 0.5, "shutdown_seconds": 0.5, **settings}
+            values = {**place, "poll_seconds": 5.0, "shutdown_seconds": 0.5, **settings}
             service = end.enter_context(running_service(Settings(_env_file=None, **values), worker=worker))
             if worker:  # which is ready a moment before the queue knows it
                 until(lambda: service.sql("SELECT id FROM procrastinate_workers"))

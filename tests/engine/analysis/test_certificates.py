@@ -187,6 +187,7 @@ def test_the_ends_and_the_top_of_an_export_equal_its_dense_spectrum(
     assert all(check.passed for check in (*dense.checks, *top.checks)), (dense.checks, top.checks)
 
 
+@pytest.mark.slow
 def test_the_moments_of_the_density_agree_with_the_exact_ones() -> None:
     batch = wsb.Batch(digits().x["x"][:60], digits().y[:60])
     report = wsb.analyze(wsb.from_module(seeded(small_mlp)), batch, wsb.Options(density=True, enclosure=False))
@@ -218,6 +219,7 @@ def confident(seed: int) -> tuple[wsb.Classifier, wsb.Batch]:
     return wsb.from_module(module), wsb.Batch(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [6, full(60)])
 def test_float32_enclosures_hold_the_float64_eigenvalues(seeds: int) -> None:
     for seed in range(seeds):

@@ -91,7 +91,7 @@ def whole_batch(module: nn.Module, batch: wsb.Batch) -> float:
 QUICK = wsb.Options(moments="none", ends="largest", relative_gap=1e-3)
 
 
-@pytest.mark.parametrize(("name", "samples"), crossed(MIXTURES, (1100, 3, 9), keep=5))
+@pytest.mark.parametrize(("name", "samples"), crossed(MIXTURES, (1100, 3, 9), keep=3))
 def test_a_coupled_module_is_found_and_taken_as_a_whole(name: str, samples: int) -> None:
     batch, module = data(samples), Coupled(MIXTURES[name])
     report = wsb.analyze(wsb.from_module(module.double()), batch, QUICK)
@@ -132,6 +132,7 @@ def test_what_does_not_fit_as_a_whole_is_refused() -> None:
     assert caught.value.code == "samples_coupled"
 
 
+@pytest.mark.slow
 def test_coupled_samples_are_not_split_over_devices() -> None:
     batch, module = data(40), Coupled(MIXTURES["mean"]).double()
     one, several = (
@@ -279,6 +280,7 @@ def traced_flat(flatten: Callable[[Tensor], Tensor], example: int) -> tuple[Flat
     return net, wsb.load_model(buffer.getvalue())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore:Iterating:UserWarning"
 )

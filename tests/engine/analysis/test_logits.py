@@ -62,6 +62,7 @@ def test_logits_that_are_computed_again_are_the_same(name: str, monkeypatch: pyt
     assert again.objective.scale == kept.objective.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "soft"), crossed(("perceptron", "general"), (False, True)))
 def test_a_report_does_not_depend_on_whether_logits_are_kept(
     name: str, soft: bool, monkeypatch: pytest.MonkeyPatch

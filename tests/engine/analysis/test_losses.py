@@ -334,6 +334,7 @@ def test_a_regressor_has_no_accuracy_and_no_classes() -> None:
     assert (report.loss.accuracy, report.batch.classes) == (None, None)
 
 
+@pytest.mark.slow
 def test_several_devices_share_tokens_as_one_computes_them() -> None:
     given = case("tokens, weighted and smoothed")
     module = given.module.double()

@@ -119,6 +119,7 @@ def test_auto_takes_probes_of_an_mlp_whose_closed_form_costs_too_much(monkeypatc
     assert "the closed form would take 3.0e+14 operations" in notice.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [full({"needs": ["bounds.wolkowicz_styan.lambda_max.upper"]}), {"enclosure": False}])
 def test_moments_that_are_needed_go_from_the_basis_to_probes_to_nothing_as_they_cost_more(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -151,6 +152,7 @@ def test_a_dense_spectrum_gives_moments_at_no_further_products() -> None:
     assert report.enclosure.lambda_max.kind == "deterministic"
 
 
+@pytest.mark.slow
 def test_auto_leaves_out_moments_that_cost_more_than_half_of_the_enclosure_and_says_how_to_get_them() -> None:
     model, data = convolution()
     report, alone = wsb.analyze(model, data), wsb.analyze(model, data, wsb.Options(moments="none"))
@@ -194,6 +196,7 @@ def test_a_closed_form_after_the_enclosure_finishes_it_at_no_further_products(mo
     assert list(last.timings).index("enclosure") < list(last.timings).index("moments")
 
 
+@pytest.mark.slow
 def test_a_gap_below_what_rounding_allows_without_moments_is_reached_with_them() -> None:
     model, data = convolution()
     wanted = {"relative_gap": 1e-12, "max_products": 40}

@@ -102,6 +102,7 @@ def test_gradient_descent_converges_below_its_limit_and_diverges_above(settings:
     stands(found, lambda rate: lambda module: SGD(module.parameters(), lr=rate, **settings), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("t", "settings"),
     crossed([1, 5, 50, 100_000], [{}, {"weight_decay": 0.7}, {"betas": (0.5, 0.9)}, {"amsgrad": True}]),
@@ -118,6 +119,7 @@ def test_adam_converges_below_its_limit_and_diverges_above(t: int, settings: dic
     stands(found, lambda rate: lambda module: Adam(module.parameters(), lr=rate, **settings), held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", thinned([0.0, 0.7, 30.0], 2))
 def test_adamw_converges_below_its_limit_and_diverges_above(decay: float) -> None:
     found = answer({"kind": "adamw", "weight_decay": decay}, {"weight.exp_avg_sq": V, "weight.step": 50.0})
@@ -125,6 +127,7 @@ def test_adamw_converges_below_its_limit_and_diverges_above(decay: float) -> Non
     stands(found, lambda rate: lambda module: AdamW(module.parameters(), lr=rate, weight_decay=decay), held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", thinned([1, 3, 50, 1000, 100_000], 2))
 def test_nadam_converges_below_its_limit_and_diverges_above(t: int) -> None:
     found = answer({"kind": "nadam"}, {"weight.exp_avg_sq": V, "step": t})

@@ -16,6 +16,7 @@ def case() -> tuple[wsb.Classifier, wsb.Batch]:
     return wsb.from_module(module), wsb.Batch(torch.randn(7, 1, 3, 3), torch.arange(7) % 3)
 
 
+@pytest.mark.slow
 def test_auto_computes_in_float32_on_a_cpu_if_products_in_float64_would_take_too_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

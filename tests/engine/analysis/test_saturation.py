@@ -9,6 +9,7 @@ import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
+from support.forms import full
 from torch import Tensor, nn
 
 import wsb
@@ -167,7 +168,7 @@ def extremes_of_keys(module: Attention, batch: wsb.Batch) -> tuple[mpmath.mpf, m
     return eigenvalues[0], eigenvalues[order - 1]
 
 
-@pytest.mark.parametrize(("seed", "features"), [(14, 2), (23, 3), (24, 3)])
+@pytest.mark.parametrize(("seed", "features"), [(14, 2), full(23, 3), (24, 3)])
 def test_no_certificate_of_saturated_attention_excludes_the_truth(seed: int, features: int) -> None:
     module, batch = saturated(seed, features)
     with mpmath.workdps(70):

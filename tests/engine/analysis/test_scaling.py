@@ -90,6 +90,7 @@ def test_the_closed_form_has_the_moments_of_the_dense_matrix(scaling: str, bias:
     assert part(module, scaling).moments is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [nn.ReLU, full(nn.Identity)])
 def test_rescaled_units_leave_the_elementwise_scaling_as_it_is(activation: type[nn.Module]) -> None:
     module, generator = network(activation), torch.Generator().manual_seed(1)
@@ -110,6 +111,7 @@ def test_rescaled_units_leave_the_elementwise_scaling_as_it_is(activation: type[
     assert unscaled.lower > 1.01 * second.upper
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaling", thinned(SCALINGS, 1))
 def test_rescaled_layers_leave_every_scaling_as_it_is(scaling: str) -> None:
     module = network(nn.ReLU)

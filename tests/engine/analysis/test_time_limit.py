@@ -137,6 +137,7 @@ def test_a_proof_that_takes_too_long_becomes_a_measurement(clock: Clock, monkeyp
     assert any("proof" in message for message in report.messages("rounding_cut"))
 
 
+@pytest.mark.slow
 def test_blocks_that_the_time_does_not_reach_are_left_open_and_the_others_stay(clock: Clock) -> None:
     options = {"max_products": 8, "layers": "certified"}
     whole = analysed(convolution(), 900, **options)

@@ -64,6 +64,7 @@ def dense(weights: list[np.ndarray]) -> tuple[float, float]:
     return float(torch.linalg.eigvalsh(hessian)[-1]), float(loss(theta))
 
 
+@pytest.mark.slow
 def test_a_training_ends_in_the_same_bits_and_each_value_is_that_of_its_checkpoint(keras: Any) -> None:
     from wsb_engine.callbacks import KerasCallback
 
@@ -111,6 +112,7 @@ def test_the_values_are_those_of_analyze_on_the_same_checkpoint(keras: Any) -> N
     assert callback.last.step == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "from_logits", "head"),
     [full("softmax", False, "none"), ("linear", True, "none"), ("log", False, "probabilities")],
@@ -220,6 +222,7 @@ def test_a_layer_that_rounds_to_float32_is_found(keras: Any) -> None:
     assert raised.value.code == "keras_dtype"
 
 
+@pytest.mark.slow
 def test_adam_has_no_ratio(keras: Any) -> None:
     from wsb_engine.callbacks import KerasCallback
 
@@ -240,6 +243,7 @@ def test_another_backend_is_refused(keras: Any, monkeypatch: pytest.MonkeyPatch)
     assert raised.value.code == "keras_backend"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_guide_runs(keras: Any, capsys: pytest.CaptureFixture[str]) -> None:
     exec(example("Keras"), {})  # noqa: S102
     assert capsys.readouterr().out.rstrip().splitlines()[-1].count(",") == 1

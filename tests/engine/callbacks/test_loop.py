@@ -103,6 +103,7 @@ class Mlflow:
         self.rows.append((metrics, step))
 
 
+@pytest.mark.slow
 def test_metrics_go_to_wandb_over_a_step_of_their_own_and_to_mlflow() -> None:
     module, run, mlflow = network(), Run(), Mlflow()
     found = LoopCallback(module, batch(), log=run)(5)

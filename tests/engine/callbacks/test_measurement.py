@@ -56,6 +56,7 @@ def test_the_module_and_the_process_are_as_before() -> None:
     )
 
 
+@pytest.mark.slow
 def test_modes_of_the_caller_neither_change_it_nor_are_changed() -> None:
     module, options = network(), wsb.Options(moments="none")
     expected = measure(module, batch(), options).metrics
@@ -130,6 +131,7 @@ class ByKeyword(nn.Module):
         return Outputs(self.inner(features * scale[:, None]))
 
 
+@pytest.mark.slow
 def test_inputs_are_passed_by_name_to_a_module_that_requires_none() -> None:
     module = ByKeyword()
     scaled = wsb.Batch({"scale": torch.full((15,), 2.0), "features": X[:15]}, Y[:15])
@@ -139,6 +141,7 @@ def test_inputs_are_passed_by_name_to_a_module_that_requires_none() -> None:
     assert found.report.model.parameters.tensors[0].name == "inner.0.weight"
 
 
+@pytest.mark.slow
 def test_wrappers_are_taken_off() -> None:
     module, options = network(), wsb.Options(moments="none")
     compiled = torch.compile(module, backend="eager")

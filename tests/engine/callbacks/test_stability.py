@@ -37,6 +37,7 @@ def _sgd(rate: float, settings: dict[str, float]) -> tuple[torch.optim.SGD, nn.M
     return torch.optim.SGD(module.parameters(), lr=rate, **settings), module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", thinned(SETTINGS, 4))
 def test_descent_converges_below_a_ratio_of_one_and_diverges_above(settings: dict[str, float]) -> None:
     assert descended(0.97, settings) < 0.1

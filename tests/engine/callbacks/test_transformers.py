@@ -113,6 +113,7 @@ def smoothed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return train(tmp_path_factory.mktemp("smoothed"), smooth)
 
 
+@pytest.mark.slow
 def test_it_measures_after_each_epoch(smoothed: Any) -> None:
     assert [entry["step"] for entry in smoothed.state.log_history if entry.keys() >= METRICS] == [4, 8]
 

@@ -138,6 +138,7 @@ def test_what_is_no_batch_is_named(name: str, as_file: bool, tmp_path: Path) -> 
     assert advice in caught.value.advice
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_the_advice_for_weights_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -231,8 +231,8 @@ FREE = ("exported, free", "decomposed")
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        *crossed(LAYERS, [way for way in WAYS if way not in ("frozen", *FREE)], keep=5),
-        *crossed(APART, FREE, keep=3),
+        *crossed(LAYERS, [way for way in WAYS if way not in ("frozen", *FREE)], keep=3),
+        *crossed(APART, FREE, keep=2),
         *crossed(KEPT, ["frozen"], keep=1),
     ],
 )

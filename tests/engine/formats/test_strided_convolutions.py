@@ -122,7 +122,7 @@ ROUTES = [live, channels_last, exported, pt2, decomposed, torchscript, onnx]
 @pytest.mark.parametrize(
     ("route", "transposed"),
     [
-        *((live, True), (pt2, False), (onnx, True)),
+        *((live, True), (onnx, True)),
         *(full(each, each in (live, onnx)) for each in (channels_last, exported, decomposed, torchscript)),
         *(full(each, each not in (live, onnx)) for each in ROUTES),
     ],

@@ -99,10 +99,10 @@ def largest_eigenvalue(net: Net) -> float:
         full(current, live),
         (current, traced),
         full(current, exported),
-        (current, decomposed),
+        full(current, decomposed),
         full(whole, exported),
         (other_axis, live),
-        (deprecated, live),
+        full(deprecated, live),
     ],
 )
 def test_the_enclosure_holds_the_eigenvalue_of_the_norm_written_out(

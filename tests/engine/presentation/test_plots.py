@@ -142,6 +142,7 @@ def test_the_name_of_a_bound_is_no_formula(perceptron: Report, name: str) -> Non
     assert visible == f"{name} bound".replace("\\", "∖")
 
 
+@pytest.mark.slow
 def test_nothing_of_pyplot_is_loaded() -> None:
     program = f"""
 import json, sys

@@ -174,6 +174,7 @@ def hostile() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_damaged_and_hostile_images_are_all_named(tmp_path: Path) -> None:
     put(tmp_path / "a" / "0.png")
     damaged = hostile()

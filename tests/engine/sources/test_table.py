@@ -163,6 +163,7 @@ def test_a_table_that_is_too_large_says_how_many_rows_fit(tmp_path: Path, monkey
     assert len(read(tmp_path, content, rows=10).y) == 10
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_subset(tmp_path: Path) -> None:
     path = tmp_path / "large.csv"
     with path.open("w") as file:

@@ -63,6 +63,7 @@ def test_the_bound_fails_no_more_often_than_it_says(kind: str, probes: int, delt
     assert misses <= delta + 3 * math.sqrt(delta * (1 - delta) / runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "runs"), [("rank one", 60), full("rank one", 200), full("spread", 200), full("two outliers", 200)]
 )
@@ -159,6 +160,7 @@ def both(A: torch.Tensor) -> tuple[Enclosures, Enclosures, Lanczos, Probed]:
     return with_probes, without, lanczos, found
 
 
+@pytest.mark.slow
 def test_an_enclosure_with_probes_is_no_wider_than_half_the_risk_costs() -> None:
     """Beside the probes the start vector has only half of δ; its bound alone must not be missed by more."""
     for seed in range(10):

@@ -166,6 +166,7 @@ def test_a_multiple_of_the_identity_with_one_larger_entry_is_not_excluded(excess
         assert found.lambda_max.relative_gap < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("excess", [0.0, 7e-5, 1.2e-4])
 def test_that_attack_in_single_precision(excess: float) -> None:
     for seed in range(10):
@@ -237,6 +238,7 @@ test_wrong_products_exclude_no_eigenvalue_on_more_examples = pytest.mark.slow(
 )
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_products() -> None:
     """Counted by torch's allocator hooks: every vector of P numbers that is alive at once."""
     n = 200_000

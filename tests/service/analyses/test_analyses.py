@@ -62,6 +62,7 @@ def test_without_prefer_the_answer_is_202_and_where_to_look(service: Service, fi
     assert service.client.get(analysis["links"]["report"]).status_code == 200
 
 
+@pytest.mark.slow
 def test_an_analysis_that_outlasts_the_wait_is_answered_202(service: Service, files: Files) -> None:
     response = post(service, commanded(files, "sleep:60"), wait=1)
     assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=1")
@@ -176,6 +177,7 @@ def test_what_it_is_expected_to_cost_shows_as_soon_as_it_is_known(borrow_service
     assert "estimate" not in service.client.get(path).json()["progress"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["time", "cancel"])
 def test_what_was_certified_last_is_kept_however_the_analysis_ends(
     start_service: StartService, files: Files, ending: str
@@ -284,6 +286,7 @@ def test_a_file_that_a_live_analysis_needs_is_not_deleted(api: Service, files: F
     assert api.client.delete(f"/v1/models/{analysis['model']}").status_code == 204
 
 
+@pytest.mark.slow
 def test_a_higher_priority_leaves_the_queue_first(api: Service, start_service: StartService, files: Files) -> None:
     low, high = (post(api, {**files, "request": request_part(priority=p)}).json()["id"] for p in (0, 5))
     start_service()
@@ -297,6 +300,7 @@ def test_a_full_queue_is_answered_429(start_service: StartService, files: Files)
     assert post(api, files).headers["retry-after"] == "5"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["max_queue", "max_queue_per_tenant"])
 def test_requests_at_the_same_time_cannot_exceed_the_queues_limit(
     start_service: StartService, files: Files, limit: str

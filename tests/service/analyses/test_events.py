@@ -206,6 +206,7 @@ def test_an_analysis_that_is_deleted_closes_its_streams(api: Service, files: Fil
         assert list(events) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", [40, full(200)])
 def test_many_clients_are_all_told_the_end(api: Service, files: Files, clients: int) -> None:
     analysis = submit(api, files)

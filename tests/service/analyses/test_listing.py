@@ -40,6 +40,7 @@ def test_a_page_keeps_its_filters(filled: Service) -> None:
     assert numbers(filled, path) == ["2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "expected"),
     [

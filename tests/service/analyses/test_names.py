@@ -121,6 +121,7 @@ SORTED = {
 }
 
 
+@pytest.mark.slow
 def test_lists_are_sorted_and_their_pages_follow_each_other(
     api: Service, model_bytes: bytes, batch_bytes: bytes
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
+import pytest
 from sqlalchemy import Select
 from sqlalchemy.dialects import postgresql
 from support.service import Service
@@ -45,6 +46,7 @@ def listed(service: Service, sort: str, limit: int) -> Iterator[dict[str, Any]]:
         path = page["next"]
 
 
+@pytest.mark.slow
 def test_every_order_is_complete_over_its_pages_with_equals_by_age_and_what_has_no_number_last(api: Service) -> None:
     fill(api, 90)
     for sort in BY_NUMBER:
@@ -60,6 +62,7 @@ def test_every_order_is_complete_over_its_pages_with_equals_by_age_and_what_has_
         assert len({item["id"] for item in found}) == 90
 
 
+@pytest.mark.slow
 def test_every_page_is_read_from_an_index(api: Service) -> None:
     fill(api, 3000)
     for sort in BY_NUMBER:

@@ -93,6 +93,7 @@ def test_the_page_can_run_nothing_where_it_is_served(service: Service, report_pa
     assert response.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
 
 
+@pytest.mark.slow
 def test_analyze_writes_the_report_as_a_page_and_as_markdown(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_mlp())
     (tmp_path / "batch.npz").write_bytes(npz_batch())
@@ -104,6 +105,7 @@ def test_analyze_writes_the_report_as_a_page_and_as_markdown(tmp_path: Path) -> 
     assert "λ_max" in notes.read_text(encoding="utf-8").replace("\\_", "_")
 
 
+@pytest.mark.slow
 def test_analyze_finds_out_first_that_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_mlp())
     (tmp_path / "batch.npz").write_bytes(npz_batch())

@@ -121,6 +121,7 @@ def test_a_safetensors_header_beyond_the_file_is_called_truncated(tmp_path: Path
         read_format("batches", written(tmp_path, struct.pack("<Q", 5000) + b'{"x"'))
 
 
+@pytest.mark.slow
 def test_names_of_a_zip64_archive_are_read(tmp_path: Path) -> None:
     names = [f"folder/{index}.npy" for index in range(70_000)]
     assert member_names(io.BytesIO(archive(*names))) == names

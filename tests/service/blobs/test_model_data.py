@@ -187,6 +187,7 @@ def test_the_number_of_data_files_is_limited(start_service: StartService) -> Non
     assert (rows(api), api.leftovers()) == (1, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [300, full(1000)])
 def test_many_small_files_do_not_hold_as_many_descriptors(api: Service, count: int) -> None:
     data = {f"tensor.{index}.weight": b"%d" % index for index in range(count)}
@@ -236,6 +237,7 @@ def test_a_client_that_leaves_between_two_files_leaves_nothing(api: Service) -> 
     assert (rows(api), api.stored()) == (0, [])
 
 
+@pytest.mark.slow
 def test_uploads_and_deletions_at_the_same_time_never_lose_a_file(api: Service) -> None:
     def churn(seed: int) -> list[int]:
         order = random.Random(seed)
@@ -302,6 +304,7 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
         yield found
 
 
+@pytest.mark.slow
 def test_a_bucket_holds_every_file_until_the_model_is_deleted(start_service: StartService, objects: Bucket) -> None:
     api = start_service(worker=False, blob_url=objects.url, storage_patience_seconds=0.3)
     assert api.client.post("/v1/models", files=form(MODEL, FILES)).status_code == 201
@@ -337,6 +340,7 @@ def test_the_memory_that_an_analysis_needs_includes_the_data_files(
     assert api.ended(analysis)["error"]["code"] == "out_of_memory"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_a_worker_hands_every_file_to_the_analysis(
     start_service: StartService, objects: Bucket, batch_bytes: bytes, place: str

@@ -140,6 +140,7 @@ def test_deleting_one_file_leaves_others(api: Service, model_bytes: bytes, batch
     assert len(api.stored()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [3, full(10)])
 def test_uploads_and_deletions_of_the_same_content_at_the_same_time_never_lose_its_file(
     api: Service, model_bytes: bytes, rounds: int

@@ -169,6 +169,7 @@ def test_torchscript_is_analysed_in_the_sandbox(files: tuple[str, str], tmp_path
     assert "from torchscript" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_pytorch_2_archive_is_analysed_in_the_sandbox_whatever_the_policy_on_torchscript(
     files: tuple[str, str], tmp_path: Path
 ) -> None:

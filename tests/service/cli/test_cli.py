@@ -40,6 +40,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200", "NO_COLOR": "1", **more}
 
 
+@pytest.mark.slow
 def test_the_version_is_printed() -> None:
     assert wsb("--version").stdout.strip() == wsb_engine.__version__
 
@@ -181,6 +182,7 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path, number: signal.Signals, 
     until(lambda: not any(member.is_running() for member in family))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("begun", "number"),
     [

@@ -41,6 +41,7 @@ def wsb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return python(folder, "-m", "service.cli.commands", *arguments)
 
 
+@pytest.mark.slow
 def test_nothing_that_an_analysis_here_imports_needs_the_server(tmp_path: Path) -> None:
     result = python(tmp_path, "-c", f"import {', '.join(LOCAL)}\nfrom service.rendering import registry")
     assert result.returncode == 0, result.stderr

@@ -106,6 +106,7 @@ def test_an_estimate_counts_each_question(files: tuple[str, str]) -> None:
         assert phase in found.stdout
 
 
+@pytest.mark.slow
 def test_the_service_answers_and_refuses_as_the_command_does(start_service: StartService) -> None:
     posted = {"asked": OPTIONS, "focal": {"loss": "focal", "focal_gamma": 1.5}, "refused": {"groups": ["nothing.*"]}}
     service = start_service(engine=True)

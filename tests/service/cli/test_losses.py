@@ -99,6 +99,7 @@ def test_the_command_refuses_an_option_of_another_loss(files: tuple[str, str]) -
     assert "Leave pos_weight out" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_service_certifies_tokens_labels_and_numbers(start_service: StartService) -> None:
     posted = {
         "tokens": (language_model(), saved(tokens=TOKENS, y=NEXT), {"label_smoothing": 0.2}),

@@ -66,6 +66,7 @@ def test_the_suffix_chooses_the_format(folder: Path, suffix: str, first: bytes) 
     assert (folder / f"figure.{suffix}").read_bytes().startswith(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["svg", full("pdf")])
 def test_two_processes_write_the_same_bytes(folder: Path, suffix: str) -> None:
     for command, name in ((wsb, f"one.{suffix}"), (wsb_here, f"two.{suffix}")):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from support.command import wsb_here as wsb
 from support.service import StartService, onnx_mlp
 
@@ -42,6 +43,7 @@ def test_a_confidence_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     assert "--population" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_server_answers_with_it_or_says_why_not(start_service: StartService) -> None:
     service = start_service(engine=True)
     for rows, warned in ((240, []), (120, ["population_too_few_rows"])):

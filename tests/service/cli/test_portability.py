@@ -100,6 +100,7 @@ def test_an_analysis_runs_unconfined_and_the_report_says_so(tmp_path: Path, file
     assert_unconfined(result.stdout, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_report_is_held_against_a_policy(tmp_path: Path, files: tuple[str, str]) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text('[[rule]]\nmetric = "enclosure.lambda_max.upper"\nop = "<="\nlimit = 1e-9\n')
@@ -109,6 +110,7 @@ def test_a_report_is_held_against_a_policy(tmp_path: Path, files: tuple[str, str
     assert_unconfined(result.stdout, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_analysis_is_stopped_when_its_time_is_up(tmp_path: Path, files: tuple[str, str]) -> None:
     # A process that is ended by a signal is on a system that has it.
     hidden = (tmp_path / "sitecustomize.py").read_text().replace('"SIGKILL", "SIGXCPU", ', "")
@@ -134,6 +136,7 @@ def test_a_file_that_is_no_model_is_refused_by_its_code(tmp_path: Path, files: t
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_required_protections_are_refused_in_one_sentence(tmp_path: Path, files: tuple[str, str]) -> None:
     result = wsb(tmp_path, "analyze", *files, WSB_SANDBOX="require")
     assert result.returncode == 3

@@ -36,6 +36,7 @@ def test_from_files_to_verdicts(service: Service, model_bytes: bytes, batch_byte
     assert service.sql("SELECT count(*) FROM analyses") == [(2,)]
 
 
+@pytest.mark.slow
 def test_asynchronously_with_a_key(start_service: StartService, model_bytes: bytes, batch_bytes: bytes) -> None:
     key = new_key()
     service = start_service(api_keys=f"ci:{hash_key(key)}")

@@ -95,6 +95,7 @@ def test_a_row_that_does_not_say_whose_it_is_is_refused(database_url: str) -> No
         connection.execute("INSERT INTO blobs (kind, sha256, size, format) VALUES ('models', 'x', 1, 'onnx')")
 
 
+@pytest.mark.slow
 def test_going_back_makes_one_row_of_those_that_tenants_share(
     first_version: psycopg.Connection[tuple[object, ...]], database_url: str
 ) -> None:
@@ -129,6 +130,7 @@ def test_every_migration_can_be_undone_and_done_again(database_url: str) -> None
         assert [connection.execute(part).fetchall() for part in parts] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "subcommand", [full(("serve", "--port", "0", "--workers", "0")), ("worker", "--device", "cpu")]
 )

@@ -81,6 +81,7 @@ def jobs(database_url: str) -> Queue:
     return Queue(database_url)
 
 
+@pytest.mark.slow
 def test_a_tenant_that_comes_after_hundreds_of_another_is_next(jobs: Queue) -> None:
     jobs.put(*"a" * 300)
     assert jobs.take(3) == ["a"] * 3
@@ -98,6 +99,7 @@ def test_priority_orders_only_the_tenants_own_analyses(jobs: Queue, database_url
         assert connection.execute(query).fetchall() == [(100,), (100,), (-100,), (-100,)]
 
 
+@pytest.mark.slow
 def test_tenants_have_turns_in_proportion_to_their_weights(jobs: Queue) -> None:
     jobs.put(*"abc" * 40)
     found = jobs.take(40, weights={"a": 2, "b": 1, "c": 0.5})

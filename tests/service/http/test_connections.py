@@ -53,6 +53,7 @@ def identifier(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 999, 65_536, 1_000_003])
 def test_a_body_is_stored_as_it_was_sent_whatever_its_pieces(
     connection: socket.socket, answers: BinaryIO, content: bytes, size: int

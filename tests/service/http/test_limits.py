@@ -83,6 +83,7 @@ def form(model: bytes) -> dict[str, Any]:
     return {"files": {"model": model, "batch": model}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/batches", "/v1/analyses"])
 def test_one_upload_too_many_is_refused_and_there_is_room_again_when_another_ends(
     start_service: StartService, connections: list[Connection], model_bytes: bytes, path: str
@@ -146,6 +147,7 @@ def test_a_request_that_stores_nothing_is_no_upload(start_service: StartService,
     assert api.client.post("/v1/analyses", json=body).json()["code"] == "blob_not_found"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "headers"),
     [
@@ -220,6 +222,7 @@ def test_a_connection_too_many_is_refused(start_service: StartService, connectio
     assert (status, problem["code"], headers["connection"]) == (503, "too_many_connections", "close")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_a_head_that_does_not_come_in_time_closes_the_connection(
     start_service: StartService, connections: list[Connection], before: bytes
@@ -339,6 +342,7 @@ def test_a_disk_that_is_full_when_an_upload_is_put_in_its_place_is_507(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "header"),
     [({"max_part_header_bytes": 100}, "X-Long: " + "y" * 200), ({"max_part_headers": 2}, "A: 1\r\nB: 2")],

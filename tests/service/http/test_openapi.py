@@ -108,6 +108,7 @@ def test_every_reference_leads_somewhere(specification: dict[str, Any]) -> None:
     assert "#/components/" not in text
 
 
+@pytest.mark.slow
 def test_the_specification_is_printed_without_a_database_and_without_torch(tmp_path: Path) -> None:
     program = (
         "import sys\n"

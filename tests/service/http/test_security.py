@@ -53,6 +53,7 @@ def test_a_key_is_long_recognisable_and_new_each_time() -> None:
     assert all(re.fullmatch(r"wsb_[A-Za-z0-9_\-]{43}", key) for key in keys)
 
 
+@pytest.mark.slow
 def test_a_new_key_opens_the_service_by_the_entry_that_is_printed_with_it(start_service: StartService) -> None:
     result = command("keys", "new", "team-a")
     assert result.returncode == 0
@@ -152,6 +153,7 @@ def test_two_keys_of_one_name_are_one_tenant_while_the_key_is_being_replaced(
     assert service.client.get(path, headers=bearer(NEXT_KEY)).status_code == 200
 
 
+@pytest.mark.slow
 def test_every_route_of_the_interface_wants_a_key_whatever_its_method(locked: Service) -> None:
     specification = locked.client.get("/openapi.json").json()
     checked = 0
@@ -240,6 +242,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "model.onnx"), str(tmp_path / "batch.npz")
 
 
+@pytest.mark.slow
 def test_the_command_sends_its_key_and_never_prints_it(start_service: StartService, files: tuple[str, str]) -> None:
     service = start_service(api_keys=entry("ci", KEY))
     result = command("analyze", *files, "--url", service.url, WSB_API_KEY=KEY)
@@ -248,6 +251,7 @@ def test_the_command_sends_its_key_and_never_prints_it(start_service: StartServi
     assert service.sql("SELECT tenant FROM analyses") == [("ci",)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", thinned(["", OTHER_KEY, KEY[:10] + "\n" + KEY[10:], KEY + "ü"], 2))
 def test_the_command_with_another_key_or_none_ends_with_2_and_does_not_print_it(
     locked: Service, files: tuple[str, str], key: str

@@ -73,6 +73,7 @@ def test_analyses_and_slots_are_told_by_tenant(api: Service, files: Files) -> No
     until(lambda: value(api, "wsb_tenant_slots", **held) is None)
 
 
+@pytest.mark.slow
 def test_analyses_that_end_are_counted_by_state_and_cause(service: Service, files: Files) -> None:
     for output in ("", "fail", "crash", "garbage"):
         service.ended(submit(service, files, output))
@@ -84,6 +85,7 @@ def test_analyses_that_end_are_counted_by_state_and_cause(service: Service, file
     assert value(service, "wsb_analysis_duration_seconds_count") == 1
 
 
+@pytest.mark.slow
 def test_an_analysis_that_is_cancelled_in_the_queue_is_counted(api: Service, files: Files) -> None:
     analysis = submit(api, files)
     api.client.post(f"/v1/analyses/{analysis}/cancel")
@@ -138,6 +140,7 @@ def test_requests_are_counted_by_template_never_by_path(api: Service) -> None:
     assert value(api, "wsb_http_request_duration_seconds_count", method="GET", route=OTHER) == 20
 
 
+@pytest.mark.slow
 def test_every_route_has_its_own_label(api: Service) -> None:
     paths = create_app(api.settings).openapi()["paths"]
     for path in paths:
@@ -270,6 +273,7 @@ def test_the_buckets_ascend_to_infinity() -> None:
     assert math.isinf(BUCKETS[-1])
 
 
+@pytest.mark.slow
 def test_every_phase_of_the_engine_is_counted(tmp_path: Any) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_mlp())
     (tmp_path / "batch.npz").write_bytes(npz_batch())

@@ -91,6 +91,7 @@ def test_the_lines_of_a_request_carry_its_trace(start_service: StartService, spa
     assert [line["trace_id"] for line in lines if line["event"] == "request"] == [TRACE]
 
 
+@pytest.mark.slow
 def test_the_workers_span_continues_the_trace_that_its_job_carries(
     start_service: StartService, spans: InMemorySpanExporter, files: Files
 ) -> None:

@@ -79,6 +79,7 @@ def sweep(settings: Settings) -> None:
     asyncio.run(act())
 
 
+@pytest.mark.slow
 def test_another_installation_has_every_report_and_file_and_finishes_what_had_not_ended(
     service: Service, files: Files, elsewhere: Settings, start_service: StartService, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_files_that_are_missing_or_damaged_are_told_and_the_rest_is_backed_up(
     assert list(blobs(elsewhere).values()) == [files["model"]]
 
 
+@pytest.mark.slow
 def test_an_installation_with_content_is_overwritten_only_if_that_is_asked_for(
     api: Service, files: Files, elsewhere: Settings, model_bytes: bytes, tmp_path: Path
 ) -> None:

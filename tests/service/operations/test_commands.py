@@ -25,6 +25,7 @@ def run(*arguments: str, **variables: Any) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_a_backup_that_is_whole_ends_with_0_and_one_with_gaps_with_3(api: Service, model_bytes: bytes) -> None:
     where = {"WSB_DATABASE_URL": api.settings.database_url, "WSB_DATA_DIR": api.settings.data_dir}
     api.client.post("/v1/models", content=model_bytes)

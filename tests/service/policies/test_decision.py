@@ -58,6 +58,7 @@ def test_what_is_left_undecided_about_a_limit_can_be_either(number: Measurement,
     assert {compares(value, op, limit) for value in candidates} == {True, False}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(measurements(), measurements(), numbers, places, places)
 def test_a_decision_about_an_increase_holds_for_every_pair_inside(
@@ -68,6 +69,7 @@ def test_a_decision_about_an_increase_holds_for_every_pair_inside(
     assert decision == (inside(number, here) - inside(baseline, there) <= most)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(measurements(), measurements(), shares, places, places)
 def test_a_decision_about_a_relative_increase_holds_for_every_pair_inside(

@@ -55,7 +55,7 @@ def anything_for(kind: Any, constraints: Sequence[Any] = ()) -> st.SearchStrateg
     return st.fixed_dictionaries(fields).map(kind.model_validate)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None, max_examples=30)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None, max_examples=15)
 @given(report=anything_for(Report), verdict=st.none() | anything_for(Verdict))
 def test_any_report_and_verdict_can_be_rendered(report: Report, verdict: Verdict | None) -> None:
     assert render_html(report, verdict).endswith("</html>")
@@ -65,7 +65,7 @@ def test_any_report_and_verdict_can_be_rendered(report: Report, verdict: Verdict
 
 
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font:UserWarning")
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None, max_examples=10)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None, max_examples=5)
 @given(report=anything_for(Report), show=st.none() | st.sampled_from(PLOTS), log=st.none() | st.booleans())
 def test_any_report_can_be_plotted_or_lacks_what_is_asked_for(
     report: Report, show: Plot | None, log: bool | None

@@ -41,6 +41,7 @@ def rule(outcome: Any, **fields: Any) -> RuleResult:
     )
 
 
+@pytest.mark.slow
 def test_the_schema_holds_for_every_fixed_report(case: Any) -> None:
     suite_of(case.report, case.verdict)
 

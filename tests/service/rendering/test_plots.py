@@ -53,6 +53,7 @@ PLOTS: dict[str, Callable[[list[float]], Markup]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plot", thinned(PLOTS.values(), 4), ids=PLOTS)
 @settings(max_examples=40, deadline=None)
 @given(values=st.lists(finite, min_size=1, max_size=12))

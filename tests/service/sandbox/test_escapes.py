@@ -251,6 +251,7 @@ def test_the_death_of_the_parent_cannot_be_ignored(escape):
     assert escape("outlive_the_parent", "seccomp").result == "EPERM"
 
 
+@pytest.mark.slow
 def test_numerical_libraries_work_on_several_threads(sandbox):
     job = replace(sandbox.job("echo"), entry="escape_entries:compute_on_threads", threads=2)
 

@@ -44,6 +44,7 @@ def frame(payload: bytes) -> bytes:
     return struct.pack(">I", len(payload)) + payload
 
 
+@pytest.mark.slow
 @given(st.lists(fields, max_size=4), texts, st.integers(1, 50))
 def test_frames_come_back_whole_in_pieces_of_any_size(progress, body, piece):
     data = b"".join(map(encode_progress, progress)) + encode_result(body, frame_bytes=LIMIT)

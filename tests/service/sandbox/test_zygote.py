@@ -37,6 +37,7 @@ def test_jobs_run_side_by_side(sandbox):
     assert [outcome.result for outcome in sandbox.scenario(play)] == ["in company"] * 2
 
 
+@pytest.mark.slow
 def test_many_jobs_at_once_all_end_with_their_own_result(sandbox):
     async def play(zygote):
         return await asyncio.gather(*(zygote.run(sandbox.job("echo", number=number)) for number in range(60)))
@@ -46,6 +47,7 @@ def test_many_jobs_at_once_all_end_with_their_own_result(sandbox):
     assert [json.loads(outcome.result)["number"] for outcome in outcomes] == list(range(60))
 
 
+@pytest.mark.slow
 def test_a_hundred_jobs_leak_no_descriptor(sandbox):
     async def play(zygote):
         async def round_of_jobs():
@@ -258,6 +260,7 @@ def test_a_failed_fork_is_an_error_of_the_sandbox_and_not_of_the_job(sandbox, tm
     assert caught.value.code == "fork_failed"
 
 
+@pytest.mark.slow
 def test_the_numerical_libraries_start_no_thread_on_import(sandbox):
     libraries = ["torch", "numpy", "onnx", "onnxruntime", "sandbox_entries"]
 

@@ -80,6 +80,7 @@ def test_a_label_of_any_value_is_a_series_too_and_one_without_reports_is_not(ser
         assert get(service, f"/a%20b{form}").json()["code"] == "invalid_request"
 
 
+@pytest.mark.slow
 def test_runs_are_listed_with_their_checkpoints_the_newest_first(start_service: StartService) -> None:
     service = start_service(max_series_listed=2)
     for run, epoch in (("first", 1), ("second", 1), ("first", 2), ("third", 1)):
@@ -130,6 +131,7 @@ def test_what_no_report_has_is_said_in_the_picture(service: Service) -> None:
     assert "1 number." in left_out
 
 
+@pytest.mark.slow
 def test_series_are_cut_to_the_newest_points(start_service: StartService) -> None:
     service = start_service(max_series_points=2)
     for epoch in (1, 2, 3):
@@ -138,6 +140,7 @@ def test_series_are_cut_to_the_newest_points(start_service: StartService) -> Non
     assert ([each["position"] for each in found["checkpoints"]], found["complete"]) == (["2", "3"], False)
 
 
+@pytest.mark.slow
 def test_series_are_cut_to_the_newest_reports_that_fit(start_service: StartService) -> None:
     size = len(report().model_dump_json())
     service = start_service(max_series_report_bytes=2 * size + 10)

@@ -64,6 +64,7 @@ def test_a_server_whose_backend_is_killed_is_back(folder: Path) -> None:
         until(lambda: answers(url))
 
 
+@pytest.mark.slow
 def test_what_a_killed_owner_has_left_running_is_ended(folder: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -77,6 +78,7 @@ def test_what_a_killed_owner_has_left_running_is_ended(folder: Path) -> None:
         assert postmaster(folder) != left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [full("{pid}\n"), full(""), "{pid}\n/somewhere\n1700000000\n5432\n/tmp\n\n 1 2\nready\n"]
 )
@@ -96,6 +98,7 @@ def test_a_database_whose_creation_was_cut_off_is_created_anew(folder: Path) -> 
         assert answers(url)
 
 
+@pytest.mark.slow
 def test_a_data_folder_may_have_a_long_name_with_spaces(folder: Path) -> None:
     with embedded_postgres(folder / ("a long name " * 10)) as url:
         assert answers(url)
@@ -109,6 +112,7 @@ def test_nothing_runs_after_the_end(folder: Path) -> None:
     assert not Path(f"/proc/{pid}/cmdline").exists() or Path(f"/proc/{pid}/cmdline").read_bytes() == b""
 
 
+@pytest.mark.slow
 def test_a_server_that_can_not_start_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with embedded_postgres(folder):
         pass

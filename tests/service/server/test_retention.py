@@ -86,6 +86,7 @@ def test_what_is_old_goes_and_what_is_not_stays(service: Service, files: Files) 
     assert kept(service) == (1, 1, 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["queued", "running", "cancelling"])
 def test_a_live_analysis_stays_with_its_files_however_old_it_is(api: Service, files: Files, state: str) -> None:
     post(api, files)
@@ -119,6 +120,7 @@ def test_a_file_that_another_tenant_has_too_stays_for_that_one(start_service: St
     assert len(api.stored()) == 1
 
 
+@pytest.mark.slow
 def test_more_than_a_batch_goes_in_one_sweep_and_files_in_use_hold_nothing_up(api: Service, files: Files) -> None:
     post(api, files)
     api.sql(
@@ -151,6 +153,7 @@ def test_a_running_service_sweeps_by_itself(start_service: StartService, files: 
     assert service.client.get("/healthz").status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, full(6)])
 def test_an_analysis_that_was_accepted_never_misses_its_files_while_everything_old_is_swept(
     start_service: StartService, files: Files, rounds: int

@@ -76,6 +76,7 @@ def test_while_the_store_is_away_the_service_is_not_ready(api: Service, objects:
     assert api.client.get("/readyz").json()["checks"]["storage"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_file_is_deleted_for_its_tenant_while_the_store_is_away(
     api: Service, objects: Bucket, model_bytes: bytes
 ) -> None:
@@ -100,6 +101,7 @@ def stuck(start_service: StartService, objects: Bucket, files: Files) -> tuple[S
     return service, analysis
 
 
+@pytest.mark.slow
 def test_an_analysis_waits_for_a_store_that_is_away_and_no_attempt_is_counted(
     stuck: tuple[Service, str], objects: Bucket
 ) -> None:
@@ -116,6 +118,7 @@ def test_an_analysis_that_waits_for_the_store_can_be_cancelled(stuck: tuple[Serv
     assert service.ended(analysis)["state"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_file_that_was_changed_in_the_bucket_is_told_at_once_and_mended_by_sending_it_again(
     start_service: StartService, objects: Bucket, api: Service, files: Files
 ) -> None:

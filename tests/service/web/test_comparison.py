@@ -56,6 +56,7 @@ def test_numbers_that_can_not_be_relied_on_decide_nothing(doubtful: str) -> None
     assert found == ("Not decided", f"The numbers of {doubtful} can't be relied on.")
 
 
+@pytest.mark.slow
 def test_a_comparison_names_failed_checks_first_and_why_an_enclosure_was_withheld(
     service: Service, visit: Visit
 ) -> None:

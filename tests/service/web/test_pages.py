@@ -175,6 +175,7 @@ def test_an_analysis_is_deleted_once_it_has_ended(service: Service, visit: Visit
     assert visitor.get(f"/analyses/{analysis}").status_code == 404
 
 
+@pytest.mark.slow
 def test_the_list_is_filtered_and_has_pages(api: Service, visit: Visit) -> None:
     visitor = visit(api)
     analyses = [visitor.asked(labels=f"run: a\nepoch: {i}", fresh="on") for i in range(25)]
@@ -272,6 +273,7 @@ def test_an_unexpected_error_is_a_page_with_the_request_id(
     assert "secret" not in response.text
 
 
+@pytest.mark.slow
 def test_analyses_of_another_tenant_are_not_there(start_service: StartService, visit: Visit) -> None:
     keys = [new_key(), new_key()]
     service = start_service(api_keys=f"one:{hash_key(keys[0])},two:{hash_key(keys[1])}")

@@ -22,6 +22,7 @@ def below(borrow_service: StartService) -> Service:
     return borrow_service(root_path="/tools/wsb/", api_keys=f"team:{hash_key(KEY)}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", ["", "/tools/wsb"])
 def test_every_address_in_a_page_has_the_prefix(below: Service, visit: Visit, sent: str) -> None:
     visitor = visit(below, sent)

@@ -22,6 +22,7 @@ def ticked(text: str, name: str) -> list[str]:
     return [unescape(each) for each in re.findall(rf'name="{name}" value="([^"]*)" checked', text)]
 
 
+@pytest.mark.slow
 def test_runs_are_listed_with_their_checkpoints_to_tick(service: Service, visit: Visit) -> None:
     visitor = visit(service)
     assert "No analysis with the label <code>run</code>" in visitor.get("/series").text
@@ -36,6 +37,7 @@ def test_runs_are_listed_with_their_checkpoints_to_tick(service: Service, visit:
     assert "<svg" not in text
 
 
+@pytest.mark.slow
 def test_a_series_is_in_the_order_of_its_checkpoints(service: Service, visit: Visit) -> None:
     visitor = visit(service)
     for epoch in (10, 2, 1):
@@ -111,6 +113,7 @@ def test_checkpoints_with_failed_checks_are_named_first(service: Service, visit:
     assert "Not reliable" not in found["2"][1]
 
 
+@pytest.mark.slow
 def test_only_the_newest_are_shown_and_it_is_said(start_service: StartService, visit: Visit) -> None:
     service = start_service(max_series_points=1, max_series_listed=1)
     visitor = visit(service)

@@ -105,6 +105,7 @@ def test_a_session_ends_with_its_time(locked: Service, member: Visitor) -> None:
     assert locked.sql("SELECT count(*) FROM sessions") == [(1,)]  # that of before is gone
 
 
+@pytest.mark.slow
 def test_a_session_survives_a_restart_and_ends_with_its_key(start_service: StartService, visit: Visit) -> None:
     before = start_service(worker=False, api_keys=KEYS)
     visitor = visit(before)

@@ -90,6 +90,7 @@ def stored(service: Service) -> list[str]:
     return [secret for (secret,) in service.sql("SELECT secret FROM webhooks ORDER BY created_at")]
 
 
+@pytest.mark.slow
 def test_a_service_that_starts_with_a_new_key_seals_everything_with_it_and_goes_on_signing(
     database_url: str, tmp_path: Path, files: Files
 ) -> None:

@@ -92,6 +92,7 @@ def test_with_a_key_the_database_does_not_tell_the_secret(
     assert all(map(is_signed, there.received))
 
 
+@pytest.mark.slow
 def test_a_failure_is_retried_with_the_same_identifier_and_redirections_are_not_followed(
     start_service: StartService, there: Receiver, files: Files
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_failure_is_retried_with_the_same_identifier_and_redirections_are_not_
     assert service.client.get("/v1/webhooks").json()["items"][0]["failures"] == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_over_a_restart(database_url: str, tmp_path: Any, there: Receiver, files: Files) -> None:
     values: dict[str, Any] = {
         "database_url": database_url,
@@ -126,6 +128,7 @@ def test_nothing_is_lost_over_a_restart(database_url: str, tmp_path: Any, there:
     assert len({message.headers["webhook-id"] for message in there.received}) == 1
 
 
+@pytest.mark.slow
 def test_a_receiver_that_always_fails_or_is_gone_is_disabled(
     start_service: StartService, there: Receiver, files: Files
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
+import pytest
 from support.service import Files, Service, StartService, submit
 
 from service.worker.device import Device
@@ -94,12 +95,14 @@ def starts(service: Service, *analyses: str) -> list[datetime]:
     return [datetime.fromisoformat(analysis["started_at"]) for analysis in ended]
 
 
+@pytest.mark.slow
 def test_small_analyses_run_side_by_side(start_service: StartService, files: Files) -> None:
     service = start_service(small_jobs=2)
     first, second, third = sorted(starts(service, *(submit(service, files, "small:5") for _ in range(3))))
     assert (second - first).total_seconds() < 5 <= (third - first).total_seconds()
 
 
+@pytest.mark.slow
 def test_an_analysis_that_does_not_say_that_it_is_small_runs_alone(start_service: StartService, files: Files) -> None:
     service = start_service(small_jobs=2)
     first, second = starts(service, *(submit(service, files, command) for command in ("sleep:1", "small:0")))

@@ -79,6 +79,7 @@ def test_an_analysis_during_which_a_working_device_failed_is_tried_elsewhere(
     assert not first.worker_left
 
 
+@pytest.mark.slow
 def test_without_another_worker_it_fails_after_some_attempts(
     start_service: StartService, files: Files, tries: Tries
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_worker_whose_device_does_not_work_takes_nothing_and_says_why(
     assert again.client.get("/readyz").json()["failed_devices"] == []
 
 
+@pytest.mark.slow
 def test_an_analysis_of_several_devices_waits_for_a_worker_that_owns_them(
     start_service: StartService, files: Files, tries: Tries
 ) -> None:

@@ -122,6 +122,7 @@ def largest_report() -> str:
     )
 
 
+@pytest.mark.slow
 def test_the_largest_report_is_rendered_in_moments() -> None:
     text = largest_report()
     assert JobLimits.frame_bytes / 2 < len(text) < JobLimits.frame_bytes

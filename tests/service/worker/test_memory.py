@@ -37,6 +37,7 @@ def times_left(api: Service) -> int:
     return int(api.sql("SELECT count(*) FROM procrastinate_events WHERE type = 'deferred_for_retry'")[0][0])
 
 
+@pytest.mark.slow
 def test_an_analysis_that_fits_into_no_worker_fails_before_it_is_started(
     start_service: StartService, api: Service, files: Files
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_batch_that_may_stay_in_its_file_needs_no_memory(size: int, needed: in
     assert least_bytes(0, size, doubles=False) == needed
 
 
+@pytest.mark.slow
 def test_an_analysis_is_left_to_a_worker_that_it_fits_into(
     start_service: StartService, api: Service, files: Files
 ) -> None:
@@ -69,6 +71,7 @@ def test_an_analysis_is_left_to_a_worker_that_it_fits_into(
     until(lambda: api.client.get(f"/v1/analyses/{analysis}").json()["state"] == "succeeded")
 
 
+@pytest.mark.slow
 def test_when_the_only_worker_that_it_fits_into_is_lost_it_is_told(
     start_service: StartService, api: Service, files: Files
 ) -> None:
@@ -80,6 +83,7 @@ def test_when_the_only_worker_that_it_fits_into_is_lost_it_is_told(
     assert api.ended(analysis)["error"]["code"] == "out_of_memory"
 
 
+@pytest.mark.slow
 def test_a_larger_worker_of_a_device_that_was_not_asked_for_is_no_help(
     start_service: StartService, api: Service, files: Files
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_full_disk_costs_no_attempt(
     assert (ended["state"], ended["attempts"], next(failures, None)) == ("succeeded", 1, None)
 
 
+@pytest.mark.slow
 def test_an_analysis_waits_until_the_disk_has_room_for_its_files(
     start_service: StartService, api: Service, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +254,7 @@ def test_an_analysis_whose_zygote_is_killed_is_tried_again(watched: StartService
     assert (ended["state"], ended["attempts"]) == ("succeeded", 2)
 
 
+@pytest.mark.slow
 def test_after_the_last_attempt_it_says_that_the_process_was_killed(watched: StartService, files: Files) -> None:
     service = watched(max_attempts=1)
     analysis = submit(service, files, "sleep:60")

@@ -109,6 +109,7 @@ class Centred(nn.Linear):
         return torch.tanh(super().forward(x - x.mean(0)))
 
 
+@pytest.mark.slow
 def test_samples_that_depend_on_each_other_stay_together() -> None:
     torch.manual_seed(0)
     module = Centred(3, 3).double()

@@ -58,6 +58,7 @@ def test_of_few_parameters_the_matrix_itself_is_solved(network: Callable[[], Kno
     torch.testing.assert_close(torch.tensor(found.eigenvalues, dtype=torch.float64), want, rtol=0, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_fit_at_once_meet_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = part(general()).eigenvalues
     monkeypatch.setattr(module, "ENTRIES", 4 * CLASSES * len(general().gradient))

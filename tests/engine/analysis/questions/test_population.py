@@ -145,6 +145,7 @@ def test_the_interval_is_that_of_dense_hessians(
     assert (part.rows, part.folds, part.kind, part.confidence) == (N, 5, "asymptotic", LEVEL)
 
 
+@pytest.mark.slow
 def test_rows_of_tokens_are_independent_and_tokens_are_not() -> None:
     """A row with more labels that count has more of the mean: what fluctuates is the ratio of both sums."""
     n = 240
@@ -355,6 +356,7 @@ def test_an_estimate_has_its_phase_or_says_that_it_is_left_out() -> None:
         assert any("distribution" in reason for reason in estimate.left_out) is is_left_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [10, full(40)])
 def test_intervals_cover_the_known_lambda_max_of_a_population(draws: int) -> None:
     """Draws with replacement from 2 000 rows, whose λ_max is known; the nominal 95 % less three standard errors."""

@@ -201,6 +201,7 @@ def test_operators_have_the_names_of_the_file(name: str, expected: tuple[str, ..
     assert found(onnx(Model(KINKED[name]), X[:2])) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [full("masked attention"), full("a guard of a softmax"), "a norm, limited from below"])
 def test_guards_of_the_other_exporter_are_no_kinks(name: str) -> None:
     assert found(onnx(Model(SMOOTH[name]), X[:2], dynamo=True)) == ()

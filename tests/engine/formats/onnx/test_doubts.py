@@ -87,6 +87,7 @@ def check(report: wsb.Report, module: nn.Module) -> None:
     assert report.spectrum.eigenvalues[0] == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "rows", "fold", "names"),
     [

@@ -144,11 +144,11 @@ def spectrum(function: Callable[[dict[str, Tensor]], Tensor], parameters: dict[s
     [
         full(Probe, 1),
         (Probe, 2),
-        (Query, 1),
+        full(Query, 1),
         full(Query, 3),
         (Parts, 2),
         full(Pooled, 2),
-        (Recurrent, 2),
+        full(Recurrent, 2),
         full(Keys, 3),
     ],
 )

@@ -353,6 +353,7 @@ TRAINED: dict[str, nn.Module] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "decomposed"), crossed(TRAINED, [False, True]))
 def test_a_program_in_training_mode_is_refused_and_the_advice_helps(name: str, decomposed: bool) -> None:
     module = TRAINED[name]
