@@ -199,7 +199,7 @@ def test_capabilities_do_not_promise_torchscript_without_a_worker(start_service:
 
 def test_an_analysis_over_its_memory_is_out_of_memory(tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(onnx_mlp((1000, 8, 3)))
-    x, y = np.zeros((40_000, 1000), dtype=np.float32), np.zeros(40_000, dtype=np.int64)
+    x, y = np.zeros((100_000, 1000), dtype=np.float32), np.zeros(100_000, dtype=np.int64)
     np.savez_compressed(tmp_path / "batch.npz", x=x, y=y)
 
     files = (str(tmp_path / "model"), str(tmp_path / "batch.npz"))
