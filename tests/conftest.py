@@ -16,6 +16,8 @@ from xdist.scheduler import LoadScopeScheduling
 ROOT = Path(__file__).parents[1]
 HEAVY = re.compile(r'"dynamo|dynamo=True|share_operators|from zoo import|require\("transformers"')
 """What only modules say that export by torch's newer exporter to ONNX or use transformers."""
+WAITING = re.compile(r"tests/(browser|end_to_end|service)/")
+"""Tests that wait more than they compute."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -27,6 +29,17 @@ def pytest_collection(session: pytest.Session) -> Iterator[object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mixes tests that wait for services with those that compute, if several processes share them out."""
+    if not hasattr(config, "workerinput"):
+        return
+    waiting = {item for item in items if WAITING.match(item.nodeid)}
+    kinds = [[item for item in items if (item in waiting) is kind] for kind in (False, True)]
+    places = {item: place / len(kind) for kind in kinds for place, item in enumerate(kind)}
+    items.sort(key=places.__getitem__)
 
 
 def pytest_configure() -> None:

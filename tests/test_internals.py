@@ -39,7 +39,7 @@ DOCUMENTED = {"os._exit"}
 
 
 def is_private(name: str) -> bool:
-    return re.match(r"_(?!_)", name) is not None
+    return name.startswith("_") and not name.startswith("__")
 
 
 def is_guarded(dotted: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +18,20 @@ from service.database.engine import Database
 from service.server.postgres import embedded_postgres
 from service.settings import Settings
 
+MEMORY, LEAST_FREE = Path("/dev/shm"), 4 << 30
+"""Databases come and go with hundreds of files each, which takes a file system on a disk longer and longer."""
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """URL of a Postgres with a migrated database named ``template``."""
     # Not below pytest's own folder: every pytest of the same user closes that to others, and as root the
     # server runs as another user.
-    with tempfile.TemporaryDirectory(prefix="wsb-test-") as folder, embedded_postgres(Path(folder)) as url:
+    place = MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > LEAST_FREE else None
+    with tempfile.TemporaryDirectory(prefix="wsb-test-", dir=place) as folder, embedded_postgres(Path(folder)) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             # Nothing here has to outlive a crash, and databases come and go.
+            connection.execute("ALTER SYSTEM SET max_wal_size = '256MB'")
             for setting in ("fsync", "full_page_writes", "synchronous_commit"):
                 connection.execute(f"ALTER SYSTEM SET {setting} = off")
             connection.execute("SELECT pg_reload_conf()")

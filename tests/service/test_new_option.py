@@ -12,6 +12,8 @@ import psycopg
 import pytest
 from support.service import npz_batch, onnx_mlp
 
+pytestmark = pytest.mark.slow
+
 # In a process of its own: everything that imports ``Options`` must find the one with more fields.
 PROGRAM = """
 import json
@@ -79,7 +81,6 @@ def found(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return result
 
 
-@pytest.mark.slow
 def test_the_command_has_a_flag_with_help(found: dict[str, Any]) -> None:
     for text in ("--toy-kind", "--toy-count", "--toy-names", "--toy-loud / --no-toy-loud", "How many toys there are."):
         assert text in found["help"]
