@@ -18,7 +18,7 @@ from service.database.engine import Database
 from service.server.postgres import embedded_postgres
 from service.settings import Settings
 
-MEMORY, LEAST_FREE = Path("/dev/shm"), 4 << 30
+MEMORY, LEAST_FREE = Path("/dev/shm"), 4 << 30  # noqa: S108 - a folder of a name that nobody can know follows
 """Databases come and go with hundreds of files each, which takes a file system on a disk longer and longer."""
 
 
