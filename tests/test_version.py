@@ -67,10 +67,12 @@ def test_a_later_commit_is_before_the_next_version_and_names_itself(checkout: Pa
     assert re.fullmatch(LATER, version(checkout))
 
 
+@pytest.mark.slow
 def test_a_clone_without_tags_names_its_commit(checkout: Path) -> None:
     assert re.fullmatch(r"0\.0\.1\.dev1\+g[0-9a-f]+", version(checkout))
 
 
+@pytest.mark.slow
 def test_an_archive_by_git_has_the_version_of_its_commit(checkout: Path, tmp_path: Path) -> None:
     git(checkout, "tag", "v1.2.3")
     git(checkout, "tag", "v1")

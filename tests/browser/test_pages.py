@@ -79,8 +79,13 @@ def test_a_model_is_uploaded_with_its_data_files(
     photograph(page, "data-files-report")
 
 
+def shuts_somebody_out(page: Page, axe: str) -> list[str]:
+    """What axe-core finds wrong in a page; the full form looks at all of them in test_accessibility."""
+    return [violation["id"] for violation in page.evaluate(f"{axe}; axe.run()")["violations"]]
+
+
 def test_a_model_is_uploaded_watched_and_its_report_read(
-    service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph
+    service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph, axe: str
 ) -> None:
     opened = visit(service.url)
     page = opened.page
@@ -89,6 +94,7 @@ def test_a_model_is_uploaded_watched_and_its_report_read(
     page.get_by_label("Spectrum", exact=True).select_option("top")
     page.get_by_label("Labels").fill("run: watched\nepoch: 1")
     page.get_by_label("Policy", exact=True).fill(LIMIT)
+    assert shuts_somebody_out(page, axe) == []
     page.get_by_role("button", name="Analyse").click()
     expect(page).to_have_url(re.compile(r"/analyses/[0-9a-f-]{36}$"))
     photograph(page, "progress")
@@ -100,6 +106,7 @@ def test_a_model_is_uploaded_watched_and_its_report_read(
         page.get_by_role("link", name="JSON", exact=True).click()
     report = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
     assert report["model"]["parameters"]["count"] == 6130
+    assert shuts_somebody_out(page, axe) == []
     photograph(page, "report")
     page.get_by_role("link", name="Page").click()
     expect(page.get_by_role("heading", name="Sharpness report")).to_be_visible()

@@ -45,7 +45,7 @@ def generated(output: str) -> int:
 
 @pytest.mark.parametrize(
     ("examples", "phases", "in_full", "least"),
-    [(2, "examples,fuzzing", False, 80), full(100, "examples,coverage,fuzzing,stateful", True, 2000)],
+    [(1, "examples,fuzzing", False, 50), full(100, "examples,coverage,fuzzing,stateful", True, 2000)],
     ids=["short", "full"],
 )
 def test_nothing_that_a_client_can_send_makes_the_service_break_its_specification(

@@ -114,7 +114,7 @@ def case(name: str) -> tuple[wsb.Classifier, wsb.Batch]:
     return wsb.from_module(module), wsb.Batch(x, rng.integers(0, CLASSES, SAMPLES))
 
 
-@pytest.mark.parametrize(("net", "mode"), crossed(NETS, MODES, keep=3))
+@pytest.mark.parametrize(("net", "mode"), crossed(NETS, MODES, keep=2))
 def test_a_gpu_gives_the_numbers_of_the_cpu(net: str, mode: str, gpus: simulated.Devices) -> None:
     classifier, batch = case(net)
     here = wsb.analyze(classifier, batch, wsb.Options(device="cpu", **MODES[mode]))

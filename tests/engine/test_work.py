@@ -140,6 +140,7 @@ def test_the_work_stays_what_it_was(name: str) -> None:
     assert found.bytes <= ALLOWANCE * record.bytes, f"{found} where {record} was enough"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", thinned(RECORDS, 3))
 def test_a_fifth_more_samples_are_noticed(name: str) -> None:
     function, samples, record = RECORDS[name]
@@ -184,6 +185,7 @@ def test_an_analysis_asks_for_no_more_products_than_it_did(name: str, asked: lis
     assert sum(report.products.values()) == sum(asked)
 
 
+@pytest.mark.slow
 def test_a_second_round_of_eigenvalues_would_be_noticed(asked: list[int]) -> None:
     classifier, batch, given = case("mlp", 100)
     wsb.analyze(classifier, batch, given.model_copy(update={"dtype": "float64", "spectrum": "top"}))

@@ -226,6 +226,7 @@ class LastWord(nn.Module):
         return self.head(torch.tanh(self.layer(x))[torch.arange(x.shape[0]), last])  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_file_for_one_sample_that_takes_the_rows_of_its_example_gives_each_sample_its_own_logits(
     tmp_path: Path,
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_limit_is_decided_rightly_and_sooner_than_the_gap_is_reached(name: str
     assert max(needed[:2]) <= whole.hessian_vector_products / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", ["auto", "probes"])
 def test_bounds_from_moments_may_decide_it_too(moments: str) -> None:
     _, _, values = net("trained perceptron")

@@ -259,6 +259,7 @@ def test_chunks_of_any_size_add_up_to_the_mean_of_the_whole_batch(name: str) -> 
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14 * float(whole.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokens", "class weights and samples", full("multilabel and samples")])
 def test_repeating_the_batch_changes_nothing(name: str) -> None:
     given = case(name)

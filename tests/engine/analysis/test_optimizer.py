@@ -332,6 +332,7 @@ def trained(optimizer: Callable[[nn.Module], Optimizer], steps: int) -> tuple[nn
     return module, wsb.Batch(x.numpy(), y.numpy()), made
 
 
+@pytest.mark.slow
 def test_gradient_descent_trains_at_the_edge_that_is_certified() -> None:
     module, batch, _ = trained(lambda module: SGD(module.parameters(), lr=0.45), 1200)
     settings = {"kind": "sgd", "learning_rate": 0.45}

@@ -130,6 +130,7 @@ def test_auto_takes_three_vectors_if_memory_holds_no_basis_and_names_what_would(
     assert less.enclosure.basis == "three_vectors"
 
 
+@pytest.mark.slow
 def test_vectors_that_memory_keeps_spare_the_products_of_the_second_pass_and_change_no_number() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(36, 300), nn.ReLU(), nn.Linear(300, 4)).double()
     options = {"relative_gap": 1e-3, "ends": "largest", "memory_limit": 8 << 20}

@@ -91,6 +91,7 @@ def test_a_training_ends_in_the_same_bits_and_each_value_is_that_of_its_checkpoi
     assert callback.last.step == 6
 
 
+@pytest.mark.slow
 def test_other_callbacks_can_monitor_it_after_each_epoch(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import EarlyStopping
 

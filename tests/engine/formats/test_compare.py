@@ -47,6 +47,7 @@ class Words(nn.Module):
         return self.last(self.recurrent(h)[0].mean(1))
 
 
+@pytest.mark.slow
 def test_layouts_of_an_exporter_are_matched_by_value() -> None:
     module = drawn(Words())
     found = wsb.compare_parameters(exported(module, torch.zeros(2, 3, dtype=torch.long), dynamo=True), module)

@@ -153,6 +153,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", thinned(CALLS, 3))
 def test_a_module_may_call_a_convolution_by_any_name(call: str) -> None:
     torch.manual_seed(0)

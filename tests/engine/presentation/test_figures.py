@@ -27,6 +27,7 @@ def images() -> dict[Form, bytes]:
     return {form: drawn(form) for form in FORMS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_report_gives_the_same_bytes(images: dict[Form, bytes], form: Form) -> None:
     first = images[form]

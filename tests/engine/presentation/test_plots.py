@@ -128,6 +128,7 @@ def test_a_plot_that_does_not_exist_is_an_error_with_those_that_do(perceptron: R
         perceptron.plot(show="pie")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", thinned(["_hidden", r"$\frac{1$", "日本", "50 $ or 60 $", r"\$x"], 2))
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font:UserWarning")
 def test_the_name_of_a_bound_is_no_formula(perceptron: Report, name: str) -> None:

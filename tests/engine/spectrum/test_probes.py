@@ -83,6 +83,7 @@ def test_bounds_of_whole_runs_fail_no_more_often_than_they_say(kind: str, runs: 
     assert ends / runs <= delta + allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [16, full(40)])
 def test_the_estimate_of_the_trace_is_within_its_error(runs: int) -> None:
     rng = np.random.default_rng(5)

@@ -199,6 +199,7 @@ def test_progress_that_is_too_long_to_keep_is_ignored() -> None:
     assert progress_document({**PROGRESS, "estimate": lengthy}) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", thinned(LIES, 4))
 def test_progress_that_the_engine_would_not_send_is_ignored(
     borrow_service: StartService, files: Files, lie: str

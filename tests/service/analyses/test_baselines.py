@@ -136,6 +136,7 @@ def test_a_request_may_name_its_baseline(service: Service, files: Files) -> None
         assert caught.value.code == "baseline_newer"
 
 
+@pytest.mark.slow
 def test_a_baseline_is_deleted_neither_by_hand_nor_by_age(service: Service, files: Files) -> None:
     kept, other = analysed(service, files, count=2)
     put(service, "main", kept)

@@ -89,6 +89,7 @@ def test_the_numbers_of_a_report_are_those_of_the_analysis(
     assert service.ended(doubtful["id"])["numbers"]["lambda_max"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["run", full("branch")])
 def test_a_report_is_compared_with_the_last_one_of_its_series(
     service: Service, model_bytes: bytes, batch_bytes: bytes, order: str

@@ -103,6 +103,7 @@ def test_an_analysis_without_a_report_ends_as_analyze_does(
     assert (result.returncode, result.stdout) == (code, "")
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_busy_ends_with_3_and_says_what_to_do(
     start_service: StartService, files: tuple[str, str], tmp_path: Path
 ) -> None:

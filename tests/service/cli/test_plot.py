@@ -58,7 +58,7 @@ def text_of(figure: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "first"), [("pdf", b"%PDF-"), ("svg", b"<?xml"), ("png", b"\x89PNG"), full("PDF", b"%PDF-")]
+    ("suffix", "first"), [full("pdf", b"%PDF-"), ("svg", b"<?xml"), full("png", b"\x89PNG"), full("PDF", b"%PDF-")]
 )
 def test_the_suffix_chooses_the_format(folder: Path, suffix: str, first: bytes) -> None:
     result = run("full.json", "--out", f"figure.{suffix}")
@@ -82,6 +82,7 @@ def test_one_report_is_drawn_by_what_it_has(folder: Path) -> None:
     assert "eigenvalue" in text_of(folder / "bare.svg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantity", thinned(["density", "spectrum", "bounds", "convergence", "loss.value", "lambda_max"], 3)
 )
@@ -112,6 +113,7 @@ def test_reports_of_one_name_are_named_by_their_folders(folder: Path) -> None:
     assert {"left", "right"} <= set(text_of(folder / "figure.svg"))
 
 
+@pytest.mark.slow
 def test_densities_are_laid_over_each_other(folder: Path) -> None:
     result = run("adam-0.json", "full.json", "bare.json", "--out", "figure.svg", "--quantity", "density")
     assert result.exit_code == 0

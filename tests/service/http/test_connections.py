@@ -67,6 +67,7 @@ def test_a_body_is_stored_as_it_was_sent_whatever_its_pieces(
     assert (status, document.get("id")) == ((201, identifier(content)) if size > 1 else (422, None))
 
 
+@pytest.mark.slow
 def test_requests_follow_each_other_on_one_connection(
     connection: socket.socket, answers: BinaryIO, content: bytes
 ) -> None:

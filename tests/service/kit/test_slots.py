@@ -32,6 +32,7 @@ def test_a_tenant_that_takes_all_it_can_leaves_room_for_every_other() -> None:
     assert taken == [32, 16, 8, 4, 2]
 
 
+@pytest.mark.slow
 def test_tenants_that_take_in_turns_have_equal_shares() -> None:
     slots = Slots(60, tenants=3)
     with ExitStack() as stack:

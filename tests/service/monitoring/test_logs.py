@@ -75,6 +75,7 @@ def test_nothing_of_one_request_sticks_to_the_next(start_service: StartService) 
     assert [line.get("tenant") for line in events(lines, "request")] == ["team", None]
 
 
+@pytest.mark.slow
 def test_what_a_worker_does_carries_analysis_job_device_and_attempt(service: Service, files: Files) -> None:
     with captured() as lines:
         analysis = submit(service, files)

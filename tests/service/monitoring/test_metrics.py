@@ -101,6 +101,7 @@ def test_one_that_runs_out_of_time_is_counted_with_its_cause(start_service: Star
     assert value(service, "wsb_analysis_failures_total", cause="time_limit") == 1
 
 
+@pytest.mark.slow
 def test_totals_stay_when_the_analyses_are_deleted(service: Service, files: Files) -> None:
     service.ended(submit(service, files))
     service.sql("DELETE FROM analyses")
@@ -127,6 +128,7 @@ def test_workers_are_counted_by_device(service: Service) -> None:
     assert value(service, "wsb_database_up") == 1
 
 
+@pytest.mark.slow
 def test_requests_are_counted_by_template_never_by_path(api: Service) -> None:
     for number in range(20):
         api.client.get(f"/v1/models/sha256:{number:064x}")

@@ -112,6 +112,7 @@ def test_a_server_that_stops_is_not_ready(api: Service) -> None:
     assert wrong(api) == {"server"}
 
 
+@pytest.mark.slow
 def test_a_table_that_is_locked_holds_up_neither_the_probe_nor_the_other_checks(start_service: StartService) -> None:
     api = start_service(worker=False, probe_seconds=1.5)
     with psycopg.connect(str(api.settings.database_url)) as blocker:

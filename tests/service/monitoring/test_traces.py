@@ -146,6 +146,7 @@ def test_without_an_endpoint_there_are_no_spans_and_no_sdk() -> None:
     assert result.stdout.strip() == "False {} False"
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_disturbs_nobody(start_service: StartService, files: Files) -> None:
     service = start_service(otlp_endpoint=NOWHERE)
     assert service.ended(submit(service, files))["state"] == "succeeded"

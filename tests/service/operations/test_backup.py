@@ -110,6 +110,7 @@ def test_another_installation_has_every_report_and_file_and_finishes_what_had_no
     ]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_deleted_during_a_backup_stays_until_its_end(
     api: Service, model_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

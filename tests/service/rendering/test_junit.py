@@ -46,6 +46,7 @@ def test_the_schema_holds_for_every_fixed_report(case: Any) -> None:
     suite_of(case.report, case.verdict)
 
 
+@pytest.mark.slow
 def test_the_schema_refuses_what_is_not_junit(perceptron: Any) -> None:
     text = render_junit(perceptron.report, perceptron.verdict)
     for wrong in (
@@ -87,6 +88,7 @@ def test_a_check_is_a_case(general: Any) -> None:
     assert cases_of(suite) == {"logits agree with another runtime [parity]": "passed", "two": "failure"}
 
 
+@pytest.mark.slow
 def test_a_verdict_that_no_rule_explains_is_a_case_of_its_own(general: Any) -> None:
     difference = Difference(name="batch", path="batch.sha256", candidate="a", baseline="b")
     verdict = Verdict(

@@ -52,6 +52,7 @@ def test_frames_come_back_whole_in_pieces_of_any_size(progress, body, piece):
     assert decode(data, piece=piece) == [*map(Progress, progress), Result(body)]
 
 
+@pytest.mark.slow
 @given(texts, texts, fields)
 def test_an_error_comes_back_whole(message, advice, details):
     error = JobError(code="bad_labels", message=message, advice=advice, details=details)

@@ -195,6 +195,7 @@ def test_an_estimated_trace_is_a_number_without_ends(service: Service) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_series_of_other_tenants_are_not_there(start_service: StartService) -> None:
     entries = ",".join(f"{name}:{hash_key(key)}" for name, key in KEYS.items())
     service = start_service(api_keys=entries)

@@ -50,6 +50,7 @@ def test_an_analysis_is_made_of_files_in_a_bucket(
     assert api.leftovers() == []
 
 
+@pytest.mark.slow
 def test_a_file_that_is_deleted_goes_from_the_bucket(api: Service, objects: Bucket, model_bytes: bytes) -> None:
     stored = api.client.post("/v1/models", content=model_bytes).json()
     assert len(objects.names()) == 1
@@ -132,6 +133,7 @@ def test_a_file_that_was_changed_in_the_bucket_is_told_at_once_and_mended_by_sen
     assert api.ended(submit(api, files))["state"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone_from_the_bucket_is_told(
     start_service: StartService, objects: Bucket, api: Service, files: Files
 ) -> None:
@@ -227,6 +229,7 @@ def test_a_store_that_keeps_failing_is_given_up_when_patience_ends(failing: type
     assert failing.seen > 1
 
 
+@pytest.mark.slow
 def test_every_error_of_the_store_is_declared(api: Service) -> None:
     paths = api.client.get("/openapi.json").json()["paths"]
     for path in ("/v1/models", "/v1/batches", "/v1/analyses"):

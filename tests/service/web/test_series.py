@@ -57,6 +57,7 @@ def test_a_series_is_in_the_order_of_its_checkpoints(service: Service, visit: Vi
     assert "they have no number as epoch or step: 1 checkpoint." in text
 
 
+@pytest.mark.slow
 def test_runs_and_quantities_of_the_address_are_shown_and_ticked(service: Service, visit: Visit) -> None:
     visitor = visit(service)
     density = Density(
@@ -102,6 +103,7 @@ def test_labels_of_strangers_lead_to_their_files(service: Service, visit: Visit)
     assert visitor.get(plot).status_code == 200
 
 
+@pytest.mark.slow
 def test_checkpoints_with_failed_checks_are_named_first(service: Service, visit: Visit) -> None:
     visitor = visit(service)
     analysed(service, visitor, "run: doubtful\nepoch: 1", checks=FAILED)

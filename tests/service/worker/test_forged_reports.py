@@ -64,6 +64,7 @@ def test_what_is_wrong_with_a_forged_report_takes_no_more_room_than_the_report()
     assert len(runner._told(caught.value)) < 10_000
 
 
+@pytest.mark.slow
 def test_timings_add_no_more_to_the_totals_than_the_time_that_passed(service: Service, files: Files) -> None:
     ended = forged(service, files, {"timings": {"total": 1e308, "loss": 1e308}})
     assert ended["state"] == "succeeded"

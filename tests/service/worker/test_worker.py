@@ -129,6 +129,7 @@ def test_a_worker_that_stops_puts_a_long_analysis_back(start_service: StartServi
     assert service.leftovers() == []
 
 
+@pytest.mark.slow
 def test_a_model_that_was_lost_from_the_disk_is_told(api: Service, start_service: StartService, files: Files) -> None:
     analysis = submit(api, files)
     for path in api.stored():
@@ -278,6 +279,7 @@ def test_cancelling_ends_the_process_without_a_poll(watched: StartService, files
     until(lambda: state(service, analysis) == "cancelled", seconds=50)
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_has_left_in_the_job_folder_is_removed(start_service: StartService, files: Files) -> None:
     api = start_service(worker=False)
     left = api.settings.job_dir / "scratch-left" / "job-1"

@@ -43,6 +43,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "exporter"), crossed(ACTIVATIONS, ("dynamo-18", "legacy-13", "legacy-20"), keep=3))
 def test_an_mlp_exported_by_torch_is_recognised(
     kind: str, exporter: str, export: Any, logits: Any, mlp_logits: Any

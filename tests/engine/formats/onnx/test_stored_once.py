@@ -165,6 +165,7 @@ def test_the_samples_of_the_example_change_nothing(
     assert len(names) == 1
 
 
+@pytest.mark.slow
 def test_what_was_folded_from_one_parameter_has_its_name(exported: Any) -> None:
     model = load_model(exported("tokens", 2)).resolve()
     assert {name for name, _ in Tokens().named_parameters()} == set(model.parameters)

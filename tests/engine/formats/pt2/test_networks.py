@@ -219,6 +219,7 @@ class Halves(nn.Module):
         return {"features": (x, None, 3), "logits": [self.last(torch.cat([right.exp(), left], 1))]}
 
 
+@pytest.mark.slow
 def test_branches_containers_and_several_inputs() -> None:
     module = randomised(Halves())
     generator = torch.Generator().manual_seed(3)

@@ -110,6 +110,7 @@ def test_logits_equal_those_of_the_module(name: str, way: str, randomised: Any, 
     torch.testing.assert_close(logits(classifier.resolve(), x, names=(entry,)), module(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "way"),
     [

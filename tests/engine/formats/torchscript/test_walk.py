@@ -250,6 +250,7 @@ REFUSED: dict[str, tuple[type[Base], str, str]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_recurrent_layer_that_runs_over_the_samples_is_analysed_as_one_batch(scripted: Any) -> None:
     torch.manual_seed(0)
     module = Recurrent().eval()
