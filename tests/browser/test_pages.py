@@ -171,6 +171,7 @@ def test_two_are_compared(service: Served, visit: OpenVisit, files: dict[str, Pa
     expect(other.get_by_role("img")).to_have_count(2)
 
 
+@pytest.mark.slow
 def test_plots_and_numbers_along_training_are_saved(
     service: Served, visit: OpenVisit, files: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_plots_and_numbers_along_training_are_saved(
     }
 
 
+@pytest.mark.slow
 def test_the_list_refreshes_itself_and_two_that_are_ticked_are_compared(
     service: Served, visit: OpenVisit, files: dict[str, Path], photograph: Photograph
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_backup_of_the_running_server_gives_another_one_with_every_report(serv
             assert connection.execute(query).fetchall() == reports
 
 
+@pytest.mark.slow
 def test_a_report_comes_although_the_worker_is_killed_in_the_middle(server: Served) -> None:
     response = post(server, onnx_mlp((64, 24, 10)), npz_batch(features=64, classes=10), wait=0, spectrum="dense")
     path = response.headers["location"]

@@ -51,6 +51,7 @@ def test_what_was_found_once_stays_mended(path: Path) -> None:
         read(path.read_bytes(), other, kind)
 
 
-@pytest.mark.parametrize("kind", [kind if kind == "pt" else full(kind) for kind in KINDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_file_ends_with_a_code_in_the_sandbox(kind: str) -> None:
     assert attack(kind, runs=DEPLOYED, seed="short") == (DEPLOYED, [])

@@ -63,6 +63,7 @@ def test_a_training_ends_in_the_same_bits_and_each_value_is_that_of_its_checkpoi
         assert metrics["wsb/stability_ratio"] == pytest.approx(ends.upper * rate / (2 * 1.9))
 
 
+@pytest.mark.slow
 def test_metrics_go_to_a_summary_writer_of_tensorboard(tmp_path: Path) -> None:
     require("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

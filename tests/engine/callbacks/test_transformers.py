@@ -127,6 +127,7 @@ def test_the_example_of_the_guide_runs(
     assert capsys.readouterr().out.rstrip().splitlines()[-1].count(",") == 1
 
 
+@pytest.mark.slow
 def test_the_trainer_s_smoothing_of_labels_is_taken_over_unless_the_options_have_one(smoothed: Any) -> None:
     from wsb_engine.callbacks import TransformersCallback
 

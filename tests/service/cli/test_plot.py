@@ -75,6 +75,7 @@ def test_two_processes_write_the_same_bytes(folder: Path, suffix: str) -> None:
     assert (folder / f"one.{suffix}").read_bytes() == (folder / f"two.{suffix}").read_bytes()
 
 
+@pytest.mark.slow
 def test_one_report_is_drawn_by_what_it_has(folder: Path) -> None:
     run("full.json", "--out", "full.svg")
     run("bare.json", "--out", "bare.svg")

@@ -64,6 +64,7 @@ def test_any_report_and_verdict_can_be_rendered(report: Report, verdict: Verdict
     assert report._repr_html_().endswith("</div>")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font:UserWarning")
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None, max_examples=5)
 @given(report=anything_for(Report), show=st.none() | st.sampled_from(PLOTS), log=st.none() | st.booleans())

@@ -110,8 +110,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "recurrent": (Recurrent, (4, 3)),
 }
 SHORT = {
-    *(("mlp", "legacy", 13), ("convolutional", "dynamo", 18), ("transformer", "legacy", 13)),
-    ("recurrent", "dynamo", 18),
+    ("convolutional", "dynamo", 18),
+    ("transformer", "legacy", 13),
 }
 EXPORTS = [
     each if each in SHORT else full(*each) for each in product(NETWORKS, ("legacy", "dynamo"), (13, 17, 18, 20, 21, 23))

@@ -146,7 +146,7 @@ def spectrum(function: Callable[[dict[str, Tensor]], Tensor], parameters: dict[s
         (Probe, 2),
         full(Query, 1),
         full(Query, 3),
-        (Parts, 2),
+        full(Parts, 2),
         full(Pooled, 2),
         full(Recurrent, 2),
         full(Keys, 3),

@@ -206,7 +206,7 @@ def _hessian(loss: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
     return vmap(product)(torch.eye(w.numel(), dtype=w.dtype))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", thinned([*SMOOTH, *KINKED], 45))
+@pytest.mark.parametrize("name", thinned([*SMOOTH, *KINKED], 25))
 def test_values_and_second_derivatives_are_those_of_torch(name: str, traced: Any) -> None:
     module = Applied((SMOOTH | KINKED)[name]).eval()
     model = load_model(traced(module, X[:2])).resolve()

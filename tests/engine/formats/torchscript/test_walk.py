@@ -141,6 +141,7 @@ def test_a_script_gives_the_logits_of_the_module(
         torch.testing.assert_close(logits(model, x), module(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "kind"), crossed(["scripted", "frozen", "traced"], [IntoParts, Masks]))
 def test_writing_in_place_gives_the_curvature_of_the_module(
     way: str, kind: type[Base], randomised: Any, export: Any, logits: Any, eager_hessian: Any
