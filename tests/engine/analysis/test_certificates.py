@@ -219,7 +219,6 @@ def confident(seed: int) -> tuple[wsb.Classifier, wsb.Batch]:
     return wsb.from_module(module), wsb.Batch(x, y)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [6, full(60)])
 def test_float32_enclosures_hold_the_float64_eigenvalues(seeds: int) -> None:
     for seed in range(seeds):

@@ -144,7 +144,6 @@ def test_a_limit_within_the_gap_stays_undecided_and_the_run_is_the_whole_one() -
     assert found.stopped_by == "products"
 
 
-@pytest.mark.slow
 def test_what_is_shown_holds_the_eigenvalues_and_later_enclosures_at_every_step() -> None:
     _, _, values = net("attention")
     seen: list[InterimEnclosure] = []

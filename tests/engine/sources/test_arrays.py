@@ -110,7 +110,6 @@ def test_rows_of_a_sparse_terabyte_are_read_at_once(tmp_path: Path) -> None:
         read_npy(tmp_path / "x.npy", tmp_path / "y.npy", progress=ignore)
 
 
-@pytest.mark.slow
 def test_a_bomb_is_unpacked_block_by_block(tmp_path: Path) -> None:
     # Half a GiB of zeros in half a MB, of which few rows are asked for
     path = tmp_path / "bomb.npz"

@@ -130,7 +130,6 @@ def test_every_migration_can_be_undone_and_done_again(database_url: str) -> None
         assert [connection.execute(part).fetchall() for part in parts] == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "subcommand", [full(("serve", "--port", "0", "--workers", "0")), ("worker", "--device", "cpu")]
 )

@@ -153,7 +153,6 @@ def test_two_keys_of_one_name_are_one_tenant_while_the_key_is_being_replaced(
     assert service.client.get(path, headers=bearer(NEXT_KEY)).status_code == 200
 
 
-@pytest.mark.slow
 def test_every_route_of_the_interface_wants_a_key_whatever_its_method(locked: Service) -> None:
     specification = locked.client.get("/openapi.json").json()
     checked = 0
@@ -242,7 +241,6 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "model.onnx"), str(tmp_path / "batch.npz")
 
 
-@pytest.mark.slow
 def test_the_command_sends_its_key_and_never_prints_it(start_service: StartService, files: tuple[str, str]) -> None:
     service = start_service(api_keys=entry("ci", KEY))
     result = command("analyze", *files, "--url", service.url, WSB_API_KEY=KEY)

@@ -137,7 +137,6 @@ def answers(tenants: Tenants, ids: dict[str, str]) -> dict[tuple[str, str], tupl
     return result
 
 
-@pytest.mark.slow
 def test_on_every_route_what_another_tenant_has_is_answered_like_what_does_not_exist(tenants: Tenants) -> None:
     foreign = answers(tenants, tenants.ids)
     assert {status for status, _ in foreign.values()} == {404}, foreign
@@ -145,7 +144,6 @@ def test_on_every_route_what_another_tenant_has_is_answered_like_what_does_not_e
     assert len(foreign) >= 11
 
 
-@pytest.mark.slow
 def test_nothing_of_it_changed_and_its_owner_still_has_it(tenants: Tenants) -> None:
     before = tenants.ours.get(f"/v1/analyses/{tenants.ids['analysis_id']}").json()
     answers(tenants, tenants.ids)
