@@ -113,7 +113,7 @@ def perturbed(objective: Objective, seed: int, held: Mapping[str, Tensor] | None
     )
 
 
-def derived(objective: Objective, seed: int | None) -> Objective:
+def derived(objective: Objective, seed: int) -> Objective:
     """Perturb what derivatives keep of intermediates, apart from the intermediates themselves.
 
     A derivative that is computed from what its operator returned (1 − a² for a = tanh h, a (g − aᵀg) of a softmax)
@@ -121,10 +121,8 @@ def derived(objective: Objective, seed: int | None) -> Objective:
 
     Args:
         objective: Objective in float64.
-        seed: Seed of ξ in the factors 1 + εξ; None leaves everything as it is, but multiplies in the same way.
+        seed: Seed of ξ in the factors 1 + εξ.
     """
-    if seed is None:
-        return replace(objective, keep=lambda tensor: tensor)
     noise = uniform(PATTERN, seed, 0, objective.device).mul_(2 * math.sqrt(3) * PERTURBATION).add_(1)
     noise, places = noise.repeat(2), count()
 

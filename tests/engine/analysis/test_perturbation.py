@@ -115,3 +115,24 @@ def test_an_input_on_a_threshold_that_is_used_as_a_number_widens_the_enclosure_a
     assert on.enclosure is not None
     assert on.enclosure.lambda_max.lower <= largest_eigenvalue(net) <= on.enclosure.lambda_max.upper
     assert "enclosure_open" not in [warning.code for warning in off.warnings]
+
+
+class Domain(nn.Module):
+    """Logits that are defined only where a weight is exactly 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("factors", torch.tensor([float("nan"), 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sin(x)) * self.get_buffer("factors")[(self.scale == 1).long()]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("basis", ["full", "three_vectors"])
+def test_a_model_that_is_undefined_nearby_is_refused_by_name(basis: str) -> None:
+    options = wsb.Options.model_validate({"dtype": "float64", "basis": basis})
+    with pytest.raises(wsb.ResourceError, match="rounding cannot be measured") as caught:
+        wsb.analyze(wsb.from_module(Domain().double()), wsb.Batch(X, Y), options)
+    assert caught.value.code == "overflow"

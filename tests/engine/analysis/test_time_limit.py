@@ -82,7 +82,7 @@ def test_most_of_a_short_time_goes_to_the_largest_eigenvalue(limit: int) -> None
 
 @pytest.mark.usefixtures("clock")
 def test_what_rounding_lacks_follows_after_the_enclosure_if_there_is_time() -> None:
-    report = analysed(convolution(), 33, max_products=4)
+    report = analysed(convolution(), 30, max_products=4)
     assert report.enclosure is not None
     assert report.enclosure.stopped_by == "products"
     assert report.messages("rounding_cut")
