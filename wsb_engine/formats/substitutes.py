@@ -36,6 +36,14 @@ def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
     return elementwise.hard_sigmoid(x)
 
 
+def logaddexp(x: Tensor, y: Tensor, *, out: Tensor | None = None) -> Tensor:
+    return elementwise.logaddexp(x, y)
+
+
+def mish(x: Tensor, inplace: bool = False) -> Tensor:
+    return elementwise.mish(x)
+
+
 def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Tensor:
     """As in inference, with the mean slope."""
     return torch.where(x >= 0, x, x * ((lower + upper) / 2))
@@ -198,6 +206,10 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "heaviside": elementwise.heaviside,
     "lstm": _recurrent(_lstm),
     "linalg_vector_norm": vector_norm,
+    "logaddexp": logaddexp,
+    "logaddexp.default": logaddexp,
+    "mish": mish,
+    "mish.default": mish,
     "norm": norm,
     "normalize": normalize,
     "prelu": elementwise.prelu,

@@ -97,9 +97,9 @@ _NATIVE = """
     cummin cumprod cumsum diagonal diff div divide dot einsum elu eq erf erfc exp exp2 expand expand_as expm1 eye
     flatten flip floor floor_divide fmod frac full full_like gather ge gelu greater greater_equal gt hardshrink
     hardtanh hstack im2col index index_add index_put index_select inner isfinite isinf isnan le leaky_relu less
-    less_equal linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not logical_or
+    less_equal linspace log log10 log1p log2 log_sigmoid log_softmax logical_and logical_not logical_or
     logical_xor logsumexp lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid
-    min minimum mish mm mT movedim mul multiply mv nan_to_num narrow ne neg negative new_full new_ones new_zeros
+    min minimum mm mT movedim mul multiply mv nan_to_num narrow ne neg negative new_full new_ones new_zeros
     not_equal numpy_T one_hot ones ones_like outer permute pixel_shuffle pixel_unshuffle pow prod reciprocal
     reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder repeat repeat_interleave
     replication_pad1d replication_pad2d replication_pad3d roll rot90 round rsqrt rsub scatter scatter_add select
@@ -318,6 +318,8 @@ def rrelu(call: Call, x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_:
 _enter("hardsigmoid")(without_call(elementwise.hard_sigmoid))
 _enter("hardswish")(without_call(elementwise.hard_swish))
 _enter("heaviside")(without_call(elementwise.heaviside))
+_enter("logaddexp")(without_call(elementwise.logaddexp))
+_enter("mish")(without_call(elementwise.mish))
 _enter("prelu")(without_call(elementwise.prelu))
 
 

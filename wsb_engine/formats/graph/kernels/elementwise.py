@@ -1,4 +1,4 @@
-"""Elementwise functions that torch implements without a second derivative, or with less accuracy."""
+"""Elementwise functions that torch implements without a second derivative, without a finite one, or less accurately."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ SURE = 15.0
 def softplus(x: Tensor, beta: float = 1.0) -> Tensor:
     """log(1 + e^(βx))/β: beyond 40 the identity is exact in float64; torch's own threshold of 20 is off by 2e-9."""
     return functional.softplus(x, beta, threshold=40.0)
+
+
+def mish(x: Tensor) -> Tensor:
+    """x tanh(softplus(x)); the second derivative of torch's own is NaN beyond 709, where e^x overflows."""
+    return x * torch.tanh(softplus(x))
+
+
+def logaddexp(x: Tensor, y: Tensor) -> Tensor:
+    """log(e^x + e^y); the second derivative of torch's own is NaN where x and y differ by more than 709."""
+    return torch.logsumexp(torch.stack(torch.broadcast_tensors(x, y)), 0)
 
 
 def hard_sigmoid(x: Tensor) -> Tensor:

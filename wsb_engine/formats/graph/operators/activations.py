@@ -16,7 +16,7 @@ from wsb_engine.formats.graph.plan import without_call
 
 for _name, _function in {
     "HardSwish": elementwise.hard_swish,
-    "Mish": lambda x: x * torch.tanh(elementwise.softplus(x)),
+    "Mish": elementwise.mish,
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
     "Softplus": elementwise.softplus,
