@@ -52,7 +52,7 @@ _ACCUMULATED: dict[Any, Any] = {
 """Products x·y, with the operators that compute z + x·y in place of z."""
 _SLOPES = {
     aten.elu_backward.default, aten.gelu_backward.default, aten.hardswish_backward.default,
-    aten.leaky_relu_backward.default, aten.mish_backward.default, aten.sigmoid_backward.default,
+    aten.leaky_relu_backward.default, aten.sigmoid_backward.default,
     aten.silu_backward.default, aten.softplus_backward.default, aten.tanh_backward.default,
 }  # fmt: skip
 """Operators that multiply their first argument by a function's slope at their only other tensor.

@@ -166,7 +166,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "hardswish": torch.nn.functional.hardswish,
     "leaky_relu": lambda x: torch.nn.functional.leaky_relu(x, 0.2),
-    "mish": torch.nn.functional.mish,
     "sigmoid": torch.sigmoid,
     "silu": torch.nn.functional.silu,
     "softplus": torch.nn.functional.softplus,
