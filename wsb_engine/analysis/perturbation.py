@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from wsb_engine.curvature.products.autodiff import Objective
 from wsb_engine.model import Tensors
@@ -111,6 +114,61 @@ def perturbed(objective: Objective, seed: int, held: Mapping[str, Tensor] | None
         fixed=all_moved(objective.fixed, count),
         disturb=disturb,
     )
+
+
+def written_out(objective: Objective) -> Objective:
+    """Compute activations by several operators where torch's own keeps its input alone.
+
+    Their derivatives contain 1 − σ or 1 − tanh² of it, so that no perturbation of what is kept shows the digits lost.
+    """
+    function = objective.function
+
+    def run(parameters: Tensors, inputs: Tensors) -> Tensor:
+        with WrittenOut():
+            return function(parameters, inputs)
+
+    return replace(objective, function=run)
+
+
+class WrittenOut(TorchFunctionMode):
+    """Runs the functions below in place of torch's own of the same name within its block."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(function, "__name__", "").partition(".")[0]
+        return _WRITTEN_OUT.get(name, function)(*args, **(kwargs or {}))
+
+
+def _silu(x: Tensor, inplace: bool = False) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    a, b = x.chunk(2, dim)
+    return a * torch.sigmoid(b)
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    if approximate != "tanh":
+        return functional.gelu(x)
+    return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    return _log_of_one_more(beta * x) / beta
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    return x - _log_of_one_more(x)
+
+
+def _log_of_one_more(x: Tensor) -> Tensor:
+    """Compute log(1 + e^x), whose derivatives lose digits of a large x as those of torch's softplus do."""
+    return torch.logsumexp(torch.stack([x, torch.zeros_like(x)]), 0)
+
+
+_WRITTEN_OUT = {"gelu": _gelu, "glu": _glu, "log_sigmoid": _log_sigmoid, "silu": _silu, "softplus": _softplus}
 
 
 def derived(objective: Objective, seed: int) -> Objective:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wsb_engine.analysis.agreement import norm
 from wsb_engine.analysis.monitor import Monitor, TimeLimitError
-from wsb_engine.analysis.perturbation import PERTURBATION, deciding, derived, perturbed
+from wsb_engine.analysis.perturbation import PERTURBATION, deciding, derived, perturbed, written_out
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
 from wsb_engine.curvature.closed_form.layout import Layout
@@ -245,10 +245,12 @@ class Measuring:
             return []
         if problem.has_own_backward:
             return self._give_up("the module defines its own backward pass")
+        # The closed form has formulas of its own.
+        objective = problem.objective if problem.structure is not None else written_out(problem.objective)
         sizes: list[float] = []
         try:
             for v, image in zip(vectors.split(1, dim=1), images.split(1, dim=1), strict=True):
-                moved = problem.from_scratch(derived(problem.objective, seed + len(sizes)))
+                moved = problem.from_scratch(derived(objective, seed + len(sizes)))
                 sizes += _differences(moved, v, image, scaling)
         except (ModelError, ResourceError) as error:
             if error.code not in ("not_differentiable", "overflow"):

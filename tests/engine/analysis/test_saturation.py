@@ -1,7 +1,8 @@
-"""Saturated attention: what rounding leaves of H is no more than the certificates and checks allow for."""
+"""Saturated attention and activations: what rounding leaves of H is no more than certificates and checks allow for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from support.forms import full
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import wsb
 from wsb_engine.analysis import agreement
@@ -228,3 +230,61 @@ def test_what_a_module_keeps_for_its_own_backward_pass_is_left_alone() -> None:
     enclosure = wsb.analyze(wsb.from_module(Deciding().double()), batch, options).enclosure
     assert enclosure is not None
     assert enclosure.lambda_max.relative_gap < 1e-6
+
+
+class Gated(nn.Module):
+    """Logits that depend on one weight, through an activation whose own derivatives lose digits."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float64))
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.activation(x * self.weight) * torch.tensor([[0.01, 0.005, -0.003]], dtype=torch.float64)
+        return z
+
+
+def _softplus(x: Any) -> Any:
+    return mpmath.log1p(mpmath.exp(x))
+
+
+GATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Any], Any], float]] = {
+    "silu": (F.silu, lambda x: x / (1 + mpmath.exp(-x)), 38.0),
+    "gelu by tanh": (
+        lambda x: F.gelu(x, approximate="tanh"),
+        lambda x: x / 2 * (1 + mpmath.tanh(mpmath.sqrt(2 / mpmath.pi) * (x + mpmath.mpf(0.044715) * x**3))),
+        6.0,
+    ),
+    "softplus": (lambda x: F.softplus(x, 20), lambda x: _softplus(20 * x) / 20, 0.5),
+    "log sigmoid": (F.logsigmoid, lambda x: -_softplus(-x), 6.0),
+    "log sigmoid, flat": (F.logsigmoid, lambda x: -_softplus(-x), 38.0),
+    "glu": (lambda x: F.glu(torch.cat([x + 1, x], 1)), lambda x: (x + 1) / (1 + mpmath.exp(-x)), 38.0),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_digits_that_an_activation_loses_in_its_derivative_are_allowed_for(name: str) -> None:
+    activation, exact, weight = GATES[name]
+    x, y = np.array([[1.0], [1.01], [0.97], [1.03]]), np.array([0, 1, 2, 1])
+
+    def loss(weight: Any) -> Any:
+        total = mpmath.mpf(0)
+        for value, label in zip(x[:, 0], y, strict=True):
+            z = [mpmath.mpf(factor) * exact(mpmath.mpf(float(value)) * weight) for factor in (0.01, 0.005, -0.003)]
+            total += mpmath.log(sum(map(mpmath.exp, z))) - z[label]
+        return total / len(y)
+
+    with mpmath.workdps(120):
+        step, at = mpmath.mpf(10) ** -30, mpmath.mpf(weight)
+        truth = (loss(at + step) - 2 * loss(at) + loss(at - step)) / step**2
+        report = wsb.analyze(
+            wsb.from_module(Gated(activation, weight)), wsb.Batch(x, y), wsb.Options(dtype="float64", device="cpu")
+        )
+        if report.enclosure is None:
+            assert report.messages("enclosure_withheld")
+        else:
+            assert (
+                mpmath.mpf(report.enclosure.lambda_max.lower) <= truth <= mpmath.mpf(report.enclosure.lambda_max.upper)
+            )
+            assert report.enclosure.rounding.slack <= 1e-3 * abs(truth)

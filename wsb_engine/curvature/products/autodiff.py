@@ -235,7 +235,7 @@ class Objective:
         """
         total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
         direction = self.unflatten(v)
-        share = 2 if self.keep is None else 4  # what is kept is there twice then
+        share = 2 if self.keep is None else 6  # what is kept is there twice then, and activations are written out
         for rows in self.chunks(min(size, max(1, self.fits // share))):
             point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
             with torch.enable_grad():
