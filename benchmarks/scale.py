@@ -332,7 +332,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "lambda_max:resnet18": partial(analysis_of, "resnet18", GOALS["resnet18"], **PRECISIONS["float64"]),
     **{
         f"lambda_max:{name}:{precision}": partial(
-            analysis_of, name, GOALS[name], memory_limit=int(GOALS[name].gib * GIB), **options
+            analysis_of, name, GOALS[name], memory_limit=int(GOALS[name].gib * GIB), moments="none", **options
         )
         for name in ("distilbert", "vit_b")
         for precision, options in PRECISIONS.items()
