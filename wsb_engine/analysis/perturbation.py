@@ -141,7 +141,9 @@ class WrittenOut(TorchFunctionMode):
 
 
 def _silu(x: Tensor, inplace: bool = False) -> Tensor:
-    return x * torch.sigmoid(x)
+    before = x.clone() if inplace else x
+    result = before * torch.sigmoid(before)
+    return x.copy_(result) if inplace else result
 
 
 def _glu(x: Tensor, dim: int = -1) -> Tensor:

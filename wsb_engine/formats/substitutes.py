@@ -32,21 +32,22 @@ class Substitutes(Roots):
             return _TABLE[name](*args, **(kwargs or {}))
 
 
-def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    return elementwise.hard_sigmoid(x)
+def _activation(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def run(x: Tensor, inplace: bool = False) -> Tensor:
+        return x.copy_(function(x.clone())) if inplace else function(x)
+
+    return run
 
 
 def logaddexp(x: Tensor, y: Tensor, *, out: Tensor | None = None) -> Tensor:
     return elementwise.logaddexp(x, y)
 
 
-def mish(x: Tensor, inplace: bool = False) -> Tensor:
-    return elementwise.mish(x)
-
-
-def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Tensor:
+def rrelu(
+    x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
     """As in inference, with the mean slope."""
-    return torch.where(x >= 0, x, x * ((lower + upper) / 2))
+    return _activation(lambda x: torch.where(x >= 0, x, x * ((lower + upper) / 2)))(x, inplace)
 
 
 def norm(x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, *arguments: Any, **options: Any) -> Tensor:
@@ -202,14 +203,14 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "cdist": cdist,
     "embedding_bag": embedding_bag,
     "gru": _recurrent(_gru),
-    "hardsigmoid": hardsigmoid,
+    "hardsigmoid": _activation(elementwise.hard_sigmoid),
     "heaviside": elementwise.heaviside,
     "lstm": _recurrent(_lstm),
     "linalg_vector_norm": vector_norm,
     "logaddexp": logaddexp,
     "logaddexp.default": logaddexp,
-    "mish": mish,
-    "mish.default": mish,
+    "mish": _activation(elementwise.mish),
+    "mish.default": elementwise.mish,
     "norm": norm,
     "normalize": normalize,
     "prelu": elementwise.prelu,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.eager import eager_hessian
 from support.forms import full, thinned
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -288,3 +289,38 @@ def test_several_sigmoids_are_no_distribution() -> None:
 def test_several_outputs_that_may_be_probabilities_are_logits_with_a_warning() -> None:
     report = wsb.analyze(wsb.from_module(Branched(3, torch.sigmoid).double()), wsb.Batch(X, Y), QUICK)
     assert "head_assumed" in [warning.code for warning in report.warnings]
+
+
+class InPlace(nn.Module):
+    """Uses what an activation left in place of its argument."""
+
+    def __init__(self, activation: Callable[..., Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.activation = nn.Linear(4, 5), nn.Linear(5, 3), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.flatten(1)) + 0
+        changed = self.activation(h, inplace=True)
+        z: Tensor = self.second(h + changed)
+        return z
+
+
+ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]] = {
+    "hardsigmoid": (F.hardsigmoid, lambda h: (h / 6 + 0.5).clamp(0, 1)),
+    "mish": (F.mish, lambda h: h * torch.tanh(torch.log1p(torch.exp(h)))),
+    "rrelu": (F.rrelu, lambda h: torch.where(h >= 0, h, h * 11 / 48)),
+    "silu": (F.silu, lambda h: h / (1 + torch.exp(-h))),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_in_place_changes_its_argument(name: str) -> None:
+    activation, formula = ACTIVATIONS[name]
+    options = wsb.Options(spectrum="dense", dtype="float64")
+    report = wsb.analyze(wsb.from_module(InPlace(activation).double()), wsb.Batch(X, Y), options)
+    written_out = InPlace(lambda h, inplace: h.copy_(formula(h.clone()))).double()
+    expected = float(torch.linalg.eigvalsh(eager_hessian(written_out, X, Y))[-1])
+    assert report.largest_eigenvalue == pytest.approx(expected, rel=1e-10)
+    assert report.enclosure is not None
+    assert report.enclosure.rounding.slack <= 1e-9 * expected

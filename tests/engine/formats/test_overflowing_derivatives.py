@@ -34,9 +34,16 @@ def softplus(h: Tensor) -> Tensor:
     return torch.relu(h) + torch.log1p(torch.exp(-h.abs()))
 
 
+def in_place(function: Callable[..., Tensor], h: Tensor) -> Tensor:
+    """Run it for what it does to its argument."""
+    changed = h.clone()
+    function(changed, inplace=True)
+    return changed
+
+
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "mish": (F.mish, lambda h: h * torch.tanh(softplus(h))),
-    "mish, in place": (lambda h: F.mish(h.clone(), inplace=True), lambda h: h * torch.tanh(softplus(h))),
+    "mish, in place": (lambda h: in_place(F.mish, h), lambda h: h * torch.tanh(softplus(h))),
     "logaddexp": (lambda h: torch.logaddexp(h, torch.zeros_like(h)), softplus),
     "logaddexp of a row": (lambda h: torch.logaddexp(h, 0 * h[:, :1]), softplus),
     "logaddexp of opposites": (lambda h: torch.logaddexp(h, -h), lambda h: h.abs() + softplus(-2 * h.abs())),
