@@ -81,13 +81,14 @@ class MLPProduct(HessianProduct):
     def __call__(self, V: Tensor) -> Tensor:
         directions = self._directions(V)
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
-        # For parameters of no layer, on which the logits don't depend.
-        zeros = {name: V.new_zeros(()).expand(w.numel(), V.shape[1]) for name, w in self.objective.selected.items()}
+        # Parameters of no layer keep 0: the logits don't depend on them.
+        selected = self.objective.selected
+        sums = dict(zip(selected, total.split([w.numel() for w in selected.values()]), strict=True))
         for start in range(0, len(self.objective.targets.weights), self._rows):
             self.objective.pause()
             chunk = self._chunk(start)
-            parts = self._backward(chunk, directions, *self._forward(chunk, directions))
-            total += torch.cat([parts.get(name, idle) for name, idle in zeros.items()]).double()
+            for name, part in self._backward(chunk, directions, *self._forward(chunk, directions)).items():
+                sums[name] += part
         return total
 
     @property
@@ -206,7 +207,7 @@ class MLPProduct(HessianProduct):
                 before = ra[l]
                 if before is not None:
                     other = before.flatten(0, 1) @ chunk.weighted_delta[l].T
-                    block = block + other.view(layer.d_in, m, layer.d_out).permute(2, 1, 0)
+                    block += other.view(layer.d_in, m, layer.d_out).permute(2, 1, 0)
                 parts[dense.weight] = block.permute((2, 0, 1) if dense.transposed else (0, 2, 1)).reshape(-1, m)
             if layer.learns_bias and dense.bias is not None:
                 parts[dense.bias] = weighted.sum(dim=2)
