@@ -221,11 +221,10 @@ def surroundings(request: Request, emit: Emit) -> str:
 
 
 def flood_from_another_session(request: Request, emit: Emit) -> str:
-    pid = os.fork()
-    if pid == 0:
+    if os.fork() == 0:
         os.setsid()
+        emit({"flooder": os.getpid()})  # before the flood
         flood(request, emit)
-    emit({"flooder": pid})
     _pause_forever()
 
 
