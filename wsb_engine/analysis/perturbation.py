@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from wsb_engine.curvature.products.autodiff import Objective
+from wsb_engine.formats.graph.kernels.elementwise import activation
 from wsb_engine.model import Tensors
 from wsb_engine.random_vectors import uniform
 
@@ -140,12 +141,6 @@ class WrittenOut(TorchFunctionMode):
         return _WRITTEN_OUT.get(name, function)(*args, **(kwargs or {}))
 
 
-def _silu(x: Tensor, inplace: bool = False) -> Tensor:
-    before = x.clone() if inplace else x
-    result = before * torch.sigmoid(before)
-    return x.copy_(result) if inplace else result
-
-
 def _glu(x: Tensor, dim: int = -1) -> Tensor:
     a, b = x.chunk(2, dim)
     return a * torch.sigmoid(b)
@@ -158,7 +153,7 @@ def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
 
 
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    return _log_of_one_more(beta * x) / beta
+    return torch.where(beta * x > threshold, x, _log_of_one_more(beta * x) / beta)
 
 
 def _log_sigmoid(x: Tensor) -> Tensor:
@@ -170,7 +165,13 @@ def _log_of_one_more(x: Tensor) -> Tensor:
     return torch.logsumexp(torch.stack([x, torch.zeros_like(x)]), 0)
 
 
-_WRITTEN_OUT = {"gelu": _gelu, "glu": _glu, "log_sigmoid": _log_sigmoid, "silu": _silu, "softplus": _softplus}
+_WRITTEN_OUT: dict[str, Callable[..., Tensor]] = {
+    "gelu": _gelu,
+    "glu": _glu,
+    "log_sigmoid": _log_sigmoid,
+    "silu": activation(lambda x: x * torch.sigmoid(x)),
+    "softplus": _softplus,
+}
 
 
 def derived(objective: Objective, seed: int) -> Objective:

@@ -245,7 +245,7 @@ class Measuring:
             return []
         if problem.has_own_backward:
             return self._give_up("the module defines its own backward pass")
-        # The closed form has formulas of its own.
+        # The closed form computes slopes without loss.
         objective = problem.objective if problem.structure is not None else written_out(problem.objective)
         sizes: list[float] = []
         try:

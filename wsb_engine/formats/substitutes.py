@@ -32,22 +32,11 @@ class Substitutes(Roots):
             return _TABLE[name](*args, **(kwargs or {}))
 
 
-def _activation(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def run(x: Tensor, inplace: bool = False) -> Tensor:
-        return x.copy_(function(x.clone())) if inplace else function(x)
-
-    return run
-
-
-def logaddexp(x: Tensor, y: Tensor, *, out: Tensor | None = None) -> Tensor:
-    return elementwise.logaddexp(x, y)
-
-
 def rrelu(
-    x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+    x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False, **_: Any
 ) -> Tensor:
     """As in inference, with the mean slope."""
-    return _activation(lambda x: torch.where(x >= 0, x, x * ((lower + upper) / 2)))(x, inplace)
+    return elementwise.activation(lambda x: torch.where(x >= 0, x, x * ((lower + upper) / 2)))(x, inplace)
 
 
 def norm(x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, *arguments: Any, **options: Any) -> Tensor:
@@ -203,13 +192,13 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "cdist": cdist,
     "embedding_bag": embedding_bag,
     "gru": _recurrent(_gru),
-    "hardsigmoid": _activation(elementwise.hard_sigmoid),
+    "hardsigmoid": elementwise.activation(elementwise.hard_sigmoid),
     "heaviside": elementwise.heaviside,
     "lstm": _recurrent(_lstm),
     "linalg_vector_norm": vector_norm,
-    "logaddexp": logaddexp,
-    "logaddexp.default": logaddexp,
-    "mish": _activation(elementwise.mish),
+    "logaddexp": elementwise.logaddexp,
+    "logaddexp.default": elementwise.logaddexp,
+    "mish": elementwise.activation(elementwise.mish),
     "mish.default": elementwise.mish,
     "norm": norm,
     "normalize": normalize,

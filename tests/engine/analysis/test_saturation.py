@@ -257,6 +257,7 @@ GATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Any], Any], float]]
         6.0,
     ),
     "softplus": (lambda x: F.softplus(x, 20), lambda x: _softplus(20 * x) / 20, 0.5),
+    "softplus up to 5": (lambda x: F.softplus(x, 1, 5), lambda x: x if x > 5 else _softplus(x), 5.01),
     "log sigmoid": (F.logsigmoid, lambda x: -_softplus(-x), 6.0),
     "log sigmoid, flat": (F.logsigmoid, lambda x: -_softplus(-x), 38.0),
     "glu": (lambda x: F.glu(torch.cat([x + 1, x], 1)), lambda x: (x + 1) / (1 + mpmath.exp(-x)), 38.0),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.between import Between
 from support.forms import full, thinned
 from torch import Tensor, nn
 
@@ -16,19 +17,6 @@ import wsb_engine as wsb
 pytestmark = pytest.mark.filterwarnings(
     "ignore:There is a performance drop:UserWarning", "ignore:.*is deprecated:DeprecationWarning"
 )
-
-
-class Between(nn.Module):
-    """A function between two layers."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second, self.function = nn.Linear(4, 6), nn.Linear(6, 3), function
-
-    def forward(self, x: Tensor) -> Tensor:
-        z: Tensor = self.second(self.function(self.first(x)))
-        return z
 
 
 SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import pt2
+from support.between import Between
 from support.eager import eager_hessian
 from support.forms import crossed, full
 from torch import Tensor, nn
@@ -18,15 +19,8 @@ from torch.nn import functional as F
 import wsb_engine as wsb
 
 
-class Between(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second, self.function = nn.Linear(4, 6), nn.Linear(6, 3), function
-
-    def forward(self, x: Tensor) -> Tensor:
-        z: Tensor = self.second(self.function(4 * self.first(x)) / 100)
-        return z
+def steep(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    return Between(lambda h: function(4 * h) / 100).double().eval()
 
 
 def softplus(h: Tensor) -> Tensor:
@@ -79,7 +73,7 @@ def test_an_activation_has_a_second_derivative_wherever_it_is(
     function, stable = FUNCTIONS[name]
     # A factor of 300 brings some arguments beyond ±709, where e^x overflows.
     x, y = scale * np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
-    module, oracle = Between(function).double().eval(), Between(stable).double()
+    module, oracle = steep(function), steep(stable)
     options = wsb.Options(dtype="float64", moments="none", device="cpu")
     report = wsb.analyze(source(module, torch.from_numpy(x), tmp_path), wsb.Batch(x, y), options)
     truth = float(torch.linalg.eigvalsh(eager_hessian(oracle, torch.from_numpy(x), torch.from_numpy(y)))[-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,6 +12,15 @@ from wsb_engine.formats.graph.kernels.normalization import by_channel
 
 SURE = 15.0
 """Above this threshold softplus and the identity differ by less than float32 can tell (e⁻¹⁵ = 3e-7, relative 2e-8)."""
+
+
+def activation(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Return a function that takes torch's option ``inplace``, and then changes its argument."""
+
+    def run(x: Tensor, inplace: bool = False) -> Tensor:
+        return x.copy_(function(x.clone())) if inplace else function(x)
+
+    return run
 
 
 def softplus(x: Tensor, beta: float = 1.0) -> Tensor:
