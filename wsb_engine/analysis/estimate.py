@@ -16,7 +16,7 @@ from wsb_engine.analysis.logits import kept_bytes
 from wsb_engine.analysis.monitor import Monitor
 from wsb_engine.analysis.problem import Problem, pose, vectors
 from wsb_engine.analysis.questions import costs, population
-from wsb_engine.analysis.rounding import DERIVED, DIFFERENCES, PERTURBATIONS
+from wsb_engine.analysis.rounding import DIFFERENCES, MOVED, PERTURBATIONS
 from wsb_engine.analysis.targets import counting_rows, wanted
 from wsb_engine.batch import Batch
 from wsb_engine.costs import Estimate, PhaseEstimate
@@ -204,12 +204,12 @@ def _phases(
     yield "loss", N * each, memory.gradient()
     if options.enclosure or choice.method is not None:
         compared = DIFFERENCES if is_single else PERTURBATIONS
-        rounding = PROVING * one if is_proven else (2 * compared + DERIVED * (not is_single)) * one
+        rounding = PROVING * one if is_proven else (2 * compared + MOVED * (not is_single)) * one
         yield "rounding", rounding, memory.rounding(way, 0 if is_proven else compared)
     if choice.method is not None:
         yield "moments", *_moments(problem, options, choice, one, memory)
     if options.enclosure:
-        confirming = CONFIRMING + (0 if is_proven or is_single else (PERTURBATIONS + DERIVED) * OUTER)
+        confirming = CONFIRMING + (0 if is_proven or is_single else (PERTURBATIONS + MOVED) * OUTER)
         repeated, kept = 0, memory.basis(products)
         if without_basis(product, options, problem.memory):
             spared = min(products, spare(product, options, problem.memory))
@@ -237,7 +237,7 @@ def _phases(
     for name in _questions(options):
         expected = min(inputs.EXPECTED_PRODUCTS, options.max_products, P)
         compared = DIFFERENCES if is_single else PERTURBATIONS
-        bounding = 2 * compared + DERIVED * (not is_single)
+        bounding = 2 * compared + MOVED * (not is_single)
         if problem.structure is not None and not is_single:
             bounding = PROVING
         repeated = without_basis(product, options, problem.memory)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from wsb_engine.curvature.monte_carlo import MonteCarloArithmetic
 from wsb_engine.curvature.products.autodiff import Objective
 from wsb_engine.formats.graph.kernels.elementwise import activation
 from wsb_engine.model import Tensors
@@ -26,8 +27,6 @@ JUMP = 2.0**-20
 """Change of a sample's logits, relative to them, at which they jump instead of following a perturbation."""
 GENERIC = 2.0**-10
 """Relative size of the noise that makes parameters generic, so that no derivative vanishes by their values."""
-PATTERN, STRIDE = 65_521, 4_099
-"""Numbers of a noise that repeats, and where the next tensor starts in it: primes, so that no shape is in step."""
 
 
 def deciding(objective: Objective) -> dict[str, Tensor]:
@@ -117,20 +116,6 @@ def perturbed(objective: Objective, seed: int, held: Mapping[str, Tensor] | None
     )
 
 
-def written_out(objective: Objective) -> Objective:
-    """Compute activations by several operators where torch's own keeps its input alone.
-
-    Their derivatives contain 1 − σ or 1 − tanh² of it, so that no perturbation of what is kept shows the digits lost.
-    """
-    function = objective.function
-
-    def run(parameters: Tensors, inputs: Tensors) -> Tensor:
-        with WrittenOut():
-            return function(parameters, inputs)
-
-    return replace(objective, function=run)
-
-
 class WrittenOut(TorchFunctionMode):
     """Runs the functions below in place of torch's own of the same name within its block."""
 
@@ -147,8 +132,8 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    if approximate != "tanh":
-        return functional.gelu(x)
+    if approximate == "none":
+        return x / 2 * (1 + torch.erf(x / math.sqrt(2)))
     return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -165,33 +150,47 @@ def _log_of_one_more(x: Tensor) -> Tensor:
     return torch.logsumexp(torch.stack([x, torch.zeros_like(x)]), 0)
 
 
+def _log_softmax(x: Tensor, dim: int | None = None, *arguments: Any, **options: Any) -> Tensor:
+    if dim is None:
+        return functional.log_softmax(x, dim, *arguments, **options)
+    shifted = x - x.detach().amax(dim, keepdim=True)
+    return shifted - torch.log(torch.exp(shifted).sum(dim, keepdim=True))
+
+
+def _log_sum_exp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    largest = x.detach().amax(dim, keepdim=True)
+    result = torch.log(torch.exp(x - largest).sum(dim, keepdim=True)) + largest
+    return result if keepdim else result.squeeze(dim)
+
+
 _WRITTEN_OUT: dict[str, Callable[..., Tensor]] = {
     "gelu": _gelu,
     "glu": _glu,
     "log_sigmoid": _log_sigmoid,
+    "log_softmax": _log_softmax,
+    "logsumexp": _log_sum_exp,
     "silu": activation(lambda x: x * torch.sigmoid(x)),
     "softplus": _softplus,
+    "special_ndtr": lambda x: (1 + torch.erf(x / math.sqrt(2))) / 2,
 }
 
 
-def derived(objective: Objective, seed: int) -> Objective:
-    """Perturb what derivatives keep of intermediates, apart from the intermediates themselves.
+def in_monte_carlo_arithmetic(objective: Objective, seed: int, *, written_out: bool) -> Objective:
+    """Move results of the operators that compute the logits, and with them what derivatives keep.
 
     A derivative that is computed from what its operator returned (1 − a² for a = tanh h, a (g − aᵀg) of a softmax)
-    loses what the digits of a do not show. Moving parameters does not reveal it, since a saturated a stays as it is.
+    loses what the digits of a do not show, and so does a difference of results (1 + erf h). Moving parameters does
+    not reveal it, since a saturated result stays as it is.
 
     Args:
         objective: Objective in float64.
         seed: Seed of ξ in the factors 1 + εξ.
+        written_out: Compute activations by several operators where torch's own lose digits within themselves.
     """
-    noise = uniform(PATTERN, seed, 0, objective.device).mul_(2 * math.sqrt(3) * PERTURBATION).add_(1)
-    noise, places = noise.repeat(2), count()
 
-    def moved(tensor: Tensor) -> Tensor:
-        start = next(places) * STRIDE % PATTERN
-        factors = noise[start : start + min(PATTERN, tensor.numel())]
-        if tensor.numel() > PATTERN:
-            factors = factors.repeat(-(-tensor.numel() // PATTERN))[: tensor.numel()]
-        return tensor * factors.view(tensor.shape).to(tensor.dtype)
+    @contextmanager
+    def arithmetic() -> Iterator[None]:
+        with WrittenOut() if written_out else nullcontext(), MonteCarloArithmetic(seed, PERTURBATION, objective.device):
+            yield
 
-    return replace(objective, keep=moved)
+    return replace(objective, arithmetic=arithmetic)

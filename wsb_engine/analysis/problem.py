@@ -192,7 +192,7 @@ class Problem:
             product.samples = min(product.samples, self._chunk(threads=1))
         work = self.footprint.operations * product.samples / nominal_rate(objective.device, objective.dtype)
         many_calls = not objective.coupled and calls_dominate(work, self.footprint.operators)
-        product.reverse = objective.keep is not None or (many_calls and not self.has_own_backward)
+        product.reverse = objective.arithmetic is not None or (many_calls and not self.has_own_backward)
         return product
 
     @cached_property

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wsb_engine.analysis.agreement import norm
 from wsb_engine.analysis.monitor import Monitor, TimeLimitError
-from wsb_engine.analysis.perturbation import PERTURBATION, deciding, derived, perturbed, written_out
+from wsb_engine.analysis.perturbation import PERTURBATION, deciding, in_monte_carlo_arithmetic, perturbed
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.bounds.rounding import SUMS, Rounding, frobenius_factor
 from wsb_engine.curvature.closed_form.layout import Layout
@@ -33,8 +33,8 @@ from wsb_engine.random_vectors import gaussian
 UNIT = 2.0**-53
 SINGLE_UNIT = 2.0**-24
 PERTURBATIONS = 4
-DERIVED = 1
-"""Products that measure, on one vector, what perturbing the tensors that derivatives keep changes."""
+MOVED = 1
+"""Products that measure, on one vector, what moving the results of operators changes."""
 USELESS = 1e-3
 """Largest relative bound of a proof that is kept; beyond it rounding is measured."""
 SAFETY = 32.0
@@ -69,8 +69,8 @@ class Measuring:
     _sizes: list[float] = field(default_factory=list)
     """‖(H′ − H) z‖ of each perturbation so far, for a random z."""
     _unstable: list[float] = field(default_factory=list)
-    """The same where derivatives keep perturbed tensors, or nothing if torch can't multiply in that way."""
-    _underivable: bool = False
+    """The same where results of operators move, or nothing if torch can't multiply in that way."""
+    _immovable: bool = False
 
     def rounding(self, product: HessianProduct, layout: Layout | None) -> Rounding:
         """Bound rounding errors, in the units of the products.
@@ -126,7 +126,7 @@ class Measuring:
                 self._perturb(product)
             for index in range(PERTURBATIONS):
                 sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images, scaling))
-            unstable = self._derived(vectors, images, scaling)
+            unstable = self._in_monte_carlo_arithmetic(vectors, images, scaling)
         worst = max(*(_root_mean_square(each) for each in (self._sizes, *zip(*sizes, strict=True))), *unstable)
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
@@ -182,7 +182,7 @@ class Measuring:
         z = self._gaussian(index).to(product.device)
         image = product.vector(z)
         if not index:
-            self._unstable += self._derived(z.unsqueeze(1), image.unsqueeze(1))
+            self._unstable += self._in_monte_carlo_arithmetic(z.unsqueeze(1), image.unsqueeze(1))
         self._sizes += _differences(self._perturbed(index, 1), z.unsqueeze(1), image.unsqueeze(1))
         self.monitor.tell(len(self._sizes) / PERTURBATIONS)
 
@@ -233,25 +233,25 @@ class Measuring:
         """Return the number of columns of a block: from scratch, one after the other takes less time and memory."""
         return 1 if self.problem.structure is None else most
 
-    def _derived(self, vectors: Tensor, images: Tensor, scaling: float = 1.0) -> list[float]:
-        """Return ‖(H″ − H) v‖ for the columns v, (P, m), where derivatives keep perturbed tensors.
+    def _in_monte_carlo_arithmetic(self, vectors: Tensor, images: Tensor, scaling: float = 1.0) -> list[float]:
+        """Return ‖(H″ − H) v‖ for the columns v, (P, m), where results of operators move.
 
-        The perturbed products are by double backward. By how much the known images σH v differ from that otherwise,
-        by rounding, weighs a thousand times less. Empty if an operator has no second derivative, or one that is not
-        finite, like that of a norm at 0, or a backward pass of the module's own, for which kept numbers may be flags.
+        These products are by double backward. By how much the known images σH v differ from that otherwise, by
+        rounding, weighs a thousand times less. Empty if an operator has no second derivative, or one that is not
+        finite once numbers move, or a backward pass of the module's own, for which kept numbers may be flags.
         """
         problem, seed = self.problem, self.seed ^ STREAM
-        if self._underivable:
+        if self._immovable:
             return []
         if problem.has_own_backward:
             return self._give_up("the module defines its own backward pass")
         # The closed form computes slopes without loss.
-        objective = problem.objective if problem.structure is not None else written_out(problem.objective)
+        written_out = problem.structure is None
         sizes: list[float] = []
         try:
             for v, image in zip(vectors.split(1, dim=1), images.split(1, dim=1), strict=True):
-                moved = problem.from_scratch(derived(objective, seed + len(sizes)))
-                sizes += _differences(moved, v, image, scaling)
+                moved = in_monte_carlo_arithmetic(problem.objective, seed + len(sizes), written_out=written_out)
+                sizes += _differences(problem.from_scratch(moved), v, image, scaling)
         except (ModelError, ResourceError) as error:
             if error.code not in ("not_differentiable", "overflow"):
                 raise
@@ -259,12 +259,12 @@ class Measuring:
         return sizes
 
     def _give_up(self, reason: str) -> list[float]:
-        """Perturb no tensors that derivatives keep, and say so; return no sizes."""
-        self._underivable = True
+        """Move no results of operators, and say so; return no sizes."""
+        self._immovable = True
         self.monitor.warn(
             "rounding_in_part",
-            f"rounding is measured by moving parameters and inputs alone, since {reason}; where an operator saturates, "
-            "derivatives that are computed from its output may round more than the enclosure allows for",
+            f"rounding is measured by moving parameters and inputs alone, since {reason}; where operators saturate or "
+            "cancel, they may round more than the enclosure allows for",
         )
         return []
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsb_engine.curvature.tracing.dispatch import Running
 from wsb_engine.errors import ModelError
-from wsb_engine.formats.graph.kernels import bags, elementwise
+from wsb_engine.formats.graph.kernels import bags, elementwise, normalization
 from wsb_engine.formats.graph.kernels.convolution import unit_stride
 from wsb_engine.formats.graph.kernels.norms import cdist, root, vector_norm, weight_norm
 from wsb_engine.formats.graph.kernels.products import bilinear
@@ -44,6 +44,14 @@ def norm(x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, *arg
         return vector_norm(x, p, dim, keepdim)
     other: Tensor = torch.norm(x, p, dim, keepdim, *arguments, **options)
     return other
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    """torch's own takes the variance from sums of squares where channels come last, and loses the digits of a mean."""
+    normal = normalization.grouped(x, groups, eps).reshape(x.shape)
+    return normalization.affine_by_channel(normal, weight, bias)
 
 
 def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
@@ -191,6 +199,7 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "bilinear": bilinear,
     "cdist": cdist,
     "embedding_bag": embedding_bag,
+    "group_norm": group_norm,
     "gru": _recurrent(_gru),
     "hardsigmoid": elementwise.activation(elementwise.hard_sigmoid),
     "heaviside": elementwise.heaviside,

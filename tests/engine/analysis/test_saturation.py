@@ -99,13 +99,13 @@ class Stabilised(Attention):
         return pooled
 
 
-@pytest.mark.parametrize(("network", "said"), [(Attention, False), (Stabilised, True)])
-def test_what_is_not_measured_of_rounding_is_said(network: type[Attention], said: bool) -> None:
+@pytest.mark.parametrize("network", [Attention, Stabilised])
+def test_rounding_of_attention_is_measured_in_all_parts(network: type[Attention]) -> None:
     rng = np.random.default_rng(0)
     batch = wsb.Batch(rng.normal(size=(6, 3, 4)), rng.integers(0, 3, 6))
     torch.manual_seed(0)
     report = wsb.analyze(wsb.from_module(network(4, 3).double()), batch, wsb.Options(dtype="float64", device="cpu"))
-    assert bool(report.messages("rounding_in_part")) == said
+    assert not report.messages("rounding_in_part")
 
 
 def saturated(seed: int, features: int) -> tuple[Attention, wsb.Batch]:
@@ -222,14 +222,16 @@ class Deciding(nn.Module):
         return logits
 
 
-def test_what_a_module_keeps_for_its_own_backward_pass_is_left_alone() -> None:
+def test_what_a_module_keeps_for_its_own_backward_pass_is_left_alone_and_that_is_said() -> None:
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     options = wsb.Options(dtype="float64", device="cpu")
     batch = wsb.Batch(rng.normal(size=(6, 4)), rng.integers(0, 3, 6))
-    enclosure = wsb.analyze(wsb.from_module(Deciding().double()), batch, options).enclosure
+    report = wsb.analyze(wsb.from_module(Deciding().double()), batch, options)
+    enclosure = report.enclosure
     assert enclosure is not None
     assert enclosure.lambda_max.relative_gap < 1e-6
+    assert report.messages("rounding_in_part")
 
 
 class Gated(nn.Module):
@@ -260,6 +262,11 @@ GATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Any], Any], float]]
     "softplus up to 5": (lambda x: F.softplus(x, 1, 5), lambda x: x if x > 5 else _softplus(x), 5.01),
     "log sigmoid": (F.logsigmoid, lambda x: -_softplus(-x), 6.0),
     "log sigmoid, flat": (F.logsigmoid, lambda x: -_softplus(-x), 38.0),
+    "log softmax": (
+        lambda x: F.log_softmax(torch.cat([x, torch.zeros_like(x)], 1), 1)[:, :1],
+        lambda x: -_softplus(-x),
+        20.0,
+    ),
     "glu": (lambda x: F.glu(torch.cat([x + 1, x], 1)), lambda x: (x + 1) / (1 + mpmath.exp(-x)), 38.0),
 }
 

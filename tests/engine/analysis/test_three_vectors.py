@@ -14,7 +14,7 @@ from torch import nn
 import wsb_engine as wsb
 from wsb_engine.analysis.krylov import LEAST_SPARE
 from wsb_engine.analysis.monitor import TimeLimitError
-from wsb_engine.analysis.rounding import DERIVED, PERTURBATIONS
+from wsb_engine.analysis.rounding import MOVED, PERTURBATIONS
 from wsb_engine.curvature.cost import WORKING_VECTORS
 from wsb_engine.spectrum.run import HOMOGENEITY_STEPS
 from wsb_engine.spectrum.three_vectors import ThreeVectors
@@ -231,7 +231,7 @@ def test_the_second_pass_counts_among_the_products(convolution: tuple[nn.Module,
     outer, symmetry = 2, 2
     assert report.products["enclosure"] == steps + repeated + (steps - 1) + outer + symmetry
     # Perturbed products beside a random vector each, then with the two outer Ritz vectors.
-    assert report.products["rounding"] == PERTURBATIONS * (2 + outer) + DERIVED * (1 + outer)
+    assert report.products["rounding"] == PERTURBATIONS * (2 + outer) + MOVED * (1 + outer)
 
 
 def test_a_report_scaled_back_scales_its_recurrence() -> None:

@@ -11,7 +11,7 @@ from support.eager import eager_hessian, randomised
 from torch import Tensor, nn
 
 import wsb_engine as wsb
-from wsb_engine.analysis.rounding import DERIVED, LEAST_DIFFERENCES, PERTURBATIONS
+from wsb_engine.analysis.rounding import LEAST_DIFFERENCES, MOVED, PERTURBATIONS
 from wsb_engine.curvature.closed_form.mlp import Network
 from wsb_engine.curvature.closed_form.sums import TileSource
 from wsb_engine.curvature.products.stepping import SteppingProduct
@@ -88,7 +88,7 @@ def test_what_rounding_lacks_follows_after_the_enclosure_if_there_is_time() -> N
     assert report.messages("rounding_cut")
     assert not report.messages("time_limit")
     assert report.products is not None
-    assert report.products["rounding"] >= 4 * PERTURBATIONS + 3 * DERIVED  # along a random vector and two Ritz vectors
+    assert report.products["rounding"] >= 4 * PERTURBATIONS + 3 * MOVED  # along a random vector and two Ritz vectors
 
 
 @pytest.mark.usefixtures("clock")

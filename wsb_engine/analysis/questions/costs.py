@@ -5,7 +5,7 @@ from __future__ import annotations
 from wsb_engine.analysis.inputs import EXPECTED_PRODUCTS
 from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.questions.groups import groups_of, layers_of
-from wsb_engine.analysis.rounding import DERIVED, PERTURBATIONS
+from wsb_engine.analysis.rounding import MOVED, PERTURBATIONS
 from wsb_engine.curvature import gauss_newton
 from wsb_engine.curvature.cost import solver_operations
 from wsb_engine.options import Options
@@ -26,7 +26,7 @@ def products(problem: Problem, options: Options, *, is_measured: bool) -> dict[s
         is_measured: True if rounding is measured by perturbation.
     """
     selected, found = problem.objective.selected, {}
-    repeated = (PERTURBATIONS + DERIVED) * is_measured
+    repeated = (PERTURBATIONS + MOVED) * is_measured
     more = len(HOMOGENEITY_STEPS) + CONFIRMING
     whole = _steps(options, problem.objective.parameters) + more + 3 * repeated
     blocks = {

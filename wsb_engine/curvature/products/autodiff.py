@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -93,8 +93,8 @@ class Objective:
     """A power of four that multiplies the loss inside derivatives, and so H: ``Loss.scale``."""
     disturb: Callable[[Tensor, int], Tensor] | None = None
     """Perturbs a floating input of some rows, to measure rounding; the number identifies rows and input."""
-    keep: Callable[[Tensor], Tensor] | None = None
-    """Maps what the logits keep for their derivatives, to measure rounding; such products are in reverse mode."""
+    arithmetic: Callable[[], AbstractContextManager[object]] | None = None
+    """Context in which the logits are computed, to measure rounding; such products are in reverse mode."""
 
     @property
     def parameters(self) -> int:
@@ -164,24 +164,9 @@ class Objective:
     def value(self, selected: Tensors, chunk: Chunk) -> Tensor:
         """Return Σ_s w_s ℓ_s of a chunk, times the scale."""
         parameters = {**self.fixed, **selected}
-        with self._keeping((*parameters.values(), *chunk.inputs.values())):
+        with nullcontext() if self.arithmetic is None else self.arithmetic():
             z = self.function(parameters, chunk.inputs)
         return (self.scale * chunk.weights * self.loss.values(z, chunk.y)).sum()
-
-    def _keeping(self, given: Iterable[Tensor]) -> AbstractContextManager[object]:
-        """Return a context in which ``keep`` maps what is kept of intermediates, floating and not among those given."""
-        keep = self.keep
-        if keep is None:
-            return nullcontext()
-        known = {tensor.untyped_storage().data_ptr() for tensor in given}
-
-        def pack(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point() or tensor.untyped_storage().data_ptr() in known:
-                return tensor
-            with torch.no_grad():
-                return keep(tensor)
-
-        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
     def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
         """Return Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
@@ -235,7 +220,7 @@ class Objective:
         """
         total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
         direction = self.unflatten(v)
-        share = 2 if self.keep is None else 6  # what is kept is there twice then, and activations are written out
+        share = 2 if self.arithmetic is None else 6  # activations are written out then
         for rows in self.chunks(min(size, max(1, self.fits // share))):
             point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
             with torch.enable_grad():
@@ -365,7 +350,7 @@ class AutodiffProduct(HessianProduct):
                 with FORWARD_MODE:
                     return objective.twice_backward(V[:, 0], self.samples).unsqueeze(1)
             except RuntimeError as error:
-                if interrupted(error) or ran_out(error) or objective.keep is not None:
+                if interrupted(error) or ran_out(error) or objective.arithmetic is not None:
                     raise
                 self.reverse = False  # an operator that has a derivative in forward mode only
         total = torch.zeros(V.shape, dtype=torch.float64, device=V.device)
