@@ -123,6 +123,56 @@ def test_no_certificate_excludes_the_truth_where_results_cancel(name: str) -> No
     assert name == "gelu, flat" or (gap is not None and gap < 1e-2)
 
 
+class Scaled(nn.Module):
+    """Logits that depend on one weight, through a function with a small slope."""
+
+    SCALE = 1e4
+
+    def __init__(self, function: Callable[[Tensor], Tensor], weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float64))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.SCALE * self.function(x * self.weight) * torch.tensor([OUT], dtype=torch.float64)
+        return z
+
+
+SLOPES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Any], Any], float]] = {
+    "x - tanh": (lambda x: x - torch.tanh(x), lambda x: x - mpmath.tanh(x), 1e-5),
+    "x - sin": (lambda x: x - torch.sin(x), lambda x: x - mpmath.sin(x), 1e-5),
+    "x / 4 - sigmoid": (
+        lambda x: x / 4 + 0.5 - torch.sigmoid(x),
+        lambda x: x / 4 + mpmath.mpf(0.5) - 1 / (1 + mpmath.exp(-x)),
+        1e-4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_no_certificate_excludes_the_truth_where_derivatives_cancel(name: str) -> None:
+    function, exact, weight = SLOPES[name]
+    options = wsb.Options(dtype="float64", device="cpu", moments="none")
+    batch = wsb.Batch(NEAR_ONE, np.full((4, 3), 1 / 3))
+    report = wsb.analyze(wsb.from_module(Scaled(function, weight)), batch, options)
+
+    def loss(at: Any) -> Any:
+        total = mpmath.mpf(0)
+        for number in NEAR_ONE[:, 0]:
+            z = [Scaled.SCALE * mpmath.mpf(factor) * exact(mpmath.mpf(float(number)) * at) for factor in OUT]
+            total += mpmath.log(mpmath.fsum(map(mpmath.exp, z))) - mpmath.fsum(z) / 3
+        return total / len(NEAR_ONE)
+
+    with mpmath.workdps(80):
+        step, at = mpmath.mpf(10) ** -25, mpmath.mpf(weight)
+        truth = (loss(at + step) - 2 * loss(at) + loss(at - step)) / step**2
+        assert report.enclosure is not None
+        assert mpmath.mpf(report.enclosure.lambda_max.lower) <= truth <= mpmath.mpf(report.enclosure.lambda_max.upper)
+    gap = report.enclosure.lambda_max.relative_gap
+    assert gap is not None
+    assert gap < 0.2
+
+
 class Decides(nn.Module):
     """A layer of parameters that the data choose, by arithmetic on numbers at the edges of bins."""
 

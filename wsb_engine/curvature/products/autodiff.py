@@ -94,7 +94,7 @@ class Objective:
     disturb: Callable[[Tensor, int], Tensor] | None = None
     """Perturbs a floating input of some rows, to measure rounding; the number identifies rows and input."""
     arithmetic: Callable[[], AbstractContextManager[object]] | None = None
-    """Context in which the logits are computed, to measure rounding; such products are in reverse mode."""
+    """Context in which logits and derivatives are computed, to measure rounding; such products are in reverse mode."""
 
     @property
     def parameters(self) -> int:
@@ -164,9 +164,12 @@ class Objective:
     def value(self, selected: Tensors, chunk: Chunk) -> Tensor:
         """Return Σ_s w_s ℓ_s of a chunk, times the scale."""
         parameters = {**self.fixed, **selected}
-        with nullcontext() if self.arithmetic is None else self.arithmetic():
+        with self._arithmetic():
             z = self.function(parameters, chunk.inputs)
         return (self.scale * chunk.weights * self.loss.values(z, chunk.y)).sum()
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.arithmetic is None else self.arithmetic()
 
     def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
         """Return Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
@@ -227,16 +230,18 @@ class Objective:
                 loss = self.value(point, self.chunk(rows))
                 if not loss.requires_grad:
                     continue
-                first = torch.autograd.grad(loss, list(point.values()), create_graph=True, allow_unused=True)
+                with self._arithmetic():
+                    first = torch.autograd.grad(loss, list(point.values()), create_graph=True, allow_unused=True)
             varying = {name: part for name, part in zip(point, first, strict=True) if part is not None}
             varying = {name: part for name, part in varying.items() if part.requires_grad}
             if not varying:
                 continue
             # One number, because torch imports a library of symbols to look at more, which takes half a second.
-            with torch.enable_grad():
+            with torch.enable_grad(), self._arithmetic():
                 slopes = [torch.dot(part.flatten(), direction[name].flatten()) for name, part in varying.items()]
                 slope = torch.stack(slopes).sum()
-            second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
+            with self._arithmetic():
+                second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
             self.add(total, dict(zip(point, second, strict=True)))
         return total
 
