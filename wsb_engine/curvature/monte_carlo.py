@@ -6,7 +6,7 @@ Parker 1997, *Monte Carlo arithmetic* (UCLA CSD-970002), perturbs operands and r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, TypeGuard
 
@@ -44,23 +44,33 @@ _EXACT_OF_SHORT = """
 """
 EXACT_OF_SHORT = frozenset(_EXACT_OF_SHORT.split())
 """Arithmetic that does not round where it takes few digits to few: positions, masks and bins keep their meaning."""
+COMPLEMENTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "erf": lambda x: torch.erfc(x.abs()),
+    "sigmoid": lambda x: torch.sigmoid(-x),
+    "tanh": lambda x: 2 * torch.sigmoid(-2 * x.abs()),
+}
+"""Functions that saturate at 1, and how far from it they are: where that is less than rounding, it is their error."""
+UNIT = 2.0**-53
 
 
 class MonteCarloArithmetic(DispatchMode):
-    """Multiplies results of operators in float64 by 1 + εξ within its block; an exact zero stays one.
+    """Multiplies results of operators in float64 by 1 + ε(ξ + ξ′) within its block; an exact zero stays one.
 
-    Where nothing rounds nothing moves, so that what data decide by few digits stays decided. What an operator does
-    within itself does not move.
+    Each entry has its own ξ. All of a result share ξ′, since samples that are alike round alike: over many of them ξ
+    averages out, what they all lose does not. Results that saturate move by no more than ε/u times their distance from
+    1. Where nothing rounds nothing moves, so that what data decide by few
+    digits stays decided. What an operator does within itself does not move.
 
     Args:
-        seed: Seed of ξ, which is uniform with unit variance.
+        seed: Seed of ξ and ξ′, which are uniform with unit variance.
         size: ε.
         device: Device of the tensors.
     """
 
     def __init__(self, seed: int, size: float, device: torch.device) -> None:
         super().__init__()
-        self._noise = uniform(PATTERN, seed, 0, device).mul_(2 * math.sqrt(3) * size).add_(1).repeat(2)
+        own, common = (uniform(PATTERN, seed, i, device).mul_(2 * math.sqrt(3) * size) for i in range(2))
+        self._noise, self._common = own.repeat(2), common.tolist()
         self._places = count()
 
     def __torch_dispatch__(
@@ -72,6 +82,8 @@ class MonteCarloArithmetic(DispatchMode):
         if not given:
             return function(*args, **kwargs)
         of_short = name in EXACT_OF_SHORT and all(map(_are_short, given))
+        saturates = name in COMPLEMENTS and given[0].dtype == torch.float64
+        share = (COMPLEMENTS[name](given[0]) / UNIT).clamp_(max=1) if saturates else None
         result = function(*args, **kwargs)
         written = any(part.alias_info is not None and part.alias_info.is_write for part in schema_of(function).returns)
         known = set() if written else set(map(memory_of, given))
@@ -79,13 +91,18 @@ class MonteCarloArithmetic(DispatchMode):
             if not _is_dense(tensor) or tensor.dtype not in (torch.float64, torch.complex128):
                 continue
             if memory_of(tensor) not in known and not (of_short and _are_short(tensor)):
-                self._move(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+                self._move(torch.view_as_real(tensor) if tensor.is_complex() else tensor, share)
         return result
 
-    def _move(self, tensor: Tensor) -> None:
-        start = next(self._places) * STRIDE % PATTERN
+    def _move(self, tensor: Tensor, share: Tensor | None) -> None:
+        place = next(self._places)
+        start, common = place * STRIDE % PATTERN, self._common[place % PATTERN]
         factors = self._noise[start : start + min(PATTERN, tensor.numel())]
         factors = factors.repeat(-(-tensor.numel() // PATTERN))[: tensor.numel()].view(tensor.shape)
+        factors += common  # repeat has copied
+        if share is not None:
+            factors *= share
+        factors += 1
         tensor.mul_(factors.masked_fill_(tensor.abs() > LARGEST_MOVED, 1))
 
 

@@ -94,7 +94,7 @@ class Objective:
     disturb: Callable[[Tensor, int], Tensor] | None = None
     """Perturbs a floating input of some rows, to measure rounding; the number identifies rows and input."""
     arithmetic: Callable[[], AbstractContextManager[object]] | None = None
-    """Context in which logits and derivatives are computed, to measure rounding; such products are in reverse mode."""
+    """Context in which each chunk is computed, to measure rounding; such products are in reverse mode."""
 
     @property
     def parameters(self) -> int:
@@ -164,12 +164,8 @@ class Objective:
     def value(self, selected: Tensors, chunk: Chunk) -> Tensor:
         """Return Σ_s w_s ℓ_s of a chunk, times the scale."""
         parameters = {**self.fixed, **selected}
-        with self._arithmetic():
-            z = self.function(parameters, chunk.inputs)
+        z = self.function(parameters, chunk.inputs)
         return (self.scale * chunk.weights * self.loss.values(z, chunk.y)).sum()
-
-    def _arithmetic(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.arithmetic is None else self.arithmetic()
 
     def chunk_loss(self, rows: slice) -> Callable[[Tensors], Tensor]:
         """Return Σ_s w_s ℓ_s of a chunk as a function of the selected parameters."""
@@ -225,25 +221,31 @@ class Objective:
         direction = self.unflatten(v)
         share = 2 if self.arithmetic is None else 6  # activations are written out then
         for rows in self.chunks(min(size, max(1, self.fits // share))):
-            point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
-            with torch.enable_grad():
-                loss = self.value(point, self.chunk(rows))
-                if not loss.requires_grad:
-                    continue
-                with self._arithmetic():
-                    first = torch.autograd.grad(loss, list(point.values()), create_graph=True, allow_unused=True)
-            varying = {name: part for name, part in zip(point, first, strict=True) if part is not None}
-            varying = {name: part for name, part in varying.items() if part.requires_grad}
-            if not varying:
-                continue
-            # One number, because torch imports a library of symbols to look at more, which takes half a second.
-            with torch.enable_grad(), self._arithmetic():
-                slopes = [torch.dot(part.flatten(), direction[name].flatten()) for name, part in varying.items()]
-                slope = torch.stack(slopes).sum()
-            with self._arithmetic():
-                second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
-            self.add(total, dict(zip(point, second, strict=True)))
+            chunk = self.chunk(rows)
+            with nullcontext() if self.arithmetic is None else self.arithmetic():
+                image = self._twice_backward(chunk, direction)
+            if image:
+                self.add(total, image)
         return total
+
+    def _twice_backward(self, chunk: Chunk, direction: Tensors) -> dict[str, Tensor]:
+        """Return H·v of a chunk by name, or nothing if it is 0."""
+        point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+        with torch.enable_grad():
+            loss = self.value(point, chunk)
+            if not loss.requires_grad:
+                return {}
+            first = torch.autograd.grad(loss, list(point.values()), create_graph=True, allow_unused=True)
+        varying = {name: part for name, part in zip(point, first, strict=True) if part is not None}
+        varying = {name: part for name, part in varying.items() if part.requires_grad}
+        if not varying:
+            return {}
+        # One number, because torch imports a library of symbols to look at more, which takes half a second.
+        with torch.enable_grad():
+            slopes = [torch.dot(part.flatten(), direction[name].flatten()) for name, part in varying.items()]
+            slope = torch.stack(slopes).sum()
+        second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(point, second, strict=True))
 
     def chunk_gradient(self, rows: Rows) -> dict[str, Tensor]:
         """Return ∇ Σ_s w_s ℓ_s of a chunk, by name."""
