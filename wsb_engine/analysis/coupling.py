@@ -26,7 +26,7 @@ from wsb_engine.curvature.products.autodiff import GRADIENT_SAMPLES, Logits, Obj
 from wsb_engine.errors import ModelError
 from wsb_engine.formats.graph.batching import in_groups
 from wsb_engine.memory import ran_out
-from wsb_engine.model import Input, Tensors
+from wsb_engine.model import Input, LogitModel, Tensors
 
 CODE = "samples_coupled"
 MESSAGE = "the logits of a sample depend on the other samples: H is of this batch as a whole"
@@ -110,6 +110,24 @@ def grouped(function: Logits, size: int) -> Logits:
         return in_groups(partial(function, parameters), inputs, size)
 
     return logits
+
+
+def in_groups_of(model: LogitModel, size: int) -> LogitModel:
+    """Return a model that takes ``size`` samples at a time as one that takes any number."""
+    mlp = model.mlp
+    if mlp is not None:
+        mlp = replace(mlp, features=partial(in_groups, mlp.features, size=size))
+    return replace(model, function=grouped(model.function, size), mlp=mlp)
+
+
+def gives_rows(objective: Objective) -> bool:
+    """Return whether a sample has one row of logits and two have two; an exporter may have fixed the number of rows.
+
+    An output without rows may have lost them to a squeeze.
+    """
+    with torch.no_grad():
+        made = {n: objective.logits(torch.arange(n) % objective.samples) for n in (1, 2)}
+    return all(z.ndim < 2 or len(z) == n for n, z in made.items())
 
 
 def fixed_size(objective: Objective) -> int | None:

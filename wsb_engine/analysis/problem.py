@@ -274,6 +274,8 @@ def pose(
         objective = replace(objective, selected=selected, fixed=fixed, dtype=torch.float32)
         forward = logits_footprint(objective)
     takes_any = objective.function is model.function
+    if not takes_any:
+        model = coupling.in_groups_of(model, objective.group)
     if loss.form != "row":
         objective = labelled.in_rows(objective, batch, options, model.class_axis, monitor.warn)
     objective = _fitted(objective, forward, memory)
@@ -285,8 +287,9 @@ def pose(
             monitor.warn(
                 "head_probed", "every output row is a probability distribution: logits are taken as its logarithm"
             )
-            function = model.function if takes_any else coupling.grouped(model.function, objective.group)
-            function = function if loss.form == "row" else labelled.flattened(function)
+            if not takes_any:
+                model = coupling.in_groups_of(model, objective.group)
+            function = model.function if loss.form == "row" else labelled.flattened(model.function)
             objective = replace(objective, function=function)
             objective, logits = _evaluated(objective, classifier, memory, monitor)
     if not model.head_known:
@@ -323,7 +326,10 @@ def _first_forward(objective: Objective, monitor: Monitor) -> tuple[Objective, F
     The advice for images in the other layout is to transpose them.
     """
     try:
-        return objective, logits_footprint(objective)
+        footprint = logits_footprint(objective)
+        size = None if coupling.gives_rows(objective) else coupling.fixed_size(objective)
+        if size is None:
+            return objective, footprint
     except (ModelError, RuntimeError) as error:
         if interrupted(error):
             raise
@@ -469,7 +475,7 @@ def _structure(model: LogitModel, objective: Objective, logits: BatchLogits, mon
         return None  # no selected parameter belongs to a layer
     rows = next(objective.chunks())
     a0 = model.mlp.features(objective.chunk_inputs(rows))
-    if a0.ndim == 2 and a0.shape[1] == net.layers[0].d_in:
+    if a0.shape == (rows.stop - rows.start, net.layers[0].d_in):
         z = forward_backward(net, a0, objective.targets.rows(rows)).z.double().cpu()
         error = float((z - logits.rows(objective, rows)).abs().max())
         tolerance = STRUCTURE_UNITS * torch.finfo(objective.dtype).eps * max(1.0, logits.largest)

@@ -269,6 +269,7 @@ class Flat(nn.Module):
 BAKED: dict[str, Callable[[Tensor], Tensor]] = {
     "a reshape": lambda x: x.reshape(len(x), -1),
     "a mask": lambda x: x.flatten(1) + torch.zeros(len(x), 12, dtype=x.dtype),
+    "a reshape of parts": lambda x: x.reshape(len(x), -1, 2).mean(1).repeat(1, 6),
     "a loop": lambda x: torch.stack([row.flatten() for row in x]),
 }
 
@@ -285,7 +286,7 @@ def traced_flat(flatten: Callable[[Tensor], Tensor], example: int) -> tuple[Flat
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore:Iterating:UserWarning"
 )
-@pytest.mark.parametrize(("name", "example"), crossed(BAKED, (2, 1, 5), keep=2))
+@pytest.mark.parametrize(("name", "example"), [*crossed(BAKED, (2, 1, 5), keep=2), ("a reshape of parts", 3)])
 def test_a_trace_that_keeps_the_number_of_samples_of_its_example_takes_any(name: str, example: int) -> None:
     net, classifier = traced_flat(BAKED[name], example)
     x = np.random.default_rng(0).normal(size=(7, 3, 4))
