@@ -187,10 +187,11 @@ def in_monte_carlo_arithmetic(objective: Objective, seed: int, *, written_out: b
         seed: Seed of ξ in the factors 1 + εξ.
         written_out: Compute activations by several operators where torch's own lose digits within themselves.
     """
+    moving = MonteCarloArithmetic(seed, PERTURBATION, objective.device)
 
     @contextmanager
     def arithmetic() -> Iterator[None]:
-        with WrittenOut() if written_out else nullcontext(), MonteCarloArithmetic(seed, PERTURBATION, objective.device):
+        with WrittenOut() if written_out else nullcontext(), moving:
             yield
 
     return replace(objective, arithmetic=arithmetic)

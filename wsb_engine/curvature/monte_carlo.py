@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor
 
+from wsb_engine.curvature.products.autodiff import largest_entry
 from wsb_engine.internals import DispatchMode, memory_of, schema_of, tree_leaves
 from wsb_engine.random_vectors import uniform
 
@@ -70,8 +71,12 @@ class MonteCarloArithmetic(DispatchMode):
     def __init__(self, seed: int, size: float, device: torch.device) -> None:
         super().__init__()
         own, common = (uniform(PATTERN, seed, i, device).mul_(2 * math.sqrt(3) * size) for i in range(2))
-        self._noise, self._common = own.repeat(2), common.tolist()
+        self._noise, self._common = own.repeat(2), common
         self._places = count()
+
+    def __enter__(self) -> Self:
+        self._places = count()
+        return super().__enter__()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -95,15 +100,22 @@ class MonteCarloArithmetic(DispatchMode):
         return result
 
     def _move(self, tensor: Tensor, share: Tensor | None) -> None:
+        if not tensor.numel():
+            return
         place = next(self._places)
-        start, common = place * STRIDE % PATTERN, self._common[place % PATTERN]
-        factors = self._noise[start : start + min(PATTERN, tensor.numel())]
-        factors = factors.repeat(-(-tensor.numel() // PATTERN))[: tensor.numel()].view(tensor.shape)
-        factors += common  # repeat has copied
-        if share is not None:
-            factors *= share
-        factors += 1
-        tensor.mul_(factors.masked_fill_(tensor.abs() > LARGEST_MOVED, 1))
+        start = place * STRIDE % PATTERN
+        noise = self._noise[start : start + min(PATTERN, tensor.numel())] + self._common[place % PATTERN]
+        if share is not None or not tensor.is_contiguous() or largest_entry(tensor) > LARGEST_MOVED:
+            factors = noise.repeat(-(-tensor.numel() // PATTERN))[: tensor.numel()].view(tensor.shape)
+            if share is not None:
+                factors *= share
+            tensor.mul_(factors.add_(1).masked_fill_(tensor.abs() > LARGEST_MOVED, 1))
+            return
+        noise += 1
+        entries, rows = tensor.view(-1), tensor.numel() // PATTERN
+        if rows:
+            entries[: rows * PATTERN].view(rows, PATTERN).mul_(noise)
+        entries[rows * PATTERN :].mul_(noise[: tensor.numel() % PATTERN])
 
 
 def _is_dense(leaf: object) -> TypeGuard[Tensor]:
@@ -114,5 +126,9 @@ def _are_short(tensor: Tensor) -> bool:
     """Return True if all entries have few digits, as ``STEP`` and ``LARGEST_SHORT`` say."""
     if not tensor.is_floating_point():
         return not tensor.is_complex()
-    few = tensor[(0,) * (tensor.ndim - 1)] if tensor.ndim and tensor.numel() else tensor
-    return all(bool(((part % STEP == 0) & (part.abs() <= LARGEST_SHORT)).all()) for part in (few, tensor))
+    if not tensor.numel():
+        return True
+    first = float(tensor[(0,) * tensor.ndim])  # mostly settles it
+    if first % STEP or not abs(first) <= LARGEST_SHORT:
+        return False
+    return bool(((tensor % STEP == 0) & (tensor.abs() <= LARGEST_SHORT)).all())
