@@ -76,8 +76,8 @@ def schema_of(operator: Any) -> Any:
 
 
 def memory_of(tensor: Tensor) -> int:
-    """Return a number that a tensor shares with its views and with no other tensor alive."""
-    return int(tensor.untyped_storage()._cdata)
+    """Return a number that a tensor shares with its views and with no other tensor alive; a sparse one has no views."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else id(tensor)
 
 
 def following_parameters(kind: type[nn.RNNBase]) -> type[nn.RNNBase]:

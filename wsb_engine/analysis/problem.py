@@ -41,12 +41,13 @@ from wsb_engine.curvature.products.autodiff import (
 )
 from wsb_engine.curvature.products.linearized import WORTHWHILE, LinearizedProduct, calls_dominate, pays
 from wsb_engine.curvature.products.mlp import MLPProduct
-from wsb_engine.curvature.products.stepping import SteppingProduct
+from wsb_engine.curvature.products.stepping import SteppingProduct, not_differentiable
 from wsb_engine.curvature.team import SplitProduct, Team
 from wsb_engine.curvature.threads import ONE_THREAD_OPERATIONS, threads_of
 from wsb_engine.curvature.tracing.indices import indices_in_range
 from wsb_engine.curvature.tracing.smoothness import nonsmooth_operators
 from wsb_engine.errors import BatchError, ModelError, ResourceError
+from wsb_engine.memory import ran_out
 from wsb_engine.model import MLP, Classifier, LogitModel
 from wsb_engine.options import Options
 
@@ -313,7 +314,7 @@ def pose(
     with threads_of(device, one=one_thread):
         structure = None if nonsmooth or objective.coupled else _structure(model, objective, logits, monitor)
     objective = _laid_out(objective, 2 if vectors(objective, memory) >= COLUMNS else 1)
-    footprint = gradient_footprint(objective)
+    footprint = _backward_footprint(objective)
     objective = _fitted(objective, footprint, memory)
     warn, count, expected = monitor.warn, monitor.multiplied, prepare.expected_products(options, objective.parameters)
     problem = Problem(model, objective, logits, structure, nonsmooth, memory, footprint, warn, count, expected)
@@ -352,6 +353,20 @@ def _first_forward(objective: Objective, monitor: Monitor) -> tuple[Objective, F
     monitor.warn(*coupling.told_of_groups(size))
     objective = replace(objective, function=coupling.grouped(objective.function, size), group=size)
     return objective, logits_footprint(objective)
+
+
+def _backward_footprint(objective: Objective) -> Footprint:
+    """Return the footprint of one sample's gradient.
+
+    Raises:
+        ModelError: ``not_differentiable``.
+    """
+    try:
+        return gradient_footprint(objective)
+    except RuntimeError as error:
+        if interrupted(error) or ran_out(error):
+            raise
+        raise not_differentiable(error) from error
 
 
 def _rescaled(problem: Problem) -> Problem:

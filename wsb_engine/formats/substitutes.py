@@ -46,6 +46,17 @@ def norm(x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, *arg
     return other
 
 
+def embedding(*arguments: Any, **options: Any) -> Tensor:
+    """Without gradients that are sparse, or divided by how often a row occurs: they are none of the loss.
+
+    ``functional.embedding`` takes indices and weight first, ``torch.embedding`` weight and indices.
+    """
+    from_weight = "indices" in options or (len(arguments) > 1 and arguments[0].is_floating_point())
+    run, kept = (torch.embedding, 3) if from_weight else (nn.functional.embedding, 5)
+    others = {name: value for name, value in options.items() if name not in ("scale_grad_by_freq", "sparse")}
+    return run(*arguments[:kept], **others)
+
+
 def group_norm(
     x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
 ) -> Tensor:
@@ -198,6 +209,7 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "_weight_norm": weight_norm,
     "bilinear": bilinear,
     "cdist": cdist,
+    "embedding": embedding,
     "embedding_bag": embedding_bag,
     "group_norm": group_norm,
     "gru": _recurrent(_gru),

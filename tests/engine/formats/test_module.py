@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from support.eager import eager_hessian
 from support.forms import full, thinned
 from torch import Tensor, nn
@@ -324,3 +328,83 @@ def test_an_activation_in_place_changes_its_argument(name: str) -> None:
     assert report.largest_eigenvalue == pytest.approx(expected, rel=1e-10)
     assert report.enclosure is not None
     assert report.enclosure.rounding.slack <= 1e-9 * expected
+
+
+class Words(nn.Module):
+    """The mean of a text's embeddings."""
+
+    def __init__(self, embed: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.table, self.out, self.embed = nn.Parameter(torch.randn(10, 4)), nn.Linear(4, 3), embed
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.out(self.embed(x, self.table).mean(1))
+        return z
+
+
+class Between(nn.Module):
+    """Two layers, and a function of the first and its input between them."""
+
+    def __init__(self, between: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.out, self.between = nn.Linear(4, 5), nn.Linear(5, 3), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.out(self.between(self.inner, x))
+        return z
+
+
+def _tanh(layer: nn.Module, x: Tensor) -> Tensor:
+    return torch.tanh(layer(x))
+
+
+def _slope(layer: nn.Module, x: Tensor) -> Tensor:
+    slope: Tensor = torch.func.jvp(partial(_tanh, layer), (x,), (x,))[1]
+    return slope
+
+
+def _slope_by_hand(layer: Any, x: Tensor) -> Tensor:
+    return (1 - _tanh(layer, x) ** 2) * (x @ layer.weight.T)
+
+
+def _recomputed(layer: nn.Module, x: Tensor, *, reentrant: bool) -> Tensor:
+    result: Tensor = torch.utils.checkpoint.checkpoint(_tanh, layer, x, use_reentrant=reentrant)
+    return result
+
+
+TWINS: dict[str, tuple[nn.Module, nn.Module]] = {
+    "sparse gradients": (Words(lambda x, w: F.embedding(x, w, sparse=True)), Words(F.embedding)),
+    "rows by frequency": (Words(lambda x, w: F.embedding(x, w, None, None, 2.0, True)), Words(F.embedding)),
+    "both, of torch": (Words(lambda x, w: torch.embedding(w, x, -1, True, True)), Words(F.embedding)),
+    "by keyword": (Words(lambda x, w: torch.embedding(weight=w, indices=x, sparse=True)), Words(F.embedding)),
+    "a derivative": (Between(_slope), Between(_slope_by_hand)),
+    "a sparse matrix": (
+        Between(lambda layer, x: torch.sparse.mm(torch.eye(len(x), dtype=x.dtype).to_sparse(), _tanh(layer, x))),
+        Between(_tanh),
+    ),
+    "recomputed": (Between(partial(_recomputed, reentrant=True)), Between(_tanh)),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:None of the inputs have requires_grad:UserWarning", "ignore:There is a performance drop:UserWarning"
+)
+@pytest.mark.parametrize("name", TWINS)
+def test_what_torch_derives_in_another_way_has_the_same_hessian(name: str) -> None:
+    module, twin = (each.double() for each in TWINS[name])
+    twin.load_state_dict(module.state_dict())
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 10, (6, 3)) if isinstance(module, Words) else rng.normal(size=(6, 4))
+    options, batch = wsb.Options(spectrum="dense", device="cpu", dtype="float64"), wsb.Batch(x, np.arange(6) % 3)
+    got, want = (wsb.analyze(wsb.from_module(each), batch, options) for each in (module, twin))
+    assert got.spectrum is not None
+    assert want.spectrum is not None
+    np.testing.assert_allclose(got.spectrum.eigenvalues, want.spectrum.eigenvalues, rtol=0, atol=1e-10)
+    assert [check.name for check in got.checks if not check.passed] == []
+
+
+def test_what_is_computed_anew_under_hooks_is_refused() -> None:
+    module = Between(partial(_recomputed, reentrant=False)).double()
+    with pytest.raises(wsb.ModelError, match="checkpoint") as caught:
+        wsb.analyze(wsb.from_module(module), wsb.Batch(np.ones((4, 4)), np.arange(4) % 3))
+    assert caught.value.code == "not_differentiable"

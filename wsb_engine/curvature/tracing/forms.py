@@ -104,12 +104,16 @@ _FEW = 64
 
 def extremes(value: Any) -> tuple[float, float]:
     """Return the least and the largest element; −∞ and ∞ for what has none."""
-    if isinstance(value, Tensor) and value.numel() > 0 and not value.is_complex():
+    if isinstance(value, Tensor) and _has_entries(value) and not value.is_complex():
         least, largest = torch.aminmax(value.double())
         return float(least), float(largest)
     if isinstance(value, (int, float)):
         return float(value), float(value)
     return -math.inf, math.inf
+
+
+def _has_entries(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and tensor.layout == torch.strided and not tensor.is_meta
 
 
 _POSITIVE = frozenset({"cosh", "exp", "exp2", "sigmoid", "softplus"})
