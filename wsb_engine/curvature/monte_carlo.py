@@ -52,6 +52,8 @@ COMPLEMENTS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 """Functions that saturate at 1, and how far from it they are: where that is less than rounding, it is their error."""
 UNIT = 2.0**-53
+LEAST_SHARE = 2.0**-8
+"""Share of ε by which a saturated result moves at least: a few units in the last place, lest it stays."""
 
 
 class MonteCarloArithmetic(DispatchMode):
@@ -88,7 +90,7 @@ class MonteCarloArithmetic(DispatchMode):
             return function(*args, **kwargs)
         of_short = name in EXACT_OF_SHORT and all(map(_are_short, given))
         saturates = name in COMPLEMENTS and given[0].dtype == torch.float64
-        share = (COMPLEMENTS[name](given[0]) / UNIT).clamp_(max=1) if saturates else None
+        share = (COMPLEMENTS[name](given[0]) / UNIT).clamp_(LEAST_SHARE, 1) if saturates else None
         result = function(*args, **kwargs)
         written = any(part.alias_info is not None and part.alias_info.is_write for part in schema_of(function).returns)
         known = set() if written else set(map(memory_of, given))
