@@ -60,9 +60,9 @@ class MonteCarloArithmetic(DispatchMode):
     """Multiplies results of operators in float64 by 1 + ε(ξ + ξ′) within its block; an exact zero stays one.
 
     Each entry has its own ξ. All of a result share ξ′, since samples that are alike round alike: over many of them ξ
-    averages out, what they all lose does not. Results that saturate move by no more than ε/u times their distance from
-    1. Where nothing rounds nothing moves, so that what data decide by few
-    digits stays decided. What an operator does within itself does not move.
+    averages out, what they all lose does not. A result that saturates moves by ε/u times its distance from 1 where that
+    is less, and by a few units in the last place at least. Where nothing rounds nothing moves, so that what data decide
+    by few digits stays decided. What an operator does within itself does not move.
 
     Args:
         seed: Seed of ξ and ξ′, which are uniform with unit variance.

@@ -47,14 +47,31 @@ def norm(x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, *arg
 
 
 def embedding(*arguments: Any, **options: Any) -> Tensor:
-    """Without gradients that are sparse, or divided by how often a row occurs: they are none of the loss.
-
-    ``functional.embedding`` takes indices and weight first, ``torch.embedding`` weight and indices.
-    """
+    """Take ``functional.embedding`` and ``torch.embedding``, which has the weight first."""
     from_weight = "indices" in options or (len(arguments) > 1 and arguments[0].is_floating_point())
-    run, kept = (torch.embedding, 3) if from_weight else (nn.functional.embedding, 5)
-    others = {name: value for name, value in options.items() if name not in ("scale_grad_by_freq", "sparse")}
-    return run(*arguments[:kept], **others)
+    return (_rows if from_weight else _embedding)(*arguments, **options)
+
+
+def _rows(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: bool, **__: bool) -> Tensor:
+    """Without gradients that are sparse, or divided by how often a row occurs: they are none of the loss."""
+    return torch.embedding(weight, indices, padding_idx)
+
+
+def _embedding(
+    input: Tensor,  # noqa: A002 - torch's name
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    *_: bool,
+    **__: bool,
+) -> Tensor:
+    """Rows of a limited norm as a function of the weight; torch's own change the weight, and are derived without."""
+    rows = nn.functional.embedding(input, weight, padding_idx)
+    if max_norm is None:
+        return rows
+    size = vector_norm(rows, norm_type, [-1], True)
+    return torch.where(size > max_norm, rows * (max_norm / (size + 1e-7)), rows)
 
 
 def group_norm(

@@ -377,6 +377,10 @@ TWINS: dict[str, tuple[nn.Module, nn.Module]] = {
     "rows by frequency": (Words(lambda x, w: F.embedding(x, w, None, None, 2.0, True)), Words(F.embedding)),
     "both, of torch": (Words(lambda x, w: torch.embedding(w, x, -1, True, True)), Words(F.embedding)),
     "by keyword": (Words(lambda x, w: torch.embedding(weight=w, indices=x, sparse=True)), Words(F.embedding)),
+    "rows of a limited norm": (
+        Words(lambda x, w: F.embedding(x, w, None, 1.5)),
+        Words(lambda x, w: F.embedding(x, w * (1.5 / (w.norm(dim=1, keepdim=True) + 1e-7)).clamp(max=1))),
+    ),
     "a derivative": (Between(_slope), Between(_slope_by_hand)),
     "a sparse matrix": (
         Between(lambda layer, x: torch.sparse.mm(torch.eye(len(x), dtype=x.dtype).to_sparse(), _tanh(layer, x))),
