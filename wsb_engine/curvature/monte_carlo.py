@@ -107,6 +107,7 @@ class MonteCarloArithmetic(DispatchMode):
         place = next(self._places)
         start = place * STRIDE % PATTERN
         noise = self._noise[start : start + min(PATTERN, tensor.numel())] + self._common[place % PATTERN]
+        noise = noise.to(tensor.device)  # numbers may lie on the CPU beside a GPU
         if share is not None or not tensor.is_contiguous() or largest_entry(tensor) > LARGEST_MOVED:
             factors = noise.repeat(-(-tensor.numel() // PATTERN))[: tensor.numel()].view(tensor.shape)
             if share is not None:
@@ -121,7 +122,7 @@ class MonteCarloArithmetic(DispatchMode):
 
 
 def _is_dense(leaf: object) -> TypeGuard[Tensor]:
-    return isinstance(leaf, Tensor) and leaf.layout == torch.strided
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_meta
 
 
 def _are_short(tensor: Tensor) -> bool:

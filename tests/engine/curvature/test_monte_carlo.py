@@ -232,6 +232,7 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "pooling": lambda x: F.max_pool1d(x, 2),
     "padding": lambda x: F.pad(x, (1, 1)),
     "rows of a table": lambda x: F.embedding(torch.tensor([0, 2]), x),
+    "shapes without numbers": lambda x: torch.zeros_like(torch.exp(torch.empty_like(x, device="meta")), device="cpu"),
     "single precision": lambda x: torch.exp(x.float()),
     "integers": lambda x: torch.floor(x) * 3 + torch.ones_like(x).cumsum(1),
     "halves": lambda x: torch.floor(x) / 2 + 0.5,
