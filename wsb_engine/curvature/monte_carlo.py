@@ -78,7 +78,8 @@ class MonteCarloArithmetic(DispatchMode):
 
     def __enter__(self) -> Self:
         self._places = count()
-        return super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
