@@ -176,7 +176,7 @@ _WRITTEN_OUT: dict[str, Callable[..., Tensor]] = {
 
 
 def in_monte_carlo_arithmetic(objective: Objective, seed: int, *, written_out: bool) -> Objective:
-    """Move results of the operators that compute the logits, and with them what derivatives keep.
+    """Move results of the operators that compute the loss and its derivatives, and with them what derivatives keep.
 
     A derivative that is computed from what its operator returned (1 − a² for a = tanh h, a (g − aᵀg) of a softmax)
     loses what the digits of a do not show, and so does a difference of results (1 + erf h). Moving parameters does
@@ -184,7 +184,7 @@ def in_monte_carlo_arithmetic(objective: Objective, seed: int, *, written_out: b
 
     Args:
         objective: Objective in float64.
-        seed: Seed of ξ in the factors 1 + εξ.
+        seed: Seed of the noise.
         written_out: Compute activations by several operators where torch's own lose digits within themselves.
     """
     moving = MonteCarloArithmetic(seed, PERTURBATION, objective.device)

@@ -78,8 +78,7 @@ def group_norm(
     x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
 ) -> Tensor:
     """torch's own takes the variance from sums of squares where channels come last, and loses the digits of a mean."""
-    normal = normalization.grouped(x, groups, eps).reshape(x.shape)
-    return normalization.affine_by_channel(normal, weight, bias)
+    return normalization.group_norm(x, groups, weight, bias, eps)
 
 
 def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:

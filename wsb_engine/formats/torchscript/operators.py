@@ -357,8 +357,7 @@ def rms_norm(call: Call, x: Tensor, shape: list[int], weight: Tensor | None, eps
 def group_norm(
     call: Call, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, epsilon: float, *_: Any
 ) -> Tensor:
-    normal = normalization.grouped(x, groups, epsilon).reshape(x.shape)
-    return normalization.affine_by_channel(normal, weight, bias)
+    return normalization.group_norm(x, groups, weight, bias, epsilon)
 
 
 @_enter("instance_norm")

@@ -54,6 +54,11 @@ def grouped(x: Tensor, groups: int, epsilon: float) -> Tensor:
     return standardised(x.reshape(x.shape[0], groups, -1), [2], epsilon)[0]
 
 
+def group_norm(x: Tensor, groups: int, scale: Tensor | None, shift: Tensor | None, epsilon: float) -> Tensor:
+    """Over each group of channels, with a scale and a shift for each channel."""
+    return affine_by_channel(grouped(x, groups, epsilon).reshape(x.shape), scale, shift)
+
+
 def batch_norm(
     x: Tensor, mean: Tensor, variance: Tensor, scale: Tensor | None, shift: Tensor | None, epsilon: float
 ) -> Tensor:

@@ -49,10 +49,10 @@ def group_normalization(call: Call, x: Tensor, scale: Tensor, shift: Tensor) -> 
     groups = call.get("num_groups", 0)
     if groups < 1 or x.shape[1] % groups:
         raise call.wrong(f"can't divide {x.shape[1]} channels into {groups} groups")
-    normal = kernels.grouped(x, groups, call.get("epsilon", 1e-5))
+    epsilon = call.get("epsilon", 1e-5)
     if call.version < 21:
-        return kernels.affine_by_channel(normal, scale, shift).reshape(x.shape)
-    return kernels.affine_by_channel(normal.reshape(x.shape), scale, shift)
+        return kernels.affine_by_channel(kernels.grouped(x, groups, epsilon), scale, shift).reshape(x.shape)
+    return kernels.group_norm(x, groups, scale, shift, epsilon)
 
 
 @operator("MeanVarianceNormalization")
