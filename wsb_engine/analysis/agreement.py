@@ -17,6 +17,7 @@ from wsb_engine.curvature.products.autodiff import HessianProduct, largest_entry
 from wsb_engine.model import Tensors
 from wsb_engine.random_vectors import gaussian
 from wsb_engine.spectrum.confirmation import RitzResidual
+from wsb_engine.spectrum.run import dot
 
 FLOAT32_DRIFT = 1e-3
 """Relative error of a float32 product against a float64 one beyond which the report warns."""
@@ -95,23 +96,35 @@ def _symmetry_error(product: HessianProduct, rounding: Rounding, seed: int) -> f
 
     Where terms of H cancel, its rounding is large beside H itself; certified numbers allow for it already.
     """
-    u, v = _random(product, seed).unbind(dim=1)
-    image_u, image_v = product.vector(u), product.vector(v)
-    largest = max(largest_entry(image_u), largest_entry(image_v))
+    u, v = (_random(product, seed, i) for i in range(2))
+    (first, length_first, across), (second, length_second, back) = (
+        _multiplied(product, x, y) for x, y in ((u, v), (v, u))
+    )
+    largest = max(first, second)
     if largest == 0:
         return 0.0
-    for image in (image_u, image_v):
-        image.div_(largest)
-    length_u, length_v = norm(u), norm(v)
-    scale = norm(image_u) * length_v + norm(image_v) * length_u
+    first, second, length_u, length_v = first / largest, second / largest, norm(u.double()), norm(v.double())
+    scale = first * length_first * length_v + second * length_second * length_u
     noise = (DEVIATIONS * rounding.operator + 2 * (rounding.product or 0.0) * length_u * length_v) / largest
-    return max(abs(float(v @ image_u - u @ image_v)) - min(noise, MOST_EXPLAINED * scale), 0.0) / scale
+    return max(abs(first * across - second * back) - min(noise, MOST_EXPLAINED * scale), 0.0) / scale
+
+
+def _multiplied(product: HessianProduct, x: Tensor, y: Tensor) -> tuple[float, float, float]:
+    """Return the largest entry of Hx, and ‖Hx‖ and y·Hx divided by it."""
+    image = product.vector(x)
+    largest = largest_entry(image)
+    if largest == 0:
+        return 0.0, 0.0, 0.0
+    image.div_(largest)
+    return largest, norm(image), dot(y, image)
 
 
 def _float32_drift(problem: Problem, product: HessianProduct, seed: int) -> float:
     """Compute ‖Hv − H′v‖ / ‖H′v‖ with H′v in float64, for a random v."""
-    v = _random(product, seed)[:, 0]
-    want, found = _normalised(problem.product_at(problem.objective.in_double()).vector(v), product.vector(v))
+    v = _random(product, seed, 0).double()
+    want = problem.product_at(problem.objective.in_double()).vector(v)
+    v = v.float()
+    want, found = _normalised(want, product.vector(v))
     scale = float(torch.linalg.vector_norm(want))
     return float(torch.linalg.vector_norm(found.sub_(want))) / scale if scale else 0.0
 
@@ -122,9 +135,8 @@ def _normalised(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (a.div_(largest), b.div_(largest)) if largest else (a, b)
 
 
-def _random(product: HessianProduct, seed: int) -> Tensor:
-    drawn = [gaussian(product.parameters, seed, STREAM + i, product.device) for i in range(2)]
-    return torch.stack(drawn, dim=1).to(product.dtype).double()
+def _random(product: HessianProduct, seed: int, index: int) -> Tensor:
+    return gaussian(product.parameters, seed, STREAM + index, product.device).to(product.dtype)
 
 
 def _reference(problem: Problem, v: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from wsb_engine import report as r
 from wsb_engine.analysis.enclosure_part import certified, part
@@ -18,7 +19,7 @@ from wsb_engine.bounds.certificates import Enclosures, Premises
 from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.options import Options
 from wsb_engine.progress import InterimEnclosure
-from wsb_engine.spectrum.confirmation import RitzPairs, RitzResidual, confirm, outer_pairs, unconfirmed
+from wsb_engine.spectrum.confirmation import RitzResidual, RitzVectors, confirm, multiplied, outer_vectors, unconfirmed
 from wsb_engine.spectrum.enclosure import Enclosing, enclose, finish
 from wsb_engine.spectrum.run import Run
 from wsb_engine.spectrum.three_vectors import ThreeVectors
@@ -160,16 +161,22 @@ def _measure_pairs(shared: Krylov, rounding: Rounding, measuring: Measuring, mon
     run = shared.run
     if shared.confirmed is not None and shared.confirmed[0] == run.steps:
         return
+    found = rounding
+
+    def measure(x: Tensor, image: Tensor) -> None:
+        nonlocal found
+        found = measuring.confirmed(shared.product, found, x, image, run.scaling)
+
     with monitor.optional("fresh products that confirm the enclosure", otherwise=True):
-        pairs = _outer_pairs(shared, monitor)
-        if pairs is not None:
+        vectors = _outer_vectors(shared, monitor)
+        if vectors is not None:
             with monitor.limited():
-                found = measuring.confirmed(shared.product, rounding, pairs.vectors, pairs.images, run.scaling)
-            shared.pairs, shared.confirmed = pairs, (run.steps, found)
+                shared.pairs = multiplied(run, vectors, measure)
+            shared.confirmed = (run.steps, found)
 
 
-def _outer_pairs(shared: Krylov, monitor: Monitor) -> RitzPairs | None:
-    """Compute the outermost Ritz pairs; None, with a warning, if a second pass for them runs out of time.
+def _outer_vectors(shared: Krylov, monitor: Monitor) -> RitzVectors | None:
+    """Compute the outermost Ritz vectors; None, with a warning, if a second pass for them runs out of time.
 
     Raises:
         TimeLimitError: ``time_limit`` if there is a basis.
@@ -177,10 +184,10 @@ def _outer_pairs(shared: Krylov, monitor: Monitor) -> RitzPairs | None:
     run = shared.run
     if shared.basis is not None:
         with monitor.limited():
-            return outer_pairs(run)
+            return outer_vectors(run)
     try:
         with monitor.limited(reserve=_finishing_seconds(run, monitor)):
-            return outer_pairs(run)
+            return outer_vectors(run)
     except TimeLimitError as error:
         monitor.warn(
             "second_pass_cut", f"{error.message}: inner ends are Rayleigh quotients of the first pass, far from λ_max"

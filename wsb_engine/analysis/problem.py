@@ -23,6 +23,7 @@ from wsb_engine.curvature.closed_form.scales import LayerScale
 from wsb_engine.curvature.cost import (
     PRODUCT_OPERATIONS,
     WORKING_SHARE,
+    WORKING_VECTORS,
     Footprint,
     gradient_footprint,
     logits_footprint,
@@ -193,8 +194,15 @@ class Problem:
             product.samples = min(product.samples, self._chunk(threads=1))
         work = self.footprint.operations * product.samples / nominal_rate(objective.device, objective.dtype)
         many_calls = not objective.coupled and calls_dominate(work, self.footprint.operators)
-        product.reverse = objective.arithmetic is not None or (many_calls and not self.has_own_backward)
+        preferred = many_calls or self._is_short_of_memory
+        product.reverse = objective.arithmetic is not None or (preferred and not self.has_own_backward)
         return product
+
+    @property
+    def _is_short_of_memory(self) -> bool:
+        """True if vectors take most of the memory: in reverse mode a product holds no gradient beside its sum."""
+        held = WORKING_VECTORS * torch.float64.itemsize * self.objective.parameters
+        return held > WORKING_SHARE * self.memory
 
     @cached_property
     def has_own_backward(self) -> bool:

@@ -107,15 +107,15 @@ class Measuring:
             self.monitor.warn("rounding_cut", f"the time limit leaves no time for {what}")
 
     def confirmed(
-        self, product: HessianProduct, rounding: Rounding, vectors: Tensor, images: Tensor, scaling: float = 1.0
+        self, product: HessianProduct, rounding: Rounding, x: Tensor, image: Tensor, scaling: float = 1.0
     ) -> Rounding:
-        """Return the measurement, completed and extended to these vectors, if it rests on perturbations; else as it is.
+        """Return the measurement, completed and extended to a vector, if it rests on perturbations; else as it is.
 
         Args:
             product: Product for single vectors.
-            rounding: From ``rounding``.
-            vectors: (P, m) unit columns.
-            images: (P, m) products of the vectors, times the scaling.
+            rounding: From ``rounding``, or from another vector.
+            x: (P,) unit vector.
+            image: (P,) its product, times the scaling.
             scaling: A power of two.
         """
         if rounding.product is not None or rounding.failure_probability:
@@ -125,9 +125,9 @@ class Measuring:
             while len(self._sizes) < PERTURBATIONS:
                 self._perturb(product)
             for index in range(PERTURBATIONS):
-                sizes.append(_differences(self._perturbed(index, vectors.shape[1]), vectors, images, scaling))
-            unstable = self._in_monte_carlo_arithmetic(vectors, images, scaling)
-        worst = max(*(_root_mean_square(each) for each in (self._sizes, *zip(*sizes, strict=True))), *unstable)
+                sizes.append(_difference(self._perturbed(index), x, image, scaling))
+            unstable = self._in_monte_carlo_arithmetic(x, image, scaling)
+        worst = max(_root_mean_square(self._sizes), _root_mean_square(sizes), *unstable)
         return replace(rounding, operator=max(rounding.operator, _slack(worst)))
 
     def _proven(self, layout: Layout | None) -> Rounding | None:
@@ -182,8 +182,8 @@ class Measuring:
         z = self._gaussian(index).to(product.device)
         image = product.vector(z)
         if not index:
-            self._unstable += self._in_monte_carlo_arithmetic(z.unsqueeze(1), image.unsqueeze(1))
-        self._sizes += _differences(self._perturbed(index, 1), z.unsqueeze(1), image.unsqueeze(1))
+            self._unstable += self._in_monte_carlo_arithmetic(z, image)
+        self._sizes.append(_difference(self._perturbed(index), z, image))
         self.monitor.tell(len(self._sizes) / PERTURBATIONS)
 
     def _single(self, product: HessianProduct, reserve: float) -> Rounding:
@@ -191,11 +191,10 @@ class Measuring:
 
         Their number follows from the clock alone, never from what they show, so that the bound holds for it.
         """
-        reference = self.problem.product_at(self.problem.objective.in_double(), self._columns(DIFFERENCES))
         least = DIFFERENCES if math.isinf(reserve) else LEAST_DIFFERENCES
-        sizes = list(self._drifts(product, reference, range(least)))
+        sizes = list(self._drifts(product, range(least)))
         with self._while_time_allows(reserve, "all products that bound rounding: the slack for it is wider"):
-            for size in self._drifts(product, reference, range(least, DIFFERENCES)):
+            for size in self._drifts(product, range(least, DIFFERENCES)):
                 sizes.append(size)
         mean = _root_mean_square(sizes)
         factor = math.sqrt(frobenius_factor(len(sizes), self.failure_probability))
@@ -209,54 +208,57 @@ class Measuring:
             trace_error=TINIEST_SINGLE,
         )
 
-    def _drifts(self, product: HessianProduct, reference: HessianProduct, indices: range) -> Iterator[float]:
+    def _drifts(self, product: HessianProduct, indices: range) -> Iterator[float]:
         """Yield ‖(H₃₂ − H₆₄) z‖ for Gaussian vectors z by their indices."""
-        for first in indices[:: reference.columns]:
-            some = range(first, min(first + reference.columns, indices.stop))
-            z = torch.stack([self._gaussian(index) for index in some], dim=1).to(product.device, torch.float32).double()
-            differences = reference(z)
-            for index, column, v in zip(some, differences.unbind(1), z.unbind(1), strict=True):
+        objective = self.problem.objective
+        while indices:
+            # Beside products in float32 the parameters in float64 would take more memory than they cost.
+            reference = self.problem.product_at(objective.in_double(), self._columns(DIFFERENCES))
+            some, indices = indices[: reference.columns], indices[reference.columns :]
+            Z = torch.stack([self._gaussian(index).float() for index in some], dim=1).double()
+            differences = reference(Z)
+            del reference
+            Z = Z.float()
+            for index, column, v in zip(some, differences.unbind(1), Z.unbind(1), strict=True):
                 column -= product.vector(v)
                 self.monitor.tell((index + 1) / DIFFERENCES)
                 yield norm(column)
+            del Z, v, differences, column
 
     def _gaussian(self, index: int) -> Tensor:
         objective = self.problem.objective
         return gaussian(objective.parameters, self.seed ^ STREAM, index, objective.device)
 
-    def _perturbed(self, index: int, columns: int) -> HessianProduct:
+    def _perturbed(self, index: int) -> HessianProduct:
         """Return a product at parameters and inputs multiplied by 1 + εξ, with recomputed forward quantities."""
         seed = (self.seed ^ STREAM) + DIFFERENCES * (index + 1)
-        return self.problem.product_at(perturbed(self.problem.objective, seed, self._held), self._columns(columns))
+        return self.problem.product_at(perturbed(self.problem.objective, seed, self._held))
 
     def _columns(self, most: int) -> int:
         """Return the number of columns of a block: from scratch, one after the other takes less time and memory."""
         return 1 if self.problem.structure is None else most
 
-    def _in_monte_carlo_arithmetic(self, vectors: Tensor, images: Tensor, scaling: float = 1.0) -> list[float]:
-        """Return ‖(H″ − H) v‖ for the columns v, (P, m), where results of operators move.
+    def _in_monte_carlo_arithmetic(self, v: Tensor, image: Tensor, scaling: float = 1.0) -> list[float]:
+        """Return ‖(H″ − H) v‖ for a vector, (P,), where results of operators move.
 
-        These products are by double backward. By how much the known images σH v differ from that otherwise, by
-        rounding, weighs a thousand times less. Empty if an operator has no second derivative, or one that is not
-        finite once numbers move, or a backward pass of the module's own, for which kept numbers may be flags.
+        This product is by double backward. By how much the known image σH v differs from that otherwise, by rounding,
+        weighs a thousand times less. Empty if an operator has no second derivative, or one that is not finite once
+        numbers move, or a backward pass of the module's own, for which kept numbers may be flags.
         """
-        problem, seed = self.problem, self.seed ^ STREAM
+        problem = self.problem
         if self._immovable:
             return []
         if problem.has_own_backward:
             return self._give_up("the module defines its own backward pass")
         # The closed form computes slopes without loss.
         written_out = problem.structure is None
-        sizes: list[float] = []
+        moved = in_monte_carlo_arithmetic(problem.objective, self.seed ^ STREAM, written_out=written_out)
         try:
-            for v, image in zip(vectors.split(1, dim=1), images.split(1, dim=1), strict=True):
-                moved = in_monte_carlo_arithmetic(problem.objective, seed + len(sizes), written_out=written_out)
-                sizes += _differences(problem.from_scratch(moved), v, image, scaling)
+            return [_difference(problem.from_scratch(moved), v, image, scaling)]
         except (ModelError, ResourceError) as error:
             if error.code not in ("not_differentiable", "overflow"):
                 raise
-            return sizes + self._give_up("torch has no finite second derivative of one of its operators by itself")
-        return sizes
+            return self._give_up("torch has no finite second derivative of one of its operators by itself")
 
     def _give_up(self, reason: str) -> list[float]:
         """Move no results of operators, and say so; return no sizes."""
@@ -273,25 +275,23 @@ class Measuring:
         return deciding(self.problem.objective)
 
 
-def _differences(product: HessianProduct, V: Tensor, images: Tensor, scaling: float = 1.0) -> list[float]:
-    """Return ‖H′ v − H v‖ for the columns v of V, (P, m), and their images σH V, one block of columns at a time.
+def _difference(product: HessianProduct, v: Tensor, image: Tensor, scaling: float = 1.0) -> float:
+    """Return ‖H′ v − H v‖ for a vector v, (P,), and its image σH v.
 
     Raises:
-        ResourceError: ``overflow`` if one is not finite.
+        ResourceError: ``overflow`` if it is not finite.
     """
-    sizes = []
-    for some, known in zip(V.split(product.columns, dim=1), images.split(product.columns, dim=1), strict=True):
-        difference = product(some).mul_(scaling)
-        difference -= known
-        sizes += [norm(column) / scaling for column in difference.unbind(1)]
-    if not all(map(math.isfinite, sizes)):
+    difference = product(v.unsqueeze(1)).squeeze(1).mul_(scaling)
+    difference -= image
+    size = norm(difference) / scaling
+    if not math.isfinite(size):
         raise ResourceError(
             "a Hessian-vector product is not finite once parameters and inputs move by 2⁻⁴³ of their size, so that "
             "rounding cannot be measured",
             code="overflow",
             advice="Move inputs and weights off the edge of where the model is defined, or rescale them.",
         )
-    return sizes
+    return size
 
 
 def _root_mean_square(sizes: Sequence[float]) -> float:

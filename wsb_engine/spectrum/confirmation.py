@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from wsb_engine.bounds.certificates import Enclosures, End
 from wsb_engine.spectrum.enclosure import Enclosing
 from wsb_engine.spectrum.lanczos import Lanczos
-from wsb_engine.spectrum.run import UNIT, Run, dot
+from wsb_engine.spectrum.run import TILE, UNIT, Run, dot, norm
 from wsb_engine.spectrum.three_vectors import ThreeVectors
 
 RESIDUAL_MARGIN = 8.0
@@ -31,22 +32,44 @@ class RitzResidual:
 
 
 @dataclass(frozen=True)
-class RitzPairs:
-    """The outermost Ritz pairs, largest first, each with a fresh product; in the units of σH."""
+class RitzPair:
+    """What a fresh product with a Ritz vector x tells, in the units of σH."""
+
+    expected: float
+    """Residual that the recurrence implies."""
+    residual: float
+    """‖σHx − θx‖."""
+    quotient: float
+    """x·(σHx) / ‖x‖²."""
+    length: float
+    """‖σHx‖."""
+
+
+@dataclass(frozen=True)
+class RitzVectors:
+    """The outermost Ritz vectors, the largest first."""
 
     values: list[float]
+    """In the units of σH."""
     expected: list[float]
     """Residuals that the recurrence implies."""
-    vectors: Tensor
-    """(P, 2) unit columns"""
-    images: Tensor
-    """(P, 2) σH times the vectors"""
+    columns: Tensor
+    """(P, 2), of norm 1"""
     shortest: float = 1.0
     """The smaller ‖Qy‖ of the two, by which rounding of the recurrence is magnified; 1 with a basis."""
 
 
-def outer_pairs(lanczos: Run) -> RitzPairs:
-    """Compute the two outermost Ritz pairs, and multiply their vectors once more."""
+@dataclass(frozen=True)
+class RitzPairs:
+    """The outermost Ritz pairs, multiplied once more."""
+
+    vectors: RitzVectors
+    top: RitzPair
+    bottom: RitzPair
+
+
+def outer_vectors(lanczos: Run) -> RitzVectors:
+    """Compute the two outermost Ritz vectors, by a second pass if the run keeps no basis."""
     values, inner = torch.linalg.eigh(lanczos.tridiagonal)
     weights = inner[:, [-1, 0]]
     if not isinstance(lanczos, Lanczos):
@@ -56,17 +79,35 @@ def outer_pairs(lanczos: Run) -> RitzPairs:
     X = lanczos.combinations(weights)
     lengths = torch.linalg.vector_norm(X, dim=0)
     X /= lengths
-    images = torch.empty(2, lanczos.parameters, dtype=torch.float64, device=lanczos.device)
-    for x, image in zip(X.unbind(dim=1), images, strict=True):
-        image.copy_(lanczos.image(x))
     shortest = 1.0 if isinstance(lanczos, Lanczos) else float(lengths.min())
-    return RitzPairs(
-        values=[float(values[-1]), float(values[0])],
-        expected=(lanczos.betas[-1] * weights[-1].abs() / shortest).tolist(),
-        vectors=X,
-        images=images.T,
-        shortest=shortest,
-    )
+    expected = (lanczos.betas[-1] * weights[-1].abs() / shortest).tolist()
+    return RitzVectors([float(values[-1]), float(values[0])], expected, X, shortest)
+
+
+def multiplied(
+    lanczos: Run, vectors: RitzVectors, use: Callable[[Tensor, Tensor], None] = lambda x, image: None
+) -> RitzPairs:
+    """Multiply Ritz vectors once more, one after the other.
+
+    Args:
+        lanczos: The run.
+        vectors: Its outermost Ritz vectors.
+        use: Called with each vector x, (P,), and σHx, which is not held any longer.
+    """
+    pairs = []
+    for x, value, expected in zip(vectors.columns.unbind(1), vectors.values, vectors.expected, strict=True):
+        image = lanczos.image(x)
+        tiles = zip(image.split(TILE), x.split(TILE), strict=True)
+        residual = math.hypot(*(norm(part - value * of) for part, of in tiles))
+        pairs.append(RitzPair(expected, residual, dot(x, image) / dot(x, x), norm(image)))
+        use(x, image)
+        del image  # before the next takes as much memory
+    return RitzPairs(vectors, *pairs)
+
+
+def outer_pairs(lanczos: Run, use: Callable[[Tensor, Tensor], None] = lambda x, image: None) -> RitzPairs:
+    """Compute the two outermost Ritz pairs: ``multiplied`` of ``outer_vectors``."""
+    return multiplied(lanczos, outer_vectors(lanczos), use)
 
 
 def _filtered(copies: Tensor) -> Tensor:
@@ -88,22 +129,19 @@ def confirm(enclosing: Enclosing, found: Enclosures, pairs: RitzPairs) -> tuple[
         The enclosure with the new inner ends, and the comparison.
     """
     lanczos, rounding = enclosing.lanczos, enclosing.premises.rounding
-    norm, eta = lanczos.norm_estimate, enclosing.slack("measured")[0]
+    largest, eta = lanczos.norm_estimate, enclosing.slack("measured")[0]
     noise = enclosing.noise("measured", lanczos.steps)[-1]
     ends, excess = [], 0.0
-    for i, (sign, end) in enumerate(((1, found.lambda_max), (-1, found.lambda_min.mirrored))):
-        x, image = pairs.vectors[:, i], pairs.images[:, i]
-        residual = float(torch.linalg.vector_norm(image - pairs.values[i] * x))
-        excess = max(excess, residual - pairs.expected[i])
-        length = float(torch.linalg.vector_norm(image))
-        slack = enclosing.noise(end.how, lanczos.steps)[-1] + rounding.operator + _dot_rounding(lanczos, length)
-        quotient = sign * dot(x, image) / dot(x, x)
+    for pair, sign, end in ((pairs.top, 1, found.lambda_max), (pairs.bottom, -1, found.lambda_min.mirrored)):
+        excess = max(excess, pair.residual - pair.expected)
+        slack = enclosing.noise(end.how, lanczos.steps)[-1] + rounding.operator + _dot_rounding(lanczos, pair.length)
+        quotient = sign * pair.quotient
         if math.nextafter(quotient - slack, -math.inf) > end.upper:
             excess = math.inf
         ends.append(_with_inner(end, quotient, slack))
-    explained = RESIDUAL_MARGIN * (eta / pairs.shortest + noise)
+    explained = RESIDUAL_MARGIN * (eta / pairs.vectors.shortest + noise)
     found = _with_ends(lanczos, found, ends[0], ends[1].mirrored)
-    return found, RitzResidual(excess / norm, explained / norm) if norm else RitzResidual(0.0, 0.0)
+    return found, RitzResidual(excess / largest, explained / largest) if largest else RitzResidual(0.0, 0.0)
 
 
 def unconfirmed(enclosing: Enclosing, found: Enclosures) -> Enclosures:

@@ -155,7 +155,7 @@ class Run(ABC):
     def measure_homogeneity(self, q: Tensor, image: Tensor, largest: float) -> None:
         """Repeat the product of this step with q/3, if it is one of the tested steps."""
         if self.steps in self._tested and largest:
-            again = self.image(q / 3).mul_(3).sub_(image)
+            again = self.image(q.to(self.dtype) / 3).mul_(3).sub_(image)
             self.homogeneity = max(self.homogeneity, norm(again) / largest)
 
 

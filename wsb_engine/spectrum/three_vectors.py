@@ -125,6 +125,7 @@ class ThreeVectors(Run):
             if found.beta == 0:
                 break
             previous, q, before = q, self._normalised(found, previous), found.beta
+            del found  # before the next product takes as much memory
         return total.T
 
     def _start(self) -> Tensor:

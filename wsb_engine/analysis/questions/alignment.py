@@ -17,7 +17,7 @@ from wsb_engine.analysis.problem import Problem
 from wsb_engine.analysis.questions.groups import Group, layers_of
 from wsb_engine.bounds.certificates import End, Premises
 from wsb_engine.options import Options
-from wsb_engine.spectrum.confirmation import outer_pairs
+from wsb_engine.spectrum.confirmation import outer_vectors
 from wsb_engine.spectrum.enclosure import Enclosing, enclose
 from wsb_engine.spectrum.lanczos import Lanczos
 from wsb_engine.spectrum.run import UNIT, dot
@@ -114,8 +114,9 @@ def _quotient(x: Tensor, image: Tensor, noise: float) -> r.Interval:
 def _negative(problem: Problem, shared: krylov.Krylov, g: Tensor | None, noise: float) -> r.NegativeCurvature | None:
     """Describe the lowest Ritz vector of the run; None if its Rayleigh quotient is not certainly negative."""
     run = shared.run
-    pairs = outer_pairs(run) if shared.pairs is None else shared.pairs
-    x, image = pairs.vectors[:, 1].double(), pairs.images[:, 1].double() / run.scaling
+    vectors = outer_vectors(run) if shared.pairs is None else shared.pairs.vectors
+    x = vectors.columns[:, 1].double()
+    image = shared.product.vector(x)
     quotient = _quotient(x, image, noise)
     if quotient.upper >= 0:
         return None

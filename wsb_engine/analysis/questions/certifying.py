@@ -18,15 +18,15 @@ from wsb_engine.bounds.rounding import Rounding
 from wsb_engine.curvature.cost import WORKING_VECTORS
 from wsb_engine.curvature.products.autodiff import HessianProduct
 from wsb_engine.options import Options
-from wsb_engine.spectrum.confirmation import RitzPairs, confirm, outer_pairs
+from wsb_engine.spectrum.confirmation import confirm, multiplied, outer_vectors
 from wsb_engine.spectrum.enclosure import Enclosing, enclose, finish
 from wsb_engine.spectrum.lanczos import Lanczos
 from wsb_engine.spectrum.run import Run
 from wsb_engine.spectrum.three_vectors import ThreeVectors
 
-Measured = Callable[[Tensor, Tensor, float], Rounding]
-"""(P, m) unit columns, their images times a scaling, which is a power of two, and the scaling → rounding of the
-operator, with what a measurement on them adds."""
+Measured = Callable[[Rounding, Tensor, Tensor, float], Rounding]
+"""Rounding of the operator, a unit vector (P,), its image times a scaling, which is a power of two, and the scaling →
+the rounding with what a measurement on the vector adds."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,9 @@ def of_product(product: HessianProduct) -> Operator:
 
 @dataclass(frozen=True)
 class Certified:
-    """Both ends of an operator's spectrum, in its units, and the vectors that confirm the inner ones."""
+    """Both ends of an operator's spectrum, in its units."""
 
     ends: Enclosures
-    pairs: RitzPairs
 
     @property
     def lambda_max(self) -> r.CertifiedInterval:
@@ -99,8 +98,14 @@ def certify(
         )
         if isinstance(run, ThreeVectors):
             run.end()
-        pairs = outer_pairs(run)
-    rounding = measured(pairs.vectors, pairs.images, run.scaling)
+        vectors = outer_vectors(run)
+    rounding = premises.rounding
+
+    def measure(x: Tensor, image: Tensor) -> None:
+        nonlocal rounding
+        rounding = measured(rounding, x, image, run.scaling)
+
+    pairs = multiplied(run, vectors, measure)
     enclosing, found = finish(enclosing, found, rounding.scaled(run.scaling))
     found, residual = confirm(enclosing, found, pairs)
     asked = (found.lambda_max, found.lambda_min)[: 1 + premises.both]
@@ -108,7 +113,7 @@ def certify(
         return None
     factor = 1 / run.scaling
     ends = Enclosures(found.lambda_max.scaled(factor), found.lambda_min.scaled(factor), run.products)
-    return Certified(ends, pairs)
+    return Certified(ends)
 
 
 def _run(operator: Operator, options: Options, seed: int, memory: int) -> tuple[Run, int]:

@@ -143,7 +143,7 @@ def _certified(
         seed=(options.seed ^ STREAM) + chosen.index,
         memory=memory,
         monitor=monitor,
-        measured=partial(measuring.confirmed, product, rounding),
+        measured=partial(measuring.confirmed, product),
     )
     return None if found is None else found.lambda_max
 

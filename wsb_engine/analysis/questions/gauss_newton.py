@@ -67,7 +67,7 @@ def _certified(
         seed=(options.seed ^ STREAM) + both,
         memory=memory,
         monitor=monitor,
-        measured=partial(measuring.confirmed, product, rounding),
+        measured=partial(measuring.confirmed, product),
     )
 
 

@@ -31,8 +31,6 @@ MAX_LAYERS = 1000
 """Largest number of layers that are certified."""
 STREAM = 0x6A09E667
 """Separates the start vectors of blocks from those of other runs of the same seed."""
-TOP = 1
-"""Columns on which rounding is measured: the Ritz vector of λ_max."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +151,13 @@ class Blocks:
     def _certified(self, group: Group, index: int) -> r.CertifiedInterval | None:
         block = _Block(self.problem.objective.selected, group, self.product)
 
-        def measured(vectors: Tensor, *_: object) -> Rounding:
-            rounding = self.premises.rounding
-            if rounding.product is not None or rounding.failure_probability:
+        def measured(rounding: Rounding, x: Tensor, *_: object) -> Rounding:
+            known = rounding.product is not None or rounding.failure_probability
+            if known or rounding is not self.premises.rounding:  # the first vector is that of the end that is asked for
                 return rounding
             # Rounding of H along a vector of the block is at least that of the block.
-            whole = block.embedded(vectors[:, :TOP])
-            return self.measuring.confirmed(self.product, rounding, whole, self.product(whole))
+            whole = block.embedded(x)
+            return self.measuring.confirmed(self.product, rounding, whole, self.product.vector(whole))
 
         found = certify(
             Operator(block.vector, block.parameters, self.product.dtype, self.product.device),
@@ -186,15 +184,15 @@ class _Block:
         self._sizes = [place.stop - place.start for place in self._places]
         self.parameters = sum(self._sizes)
 
-    def embedded(self, V: Tensor) -> Tensor:
-        """Return (P, m) from (n, m), zero elsewhere."""
-        whole = V.new_zeros(self._product.parameters, V.shape[1])
-        for place, piece in zip(self._places, V.split(self._sizes), strict=True):
+    def embedded(self, v: Tensor) -> Tensor:
+        """Return (P,) from (n,), zero elsewhere."""
+        whole = v.new_zeros(self._product.parameters)
+        for place, piece in zip(self._places, v.split(self._sizes), strict=True):
             whole[place] = piece
         return whole
 
     def vector(self, v: Tensor) -> Tensor:
-        image = self._product.vector(self.embedded(v.unsqueeze(1)).squeeze(1))
+        image = self._product.vector(self.embedded(v))
         if len(self._places) == 1:
             return image[self._places[0]].clone()
         return torch.cat([image[place] for place in self._places])

@@ -146,8 +146,7 @@ def _shares(problem: Problem) -> NDArray[np.float64]:
 def _eigenvector(shared: krylov.Krylov) -> tuple[Tensor, float]:
     """Return the Ritz vector of the batch's λ_max, (P,), and its Rayleigh quotient by a fresh product."""
     pairs = outer_pairs(shared.run) if shared.pairs is None else shared.pairs
-    v, image = pairs.vectors[:, 0].contiguous(), pairs.images[:, 0].contiguous()
-    return v, dot(v, image) / dot(v, v) / shared.run.scaling
+    return pairs.vectors.columns[:, 0].contiguous(), pairs.top.quotient / shared.run.scaling
 
 
 def _terms(problem: Problem, v: Tensor, without: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -173,9 +173,13 @@ class Objective:
 
     def add(self, total: Tensor, tensors: Tensors) -> None:
         """Add tensors by name to (P,) or, if they have a last axis of m columns, to (P, m), in place."""
-        pieces = total.split([tensor.numel() for tensor in self.selected.values()])
-        for name, piece in zip(self.selected, pieces, strict=True):
+        for name, piece in self._pieces(total).items():
             piece += tensors[name].reshape(piece.shape)
+
+    def _pieces(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return the rows of each parameter by name, as views."""
+        pieces = vector.split([tensor.numel() for tensor in self.selected.values()])
+        return dict(zip(self.selected, pieces, strict=True))
 
     def flatten(self, tensors: Tensors) -> Tensor:
         """Concatenates in the order of ``selected``; (P,)."""
@@ -183,19 +187,18 @@ class Objective:
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Invert ``flatten``."""
-        pieces = vector.split([tensor.numel() for tensor in self.selected.values()])
-        return {name: piece.view_as(self.selected[name]) for name, piece in zip(self.selected, pieces, strict=True)}
+        return {name: piece.view_as(self.selected[name]) for name, piece in self._pieces(vector).items()}
 
     def gradient(self) -> Tensor:
         """Return ∇L, (P,) float64."""
         total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
         for rows in self.chunks():
-            self.add(total, self.chunk_gradient(rows))
+            self._differentiated(rows, _adding(self._pieces(total)))
         return total
 
     def has_own_backward(self) -> bool:
         """Return whether the logits have a backward pass of the module's own: nobody knows what it does."""
-        point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+        point = self._point()
         few = self.samples if self.coupled else min(self.group, self.samples)
         with torch.enable_grad():
             z = self.function({**self.fixed, **point}, self.chunk_inputs(slice(0, few)))
@@ -223,40 +226,79 @@ class Objective:
         for rows in self.chunks(min(size, max(1, self.fits // share))):
             chunk = self.chunk(rows)
             with nullcontext() if self.arithmetic is None else self.arithmetic():
-                image = self._twice_backward(chunk, direction)
-            if image:
-                self.add(total, image)
+                self._add_twice_backward(total, chunk, direction)
         return total
 
-    def _twice_backward(self, chunk: Chunk, direction: Tensors) -> dict[str, Tensor]:
-        """Return H·v of a chunk by name, or nothing if it is 0."""
-        point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+    def _add_twice_backward(self, total: Tensor, chunk: Chunk, direction: Tensors) -> None:
+        """Add H·v of a chunk, holding no array of P numbers besides."""
+        point = self._point()
+        slopes: dict[str, Tensor] = {}
+
+        def along(name: str, part: Tensor) -> None:
+            if part.requires_grad:
+                slopes[name] = torch.dot(part.flatten(), direction[name].flatten())
+
         with torch.enable_grad():
             loss = self.value(point, chunk)
             if not loss.requires_grad:
-                return {}
-            first = torch.autograd.grad(loss, list(point.values()), create_graph=True, allow_unused=True)
-        varying = {name: part for name, part in zip(point, first, strict=True) if part is not None}
-        varying = {name: part for name, part in varying.items() if part.requires_grad}
-        if not varying:
-            return {}
-        # One number, because torch imports a library of symbols to look at more, which takes half a second.
-        with torch.enable_grad():
-            slopes = [torch.dot(part.flatten(), direction[name].flatten()) for name, part in varying.items()]
-            slope = torch.stack(slopes).sum()
-        second = torch.autograd.grad(slope, list(point.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(point, second, strict=True))
+                return
+            _each_gradient(loss, point, along, create_graph=True)
+            if not slopes:
+                return
+            # One number, because torch imports a library of symbols to look at more, which takes half a second.
+            slope = torch.stack([slopes[name] for name in point if name in slopes]).sum()
+        del loss
+        slopes.clear()
+        _each_gradient(slope, point, _adding(self._pieces(total)))
 
     def chunk_gradient(self, rows: Rows) -> dict[str, Tensor]:
         """Return ∇ Σ_s w_s ℓ_s of a chunk, by name."""
-        point = {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+        found: dict[str, Tensor] = {}
+        self._differentiated(rows, found.__setitem__)
+        return {
+            name: found[name] if name in found else torch.zeros_like(tensor) for name, tensor in self.selected.items()
+        }
+
+    def _differentiated(self, rows: Rows, use: Callable[[str, Tensor], None]) -> None:
+        """Give ∇ Σ_s w_s ℓ_s of a chunk, parameter by parameter."""
+        point = self._point()
         # Not by torch.func, whose import takes more than a second and which plain gradients don't need.
         with torch.enable_grad():
             loss = self.value(point, self.chunk(rows))
-        if not loss.requires_grad:
-            return {name: torch.zeros_like(tensor) for name, tensor in self.selected.items()}
-        parts = torch.autograd.grad(loss, list(point.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(point, parts, strict=True))
+        if loss.requires_grad:
+            _each_gradient(loss, point, use)
+
+    def _point(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
+
+
+def _each_gradient(
+    value: Tensor, point: Mapping[str, Tensor], use: Callable[[str, Tensor], None], *, create_graph: bool = False
+) -> None:
+    """Differentiate a number, and give each gradient by name as soon as it is known; hold none of them."""
+
+    def hook(name: str) -> Callable[[Tensor], Tensor]:
+        def used(gradient: Tensor) -> Tensor:
+            use(name, gradient)
+            return gradient.new_zeros(()).expand_as(gradient)  # what torch keeps instead
+
+        return used
+
+    handles = [tensor.register_hook(hook(name)) for name, tensor in point.items()]
+    try:
+        torch.autograd.grad(value, list(point.values()), create_graph=create_graph, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adding(pieces: Mapping[str, Tensor]) -> Callable[[str, Tensor], None]:
+    """Return what adds tensors to vectors of as many numbers, by name."""
+
+    def add(name: str, tensor: Tensor) -> None:
+        pieces[name] += tensor.detach().reshape(-1)
+
+    return add
 
 
 def largest_entry(v: Tensor) -> float:
