@@ -18,8 +18,9 @@ import wsb_engine as wsb
 from wsb_engine import devices
 
 WIDTH, HEADS, LAYERS, TOKENS, LENGTH, SAMPLES, STEPS = 2048, 16, 20, 1000, 64, 8, 20
-BYTES = 140
-"""Most bytes for each parameter that an analysis holds, the model included, as tests/engine/test_devices.py counts."""
+BYTES = 70
+"""Most bytes for each parameter that an analysis holds, the model included: as tests/engine/test_devices.py counts, and
+some for intermediates."""
 PRODUCTS = 30
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"failure_probability": 1e-3, "relative_gap": 1e-3},
@@ -63,7 +64,7 @@ def _enclosed(machine: Machine, classifier: wsb.Classifier, batch: wsb.Batch, dt
         moments="none",
         ends="largest",
         max_products=PRODUCTS,
-        memory_limit=None if machine.dry else int(0.9 * devices.properties(machine.device).memory),
+        memory_limit=None if machine.dry else int(memory * P / 1e9 * 2**30),
         **PRECISIONS[dtype],
     )
     machine.peak()

@@ -28,8 +28,9 @@ NOT_RUN = """
 kernels, waits and bytes but show no time. `--collect` and `--wheels --dry` were run on a machine without a GPU, in an
 empty virtual environment. Not known are therefore all times, among them the first product (goal: 2 s), exact q (50
 times faster than an estimate to 1 % for N = 1000, and 5 times for N = 50 000), and a billion parameters from three
-vectors (15 s and 32 GiB in float32, 45 s and 64 GiB in float64). By what simulated GPUs count, those take up to 104 and
-140 bytes a parameter, that is 97 and 130 GiB: the goals for memory will be missed.
+vectors (15 s and 32 GiB in float32, 45 s and 64 GiB in float64). A simulated GPU counts up to 37 and 62 bytes a
+parameter for a transformer of the same shape and an eighth of the width, on as many times fewer tokens; for a billion
+parameters that is 35 and 58 GiB. So the goal for memory will be missed by a tenth in float32, and met in float64.
 """
 
 

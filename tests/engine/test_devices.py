@@ -209,9 +209,7 @@ def test_two_gpus_give_the_numbers_of_one(net: str, gpus: simulated.Devices) -> 
     assert gpus.counts(1).launches > 0
     assert one.enclosure is not None
     assert two.enclosure is not None
-    for side in ("lower", "upper"):
-        mine, theirs = (getattr(each.enclosure.lambda_max, side) for each in (two, one))
-        assert mine == pytest.approx(theirs, rel=1e-9)
+    assert_same_ends(two.enclosure.lambda_max, one.enclosure.lambda_max, one.enclosure.lambda_max.upper)
     if one.moments is not None and two.moments is not None:
         assert two.moments.frobenius_squared == pytest.approx(one.moments.frobenius_squared, rel=1e-12)
     assert "split" in {warning.code for warning in two.warnings}
@@ -614,29 +612,32 @@ def test_memory_that_runs_out_leads_to_smaller_products(gpus: simulated.Devices)
     torch.testing.assert_close(found.cpu(), want.cpu(), rtol=1e-12, atol=1e-14)
 
 
-BYTES_FOR_EACH_PARAMETER = {"float32": 104, "float64": 140}
-"""Of which ``benchmarks/gpu/billion.py`` counts on the larger one."""
+BYTES_FOR_EACH_PARAMETER = {"float32": 40, "float64": 64}
+"""Besides the intermediates of a few samples, for which ``benchmarks/gpu/billion.py`` adds a few."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", BYTES_FOR_EACH_PARAMETER)
+@pytest.mark.parametrize("dtype", ["float32", full("float64")])
 def test_three_vectors_of_a_large_model_hold_what_is_counted_on(
     dtype: Any, gpus: simulated.Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsb_engine.random_vectors.LARGE_TILE", 1 << 12)  # as small beside this model as beside others
+    # As small beside this model as beside others.
+    monkeypatch.setattr("wsb_engine.random_vectors.LARGE_TILE", 1 << 10)
+    for module_of_tiles in ("run", "three_vectors", "confirmation"):
+        monkeypatch.setattr(f"wsb_engine.spectrum.{module_of_tiles}.TILE", 1 << 13)
     torch.manual_seed(0)
-    layers = (nn.LayerNorm(1024), nn.Linear(1024, 256), nn.SiLU(), nn.Linear(256, CLASSES))
-    module = nn.Sequential(nn.Embedding(20, 256), nn.Flatten(), *layers).to(devices.numbered(0))
+    hidden = [each for _ in range(20) for each in (nn.Linear(128, 128), nn.SiLU())]
+    layers = (nn.LayerNorm(128), *hidden, nn.Linear(128, CLASSES))
+    module = nn.Sequential(nn.Embedding(20, 32), nn.Flatten(), *layers).to(devices.numbered(0))
     classifier = wsb.from_module(module)
     parameters = sum(tensor.numel() for tensor in module.parameters())
-    del module, layers
+    del module, layers, hidden
     batch, held = wsb.Batch(torch.arange(12).view(3, 4), np.arange(3)), BYTES_FOR_EACH_PARAMETER[dtype] * parameters
     run = {"basis": "three_vectors", "moments": "none", "ends": "largest", "max_products": 5, "relative_gap": 0.1}
     gpus.reset()
     options = wsb.Options(device="cuda:0", dtype=dtype, failure_probability=0.1, memory_limit=held, **run)
     report = wsb.analyze(classifier, batch, options)
     assert report.enclosure is not None
-    assert parameters * 40 < gpus.counts().peak <= held
+    assert 0.8 * held < gpus.counts().peak <= held
 
 
 @pytest.mark.parametrize(

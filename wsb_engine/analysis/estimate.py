@@ -210,12 +210,14 @@ def _phases(
         yield "moments", *_moments(problem, options, choice, one, memory)
     if options.enclosure:
         confirming = CONFIRMING + (0 if is_proven or is_single else (PERTURBATIONS + MOVED) * OUTER)
+        is_repeated = without_basis(product, options, problem.memory)
         repeated, kept = 0, memory.basis(products)
-        if without_basis(product, options, problem.memory):
+        if is_repeated:
             spared = min(products, spare(product, options, problem.memory))
             repeated, kept = products - spared, THREE + spared
         enclosing = products + repeated + len(HOMOGENEITY_STEPS) + confirming
-        yield "enclosure", enclosing * one, memory.enclosure(way, kept, is_measured=not (is_proven or is_single))
+        held = memory.enclosure(way, kept, is_measured=not (is_proven or is_single), is_kept=not is_repeated)
+        yield "enclosure", enclosing * one, held
         if options.population is not None and not population.refused(problem):
             held = memory.enclosure(way, kept + memory.basis(population.EXPECTED_PRODUCTS), is_measured=False)
             yield "population", (FOLDS * population.EXPECTED_PRODUCTS + population.FORM_PRODUCTS) * one, held
@@ -243,7 +245,8 @@ def _phases(
         repeated = without_basis(product, options, problem.memory)
         operations = ((1 + repeated) * expected + len(HOMOGENEITY_STEPS) + CONFIRMING + bounding) * one
         kept = THREE if repeated else memory.basis(expected)
-        yield name, operations, memory.enclosure(way, kept, is_measured=problem.structure is None and not is_single)
+        is_measured = problem.structure is None and not is_single
+        yield name, operations, memory.enclosure(way, kept, is_measured=is_measured, is_kept=not repeated)
     for name, count in costs.products(problem, options, is_measured=not (is_proven or is_single)).items():
         further = costs.further_operations(problem, name)
         yield (
@@ -308,68 +311,76 @@ class _Memory:
         return self.resident + 3 * DOUBLE * self._copy + chunk
 
     def gradient(self) -> int:
-        sums = (DOUBLE + 2 * self._item) * self._P
+        """The sum, and as much again for the parts of a chunk."""
+        sums = (DOUBLE + self._item) * self._P
         return self.resident + sums + self._chunk(GRADIENT_SAMPLES) * self._problem.footprint.bytes
 
-    def product(self, way: HessianProduct, columns: int, *, perturbed: bool = False) -> int:
-        """Intermediates of a chunk and their derivatives, or of all samples; sum, gradient and directions.
-
-        Args:
-            way: The product.
-            columns: Columns multiplied at once.
-            perturbed: True if a product of the perturbed model is held beside it.
-        """
-        bytes_, vectors = self._problem.footprint.bytes, (2 * DOUBLE + 3 * self._item) * self._P * columns
+    def product(self, way: HessianProduct, columns: int) -> int:
+        """Intermediates of a chunk and their derivatives, or of all samples; direction, sum, gradient, derivative."""
+        bytes_, vectors = self._problem.footprint.bytes, (DOUBLE + 3 * self._item) * self._P * columns
         if isinstance(way, LinearizedProduct):
-            kept = int(KEPT * bytes_ * self._problem.samples) * (1 + perturbed)
+            kept = int(KEPT * bytes_ * self._problem.samples)
             return self.resident + TRACING + vectors + kept + bytes_ * self._chunk(way.samples)
         return self.resident + vectors + self._from_scratch(way, columns)
 
     def rounding(self, way: HessianProduct, compared: int) -> int:
-        """Differences of products, with one perturbed model or one in float64 at a time."""
+        """A product beside a known image, with one perturbed model or one in float64 at a time."""
         problem = self._problem
+        if self._item == DOUBLE:
+            return self._perturbed(way) if compared else self.product(way, 1)
         columns = 1
-        if self._item < DOUBLE and problem.structure is not None:
+        if problem.structure is not None:
             columns = max(1, min(compared, vectors(problem.objective, problem.memory)))
-        differences = (2 * columns + 1) * DOUBLE * self._P
-        if self._item < DOUBLE:
-            return self.product(way, 1) + self._in_double(way, columns) + differences
-        perturbed = DOUBLE * self._copy if compared else 0
-        return self.product(way, 1, perturbed=compared > 0) + perturbed + differences
+        differences = (DOUBLE + self._item) * columns * self._P
+        return max(self._in_double(way, columns), self.product(way, 1) + differences)
 
     def basis(self, products: int) -> int:
         """Return the vectors that a basis takes, in blocks of rows."""
         rows = max(1, min(ROWS, BLOCK_BYTES // (self._item * self._P)))
         return rows * math.ceil(products / rows)
 
-    def enclosure(self, way: HessianProduct, vectors: int, *, is_measured: bool) -> int:
+    def enclosure(self, way: HessianProduct, vectors: int, *, is_measured: bool, is_kept: bool = True) -> int:
         """The vectors of the run, and what confirms the outer Ritz vectors.
 
         Args:
             way: The product.
             vectors: Vectors that the run keeps.
             is_measured: True if rounding is measured on the Ritz vectors.
+            is_kept: True if vectors are kept until then.
         """
-        basis = vectors * self._item * self._P
-        confirming = 2 * OUTER * DOUBLE * self._P
-        if not is_measured:
-            drift = self._in_double(way, 1) if self._item < DOUBLE else 0
-            return self.product(way, 1) + basis + confirming + drift
-        perturbed = DOUBLE * self._copy
-        return self.product(way, OUTER, perturbed=True) + basis + confirming + perturbed
+        product, image, vector = self.product(way, 1), DOUBLE * self._P, self._item * self._P
+        confirming = self._perturbed(way) if is_measured else product + image
+        if self._item < DOUBLE:
+            confirming = max(confirming, self._in_double(way, 1))
+        if is_kept:
+            return confirming + OUTER * image + vectors * vector
+        return max(confirming + OUTER * vector, product + image + (vectors + OUTER) * vector)
 
     def closed_form(self, layout: Layout) -> int:
         structure = self._problem.structure
         return self.resident + (0 if structure is None else held_bytes(structure.net, layout, self._problem.samples))
 
     def _in_double(self, way: HessianProduct, columns: int) -> int:
-        return self._from_scratch(way, columns) * DOUBLE // self._item + DOUBLE * self._copy
+        """A product in float64 of the model in float64, beside what the product keeps of the model."""
+        intermediates = self._from_scratch(way, columns) * DOUBLE // self._item
+        held = self.resident + self._kept(way) + DOUBLE * self._copy
+        return held + intermediates + 4 * DOUBLE * columns * self._P
+
+    def _perturbed(self, way: HessianProduct) -> int:
+        """A product of a perturbed model, beside that of the model, whose image is known."""
+        return self.product(way, 1) + self._kept(way) + DOUBLE * (self._copy + self._P)
+
+    def _kept(self, way: HessianProduct) -> int:
+        """What a product keeps between calls, or one like it takes during one."""
+        return 0 if isinstance(way, AutodiffProduct) else self.product(way, 1) - self.resident
 
     def _from_scratch(self, way: HessianProduct, columns: int) -> int:
         """Intermediates of a chunk, and their derivatives along each column."""
         chunk = way.samples if isinstance(way, AutodiffProduct) else GRADIENT_SAMPLES
         chunk = min(chunk, PRODUCT_SAMPLES) if columns > 1 else chunk
-        return self._problem.footprint.bytes * self._chunk(chunk) * (1 + columns)
+        # Reverse mode frees them as it goes.
+        together = 1 if isinstance(way, AutodiffProduct) and way.reverse and columns == 1 else 1 + columns
+        return self._problem.footprint.bytes * self._chunk(chunk) * together
 
     def _chunk(self, most: int) -> int:
         objective = self._problem.objective

@@ -172,7 +172,8 @@ class Problem:
             mlp, net = self.structure.mlp, self.structure.net
             return MLPProduct(self.objective, mlp, net, self.tile, memory=self.memory, columns=columns)
         kept = self.footprint.bytes * self.samples
-        if self.samples > 1 and kept >= WORTHWHILE and self.samples <= self.objective.fits and self._traces(columns):
+        fits = self.samples <= self.objective.fits and kept + self._vector_bytes <= self.memory
+        if self.samples > 1 and kept >= WORTHWHILE and fits and self._traces(columns):
             # Also for blocks: at this size, column after column is faster than all columns together from scratch.
             threads = self._threads()
             return LinearizedProduct(self.objective, columns, self._chunk(threads), threads=threads)
@@ -194,15 +195,14 @@ class Problem:
             product.samples = min(product.samples, self._chunk(threads=1))
         work = self.footprint.operations * product.samples / nominal_rate(objective.device, objective.dtype)
         many_calls = not objective.coupled and calls_dominate(work, self.footprint.operators)
-        preferred = many_calls or self._is_short_of_memory
+        # In reverse mode a product holds no gradient beside its sum, and fewer intermediates.
+        preferred = many_calls or self._vector_bytes > WORKING_SHARE * self.memory
         product.reverse = objective.arithmetic is not None or (preferred and not self.has_own_backward)
         return product
 
     @property
-    def _is_short_of_memory(self) -> bool:
-        """True if vectors take most of the memory: in reverse mode a product holds no gradient beside its sum."""
-        held = WORKING_VECTORS * torch.float64.itemsize * self.objective.parameters
-        return held > WORKING_SHARE * self.memory
+    def _vector_bytes(self) -> int:
+        return WORKING_VECTORS * torch.float64.itemsize * self.objective.parameters
 
     @cached_property
     def has_own_backward(self) -> bool:

@@ -230,8 +230,10 @@ def test_what_was_folded_without_loss_counts_as_the_modules(make: Callable[[], n
     assert report.enclosure is not None
     found = report.enclosure.lambda_max
     assert found.lower * (1 - 1e-6) <= expected <= found.upper * (1 + 1e-6)
-    # A frozen module's file never tells whether its constants were computed.
-    expected_codes = {"derived_parameters"} if way is frozen else set[str]()
+    # A frozen module's file never tells whether its constants were computed, nor does torch's older exporter of the
+    # pieces of a bias that a query and other keys share.
+    unknown = way is frozen or (make is Probe and way is legacy)
+    expected_codes = {"derived_parameters"} if unknown else set[str]()
     assert {warning.code for warning in report.warnings} - {"parity_none"} == expected_codes
 
 

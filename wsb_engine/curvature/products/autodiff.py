@@ -193,7 +193,10 @@ class Objective:
         """Return ∇L, (P,) float64."""
         total = torch.zeros(self.parameters, dtype=torch.float64, device=self.device)
         for rows in self.chunks():
-            self._differentiated(rows, _adding(self._pieces(total)))
+            point, loss = self._evaluated(rows)
+            if loss.requires_grad:
+                _each_gradient(loss, point, _adding(self._pieces(total)))
+            del loss
         return total
 
     def has_own_backward(self) -> bool:
@@ -253,20 +256,18 @@ class Objective:
 
     def chunk_gradient(self, rows: Rows) -> dict[str, Tensor]:
         """Return ∇ Σ_s w_s ℓ_s of a chunk, by name."""
-        found: dict[str, Tensor] = {}
-        self._differentiated(rows, found.__setitem__)
-        return {
-            name: found[name] if name in found else torch.zeros_like(tensor) for name, tensor in self.selected.items()
-        }
+        point, loss = self._evaluated(rows)
+        if not loss.requires_grad:
+            return {name: torch.zeros_like(tensor) for name, tensor in self.selected.items()}
+        parts = torch.autograd.grad(loss, list(point.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(point, parts, strict=True))
 
-    def _differentiated(self, rows: Rows, use: Callable[[str, Tensor], None]) -> None:
-        """Give ∇ Σ_s w_s ℓ_s of a chunk, parameter by parameter."""
+    def _evaluated(self, rows: Rows) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the parameters and Σ_s w_s ℓ_s of a chunk, to be differentiated in reverse mode."""
         point = self._point()
         # Not by torch.func, whose import takes more than a second and which plain gradients don't need.
         with torch.enable_grad():
-            loss = self.value(point, self.chunk(rows))
-        if loss.requires_grad:
-            _each_gradient(loss, point, use)
+            return point, self.value(point, self.chunk(rows))
 
     def _point(self) -> dict[str, Tensor]:
         return {name: tensor.detach().requires_grad_() for name, tensor in self.selected.items()}
@@ -277,8 +278,10 @@ def _each_gradient(
 ) -> None:
     """Differentiate a number, and give each gradient by name as soon as it is known; hold none of them."""
 
-    def hook(name: str) -> Callable[[Tensor], Tensor]:
-        def used(gradient: Tensor) -> Tensor:
+    def hook(name: str) -> Callable[[Tensor | None], Tensor | None]:
+        def used(gradient: Tensor | None) -> Tensor | None:
+            if gradient is None:
+                return None
             use(name, gradient)
             return gradient.new_zeros(()).expand_as(gradient)  # what torch keeps instead
 
