@@ -624,6 +624,7 @@ def test_three_vectors_of_a_large_model_hold_what_is_counted_on(
     monkeypatch.setattr("wsb_engine.random_vectors.LARGE_TILE", 1 << 10)
     for module_of_tiles in ("run", "three_vectors", "confirmation"):
         monkeypatch.setattr(f"wsb_engine.spectrum.{module_of_tiles}.TILE", 1 << 13)
+    others = gpus.counts().held
     torch.manual_seed(0)
     hidden = [each for _ in range(20) for each in (nn.Linear(128, 128), nn.SiLU())]
     layers = (nn.LayerNorm(128), *hidden, nn.Linear(128, CLASSES))
@@ -637,7 +638,7 @@ def test_three_vectors_of_a_large_model_hold_what_is_counted_on(
     options = wsb.Options(device="cuda:0", dtype=dtype, failure_probability=0.1, memory_limit=held, **run)
     report = wsb.analyze(classifier, batch, options)
     assert report.enclosure is not None
-    assert 0.8 * held < gpus.counts().peak <= held
+    assert 0.8 * held < gpus.counts().peak - others <= held
 
 
 @pytest.mark.parametrize(

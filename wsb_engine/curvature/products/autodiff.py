@@ -36,6 +36,8 @@ PRODUCT_SAMPLES = 128
 """Samples in a chunk of a block of products, which holds the intermediates of each column."""
 COLUMNS = 64
 """Vectors multiplied at once."""
+LARGE = 1 << 14
+"""Smallest number of entries of a gradient that is not held until all are known."""
 FORWARD_MODE = threading.Lock()
 """torch counts levels of forward-mode differentiation for all threads together, so products from scratch take turns;
 those in reverse mode as well: their work is small, and a model's function may keep what threads share."""
@@ -276,23 +278,26 @@ class Objective:
 def _each_gradient(
     value: Tensor, point: Mapping[str, Tensor], use: Callable[[str, Tensor], None], *, create_graph: bool = False
 ) -> None:
-    """Differentiate a number, and give each gradient by name as soon as it is known; hold none of them."""
+    """Differentiate a number, and give each gradient by name; a large one as soon as it is known, and hold none."""
 
     def hook(name: str) -> Callable[[Tensor | None], Tensor | None]:
         def used(gradient: Tensor | None) -> Tensor | None:
             if gradient is None:
                 return None
             use(name, gradient)
-            return gradient.new_zeros(()).expand_as(gradient)  # what torch keeps instead
+            return gradient.new_zeros(()).expand_as(gradient)  # what torch holds instead
 
         return used
 
-    handles = [tensor.register_hook(hook(name)) for name, tensor in point.items()]
+    handles = {name: tensor.register_hook(hook(name)) for name, tensor in point.items() if tensor.numel() >= LARGE}
     try:
-        torch.autograd.grad(value, list(point.values()), create_graph=create_graph, allow_unused=True)
+        found = torch.autograd.grad(value, list(point.values()), create_graph=create_graph, allow_unused=True)
     finally:
-        for handle in handles:
+        for handle in handles.values():
             handle.remove()
+    for name, gradient in zip(point, found, strict=True):
+        if name not in handles and gradient is not None:
+            use(name, gradient)
 
 
 def _adding(pieces: Mapping[str, Tensor]) -> Callable[[str, Tensor], None]:

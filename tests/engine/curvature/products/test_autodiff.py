@@ -162,7 +162,11 @@ FORWARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any
 
 
 @pytest.mark.parametrize(("name", "samples"), crossed(FORWARD, [None, 2]))
-def test_reverse_mode_gives_the_product_of_forward_mode(name: str, samples: int | None) -> None:
+@pytest.mark.parametrize("large", [0, 1 << 14], ids=["all large", "none large"])
+def test_reverse_mode_gives_the_product_of_forward_mode(
+    name: str, samples: int | None, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsb_engine.curvature.products.autodiff.LARGE", large)
     build, shape, options = FORWARD[name]
     torch.manual_seed(0)
     x, weights = torch.randn(7, *shape, dtype=torch.float64), [1, 2, 0.5, 1, 0, 3, 1]
@@ -173,6 +177,9 @@ def test_reverse_mode_gives_the_product_of_forward_mode(name: str, samples: int 
     torch.testing.assert_close(reverse.vector(v), want, rtol=1e-12, atol=1e-13 * float(want.abs().max()))
     assert reverse.reverse
     assert posed.objective.coupled == (name == "coupled")
+    gradient = torch.zeros(len(v), dtype=torch.float64)
+    posed.objective.add(gradient, posed.objective.chunk_gradient(slice(0, 7)))
+    torch.testing.assert_close(posed.objective.gradient(), gradient, rtol=1e-13, atol=1e-15)
 
 
 def test_reverse_mode_calls_the_gradient_once_for_a_column_and_no_transform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,11 +194,12 @@ def test_reverse_mode_calls_the_gradient_once_for_a_column_and_no_transform(monk
     assert product.vector(columns(product.parameters)[:, 0]).isfinite().all()
 
 
-def test_forward_mode_multiplies_where_work_counts_and_reverse_mode_where_calls_do() -> None:
+def test_forward_mode_multiplies_where_work_counts_and_reverse_mode_where_calls_or_memory_do() -> None:
     posed = convolutional()
     much = replace(posed, footprint=replace(posed.footprint, operations=1e12))
-    modes = [each.from_scratch(each.objective).way.reverse for each in (posed, much)]  # type: ignore[attr-defined]
-    assert modes == [True, False]
+    tight = replace(much, memory=100 * posed.objective.parameters)
+    modes = [each.from_scratch(each.objective).way.reverse for each in (posed, much, tight)]  # type: ignore[attr-defined]
+    assert modes == [True, False, True]
 
 
 def test_operators_without_a_second_derivative_in_reverse_mode_are_multiplied_in_forward_mode(
@@ -306,7 +314,7 @@ def test_threads_of_a_linearised_product_each_have_their_samples(
     assert shares == [1] * (3 * V.shape[1])
 
 
-@pytest.mark.parametrize(("samples", "vectors", "wanted"), [(64, 9, 4), (3, 9, 3), (64, 2, 2), (64, 0, 1)])
+@pytest.mark.parametrize(("samples", "vectors", "wanted"), [(64, 9, 4), (3, 9, 3), (64, 2, 2), (64, 1, 1)])
 def test_there_are_no_more_threads_than_work_and_memory_allow(
     samples: int, vectors: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +326,7 @@ def test_there_are_no_more_threads_than_work_and_memory_allow(
     monkeypatch.setattr("wsb_engine.curvature.products.linearized.Threads", threads.append)
     posed = convolutional(samples)
     memory = int((vectors + 0.5) * 8 * posed.objective.parameters / BLOCK_SHARE)
-    way(replace(posed, memory=memory), 1)
+    way(replace(posed, memory=memory, footprint=replace(posed.footprint, bytes=0)), 1)
     assert threads == [wanted]
 
 
