@@ -33,7 +33,16 @@ def pytest_collection(session: pytest.Session) -> Iterator[object]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mixes tests that wait for services with those that compute, if several processes share them out."""
+    """Mixes tests that wait for services with those that compute, if several processes share them out.
+
+    On simulated GPUs tests whose own tensors stay on the CPU are left out.
+    """
+    if config.getoption("--simulated"):
+        from support import simulated
+
+        left_out = [item for item in items if simulated.OF_THE_CPU.match(item.nodeid)]
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
     if not hasattr(config, "workerinput"):
         return
     waiting = {item for item in items if WAITING.match(item.nodeid)}
@@ -42,7 +51,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=places.__getitem__)
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--simulated", action="store_true", help="analyse on a simulated GPU where a test does not choose")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--simulated"):
+        from support import simulated
+
+        simulated.everywhere()
     # Lines of background threads come between tests as well, where only logging is captured.
     # Tracebacks are plain: with the source and the variables of every frame, one takes seconds.
     renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)

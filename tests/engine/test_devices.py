@@ -181,6 +181,11 @@ def test_what_a_file_holds_is_moved_to_the_gpu(form: str, net: str, gpus: simula
     assert_same_ends(found[1], found[0], found[0].upper)
 
 
+def test_the_engine_chooses_a_gpu_if_all_tests_are_to_run_on_one(pytestconfig: pytest.Config) -> None:
+    asked = bool(pytestconfig.getoption("--simulated"))
+    assert wsb.analyze(*case("mlp")).engine.device.startswith("cuda" if asked else "cpu")
+
+
 def test_tensors_of_several_devices_do_not_mix(gpus: simulated.Devices) -> None:
     here, first, second = (torch.ones(2, device=device) for device in ("cpu", *map(devices.numbered, (0, 1))))
     for a, b in ((here, first), (first, second)):

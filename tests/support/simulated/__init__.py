@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import types
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import wsb_engine.analysis.estimate
 import wsb_engine.devices
 
 NAME = "simulated"
@@ -139,6 +141,8 @@ def _module(library: ctypes.CDLL, devices: Devices) -> types.ModuleType:
         synchronize=lambda device=None: library.sim_synchronise(0 if device is None else index(device)),
         empty_cache=lambda: None,
         manual_seed_all=lambda seed: None,
+        get_rng_state=lambda device=None: torch.zeros(1, dtype=torch.uint8),
+        set_rng_state=lambda state, device=None: None,
         _is_in_bad_fork=lambda: False,
         get_amp_supported_dtype=lambda: [torch.float16],
     )
@@ -153,3 +157,25 @@ def as_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Devices]:
     monkeypatch.setattr(wsb_engine.devices, "ACCELERATOR", NAME)
     yield devices
     devices.reset()
+
+
+_OF_THE_CPU = """
+    analysis/test_eigenpairs analysis/test_estimate analysis/test_logits curvature/closed_form/test_running_error
+    curvature/losses/test_new_loss curvature/products/ test_work
+    analysis/test_losses.py::test_chunks_of_any_size_add_up analysis/test_losses.py::test_every_product_is_that_of
+    analysis/test_moments.py::test_auto_takes_probes_of_an_mlp_whose_closed_form_costs_too_much
+    analysis/test_perturbation.py::test_a_derivative_that_vanishes_by_the_values
+    analysis/test_perturbation.py::test_inputs_that_are_only_compared_do_not_widen_the_enclosure
+    curvature/test_team.py::test_one_device_by_name formats/test_module.py::test_what_is_computed_anew_under_hooks
+    test_devices.py::test_auto_leaves_a_small_analysis_to_the_cpu
+    test_doctests.py::test_an_example_prints_what_it_says[estimate]
+"""
+OF_THE_CPU = re.compile(r"tests/engine/(" + "|".join(map(re.escape, _OF_THE_CPU.split())) + ")")
+"""Tests that put tensors of their own beside the engine's, or say what it does on a CPU; all others hold on a GPU."""
+
+
+def everywhere() -> None:
+    """Have the engine take the simulated devices for GPUs in all of this process, and prefer them for small models."""
+    load()
+    wsb_engine.devices.ACCELERATOR = NAME
+    wsb_engine.analysis.estimate.SMALL_MODEL = -1
