@@ -98,16 +98,16 @@ def multiplied(
     for x, value, expected in zip(vectors.columns.unbind(1), vectors.values, vectors.expected, strict=True):
         image = lanczos.image(x)
         tiles = zip(image.split(TILE), x.split(TILE), strict=True)
-        residual = math.hypot(*(norm(part - value * of) for part, of in tiles))
+        residual = norm(torch.stack([torch.linalg.vector_norm(part - value * of) for part, of in tiles]))
         pairs.append(RitzPair(expected, residual, dot(x, image) / dot(x, x), norm(image)))
         use(x, image)
         del image  # before the next takes as much memory
     return RitzPairs(vectors, *pairs)
 
 
-def outer_pairs(lanczos: Run, use: Callable[[Tensor, Tensor], None] = lambda x, image: None) -> RitzPairs:
+def outer_pairs(lanczos: Run) -> RitzPairs:
     """Compute the two outermost Ritz pairs: ``multiplied`` of ``outer_vectors``."""
-    return multiplied(lanczos, outer_vectors(lanczos), use)
+    return multiplied(lanczos, outer_vectors(lanczos))
 
 
 def _filtered(copies: Tensor) -> Tensor:
