@@ -363,16 +363,13 @@ class _Memory:
     def _in_double(self, way: HessianProduct, columns: int) -> int:
         """A product in float64 of the model in float64, beside what the product keeps of the model."""
         intermediates = self._from_scratch(way, columns) * DOUBLE // self._item
-        held = self.resident + self._kept(way) + DOUBLE * self._copy
-        return held + intermediates + 4 * DOUBLE * columns * self._P
+        kept = 0 if isinstance(way, AutodiffProduct) else self.product(way, 1) - self.resident
+        return self.resident + kept + DOUBLE * self._copy + intermediates + 4 * DOUBLE * columns * self._P
 
     def _perturbed(self, way: HessianProduct) -> int:
         """A product of a perturbed model, beside that of the model, whose image is known."""
-        return self.product(way, 1) + self._kept(way) + DOUBLE * (self._copy + self._P)
-
-    def _kept(self, way: HessianProduct) -> int:
-        """What a product keeps between calls, or one like it takes during one."""
-        return 0 if isinstance(way, AutodiffProduct) else self.product(way, 1) - self.resident
+        beside = self._from_scratch(way, 1) if isinstance(way, LinearizedProduct) else 0
+        return self.product(way, 1) + beside + DOUBLE * (self._copy + self._P)
 
     def _from_scratch(self, way: HessianProduct, columns: int) -> int:
         """Intermediates of a chunk, and their derivatives along each column."""
