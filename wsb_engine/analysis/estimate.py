@@ -60,6 +60,10 @@ OUTER = 2
 """Ritz vectors that an enclosure is confirmed with."""
 DOUBLE = 8
 """Bytes of a number in float64."""
+TERMS = 2
+"""Terms of a parameter's derivative that are held at once, before they are added."""
+FREED = 4
+"""Vectors in float64 that an allocator keeps, in pieces, once they are freed."""
 KEPT = 0.7
 """Share of a gradient's intermediates that its linearisation keeps."""
 GPU_START_SECONDS = 0.7
@@ -349,9 +353,10 @@ class _Memory:
             is_kept: True if vectors are kept until then.
         """
         product, image, vector = self.product(way, 1), DOUBLE * self._P, self._item * self._P
-        confirming = self._perturbed(way) if is_measured else product + image
+        product += FREED * image
+        confirming = self._perturbed(way) + FREED * image if is_measured else product + image
         if self._item < DOUBLE:
-            confirming = max(confirming, self._in_double(way, 1))
+            confirming = max(confirming, self._in_double(way, 1) + FREED * image)
         if is_kept:
             return confirming + OUTER * image + vectors * vector
         return max(confirming + OUTER * vector, product + image + (vectors + OUTER) * vector)
@@ -372,12 +377,13 @@ class _Memory:
         return self.product(way, 1) + beside + DOUBLE * (self._copy + self._P)
 
     def _from_scratch(self, way: HessianProduct, columns: int) -> int:
-        """Intermediates of a chunk, and their derivatives along each column."""
+        """Intermediates of a chunk, their derivatives along each column, and the terms of the largest parameter's."""
         chunk = way.samples if isinstance(way, AutodiffProduct) else GRADIENT_SAMPLES
         chunk = min(chunk, PRODUCT_SAMPLES) if columns > 1 else chunk
         # Reverse mode frees them as it goes.
         together = 1 if isinstance(way, AutodiffProduct) and way.reverse and columns == 1 else 1 + columns
-        return self._problem.footprint.bytes * self._chunk(chunk) * together
+        largest = max(tensor.numel() for tensor in self._problem.objective.selected.values())
+        return self._problem.footprint.bytes * self._chunk(chunk) * together + TERMS * columns * self._item * largest
 
     def _chunk(self, most: int) -> int:
         objective = self._problem.objective

@@ -196,9 +196,14 @@ class Problem:
         work = self.footprint.operations * product.samples / nominal_rate(objective.device, objective.dtype)
         many_calls = not objective.coupled and calls_dominate(work, self.footprint.operators)
         # In reverse mode a product holds no gradient beside its sum, and fewer intermediates.
-        preferred = many_calls or self._vector_bytes > WORKING_SHARE * self.memory
+        preferred = many_calls or self.is_short_of_memory
         product.reverse = objective.arithmetic is not None or (preferred and not self.has_own_backward)
         return product
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """True if vectors take most of the memory."""
+        return self._vector_bytes > WORKING_SHARE * self.memory
 
     @property
     def _vector_bytes(self) -> int:

@@ -210,15 +210,16 @@ class Measuring:
 
     def _drifts(self, product: HessianProduct, indices: range) -> Iterator[float]:
         """Yield ‖(H₃₂ − H₆₄) z‖ for Gaussian vectors z by their indices."""
-        objective = self.problem.objective
+        problem, reference = self.problem, None
         while indices:
-            # Beside products in float32 the parameters in float64 would take more memory than they cost.
-            reference = self.problem.product_at(objective.in_double(), self._columns(DIFFERENCES))
+            if reference is None:
+                reference = problem.product_at(problem.objective.in_double(), self._columns(DIFFERENCES))
             some, indices = indices[: reference.columns], indices[reference.columns :]
             Z = torch.stack([self._gaussian(index).float() for index in some], dim=1).double()
             differences = reference(Z)
-            del reference
             Z = Z.float()
+            if problem.is_short_of_memory:
+                reference = None  # made anew for the next: beside products in float32 it would take memory
             for index, column, v in zip(some, differences.unbind(1), Z.unbind(1), strict=True):
                 column -= product.vector(v)
                 self.monitor.tell((index + 1) / DIFFERENCES)

@@ -28,7 +28,7 @@ WORKING_SHARE = 0.5
 """Largest share of the memory limit for the intermediates of one product."""
 LEAST_SHARE = 0.3
 """Share of it that is left to them if vectors need all of it: more of them are counted than are held at once."""
-WORKING_VECTORS = 10
+WORKING_VECTORS = 13
 """Vectors of float64 that a run needs besides its basis: residuals, images, Ritz vectors, and those of the product."""
 COUNTED = 16
 """Coupled samples that are counted at a time; the counts at one, two and three times as many are extrapolated."""

@@ -314,7 +314,7 @@ def test_threads_of_a_linearised_product_each_have_their_samples(
     assert shares == [1] * (3 * V.shape[1])
 
 
-@pytest.mark.parametrize(("samples", "vectors", "wanted"), [(64, 9, 4), (3, 9, 3), (64, 2, 2), (64, 1, 1)])
+@pytest.mark.parametrize(("samples", "vectors", "wanted"), [(64, 9, 4), (3, 9, 3), (64, 2, 2)])
 def test_there_are_no_more_threads_than_work_and_memory_allow(
     samples: int, vectors: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
