@@ -40,9 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--simulated"):
         from support import simulated
 
-        left_out = [item for item in items if simulated.OF_THE_CPU.match(item.nodeid)]
-        items[:] = [item for item in items if item not in set(left_out)]
-        config.hook.pytest_deselected(items=left_out)
+        left_out = {item for item in items if simulated.OF_THE_CPU.match(item.nodeid)}
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
     if not hasattr(config, "workerinput"):
         return
     waiting = {item for item in items if WAITING.match(item.nodeid)}

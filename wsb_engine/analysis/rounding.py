@@ -219,7 +219,7 @@ class Measuring:
             differences = reference(Z)
             Z = Z.float()
             if problem.is_short_of_memory:
-                reference = None  # made anew for the next: beside products in float32 it would take memory
+                reference = None  # created again for the next: beside products in float32 it would take memory
             for index, column, v in zip(some, differences.unbind(1), Z.unbind(1), strict=True):
                 column -= product.vector(v)
                 self.monitor.tell((index + 1) / DIFFERENCES)

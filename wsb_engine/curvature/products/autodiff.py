@@ -235,7 +235,7 @@ class Objective:
         return total
 
     def _add_twice_backward(self, total: Tensor, chunk: Chunk, direction: Tensors) -> None:
-        """Add H·v of a chunk, holding no array of P numbers besides."""
+        """Add H·v of a chunk; gradients of large parameters are used as they appear."""
         point = self._point()
         slopes: dict[str, Tensor] = {}
 
