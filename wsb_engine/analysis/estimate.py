@@ -335,7 +335,7 @@ class _Memory:
         columns = 1
         if problem.structure is not None:
             columns = max(1, min(compared, vectors(problem.objective, problem.memory)))
-        differences = (DOUBLE + self._item) * columns * self._P
+        differences = (DOUBLE + self._item) * columns * self._P + DOUBLE * self._copy
         return max(self._in_double(way, columns), self.product(way, 1) + differences)
 
     def basis(self, products: int) -> int:
@@ -353,13 +353,14 @@ class _Memory:
             is_kept: True if vectors are kept until then.
         """
         product, image, vector = self.product(way, 1), DOUBLE * self._P, self._item * self._P
-        product += FREED * image
-        confirming = self._perturbed(way) + FREED * image if is_measured else product + image
+        confirming = self._perturbed(way) if is_measured else product + image
         if self._item < DOUBLE:
-            confirming = max(confirming, self._in_double(way, 1) + FREED * image)
+            confirming = max(confirming, self._in_double(way, 1))
         if is_kept:
-            return confirming + OUTER * image + vectors * vector
-        return max(confirming + OUTER * vector, product + image + (vectors + OUTER) * vector)
+            held = confirming + OUTER * image + vectors * vector
+        else:
+            held = max(confirming + OUTER * vector, product + image + (vectors + OUTER) * vector)
+        return held + FREED * image
 
     def closed_form(self, layout: Layout) -> int:
         structure = self._problem.structure
